@@ -1,0 +1,836 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+#ifndef KVMFAULT_H
+#define KVMFAULT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kvmfault-version.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/*
+ * libkvmfault: answers a guest's memory faults
+ * ============================================
+ *
+ * A virtual machine monitor (VMM) calls kvmfault_handle() after every KVM_RUN.
+ * The library says whether the guest touched memory that KVM could not reach,
+ * turns that into one typed value, makes the fault go away, and says what to
+ * do next. Faults of all the others who touch guest memory (the VMM's own
+ * threads, device processes, the kernel itself) come through userfaultfd, and
+ * take the same path:
+ *
+ *   entrances                 one path                            result
+ *   exit        (annotated) -+
+ *   marker      (SIGBUS)     |
+ *   bare        (EFAULT)     +-> decode -> translate -> claim      action:
+ *   mmio        (in RAM)     |            gpa -> memory  page      retry, not
+ *   emulation   (error)      |     -> resolve -> publish        -> a fault,
+ *   uffd        (message)    |        chain      state, wakes      unresolved
+ *   call        (ensure)    -+
+ *
+ * The header follows that flow: what the kernel offers (probe), what happened
+ * (decode), the context of a VM, where absent pages come from (sources), the
+ * memory and its mappings, the guest-physical ranges that show it (regions),
+ * who makes a page present (resolvers), vCPUs and handle, the userfaultfd
+ * service, ensure and discard, statistics, names.
+ *
+ * The whole integration of a VMM, in order:
+ *
+ *   kvmfault_vm_new();  kvmfault_memory_new();  kvmfault_region_add();
+ *   kvmfault_service_new();  on each vCPU thread kvmfault_vcpu_new(), then
+ *
+ *   for (;;) {
+ *           int ret = ioctl(vcpu_fd, KVM_RUN, 0);
+ *           switch (kvmfault_handle(vcpu, ret, errno)) {
+ *           case KVMFAULT_RETRY:        continue;
+ *           case KVMFAULT_NOT_A_FAULT:  the VMM's own exit handling; break;
+ *           case KVMFAULT_INTERRUPTED:  see who wanted this thread; break;
+ *           case KVMFAULT_PENDING:      wait for your resolver's word; break;
+ *           case KVMFAULT_UNRESOLVED:   kvmfault_vcpu_result() says why;
+ *           }
+ *   }
+ *
+ * Conventions
+ * -----------
+ * - Functions return 0 or -errno; `errno` itself is not part of the contract.
+ *   On error an output pointer is NULL and nothing has changed. A fault that
+ *   nobody resolved is a result, not an error.
+ * - Open structs begin with `size_t size`: set it to sizeof the struct. A
+ *   shorter one (an older caller's) is accepted, a longer one if what this
+ *   library does not know is zero (else -E2BIG). Zero is each field's default.
+ * - Descriptors: 0 or less means "none". The library never closes one that it
+ *   did not open; whether it keeps a duplicate is said at each.
+ * - Sizes, lengths and offsets are bytes. gpa is a guest-physical address, hva
+ *   an address in the process that owns the mapping.
+ * - Callbacks are called on the calling thread, with none of the library's
+ *   locks held: they may take the VMM's own locks and call the library.
+ * - Thread classes: "any": any number of threads at once. "object": any
+ *   thread, but one at a time for one object. "setup": like "any", may take
+ *   the context's lock and allocate, and so is not for a vCPU's fault path.
+ * - No globals, no environment variables, no signal handlers, no output.
+ */
+
+struct kvm_run;			/* linux/kvm.h */
+
+struct kvmfault_vm;		/* the context: all the library knows of a VM */
+struct kvmfault_uffd;		/* one process's userfaultfd */
+struct kvmfault_memory;		/* guest memory: a backing and its pages */
+struct kvmfault_mapping;	/* one place where a memory is mapped */
+struct kvmfault_vcpu;		/* one vCPU, for the thread that runs it */
+struct kvmfault_service;	/* the threads that answer userfaultfd */
+
+/*
+ * Probe: what this kernel offers
+ * ------------------------------
+ * Each feature is asked of the kernel by the smallest real call, never by its
+ * version and never by a capability's number alone: the numbers of patches
+ * that were not merged now mean other things. There are three answers, and
+ * "could not ask" is not "no".
+ */
+enum kvmfault_answer {
+	KVMFAULT_NOT_ASKED = 0,
+	KVMFAULT_YES = 1,
+	KVMFAULT_NO = 2,
+	KVMFAULT_COULD_NOT_ASK = 3,	/* the finding's error says why */
+};
+
+enum kvmfault_feature {
+	KVMFAULT_FEATURE_NONE = 0,
+	/* KVM, on the VM. KVM_CHECK_EXTENSION and a harmless real call. */
+	KVMFAULT_FEATURE_MEMORY_FAULT_INFO = 1,	/* advertised; arm64 has the
+						 * exits without saying so */
+	KVMFAULT_FEATURE_USER_MEMORY2 = 2,	/* slots with guest_memfd */
+	KVMFAULT_FEATURE_GUEST_MEMFD = 3,	/* value: creation flags */
+	KVMFAULT_FEATURE_MEMORY_ATTRIBUTES = 4,	/* value: attributes' mask */
+	KVMFAULT_FEATURE_PRE_FAULT_MEMORY = 5,	/* asked of a scratch vCPU */
+	KVMFAULT_FEATURE_EXIT_ON_EMULATION_FAILURE = 6,
+	KVMFAULT_FEATURE_ADDRESS_SPACES = 7,	/* value: how many */
+	/* userfaultfd. How one can be had that reports the kernel's own
+	 * accesses, which is what KVM's are. */
+	KVMFAULT_FEATURE_UFFD_DEVICE = 8,	/* by /dev/userfaultfd */
+	KVMFAULT_FEATURE_UFFD_SYSCALL = 9,	/* by userfaultfd(2) */
+	KVMFAULT_FEATURE_UFFD = 10,		/* value: UFFD_FEATURE_* */
+	/* Missing faults by kind of memory, by registering a page of it;
+	 * value: the mask of ioctls that the kernel returned. */
+	KVMFAULT_FEATURE_UFFD_ANON = 11,
+	KVMFAULT_FEATURE_UFFD_SHMEM = 12,
+	KVMFAULT_FEATURE_UFFD_HUGETLB = 13,
+	KVMFAULT_FEATURE_UFFD_MINOR_SHMEM = 14,
+	KVMFAULT_FEATURE_UFFD_MINOR_HUGETLB = 15,
+	KVMFAULT_FEATURE_UFFD_POISON = 16,
+	KVMFAULT_FEATURE_UFFD_MOVE = 17,
+	/* madvise */
+	KVMFAULT_FEATURE_POPULATE_READ = 18,
+	KVMFAULT_FEATURE_POPULATE_WRITE = 19,
+};
+#define KVMFAULT_FEATURE_COUNT 20
+
+struct kvmfault_finding {
+	uint32_t answer;	/* enum kvmfault_answer */
+	int32_t error;		/* -errno behind NO and COULD_NOT_ASK, or 0 */
+	uint64_t value;		/* as said at the feature, or 0 */
+};
+
+struct kvmfault_features {
+	size_t size;
+	struct kvmfault_finding feature[KVMFAULT_FEATURE_COUNT];
+};
+
+/*
+ * Ask everything. vm_fd: the VM to ask, borrowed; kvm_fd: /dev/kvm, borrowed,
+ * for what needs a scratch VM. Either may be missing (0 or less): what depends
+ * on it is then COULD_NOT_ASK with -EBADF. Nothing stays changed or open.
+ *
+ * Returns 0; -EINVAL: features is NULL; -ENOMEM.
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_probe(int kvm_fd, int vm_fd, struct kvmfault_features *features);
+
+/*
+ * Decode: what happened
+ * ---------------------
+ * Pure and total: every input gives an answer, no state is kept, nothing is
+ * read beyond what the exit defines.
+ */
+enum kvmfault_entrance {
+	KVMFAULT_ENTRANCE_NONE = 0,	/* not a memory fault */
+	KVMFAULT_ENTRANCE_EXIT = 1,	/* KVM_EXIT_MEMORY_FAULT */
+	KVMFAULT_ENTRANCE_MARKER = 2,	/* SIGBUS, BUS_MCEERR_AR: a marker of
+					 * ours, or real memory failure: the
+					 * page's state tells */
+	KVMFAULT_ENTRANCE_BARE = 3,	/* EFAULT and not a word more */
+	KVMFAULT_ENTRANCE_MMIO = 4,	/* KVM_EXIT_MMIO, in RAM or not: only
+					 * the regions know */
+	KVMFAULT_ENTRANCE_EMULATION = 5, /* KVM's emulator gave up */
+	KVMFAULT_ENTRANCE_UFFD = 6,	/* userfaultfd's message */
+	KVMFAULT_ENTRANCE_CALL = 7,	/* kvmfault_ensure() */
+	KVMFAULT_ENTRANCE_FAILURE = 8,	/* SIGBUS, BUS_MCEERR_AO: memory failed
+					 * that nobody has touched yet */
+};
+#define KVMFAULT_ENTRANCE_COUNT 9
+
+enum kvmfault_access {
+	KVMFAULT_ACCESS_UNKNOWN = 0,
+	KVMFAULT_ACCESS_READ = 1,
+	KVMFAULT_ACCESS_WRITE = 2,
+	KVMFAULT_ACCESS_EXEC = 3,
+};
+
+/* kvmfault_fault.known: which of the addresses the entrance told */
+#define KVMFAULT_KNOWN_GPA	(1U << 0)
+#define KVMFAULT_KNOWN_HVA	(1U << 1)
+#define KVMFAULT_KNOWN_LENGTH	(1U << 2)
+
+struct kvmfault_fault {
+	size_t size;
+	enum kvmfault_entrance entrance;
+	enum kvmfault_access access;
+	uint32_t known;		/* KVMFAULT_KNOWN_* */
+	uint32_t address_space;	/* 0, or 1 for an x86 vCPU in SMM */
+	int error;		/* KVM_RUN's errno (EFAULT, EHWPOISON), or 0 */
+	/* exit: aligned down to 4 KiB. mmio: to the byte. */
+	uint64_t gpa;
+	uint64_t hva;
+	/* At least what was touched; 4 KiB where the exit says 0 or nothing.
+	 * gpa + length - 1 never wraps. */
+	uint64_t length;
+	/* As the entrance gave them: KVM_MEMORY_EXIT_FLAG_* of an exit,
+	 * UFFD_PAGEFAULT_FLAG_* of a message. Unknown bits are kept. */
+	uint64_t flags;
+};
+
+/*
+ * Decode what KVM_RUN returned. ret, err: its return value and the errno right
+ * after it; run: the vCPU's shared page, may be NULL. A record is believed
+ * only where the kernel says that it is fresh: KVM_EXIT_MEMORY_FAULT with -1
+ * and EFAULT or EHWPOISON, the other exits with 0.
+ *
+ * fault->size must be set; the fault is filled in any case.
+ * Returns 0; -EINVAL: fault is NULL. Thread class: any. Since 0.1.
+ */
+int kvmfault_decode(int ret, int err, const struct kvm_run *run,
+		    struct kvmfault_fault *fault);
+
+/*
+ * Decode a SIGBUS. siginfo: the signal's siginfo_t, from a handler (this makes
+ * no system call) or sigtimedwait(). What is not a memory failure of this
+ * machine's becomes KVMFAULT_ENTRANCE_NONE: hand it on untouched.
+ *
+ * Returns and thread class: as kvmfault_decode(); async-signal-safe. Since 0.1.
+ */
+int kvmfault_decode_siginfo(const void *siginfo, struct kvmfault_fault *fault);
+
+/*
+ * Context
+ * -------
+ * One for each VM; any number in a process.
+ */
+enum kvmfault_log_level {
+	KVMFAULT_LOG_NONE = 0,
+	KVMFAULT_LOG_ERROR = 1,		/* a call failed: why, what to do */
+	KVMFAULT_LOG_WARNING = 2,	/* it goes on, but should be known */
+};
+
+/* Why bytes of guest memory changed without KVM's dirty log seeing it. */
+enum kvmfault_cause {
+	KVMFAULT_CAUSE_NONE = 0,
+	KVMFAULT_CAUSE_FETCH = 1,	/* a page came from its source */
+	KVMFAULT_CAUSE_ZERO = 2,	/* a discarded page came back as zero */
+	KVMFAULT_CAUSE_MMIO = 3,	/* a guest's write, by the library */
+	KVMFAULT_CAUSE_DISCARD = 4,	/* kvmfault_discard() */
+};
+
+struct kvmfault_change {
+	size_t size;
+	struct kvmfault_memory *memory;
+	uint64_t offset;	/* into the memory */
+	uint64_t length;
+	enum kvmfault_cause cause;
+};
+
+/* Why a fault was not resolved. */
+enum kvmfault_reason {
+	KVMFAULT_REASON_NONE = 0,
+	KVMFAULT_REASON_NO_ADDRESS = 1,	/* bare EFAULT, and it persists */
+	KVMFAULT_REASON_NO_REGION = 2,	/* no region there, nobody claimed it */
+	KVMFAULT_REASON_DECLINED = 3,	/* no resolver took it */
+	KVMFAULT_REASON_FLAGS = 4,	/* flags that no resolver understands */
+	KVMFAULT_REASON_SOURCE = 5,	/* the source failed: error */
+	KVMFAULT_REASON_RESOLVER = 6,	/* a resolver failed: error */
+	KVMFAULT_REASON_LIE = 7,	/* "resolved", and the page is absent */
+	KVMFAULT_REASON_NO_PROGRESS = 8, /* resolved again and again */
+	KVMFAULT_REASON_HWPOISON = 9,	/* memory failed: EHWPOISON, SIGBUS */
+	KVMFAULT_REASON_LOST_MMIO = 10,	/* KVM_RUN was entered although the
+					 * result said unfinished */
+};
+
+struct kvmfault_vm_options {
+	size_t size;
+
+	/* The largest page size of any memory: each vCPU, service thread and
+	 * caller keeps scratch memory of that size. 0: 2 MiB. */
+	uint64_t page_size_max;
+
+	/* How many times in a row one vCPU's faults may be answered without
+	 * progress (a page came, or another exit) before the answer is
+	 * UNRESOLVED; from the third on with a pause. 0: 16. */
+	uint32_t retry_budget;
+
+	/* What went wrong and what to do about it, one line, no newline. */
+	void (*log)(void *data, enum kvmfault_log_level level,
+		    const char *message);
+	void *log_data;
+
+	/* The library changed guest memory. Called after the bytes are there;
+	 * for a VMM's own dirty tracking. */
+	void (*changed)(void *data, const struct kvmfault_change *change);
+	void *changed_data;
+
+	/* A fault of a thread that sleeps in the kernel could not be resolved
+	 * in three tries. Nothing can be returned to that thread: it stays
+	 * asleep and the library tries again, more and more slowly, up to once
+	 * a second, until it works, or the VMM stops the VM. Called once for
+	 * each such fault. error: -errno. */
+	void (*unresolved)(void *data, const struct kvmfault_fault *fault,
+			   enum kvmfault_reason reason, int error);
+	void *unresolved_data;
+};
+
+/*
+ * Make a context. options may be NULL: all defaults.
+ * Returns 0; -EINVAL: vm is NULL, page_size_max is not a power of two from
+ * 4 KiB to 1 GiB; -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
+ * Thread class: any. Since 0.1.
+ */
+int kvmfault_vm_new(const struct kvmfault_vm_options *options,
+		    struct kvmfault_vm **vm);
+
+/*
+ * Free a context whose objects are all freed; NULL is fine.
+ * Returns 0; -EBUSY: a vCPU, service, memory, region or uffd is left, nothing
+ * was freed. Thread class: object. Since 0.1.
+ */
+int kvmfault_vm_free(struct kvmfault_vm *vm);
+
+/*
+ * Sources: where absent pages come from
+ * -------------------------------------
+ * A source is this struct, filled by the VMM or by one of the functions below,
+ * and copied by whoever takes it. data must live as long as its users.
+ */
+struct kvmfault_source {
+	size_t size;
+	const char *name;
+	/* Read length bytes at offset into buffer: all of them and 0, or
+	 * -errno and the buffer does not matter. Called by any number of
+	 * threads at once, a vCPU's among them. */
+	int (*read)(void *data, uint64_t offset, void *buffer, size_t length);
+	void *data;
+	/* How many bytes there are; 0: not known, or no end. */
+	uint64_t length;
+};
+
+/*
+ * A file or block device, by pread(2). fd is borrowed for the source's life. A
+ * file that ends too early is -ENODATA at the read.
+ * Returns 0; -EINVAL: source is NULL; -EBADF; -ESPIPE: not a file or block
+ * device; -ENODATA: it is empty. Thread class: any. Since 0.1.
+ */
+int kvmfault_source_file(int fd, struct kvmfault_source *source);
+
+/* Zeros without end. Returns 0; -EINVAL. Thread class: any. Since 0.1. */
+int kvmfault_source_zero(struct kvmfault_source *source);
+
+/*
+ * Userfaultfds
+ * ------------
+ * A VMM needs this section only for its device processes, or if it opens its
+ * userfaultfd itself: a memory with a source opens one where it was given none.
+ */
+struct kvmfault_uffd_options {
+	size_t size;
+	/* To adopt: a userfaultfd with O_NONBLOCK and UFFDIO_API done. The
+	 * library keeps a duplicate. 0: open one of this process's. Events
+	 * (UFFD_FEATURE_EVENT_*) in an adopted one make the VMM's own madvise()
+	 * and munmap() wait for the service. */
+	int fd;
+	/* Whose address space it is: another process's that sent it here. One
+	 * such object for each process. */
+	bool remote;
+};
+
+/*
+ * Returns 0; -EINVAL: vm or uffd is NULL, remote without fd, fd without
+ * O_NONBLOCK; -EBADF: fd is closed; -EPERM: no right to userfaultfd (the log
+ * says how to get it); -ENOSYS: kernel without it; -ENOSPC: there are 4,095;
+ * -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_uffd_new(struct kvmfault_vm *vm,
+		      const struct kvmfault_uffd_options *options,
+		      struct kvmfault_uffd **uffd);
+
+/*
+ * The library's own descriptor of it, to be polled or duplicated by the VMM;
+ * not to be closed. Returns it, or -EINVAL: uffd is NULL.
+ * Thread class: any. Since 0.1.
+ */
+int kvmfault_uffd_fd(const struct kvmfault_uffd *uffd);
+
+/* Close the library's duplicate. NULL is fine. Returns 0; -EBUSY: a mapping
+ * uses it. Thread class: setup. Since 0.1. */
+int kvmfault_uffd_free(struct kvmfault_uffd *uffd);
+
+/*
+ * Memory and its mappings
+ * -----------------------
+ * A memory is one backing (a memfd, a hugetlbfs file, or anonymous memory) and
+ * the state of each of its pages. It outlives the memslots that show it. With
+ * a source it is *tracked*: its pages start absent, exactly one thread fetches
+ * a page, however many fault on it, and whichever way they come. Without one
+ * the library makes present what the host can make present.
+ *
+ * The first mapping is the memslots' (their userspace_addr): pages are
+ * installed through it. Any number of others may follow: the VMM's own, one
+ * for each device process.
+ */
+struct kvmfault_memory_options {
+	size_t size;
+	/* The memslots' mapping in this process, and its length. */
+	void *host;
+	uint64_t length;
+	/* The backing's: 4 KiB to 1 GiB. 0: the host's page size. */
+	uint64_t page_size;
+	/* The file behind it, borrowed until the memory is freed, and where
+	 * host is in it. 0: private anonymous memory. */
+	int fd;
+	uint64_t fd_offset;
+	/* Where absent pages come from, copied; NULL: not tracked. */
+	const struct kvmfault_source *source;
+	uint64_t source_offset;
+	/* The userfaultfd to register host with. NULL: one of its own, if
+	 * there is a source. */
+	struct kvmfault_uffd *uffd;
+};
+
+/*
+ * Take a memory into the library's care. With a source the range must be
+ * empty: what already has a page would never be missed, and so never fetched.
+ *
+ * Returns 0;
+ * -EINVAL: vm, host or memory is NULL; not aligned to the page size; a page
+ *   size that is not the file's, no power of two, or larger than the context's
+ *   page_size_max; a range that wraps; a uffd of another process; memory that
+ *   userfaultfd does not take (a guest_memfd);
+ * -ENODATA: the source is shorter than the memory;
+ * -EEXIST: there are pages already (preallocated blocks), or another memory
+ *   of this context has a part of this host range;
+ * -EBADF; -EPERM, -ENOSYS: no userfaultfd, see kvmfault_uffd_new(); -EBUSY:
+ *   the range is registered with another userfaultfd; -ENOMEM: also a range
+ *   that is not mapped; -E2BIG; -EMFILE, -ENFILE.
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_memory_new(struct kvmfault_vm *vm,
+			const struct kvmfault_memory_options *options,
+			struct kvmfault_memory **memory);
+
+/*
+ * Let go of a memory, fail-closed; NULL is fine. Waits for fetches in flight
+ * to end (their pages are installed). Then, where pages are still absent, each
+ * of its mappings in this process becomes PROT_NONE, so that nobody ever reads
+ * a zero page in place of one that was not fetched; then the mappings are
+ * unregistered. Another process's mappings with absent pages cannot be
+ * protected from here: their pages are poisoned, and where the kernel cannot
+ * do that they stay registered until their uffd is freed.
+ *
+ * Returns 0; -EBUSY: a region shows it; -EDEADLK: called from a callback that
+ * is fetching for it. Thread class: setup. Since 0.1.
+ */
+int kvmfault_memory_free(struct kvmfault_memory *memory);
+
+struct kvmfault_mapping_options {
+	size_t size;
+	/* Where the whole memory is mapped, in the process that uffd is of. */
+	uint64_t host;
+	/* Registered for missing pages and served. NULL: in this process and
+	 * only known by address. */
+	struct kvmfault_uffd *uffd;
+};
+
+/*
+ * Add a mapping to a memory, also while vCPUs run.
+ * Returns 0; -EINVAL: a NULL pointer, misaligned host, anonymous memory (it
+ * has one mapping); -EEXIST: something is mapped there; -EBUSY: registered
+ * with another userfaultfd; -ENOMEM; -ESRCH: the process is gone; -E2BIG.
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_mapping_add(struct kvmfault_memory *memory,
+			 const struct kvmfault_mapping_options *options,
+			 struct kvmfault_mapping **mapping);
+
+/* Remove a mapping (not the memslots'), fail-closed as kvmfault_memory_free().
+ * NULL is fine. Returns 0; -EINVAL: it is the memslots'. Thread class: setup.
+ * Since 0.1. */
+int kvmfault_mapping_remove(struct kvmfault_mapping *mapping);
+
+/*
+ * Regions: what the guest sees where
+ * ----------------------------------
+ * A region is a guest-physical range that shows a part of a memory: what a
+ * memslot is. Several may show the same memory (aliases, SMM).
+ */
+#define KVMFAULT_REGION_READONLY (1U << 0)	/* ROM: a guest's write to it
+						 * is MMIO, and no fault */
+
+struct kvmfault_region {
+	size_t size;
+	uint64_t gpa;
+	uint64_t length;
+	uint32_t address_space;
+	uint32_t slot;		/* KVM's number; kept, not interpreted */
+	uint32_t flags;		/* KVMFAULT_REGION_* */
+	/* For private memory: the file and where the region is in it.
+	 * Borrowed, and handed to resolvers. 0: none. */
+	int guest_memfd;
+	uint64_t guest_memfd_offset;
+	/* What is shown, from which offset on. NULL: guest_memfd only; its
+	 * faults go to the VMM's own resolvers. */
+	struct kvmfault_memory *memory;
+	uint64_t offset;
+};
+
+/*
+ * Add a region, also while vCPUs run; copied.
+ * Returns 0; -EINVAL: a NULL pointer, not aligned to 4 KiB, empty, a range that
+ * wraps or goes past the memory's end, no memory and no guest_memfd, an
+ * address space over 4,095; -EEXIST: overlaps another region; -ENOMEM; -E2BIG.
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_region_add(struct kvmfault_vm *vm,
+			const struct kvmfault_region *region);
+
+/*
+ * Remove the region that begins at gpa, also while vCPUs run. Does not wait: a
+ * fetch in flight goes on and is installed, since it is the memory's; whoever
+ * waits for it is answered; after this returns no new fault finds the region.
+ * Returns 0; -EINVAL: vm is NULL; -ENOENT: no region begins there; -ENOMEM.
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
+			   uint64_t gpa);
+
+/*
+ * The region that contains gpa. region->size must be set.
+ * Returns 0; -EINVAL; -ENOENT: none; -ENOMEM.
+ * Thread class: any. Since 0.1.
+ */
+int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
+			 uint64_t gpa, struct kvmfault_region *region);
+
+/*
+ * Resolvers: who makes a page present
+ * -----------------------------------
+ * An ordered chain: the VMM's own, in the order in which they were added, then
+ * the library's "copy" (absent pages: read the source, UFFDIO_COPY) and
+ * "populate" (present or untracked pages: MADV_POPULATE_READ/WRITE). Each is
+ * asked in turn until one does not decline.
+ */
+enum kvmfault_page {
+	KVMFAULT_PAGE_UNTRACKED = 1,	/* memory without a source, or none */
+	KVMFAULT_PAGE_ABSENT = 2,	/* never fetched; claimed for this call */
+	KVMFAULT_PAGE_REMOVED = 3,	/* discarded: zero; claimed */
+	KVMFAULT_PAGE_PRESENT = 4,	/* was installed, and faults again */
+};
+
+enum kvmfault_verdict {
+	KVMFAULT_DECLINED = 0,	/* not mine: ask the next */
+	KVMFAULT_RESOLVED = 1,	/* it is there: run the vCPU */
+	KVMFAULT_LATER = 2,	/* being worked on elsewhere: do not run the
+				 * vCPU before the VMM knows that it is done */
+};
+
+/* What a resolver is asked. Valid during the call. */
+struct kvmfault_request {
+	size_t size;
+	const struct kvmfault_fault *fault;
+	/* NULL: the gpa is in no region (then nothing below is set), or the
+	 * fault came by an hva. */
+	const struct kvmfault_region *region;
+	struct kvmfault_memory *memory;	/* or NULL: guest_memfd only */
+	enum kvmfault_page page;
+	/* The range to resolve: whole pages of the memory. Without a memory
+	 * 4 KiB of the region. */
+	uint64_t offset;		/* into the memory, or the region */
+	uint64_t length;
+	void *host;			/* in the memslots' mapping, or NULL */
+	/* Scratch memory of this thread, length bytes. */
+	void *buffer;
+};
+
+struct kvmfault_resolver {
+	size_t size;
+	const char *name;
+	/* Which pages it is for: bits (1U << KVMFAULT_PAGE_*). 0: all. */
+	uint32_t pages;
+	/* The fault flags that it understands. A fault with others is not
+	 * given to it: what is not understood fails closed. */
+	uint64_t flags;
+	/* Returns a kvmfault_verdict, or -errno: it was mine and it failed.
+	 * May be called by any number of threads at once. */
+	int (*resolve)(void *data, struct kvmfault_request *request);
+	void *data;
+};
+
+/*
+ * Append a resolver to the VMM's part of the chain; copied, name included by
+ * pointer. Before the first vCPU handle and the service.
+ * Returns 0; -EINVAL: NULL pointer, no resolve function or name; -EBUSY: a
+ * vCPU handle or a service exists; -ENOSPC: there are KVMFAULT_RESOLVER_COUNT;
+ * -E2BIG. Thread class: setup. Since 0.1.
+ */
+int kvmfault_resolver_add(struct kvmfault_vm *vm,
+			  const struct kvmfault_resolver *resolver);
+#define KVMFAULT_RESOLVER_COUNT 16
+
+/* The name of the resolver at index of the chain, or NULL past its end.
+ * Thread class: any. Since 0.1. */
+const char *kvmfault_resolver_name(const struct kvmfault_vm *vm,
+				   unsigned int index);
+
+/*
+ * For resolvers: what the request's range has to hold, into buffer: the
+ * source's bytes, or zeros for a discarded page.
+ * Returns 0; -EINVAL: nothing is claimed; or what the source returned.
+ * Thread class: as the request. Since 0.1.
+ */
+int kvmfault_request_read(struct kvmfault_request *request, void *buffer);
+
+/*
+ * For resolvers: install data as the claimed pages, atomically for each page,
+ * through the memslots' mapping (UFFDIO_COPY). A page that has come meanwhile
+ * is left as it is, and that is success.
+ * Returns 0; -EINVAL: nothing is claimed; -EAGAIN: the mappings are changing,
+ * the fault will come again; -ENOENT: not mapped any more; -ESRCH; -ENOMEM;
+ * -EHWPOISON; -EFAULT: data can't be read.
+ * Thread class: as the request. Since 0.1.
+ */
+int kvmfault_request_install(struct kvmfault_request *request,
+			     const void *data);
+
+/*
+ * vCPU
+ * ----
+ */
+struct kvmfault_vcpu_options {
+	size_t size;
+	int fd;			/* KVM's descriptor of it, borrowed */
+	struct kvm_run *run;	/* its shared page, borrowed */
+};
+
+/*
+ * Returns 0; -EINVAL: a NULL pointer; -EBADF: fd is closed; -E2BIG; -ENOMEM.
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_vcpu_new(struct kvmfault_vm *vm,
+		      const struct kvmfault_vcpu_options *options,
+		      struct kvmfault_vcpu **vcpu);
+
+/* Not while the vCPU's thread is in kvmfault_handle(). NULL is fine.
+ * Thread class: setup. Since 0.1. */
+void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu);
+
+/*
+ * Handle
+ * ------
+ */
+enum kvmfault_action {
+	KVMFAULT_RETRY = 1,	/* enter KVM_RUN again */
+	KVMFAULT_NOT_A_FAULT = 2, /* the VMM's own exit handling */
+	KVMFAULT_INTERRUPTED = 3, /* a signal or immediate_exit ended KVM_RUN or
+				 * a wait: see to it, then go on */
+	KVMFAULT_PENDING = 4,	/* a resolver works on it elsewhere */
+	KVMFAULT_UNRESOLVED = 5, /* do not run this vCPU: the result says why */
+};
+
+struct kvmfault_result {
+	size_t size;		/* what this library fills */
+	enum kvmfault_action action;
+	enum kvmfault_reason reason;	/* of UNRESOLVED */
+	int error;		/* -errno behind the reason, or 0 */
+	/* With INTERRUPTED and PENDING: an MMIO access is half done. Call
+	 * kvmfault_handle() with the same arguments again before the next
+	 * KVM_RUN, which would complete it with the wrong bytes. */
+	bool unfinished;
+	const char *resolver;	/* the one that had the last word, or NULL */
+	const struct kvmfault_fault *fault;
+};
+
+/*
+ * The one call after KVM_RUN. ret, err: what it returned and errno right after
+ * it. Knows every way in which a guest's access to its memory can fail, and
+ *
+ * - exit: makes the page present by the chain of resolvers;
+ * - mmio inside a region: makes the page present and completes the access,
+ *   which KVM's emulator would not do again;
+ * - emulation error: makes the instruction and its operand present, and takes
+ *   back the #UD that KVM queued; if nothing was absent it is not a fault;
+ * - bare EFAULT: may have been a race; tried again within the budget;
+ * - EINTR: INTERRUPTED.
+ *
+ * Never allocates, never sleeps but for a page that another thread fetches and
+ * in the pauses of the retry budget: a signal ends both, and immediate_exit
+ * within 10 ms. Kernel interfaces: UFFDIO_COPY, UFFDIO_WAKE, madvise,
+ * fallocate, private futexes; for emulation errors KVM_GET_REGS, KVM_GET_SREGS,
+ * KVM_TRANSLATE, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS.
+ *
+ * A NULL vcpu is UNRESOLVED. Thread class: object, the vCPU's own thread.
+ * Since 0.1.
+ */
+enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
+				     int err);
+
+/* More about the last kvmfault_handle() of this vCPU; its own, valid until the
+ * next. NULL only for NULL. Thread class: object. Since 0.1. */
+const struct kvmfault_result *
+kvmfault_vcpu_result(const struct kvmfault_vcpu *vcpu);
+
+/*
+ * Userfaultfd service
+ * -------------------
+ * Answers the faults of everyone who is not stopped by KVM_RUN: vCPUs whose
+ * page is missing sleep in the kernel until it did. Needed wherever a memory
+ * has a source; one for each context.
+ */
+struct kvmfault_service_options {
+	size_t size;
+	/* How many threads, up to 256. 0: none; the VMM polls
+	 * kvmfault_service_fd() and calls kvmfault_service_dispatch(). */
+	uint32_t threads;
+};
+
+/*
+ * Returns 0; -EINVAL: a NULL pointer, over 256 threads; -EBUSY: there is one;
+ * -E2BIG; -ENOMEM; -EAGAIN: no more threads; -EMFILE, -ENFILE.
+ * The threads block all signals. Thread class: setup. Since 0.1.
+ */
+int kvmfault_service_new(struct kvmfault_vm *vm,
+			 const struct kvmfault_service_options *options,
+			 struct kvmfault_service **service);
+
+/* Readable when there is something to dispatch. The library's: do not close.
+ * -EINVAL: service is NULL. Thread class: any. Since 0.1. */
+int kvmfault_service_fd(const struct kvmfault_service *service);
+
+/*
+ * Answer what has arrived, and return; does not wait for more.
+ * Returns 0; -EINVAL: service is NULL; -ENOMEM. Thread class: any. Since 0.1.
+ */
+int kvmfault_service_dispatch(struct kvmfault_service *service);
+
+/*
+ * Stop the threads, each after the fault that it has in hand. Who faults from
+ * then on sleeps until there is a service again. NULL is fine.
+ * Returns 0; -EDEADLK: called by one of its own threads.
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_service_free(struct kvmfault_service *service);
+
+/*
+ * Ensure and discard
+ * ------------------
+ */
+
+/*
+ * Make guest memory present before the VMM itself, or KVM for it, touches it
+ * (what KVM_SET_MSRS writes, what a kernel device reads). write: for writing.
+ *
+ * Returns 0: all of it is; -EINVAL: vm is NULL, empty, wraps; -ENXIO: a part is
+ * in no region; -EINTR: a signal came while another thread's fetch was waited
+ * for: call again; -EAGAIN: a resolver said later; -EIO and others: what the
+ * source or the kernel said, all before it is present; -EOPNOTSUPP: no resolver
+ * took a page; -ENODATA: a resolver lied; -EHWPOISON; -ENOMEM.
+ * Thread class: any. Since 0.1.
+ */
+int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
+		    uint64_t gpa, uint64_t length, bool write);
+
+/*
+ * Discard guest memory: from now on it reads as zero and never comes from the
+ * source again; its host memory is freed (FALLOC_FL_PUNCH_HOLE, for anonymous
+ * memory MADV_DONTNEED). Whole pages of the memory only. A page whose fetch is
+ * in flight is discarded when that ends. Punching a hole or MADV_REMOVE behind
+ * the library's back loses that order: use this call.
+ *
+ * Returns 0; -EINVAL: vm is NULL, empty, not whole pages; -ENXIO: a part is in
+ * no region with memory; and what fallocate(2) or madvise(2) said: all before
+ * it is discarded, the rest is as it was; -ENOMEM.
+ * Thread class: any. Since 0.1.
+ */
+int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
+		     uint64_t gpa, uint64_t length);
+
+/*
+ * Statistics
+ * ----------
+ * Kept by each thread for itself, added up by the reader.
+ */
+#define KVMFAULT_LATENCY_COUNT 24
+
+struct kvmfault_stats {
+	size_t size;
+	uint64_t fetched;	/* pages installed from their source */
+	uint64_t zeroed;	/* discarded pages installed as zero */
+	uint64_t existed;	/* installs that found the page there */
+	uint64_t waited;	/* faults that waited for another's fetch */
+	uint64_t repeated;	/* messages for a page that was there or on its
+				 * way */
+	uint64_t woken;		/* UFFDIO_WAKEs */
+	uint64_t parked;	/* messages put off: the kernel or the source
+				 * was not ready */
+	uint64_t removed;	/* pages discarded */
+	uint64_t unresolved;	/* faults that nobody resolved */
+	uint64_t entrance[16];	/* faults, by kvmfault_entrance */
+	uint64_t resolver[KVMFAULT_RESOLVER_COUNT]; /* resolved, by index */
+	/* Resolved faults by microseconds: [0] under 1, [n] under 2^n, the
+	 * last one everything above. */
+	uint64_t latency[KVMFAULT_LATENCY_COUNT];
+};
+
+/* Of the whole VM. Returns 0; -EINVAL. Thread class: any. Since 0.1. */
+int kvmfault_vm_stats(const struct kvmfault_vm *vm,
+		      struct kvmfault_stats *stats);
+
+/* Of one vCPU's own thread. As kvmfault_vm_stats(). Since 0.1. */
+int kvmfault_vcpu_stats(const struct kvmfault_vcpu *vcpu,
+			struct kvmfault_stats *stats);
+
+/*
+ * Names and version
+ * -----------------
+ * Never NULL; "unknown" for what is not known. Thread class: any. Since 0.1.
+ */
+const char *kvmfault_answer_str(enum kvmfault_answer answer);
+const char *kvmfault_feature_str(enum kvmfault_feature feature);
+const char *kvmfault_entrance_str(enum kvmfault_entrance entrance);
+const char *kvmfault_access_str(enum kvmfault_access access);
+const char *kvmfault_cause_str(enum kvmfault_cause cause);
+const char *kvmfault_reason_str(enum kvmfault_reason reason);
+const char *kvmfault_page_str(enum kvmfault_page page);
+const char *kvmfault_verdict_str(enum kvmfault_verdict verdict);
+const char *kvmfault_action_str(enum kvmfault_action action);
+
+/* The version of the library that runs, "0.1.0"; the header's is
+ * KVMFAULT_VERSION. Thread class: any. Since 0.1. */
+const char *kvmfault_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,362 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The whole private contract between the files of lib/, in the order of the
+ * flow. A file may use what stands above its own section, and sys.h.
+ */
+
+#ifndef KVMFAULT__INTERNAL_H
+#define KVMFAULT__INTERNAL_H
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "kvmfault.h"
+#include "sys.h"
+
+#define KVMFAULT__EXPORT __attribute__((visibility("default")))
+#define KVMFAULT__PAGE 4096ULL
+#define KVMFAULT__CACHE_LINE 128	/* two lines: the prefetcher's pair */
+
+_Static_assert(sizeof(size_t) == 8, "KVM hosts are 64-bit");
+
+/* options.c: open structs that grow. Copies what the caller has of a struct
+ * of `ours` bytes, the rest zero; -EINVAL or -E2BIG. */
+int kvmfault__options(void *to, size_t ours, const void *from);
+/* The same for one that we fill: copies out as much as the caller has. */
+int kvmfault__options_out(void *to, const void *from, size_t ours);
+
+/* decode.c */
+void kvmfault__decode(int ret, int err, const struct kvm_run *run,
+		      struct kvmfault_fault *fault);
+
+/* seat.c: hazards. A reader holds what it reads by naming it in its seat; what
+ * was taken out of use is freed when no seat names it. */
+struct kvmfault__retired {
+	struct kvmfault__retired *next;
+};
+
+/* What a table holds: an address range that belongs to a memory. Begins a
+ * region and a mapping. */
+struct kvmfault__span {
+	struct kvmfault__retired retired;
+	struct kvmfault_memory *memory;	/* or NULL */
+	uint64_t first, last;		/* keys, see table.c */
+	atomic_bool dead;		/* removed: nobody finds it any more */
+};
+
+#define KVMFAULT__COUNTERS \
+	((sizeof(struct kvmfault_stats) - sizeof(size_t)) / sizeof(uint64_t))
+#define KVMFAULT__COUNTER(field) \
+	((offsetof(struct kvmfault_stats, field) - sizeof(size_t)) / \
+	 sizeof(uint64_t))
+
+/* A thread's place in a VM: its hazards, scratch memory and counters. Written
+ * by that thread only. */
+struct kvmfault__seat {
+	_Alignas(KVMFAULT__CACHE_LINE) struct kvmfault_vm *vm;
+	struct kvmfault__seat *next;
+	atomic_bool taken;
+	_Atomic(uintptr_t) owner;	/* pthread_self() while in use */
+	_Atomic(const void *) table;	/* short: a lookup */
+	_Atomic(struct kvmfault__span *) span; /* long: a fault */
+	_Atomic(const void *) mappings;	/* short: an install or a wake */
+	_Atomic(const void *) uffd;	/* short: a read of messages */
+	const volatile uint8_t *immediate_exit; /* of a vCPU, or NULL */
+	struct kvmfault_service *service; /* whose thread has it */
+	_Atomic uint32_t pause;		/* futex word, never changes */
+	void *buffer;
+	_Atomic uint64_t counter[KVMFAULT__COUNTERS];
+};
+
+/* The VM's list grows and never shrinks; NULL when out of memory. */
+struct kvmfault__seat *kvmfault__seat_take(struct kvmfault_vm *vm);
+void kvmfault__seat_give(struct kvmfault__seat *seat);
+void kvmfault__seats_free(struct kvmfault_vm *vm);
+
+/* Read *where and hold it in hazard; validated. */
+void *kvmfault__hold(_Atomic(const void *) *hazard,
+		     _Atomic(const void *) *where);
+void kvmfault__unhold(struct kvmfault__seat *seat,
+		      _Atomic(const void *) *hazard);
+void kvmfault__leave(struct kvmfault__seat *seat); /* let go of the span */
+
+/* Under the VM's lock: free it as soon as no seat holds it. */
+void kvmfault__retire(struct kvmfault_vm *vm, void *retired);
+/* Wait, without the lock, until busy() is false for every seat; -EDEADLK when
+ * it is the caller's own. */
+int kvmfault__drain(struct kvmfault_vm *vm,
+		    bool (*busy)(struct kvmfault__seat *seat, void *what),
+		    void *what);
+
+static inline void kvmfault__add(struct kvmfault__seat *seat, size_t counter,
+				 uint64_t n)
+{
+	/* One writer: no locked instruction needed. */
+	uint64_t value = atomic_load_explicit(&seat->counter[counter],
+					      memory_order_relaxed);
+
+	atomic_store_explicit(&seat->counter[counter], value + n,
+			      memory_order_relaxed);
+}
+#define kvmfault__count(seat, field) \
+	kvmfault__add(seat, KVMFAULT__COUNTER(field), 1)
+
+/* table.c: address -> span, lock-free for readers */
+#define KVMFAULT__SPACES 4096		/* address spaces of either kind */
+
+static inline uint64_t kvmfault__key(uint32_t space, uint64_t address)
+{
+	return (uint64_t)space << 52 | address >> 12;
+}
+
+typedef _Atomic(const void *) kvmfault__table;
+struct kvmfault__span *kvmfault__table_find(struct kvmfault__seat *seat,
+					    kvmfault__table *table,
+					    uint64_t key);
+/* Under the VM's lock: */
+int kvmfault__table_add(struct kvmfault_vm *vm, kvmfault__table *table,
+			struct kvmfault__span *span);
+struct kvmfault__span *kvmfault__table_at(kvmfault__table *table, uint64_t key);
+/* A removal can't fail: the span is dead at once, and retired by a sweep when
+ * there is memory for a table without it. */
+void kvmfault__table_kill(struct kvmfault_vm *vm, struct kvmfault__span *span);
+void kvmfault__table_sweep(struct kvmfault_vm *vm, kvmfault__table *table);
+/* When nobody is left to look anything up. */
+void kvmfault__table_free(struct kvmfault_vm *vm, kvmfault__table *table);
+
+/* vm.c */
+struct kvmfault__bucket {		/* where waiters for pages sleep */
+	_Alignas(KVMFAULT__CACHE_LINE) _Atomic uint32_t sequence;
+	_Atomic uint32_t waiters;
+};
+#define KVMFAULT__BUCKETS 256
+
+struct kvmfault_vm {
+	struct kvmfault_vm_options options;
+	kvmfault__table regions;	/* by gpa */
+	kvmfault__table mappings;	/* by hva */
+	_Atomic(struct kvmfault__seat *) seats;
+	_Atomic(const void *) uffds[KVMFAULT__SPACES];
+	struct kvmfault_resolver chain[KVMFAULT_RESOLVER_COUNT];
+	unsigned int own_resolvers;	/* the VMM's, before ours */
+	unsigned int resolvers;
+	int epoll;			/* every uffd is in it */
+
+	pthread_mutex_t lock;		/* of all changes to the above */
+	struct kvmfault__retired *retired;
+	size_t dead;			/* spans that are still in a table */
+	unsigned int vcpus, services, memories, region_count;
+
+	_Atomic uint32_t drainers, drain_sequence;
+	struct kvmfault__bucket bucket[KVMFAULT__BUCKETS];
+};
+
+__attribute__((format(printf, 3, 4)))
+void kvmfault__log(struct kvmfault_vm *vm, enum kvmfault_log_level level,
+		   const char *format, ...);
+
+/* page.c: the state machine of a memory's pages */
+enum kvmfault__state {
+	KVMFAULT__ABSENT = 0,
+	KVMFAULT__FETCHING = 1,		/* exactly one thread has it */
+	KVMFAULT__FETCHING_WAITED = 2,	/* and a thread sleeps in the kernel */
+	KVMFAULT__FETCHING_REMOVED = 3,	/* and it was discarded meanwhile */
+	KVMFAULT__PRESENT = 4,
+	KVMFAULT__REMOVED = 5,
+};
+
+int kvmfault__pages_new(struct kvmfault_memory *memory);
+void kvmfault__pages_free(struct kvmfault_memory *memory);
+enum kvmfault__state kvmfault__page_state(const struct kvmfault_memory *memory,
+					  uint64_t page);
+/* from -> to; returns what was found, from if it was changed. */
+enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
+					   uint64_t page,
+					   enum kvmfault__state from,
+					   enum kvmfault__state to);
+/* absent or removed -> fetching; returns what was found. sleeper: if it is in
+ * flight, tell the fetcher to wake the mappings. */
+enum kvmfault__state kvmfault__page_claim(struct kvmfault_memory *memory,
+					  uint64_t page, bool sleeper);
+/* Wait while it is in flight; 0 or -EINTR. */
+int kvmfault__page_wait(struct kvmfault__seat *seat,
+			struct kvmfault_memory *memory, uint64_t page);
+void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page);
+bool kvmfault__pages_absent(const struct kvmfault_memory *memory);
+/* Sleep for a moment; 0, or -EINTR for a signal or immediate_exit. */
+int kvmfault__pause(struct kvmfault__seat *seat, uint64_t nanoseconds);
+
+/* uffd.c: one process's userfaultfd, and its calls with errors made sane */
+struct kvmfault_uffd {
+	struct kvmfault_vm *vm;
+	int fd;
+	uint32_t id;		/* index in vm->uffds */
+	uint32_t space;		/* 0: this process; else id */
+	unsigned int users;	/* mappings, under the VM's lock */
+	bool own;		/* made for one mapping, goes with it */
+};
+
+int kvmfault__uffd_register(struct kvmfault_uffd *uffd, uint64_t start,
+			    uint64_t length, uint64_t *ioctls);
+int kvmfault__uffd_unregister(struct kvmfault_uffd *uffd, uint64_t start,
+			      uint64_t length);
+/* 0, -EEXIST: a page was there, nobody was woken; -EAGAIN: not now; ... */
+int kvmfault__uffd_copy(int fd, uint64_t to, const void *from, uint64_t length);
+int kvmfault__uffd_wake(int fd, uint64_t start, uint64_t length);
+int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length);
+int kvmfault__uffd_open(unsigned int how);
+#define KVMFAULT__UFFD_DEVICE (1U << 0)
+#define KVMFAULT__UFFD_SYSCALL (1U << 1)
+
+/* memory.c, mapping.c */
+struct kvmfault_mapping {
+	struct kvmfault__span span;
+	struct kvmfault_uffd *uffd;	/* or NULL */
+	uint64_t host;
+	bool registered;
+};
+
+struct kvmfault__mappings {		/* immutable; [0] is the memslots' */
+	struct kvmfault__retired retired;
+	size_t count;
+	struct kvmfault_mapping *mapping[];
+};
+
+struct kvmfault_memory {
+	struct kvmfault_vm *vm;
+	uint64_t length;
+	unsigned int page_shift;
+	int fd;
+	uint64_t fd_offset;
+	struct kvmfault_source source;	/* read NULL: not tracked */
+	uint64_t source_offset;
+	void *host;
+	_Atomic uint64_t *states;
+	_Atomic(const void *) mappings;	/* struct kvmfault__mappings */
+	unsigned int regions;		/* under the VM's lock */
+};
+
+static inline bool kvmfault__tracked(const struct kvmfault_memory *memory)
+{
+	return memory->source.read;
+}
+
+static inline uint64_t kvmfault__page_size(const struct kvmfault_memory *memory)
+{
+	return 1ULL << memory->page_shift;
+}
+
+/* Is the page in the backing? 1, 0 or -errno. */
+int kvmfault__memory_resident(const struct kvmfault_memory *memory,
+			      uint64_t offset, uint64_t length);
+/* Take pages out of the backing. */
+int kvmfault__memory_punch(const struct kvmfault_memory *memory,
+			   uint64_t offset, uint64_t length);
+void kvmfault__changed(struct kvmfault_memory *memory, uint64_t offset,
+		       uint64_t length, enum kvmfault_cause cause);
+
+/* Under the VM's lock. The memory's first mapping is the memslots'. */
+int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
+			  struct kvmfault_uffd *uffd, bool registered,
+			  struct kvmfault_mapping **mapping);
+/* After the mapping's last use: protect what is absent, let go of the uffd. */
+void kvmfault__mapping_close(struct kvmfault_mapping *mapping);
+/* Install through the memslots' mapping: as kvmfault__uffd_copy(). */
+int kvmfault__install(struct kvmfault__seat *seat,
+		      struct kvmfault_memory *memory, uint64_t offset,
+		      const void *data, uint64_t length);
+/* Wake who sleeps on the range, through every mapping or `only` one. */
+void kvmfault__wake(struct kvmfault__seat *seat,
+		    struct kvmfault_memory *memory,
+		    const struct kvmfault_mapping *only, uint64_t offset,
+		    uint64_t length);
+
+/* region.c */
+struct kvmfault__region {
+	struct kvmfault__span span;
+	struct kvmfault_region info;
+};
+/* Held in the seat until kvmfault__leave(); NULL: none there. */
+struct kvmfault__region *kvmfault__region_find(struct kvmfault__seat *seat,
+					       uint32_t space, uint64_t gpa);
+
+/* resolver-*.c */
+extern const struct kvmfault_resolver kvmfault__resolver_copy;
+extern const struct kvmfault_resolver kvmfault__resolver_populate;
+
+/* resolve.c: claim -> chain -> publish, for every entrance */
+struct kvmfault__request {
+	struct kvmfault_request request;	/* first: what resolvers see */
+	struct kvmfault__seat *seat;
+	struct kvmfault_mapping *origin;	/* of a message, or NULL */
+	bool installed;		/* by kvmfault_request_install() */
+	bool existed;		/* which found the page there */
+	bool source_failed;
+};
+
+struct kvmfault__answer {
+	enum kvmfault_action action;
+	enum kvmfault_reason reason;
+	int error;
+	const char *resolver;
+	bool came;	/* the page was absent, and now it is there */
+};
+
+/* Resolve one page of the held span. region or origin says which span it is;
+ * both NULL: no region. offset: into the memory, or where there is none into
+ * the region. */
+struct kvmfault__answer
+kvmfault__resolve(struct kvmfault__seat *seat,
+		  const struct kvmfault_fault *fault,
+		  const struct kvmfault__region *region,
+		  struct kvmfault_mapping *origin, uint64_t offset);
+void kvmfault__latency(struct kvmfault__seat *seat, uint64_t since);
+
+/* vcpu.c and its entrances */
+#define KVMFAULT__HISTORY 8
+
+struct kvmfault_vcpu {
+	struct kvmfault_vm *vm;
+	struct kvmfault__seat *seat;
+	int fd;
+	struct kvm_run *run;
+	struct kvmfault_fault fault;
+	struct kvmfault_result result;
+	struct kvmfault_stats before;	/* of the seat's earlier users */
+	/* the guard: what faulted last, and how often without progress */
+	uint64_t history[KVMFAULT__HISTORY];
+	uint32_t newest;
+	uint32_t streak;
+	/* an MMIO access that was interrupted */
+	uint64_t mmio_gpa;
+	uint32_t mmio_length;
+	uint64_t emulation_rip;
+};
+
+struct kvmfault__answer kvmfault__mmio(struct kvmfault_vcpu *vcpu);
+struct kvmfault__answer kvmfault__emulation(struct kvmfault_vcpu *vcpu);
+/* operand.c: the memory operand of an x86 instruction */
+struct kvmfault__x86 {
+	uint64_t gpr[16];	/* rax rcx rdx rbx rsp rbp rsi rdi r8 ... */
+	uint64_t rip;
+	uint64_t segment[6];	/* bases: es cs ss ds fs gs */
+	bool long_mode;		/* 64-bit code */
+	bool big;		/* 32-bit code, if not 64-bit */
+};
+/* Its linear address; false: none, or not to be told from these bytes. */
+bool kvmfault__x86_operand(const struct kvmfault__x86 *cpu,
+			   const uint8_t *code, size_t length,
+			   uint64_t *address);
+/* Translate a gpa, resolve its page, leave. */
+struct kvmfault__answer kvmfault__resolve_gpa(struct kvmfault__seat *seat,
+					      const struct kvmfault_fault *f,
+					      uint64_t gpa);
+
+/* stats.c */
+void kvmfault__stats_add(struct kvmfault_stats *sum,
+			 const struct kvmfault__seat *seat);
+
+#endif

@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Memories: a backing and what is known of its pages. In: where it is mapped
+ * and where its pages come from. Out: something that regions show and faults
+ * are resolved in. From the first moment to the last, a page that was not
+ * fetched can't be read by anyone.
+ */
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/magic.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+static int check(struct kvmfault_vm *vm, struct kvmfault_memory_options *o)
+{
+	uint64_t size;
+
+	if (!o->page_size)
+		o->page_size = kvmfault__sys_page_size();
+	size = o->page_size;
+	if (size & (size - 1) || size < kvmfault__sys_page_size() ||
+	    size > vm->options.page_size_max)
+		return -EINVAL;
+	if (!o->host || !o->length ||
+	    ((uintptr_t)o->host | o->length | o->fd_offset) & (size - 1))
+		return -EINVAL;
+	if ((uintptr_t)o->host + o->length < o->length ||
+	    o->fd_offset + o->length < o->length ||
+	    o->source_offset + o->length < o->length)
+		return -EINVAL;
+	if (o->uffd && (o->uffd->space || o->uffd->vm != vm))
+		return -EINVAL;
+	return 0;
+}
+
+static int check_file(struct kvmfault_vm *vm,
+		      const struct kvmfault_memory_options *o)
+{
+	struct statfs fs;
+	int err;
+
+	if (o->fd <= 0)
+		return 0;
+	err = kvmfault__sys_fstatfs(o->fd, &fs);
+	if (err)
+		return err;
+	if (fs.f_type != HUGETLBFS_MAGIC ||
+	    (uint64_t)fs.f_bsize == o->page_size)
+		return 0;
+	kvmfault__log(vm, KVMFAULT_LOG_ERROR,
+		      "the file has pages of %lld bytes: set page_size to that",
+		      (long long)fs.f_bsize);
+	return -EINVAL;
+}
+
+static int check_source(struct kvmfault_vm *vm,
+			const struct kvmfault_memory *memory)
+{
+	uint64_t needed = memory->source_offset + memory->length;
+
+	if (!kvmfault__tracked(memory) || !memory->source.length ||
+	    memory->source.length >= needed)
+		return 0;
+	kvmfault__log(vm, KVMFAULT_LOG_ERROR,
+		      "the source is shorter than the memory: it has %llu bytes of %llu; make the memory smaller or the source longer",
+		      (unsigned long long)memory->source.length,
+		      (unsigned long long)needed);
+	return -ENODATA;
+}
+
+/* In a hugetlbfs file SEEK_DATA sees data everywhere: count its blocks, and
+ * say no only when some must be ours. */
+static int hugetlb_resident(const struct kvmfault_memory *memory,
+			    uint64_t length)
+{
+	struct stat stat;
+	int err = kvmfault__sys_fstat(memory->fd, &stat);
+
+	if (err)
+		return err;
+	return (uint64_t)stat.st_blocks * 512 >
+	       (uint64_t)stat.st_size - length;
+}
+
+static int anonymous_resident(const struct kvmfault_memory *memory,
+			      uint64_t offset, uint64_t length)
+{
+	unsigned char vec[512];
+	size_t page = kvmfault__sys_page_size(), i;
+
+	while (length) {
+		uint64_t step = length < sizeof(vec) * page ?
+			length : sizeof(vec) * page;
+		int err = kvmfault__sys_mincore((char *)memory->host + offset,
+						step, vec);
+
+		if (err)
+			return err;
+		for (i = 0; i < step / page; i++)
+			if (vec[i] & 1)
+				return 1;
+		offset += step;
+		length -= step;
+	}
+	return 0;
+}
+
+int kvmfault__memory_resident(const struct kvmfault_memory *memory,
+			      uint64_t offset, uint64_t length)
+{
+	uint64_t start = memory->fd_offset + offset;
+	off_t data;
+
+	if (memory->fd <= 0)
+		return anonymous_resident(memory, offset, length);
+	if (kvmfault__page_size(memory) != kvmfault__sys_page_size())
+		return hugetlb_resident(memory, length);
+	data = kvmfault__sys_lseek(memory->fd, (off_t)start, SEEK_DATA);
+	if (data == -ENXIO)
+		return 0;
+	return data < 0 ? (int)data : (uint64_t)data < start + length;
+}
+
+int kvmfault__memory_punch(const struct kvmfault_memory *memory,
+			   uint64_t offset, uint64_t length)
+{
+	if (memory->fd <= 0)
+		return kvmfault__sys_madvise((char *)memory->host + offset,
+					     length, MADV_DONTNEED);
+	return kvmfault__sys_fallocate(memory->fd, FALLOC_FL_PUNCH_HOLE |
+				       FALLOC_FL_KEEP_SIZE,
+				       (off_t)(memory->fd_offset + offset),
+				       (off_t)length);
+}
+
+void kvmfault__changed(struct kvmfault_memory *memory, uint64_t offset,
+		       uint64_t length, enum kvmfault_cause cause)
+{
+	const struct kvmfault_vm_options *options = &memory->vm->options;
+	struct kvmfault_change change = {
+		.size = sizeof(change),
+		.memory = memory,
+		.offset = offset,
+		.length = length,
+		.cause = cause,
+	};
+
+	if (options->changed)
+		options->changed(options->changed_data, &change);
+}
+
+/* Checked after it was registered: from then on nothing comes unseen. */
+static int check_empty(struct kvmfault_memory *memory)
+{
+	int resident;
+
+	if (!kvmfault__tracked(memory))
+		return 0;
+	resident = kvmfault__memory_resident(memory, 0, memory->length);
+	if (resident <= 0)
+		return resident;
+	kvmfault__log(memory->vm, KVMFAULT_LOG_ERROR,
+		      "the memory at %p has pages already, which would never be missed and never fetched: punch a hole first, and do not preallocate",
+		      memory->host);
+	return -EEXIST;
+}
+
+static void memory_delete(struct kvmfault_memory *memory)
+{
+	kvmfault__pages_free(memory);
+	kvmfault__sys_free(memory);
+}
+
+static int memory_make(struct kvmfault_vm *vm,
+		       const struct kvmfault_memory_options *o,
+		       struct kvmfault_memory **memory)
+{
+	struct kvmfault_memory *new = kvmfault__sys_alloc(sizeof(*new), 0);
+	int err = 0;
+
+	if (!new)
+		return -ENOMEM;
+	new->vm = vm;
+	new->length = o->length;
+	new->page_shift = (unsigned int)__builtin_ctzll(o->page_size);
+	new->fd = o->fd > 0 ? o->fd : 0;
+	new->fd_offset = o->fd_offset;
+	new->host = o->host;
+	new->source_offset = o->source_offset;
+	if (o->source)
+		err = kvmfault__options(&new->source, sizeof(new->source),
+					o->source);
+	if (!err && o->source && !new->source.read)
+		err = -EINVAL;
+	if (!err)
+		err = check_source(vm, new);
+	if (!err && kvmfault__tracked(new))
+		err = kvmfault__pages_new(new);
+	if (err)
+		memory_delete(new);
+	else
+		*memory = new;
+	return err;
+}
+
+/* Everything of a memory that reaches outside it, undone by memory_detach(). */
+static int memory_attach(struct kvmfault_memory *memory,
+			 struct kvmfault_uffd *uffd)
+{
+	struct kvmfault_mapping *mapping;
+	struct kvmfault_vm *vm = memory->vm;
+	bool own = kvmfault__tracked(memory) && !uffd;
+	int err;
+
+	if (own) {
+		err = kvmfault_uffd_new(vm, NULL, &uffd);
+		if (err)
+			return err;
+		uffd->own = true;
+	}
+	pthread_mutex_lock(&vm->lock);
+	err = kvmfault__mapping_new(memory, (uintptr_t)memory->host, uffd, uffd,
+				    &mapping);
+	if (!err)
+		vm->memories++;
+	pthread_mutex_unlock(&vm->lock);
+	if (err && own)
+		kvmfault_uffd_free(uffd);
+	return err;
+}
+
+static void memory_detach(struct kvmfault_memory *memory)
+{
+	struct kvmfault_vm *vm = memory->vm;
+	struct kvmfault__mappings *all =
+		(void *)(uintptr_t)atomic_load(&memory->mappings);
+	size_t i;
+
+	/* The memslots' last: the others' sleepers are woken into it. */
+	for (i = all->count; i--;)
+		kvmfault__mapping_close(all->mapping[i]);
+	pthread_mutex_lock(&vm->lock);
+	kvmfault__table_sweep(vm, &vm->mappings);
+	kvmfault__retire(vm, all);
+	vm->memories--;
+	pthread_mutex_unlock(&vm->lock);
+}
+
+static void kill_mappings(struct kvmfault_memory *memory)
+{
+	const struct kvmfault__mappings *all = atomic_load(&memory->mappings);
+	size_t i;
+
+	for (i = 0; i < all->count; i++)
+		kvmfault__table_kill(memory->vm, &all->mapping[i]->span);
+}
+
+KVMFAULT__EXPORT
+int kvmfault_memory_new(struct kvmfault_vm *vm,
+			const struct kvmfault_memory_options *options,
+			struct kvmfault_memory **memory)
+{
+	struct kvmfault_memory_options ours;
+	struct kvmfault_memory *new;
+	int err;
+
+	if (!memory)
+		return -EINVAL;
+	*memory = NULL;
+	err = kvmfault__options(&ours, sizeof(ours), options);
+	if (err)
+		return err;
+	if (!vm)
+		return -EINVAL;
+	err = check(vm, &ours);
+	if (!err)
+		err = check_file(vm, &ours);
+	if (!err)
+		err = memory_make(vm, &ours, &new);
+	if (err)
+		return err;
+	err = memory_attach(new, ours.uffd);
+	if (err) {
+		memory_delete(new);
+		return err;
+	}
+	err = check_empty(new);
+	if (err) {
+		kvmfault_memory_free(new);
+		return err;
+	}
+	*memory = new;
+	return 0;
+}
+
+static bool serves(struct kvmfault__seat *seat, void *memory)
+{
+	const struct kvmfault__span *span = atomic_load(&seat->span);
+
+	return span && span->memory == memory;
+}
+
+static int begin_close(struct kvmfault_memory *memory)
+{
+	struct kvmfault_vm *vm = memory->vm;
+	struct kvmfault__seat *seat;
+	int err = memory->regions ? -EBUSY : 0;
+
+	for (seat = atomic_load(&vm->seats); seat && !err; seat = seat->next)
+		if (serves(seat, memory) &&
+		    atomic_load(&seat->owner) == (uintptr_t)pthread_self())
+			err = -EDEADLK;
+	if (err)
+		return err;
+	kill_mappings(memory);
+	return 0;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_memory_free(struct kvmfault_memory *memory)
+{
+	struct kvmfault_vm *vm;
+	int err;
+
+	if (!memory)
+		return 0;
+	vm = memory->vm;
+	pthread_mutex_lock(&vm->lock);
+	err = begin_close(memory);
+	pthread_mutex_unlock(&vm->lock);
+	if (err)
+		return err;
+	kvmfault__drain(vm, serves, memory);
+	memory_detach(memory);
+	memory_delete(memory);
+	return 0;
+}

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Entrance mmio: KVM's emulator met a page that it could not reach, took it
+ * for a device, and will not run the instruction again. In: KVM_EXIT_MMIO. Out:
+ * the page present and the access completed out of it, by the library, or not
+ * a fault: a device's address, or a write to ROM.
+ */
+
+#include <linux/kvm.h>
+#include <string.h>
+
+#include "internal.h"
+
+#define MOMENT 1000000ULL	/* 1 ms */
+
+/* As the guest's own access would be: whole, if it is aligned. */
+static void copy(volatile void *to, const volatile void *from, uint64_t length)
+{
+	uintptr_t both = (uintptr_t)to | (uintptr_t)from;
+
+	if (length == 8 && !(both & 7))
+		*(volatile uint64_t *)to = *(const volatile uint64_t *)from;
+	else if (length == 4 && !(both & 3))
+		*(volatile uint32_t *)to = *(const volatile uint32_t *)from;
+	else if (length == 2 && !(both & 1))
+		*(volatile uint16_t *)to = *(const volatile uint16_t *)from;
+	else
+		memcpy((void *)(uintptr_t)to, (const void *)(uintptr_t)from,
+		       length);
+}
+
+static void access_page(struct kvmfault_vcpu *vcpu,
+			struct kvmfault__region *region, uint64_t done,
+			uint64_t length)
+{
+	struct kvmfault_memory *memory = region->span.memory;
+	struct kvm_run *run = vcpu->run;
+	uint64_t offset = region->info.offset + run->mmio.phys_addr + done -
+			  region->info.gpa;
+	char *host = (char *)memory->host + offset;
+
+	if (!run->mmio.is_write) {
+		copy(run->mmio.data + done, host, length);
+		return;
+	}
+	copy(host, run->mmio.data + done, length);
+	kvmfault__changed(memory, offset, length, KVMFAULT_CAUSE_MMIO);
+}
+
+static bool is_ram(struct kvmfault_vcpu *vcpu,
+		   const struct kvmfault__region *region)
+{
+	return region && region->span.memory &&
+	       !(vcpu->run->mmio.is_write &&
+		 region->info.flags & KVMFAULT_REGION_READONLY);
+}
+
+/* One page's part of it. */
+static struct kvmfault__answer complete(struct kvmfault_vcpu *vcpu,
+					uint64_t done, uint64_t length)
+{
+	struct kvmfault__answer answer = { .action = KVMFAULT_NOT_A_FAULT };
+	uint64_t gpa = vcpu->fault.gpa + done;
+	struct kvmfault__region *region;
+
+	region = kvmfault__region_find(vcpu->seat, vcpu->fault.address_space,
+				       gpa);
+	if (is_ram(vcpu, region)) {
+		answer = kvmfault__resolve(vcpu->seat, &vcpu->fault, region,
+					   NULL, region->info.offset + gpa -
+					   region->info.gpa);
+		/* The mapping is changing: the bytes are not to be had yet,
+		 * and KVM_RUN must not go on without them. */
+		if (answer.action == KVMFAULT_RETRY && answer.error) {
+			kvmfault__pause(vcpu->seat, MOMENT);
+			answer.action = KVMFAULT_INTERRUPTED;
+		}
+		if (answer.action == KVMFAULT_RETRY)
+			access_page(vcpu, region, done, length);
+	}
+	kvmfault__leave(vcpu->seat);
+	return answer;
+}
+
+struct kvmfault__answer kvmfault__mmio(struct kvmfault_vcpu *vcpu)
+{
+	const struct kvmfault_fault *fault = &vcpu->fault;
+	struct kvmfault__answer answer = { .action = KVMFAULT_NOT_A_FAULT };
+	uint64_t done = 0, step;
+
+	vcpu->mmio_length = 0;
+	if (fault->length > sizeof(vcpu->run->mmio.data))
+		return answer;
+	while (done < fault->length) {
+		step = KVMFAULT__PAGE - (fault->gpa + done) % KVMFAULT__PAGE;
+		if (step > fault->length - done)
+			step = fault->length - done;
+		answer = complete(vcpu, done, step);
+		if (answer.action != KVMFAULT_RETRY)
+			break;
+		done += step;
+	}
+	/* Done for the guest: whatever comes next, this was progress. */
+	answer.came = answer.action == KVMFAULT_RETRY;
+	if (answer.action == KVMFAULT_NOT_A_FAULT ||
+	    answer.action == KVMFAULT_RETRY)
+		return answer;
+	vcpu->mmio_gpa = fault->gpa;
+	vcpu->mmio_length = (uint32_t)fault->length;
+	return answer;
+}

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Stage claim, and the state part of publish: what is known of each page. In:
+ * a page of a tracked memory. Out: who may fetch it, who waits. Three bits a
+ * page, changed by compare-and-exchange only; of all threads that want a page
+ * exactly one goes from absent to fetching.
+ */
+
+#include <sys/mman.h>
+
+#include "internal.h"
+
+#define BITS 3
+#define MASK ((1ULL << BITS) - 1)
+#define PER_WORD (64 / BITS)
+#define SLICE 10000000ULL	/* how late immediate_exit may be seen: 10 ms */
+
+static uint64_t words(const struct kvmfault_memory *memory)
+{
+	return (memory->length >> memory->page_shift) / PER_WORD + 1;
+}
+
+int kvmfault__pages_new(struct kvmfault_memory *memory)
+{
+	void *states;
+	int err;
+
+	/* Zero is absent, and costs nothing until it is written. */
+	err = kvmfault__sys_mmap(&states, words(memory) * sizeof(uint64_t),
+				 PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+				 -1, 0);
+	if (!err)
+		memory->states = states;
+	return err;
+}
+
+void kvmfault__pages_free(struct kvmfault_memory *memory)
+{
+	if (memory->states)
+		kvmfault__sys_munmap((void *)(uintptr_t)memory->states,
+				     words(memory) * sizeof(uint64_t));
+}
+
+enum kvmfault__state kvmfault__page_state(const struct kvmfault_memory *memory,
+					  uint64_t page)
+{
+	uint64_t word = atomic_load(&memory->states[page / PER_WORD]);
+
+	return (word >> (page % PER_WORD * BITS)) & MASK;
+}
+
+enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
+					   uint64_t page,
+					   enum kvmfault__state from,
+					   enum kvmfault__state to)
+{
+	_Atomic uint64_t *word = &memory->states[page / PER_WORD];
+	unsigned int shift = page % PER_WORD * BITS;
+	uint64_t old = atomic_load(word), new;
+
+	do {
+		if (((old >> shift) & MASK) != from)
+			return (old >> shift) & MASK;
+		new = (old & ~(MASK << shift)) | (uint64_t)to << shift;
+	} while (!atomic_compare_exchange_weak(word, &old, new));
+	return from;
+}
+
+enum kvmfault__state kvmfault__page_claim(struct kvmfault_memory *memory,
+					  uint64_t page, bool sleeper)
+{
+	enum kvmfault__state state = kvmfault__page_state(memory, page), to;
+
+	for (;;) {
+		enum kvmfault__state found;
+
+		if (state == KVMFAULT__ABSENT || state == KVMFAULT__REMOVED)
+			to = KVMFAULT__FETCHING;
+		else if (state == KVMFAULT__FETCHING && sleeper)
+			to = KVMFAULT__FETCHING_WAITED;
+		else
+			return state;
+		found = kvmfault__page_change(memory, page, state, to);
+		if (found == state)
+			return state;
+		state = found;
+	}
+}
+
+static bool in_flight(enum kvmfault__state state)
+{
+	return state == KVMFAULT__FETCHING ||
+	       state == KVMFAULT__FETCHING_WAITED ||
+	       state == KVMFAULT__FETCHING_REMOVED;
+}
+
+static struct kvmfault__bucket *bucket(struct kvmfault_memory *memory,
+				       uint64_t page)
+{
+	uint64_t hash = (page ^ (uintptr_t)memory) * 0x9e3779b97f4a7c15ULL;
+
+	return &memory->vm->bucket[(hash >> 32) % KVMFAULT__BUCKETS];
+}
+
+static bool exit_wanted(const struct kvmfault__seat *seat)
+{
+	return seat->immediate_exit && *seat->immediate_exit;
+}
+
+int kvmfault__page_wait(struct kvmfault__seat *seat,
+			struct kvmfault_memory *memory, uint64_t page)
+{
+	struct kvmfault__bucket *b = bucket(memory, page);
+	int err = 0;
+
+	/*
+	 * The waker changes the state, then looks for waiters; we are counted,
+	 * then look at the state. One of us sees the other.
+	 */
+	atomic_fetch_add(&b->waiters, 1);
+	while (err != -EINTR) {
+		uint32_t sequence = atomic_load(&b->sequence);
+
+		if (!in_flight(kvmfault__page_state(memory, page))) {
+			err = 0;
+			break;
+		}
+		if (exit_wanted(seat))
+			err = -EINTR;
+		else
+			err = kvmfault__sys_futex_wait(&b->sequence, sequence,
+						       SLICE);
+	}
+	atomic_fetch_sub(&b->waiters, 1);
+	return err;
+}
+
+void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page)
+{
+	struct kvmfault__bucket *b = bucket(memory, page);
+
+	if (!atomic_load(&b->waiters))
+		return;
+	atomic_fetch_add(&b->sequence, 1);
+	kvmfault__sys_futex_wake(&b->sequence);
+}
+
+bool kvmfault__pages_absent(const struct kvmfault_memory *memory)
+{
+	uint64_t page, pages = memory->length >> memory->page_shift;
+
+	for (page = 0; page < pages; page++) {
+		enum kvmfault__state state = kvmfault__page_state(memory, page);
+
+		if (state != KVMFAULT__PRESENT && state != KVMFAULT__REMOVED)
+			return true;
+	}
+	return false;
+}
+
+int kvmfault__pause(struct kvmfault__seat *seat, uint64_t nanoseconds)
+{
+	int err;
+
+	if (exit_wanted(seat))
+		return -EINTR;
+	err = kvmfault__sys_futex_wait(&seat->pause, 0, nanoseconds);
+	return err == -EINTR || exit_wanted(seat) ? -EINTR : 0;
+}

@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Ensure and discard: what the VMM itself does with guest memory. In: a range
+ * of guest-physical addresses. Out: its pages present, by the one path (ensure
+ * is an entrance); or gone, in an order that a fetch in flight can't break.
+ */
+
+#include "internal.h"
+
+static bool bad_range(struct kvmfault_vm *vm, uint64_t gpa, uint64_t length)
+{
+	return !vm || !length || gpa + length - 1 < gpa;
+}
+
+static int ensure_error(const struct kvmfault__answer *answer)
+{
+	switch (answer->action) {
+	case KVMFAULT_RETRY:
+		return answer->error;
+	case KVMFAULT_INTERRUPTED:
+		return -EINTR;
+	case KVMFAULT_PENDING:
+		return -EAGAIN;
+	default:
+		break;
+	}
+	if (answer->reason == KVMFAULT_REASON_NO_REGION)
+		return -ENXIO;
+	return answer->error ? answer->error : -EOPNOTSUPP;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
+		    uint64_t gpa, uint64_t length, bool write)
+{
+	struct kvmfault_fault fault = {
+		.size = sizeof(fault),
+		.entrance = KVMFAULT_ENTRANCE_CALL,
+		.access = write ? KVMFAULT_ACCESS_WRITE : KVMFAULT_ACCESS_READ,
+		.known = KVMFAULT_KNOWN_GPA | KVMFAULT_KNOWN_LENGTH,
+		.address_space = address_space,
+		.gpa = gpa,
+		.length = length,
+	};
+	struct kvmfault__seat *seat;
+	uint64_t last;
+	int err = 0;
+
+	if (bad_range(vm, gpa, length))
+		return -EINVAL;
+	seat = kvmfault__seat_take(vm);
+	if (!seat)
+		return -ENOMEM;
+	kvmfault__add(seat, KVMFAULT__COUNTER(entrance) + fault.entrance, 1);
+	last = gpa + length - 1;
+	for (;;) {
+		struct kvmfault__answer answer =
+			kvmfault__resolve_gpa(seat, &fault, gpa);
+
+		err = ensure_error(&answer);
+		gpa |= KVMFAULT__PAGE - 1;
+		if (err || gpa >= last)
+			break;
+		gpa++;
+	}
+	kvmfault__seat_give(seat);
+	return err;
+}
+
+#define RUN 256			/* pages that are discarded at once */
+
+/* Take what nobody is fetching; tell the fetcher of what somebody is. Returns
+ * how many pages were taken, and for those what they were. */
+static size_t take(struct kvmfault_memory *memory, uint64_t page, size_t count,
+		   enum kvmfault__state *was)
+{
+	size_t n = 0;
+
+	while (n < count) {
+		enum kvmfault__state state =
+			kvmfault__page_state(memory, page + n);
+		enum kvmfault__state to = KVMFAULT__FETCHING;
+
+		if (state == KVMFAULT__FETCHING ||
+		    state == KVMFAULT__FETCHING_WAITED)
+			to = KVMFAULT__FETCHING_REMOVED;
+		if (state != KVMFAULT__FETCHING_REMOVED &&
+		    kvmfault__page_change(memory, page + n, state, to) != state)
+			continue;	/* it has just changed: look again */
+		if (to == KVMFAULT__FETCHING_REMOVED ||
+		    state == KVMFAULT__FETCHING_REMOVED)
+			break;
+		was[n++] = state;
+	}
+	return n;
+}
+
+/* The pages that were taken: to what they are now, or were before. */
+static void put(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
+		uint64_t page, size_t count, const enum kvmfault__state *was)
+{
+	uint64_t size = kvmfault__page_size(memory);
+	size_t i;
+
+	for (i = 0; i < count; i++) {
+		enum kvmfault__state to = was ? was[i] : KVMFAULT__REMOVED;
+		enum kvmfault__state from = KVMFAULT__FETCHING, found;
+		bool wake = false;
+
+		while ((found = kvmfault__page_change(memory, page + i, from,
+						      to)) != from) {
+			/* Somebody marked it: a sleeper, or a second discard,
+			 * which can have no data back where there is none. */
+			if (found == KVMFAULT__FETCHING_REMOVED &&
+			    to == KVMFAULT__ABSENT)
+				to = KVMFAULT__REMOVED;
+			from = found;
+			wake = true;
+		}
+		kvmfault__page_wake(memory, page + i);
+		if (wake)
+			kvmfault__wake(seat, memory, NULL, (page + i) * size,
+				       size);
+	}
+}
+
+static int discard_run(struct kvmfault__seat *seat,
+		       struct kvmfault_memory *memory, uint64_t page,
+		       size_t count)
+{
+	enum kvmfault__state was[RUN];
+	uint64_t size = kvmfault__page_size(memory);
+	size_t done = 0, n;
+	int err;
+
+	while (done < count) {
+		n = take(memory, page + done, count - done, was);
+		if (!n) {
+			done++;		/* in flight: its fetcher does it */
+			continue;
+		}
+		err = kvmfault__memory_punch(memory, (page + done) * size,
+					     n * size);
+		put(seat, memory, page + done, n, err ? was : NULL);
+		if (err)
+			return err;
+		kvmfault__add(seat, KVMFAULT__COUNTER(removed), n);
+		kvmfault__changed(memory, (page + done) * size, n * size,
+				  KVMFAULT_CAUSE_DISCARD);
+		done += n;
+	}
+	return 0;
+}
+
+static int discard_memory(struct kvmfault__seat *seat,
+			  struct kvmfault_memory *memory, uint64_t offset,
+			  uint64_t length)
+{
+	uint64_t page, count, step;
+	int err = 0;
+
+	if ((offset | length) & (kvmfault__page_size(memory) - 1))
+		return -EINVAL;
+	if (!kvmfault__tracked(memory)) {
+		err = kvmfault__memory_punch(memory, offset, length);
+		if (!err)
+			kvmfault__changed(memory, offset, length,
+					  KVMFAULT_CAUSE_DISCARD);
+		return err;
+	}
+	page = offset >> memory->page_shift;
+	for (count = length >> memory->page_shift; count && !err;
+	     count -= step) {
+		step = count < RUN ? count : RUN;
+		err = discard_run(seat, memory, page, step);
+		page += step;
+	}
+	return err;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
+		     uint64_t gpa, uint64_t length)
+{
+	struct kvmfault__seat *seat;
+	int err = 0;
+
+	if (bad_range(vm, gpa, length) || (gpa | length) & (KVMFAULT__PAGE - 1))
+		return -EINVAL;
+	seat = kvmfault__seat_take(vm);
+	if (!seat)
+		return -ENOMEM;
+	while (length && !err) {
+		struct kvmfault__region *region =
+			kvmfault__region_find(seat, address_space, gpa);
+		uint64_t inside, step = 0;
+
+		if (!region || !region->span.memory) {
+			err = -ENXIO;
+		} else {
+			inside = gpa - region->info.gpa;
+			step = region->info.length - inside;
+			if (step > length)
+				step = length;
+			err = discard_memory(seat, region->span.memory,
+					     region->info.offset + inside,
+					     step);
+		}
+		kvmfault__leave(seat);
+		gpa += step;
+		length -= step;
+	}
+	kvmfault__seat_give(seat);
+	return err;
+}

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Stage translate, its guest side: guest-physical ranges. In: the regions of
+ * the VMM. Out: for a gpa the region that shows it, held. Regions come and go
+ * while vCPUs run; a fetch in flight is the memory's and does not care.
+ */
+
+#include "internal.h"
+
+static int check(struct kvmfault_vm *vm, const struct kvmfault_region *r)
+{
+	const uint64_t mask = KVMFAULT__PAGE - 1;
+
+	if (!r->length || (r->gpa | r->length | r->offset) & mask ||
+	    r->gpa + r->length - 1 < r->gpa ||
+	    r->address_space >= KVMFAULT__SPACES)
+		return -EINVAL;
+	if (!r->memory)
+		return r->guest_memfd > 0 ? 0 : -EINVAL;
+	if (r->memory->vm != vm || r->offset + r->length < r->offset ||
+	    r->offset + r->length > r->memory->length)
+		return -EINVAL;
+	return 0;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_region_add(struct kvmfault_vm *vm,
+			const struct kvmfault_region *region)
+{
+	struct kvmfault_region ours;
+	struct kvmfault__region *new;
+	int err;
+
+	err = kvmfault__options(&ours, sizeof(ours), region);
+	if (err)
+		return err;
+	if (!vm)
+		return -EINVAL;
+	err = check(vm, &ours);
+	if (err)
+		return err;
+	new = kvmfault__sys_alloc(sizeof(*new), 0);
+	if (!new)
+		return -ENOMEM;
+	new->info = ours;
+	new->span.memory = ours.memory;
+	new->span.first = kvmfault__key(ours.address_space, ours.gpa);
+	new->span.last = kvmfault__key(ours.address_space,
+				       ours.gpa + ours.length - 1);
+	pthread_mutex_lock(&vm->lock);
+	err = kvmfault__table_add(vm, &vm->regions, &new->span);
+	if (!err) {
+		vm->region_count++;
+		if (ours.memory)
+			ours.memory->regions++;
+	}
+	pthread_mutex_unlock(&vm->lock);
+	if (err)
+		kvmfault__sys_free(new);
+	return err;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
+			   uint64_t gpa)
+{
+	struct kvmfault__region *region;
+	struct kvmfault__span *span;
+
+	if (!vm)
+		return -EINVAL;
+	if (address_space >= KVMFAULT__SPACES)
+		return -ENOENT;
+	pthread_mutex_lock(&vm->lock);
+	span = kvmfault__table_at(&vm->regions,
+				  kvmfault__key(address_space, gpa));
+	region = (struct kvmfault__region *)span;
+	if (region && region->info.gpa != gpa)
+		region = NULL;
+	if (region) {
+		vm->region_count--;
+		if (span->memory)
+			span->memory->regions--;
+		kvmfault__table_kill(vm, span);
+		kvmfault__table_sweep(vm, &vm->regions);
+	}
+	pthread_mutex_unlock(&vm->lock);
+	return region ? 0 : -ENOENT;
+}
+
+struct kvmfault__region *kvmfault__region_find(struct kvmfault__seat *seat,
+					       uint32_t space, uint64_t gpa)
+{
+	if (space >= KVMFAULT__SPACES)
+		return NULL;
+	return (struct kvmfault__region *)
+		kvmfault__table_find(seat, &seat->vm->regions,
+				     kvmfault__key(space, gpa));
+}
+
+KVMFAULT__EXPORT
+int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
+			 uint64_t gpa, struct kvmfault_region *region)
+{
+	struct kvmfault__region *found;
+	struct kvmfault__seat *seat;
+	int err = -ENOENT;
+
+	if (!vm || !region)
+		return -EINVAL;
+	seat = kvmfault__seat_take(vm);
+	if (!seat)
+		return -ENOMEM;
+	found = kvmfault__region_find(seat, address_space, gpa);
+	if (found)
+		err = kvmfault__options_out(region, &found->info,
+					    sizeof(found->info));
+	kvmfault__leave(seat);
+	kvmfault__seat_give(seat);
+	return err;
+}

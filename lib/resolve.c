@@ -1,0 +1,354 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Stages claim, resolve and publish: the one path that every entrance takes.
+ * In: a fault, and the span that it is in, held. Out: an answer. Whatever
+ * happens between claim and publish, the page ends in a state that is true:
+ * data first, then the state, then the wakes.
+ */
+
+#include "internal.h"
+
+static struct kvmfault__answer failed(enum kvmfault_reason reason, int error)
+{
+	return (struct kvmfault__answer){
+		.action = KVMFAULT_UNRESOLVED,
+		.reason = reason,
+		.error = error,
+	};
+}
+
+/* Ask one resolver after the other; a verdict or -errno. */
+static int ask(struct kvmfault__request *rq, struct kvmfault__answer *answer)
+{
+	struct kvmfault_request *request = &rq->request;
+	struct kvmfault_vm *vm = rq->seat->vm;
+	bool flags = false;
+	unsigned int i;
+
+	for (i = 0; i < vm->resolvers; i++) {
+		const struct kvmfault_resolver *r = &vm->chain[i];
+		int verdict;
+
+		if (r->pages && !(r->pages & 1U << request->page))
+			continue;
+		/* Ours know nothing of failed memory. */
+		if (i >= vm->own_resolvers &&
+		    request->fault->error == EHWPOISON)
+			continue;
+		if (request->fault->flags & ~r->flags) {
+			flags = true;
+			continue;
+		}
+		verdict = r->resolve(r->data, request);
+		if (verdict == KVMFAULT_DECLINED)
+			continue;
+		answer->resolver = r->name;
+		if (verdict == KVMFAULT_RESOLVED)
+			kvmfault__add(rq->seat, KVMFAULT__COUNTER(resolver) + i,
+				      1);
+		return verdict;
+	}
+	answer->reason = request->fault->error == EHWPOISON ?
+		KVMFAULT_REASON_HWPOISON : flags ?
+		KVMFAULT_REASON_FLAGS : KVMFAULT_REASON_DECLINED;
+	return -EOPNOTSUPP;
+}
+
+static void judge(const struct kvmfault__request *rq, int verdict,
+		  struct kvmfault__answer *answer)
+{
+	switch (verdict) {
+	case KVMFAULT_RESOLVED:
+		answer->action = KVMFAULT_RETRY;
+		return;
+	case KVMFAULT_LATER:
+		answer->action = KVMFAULT_PENDING;
+		return;
+	case -EINTR:
+		answer->action = KVMFAULT_INTERRUPTED;
+		return;
+	case -EAGAIN:
+		/* The mappings are changing: it faults again. */
+		answer->action = KVMFAULT_RETRY;
+		answer->error = -EAGAIN;
+		return;
+	}
+	answer->action = KVMFAULT_UNRESOLVED;
+	answer->error = verdict < 0 ? verdict : -EINVAL;
+	if (!answer->reason)
+		answer->reason = rq->source_failed ? KVMFAULT_REASON_SOURCE :
+						     KVMFAULT_REASON_RESOLVER;
+}
+
+/* A page that nobody fetches: untracked, or present and out of reach. */
+static struct kvmfault__answer resolve_unclaimed(struct kvmfault__request *rq,
+						 enum kvmfault_page page)
+{
+	struct kvmfault__answer answer = { 0 };
+
+	rq->request.page = page;
+	judge(rq, ask(rq, &answer), &answer);
+	if (answer.action == KVMFAULT_RETRY && rq->origin)
+		kvmfault__wake(rq->seat, rq->request.memory, rq->origin,
+			       rq->request.offset, rq->request.length);
+	return answer;
+}
+
+/* A discard came while the page was being fetched: it has the last word. */
+static bool discarded(struct kvmfault__request *rq, uint64_t page)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+	int err;
+
+	if (kvmfault__page_state(memory, page) != KVMFAULT__FETCHING_REMOVED)
+		return false;
+	err = kvmfault__memory_punch(memory, rq->request.offset,
+				     rq->request.length);
+	if (err)
+		kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
+			      "a page at offset %#llx was discarded while it was fetched, and could not be freed (error %d): it keeps its data",
+			      (unsigned long long)rq->request.offset, -err);
+	else
+		kvmfault__changed(memory, rq->request.offset,
+				  rq->request.length, KVMFAULT_CAUSE_DISCARD);
+	if (!err)
+		kvmfault__count(rq->seat, removed);
+	kvmfault__page_change(memory, page, KVMFAULT__FETCHING_REMOVED,
+			      err ? KVMFAULT__PRESENT : KVMFAULT__REMOVED);
+	return true;
+}
+
+/* fetching -> to, and wake all who could not know. installed: through the
+ * memslots' mapping, whose sleepers the kernel has woken. */
+static void publish(struct kvmfault__request *rq, uint64_t page,
+		    enum kvmfault__state to, bool installed)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+	enum kvmfault__state found, from = KVMFAULT__FETCHING;
+	bool wake = false;
+
+	while ((found = kvmfault__page_change(memory, page, from, to)) !=
+	       from) {
+		wake = true;	/* a reader marked it, or a discard */
+		if (discarded(rq, page))
+			break;
+		from = found;
+	}
+	kvmfault__page_wake(memory, page);
+	if (wake)
+		kvmfault__wake(rq->seat, memory, NULL, rq->request.offset,
+			       rq->request.length);
+	else if (rq->origin && (!installed || rq->existed ||
+				rq->origin->host != (uintptr_t)memory->host))
+		kvmfault__wake(rq->seat, memory, rq->origin,
+			       rq->request.offset, rq->request.length);
+}
+
+/* "Resolved", says one that did not use our install: is it? */
+static bool lied(struct kvmfault__request *rq)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+
+	/* Of a single hugetlb page the kernel can't be asked. */
+	return !rq->installed &&
+	       kvmfault__page_size(memory) == kvmfault__sys_page_size() &&
+	       !kvmfault__memory_resident(memory, rq->request.offset,
+					  rq->request.length);
+}
+
+static void account(struct kvmfault__request *rq, enum kvmfault__state was)
+{
+	if (rq->existed)
+		kvmfault__count(rq->seat, existed);
+	else if (was == KVMFAULT__REMOVED)
+		kvmfault__count(rq->seat, zeroed);
+	else
+		kvmfault__count(rq->seat, fetched);
+	if (!rq->existed)
+		kvmfault__changed(rq->request.memory, rq->request.offset,
+				  rq->request.length, was == KVMFAULT__REMOVED ?
+				  KVMFAULT_CAUSE_ZERO : KVMFAULT_CAUSE_FETCH);
+}
+
+/* was: absent or removed, and now ours. */
+static struct kvmfault__answer resolve_claimed(struct kvmfault__request *rq,
+					       uint64_t page,
+					       enum kvmfault__state was)
+{
+	struct kvmfault__answer answer = { 0 };
+
+	rq->request.page = was == KVMFAULT__REMOVED ? KVMFAULT_PAGE_REMOVED :
+						      KVMFAULT_PAGE_ABSENT;
+	judge(rq, ask(rq, &answer), &answer);
+	answer.came = answer.action == KVMFAULT_RETRY && !answer.error;
+	if (answer.came && lied(rq)) {
+		const char *resolver = answer.resolver;
+
+		answer = failed(KVMFAULT_REASON_LIE, -ENODATA);
+		answer.resolver = resolver;
+	}
+	if (answer.came)
+		account(rq, was);
+	publish(rq, page, answer.came ? KVMFAULT__PRESENT : was,
+		rq->installed);
+	return answer;
+}
+
+/*
+ * A message for a page that is present. Most often it was read late. But a
+ * page that somebody took out of the file behind our back would fault for
+ * ever: ask the kernel by installing zeros, which is what a hole holds, and
+ * which fails where there is a page.
+ */
+static struct kvmfault__answer recheck(struct kvmfault__request *rq,
+				       uint64_t page)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY };
+	enum kvmfault__state found;
+	int err;
+
+	kvmfault__count(rq->seat, repeated);
+	found = kvmfault__page_change(memory, page, KVMFAULT__PRESENT,
+				      KVMFAULT__FETCHING);
+	if (found != KVMFAULT__PRESENT) {
+		answer.error = -EAGAIN;
+		return answer;
+	}
+	rq->request.page = KVMFAULT_PAGE_REMOVED;
+	err = kvmfault_request_read(&rq->request, rq->request.buffer);
+	if (!err)
+		err = kvmfault_request_install(&rq->request,
+					       rq->request.buffer);
+	if (!err && !rq->existed)
+		account(rq, KVMFAULT__REMOVED);
+	publish(rq, page, KVMFAULT__PRESENT, rq->installed);
+	if (err == -EAGAIN)
+		answer.error = err;
+	else if (err)
+		answer = failed(KVMFAULT_REASON_RESOLVER, err);
+	return answer;
+}
+
+static struct kvmfault__answer resolve_present(struct kvmfault__request *rq,
+					       uint64_t page, bool waited)
+{
+	struct kvmfault__answer answer = {
+		.action = KVMFAULT_RETRY,
+		.came = waited,
+	};
+
+	if (rq->origin)
+		return recheck(rq, page);
+	if (waited || rq->request.fault->entrance == KVMFAULT_ENTRANCE_CALL)
+		return answer;
+	return resolve_unclaimed(rq, KVMFAULT_PAGE_PRESENT);
+}
+
+static struct kvmfault__answer resolve_tracked(struct kvmfault__request *rq)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+	uint64_t page = rq->request.offset >> memory->page_shift;
+	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY };
+	bool waited = false;
+
+	for (;;) {
+		enum kvmfault__state state =
+			kvmfault__page_claim(memory, page, rq->origin);
+
+		switch (state) {
+		case KVMFAULT__ABSENT:
+		case KVMFAULT__REMOVED:
+			return resolve_claimed(rq, page, state);
+		case KVMFAULT__PRESENT:
+			return resolve_present(rq, page, waited);
+		case KVMFAULT__FETCHING:
+		case KVMFAULT__FETCHING_WAITED:
+		case KVMFAULT__FETCHING_REMOVED:
+			break;
+		}
+		if (rq->origin) {
+			/* Its fetcher knows, and wakes the sleeper. */
+			kvmfault__count(rq->seat, repeated);
+			return answer;
+		}
+		kvmfault__count(rq->seat, waited);
+		waited = true;
+		if (kvmfault__page_wait(rq->seat, memory, page)) {
+			answer.action = KVMFAULT_INTERRUPTED;
+			return answer;
+		}
+	}
+}
+
+static void address(struct kvmfault__request *rq,
+		    const struct kvmfault__region *region, uint64_t offset)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+	uint64_t size = memory ? kvmfault__page_size(memory) : KVMFAULT__PAGE;
+
+	rq->request.region = region ? &region->info : NULL;
+	rq->request.offset = offset & ~(size - 1);
+	rq->request.length = size;
+	if (memory)
+		rq->request.host = (char *)memory->host + rq->request.offset;
+}
+
+struct kvmfault__answer
+kvmfault__resolve(struct kvmfault__seat *seat,
+		  const struct kvmfault_fault *fault,
+		  const struct kvmfault__region *region,
+		  struct kvmfault_mapping *origin, uint64_t offset)
+{
+	struct kvmfault__request rq = {
+		.request = {
+			.size = sizeof(rq.request),
+			.fault = fault,
+			.page = KVMFAULT_PAGE_UNTRACKED,
+			.buffer = seat->buffer,
+		},
+		.seat = seat,
+		.origin = origin,
+	};
+
+	if (region || origin) {
+		rq.request.memory = region ? region->span.memory :
+					     origin->span.memory;
+		address(&rq, region, offset);
+	}
+	/* Memory failed: whatever state the page has, its data is lost. */
+	if (!rq.request.memory || !kvmfault__tracked(rq.request.memory) ||
+	    fault->error == EHWPOISON)
+		return resolve_unclaimed(&rq, KVMFAULT_PAGE_UNTRACKED);
+	return resolve_tracked(&rq);
+}
+
+struct kvmfault__answer kvmfault__resolve_gpa(struct kvmfault__seat *seat,
+					      const struct kvmfault_fault *f,
+					      uint64_t gpa)
+{
+	struct kvmfault__answer answer;
+	struct kvmfault__region *region;
+	uint64_t offset = 0;
+
+	region = kvmfault__region_find(seat, f->address_space, gpa);
+	if (region)
+		offset = region->info.offset + gpa - region->info.gpa;
+	answer = kvmfault__resolve(seat, f, region, NULL, offset);
+	if (!region && answer.reason == KVMFAULT_REASON_DECLINED)
+		answer.reason = KVMFAULT_REASON_NO_REGION;
+	kvmfault__leave(seat);
+	return answer;
+}
+
+void kvmfault__latency(struct kvmfault__seat *seat, uint64_t since)
+{
+	uint64_t us = (kvmfault__sys_now() - since) / 1000;
+	unsigned int bin = us ? 64 - (unsigned int)__builtin_clzll(us) : 0;
+
+	if (bin >= KVMFAULT_LATENCY_COUNT)
+		bin = KVMFAULT_LATENCY_COUNT - 1;
+	kvmfault__add(seat, KVMFAULT__COUNTER(latency) + bin, 1);
+}

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Resolver "copy". In: an absent or discarded page, claimed. Out: the source's
+ * bytes, or zeros, installed by UFFDIO_COPY, which is atomic: no one ever sees
+ * a half-filled page.
+ */
+
+#include "internal.h"
+
+static int resolve(void *data, struct kvmfault_request *request)
+{
+	int err;
+
+	(void)data;
+	err = kvmfault_request_read(request, request->buffer);
+	if (!err)
+		err = kvmfault_request_install(request, request->buffer);
+	return err ? err : KVMFAULT_RESOLVED;
+}
+
+const struct kvmfault_resolver kvmfault__resolver_copy = {
+	.size = sizeof(kvmfault__resolver_copy),
+	.name = "copy",
+	.pages = 1U << KVMFAULT_PAGE_ABSENT | 1U << KVMFAULT_PAGE_REMOVED,
+	.resolve = resolve,
+};

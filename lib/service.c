@@ -1,0 +1,529 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Entrance uffd: messages of all who sleep in the kernel on a missing page. In:
+ * every userfaultfd of the VM. Out: the page brought in by the one path, and the
+ * sleeper awake. What can't be done now is parked with a time to try again:
+ * nobody spins, and no sleeper is forgotten.
+ */
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#include "abi.h"
+#include "internal.h"
+
+#define MESSAGES 16
+#define EVENTS 8
+#define THREADS_MAX 256
+#define PARKED_MAX 256
+#define DELAY_MIN 1000000ULL	/* 1 ms, doubled each time, */
+#define DELAY_STEPS 10		/* up to about a second */
+#define TELL_AFTER 3		/* tries before the VMM is told */
+
+enum { TIMER = KVMFAULT__SPACES, STOP };	/* beside uffds' ids */
+
+struct parked {
+	struct kvmfault_fault fault;
+	uint32_t space;
+	unsigned int tries;
+	uint64_t due;
+};
+
+struct kvmfault_service {
+	struct kvmfault_vm *vm;
+	int timer, stop;
+	size_t batch;			/* messages that one read takes */
+	pthread_mutex_t lock;		/* of what is parked; short */
+	size_t parked_count;
+	struct parked parked[PARKED_MAX];
+	unsigned int threads;
+	pthread_t thread[];
+};
+
+/* Under the service's lock. */
+static struct parked *find_parked(struct kvmfault_service *service,
+				  uint32_t space, uint64_t hva)
+{
+	size_t i;
+
+	for (i = 0; i < service->parked_count; i++)
+		if (service->parked[i].space == space &&
+		    service->parked[i].fault.hva == hva)
+			return &service->parked[i];
+	return NULL;
+}
+
+static uint64_t earliest(struct kvmfault_service *service)
+{
+	uint64_t due = UINT64_MAX;
+	size_t i;
+
+	pthread_mutex_lock(&service->lock);
+	for (i = 0; i < service->parked_count; i++)
+		if (service->parked[i].due < due)
+			due = service->parked[i].due;
+	pthread_mutex_unlock(&service->lock);
+	return due;
+}
+
+/* The timer is set without the lock: who sets it looks again afterwards, so
+ * that the last one to set it has seen the earliest. */
+static void set_timer(struct kvmfault_service *service)
+{
+	uint64_t due = earliest(service), armed, now;
+
+	do {
+		armed = due;
+		if (due == UINT64_MAX)
+			return;
+		now = kvmfault__sys_now();
+		kvmfault__sys_timerfd_arm(service->timer,
+					  due > now ? due - now : 1);
+		due = earliest(service);
+	} while (due != armed);
+}
+
+static void wake_sleeper(struct kvmfault__seat *seat,
+			 const struct parked *item)
+{
+	struct kvmfault_mapping *mapping = (struct kvmfault_mapping *)
+		kvmfault__table_find(seat, &seat->vm->mappings,
+				     kvmfault__key(item->space,
+						   item->fault.hva));
+
+	if (mapping) {
+		struct kvmfault_memory *memory = mapping->span.memory;
+		uint64_t size = kvmfault__page_size(memory);
+
+		kvmfault__wake(seat, memory, mapping,
+			       (item->fault.hva - mapping->host) & ~(size - 1),
+			       size);
+	}
+	kvmfault__leave(seat);
+}
+
+static void park(struct kvmfault_service *service, struct kvmfault__seat *seat,
+		 struct parked *item)
+{
+	unsigned int step = item->tries < DELAY_STEPS ? item->tries :
+							DELAY_STEPS;
+	bool full;
+
+	item->due = kvmfault__sys_now() + (DELAY_MIN << step);
+	item->tries++;
+	kvmfault__count(seat, parked);
+	pthread_mutex_lock(&service->lock);
+	full = service->parked_count == PARKED_MAX;
+	if (!full && !find_parked(service, item->space, item->fault.hva))
+		service->parked[service->parked_count++] = *item;
+	pthread_mutex_unlock(&service->lock);
+	/* No room: awake, it faults again and so comes back by itself. */
+	if (full)
+		wake_sleeper(seat, item);
+	else
+		set_timer(service);
+}
+
+static void tell(struct kvmfault_vm *vm, const struct parked *item,
+		 const struct kvmfault__answer *answer)
+{
+	kvmfault__log(vm, KVMFAULT_LOG_ERROR,
+		      "a %s at host address %#llx sleeps: %s (error %d); trying again until it works or the VM is stopped",
+		      kvmfault_access_str(item->fault.access),
+		      (unsigned long long)item->fault.hva,
+		      kvmfault_reason_str(answer->reason), -answer->error);
+	if (vm->options.unresolved)
+		vm->options.unresolved(vm->options.unresolved_data,
+				       &item->fault, answer->reason,
+				       answer->error);
+}
+
+/* Resolve, or park. */
+static void serve_fault(struct kvmfault_service *service,
+			struct kvmfault__seat *seat, struct parked *item)
+{
+	uint64_t began = kvmfault__sys_now();
+	struct kvmfault__answer answer;
+	struct kvmfault_mapping *mapping;
+
+	mapping = (struct kvmfault_mapping *)
+		kvmfault__table_find(seat, &seat->vm->mappings,
+				     kvmfault__key(item->space,
+						   item->fault.hva));
+	if (!mapping) {
+		/* Removed meanwhile: the kernel has woken its sleepers. */
+		kvmfault__leave(seat);
+		return;
+	}
+	answer = kvmfault__resolve(seat, &item->fault, NULL, mapping,
+				   item->fault.hva - mapping->host);
+	kvmfault__leave(seat);
+	if (answer.action == KVMFAULT_RETRY && !answer.error) {
+		kvmfault__latency(seat, began);
+		return;
+	}
+	if (answer.action == KVMFAULT_UNRESOLVED &&
+	    item->tries == TELL_AFTER - 1) {
+		kvmfault__count(seat, unresolved);
+		tell(seat->vm, item, &answer);
+	}
+	park(service, seat, item);
+}
+
+static bool is_parked(struct kvmfault_service *service, uint32_t space,
+		      uint64_t hva)
+{
+	bool found;
+
+	pthread_mutex_lock(&service->lock);
+	found = service->parked_count && find_parked(service, space, hva);
+	pthread_mutex_unlock(&service->lock);
+	return found;
+}
+
+static void pagefault(struct kvmfault_service *service,
+		      struct kvmfault__seat *seat, uint32_t space,
+		      const struct uffd_msg *msg)
+{
+	uint64_t flags = msg->arg.pagefault.flags;
+	struct parked item = {
+		.fault = {
+			.size = sizeof(item.fault),
+			.entrance = KVMFAULT_ENTRANCE_UFFD,
+			.access = flags & UFFD_PAGEFAULT_FLAG_WRITE ?
+				KVMFAULT_ACCESS_WRITE : KVMFAULT_ACCESS_READ,
+			.known = KVMFAULT_KNOWN_HVA,
+			.hva = msg->arg.pagefault.address &
+			       ~(KVMFAULT__PAGE - 1),
+			.length = KVMFAULT__PAGE,
+			/* What access does not say already. */
+			.flags = flags & ~(uint64_t)UFFD_PAGEFAULT_FLAG_WRITE,
+		},
+		.space = space,
+	};
+
+	kvmfault__add(seat, KVMFAULT__COUNTER(entrance) +
+		      KVMFAULT_ENTRANCE_UFFD, 1);
+	/* Another thread asks for what is being tried already. */
+	if (is_parked(service, space, item.fault.hva)) {
+		kvmfault__count(seat, repeated);
+		return;
+	}
+	serve_fault(service, seat, &item);
+}
+
+/*
+ * A hint that pages are gone: it comes for one mapping only, also where the
+ * data stays in the file. Anonymous pages are gone with their one mapping. Of a
+ * file's pages those that really went are noticed when they are missed.
+ */
+static void removed(struct kvmfault__seat *seat, uint32_t space, uint64_t start,
+		    uint64_t end)
+{
+	struct kvmfault_mapping *mapping = (struct kvmfault_mapping *)
+		kvmfault__table_find(seat, &seat->vm->mappings,
+				     kvmfault__key(space, start));
+	struct kvmfault_memory *memory = mapping ? mapping->span.memory : NULL;
+	uint64_t page, last;
+
+	if (memory && memory->fd <= 0 && kvmfault__tracked(memory)) {
+		if (end > mapping->host + memory->length)
+			end = mapping->host + memory->length;
+		page = (start - mapping->host) >> memory->page_shift;
+		last = (end - 1 - mapping->host) >> memory->page_shift;
+		for (; page <= last; page++) {
+			kvmfault__page_change(memory, page, KVMFAULT__ABSENT,
+					      KVMFAULT__REMOVED);
+			kvmfault__page_change(memory, page, KVMFAULT__PRESENT,
+					      KVMFAULT__REMOVED);
+		}
+	}
+	kvmfault__leave(seat);
+}
+
+static void message(struct kvmfault_service *service,
+		    struct kvmfault__seat *seat, uint32_t space,
+		    const struct uffd_msg *msg)
+{
+	switch (msg->event) {
+	case UFFD_EVENT_PAGEFAULT:
+		pagefault(service, seat, space, msg);
+		return;
+	case UFFD_EVENT_REMOVE:
+		removed(seat, space, msg->arg.remove.start,
+			msg->arg.remove.end);
+		return;
+	case UFFD_EVENT_FORK:
+		/* A descriptor for the child's memory comes with it. */
+		kvmfault__sys_close((int)msg->arg.fork.ufd);
+		kvmfault__log(service->vm, KVMFAULT_LOG_WARNING,
+			      "a process with registered guest memory has forked: the child must not touch it");
+		return;
+	case UFFD_EVENT_REMAP:
+	case UFFD_EVENT_UNMAP:
+		kvmfault__log(service->vm, KVMFAULT_LOG_WARNING,
+			      "guest memory was unmapped or moved while it is registered: remove the mapping first");
+		return;
+	}
+}
+
+static void read_messages(struct kvmfault_service *service,
+			  struct kvmfault__seat *seat, uint32_t id)
+{
+	struct uffd_msg msg[MESSAGES];
+	struct kvmfault_uffd *uffd;
+	uint32_t space;
+	ssize_t n, i;
+
+	uffd = kvmfault__hold(&seat->uffd, &service->vm->uffds[id]);
+	if (!uffd) {
+		kvmfault__unhold(seat, &seat->uffd);
+		return;
+	}
+	space = uffd->space;
+	n = kvmfault__sys_read(uffd->fd, msg, service->batch * sizeof(*msg));
+	kvmfault__unhold(seat, &seat->uffd);
+	n /= (ssize_t)sizeof(*msg);
+	for (i = 0; i < n; i++)
+		message(service, seat, space, &msg[i]);
+}
+
+/* One item whose time has come, taken out; false: none. */
+static bool take_due(struct kvmfault_service *service, uint64_t now,
+		     struct parked *item)
+{
+	bool found = false;
+	size_t i;
+
+	pthread_mutex_lock(&service->lock);
+	for (i = 0; i < service->parked_count && !found; i++) {
+		if (service->parked[i].due > now)
+			continue;
+		*item = service->parked[i];
+		service->parked[i] = service->parked[--service->parked_count];
+		found = true;
+	}
+	pthread_mutex_unlock(&service->lock);
+	return found;
+}
+
+static void retry_parked(struct kvmfault_service *service,
+			 struct kvmfault__seat *seat)
+{
+	uint64_t expirations, now = kvmfault__sys_now();
+	struct parked item;
+
+	kvmfault__sys_read(service->timer, &expirations, sizeof(expirations));
+	/* What is parked again is due later than now: this ends. */
+	while (take_due(service, now, &item))
+		serve_fault(service, seat, &item);
+	set_timer(service);
+}
+
+/* One round; true: stop. */
+static bool serve(struct kvmfault_service *service,
+		  struct kvmfault__seat *seat, int timeout)
+{
+	struct epoll_event event[EVENTS];
+	int i, n;
+
+	n = kvmfault__sys_epoll_wait(service->vm->epoll, event,
+				     service->batch == 1 ? 1 : EVENTS, timeout);
+	for (i = 0; i < n; i++) {
+		uint64_t id = event[i].data.u64;
+
+		if (id == STOP)
+			return true;
+		if (id == TIMER)
+			retry_parked(service, seat);
+		else
+			read_messages(service, seat, (uint32_t)id);
+	}
+	return false;
+}
+
+static void *run(void *arg)
+{
+	struct kvmfault__seat *seat = arg;
+	struct kvmfault_service *service = seat->service;
+
+	atomic_store(&seat->owner, (uintptr_t)pthread_self());
+	while (!serve(service, seat, -1))
+		;
+	kvmfault__seat_give(seat);
+	return NULL;
+}
+
+static int start_threads(struct kvmfault_service *service, unsigned int threads)
+{
+	struct kvmfault__seat *seat;
+	char name[16];
+	int err;
+
+	while (service->threads < threads) {
+		seat = kvmfault__seat_take(service->vm);
+		if (!seat)
+			return -ENOMEM;
+		seat->service = service;
+		snprintf(name, sizeof(name), "kvmfault/%u", service->threads);
+		err = kvmfault__sys_thread(&service->thread[service->threads],
+					   run, seat, name);
+		if (err) {
+			kvmfault__seat_give(seat);
+			return err;
+		}
+		service->threads++;
+	}
+	return 0;
+}
+
+static int add_event(struct kvmfault_vm *vm, int fd, uint64_t id)
+{
+	struct epoll_event event = { .events = EPOLLIN, .data.u64 = id };
+
+	return kvmfault__sys_epoll_ctl(vm->epoll, EPOLL_CTL_ADD, fd, &event);
+}
+
+static int open_descriptors(struct kvmfault_service *service)
+{
+	int err;
+
+	service->stop = -1;
+	service->timer = kvmfault__sys_timerfd();
+	if (service->timer < 0)
+		return service->timer;
+	service->stop = kvmfault__sys_eventfd();
+	if (service->stop < 0)
+		return service->stop;
+	err = add_event(service->vm, service->timer, TIMER);
+	return err ? err : add_event(service->vm, service->stop, STOP);
+}
+
+static void wake_parked(struct kvmfault_service *service)
+{
+	struct kvmfault__seat *seat;
+
+	if (!service->parked_count)
+		return;
+	/* Their messages are read; awake they fault again, for the next
+	 * service. Without memory for a seat they sleep on. */
+	seat = kvmfault__seat_take(service->vm);
+	if (!seat)
+		return;
+	while (service->parked_count)
+		wake_sleeper(seat, &service->parked[--service->parked_count]);
+	kvmfault__seat_give(seat);
+}
+
+static void service_delete(struct kvmfault_service *service)
+{
+	struct kvmfault_vm *vm = service->vm;
+	unsigned int i;
+
+	if (service->threads)
+		kvmfault__sys_eventfd_signal(service->stop);
+	for (i = 0; i < service->threads; i++)
+		kvmfault__sys_join(service->thread[i]);
+	wake_parked(service);
+	/* Closing takes them out of the epoll set: nobody else has them. */
+	if (service->timer >= 0)
+		kvmfault__sys_close(service->timer);
+	if (service->stop >= 0)
+		kvmfault__sys_close(service->stop);
+	pthread_mutex_lock(&vm->lock);
+	vm->services--;
+	pthread_mutex_unlock(&vm->lock);
+	pthread_mutex_destroy(&service->lock);
+	kvmfault__sys_free(service);
+}
+
+static int reserve(struct kvmfault_vm *vm)
+{
+	int err;
+
+	pthread_mutex_lock(&vm->lock);
+	err = vm->services ? -EBUSY : 0;
+	vm->services += !err;
+	pthread_mutex_unlock(&vm->lock);
+	return err;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_service_new(struct kvmfault_vm *vm,
+			 const struct kvmfault_service_options *options,
+			 struct kvmfault_service **service)
+{
+	struct kvmfault_service_options ours;
+	struct kvmfault_service *new;
+	int err;
+
+	if (!service)
+		return -EINVAL;
+	*service = NULL;
+	err = kvmfault__options(&ours, sizeof(ours), options);
+	if (err)
+		return err;
+	if (!vm || ours.threads > THREADS_MAX)
+		return -EINVAL;
+	err = reserve(vm);
+	if (err)
+		return err;
+	new = kvmfault__sys_alloc(sizeof(*new) + ours.threads *
+				  sizeof(new->thread[0]), 0);
+	if (!new) {
+		pthread_mutex_lock(&vm->lock);
+		vm->services--;
+		pthread_mutex_unlock(&vm->lock);
+		return -ENOMEM;
+	}
+	new->vm = vm;
+	/* Several readers: none takes what another could begin with. */
+	new->batch = ours.threads > 1 ? 1 : MESSAGES;
+	pthread_mutex_init(&new->lock, NULL);
+	err = open_descriptors(new);
+	if (!err)
+		err = start_threads(new, ours.threads);
+	if (err)
+		service_delete(new);
+	else
+		*service = new;
+	return err;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_service_fd(const struct kvmfault_service *service)
+{
+	return service ? service->vm->epoll : -EINVAL;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_service_dispatch(struct kvmfault_service *service)
+{
+	struct kvmfault__seat *seat;
+
+	if (!service)
+		return -EINVAL;
+	seat = kvmfault__seat_take(service->vm);
+	if (!seat)
+		return -ENOMEM;
+	serve(service, seat, 0);
+	kvmfault__seat_give(seat);
+	return 0;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_service_free(struct kvmfault_service *service)
+{
+	unsigned int i;
+
+	if (!service)
+		return 0;
+	for (i = 0; i < service->threads; i++)
+		if (pthread_equal(service->thread[i], pthread_self()))
+			return -EDEADLK;
+	service_delete(service);
+	return 0;
+}

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Sources: where absent pages come from. In: an offset and a buffer. Out: all
+ * of the bytes, or an error and none: a page is never made of half an answer.
+ */
+
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+static int file_read(void *data, uint64_t offset, void *buffer, size_t length)
+{
+	int fd = (int)(intptr_t)data;
+	size_t done = 0;
+
+	while (done < length) {
+		ssize_t n = kvmfault__sys_pread(fd, (char *)buffer + done,
+						length - done,
+						(off_t)(offset + done));
+
+		if (n == -EINTR)
+			continue;
+		if (n < 0)
+			return (int)n;
+		if (!n)
+			return -ENODATA;	/* shorter than it was */
+		done += (size_t)n;
+	}
+	return 0;
+}
+
+static int zero_read(void *data, uint64_t offset, void *buffer, size_t length)
+{
+	(void)data;
+	(void)offset;
+	memset(buffer, 0, length);
+	return 0;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_source_file(int fd, struct kvmfault_source *source)
+{
+	struct kvmfault_source ours = {
+		.name = "file",
+		.read = file_read,
+		.data = (void *)(intptr_t)fd,
+	};
+	struct stat stat;
+	off_t end;
+	int err;
+
+	if (!source)
+		return -EINVAL;
+	err = kvmfault__sys_fstat(fd, &stat);
+	if (err)
+		return err;
+	if (!S_ISREG(stat.st_mode) && !S_ISBLK(stat.st_mode))
+		return -ESPIPE;
+	/* A block device's stat has no size, but it has an end. */
+	end = S_ISREG(stat.st_mode) ? stat.st_size :
+		kvmfault__sys_lseek(fd, 0, SEEK_END);
+	if (end <= 0)
+		return end ? (int)end : -ENODATA;
+	ours.length = (uint64_t)end;
+	return kvmfault__options_out(source, &ours, sizeof(ours));
+}
+
+KVMFAULT__EXPORT
+int kvmfault_source_zero(struct kvmfault_source *source)
+{
+	struct kvmfault_source ours = { .name = "zero", .read = zero_read };
+
+	return kvmfault__options_out(source, &ours, sizeof(ours));
+}

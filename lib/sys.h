@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The one door to the kernel and to the allocator. Each function is the call
+ * that its name says and returns its result or -errno. Unit tests link another
+ * sys.c in the place of ours.
+ */
+
+#ifndef KVMFAULT__SYS_H
+#define KVMFAULT__SYS_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct epoll_event;
+struct stat;
+struct statfs;
+
+int kvmfault__sys_open(const char *path, int flags);
+int kvmfault__sys_close(int fd);
+int kvmfault__sys_dup(int fd);		/* close-on-exec */
+int kvmfault__sys_getfl(int fd);	/* F_GETFL */
+int kvmfault__sys_ioctl(int fd, unsigned long request, void *arg);
+ssize_t kvmfault__sys_read(int fd, void *buffer, size_t length);
+ssize_t kvmfault__sys_pread(int fd, void *buffer, size_t length, off_t offset);
+off_t kvmfault__sys_lseek(int fd, off_t offset, int whence);
+int kvmfault__sys_fstat(int fd, struct stat *stat);
+int kvmfault__sys_fstatfs(int fd, struct statfs *statfs);
+int kvmfault__sys_fallocate(int fd, int mode, off_t offset, off_t length);
+
+int kvmfault__sys_userfaultfd(int flags);
+
+int kvmfault__sys_mmap(void **address, size_t length, int prot, int flags,
+		       int fd, off_t offset);
+int kvmfault__sys_munmap(void *address, size_t length);
+int kvmfault__sys_mprotect(void *address, size_t length, int prot);
+int kvmfault__sys_madvise(void *address, size_t length, int advice);
+int kvmfault__sys_mincore(void *address, size_t length, unsigned char *vec);
+int kvmfault__sys_memfd(const char *name, unsigned int flags, off_t length);
+size_t kvmfault__sys_page_size(void);
+
+/* Private futexes. A wait always has a limit, so that a signal handler with
+ * SA_RESTART ends it too. */
+int kvmfault__sys_futex_wait(_Atomic uint32_t *word, uint32_t value,
+			     uint64_t nanoseconds);
+int kvmfault__sys_futex_wake(_Atomic uint32_t *word);
+
+int kvmfault__sys_epoll_create(void);
+int kvmfault__sys_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev);
+int kvmfault__sys_epoll_wait(int epfd, struct epoll_event *events, int count,
+			     int timeout);
+int kvmfault__sys_eventfd(void);
+int kvmfault__sys_eventfd_signal(int fd);
+int kvmfault__sys_timerfd(void);
+int kvmfault__sys_timerfd_arm(int fd, uint64_t nanoseconds);
+
+uint64_t kvmfault__sys_now(void);	/* monotonic, nanoseconds */
+
+/* A thread with all signals blocked. */
+int kvmfault__sys_thread(pthread_t *thread, void *(*run)(void *), void *arg,
+			 const char *name);
+void kvmfault__sys_join(pthread_t thread);
+
+void *kvmfault__sys_alloc(size_t size, size_t align);	/* zeroed, or NULL */
+void kvmfault__sys_free(void *memory);
+
+#endif

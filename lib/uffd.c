@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Beside the flow: userfaultfds, this process's and others'. In: a range and
+ * what to do with it. Out: what the kernel did, with the many ways in which it
+ * says so made one. A descriptor that holds registered ranges stays open: to
+ * close it would make zero pages of all that is absent.
+ */
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+
+#include "abi.h"
+#include "internal.h"
+
+static int open_device(void)
+{
+	int device, fd;
+
+	device = kvmfault__sys_open("/dev/userfaultfd", O_RDWR);
+	if (device < 0)
+		return device;
+	fd = kvmfault__sys_ioctl(device, KVMFAULT__USERFAULTFD_IOC_NEW,
+				 (void *)(uintptr_t)(O_CLOEXEC | O_NONBLOCK));
+	kvmfault__sys_close(device);
+	return fd;
+}
+
+/* Without UFFD_USER_MODE_ONLY: what KVM does are kernel accesses. */
+int kvmfault__uffd_open(unsigned int how)
+{
+	int fd = -ENOSYS;
+
+	if (how & KVMFAULT__UFFD_DEVICE)
+		fd = open_device();
+	if (fd < 0 && how & KVMFAULT__UFFD_SYSCALL)
+		fd = kvmfault__sys_userfaultfd(O_CLOEXEC | O_NONBLOCK);
+	return fd;
+}
+
+static int open_own(struct kvmfault_vm *vm)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	int err, fd;
+
+	fd = kvmfault__uffd_open(KVMFAULT__UFFD_DEVICE |
+				 KVMFAULT__UFFD_SYSCALL);
+	if (fd == -EPERM || fd == -EACCES) {
+		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
+			      "no right to a userfaultfd that sees KVM's accesses: allow this process to open /dev/userfaultfd, or set the sysctl vm.unprivileged_userfaultfd to 1, or give it CAP_SYS_PTRACE");
+		return -EPERM;
+	}
+	if (fd == -ENOSYS)
+		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
+			      "this kernel has no userfaultfd: it needs CONFIG_USERFAULTFD");
+	if (fd < 0)
+		return fd;
+	err = kvmfault__sys_ioctl(fd, UFFDIO_API, &api);
+	if (!err)
+		return fd;
+	kvmfault__sys_close(fd);
+	return err;
+}
+
+static int adopt(struct kvmfault_vm *vm, int fd)
+{
+	int flags = kvmfault__sys_getfl(fd);
+
+	if (flags < 0)
+		return flags;
+	if (!(flags & O_NONBLOCK)) {
+		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
+			      "an adopted userfaultfd needs O_NONBLOCK: a reader that lost a race for a message would sleep in read()");
+		return -EINVAL;
+	}
+	return kvmfault__sys_dup(fd);
+}
+
+/* Under the lock. */
+static int publish(struct kvmfault_vm *vm, struct kvmfault_uffd *uffd)
+{
+	struct epoll_event event = { .events = EPOLLIN };
+	uint32_t id = 1;
+	int err;
+
+	while (id < KVMFAULT__SPACES && atomic_load(&vm->uffds[id]))
+		id++;
+	if (id == KVMFAULT__SPACES)
+		return -ENOSPC;
+	event.data.u64 = id;
+	uffd->id = id;
+	if (uffd->space)
+		uffd->space = id;
+	atomic_store(&vm->uffds[id], uffd);
+	err = kvmfault__sys_epoll_ctl(vm->epoll, EPOLL_CTL_ADD, uffd->fd,
+				      &event);
+	if (err)
+		atomic_store(&vm->uffds[id], NULL);
+	return err;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_uffd_new(struct kvmfault_vm *vm,
+		      const struct kvmfault_uffd_options *options,
+		      struct kvmfault_uffd **uffd)
+{
+	struct kvmfault_uffd_options ours = { .size = sizeof(ours) };
+	struct kvmfault_uffd *new;
+	int err;
+
+	if (!uffd)
+		return -EINVAL;
+	*uffd = NULL;
+	err = options ? kvmfault__options(&ours, sizeof(ours), options) : 0;
+	if (err)
+		return err;
+	if (!vm || (ours.remote && ours.fd <= 0))
+		return -EINVAL;
+	new = kvmfault__sys_alloc(sizeof(*new), 0);
+	if (!new)
+		return -ENOMEM;
+	new->vm = vm;
+	new->space = ours.remote;
+	new->fd = ours.fd > 0 ? adopt(vm, ours.fd) : open_own(vm);
+	if (new->fd < 0) {
+		err = new->fd;
+		goto free;
+	}
+	pthread_mutex_lock(&vm->lock);
+	err = publish(vm, new);
+	pthread_mutex_unlock(&vm->lock);
+	if (err)
+		goto close;
+	*uffd = new;
+	return 0;
+close:
+	kvmfault__sys_close(new->fd);
+free:
+	kvmfault__sys_free(new);
+	return err;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_uffd_fd(const struct kvmfault_uffd *uffd)
+{
+	return uffd ? uffd->fd : -EINVAL;
+}
+
+static bool reads(struct kvmfault__seat *seat, void *uffd)
+{
+	return atomic_load(&seat->uffd) == uffd;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_uffd_free(struct kvmfault_uffd *uffd)
+{
+	struct kvmfault_vm *vm;
+	bool busy;
+
+	if (!uffd)
+		return 0;
+	vm = uffd->vm;
+	pthread_mutex_lock(&vm->lock);
+	busy = uffd->users;
+	if (!busy)
+		atomic_store(&vm->uffds[uffd->id], NULL);
+	pthread_mutex_unlock(&vm->lock);
+	if (busy)
+		return -EBUSY;
+	kvmfault__sys_epoll_ctl(vm->epoll, EPOLL_CTL_DEL, uffd->fd, NULL);
+	kvmfault__drain(vm, reads, uffd);
+	kvmfault__sys_close(uffd->fd);
+	kvmfault__sys_free(uffd);
+	return 0;
+}
+
+int kvmfault__uffd_register(struct kvmfault_uffd *uffd, uint64_t start,
+			    uint64_t length, uint64_t *ioctls)
+{
+	struct uffdio_register reg = {
+		.range = { .start = start, .len = length },
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	int err = kvmfault__sys_ioctl(uffd->fd, UFFDIO_REGISTER, &reg);
+
+	*ioctls = reg.ioctls;
+	return err;
+}
+
+int kvmfault__uffd_unregister(struct kvmfault_uffd *uffd, uint64_t start,
+			      uint64_t length)
+{
+	struct uffdio_range range = { .start = start, .len = length };
+
+	return kvmfault__sys_ioctl(uffd->fd, UFFDIO_UNREGISTER, &range);
+}
+
+int kvmfault__uffd_copy(int fd, uint64_t to, const void *from, uint64_t length)
+{
+	uint64_t done = 0;
+
+	while (done < length) {
+		struct uffdio_copy copy = {
+			.dst = to + done,
+			.src = (uint64_t)(uintptr_t)from + done,
+			.len = length - done,
+			/* Some errors leave it as it was, others write
+			 * -errno: only more than 0 is progress. */
+			.copy = 0,
+		};
+		int err = kvmfault__sys_ioctl(fd, UFFDIO_COPY, &copy);
+
+		if (!err)
+			return 0;
+		if (copy.copy <= 0)
+			return err;
+		/* The first pages are in; the rest tells why it stopped. */
+		done += (uint64_t)copy.copy;
+	}
+	return 0;
+}
+
+int kvmfault__uffd_wake(int fd, uint64_t start, uint64_t length)
+{
+	struct uffdio_range range = { .start = start, .len = length };
+
+	return kvmfault__sys_ioctl(fd, UFFDIO_WAKE, &range);
+}
+
+int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length)
+{
+	struct kvmfault__uffdio_poison poison = {
+		.range = { .start = start, .len = length },
+	};
+
+	return kvmfault__sys_ioctl(fd, KVMFAULT__UFFDIO_POISON, &poison);
+}

@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The call after KVM_RUN: from decode to the action, on the vCPU's own thread.
+ * In: what KVM_RUN returned. Out: what to do next. A retry is bounded: the
+ * guard counts answers without progress, whatever the entrance.
+ */
+
+#include <string.h>
+
+#include "abi.h"
+#include "internal.h"
+
+#define FREE_RETRIES 2			/* then with a pause */
+#define PAUSE_MIN 50000ULL		/* 50 us, doubled each time, */
+#define PAUSE_MAX 10000000ULL		/* up to 10 ms */
+#define NO_MMIO 0			/* mmio_length: nothing unfinished */
+
+static void start_guard(struct kvmfault_vcpu *vcpu)
+{
+	memset(vcpu->history, 0xff, sizeof(vcpu->history));
+	vcpu->newest = 0;
+	vcpu->streak = 0;
+	vcpu->emulation_rip = UINT64_MAX;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_vcpu_new(struct kvmfault_vm *vm,
+		      const struct kvmfault_vcpu_options *options,
+		      struct kvmfault_vcpu **vcpu)
+{
+	struct kvmfault_vcpu_options ours;
+	struct kvmfault_vcpu *new;
+	int err;
+
+	if (!vcpu)
+		return -EINVAL;
+	*vcpu = NULL;
+	err = kvmfault__options(&ours, sizeof(ours), options);
+	if (err)
+		return err;
+	if (!vm || !ours.run || ours.fd <= 0)
+		return -EINVAL;
+	err = kvmfault__sys_getfl(ours.fd);
+	if (err < 0)
+		return err;
+	new = kvmfault__sys_alloc(sizeof(*new), 0);
+	if (!new)
+		return -ENOMEM;
+	new->seat = kvmfault__seat_take(vm);
+	if (!new->seat) {
+		kvmfault__sys_free(new);
+		return -ENOMEM;
+	}
+	new->vm = vm;
+	new->fd = ours.fd;
+	new->run = ours.run;
+	new->seat->immediate_exit = &ours.run->immediate_exit;
+	new->result.size = sizeof(new->result);
+	new->result.fault = &new->fault;
+	new->fault.size = sizeof(new->fault);
+	kvmfault__stats_add(&new->before, new->seat);
+	start_guard(new);
+	pthread_mutex_lock(&vm->lock);
+	vm->vcpus++;
+	pthread_mutex_unlock(&vm->lock);
+	*vcpu = new;
+	return 0;
+}
+
+KVMFAULT__EXPORT
+void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu)
+{
+	struct kvmfault_vm *vm;
+
+	if (!vcpu)
+		return;
+	vm = vcpu->vm;
+	kvmfault__seat_give(vcpu->seat);
+	pthread_mutex_lock(&vm->lock);
+	vm->vcpus--;
+	pthread_mutex_unlock(&vm->lock);
+	kvmfault__sys_free(vcpu);
+}
+
+KVMFAULT__EXPORT
+const struct kvmfault_result *
+kvmfault_vcpu_result(const struct kvmfault_vcpu *vcpu)
+{
+	return vcpu ? &vcpu->result : NULL;
+}
+
+static enum kvmfault_action finish(struct kvmfault_vcpu *vcpu,
+				   const struct kvmfault__answer *answer)
+{
+	struct kvmfault_result *result = &vcpu->result;
+
+	result->action = answer->action;
+	result->reason = answer->reason;
+	result->error = answer->error;
+	result->resolver = answer->resolver;
+	result->unfinished = vcpu->mmio_length != NO_MMIO;
+	if (answer->action == KVMFAULT_UNRESOLVED)
+		kvmfault__count(vcpu->seat, unresolved);
+	return answer->action;
+}
+
+/* Not a memory fault: the guest got somewhere. */
+static enum kvmfault_action pass(struct kvmfault_vcpu *vcpu,
+				 enum kvmfault_action action)
+{
+	vcpu->fault.entrance = KVMFAULT_ENTRANCE_NONE;
+	vcpu->result.action = action;
+	vcpu->result.reason = KVMFAULT_REASON_NONE;
+	vcpu->result.error = 0;
+	vcpu->result.resolver = NULL;
+	vcpu->result.unfinished = false;
+	return action;
+}
+
+/* Has this page, or what stands for it, faulted a short while ago? */
+static bool seen(struct kvmfault_vcpu *vcpu, uint64_t what)
+{
+	unsigned int i;
+
+	for (i = 0; i < KVMFAULT__HISTORY; i++)
+		if (vcpu->history[i] == what)
+			return true;
+	vcpu->history[vcpu->newest++ % KVMFAULT__HISTORY] = what;
+	return false;
+}
+
+/*
+ * Progress is a page that came, a page that did not fault lately, or an exit
+ * of another kind (which starts the guard anew). Without it the pauses grow,
+ * and the budget ends it.
+ */
+static void guard(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
+{
+	uint64_t pause = PAUSE_MIN, what;
+	uint32_t n;
+
+	if (answer->action != KVMFAULT_RETRY)
+		return;
+	what = vcpu->fault.known & KVMFAULT_KNOWN_GPA ?
+		vcpu->fault.gpa / KVMFAULT__PAGE : UINT64_MAX;
+	if (answer->came || !seen(vcpu, what)) {
+		vcpu->streak = 0;
+		return;
+	}
+	if (++vcpu->streak >= vcpu->vm->options.retry_budget) {
+		vcpu->streak = 0;
+		answer->action = KVMFAULT_UNRESOLVED;
+		answer->reason = vcpu->fault.known & KVMFAULT_KNOWN_GPA ?
+			KVMFAULT_REASON_NO_PROGRESS :
+			KVMFAULT_REASON_NO_ADDRESS;
+		answer->error = -vcpu->fault.error;
+		return;
+	}
+	if (vcpu->streak <= FREE_RETRIES)
+		return;
+	for (n = vcpu->streak - FREE_RETRIES; n > 1 && pause < PAUSE_MAX; n--)
+		pause *= 2;
+	if (kvmfault__pause(vcpu->seat, pause < PAUSE_MAX ? pause : PAUSE_MAX))
+		answer->action = KVMFAULT_INTERRUPTED;
+}
+
+static struct kvmfault__answer resolve(struct kvmfault_vcpu *vcpu)
+{
+	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY };
+
+	switch (vcpu->fault.entrance) {
+	case KVMFAULT_ENTRANCE_EXIT:
+		/* Used up: it must not be taken for the next one's. */
+		vcpu->run->exit_reason = KVM_EXIT_UNKNOWN;
+		return kvmfault__resolve_gpa(vcpu->seat, &vcpu->fault,
+					     vcpu->fault.gpa);
+	case KVMFAULT_ENTRANCE_MMIO:
+		return kvmfault__mmio(vcpu);
+	case KVMFAULT_ENTRANCE_EMULATION:
+		return kvmfault__emulation(vcpu);
+	default:
+		break;
+	}
+	if (vcpu->fault.error == EHWPOISON) {
+		answer.action = KVMFAULT_UNRESOLVED;
+		answer.reason = KVMFAULT_REASON_HWPOISON;
+		answer.error = -EHWPOISON;
+	}
+	return answer;
+}
+
+/* KVM_RUN was entered although an access was half done: the guest has gone on
+ * with whatever bytes were there. */
+static bool lost_mmio(struct kvmfault_vcpu *vcpu)
+{
+	const struct kvmfault_fault *fault = &vcpu->fault;
+
+	return vcpu->mmio_length != NO_MMIO &&
+	       (fault->entrance != KVMFAULT_ENTRANCE_MMIO ||
+		fault->gpa != vcpu->mmio_gpa ||
+		fault->length != vcpu->mmio_length);
+}
+
+static bool not_a_fault(int ret, const struct kvm_run *run)
+{
+	return !ret && run->exit_reason != KVM_EXIT_MMIO &&
+	       run->exit_reason != KVM_EXIT_INTERNAL_ERROR;
+}
+
+static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
+{
+	uint64_t began = kvmfault__sys_now();
+	struct kvmfault__answer answer;
+
+	atomic_store_explicit(&vcpu->seat->owner, (uintptr_t)pthread_self(),
+			      memory_order_relaxed);
+	answer = resolve(vcpu);
+	if (answer.action == KVMFAULT_NOT_A_FAULT) {
+		start_guard(vcpu);
+		return pass(vcpu, KVMFAULT_NOT_A_FAULT);
+	}
+	kvmfault__add(vcpu->seat, KVMFAULT__COUNTER(entrance) +
+		      vcpu->fault.entrance, 1);
+	guard(vcpu, &answer);
+	if (answer.action == KVMFAULT_RETRY)
+		kvmfault__latency(vcpu->seat, began);
+	return finish(vcpu, &answer);
+}
+
+KVMFAULT__EXPORT
+enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
+				     int err)
+{
+	struct kvmfault__answer lost = {
+		.action = KVMFAULT_UNRESOLVED,
+		.reason = KVMFAULT_REASON_LOST_MMIO,
+	};
+
+	if (!vcpu)
+		return KVMFAULT_UNRESOLVED;
+	if (not_a_fault(ret, vcpu->run) && vcpu->mmio_length == NO_MMIO) {
+		if (vcpu->streak || vcpu->newest)
+			start_guard(vcpu);
+		return pass(vcpu, KVMFAULT_NOT_A_FAULT);
+	}
+	kvmfault__decode(ret, err, vcpu->run, &vcpu->fault);
+	if (lost_mmio(vcpu)) {
+		vcpu->mmio_length = NO_MMIO;
+		return finish(vcpu, &lost);
+	}
+	if (vcpu->fault.entrance != KVMFAULT_ENTRANCE_NONE)
+		return handle_fault(vcpu);
+	/* A signal is no progress: a timer must not keep a spin alive. */
+	return pass(vcpu, ret < 0 && err == EINTR ? KVMFAULT_INTERRUPTED :
+						    KVMFAULT_NOT_A_FAULT);
+}

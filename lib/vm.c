@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The context: what the stages of one VM share. In: the VMM's options. Out: a
+ * place for its memories, regions, vCPUs. Nothing is shared between contexts.
+ */
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "internal.h"
+
+static int check(struct kvmfault_vm_options *options)
+{
+	uint64_t size;
+
+	if (!options->page_size_max)
+		options->page_size_max = 2 << 20;
+	if (!options->retry_budget)
+		options->retry_budget = 16;
+	size = options->page_size_max;
+	return size & (size - 1) || size < KVMFAULT__PAGE || size > 1 << 30 ?
+		-EINVAL : 0;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_vm_new(const struct kvmfault_vm_options *options,
+		    struct kvmfault_vm **vm)
+{
+	struct kvmfault_vm_options ours = { .size = sizeof(ours) };
+	struct kvmfault_vm *new;
+	int err;
+
+	if (!vm)
+		return -EINVAL;
+	*vm = NULL;
+	if (options) {
+		err = kvmfault__options(&ours, sizeof(ours), options);
+		if (err)
+			return err;
+	}
+	err = check(&ours);
+	if (err)
+		return err;
+	new = kvmfault__sys_alloc(sizeof(*new), KVMFAULT__CACHE_LINE);
+	if (!new)
+		return -ENOMEM;
+	new->options = ours;
+	new->epoll = kvmfault__sys_epoll_create();
+	if (new->epoll < 0) {
+		err = new->epoll;
+		kvmfault__sys_free(new);
+		return err;
+	}
+	pthread_mutex_init(&new->lock, NULL);
+	new->chain[0] = kvmfault__resolver_copy;
+	new->chain[1] = kvmfault__resolver_populate;
+	new->resolvers = 2;
+	*vm = new;
+	return 0;
+}
+
+static bool in_use(struct kvmfault_vm *vm)
+{
+	size_t id;
+
+	for (id = 0; id < KVMFAULT__SPACES; id++)
+		if (atomic_load(&vm->uffds[id]))
+			return true;
+	return vm->vcpus || vm->services || vm->memories || vm->region_count;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_vm_free(struct kvmfault_vm *vm)
+{
+	bool busy;
+
+	if (!vm)
+		return 0;
+	pthread_mutex_lock(&vm->lock);
+	busy = in_use(vm);
+	if (!busy) {
+		kvmfault__table_free(vm, &vm->regions);
+		kvmfault__table_free(vm, &vm->mappings);
+	}
+	pthread_mutex_unlock(&vm->lock);
+	if (busy)
+		return -EBUSY;
+	kvmfault__seats_free(vm);
+	kvmfault__sys_close(vm->epoll);
+	pthread_mutex_destroy(&vm->lock);
+	kvmfault__sys_free(vm);
+	return 0;
+}
+
+void kvmfault__log(struct kvmfault_vm *vm, enum kvmfault_log_level level,
+		   const char *format, ...)
+{
+	char line[512];
+	va_list args;
+
+	if (!vm->options.log)
+		return;
+	va_start(args, format);
+	vsnprintf(line, sizeof(line), format, args);
+	va_end(args);
+	vm->options.log(vm->options.log_data, level, line);
+}
