@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+/*
+ * The guest's whole program, one position-independent blob that machine.c
+ * copies into control memory. Routines enter with arguments in rdi, rsi,
+ * rdx and rcx, rsp at the top of the vCPU's stack and gs at its area, and
+ * leave through `done` with the result in rax. They never use memory below
+ * rsp (interrupts do) and keep to instructions that KVM can emulate, since
+ * on some back ends it emulates all of CPL 0.
+ */
+
+/* struct area and struct machine_scan; machine.c asserts that they match. */
+#define AREA_TICKS	0x00
+#define AREA_RESULT	0x10
+#define AREA_SCAN	0x40
+#define SCAN_BASE	(AREA_SCAN + 0x00)
+#define SCAN_PAGES	(AREA_SCAN + 0x08)
+#define SCAN_FIRST	(AREA_SCAN + 0x10)
+#define SCAN_STRIDE	(AREA_SCAN + 0x18)
+#define SCAN_COUNT	(AREA_SCAN + 0x20)
+#define SCAN_PROGRESS	(AREA_SCAN + 0x28)
+#define SCAN_CHECKSUM	(AREA_SCAN + 0x30)
+
+#define SCAN_SEED	0x243f6a8885a308d3
+#define SCAN_MUL	0x9e3779b97f4a7c15
+
+#define DONE_PORT	0xf4
+#define APIC_EOI	0xfee000b0
+
+	.macro	entry name
+	.global	\name
+	.hidden	\name
+	.balign	16
+\name:
+	.endm
+
+	.section .rodata.guest, "a", @progbits
+	.balign	64
+entry guest_start
+
+/* Common end: rax is the result. Not meant to be run on from here. */
+done:
+	movq	%rax, %gs:AREA_RESULT
+finished:
+	outb	%al, $DONE_PORT
+	jmp	finished
+
+/* rax = the rsi bytes at rdi */
+entry guest_read
+	xorl	%eax, %eax
+	cmpq	$8, %rsi
+	je	8f
+	cmpq	$4, %rsi
+	je	4f
+	cmpq	$2, %rsi
+	je	2f
+	movb	(%rdi), %al
+	jmp	done
+2:	movw	(%rdi), %ax
+	jmp	done
+4:	movl	(%rdi), %eax
+	jmp	done
+8:	movq	(%rdi), %rax
+	jmp	done
+
+/* the rsi bytes at rdi = rdx */
+entry guest_write
+	xorl	%eax, %eax
+	cmpq	$8, %rsi
+	je	8f
+	cmpq	$4, %rsi
+	je	4f
+	cmpq	$2, %rsi
+	je	2f
+	movb	%dl, (%rdi)
+	jmp	done
+2:	movw	%dx, (%rdi)
+	jmp	done
+4:	movl	%edx, (%rdi)
+	jmp	done
+8:	movq	%rdx, (%rdi)
+	jmp	done
+
+/* rax = *rdi, *rdi = rsi, at once */
+entry guest_exchange
+	movq	%rsi, %rax
+	xchgq	%rax, (%rdi)
+	jmp	done
+
+/* rax = *rdi, *rdi += rsi, at once */
+entry guest_add
+	movq	%rsi, %rax
+	lock xaddq %rax, (%rdi)
+	jmp	done
+
+/* result = 16 bytes at rdi; through memory, as KVM emulates no movq xmm */
+entry guest_read16
+	movdqu	(%rdi), %xmm0
+	movdqu	%xmm0, %gs:AREA_RESULT
+	jmp	finished
+
+/* 16 bytes at rdi = rsi, rdx */
+entry guest_write16
+	movq	%rsi, %gs:AREA_RESULT
+	movq	%rdx, %gs:AREA_RESULT + 8
+	movdqu	%gs:AREA_RESULT, %xmm0
+	movdqu	%xmm0, (%rdi)
+	jmp	finished
+
+/* rdx bytes from rsi to rdi */
+entry guest_copy
+	xorl	%eax, %eax
+	movq	%rdx, %rcx
+	cld
+	rep movsb
+	jmp	done
+
+entry guest_fpu_save
+	xorl	%eax, %eax
+	fxsave	(%rdi)
+	jmp	done
+
+entry guest_fpu_restore
+	xorl	%eax, %eax
+	fxrstor	(%rdi)
+	jmp	done
+
+/* call the code at rdi with rax = rsi */
+entry guest_jump
+	movq	%rsi, %rax
+	call	*%rdi
+	jmp	done
+
+/* count rdi down, in registers alone */
+entry guest_spin
+	xorl	%eax, %eax
+1:	decq	%rdi
+	jnz	1b
+	jmp	done
+
+/*
+ * The scan of machine.h.
+ *	rbx page pointer	rcx word index		rax sum
+ *	r8 page number p	r9 pages left		r10 pages
+ *	r11 base		r12 stride		r13 SCAN_MUL
+ */
+entry guest_scan
+	movq	%gs:SCAN_BASE, %r11
+	movq	%gs:SCAN_PAGES, %r10
+	movq	%gs:SCAN_FIRST, %r8
+	movq	%gs:SCAN_STRIDE, %r12
+	movq	%gs:SCAN_COUNT, %r9
+	movabsq	$SCAN_MUL, %r13
+	xorl	%eax, %eax
+	testq	%r9, %r9
+	jz	done
+
+page:	movq	%r8, %rbx
+	shlq	$12, %rbx
+	addq	%r11, %rbx
+	movabsq	$SCAN_SEED, %rax
+	xorl	%ecx, %ecx
+word:	rolq	$5, %rax
+	xorq	(%rbx, %rcx, 8), %rax
+	imulq	%r13, %rax
+	incq	%rcx
+	cmpq	$512, %rcx
+	jne	word
+	movq	%rax, 511 * 8(%rbx)
+
+	movq	%r8, %rdx
+	imulq	%r13, %rdx
+	xorq	%rax, %rdx
+	addq	%rdx, %gs:SCAN_CHECKSUM
+	incq	%gs:SCAN_PROGRESS
+
+	addq	%r12, %r8
+	cmpq	%r10, %r8
+	jb	1f
+	subq	%r10, %r8
+1:	decq	%r9
+	jnz	page
+	xorl	%eax, %eax
+	jmp	done
+
+/*
+ * Timer interrupt, taken on the stack of the interrupted code and at its
+ * privilege level. A trap gate leads here at CPL 3: iretq could not turn
+ * interrupts on again, were they off.
+ */
+entry guest_tick_user
+	incq	%gs:AREA_TICKS
+	pushq	%rax
+	movl	$APIC_EOI, %eax
+	movl	$0, (%rax)
+	popq	%rax
+	iretq
+
+/*
+ * The same at CPL 0, where KVM may have to emulate it and cannot do iretq:
+ * rebuild rip, flags and rcx just below the interrupted rsp instead.
+ */
+entry guest_tick_supervisor
+	incq	%gs:AREA_TICKS
+	pushq	%rcx
+	pushq	%rax
+	movl	$APIC_EOI, %eax
+	movl	$0, (%rax)
+	pushq	%rdx
+	movq	48(%rsp), %rcx		/* interrupted rsp */
+	movq	24(%rsp), %rax		/* rip */
+	movq	40(%rsp), %rdx		/* flags */
+	movq	%rax, -8(%rcx)		/* over the frame, which is read */
+	movq	%rdx, -16(%rcx)
+	movq	16(%rsp), %rax		/* rcx */
+	movq	%rax, -24(%rcx)
+	popq	%rdx
+	popq	%rax
+	leaq	-24(%rcx), %rsp
+	popq	%rcx
+	popfq
+	ret
+
+entry guest_end
+
+	.section .note.GNU-stack, "", @progbits
