@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Scenario "ram": RAM is an empty memfd whose pages come from the image, each
+ * when a vCPU touches it first.
+ */
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "demo.h"
+#include "tool.h"
+
+#define SLOT 1
+#define SERVICE_THREADS 2
+
+static struct {
+	int memfd;
+	struct kvmfault_memory *memory;
+	struct kvmfault_service *service;
+	bool region;
+} ram;
+
+static int map(struct demo *demo)
+{
+	ram.memfd = memfd_create("guest-ram", MFD_CLOEXEC);
+	if (ram.memfd < 0 || ftruncate(ram.memfd, (off_t)demo->bytes) < 0)
+		return -errno;
+	demo->ram = mmap(NULL, demo->bytes, PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_NORESERVE, ram.memfd, 0);
+	if (demo->ram == MAP_FAILED) {
+		demo->ram = NULL;
+		return -errno;
+	}
+	return machine_set_slot(demo->machine, SLOT, 0, DEMO_RAM, demo->bytes,
+				demo->ram);
+}
+
+static int add(struct demo *demo)
+{
+	struct kvmfault_source source = {
+		.size = sizeof(source),
+		.name = "image",
+		.read = image_read,
+		.data = &demo->image,
+		.length = demo->image.length,
+	};
+	struct kvmfault_memory_options memory = {
+		.size = sizeof(memory),
+		.host = demo->ram,
+		.length = demo->bytes,
+		.fd = ram.memfd,
+		.source = &source,
+	};
+	struct kvmfault_region region = {
+		.size = sizeof(region),
+		.gpa = DEMO_RAM,
+		.length = demo->bytes,
+		.slot = SLOT,
+	};
+	struct kvmfault_service_options service = {
+		.size = sizeof(service),
+		.threads = SERVICE_THREADS,
+	};
+	int err;
+
+	err = kvmfault_memory_new(demo->vm, &memory, &ram.memory);
+	if (err)
+		return err;
+	region.memory = ram.memory;
+	err = kvmfault_region_add(demo->vm, &region);
+	if (err)
+		return err;
+	ram.region = true;
+	return kvmfault_service_new(demo->vm, &service, &ram.service);
+}
+
+/* Where the walk is after so many steps. Both are below 2^32 pages. */
+static uint64_t position(const struct machine_scan *walk, uint64_t steps)
+{
+	return steps * walk->stride % walk->pages;
+}
+
+static int set_up(struct demo *demo)
+{
+	uint64_t first = 0, pages;
+	unsigned int i;
+	int err;
+
+	demo->delivery = "uffd";
+	err = map(demo);
+	if (!err)
+		err = add(demo);
+	if (err)
+		return err;
+	for (i = 0; i < demo->vcpus; i++) {
+		pages = demo->image.pages / demo->vcpus +
+			(i < demo->image.pages % demo->vcpus);
+		demo_job(&demo->vcpu[i], 0, demo->image.pages);
+		/* One walk over all pages, cut into pieces: neighbours in
+		 * memory belong to different vCPUs. */
+		demo->vcpu[i].job->first = position(demo->vcpu[i].job, first);
+		demo->vcpu[i].job->count = pages;
+		first += pages;
+	}
+	return 0;
+}
+
+static void release(struct demo *demo)
+{
+	kvmfault_service_free(ram.service);
+	ram.service = NULL;
+	if (ram.region)
+		kvmfault_region_remove(demo->vm, 0, DEMO_RAM);
+	ram.region = false;
+	kvmfault_memory_free(ram.memory);
+	ram.memory = NULL;
+}
+
+static int compare(struct demo *demo, uint64_t *checksum)
+{
+	struct kvmfault_stats stats = { .size = sizeof(stats) };
+	int64_t wrong;
+	int err;
+
+	err = kvmfault_vm_stats(demo->vm, &stats);
+	if (err)
+		return err;
+	demo->fetched = stats.fetched;
+	wrong = image_compare(&demo->image, demo->ram, 0, demo->image.pages, 0,
+			      checksum);
+	if (wrong < 0)
+		return (int)wrong;
+	demo->wrong_pages = (uint64_t)wrong;
+	return 0;
+}
+
+static void take_down(struct demo *demo)
+{
+	release(demo);
+	if (demo->machine && demo->ram)
+		machine_set_slot(demo->machine, SLOT, 0, DEMO_RAM, 0, NULL);
+	if (demo->ram)
+		munmap(demo->ram, demo->bytes);
+	if (ram.memfd > 0)
+		close(ram.memfd);
+}
+
+const struct demo_scenario demo_ram = {
+	.name = "ram",
+	.set_up = set_up,
+	.release = release,
+	.compare = compare,
+	.take_down = take_down,
+};

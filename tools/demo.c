@@ -1,0 +1,459 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * kvmfault demo: real vCPUs run out of an image that is brought in page by page
+ * as they touch it, and the proof that they saw all of it.
+ */
+
+#include <errno.h>
+#include <getopt.h>
+#include <linux/kvm.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+
+#include "demo.h"
+#include "tool.h"
+
+#define VCPUS_DEFAULT 4
+#define MEMORY_DEFAULT (64ULL << 20)
+#define TICK_NS 50000000L
+
+static const char help[] =
+	"Usage: kvmfault demo [OPTION]...\n"
+	"Run native guest code on real vCPUs, whose RAM comes from an image\n"
+	"page by page as they touch it; then prove that they saw all of it.\n\n"
+	"  --image FILE     the image (default: made up, every page different)\n"
+	"  --memory SIZE    RAM, as 64M or 1G (default 64M, or the image's size)\n"
+	"  --vcpus N        1 to 256 (default 4)\n"
+	"  --scenario NAME  ram (default): missing pages, by userfaultfd\n"
+	"                   guest-memfd: lost guest_memfds, by annotated exits\n"
+	"  --json           print one JSON object\n"
+	"  --help           this text\n\n"
+	"Exits with 0 if everything was right, 1 if not, 2 for a wrong option.\n";
+
+void demo_fail(struct demo *demo, const char *format, ...)
+{
+	char line[512];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(line, sizeof(line), format, args);
+	va_end(args);
+	if (!atomic_exchange(&demo->failed, true))
+		complain("%s", line);
+}
+
+static uint64_t gcd(uint64_t a, uint64_t b)
+{
+	while (b) {
+		uint64_t rest = a % b;
+
+		a = b;
+		b = rest;
+	}
+	return a;
+}
+
+void demo_job(struct demo_vcpu *vcpu, uint64_t first, uint64_t pages)
+{
+	/* The golden section scatters best. */
+	uint64_t stride = (uint64_t)((double)pages * 0.6180339887) | 1;
+
+	while (gcd(stride, pages) != 1)
+		stride++;
+	*vcpu->job = (struct machine_scan){
+		.base = DEMO_RAM + first * DEMO_PAGE,
+		.pages = pages,
+		.stride = stride % pages,
+		.count = pages,
+	};
+}
+
+static void log_line(void *data, enum kvmfault_log_level level,
+		     const char *message)
+{
+	(void)data;
+	complain("%s%s", level == KVMFAULT_LOG_WARNING ? "warning: " : "",
+		 message);
+}
+
+/* A vCPU sleeps in the kernel on a page that can't be had. */
+static void unresolved(void *data, const struct kvmfault_fault *fault,
+		       enum kvmfault_reason reason, int error)
+{
+	demo_fail(data, "a vCPU's %s can't go on: %s (%s)",
+		  kvmfault_access_str(fault->access),
+		  kvmfault_reason_str(reason), strerror(-error));
+}
+
+/* The whole run loop. */
+static void run(struct demo_vcpu *vcpu)
+{
+	const struct kvmfault_result *result;
+	struct demo *demo = vcpu->demo;
+	int ret;
+
+	while (!atomic_load(&demo->failed)) {
+		ret = ioctl(vcpu->machine->fd, KVM_RUN, 0);
+		switch (kvmfault_handle(vcpu->handle, ret, errno)) {
+		case KVMFAULT_RETRY:
+		case KVMFAULT_INTERRUPTED:
+		case KVMFAULT_PENDING:
+			continue;
+		case KVMFAULT_NOT_A_FAULT:
+			if (machine_done(vcpu->machine, ret))
+				return;
+			demo_fail(demo, "vCPU %u left the guest unexpectedly: KVM exit %u",
+				  vcpu->machine->id,
+				  vcpu->machine->run->exit_reason);
+			return;
+		case KVMFAULT_UNRESOLVED:
+			result = kvmfault_vcpu_result(vcpu->handle);
+			demo_fail(demo, "vCPU %u: %s at %#llx: %s (%s)",
+				  vcpu->machine->id,
+				  kvmfault_entrance_str(result->fault->entrance),
+				  (unsigned long long)result->fault->gpa,
+				  kvmfault_reason_str(result->reason),
+				  strerror(-result->error));
+			return;
+		}
+	}
+}
+
+static double now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+static void *vcpu_thread(void *arg)
+{
+	struct demo_vcpu *vcpu = arg;
+
+	run(vcpu);
+	vcpu->ended = now();
+	atomic_fetch_add(&vcpu->demo->finished, 1);
+	return NULL;
+}
+
+static uint64_t progress(const struct demo *demo)
+{
+	uint64_t done = 0;
+	unsigned int i;
+
+	for (i = 0; i < demo->vcpus; i++)
+		done += __atomic_load_n(&demo->vcpu[i].job->progress,
+					__ATOMIC_RELAXED);
+	return done;
+}
+
+static void kick(int signal)
+{
+	(void)signal;	/* only there to end KVM_RUN */
+}
+
+static void stop(struct demo *demo, const struct demo_scenario *scenario)
+{
+	unsigned int i;
+
+	scenario->release(demo);
+	for (i = 0; i < demo->started; i++)
+		pthread_kill(demo->vcpu[i].thread, SIGUSR1);
+}
+
+static void run_all(struct demo *demo, const struct demo_scenario *scenario)
+{
+	const struct timespec tick = { .tv_nsec = TICK_NS };
+	double began = now();
+	unsigned int i;
+
+	for (i = 0; i < demo->vcpus; i++) {
+		struct demo_vcpu *vcpu = &demo->vcpu[i];
+		int err = pthread_create(&vcpu->thread, NULL, vcpu_thread,
+					 vcpu);
+
+		if (err) {
+			demo_fail(demo, "cannot start a thread: %s",
+				  strerror(err));
+			break;
+		}
+		demo->started++;
+	}
+	while (atomic_load(&demo->finished) < demo->started) {
+		report_progress(demo, progress(demo));
+		if (atomic_load(&demo->failed))
+			stop(demo, scenario);
+		nanosleep(&tick, NULL);
+	}
+	for (i = 0; i < demo->started; i++) {
+		pthread_join(demo->vcpu[i].thread, NULL);
+		if (demo->vcpu[i].ended - began > demo->seconds)
+			demo->seconds = demo->vcpu[i].ended - began;
+	}
+	report_progress(demo, progress(demo));
+	report_end_progress(demo);
+}
+
+static int set_up(struct demo *demo, const struct demo_scenario *scenario)
+{
+	struct kvmfault_vm_options options = {
+		.size = sizeof(options),
+		.log = log_line,
+		.unresolved = unresolved,
+		.unresolved_data = demo,
+	};
+	unsigned int i;
+	int err;
+
+	err = kvmfault_vm_new(&options, &demo->vm);
+	for (i = 0; i < demo->vcpus && !err; i++) {
+		demo->vcpu[i].demo = demo;
+		demo->vcpu[i].machine = &demo->machine->vcpu[i];
+		demo->vcpu[i].job = machine_scan_job(demo->machine, i);
+	}
+	if (!err)
+		err = scenario->set_up(demo);
+	for (i = 0; i < demo->vcpus && !err; i++) {
+		struct kvmfault_vcpu_options vcpu = {
+			.size = sizeof(vcpu),
+			.fd = demo->vcpu[i].machine->fd,
+			.run = demo->vcpu[i].machine->run,
+		};
+
+		err = kvmfault_vcpu_new(demo->vm, &vcpu, &demo->vcpu[i].handle);
+		if (!err)
+			err = machine_call(demo->vcpu[i].machine, MACHINE_SCAN,
+					   0, 0, 0, 0);
+	}
+	if (err)
+		complain_errno(err, "set the guest up");
+	return err;
+}
+
+static int verify(struct demo *demo, const struct demo_scenario *scenario)
+{
+	uint64_t expected = 0, got = 0;
+	unsigned int i;
+	int err;
+
+	err = scenario->compare(demo, &expected);
+	if (err) {
+		complain_errno(err, "compare RAM with the image");
+		return err;
+	}
+	for (i = 0; i < demo->vcpus; i++)
+		got += demo->vcpu[i].job->checksum;
+	demo->wrong_checksums = got != expected;
+	demo->misread = image_misread(&demo->image);
+	demo->verified = !demo->misread && !demo->wrong_pages &&
+			 !demo->wrong_checksums &&
+			 demo->fetched == demo->image.pages;
+	return 0;
+}
+
+static void take_down(struct demo *demo, const struct demo_scenario *scenario)
+{
+	unsigned int i;
+
+	for (i = 0; i < demo->vcpus; i++)
+		kvmfault_vcpu_free(demo->vcpu[i].handle);
+	if (demo->vm)
+		scenario->take_down(demo);
+	if (kvmfault_vm_free(demo->vm))
+		complain("something of the context is left");
+	machine_free(demo->machine);
+	image_close(&demo->image);
+}
+
+static int new_machine(struct demo *demo)
+{
+	struct machine_options options = {
+		.vcpus = demo->vcpus,
+		.irqchip = true,
+		.timer = true,
+		.span = DEMO_RAM + demo->bytes,
+	};
+	int err = machine_new(&options, &demo->machine);
+
+	if (err == -ENOENT || err == -EACCES || err == -EPERM)
+		complain("cannot open /dev/kvm: %s; load kvm_intel or kvm_amd, switch virtualisation on in the firmware (in a VM: nested virtualisation), and be in the device's group",
+			 strerror(-err));
+	else if (err)
+		complain_errno(err, "create a VM");
+	return err;
+}
+
+static int demo_run(struct demo *demo, const struct demo_scenario *scenario)
+{
+	struct sigaction action = { .sa_handler = kick };
+	int err;
+
+	sigaction(SIGUSR1, &action, NULL);
+	err = new_machine(demo);
+	if (!err)
+		err = image_open(&demo->image, demo->image_path, demo->bytes);
+	if (!err)
+		err = set_up(demo, scenario);
+	if (!err)
+		run_all(demo, scenario);
+	if (!err && !atomic_load(&demo->failed))
+		err = verify(demo, scenario);
+	if (!err && !atomic_load(&demo->failed)) {
+		if (demo->json)
+			report_json(demo);
+		else
+			report_table(demo);
+	}
+	take_down(demo, scenario);
+	return demo->verified ? EXIT_OK : EXIT_FAILED;
+}
+
+/* "64M" */
+static bool parse_size(const char *text, uint64_t *size)
+{
+	static const char units[] = "KMGT";
+	const char *unit;
+	char *end;
+
+	errno = 0;
+	*size = strtoull(text, &end, 0);
+	if (errno || end == text || *text == '-')
+		return false;
+	if (*end) {
+		unsigned int shift;
+
+		unit = strchr(units, *end);
+		if (!unit || end[1])
+			return false;
+		shift = 10 * (unsigned int)(unit - units + 1);
+		if (*size > UINT64_MAX >> shift)
+			return false;
+		*size <<= shift;
+	}
+	return true;
+}
+
+static const struct demo_scenario *find_scenario(const char *name)
+{
+	static const struct demo_scenario *const all[] = {
+		&demo_ram, &demo_guest_memfd,
+	};
+	size_t i;
+
+	for (i = 0; i < sizeof(all) / sizeof(*all); i++)
+		if (!strcmp(all[i]->name, name))
+			return all[i];
+	complain("no scenario '%s'; see kvmfault demo --help", name);
+	return NULL;
+}
+
+static bool parse_vcpus(const char *text, unsigned int *vcpus)
+{
+	char *end;
+	unsigned long n = strtoul(text, &end, 10);
+
+	*vcpus = (unsigned int)n;
+	if (*text >= '0' && *text <= '9' && !*end && n &&
+	    n <= MACHINE_MAX_VCPUS)
+		return true;
+	complain("--vcpus takes 1 to %d, not '%s'", MACHINE_MAX_VCPUS, text);
+	return false;
+}
+
+/* Returns an exit code, or -1: go on. */
+static int parse(int argc, char **argv, struct demo *demo,
+		 const struct demo_scenario **scenario)
+{
+	static const struct option options[] = {
+		{ "image", required_argument, NULL, 'i' },
+		{ "memory", required_argument, NULL, 'm' },
+		{ "vcpus", required_argument, NULL, 'v' },
+		{ "scenario", required_argument, NULL, 's' },
+		{ "json", no_argument, NULL, 'j' },
+		{ "help", no_argument, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
+	};
+	bool good = true;
+	int c;
+
+	while (good && (c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		switch (c) {
+		case 'i':
+			demo->image_path = optarg;
+			break;
+		case 'm':
+			good = parse_size(optarg, &demo->bytes) && demo->bytes;
+			if (!good)
+				complain("--memory takes a size as 64M, not '%s'",
+					 optarg);
+			break;
+		case 'v':
+			good = parse_vcpus(optarg, &demo->vcpus);
+			break;
+		case 's':
+			*scenario = find_scenario(optarg);
+			good = *scenario;
+			break;
+		case 'j':
+			demo->json = true;
+			break;
+		case 'h':
+			fputs(help, stdout);
+			return EXIT_OK;
+		default:
+			good = false;
+		}
+	}
+	if (good && optind < argc) {
+		complain("demo takes no argument '%s'", argv[optind]);
+		good = false;
+	}
+	return good ? -1 : EXIT_USAGE;
+}
+
+/* Sizes that only the image tells. Returns an exit code, or -1: go on. */
+static int check(struct demo *demo)
+{
+	if (!demo->bytes && !demo->image_path)
+		demo->bytes = MEMORY_DEFAULT;
+	if (!demo->bytes) {
+		int err = image_size(demo->image_path, &demo->bytes);
+
+		if (err)
+			return EXIT_FAILED;
+		demo->bytes &= ~(DEMO_PAGE - 1);
+	}
+	if (demo->bytes % DEMO_PAGE || demo->bytes / DEMO_PAGE < demo->vcpus) {
+		complain("RAM is whole pages of 4K, and at least one for each vCPU");
+		return EXIT_USAGE;
+	}
+	return -1;
+}
+
+int cmd_demo(int argc, char **argv)
+{
+	const struct demo_scenario *scenario = &demo_ram;
+	struct demo *demo = calloc(1, sizeof(*demo));
+	int code;
+
+	if (!demo) {
+		complain_errno(-ENOMEM, "start");
+		return EXIT_FAILED;
+	}
+	demo->vcpus = VCPUS_DEFAULT;
+	code = parse(argc, argv, demo, &scenario);
+	if (code < 0)
+		code = check(demo);
+	if (code < 0)
+		code = demo_run(demo, scenario);
+	free(demo);
+	return code;
+}

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/* kvmfault demo: what its scenarios share. */
+
+#ifndef DEMO_H
+#define DEMO_H
+
+#include <kvmfault.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "image.h"
+#include "machine.h"
+
+#define DEMO_RAM (4ULL << 30)	/* where the guest has its RAM */
+#define DEMO_PAGE 4096ULL
+
+struct demo;
+
+struct demo_vcpu {
+	struct demo *demo;
+	struct machine_vcpu *machine;
+	struct machine_scan *job;
+	struct kvmfault_vcpu *handle;
+	pthread_t thread;
+	double ended;		/* when its scan was done */
+};
+
+struct demo {
+	/* what was asked for */
+	const char *image_path;
+	uint64_t bytes;
+	unsigned int vcpus;
+	bool json;
+
+	/* what there is */
+	struct image image;
+	struct machine *machine;
+	void *ram;			/* of all the guest's RAM */
+	struct kvmfault_vm *vm;
+	struct demo_vcpu vcpu[MACHINE_MAX_VCPUS];
+	unsigned int started;
+
+	/* what happened */
+	const char *delivery;
+	atomic_bool failed;
+	atomic_uint finished;
+	double seconds;
+	uint64_t fetched;
+	uint64_t misread, wrong_pages, wrong_checksums;
+	bool verified;
+};
+
+/* A scenario: set up RAM after the machine and the context are there; take it
+ * down, from any state. */
+struct demo_scenario {
+	const char *name;
+	int (*set_up)(struct demo *demo);
+	/* Make whoever still sleeps on memory wake up, failing. */
+	void (*release)(struct demo *demo);
+	/* Compare all of RAM with the image. 0 or -errno. */
+	int (*compare)(struct demo *demo, uint64_t *checksum);
+	void (*take_down)(struct demo *demo);
+};
+
+extern const struct demo_scenario demo_ram;
+extern const struct demo_scenario demo_guest_memfd;
+
+/* Say what went wrong, once, and stop the guest. */
+__attribute__((format(printf, 2, 3)))
+void demo_fail(struct demo *demo, const char *format, ...);
+
+/* Share RAM between the vCPUs: a scattered walk over pages [first, first +
+ * pages) for each one. */
+void demo_job(struct demo_vcpu *vcpu, uint64_t first, uint64_t pages);
+
+/* report.c */
+void report_progress(const struct demo *demo, uint64_t done);
+void report_end_progress(const struct demo *demo);
+void report_table(const struct demo *demo);
+void report_json(const struct demo *demo);
+
+#endif

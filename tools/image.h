@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/* The image that RAM is made of, and the proof that the guest saw it. */
+
+#ifndef IMAGE_H
+#define IMAGE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct image {
+	int fd;
+	uint64_t pages;		/* of the RAM that is made of it */
+	uint64_t length;	/* of the file, which may be shorter or longer */
+	_Atomic uint8_t *reads;	/* how often each page was read, up to 255 */
+};
+
+/* Open path, or without one make an image whose pages all differ and none of
+ * which is zero. 0 or -errno, with a message printed. */
+int image_open(struct image *image, const char *path, uint64_t bytes);
+/* How long the file is. 0 or -errno, with a message printed. */
+int image_size(const char *path, uint64_t *bytes);
+void image_close(struct image *image);
+
+/* A kvmfault_source's read: reads, and counts. data: a struct image. */
+int image_read(void *data, uint64_t offset, void *buffer, size_t length);
+
+/* Pages that were not read exactly once. */
+uint64_t image_misread(const struct image *image);
+
+/*
+ * What the guest must have computed, from the file. Adds the checksums of
+ * count pages from first on to *checksum, and compares each with what the RAM
+ * at ram (the whole image's) holds now, its mark included. Returns how many
+ * pages differ, or -errno.
+ */
+int64_t image_compare(const struct image *image, const void *ram,
+		      uint64_t first, uint64_t count, uint64_t base,
+		      uint64_t *checksum);
+
+#endif

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/* The program kvmfault: picks the subcommand. */
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <json-c/json.h>
+
+#include "tool.h"
+
+static const struct {
+	const char *name;
+	int (*run)(int argc, char **argv);
+	const char *what;
+} commands[] = {
+	{ "demo", cmd_demo, "run real vCPUs out of an image, page by page" },
+	{ "probe", cmd_probe, "what this kernel offers" },
+};
+#define COMMANDS (sizeof(commands) / sizeof(*commands))
+
+static void usage(FILE *to)
+{
+	size_t i;
+
+	fputs("Usage: kvmfault COMMAND [OPTION]...\n"
+	      "Answers the memory faults of KVM guests.\n\nCommands:\n", to);
+	for (i = 0; i < COMMANDS; i++)
+		fprintf(to, "  %-8s %s\n", commands[i].name, commands[i].what);
+	fputs("\n  --help     this text; after a command, its own\n"
+	      "  --version  the version\n", to);
+}
+
+void complain(const char *format, ...)
+{
+	va_list args;
+
+	fputs("kvmfault: ", stderr);
+	va_start(args, format);
+	vfprintf(stderr, format, args);
+	va_end(args);
+	fputc('\n', stderr);
+}
+
+void complain_errno(int err, const char *what)
+{
+	complain("cannot %s: %s", what, strerror(err < 0 ? -err : err));
+}
+
+void print_json(struct json_object *object)
+{
+	puts(json_object_to_json_string_ext(object, JSON_C_TO_STRING_PRETTY |
+					    JSON_C_TO_STRING_SPACED));
+	json_object_put(object);
+}
+
+int main(int argc, char **argv)
+{
+	size_t i;
+
+	if (argc < 2) {
+		usage(stderr);
+		return EXIT_USAGE;
+	}
+	if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) {
+		usage(stdout);
+		return EXIT_OK;
+	}
+	if (!strcmp(argv[1], "--version")) {
+		printf("kvmfault %s\n", kvmfault_version());
+		return EXIT_OK;
+	}
+	for (i = 0; i < COMMANDS; i++)
+		if (!strcmp(argv[1], commands[i].name))
+			return commands[i].run(argc - 1, argv + 1);
+	complain("no command '%s'; see kvmfault --help", argv[1]);
+	return EXIT_USAGE;
+}

@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/* What the demo says: progress on a terminal, a table, JSON. */
+
+#include <inttypes.h>
+#include <json-c/json.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "demo.h"
+#include "tool.h"
+
+#define BAR 40
+
+static const enum kvmfault_entrance entrances[] = {
+	KVMFAULT_ENTRANCE_EXIT, KVMFAULT_ENTRANCE_MARKER,
+	KVMFAULT_ENTRANCE_BARE, KVMFAULT_ENTRANCE_MMIO,
+	KVMFAULT_ENTRANCE_EMULATION, KVMFAULT_ENTRANCE_UFFD,
+};
+#define ENTRANCES (sizeof(entrances) / sizeof(*entrances))
+
+void report_progress(const struct demo *demo, uint64_t done)
+{
+	int filled = (int)(done * BAR / demo->image.pages);
+
+	if (!isatty(STDERR_FILENO))
+		return;
+	fprintf(stderr, "\r[%.*s%*s] %3" PRIu64 " %%  %" PRIu64 " pages",
+		filled, "########################################",
+		BAR - filled, "", done * 100 / demo->image.pages, done);
+}
+
+void report_end_progress(const struct demo *demo)
+{
+	(void)demo;
+	if (isatty(STDERR_FILENO))
+		fputc('\n', stderr);
+}
+
+static struct kvmfault_stats stats_of(const struct demo *demo)
+{
+	struct kvmfault_stats stats = { .size = sizeof(stats) };
+
+	kvmfault_vm_stats(demo->vm, &stats);
+	return stats;
+}
+
+static uint64_t ticks_of(const struct demo *demo)
+{
+	uint64_t ticks = 0;
+	unsigned int i;
+
+	for (i = 0; i < demo->vcpus; i++)
+		ticks += machine_ticks(demo->machine, i);
+	return ticks;
+}
+
+/* Under how many microseconds this share of the faults was resolved. */
+static uint64_t quantile(const struct kvmfault_stats *stats, double share)
+{
+	uint64_t all = 0, below = 0;
+	int i;
+
+	for (i = 0; i < KVMFAULT_LATENCY_COUNT; i++)
+		all += stats->latency[i];
+	for (i = 0; i < KVMFAULT_LATENCY_COUNT; i++) {
+		below += stats->latency[i];
+		if (all && (double)below >= share * (double)all)
+			return 1ULL << i;
+	}
+	return 0;
+}
+
+static double rate(const struct demo *demo)
+{
+	return demo->seconds > 0 ? (double)demo->fetched / demo->seconds : 0;
+}
+
+void report_table(const struct demo *demo)
+{
+	struct kvmfault_stats stats = stats_of(demo);
+	const char *name;
+	unsigned int i;
+
+	printf("delivery      %s\n", demo->delivery);
+	printf("vCPUs         %u, %" PRIu64 " timer interrupts\n", demo->vcpus,
+	       ticks_of(demo));
+	printf("RAM           %" PRIu64 " bytes, %" PRIu64 " pages\n",
+	       demo->bytes, demo->image.pages);
+	printf("faults by entrance\n");
+	for (i = 0; i < ENTRANCES; i++)
+		printf("  %-11s %" PRIu64 "\n",
+		       kvmfault_entrance_str(entrances[i]),
+		       stats.entrance[entrances[i]]);
+	printf("resolved by\n");
+	for (i = 0; (name = kvmfault_resolver_name(demo->vm, i)); i++)
+		printf("  %-11s %" PRIu64 "\n", name, stats.resolver[i]);
+	printf("fetched       %" PRIu64 " pages in %.3f s, %.0f pages/s\n",
+	       demo->fetched, demo->seconds, rate(demo));
+	printf("latency       half under %" PRIu64 " us, 99 %% under %" PRIu64
+	       " us\n", quantile(&stats, 0.5), quantile(&stats, 0.99));
+	printf("read once     %s\n", demo->misread ? "NO" : "each page");
+	if (demo->misread)
+		printf("  misread     %" PRIu64 " pages\n", demo->misread);
+	printf("contents      %s\n", demo->wrong_pages ? "WRONG" :
+	       "every page as the image says, with the guest's mark");
+	printf("checksums     %s\n", demo->wrong_checksums ? "WRONG" :
+	       "the guest's equal the host's");
+	printf("verified: %s\n", demo->verified ? "true" : "false");
+}
+
+static void add_number(struct json_object *to, const char *key, uint64_t value)
+{
+	json_object_object_add(to, key, json_object_new_uint64(value));
+}
+
+static struct json_object *faults_json(const struct kvmfault_stats *stats)
+{
+	struct json_object *faults = json_object_new_object();
+	unsigned int i;
+
+	for (i = 0; i < ENTRANCES; i++)
+		add_number(faults, kvmfault_entrance_str(entrances[i]),
+			   stats->entrance[entrances[i]]);
+	return faults;
+}
+
+static struct json_object *resolved_json(const struct demo *demo,
+					 const struct kvmfault_stats *stats)
+{
+	struct json_object *resolved = json_object_new_object();
+	const char *name;
+	unsigned int i;
+
+	for (i = 0; (name = kvmfault_resolver_name(demo->vm, i)); i++)
+		add_number(resolved, name, stats->resolver[i]);
+	return resolved;
+}
+
+static struct json_object *latency_json(const struct kvmfault_stats *stats)
+{
+	struct json_object *latency = json_object_new_array();
+	int i;
+
+	for (i = 0; i < KVMFAULT_LATENCY_COUNT; i++)
+		json_object_array_add(latency, json_object_new_uint64(
+			stats->latency[i]));
+	return latency;
+}
+
+void report_json(const struct demo *demo)
+{
+	struct kvmfault_stats stats = stats_of(demo);
+	struct json_object *o = json_object_new_object();
+
+	json_object_object_add(o, "delivery",
+			       json_object_new_string(demo->delivery));
+	add_number(o, "vcpus", demo->vcpus);
+	add_number(o, "bytes", demo->bytes);
+	add_number(o, "pages", demo->image.pages);
+	json_object_object_add(o, "faults", faults_json(&stats));
+	json_object_object_add(o, "resolved", resolved_json(demo, &stats));
+	add_number(o, "fetched", demo->fetched);
+	add_number(o, "ticks", ticks_of(demo));
+	json_object_object_add(o, "seconds",
+			       json_object_new_double(demo->seconds));
+	json_object_object_add(o, "pages_per_second",
+			       json_object_new_double(rate(demo)));
+	json_object_object_add(o, "latency_log2_us", latency_json(&stats));
+	add_number(o, "misread_pages", demo->misread);
+	add_number(o, "wrong_pages", demo->wrong_pages);
+	add_number(o, "wrong_checksums", demo->wrong_checksums);
+	json_object_object_add(o, "verified",
+			       json_object_new_boolean(demo->verified));
+	print_json(o);
+}

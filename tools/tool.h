@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/* The program kvmfault: its subcommands, and what they share. */
+
+#ifndef TOOL_H
+#define TOOL_H
+
+#include <kvmfault.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct json_object;
+
+enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
+
+int cmd_probe(int argc, char **argv);
+int cmd_demo(int argc, char **argv);
+
+/* "kvmfault: ..." on standard error */
+__attribute__((format(printf, 1, 2)))
+void complain(const char *format, ...);
+/* "cannot WHAT: strerror", and for /dev/kvm what to do about it */
+void complain_errno(int err, const char *what);
+
+/* Print an object for a machine to read, and free it. */
+void print_json(struct json_object *object);
+
+#endif
