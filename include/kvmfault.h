@@ -147,7 +147,7 @@ struct kvmfault_features {
  * for what needs a scratch VM. Either may be missing (0 or less): what depends
  * on it is then COULD_NOT_ASK with -EBADF. Nothing stays changed or open.
  *
- * Returns 0; -EINVAL: features is NULL; -ENOMEM.
+ * Returns 0; -EINVAL: features is NULL.
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_probe(int kvm_fd, int vm_fd, struct kvmfault_features *features);
@@ -197,8 +197,8 @@ struct kvmfault_fault {
 	/* exit: aligned down to 4 KiB. mmio: to the byte. */
 	uint64_t gpa;
 	uint64_t hva;
-	/* At least what was touched; 4 KiB where the exit says 0 or nothing.
-	 * gpa + length - 1 never wraps. */
+	/* At least what was touched; 4 KiB where the exit says 0; 0 where no
+	 * address is known. gpa + length - 1 never wraps. */
 	uint64_t length;
 	/* As the entrance gave them: KVM_MEMORY_EXIT_FLAG_* of an exit,
 	 * UFFD_PAGEFAULT_FLAG_* of a message. Unknown bits are kept. */
@@ -356,9 +356,11 @@ int kvmfault_source_zero(struct kvmfault_source *source);
 struct kvmfault_uffd_options {
 	size_t size;
 	/* To adopt: a userfaultfd with O_NONBLOCK and UFFDIO_API done. The
-	 * library keeps a duplicate. 0: open one of this process's. Events
-	 * (UFFD_FEATURE_EVENT_*) in an adopted one make the VMM's own madvise()
-	 * and munmap() wait for the service. */
+	 * library keeps a duplicate, and reads all its messages: nothing else
+	 * may be registered with it. 0: open one of this process's. Events
+	 * (UFFD_FEATURE_EVENT_*) in an adopted one make every madvise() and
+	 * munmap() of that memory wait for the service; with anonymous memory
+	 * kvmfault_discard() then needs two service threads. */
 	int fd;
 	/* Whose address space it is: another process's that sent it here. One
 	 * such object for each process. */
@@ -367,7 +369,7 @@ struct kvmfault_uffd_options {
 
 /*
  * Returns 0; -EINVAL: vm or uffd is NULL, remote without fd, fd without
- * O_NONBLOCK; -EBADF: fd is closed; -EPERM: no right to userfaultfd (the log
+ * O_NONBLOCK or UFFDIO_API; -EBADF: fd is closed; -EPERM: no right to userfaultfd (the log
  * says how to get it); -ENOSYS: kernel without it; -ENOSPC: there are 4,095;
  * -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
  * Thread class: setup. Since 0.1.
@@ -405,7 +407,8 @@ struct kvmfault_memory_options {
 	/* The memslots' mapping in this process, and its length. */
 	void *host;
 	uint64_t length;
-	/* The backing's: 4 KiB to 1 GiB. 0: the host's page size. */
+	/* The backing's: a hugetlbfs file's, else the host's, which is also
+	 * what 0 means. */
 	uint64_t page_size;
 	/* The file behind it, borrowed until the memory is freed, and where
 	 * host is in it. 0: private anonymous memory. */
@@ -414,8 +417,8 @@ struct kvmfault_memory_options {
 	/* Where absent pages come from, copied; NULL: not tracked. */
 	const struct kvmfault_source *source;
 	uint64_t source_offset;
-	/* The userfaultfd to register host with. NULL: one of its own, if
-	 * there is a source. */
+	/* The userfaultfd to register host with; only with a source. NULL: one
+	 * of its own. */
 	struct kvmfault_uffd *uffd;
 };
 
@@ -424,16 +427,16 @@ struct kvmfault_memory_options {
  * empty: what already has a page would never be missed, and so never fetched.
  *
  * Returns 0;
- * -EINVAL: vm, host or memory is NULL; not aligned to the page size; a page
- *   size that is not the file's, no power of two, or larger than the context's
- *   page_size_max; a range that wraps; a uffd of another process; memory that
- *   userfaultfd does not take (a guest_memfd);
+ * -EINVAL: vm, host or memory is NULL; not aligned to the page size; a file
+ *   that is too short; a page size that is not the backing's, or larger than the context's
+ *   page_size_max; a range that wraps; a uffd of another process or context,
+ *   or without a source; memory that userfaultfd does not take (a guest_memfd);
  * -ENODATA: the source is shorter than the memory;
  * -EEXIST: there are pages already (preallocated blocks), or another memory
  *   of this context has a part of this host range;
  * -EBADF; -EPERM, -ENOSYS: no userfaultfd, see kvmfault_uffd_new(); -EBUSY:
  *   the range is registered with another userfaultfd; -ENOMEM: also a range
- *   that is not mapped; -E2BIG; -EMFILE, -ENFILE.
+ *   that is not mapped; -ENOSPC: 4,095 userfaultfds; -E2BIG; -EMFILE, -ENFILE.
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_memory_new(struct kvmfault_vm *vm,
@@ -458,16 +461,18 @@ struct kvmfault_mapping_options {
 	size_t size;
 	/* Where the whole memory is mapped, in the process that uffd is of. */
 	uint64_t host;
-	/* Registered for missing pages and served. NULL: in this process and
-	 * only known by address. */
+	/* Registered for missing pages and served; only for a memory with a
+	 * source. NULL: it is mapped in this process, with one of its own. */
 	struct kvmfault_uffd *uffd;
 };
 
 /*
  * Add a mapping to a memory, also while vCPUs run.
  * Returns 0; -EINVAL: a NULL pointer, misaligned host, anonymous memory (it
- * has one mapping); -EEXIST: something is mapped there; -EBUSY: registered
- * with another userfaultfd; -ENOMEM; -ESRCH: the process is gone; -E2BIG.
+ * has one mapping), a uffd of another context, or for a memory without a
+ * source; -EEXIST: another mapping is known there; -EBUSY: registered with
+ * another userfaultfd; -ENOMEM: also a range that is not mapped, or a process
+ * that is gone; what kvmfault_uffd_new() returns; -E2BIG.
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_mapping_add(struct kvmfault_memory *memory,
@@ -475,8 +480,8 @@ int kvmfault_mapping_add(struct kvmfault_memory *memory,
 			 struct kvmfault_mapping **mapping);
 
 /* Remove a mapping (not the memslots'), fail-closed as kvmfault_memory_free().
- * NULL is fine. Returns 0; -EINVAL: it is the memslots'. Thread class: setup.
- * Since 0.1. */
+ * NULL is fine. Returns 0; -EINVAL: it is the memslots'; -ENOMEM. Thread class:
+ * setup. Since 0.1. */
 int kvmfault_mapping_remove(struct kvmfault_mapping *mapping);
 
 /*
@@ -519,7 +524,7 @@ int kvmfault_region_add(struct kvmfault_vm *vm,
  * Remove the region that begins at gpa, also while vCPUs run. Does not wait: a
  * fetch in flight goes on and is installed, since it is the memory's; whoever
  * waits for it is answered; after this returns no new fault finds the region.
- * Returns 0; -EINVAL: vm is NULL; -ENOENT: no region begins there; -ENOMEM.
+ * Returns 0; -EINVAL: vm is NULL; -ENOENT: no region begins there.
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
@@ -686,7 +691,9 @@ struct kvmfault_result {
  * Never allocates, never sleeps but for a page that another thread fetches and
  * in the pauses of the retry budget: a signal ends both, and immediate_exit
  * within 10 ms. Kernel interfaces: UFFDIO_COPY, UFFDIO_WAKE, madvise,
- * fallocate, private futexes; for emulation errors KVM_GET_REGS, KVM_GET_SREGS,
+ * fallocate, private futexes, clock_gettime; lseek or mincore to check on a
+ * resolver that did not use kvmfault_request_install(); what the source uses
+ * (the built-in file source: pread); for emulation errors KVM_GET_REGS, KVM_GET_SREGS,
  * KVM_TRANSLATE, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS.
  *
  * A NULL vcpu is UNRESOLVED. Thread class: object, the vCPU's own thread.
@@ -752,7 +759,8 @@ int kvmfault_service_free(struct kvmfault_service *service);
  *
  * Returns 0: all of it is; -EINVAL: vm is NULL, empty, wraps; -ENXIO: a part is
  * in no region; -EINTR: a signal came while another thread's fetch was waited
- * for: call again; -EAGAIN: a resolver said later; -EIO and others: what the
+ * for: call again; -EAGAIN: a resolver said later, or the mappings are changing
+ * just now: call again when that is over; -EIO and others: what the
  * source or the kernel said, all before it is present; -EOPNOTSUPP: no resolver
  * took a page; -ENODATA: a resolver lied; -EHWPOISON; -ENOMEM.
  * Thread class: any. Since 0.1.

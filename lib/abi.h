@@ -27,9 +27,11 @@ struct kvmfault__memory_fault {
 	uint64_t gpa;
 	uint64_t size;
 };
+#define KVMFAULT__EXIT_FLAG_PRIVATE (1ULL << 3)
 _Static_assert(offsetof(struct kvm_run, hw) == 32, "kvm_run's union moved");
 #ifdef KVM_EXIT_MEMORY_FAULT
 KVMFAULT__SAME(KVM_EXIT_MEMORY_FAULT, KVMFAULT__EXIT_MEMORY_FAULT);
+KVMFAULT__SAME(KVM_MEMORY_EXIT_FLAG_PRIVATE, KVMFAULT__EXIT_FLAG_PRIVATE);
 #endif
 
 /* 6.8: capabilities; 6.11: PRE_FAULT_MEMORY; 6.18: GUEST_MEMFD_FLAGS */

@@ -53,6 +53,11 @@ static void decode_error(int err, const struct kvm_run *run,
 static void decode_exit(const struct kvm_run *run, struct kvmfault_fault *fault)
 {
 	if (run->exit_reason == KVM_EXIT_MMIO) {
+		/* No access is so: whatever it is, it is the VMM's. */
+		if (!run->mmio.len || run->mmio.len > sizeof(run->mmio.data) ||
+		    run->mmio.phys_addr + run->mmio.len - 1 <
+		    run->mmio.phys_addr)
+			return;
 		fault->entrance = KVMFAULT_ENTRANCE_MMIO;
 		fault->access = run->mmio.is_write ? KVMFAULT_ACCESS_WRITE :
 						     KVMFAULT_ACCESS_READ;

@@ -85,6 +85,7 @@ void kvmfault__leave(struct kvmfault__seat *seat); /* let go of the span */
 
 /* Under the VM's lock: free it as soon as no seat holds it. */
 void kvmfault__retire(struct kvmfault_vm *vm, void *retired);
+bool kvmfault__retired(struct kvmfault_vm *vm, const void *what);
 /* Wait, without the lock, until busy() is false for every seat; -EDEADLK when
  * it is the caller's own. */
 int kvmfault__drain(struct kvmfault_vm *vm,
@@ -208,14 +209,17 @@ int kvmfault__uffd_copy(int fd, uint64_t to, const void *from, uint64_t length);
 int kvmfault__uffd_wake(int fd, uint64_t start, uint64_t length);
 int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length);
 int kvmfault__uffd_open(unsigned int how);
+/* Forget it, but leave its descriptor open: it guards absent pages. */
+void kvmfault__uffd_abandon(struct kvmfault_uffd *uffd);
 #define KVMFAULT__UFFD_DEVICE (1U << 0)
 #define KVMFAULT__UFFD_SYSCALL (1U << 1)
 
 /* memory.c, mapping.c */
 struct kvmfault_mapping {
 	struct kvmfault__span span;
-	struct kvmfault_uffd *uffd;	/* or NULL */
+	struct kvmfault_uffd *uffd;	/* NULL: not tracked */
 	uint64_t host;
+	bool memslots;		/* the first one, which pages go through */
 	bool registered;
 };
 
@@ -229,6 +233,7 @@ struct kvmfault_memory {
 	struct kvmfault_vm *vm;
 	uint64_t length;
 	unsigned int page_shift;
+	bool hugetlb;
 	int fd;
 	uint64_t fd_offset;
 	struct kvmfault_source source;	/* read NULL: not tracked */
@@ -237,6 +242,7 @@ struct kvmfault_memory {
 	_Atomic uint64_t *states;
 	_Atomic(const void *) mappings;	/* struct kvmfault__mappings */
 	unsigned int regions;		/* under the VM's lock */
+	atomic_bool warned;		/* of pages that others put there */
 };
 
 static inline bool kvmfault__tracked(const struct kvmfault_memory *memory)
@@ -258,12 +264,14 @@ int kvmfault__memory_punch(const struct kvmfault_memory *memory,
 void kvmfault__changed(struct kvmfault_memory *memory, uint64_t offset,
 		       uint64_t length, enum kvmfault_cause cause);
 
-/* Under the VM's lock. The memory's first mapping is the memslots'. */
+/* The memory's first mapping is the memslots'. A tracked memory's mapping is
+ * registered, with a uffd of its own where it was given none. */
 int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
-			  struct kvmfault_uffd *uffd, bool registered,
+			  struct kvmfault_uffd *uffd,
 			  struct kvmfault_mapping **mapping);
-/* After the mapping's last use: protect what is absent, let go of the uffd. */
-void kvmfault__mapping_close(struct kvmfault_mapping *mapping);
+/* After the mapping's last use: let go of the uffd; guard: where pages are
+ * absent nobody may read zeros afterwards. */
+void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard);
 /* Install through the memslots' mapping: as kvmfault__uffd_copy(). */
 int kvmfault__install(struct kvmfault__seat *seat,
 		      struct kvmfault_memory *memory, uint64_t offset,

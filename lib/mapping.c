@@ -75,23 +75,18 @@ list_new(const struct kvmfault__mappings *old, struct kvmfault_mapping *add,
 
 static int register_range(struct kvmfault_mapping *mapping)
 {
-	struct kvmfault_memory *memory = mapping->span.memory;
 	uint64_t ioctls;
 	int err;
 
 	err = kvmfault__uffd_register(mapping->uffd, mapping->host,
-				      memory->length, &ioctls);
+				      mapping->span.memory->length, &ioctls);
 	mapping->registered = !err;
-	if (err == -EINVAL)
-		kvmfault__log(memory->vm, KVMFAULT_LOG_ERROR,
-			      "userfaultfd does not take the memory at %#llx: it needs anonymous memory, a memfd or a hugetlbfs file that is mapped there as a whole (not a guest_memfd)",
-			      (unsigned long long)mapping->host);
 	return err;
 }
 
 /* Known by address and in the list before it is registered: a message never
  * comes from where nobody can be found and woken. */
-static int publish(struct kvmfault_mapping *mapping, bool registered)
+static int publish(struct kvmfault_mapping *mapping)
 {
 	struct kvmfault_memory *memory = mapping->span.memory;
 	struct kvmfault_vm *vm = memory->vm;
@@ -106,8 +101,9 @@ static int publish(struct kvmfault_mapping *mapping, bool registered)
 		kvmfault__sys_free(new);
 		return err;
 	}
+	mapping->memslots = !old;
 	atomic_store(&memory->mappings, new);
-	err = registered ? register_range(mapping) : 0;
+	err = mapping->uffd ? register_range(mapping) : 0;
 	if (!err) {
 		kvmfault__retire(vm, (void *)(uintptr_t)old);
 		return 0;
@@ -115,15 +111,25 @@ static int publish(struct kvmfault_mapping *mapping, bool registered)
 	atomic_store(&memory->mappings, old);
 	kvmfault__retire(vm, new);
 	kvmfault__table_kill(vm, &mapping->span);
+	kvmfault__table_sweep(vm, &vm->mappings);
 	return err;
 }
 
-int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
-			  struct kvmfault_uffd *uffd, bool registered,
-			  struct kvmfault_mapping **mapping)
+static void explain(struct kvmfault_vm *vm, uint64_t host, int err)
+{
+	if (err == -EINVAL)
+		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
+			      "userfaultfd does not take the memory at %#llx: it needs anonymous memory, a memfd or a hugetlbfs file that is mapped there as a whole (not a guest_memfd)",
+			      (unsigned long long)host);
+}
+
+static int mapping_make(struct kvmfault_memory *memory, uint64_t host,
+			struct kvmfault_uffd *uffd,
+			struct kvmfault_mapping **mapping)
 {
 	uint32_t space = uffd ? uffd->space : 0;
 	struct kvmfault_mapping *new;
+	bool known;
 	int err;
 
 	new = kvmfault__sys_alloc(sizeof(*new), 0);
@@ -134,17 +140,37 @@ int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 	new->span.last = kvmfault__key(space, host + memory->length - 1);
 	new->host = host;
 	new->uffd = uffd;
-	err = publish(new, registered);
-	if (atomic_load(&new->span.dead))
-		kvmfault__table_sweep(memory->vm, &memory->vm->mappings);
-	else if (err)
-		kvmfault__sys_free(new);
-	if (err)
-		return err;
-	if (uffd)
+	pthread_mutex_lock(&memory->vm->lock);
+	err = publish(new);
+	known = atomic_load(&new->span.dead);	/* then it is retired */
+	if (!err && uffd)
 		uffd->users++;
-	*mapping = new;
-	return 0;
+	pthread_mutex_unlock(&memory->vm->lock);
+	if (!err)
+		*mapping = new;
+	else if (!known)
+		kvmfault__sys_free(new);
+	return err;
+}
+
+int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
+			  struct kvmfault_uffd *uffd,
+			  struct kvmfault_mapping **mapping)
+{
+	bool own = kvmfault__tracked(memory) && !uffd;
+	int err;
+
+	if (own) {
+		err = kvmfault_uffd_new(memory->vm, NULL, &uffd);
+		if (err)
+			return err;
+		uffd->own = true;
+	}
+	err = mapping_make(memory, host, uffd, mapping);
+	if (err && own)
+		kvmfault_uffd_free(uffd);
+	explain(memory->vm, host, err);
+	return err;
 }
 
 /* Another process's memory can't be protected from here; its absent pages can
@@ -188,33 +214,37 @@ static int protect(struct kvmfault_mapping *mapping)
 static int fail_closed(struct kvmfault_mapping *mapping)
 {
 	struct kvmfault_memory *memory = mapping->span.memory;
+	int err;
 
-	if (!kvmfault__tracked(memory) || !kvmfault__pages_absent(memory))
+	if (!kvmfault__pages_absent(memory))
 		return 0;
-	if (mapping->uffd->space)
-		return poison_absent(mapping);
-	return protect(mapping);
-}
-
-void kvmfault__mapping_close(struct kvmfault_mapping *mapping)
-{
-	struct kvmfault_memory *memory = mapping->span.memory;
-	struct kvmfault_uffd *uffd = mapping->uffd;
-	int err = mapping->registered ? fail_closed(mapping) : 0;
-
+	err = mapping->uffd->space ? poison_absent(mapping) : protect(mapping);
 	if (err)
 		kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
 			      "absent pages at %#llx could not be protected (error %d): they stay registered; end their users before the userfaultfd is freed",
 			      (unsigned long long)mapping->host, -err);
-	else if (mapping->registered)
-		kvmfault__uffd_unregister(uffd, mapping->host, memory->length);
+	return err;
+}
+
+void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard)
+{
+	struct kvmfault_memory *memory = mapping->span.memory;
+	struct kvmfault_uffd *uffd = mapping->uffd;
+	int err;
+
 	if (!uffd)
 		return;
+	err = guard ? fail_closed(mapping) : 0;
+	if (!err)
+		kvmfault__uffd_unregister(uffd, mapping->host, memory->length);
 	pthread_mutex_lock(&memory->vm->lock);
 	uffd->users--;
 	pthread_mutex_unlock(&memory->vm->lock);
-	/* One that still guards absent pages must not be closed. */
-	if (uffd->own && !err)
+	if (!uffd->own)
+		return;
+	if (err)
+		kvmfault__uffd_abandon(uffd);
+	else
 		kvmfault_uffd_free(uffd);
 }
 
@@ -236,45 +266,56 @@ int kvmfault_mapping_add(struct kvmfault_memory *memory,
 	    ours.host & (kvmfault__page_size(memory) - 1) ||
 	    ours.host + memory->length < ours.host)
 		return -EINVAL;
-	pthread_mutex_lock(&memory->vm->lock);
-	err = kvmfault__mapping_new(memory, ours.host, ours.uffd, ours.uffd,
-				    mapping);
-	pthread_mutex_unlock(&memory->vm->lock);
-	return err;
+	if (ours.uffd &&
+	    (ours.uffd->vm != memory->vm || !kvmfault__tracked(memory)))
+		return -EINVAL;
+	return kvmfault__mapping_new(memory, ours.host, ours.uffd, mapping);
 }
 
-static bool uses_list(struct kvmfault__seat *seat, void *list)
+/* A seat that came before the list was replaced. */
+static bool uses_old_list(struct kvmfault__seat *seat, void *vm)
 {
-	return atomic_load(&seat->mappings) == list;
+	return kvmfault__retired(vm, atomic_load(&seat->mappings));
+}
+
+/* Under the lock: the list without it. */
+static int unlist(struct kvmfault_mapping *mapping)
+{
+	struct kvmfault_memory *memory = mapping->span.memory;
+	const struct kvmfault__mappings *old = atomic_load(&memory->mappings);
+	struct kvmfault__mappings *new;
+
+	if (mapping->memslots)
+		return -EINVAL;
+	new = list_new(old, NULL, mapping);
+	if (!new)
+		return -ENOMEM;
+	atomic_store(&memory->mappings, new);
+	kvmfault__retire(memory->vm, (void *)(uintptr_t)old);
+	return 0;
 }
 
 KVMFAULT__EXPORT
 int kvmfault_mapping_remove(struct kvmfault_mapping *mapping)
 {
-	struct kvmfault__mappings *old, *new;
-	struct kvmfault_memory *memory;
 	struct kvmfault_vm *vm;
+	int err;
 
 	if (!mapping)
 		return 0;
-	memory = mapping->span.memory;
-	vm = memory->vm;
+	vm = mapping->span.memory->vm;
 	pthread_mutex_lock(&vm->lock);
-	old = (void *)(uintptr_t)atomic_load(&memory->mappings);
-	new = old->mapping[0] == mapping ? NULL : list_new(old, NULL, mapping);
-	if (new)
-		atomic_store(&memory->mappings, new);
+	err = unlist(mapping);
 	pthread_mutex_unlock(&vm->lock);
-	if (!new)
-		return old->mapping[0] == mapping ? -EINVAL : -ENOMEM;
+	if (err)
+		return err;
 	/* Who still wakes through it is inside a system call, not a callback:
 	 * that ends. */
-	kvmfault__drain(vm, uses_list, old);
-	kvmfault__mapping_close(mapping);
+	kvmfault__drain(vm, uses_old_list, vm);
+	kvmfault__mapping_close(mapping, true);
 	pthread_mutex_lock(&vm->lock);
 	kvmfault__table_kill(vm, &mapping->span);
 	kvmfault__table_sweep(vm, &vm->mappings);
-	kvmfault__retire(vm, old);
 	pthread_mutex_unlock(&vm->lock);
 	return 0;
 }

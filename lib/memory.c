@@ -35,28 +35,49 @@ static int check(struct kvmfault_vm *vm, struct kvmfault_memory_options *o)
 	    o->fd_offset + o->length < o->length ||
 	    o->source_offset + o->length < o->length)
 		return -EINVAL;
-	if (o->uffd && (o->uffd->space || o->uffd->vm != vm))
+	/* Registered without a source it would sleep and nobody knows why. */
+	if (o->uffd && (o->uffd->space || o->uffd->vm != vm || !o->source))
 		return -EINVAL;
 	return 0;
 }
 
 static int check_file(struct kvmfault_vm *vm,
-		      const struct kvmfault_memory_options *o)
+		      const struct kvmfault_memory_options *o,
+		      uint64_t *page_size)
 {
 	struct statfs fs;
+	struct stat stat;
 	int err;
 
-	if (o->fd <= 0)
-		return 0;
 	err = kvmfault__sys_fstatfs(o->fd, &fs);
+	if (!err)
+		err = kvmfault__sys_fstat(o->fd, &stat);
 	if (err)
 		return err;
-	if (fs.f_type != HUGETLBFS_MAGIC ||
-	    (uint64_t)fs.f_bsize == o->page_size)
+	if (fs.f_type == HUGETLBFS_MAGIC)
+		*page_size = (uint64_t)fs.f_bsize;
+	if (!S_ISREG(stat.st_mode) ||
+	    (uint64_t)stat.st_size >= o->fd_offset + o->length)
 		return 0;
 	kvmfault__log(vm, KVMFAULT_LOG_ERROR,
-		      "the file has pages of %lld bytes: set page_size to that",
-		      (long long)fs.f_bsize);
+		      "the file behind the memory is too short: it has %llu bytes of %llu; set its size with ftruncate() first",
+		      (unsigned long long)stat.st_size,
+		      (unsigned long long)(o->fd_offset + o->length));
+	return -EINVAL;
+}
+
+/* One page of ours is one page of the backing: it comes as a whole. */
+static int check_backing(struct kvmfault_vm *vm,
+			 const struct kvmfault_memory_options *o)
+{
+	uint64_t real = kvmfault__sys_page_size();
+	int err = o->fd > 0 ? check_file(vm, o, &real) : 0;
+
+	if (err || o->page_size == real)
+		return err;
+	kvmfault__log(vm, KVMFAULT_LOG_ERROR,
+		      "the memory has pages of %llu bytes: set page_size to that (for huge pages it needs a hugetlbfs file)",
+		      (unsigned long long)real);
 	return -EINVAL;
 }
 
@@ -75,18 +96,33 @@ static int check_source(struct kvmfault_vm *vm,
 	return -ENODATA;
 }
 
-/* In a hugetlbfs file SEEK_DATA sees data everywhere: count its blocks, and
- * say no only when some must be ours. */
-static int hugetlb_resident(const struct kvmfault_memory *memory,
-			    uint64_t length)
+/*
+ * Blocks that must be ours, however the rest of the file is. It is all that a
+ * hugetlbfs file tells (there SEEK_DATA sees data everywhere), and it finds what
+ * was preallocated in a memfd, which is no data and yet never missed.
+ */
+static int blocks_resident(const struct kvmfault_memory *memory,
+			   uint64_t length)
 {
 	struct stat stat;
 	int err = kvmfault__sys_fstat(memory->fd, &stat);
 
 	if (err)
 		return err;
-	return (uint64_t)stat.st_blocks * 512 >
-	       (uint64_t)stat.st_size - length;
+	return (uint64_t)stat.st_blocks * 512 + length >
+	       (uint64_t)stat.st_size;
+}
+
+static int file_resident(const struct kvmfault_memory *memory, uint64_t offset,
+			 uint64_t length)
+{
+	uint64_t start = memory->fd_offset + offset;
+	off_t data;
+
+	data = kvmfault__sys_lseek(memory->fd, (off_t)start, SEEK_DATA);
+	if (data == -ENXIO)
+		return 0;
+	return data < 0 ? (int)data : (uint64_t)data < start + length;
 }
 
 static int anonymous_resident(const struct kvmfault_memory *memory,
@@ -115,17 +151,9 @@ static int anonymous_resident(const struct kvmfault_memory *memory,
 int kvmfault__memory_resident(const struct kvmfault_memory *memory,
 			      uint64_t offset, uint64_t length)
 {
-	uint64_t start = memory->fd_offset + offset;
-	off_t data;
-
 	if (memory->fd <= 0)
 		return anonymous_resident(memory, offset, length);
-	if (kvmfault__page_size(memory) != kvmfault__sys_page_size())
-		return hugetlb_resident(memory, length);
-	data = kvmfault__sys_lseek(memory->fd, (off_t)start, SEEK_DATA);
-	if (data == -ENXIO)
-		return 0;
-	return data < 0 ? (int)data : (uint64_t)data < start + length;
+	return file_resident(memory, offset, length);
 }
 
 int kvmfault__memory_punch(const struct kvmfault_memory *memory,
@@ -159,11 +187,19 @@ void kvmfault__changed(struct kvmfault_memory *memory, uint64_t offset,
 /* Checked after it was registered: from then on nothing comes unseen. */
 static int check_empty(struct kvmfault_memory *memory)
 {
-	int resident;
+	int resident = 0;
 
 	if (!kvmfault__tracked(memory))
 		return 0;
-	resident = kvmfault__memory_resident(memory, 0, memory->length);
+	if (memory->fd > 0)
+		resident = blocks_resident(memory, memory->length);
+	if (memory->fd > 0 && !resident && !memory->hugetlb)
+		resident = kvmfault__sys_cached(memory->fd, memory->fd_offset,
+						memory->length);
+	/* A kernel before 6.5 can't be asked that way. */
+	if ((!resident && !memory->hugetlb) || resident == -ENOSYS)
+		resident = kvmfault__memory_resident(memory, 0,
+						     memory->length);
 	if (resident <= 0)
 		return resident;
 	kvmfault__log(memory->vm, KVMFAULT_LOG_ERROR,
@@ -190,6 +226,7 @@ static int memory_make(struct kvmfault_vm *vm,
 	new->vm = vm;
 	new->length = o->length;
 	new->page_shift = (unsigned int)__builtin_ctzll(o->page_size);
+	new->hugetlb = o->page_size != kvmfault__sys_page_size();
 	new->fd = o->fd > 0 ? o->fd : 0;
 	new->fd_offset = o->fd_offset;
 	new->host = o->host;
@@ -216,27 +253,19 @@ static int memory_attach(struct kvmfault_memory *memory,
 {
 	struct kvmfault_mapping *mapping;
 	struct kvmfault_vm *vm = memory->vm;
-	bool own = kvmfault__tracked(memory) && !uffd;
 	int err;
 
-	if (own) {
-		err = kvmfault_uffd_new(vm, NULL, &uffd);
-		if (err)
-			return err;
-		uffd->own = true;
-	}
-	pthread_mutex_lock(&vm->lock);
-	err = kvmfault__mapping_new(memory, (uintptr_t)memory->host, uffd, uffd,
+	err = kvmfault__mapping_new(memory, (uintptr_t)memory->host, uffd,
 				    &mapping);
-	if (!err)
-		vm->memories++;
+	if (err)
+		return err;
+	pthread_mutex_lock(&vm->lock);
+	vm->memories++;
 	pthread_mutex_unlock(&vm->lock);
-	if (err && own)
-		kvmfault_uffd_free(uffd);
-	return err;
+	return 0;
 }
 
-static void memory_detach(struct kvmfault_memory *memory)
+static void memory_detach(struct kvmfault_memory *memory, bool guard)
 {
 	struct kvmfault_vm *vm = memory->vm;
 	struct kvmfault__mappings *all =
@@ -245,7 +274,7 @@ static void memory_detach(struct kvmfault_memory *memory)
 
 	/* The memslots' last: the others' sleepers are woken into it. */
 	for (i = all->count; i--;)
-		kvmfault__mapping_close(all->mapping[i]);
+		kvmfault__mapping_close(all->mapping[i], guard);
 	pthread_mutex_lock(&vm->lock);
 	kvmfault__table_sweep(vm, &vm->mappings);
 	kvmfault__retire(vm, all);
@@ -260,44 +289,6 @@ static void kill_mappings(struct kvmfault_memory *memory)
 
 	for (i = 0; i < all->count; i++)
 		kvmfault__table_kill(memory->vm, &all->mapping[i]->span);
-}
-
-KVMFAULT__EXPORT
-int kvmfault_memory_new(struct kvmfault_vm *vm,
-			const struct kvmfault_memory_options *options,
-			struct kvmfault_memory **memory)
-{
-	struct kvmfault_memory_options ours;
-	struct kvmfault_memory *new;
-	int err;
-
-	if (!memory)
-		return -EINVAL;
-	*memory = NULL;
-	err = kvmfault__options(&ours, sizeof(ours), options);
-	if (err)
-		return err;
-	if (!vm)
-		return -EINVAL;
-	err = check(vm, &ours);
-	if (!err)
-		err = check_file(vm, &ours);
-	if (!err)
-		err = memory_make(vm, &ours, &new);
-	if (err)
-		return err;
-	err = memory_attach(new, ours.uffd);
-	if (err) {
-		memory_delete(new);
-		return err;
-	}
-	err = check_empty(new);
-	if (err) {
-		kvmfault_memory_free(new);
-		return err;
-	}
-	*memory = new;
-	return 0;
 }
 
 static bool serves(struct kvmfault__seat *seat, void *memory)
@@ -323,22 +314,63 @@ static int begin_close(struct kvmfault_memory *memory)
 	return 0;
 }
 
-KVMFAULT__EXPORT
-int kvmfault_memory_free(struct kvmfault_memory *memory)
+static int memory_end(struct kvmfault_memory *memory, bool guard)
 {
-	struct kvmfault_vm *vm;
+	struct kvmfault_vm *vm = memory->vm;
 	int err;
 
-	if (!memory)
-		return 0;
-	vm = memory->vm;
 	pthread_mutex_lock(&vm->lock);
 	err = begin_close(memory);
 	pthread_mutex_unlock(&vm->lock);
 	if (err)
 		return err;
 	kvmfault__drain(vm, serves, memory);
-	memory_detach(memory);
+	memory_detach(memory, guard);
 	memory_delete(memory);
 	return 0;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_memory_new(struct kvmfault_vm *vm,
+			const struct kvmfault_memory_options *options,
+			struct kvmfault_memory **memory)
+{
+	struct kvmfault_memory_options ours;
+	struct kvmfault_memory *new;
+	int err;
+
+	if (!memory)
+		return -EINVAL;
+	*memory = NULL;
+	err = kvmfault__options(&ours, sizeof(ours), options);
+	if (err)
+		return err;
+	if (!vm)
+		return -EINVAL;
+	err = check(vm, &ours);
+	if (!err)
+		err = check_backing(vm, &ours);
+	if (!err)
+		err = memory_make(vm, &ours, &new);
+	if (err)
+		return err;
+	err = memory_attach(new, ours.uffd);
+	if (err) {
+		memory_delete(new);
+		return err;
+	}
+	err = check_empty(new);
+	if (err) {
+		/* Nothing was fetched, nothing is to be guarded. */
+		memory_end(new, false);
+		return err;
+	}
+	*memory = new;
+	return 0;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_memory_free(struct kvmfault_memory *memory)
+{
+	return memory ? memory_end(memory, true) : 0;
 }

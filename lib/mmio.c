@@ -91,8 +91,6 @@ struct kvmfault__answer kvmfault__mmio(struct kvmfault_vcpu *vcpu)
 	uint64_t done = 0, step;
 
 	vcpu->mmio_length = 0;
-	if (fault->length > sizeof(vcpu->run->mmio.data))
-		return answer;
 	while (done < fault->length) {
 		step = KVMFAULT__PAGE - (fault->gpa + done) % KVMFAULT__PAGE;
 		if (step > fault->length - done)

@@ -56,15 +56,32 @@ static bool prefixes(struct cursor *c, bool long_mode, uint8_t *op)
 	return false;
 }
 
-/* Skip the rest of the opcode: what follows is ModRM. VEX and EVEX are left
- * alone: KVM's emulator does not know them. */
+/* Which opcodes have ModRM behind them: one bit each, row by first digit. VEX
+ * and EVEX are left out: KVM's emulator does not know them. */
+static const uint16_t one_byte[16] = {
+	0x0f0f, 0x0f0f, 0x0f0f, 0x0f0f, 0x0000, 0x0000, 0x0a08, 0x0000,
+	0xffff, 0x0000, 0x0000, 0x0000, 0x00c3, 0xff0f, 0x0000, 0xc0c0,
+};
+static const uint16_t two_byte[16] = {	/* behind 0f */
+	0x200f, 0xffff, 0xff0f, 0x0000, 0xffff, 0xffff, 0xffff, 0xff7f,
+	0x0000, 0xffff, 0xf838, 0xffff, 0x00ff, 0xffff, 0xffff, 0xffff,
+};
+
+static bool has_modrm(const uint16_t *map, uint8_t op)
+{
+	return map[op >> 4] >> (op & 15) & 1;
+}
+
+/* Skip the rest of the opcode: what follows is ModRM, or false. */
 static bool opcode(struct cursor *c, uint8_t op)
 {
 	if (op != 0x0f)
-		return true;
+		return has_modrm(one_byte, op);
 	if (!take(c, &op, 1))
 		return false;
-	return (op != 0x38 && op != 0x3a) || take(c, &op, 1);
+	if (op == 0x38 || op == 0x3a)
+		return take(c, &op, 1);
+	return has_modrm(two_byte, op);
 }
 
 static bool displacement(struct cursor *c, size_t size, uint64_t *address)

@@ -9,6 +9,7 @@
  */
 
 #include <fcntl.h>
+#include <limits.h>
 #include <string.h>
 
 #include "abi.h"
@@ -172,18 +173,22 @@ static int handshake(uint64_t *features)
 	return fd;
 }
 
+#define ANONYMOUS INT_MIN	/* no -errno is that */
+
 /* Register scratch memory of fd (or anonymous); nothing touches it. */
 static finding ask_register(int uffd, int fd, size_t size, uint64_t mode)
 {
+	bool anonymous = fd == ANONYMOUS;
 	struct uffdio_register reg = { .mode = mode };
 	void *page;
 	int err;
 
-	if (fd < -1)
+	if (fd < 0 && !anonymous)
 		return could_not(fd);
 	err = kvmfault__sys_mmap(&page, size, PROT_READ | PROT_WRITE,
-				 fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS :
-				 MAP_SHARED | MAP_NORESERVE, fd, 0);
+				 anonymous ? MAP_PRIVATE | MAP_ANONYMOUS :
+				 MAP_SHARED | MAP_NORESERVE,
+				 anonymous ? -1 : fd, 0);
 	if (err)
 		return could_not(err);
 	reg.range.start = (uintptr_t)page;
@@ -229,7 +234,7 @@ static void probe_registered(int uffd, uint64_t features, finding *f)
 	finding *poison = &f[KVMFAULT_FEATURE_UFFD_POISON];
 
 	f[KVMFAULT_FEATURE_UFFD_ANON] =
-		ask_register(uffd, -1, kvmfault__sys_page_size(), missing);
+		ask_register(uffd, ANONYMOUS, kvmfault__sys_page_size(), missing);
 	f[KVMFAULT_FEATURE_UFFD_SHMEM] = register_file(uffd, 0, missing);
 	f[KVMFAULT_FEATURE_UFFD_HUGETLB] =
 		register_file(uffd, MFD_HUGETLB, missing);

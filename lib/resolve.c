@@ -8,6 +8,7 @@
  * data first, then the state, then the wakes.
  */
 
+#include "abi.h"
 #include "internal.h"
 
 static struct kvmfault__answer failed(enum kvmfault_reason reason, int error)
@@ -50,9 +51,12 @@ static int ask(struct kvmfault__request *rq, struct kvmfault__answer *answer)
 				      1);
 		return verdict;
 	}
-	answer->reason = request->fault->error == EHWPOISON ?
-		KVMFAULT_REASON_HWPOISON : flags ?
-		KVMFAULT_REASON_FLAGS : KVMFAULT_REASON_DECLINED;
+	if (request->fault->error == EHWPOISON) {
+		answer->reason = KVMFAULT_REASON_HWPOISON;
+		return -EHWPOISON;
+	}
+	answer->reason = flags ? KVMFAULT_REASON_FLAGS :
+				 KVMFAULT_REASON_DECLINED;
 	return -EOPNOTSUPP;
 }
 
@@ -97,7 +101,8 @@ static struct kvmfault__answer resolve_unclaimed(struct kvmfault__request *rq,
 }
 
 /* A discard came while the page was being fetched: it has the last word. */
-static bool discarded(struct kvmfault__request *rq, uint64_t page)
+static bool discarded(struct kvmfault__request *rq, uint64_t page,
+		      enum kvmfault__state else_to)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	int err;
@@ -110,13 +115,13 @@ static bool discarded(struct kvmfault__request *rq, uint64_t page)
 		kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
 			      "a page at offset %#llx was discarded while it was fetched, and could not be freed (error %d): it keeps its data",
 			      (unsigned long long)rq->request.offset, -err);
-	else
-		kvmfault__changed(memory, rq->request.offset,
-				  rq->request.length, KVMFAULT_CAUSE_DISCARD);
-	if (!err)
-		kvmfault__count(rq->seat, removed);
 	kvmfault__page_change(memory, page, KVMFAULT__FETCHING_REMOVED,
-			      err ? KVMFAULT__PRESENT : KVMFAULT__REMOVED);
+			      err ? else_to : KVMFAULT__REMOVED);
+	if (err)
+		return true;
+	kvmfault__count(rq->seat, removed);
+	kvmfault__changed(memory, rq->request.offset, rq->request.length,
+			  KVMFAULT_CAUSE_DISCARD);
 	return true;
 }
 
@@ -132,7 +137,7 @@ static void publish(struct kvmfault__request *rq, uint64_t page,
 	while ((found = kvmfault__page_change(memory, page, from, to)) !=
 	       from) {
 		wake = true;	/* a reader marked it, or a discard */
-		if (discarded(rq, page))
+		if (discarded(rq, page, to))
 			break;
 		from = found;
 	}
@@ -141,28 +146,40 @@ static void publish(struct kvmfault__request *rq, uint64_t page,
 		kvmfault__wake(rq->seat, memory, NULL, rq->request.offset,
 			       rq->request.length);
 	else if (rq->origin && (!installed || rq->existed ||
-				rq->origin->host != (uintptr_t)memory->host))
+				!rq->origin->memslots))
 		kvmfault__wake(rq->seat, memory, rq->origin,
 			       rq->request.offset, rq->request.length);
 }
 
-/* "Resolved", says one that did not use our install: is it? */
+/* "Resolved", says one that did not use our install: is it? What can't be
+ * asked is not believed. */
 static bool lied(struct kvmfault__request *rq)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 
 	/* Of a single hugetlb page the kernel can't be asked. */
 	return !rq->installed &&
-	       kvmfault__page_size(memory) == kvmfault__sys_page_size() &&
-	       !kvmfault__memory_resident(memory, rq->request.offset,
-					  rq->request.length);
+	       !memory->hugetlb &&
+	       kvmfault__memory_resident(memory, rq->request.offset,
+					 rq->request.length) <= 0;
 }
 
+static void warn_existed(struct kvmfault_memory *memory)
+{
+	if (!atomic_exchange(&memory->warned, true))
+		kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
+			      "pages came into the memory at %p past the library, and are taken as they are: somebody maps it unregistered, or its huge=always fills the neighbours of what is written",
+			      memory->host);
+}
+
+/* After it was published: what a callback does may need the page. */
 static void account(struct kvmfault__request *rq, enum kvmfault__state was)
 {
-	if (rq->existed)
+	if (rq->existed) {
 		kvmfault__count(rq->seat, existed);
-	else if (was == KVMFAULT__REMOVED)
+		if (was == KVMFAULT__ABSENT)
+			warn_existed(rq->request.memory);
+	} else if (was == KVMFAULT__REMOVED)
 		kvmfault__count(rq->seat, zeroed);
 	else
 		kvmfault__count(rq->seat, fetched);
@@ -189,10 +206,10 @@ static struct kvmfault__answer resolve_claimed(struct kvmfault__request *rq,
 		answer = failed(KVMFAULT_REASON_LIE, -ENODATA);
 		answer.resolver = resolver;
 	}
-	if (answer.came)
-		account(rq, was);
 	publish(rq, page, answer.came ? KVMFAULT__PRESENT : was,
 		rq->installed);
+	if (answer.came)
+		account(rq, was);
 	return answer;
 }
 
@@ -222,9 +239,9 @@ static struct kvmfault__answer recheck(struct kvmfault__request *rq,
 	if (!err)
 		err = kvmfault_request_install(&rq->request,
 					       rq->request.buffer);
+	publish(rq, page, KVMFAULT__PRESENT, rq->installed);
 	if (!err && !rq->existed)
 		account(rq, KVMFAULT__REMOVED);
-	publish(rq, page, KVMFAULT__PRESENT, rq->installed);
 	if (err == -EAGAIN)
 		answer.error = err;
 	else if (err)
@@ -296,6 +313,15 @@ static void address(struct kvmfault__request *rq,
 		rq->request.host = (char *)memory->host + rq->request.offset;
 }
 
+/* Memory that failed has lost its data whatever its state; and who wants the
+ * private page is not served with the shared one. */
+static bool not_about_the_page(const struct kvmfault_fault *fault)
+{
+	return fault->error == EHWPOISON ||
+	       (fault->entrance == KVMFAULT_ENTRANCE_EXIT &&
+		fault->flags & KVMFAULT__EXIT_FLAG_PRIVATE);
+}
+
 struct kvmfault__answer
 kvmfault__resolve(struct kvmfault__seat *seat,
 		  const struct kvmfault_fault *fault,
@@ -318,9 +344,8 @@ kvmfault__resolve(struct kvmfault__seat *seat,
 					     origin->span.memory;
 		address(&rq, region, offset);
 	}
-	/* Memory failed: whatever state the page has, its data is lost. */
 	if (!rq.request.memory || !kvmfault__tracked(rq.request.memory) ||
-	    fault->error == EHWPOISON)
+	    not_about_the_page(fault))
 		return resolve_unclaimed(&rq, KVMFAULT_PAGE_UNTRACKED);
 	return resolve_tracked(&rq);
 }

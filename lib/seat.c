@@ -116,19 +116,25 @@ static bool held(struct kvmfault_vm *vm, const void *what)
 	return false;
 }
 
-/* A lookup in a table that was replaced may be about to hold any span of it,
- * so nothing goes before that lookup ends. */
-static bool old_table_held(struct kvmfault_vm *vm)
+bool kvmfault__retired(struct kvmfault_vm *vm, const void *what)
+{
+	const struct kvmfault__retired *item;
+
+	for (item = vm->retired; item && item != what; item = item->next)
+		;
+	return item;
+}
+
+/* Who holds a table or a list that was replaced may use anything in it, so
+ * nothing goes before that use ends. */
+static bool old_held(struct kvmfault_vm *vm)
 {
 	struct kvmfault__seat *seat;
-	const void *table;
 
-	for (seat = atomic_load(&vm->seats); seat; seat = seat->next) {
-		table = atomic_load(&seat->table);
-		if (table && table != atomic_load(&vm->regions) &&
-		    table != atomic_load(&vm->mappings))
+	for (seat = atomic_load(&vm->seats); seat; seat = seat->next)
+		if (kvmfault__retired(vm, atomic_load(&seat->table)) ||
+		    kvmfault__retired(vm, atomic_load(&seat->mappings)))
 			return true;
-	}
 	return false;
 }
 
@@ -140,7 +146,7 @@ void kvmfault__retire(struct kvmfault_vm *vm, void *retired)
 		item->next = vm->retired;
 		vm->retired = item;
 	}
-	if (old_table_held(vm))
+	if (old_held(vm))
 		return;
 	while ((item = *link)) {
 		if (held(vm, item)) {

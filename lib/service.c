@@ -21,7 +21,7 @@
 #define PARKED_MAX 256
 #define DELAY_MIN 1000000ULL	/* 1 ms, doubled each time, */
 #define DELAY_STEPS 10		/* up to about a second */
-#define TELL_AFTER 3		/* tries before the VMM is told */
+#define TELL_AFTER 3		/* failures before the VMM is told */
 
 enum { TIMER = KVMFAULT__SPACES, STOP };	/* beside uffds' ids */
 
@@ -29,6 +29,7 @@ struct parked {
 	struct kvmfault_fault fault;
 	uint32_t space;
 	unsigned int tries;
+	unsigned int failures;	/* of those, that nobody resolved */
 	uint64_t due;
 };
 
@@ -166,7 +167,7 @@ static void serve_fault(struct kvmfault_service *service,
 		return;
 	}
 	if (answer.action == KVMFAULT_UNRESOLVED &&
-	    item->tries == TELL_AFTER - 1) {
+	    ++item->failures == TELL_AFTER) {
 		kvmfault__count(seat, unresolved);
 		tell(seat->vm, item, &answer);
 	}
@@ -323,6 +324,21 @@ static void retry_parked(struct kvmfault_service *service,
 	set_timer(service);
 }
 
+/* A userfaultfd that has failed says so for ever: do not listen to it. */
+static void mute(struct kvmfault_vm *vm, uint32_t id,
+		 struct kvmfault__seat *seat)
+{
+	struct kvmfault_uffd *uffd = kvmfault__hold(&seat->uffd,
+						    &vm->uffds[id]);
+
+	if (uffd)
+		kvmfault__sys_epoll_ctl(vm->epoll, EPOLL_CTL_DEL, uffd->fd,
+					NULL);
+	kvmfault__unhold(seat, &seat->uffd);
+	kvmfault__log(vm, KVMFAULT_LOG_ERROR,
+		      "a userfaultfd has failed, and is not listened to any more");
+}
+
 /* One round; true: stop. */
 static bool serve(struct kvmfault_service *service,
 		  struct kvmfault__seat *seat, int timeout)
@@ -339,6 +355,8 @@ static bool serve(struct kvmfault_service *service,
 			return true;
 		if (id == TIMER)
 			retry_parked(service, seat);
+		else if (!(event[i].events & EPOLLIN))
+			mute(service->vm, (uint32_t)id, seat);
 		else
 			read_messages(service, seat, (uint32_t)id);
 	}

@@ -6,9 +6,9 @@
  * of the bytes, or an error and none: a page is never made of half an answer.
  */
 
+#include <linux/fs.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include "internal.h"
 
@@ -50,22 +50,27 @@ int kvmfault_source_file(int fd, struct kvmfault_source *source)
 		.data = (void *)(intptr_t)fd,
 	};
 	struct stat stat;
-	off_t end;
+	uint64_t end;
 	int err;
 
 	if (!source)
 		return -EINVAL;
+	if (fd <= 0)
+		return -EBADF;
 	err = kvmfault__sys_fstat(fd, &stat);
 	if (err)
 		return err;
 	if (!S_ISREG(stat.st_mode) && !S_ISBLK(stat.st_mode))
 		return -ESPIPE;
-	/* A block device's stat has no size, but it has an end. */
-	end = S_ISREG(stat.st_mode) ? stat.st_size :
-		kvmfault__sys_lseek(fd, 0, SEEK_END);
-	if (end <= 0)
-		return end ? (int)end : -ENODATA;
-	ours.length = (uint64_t)end;
+	end = (uint64_t)stat.st_size;
+	/* A block device's stat has no size. */
+	if (S_ISBLK(stat.st_mode))
+		err = kvmfault__sys_ioctl(fd, BLKGETSIZE64, &end);
+	if (err)
+		return err;
+	if (!end)
+		return -ENODATA;
+	ours.length = end;
 	return kvmfault__options_out(source, &ours, sizeof(ours));
 }
 

@@ -80,6 +80,21 @@ int kvmfault__sys_fstatfs(int fd, struct statfs *statfs)
 	return (int)result(fstatfs(fd, statfs));
 }
 
+#define NR_CACHESTAT 451	/* 6.5, on every architecture */
+
+int kvmfault__sys_cached(int fd, uint64_t offset, uint64_t length)
+{
+	struct {
+		uint64_t offset, length;
+	} range = { offset, length };
+	struct {
+		uint64_t cache, dirty, writeback, evicted, recently_evicted;
+	} stat;
+	long err = result(syscall(NR_CACHESTAT, fd, &range, &stat, 0));
+
+	return err ? (int)err : stat.cache || stat.evicted;
+}
+
 int kvmfault__sys_fallocate(int fd, int mode, off_t offset, off_t length)
 {
 	return (int)result(fallocate(fd, mode, offset, length));

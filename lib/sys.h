@@ -31,6 +31,8 @@ ssize_t kvmfault__sys_pread(int fd, void *buffer, size_t length, off_t offset);
 off_t kvmfault__sys_lseek(int fd, off_t offset, int whence);
 int kvmfault__sys_fstat(int fd, struct stat *stat);
 int kvmfault__sys_fstatfs(int fd, struct statfs *statfs);
+/* Is a part of a file in the page cache? 1, 0; -ENOSYS before 6.5. */
+int kvmfault__sys_cached(int fd, uint64_t offset, uint64_t length);
 int kvmfault__sys_fallocate(int fd, int mode, off_t offset, off_t length);
 
 int kvmfault__sys_userfaultfd(int flags);

@@ -61,6 +61,11 @@ struct kvmfault__span *kvmfault__table_find(struct kvmfault__seat *seat,
 	/* Who holds a table holds its spans: see kvmfault__retire(). */
 	span = search(kvmfault__hold(&seat->table, table), key);
 	atomic_store(&seat->span, span);
+	/* Killed in between: whoever drains may not have seen us. */
+	if (span && atomic_load(&span->dead)) {
+		atomic_store(&seat->span, NULL);
+		span = NULL;
+	}
 	atomic_store_explicit(&seat->table, NULL, memory_order_release);
 	return span;
 }
@@ -95,12 +100,20 @@ static struct table *replace(kvmfault__table *table, struct table *new)
 	return (struct table *)(uintptr_t)atomic_exchange(table, new);
 }
 
-static bool overlaps(const struct table *table, size_t at,
-		     const struct kvmfault__span *span)
+/* 0, or -errno: one that is dead but not swept is in the way for want of
+ * memory only. */
+static int overlaps(const struct table *table, size_t at,
+		    const struct kvmfault__span *span)
 {
+	const struct kvmfault__span *other = NULL;
+
 	if (at && spans(table)[at - 1]->last >= span->first)
-		return true;
-	return at < table->count && table->first[at] <= span->last;
+		other = spans(table)[at - 1];
+	else if (at < table->count && table->first[at] <= span->last)
+		other = spans(table)[at];
+	if (!other)
+		return 0;
+	return atomic_load(&other->dead) ? -ENOMEM : -EEXIST;
 }
 
 int kvmfault__table_add(struct kvmfault_vm *vm, kvmfault__table *table,
@@ -109,13 +122,15 @@ int kvmfault__table_add(struct kvmfault_vm *vm, kvmfault__table *table,
 	const struct table *old;
 	struct table *new;
 	size_t at, count;
+	int err;
 
 	kvmfault__table_sweep(vm, table);
 	old = atomic_load(table);
 	count = old ? old->count : 0;
 	at = old ? rank(old, span->first) : 0;
-	if (old && overlaps(old, at, span))
-		return -EEXIST;
+	err = old ? overlaps(old, at, span) : 0;
+	if (err)
+		return err;
 	new = table_new(count + 1);
 	if (!new)
 		return -ENOMEM;

@@ -14,6 +14,8 @@
 #include "abi.h"
 #include "internal.h"
 
+#define NOWHERE (1ULL << 30)
+
 static int open_device(void)
 {
 	int device, fd;
@@ -65,10 +67,19 @@ static int open_own(struct kvmfault_vm *vm)
 
 static int adopt(struct kvmfault_vm *vm, int fd)
 {
-	int flags = kvmfault__sys_getfl(fd);
+	int err, flags = kvmfault__sys_getfl(fd);
 
 	if (flags < 0)
 		return flags;
+	/* A wake of nobody works where the handshake was made, and nowhere
+	 * else; any address does. */
+	err = kvmfault__uffd_wake(fd, NOWHERE, kvmfault__sys_page_size());
+	if (err) {
+		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
+			      "descriptor %d is no userfaultfd with UFFDIO_API done",
+			      fd);
+		return err == -ENOTTY ? -EINVAL : err;
+	}
 	if (!(flags & O_NONBLOCK)) {
 		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
 			      "an adopted userfaultfd needs O_NONBLOCK: a reader that lost a race for a message would sleep in read()");
@@ -152,6 +163,22 @@ static bool reads(struct kvmfault__seat *seat, void *uffd)
 	return atomic_load(&seat->uffd) == uffd;
 }
 
+/* Out of the context; whether it is used is the caller's to know. */
+static void unpublish(struct kvmfault_uffd *uffd)
+{
+	struct kvmfault_vm *vm = uffd->vm;
+
+	kvmfault__sys_epoll_ctl(vm->epoll, EPOLL_CTL_DEL, uffd->fd, NULL);
+	kvmfault__drain(vm, reads, uffd);
+}
+
+void kvmfault__uffd_abandon(struct kvmfault_uffd *uffd)
+{
+	atomic_store(&uffd->vm->uffds[uffd->id], NULL);
+	unpublish(uffd);
+	kvmfault__sys_free(uffd);
+}
+
 KVMFAULT__EXPORT
 int kvmfault_uffd_free(struct kvmfault_uffd *uffd)
 {
@@ -168,8 +195,7 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd)
 	pthread_mutex_unlock(&vm->lock);
 	if (busy)
 		return -EBUSY;
-	kvmfault__sys_epoll_ctl(vm->epoll, EPOLL_CTL_DEL, uffd->fd, NULL);
-	kvmfault__drain(vm, reads, uffd);
+	unpublish(uffd);
 	kvmfault__sys_close(uffd->fd);
 	kvmfault__sys_free(uffd);
 	return 0;

@@ -19,7 +19,7 @@
 
 static void start_guard(struct kvmfault_vcpu *vcpu)
 {
-	memset(vcpu->history, 0xff, sizeof(vcpu->history));
+	memset(vcpu->history, 0xfe, sizeof(vcpu->history)); /* no page's */
 	vcpu->newest = 0;
 	vcpu->streak = 0;
 	vcpu->emulation_rip = UINT64_MAX;

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * What the live tests share: a machine with RAM in a memfd that is mapped
+ * twice, a context, and vCPU threads that do what a VMM does. Each test runs in
+ * both columns: without an interrupt controller in the kernel, and as VMMs have
+ * it, with one, interrupts enabled and a timer firing.
+ */
+
+#ifndef KVMFAULT_TESTS_KVM_RIG_H
+#define KVMFAULT_TESTS_KVM_RIG_H
+
+#include <kvmfault.h>
+#include <machine.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "unit.h"
+
+#define RAM (4ULL << 30)	/* gpa */
+#define SLOT 1
+#define COLUMNS 2		/* for tcase_add_loop_test() */
+#define KICK SIGUSR1
+
+struct rig {
+	struct machine *machine;
+	uint64_t pages;
+	int memfd;
+	char *a, *b;			/* the memslot's mapping, and another */
+	struct kvmfault_vm *vm;
+	struct kvmfault_vcpu *vcpu[MACHINE_MAX_VCPUS];
+	struct kvmfault_uffd *uffd;	/* of a, by rig_track() */
+	struct kvmfault_memory *memory;
+	struct kvmfault_mapping *mapping;	/* b, by rig_track() */
+	struct kvmfault_service *service;
+	_Atomic uint32_t reads[4096];	/* of each page, by the source */
+	atomic_int source_error;	/* what the source returns */
+	uint64_t overlay_at;		/* what it has there instead of words */
+	size_t overlay_length;
+	char overlay[512];
+	atomic_int changes[8];		/* of memory, by cause */
+	atomic_int unresolved;
+};
+
+/* column: 0 or 1; supervisor: guest code that KVM emulates here */
+void rig_new(struct rig *rig, int column, unsigned int vcpus, uint64_t pages,
+	     bool supervisor);
+/* RAM with a source, a service and a second mapping that is registered too. */
+void rig_track(struct rig *rig);
+/* RAM without a source. */
+void rig_plain(struct rig *rig);
+void rig_resolver(struct rig *rig,
+		  int (*resolve)(void *, struct kvmfault_request *));
+/* After what is added to the context: the vCPUs' handles. */
+void rig_vcpus(struct rig *rig);
+void rig_free(struct rig *rig);
+
+/* What the source has there: never zero, different everywhere. */
+uint64_t rig_word(uint64_t offset);
+
+/* KVM_RUN and handle, until the routine's end or anything but RETRY. */
+struct outcome {
+	enum kvmfault_action action;	/* NOT_A_FAULT: the routine ended */
+	enum kvmfault_reason reason;
+	int error;
+	uint64_t result;
+	unsigned int faults;		/* that were answered RETRY */
+};
+struct outcome rig_call(struct rig *rig, unsigned int vcpu,
+			enum machine_routine routine, uint64_t a, uint64_t b,
+			uint64_t c);
+/* The same, where it has to end well; returns the routine's result. */
+uint64_t rig_do(struct rig *rig, unsigned int vcpu,
+		enum machine_routine routine, uint64_t a, uint64_t b,
+		uint64_t c);
+
+/* One KVM_RUN, with nobody's help: its return value, and errno. */
+int rig_run(struct rig *rig, unsigned int vcpu, int *err);
+
+/* Kick the calling thread again and again until it is unset; KICK's handler
+ * does nothing. Bounds what would loop in the kernel. */
+struct kicker {
+	pthread_t thread, target;
+	atomic_bool stop;
+};
+void kicker_start(struct kicker *kicker);
+void kicker_stop(struct kicker *kicker);
+
+#endif

@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The accesses that KVM makes for the guest, by its emulator: it takes an absent
+ * page for a device (mmio) or gives up (emulation). Absent pages carry a marker
+ * here, as they do for a VMM that uses them; without one KVM's own access would
+ * sleep on the userfaultfd like any other, and no exit would come.
+ */
+
+#include <errno.h>
+#include <linux/kvm.h>
+#include <linux/userfaultfd.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+#include "kvm-rig.h"
+#include "need.h"
+
+#define PAGES 16
+#define UFFDIO_POISON_OURS 0xc020aa08UL
+
+static struct rig rig;
+
+static void mark_all(void)
+{
+	struct {
+		struct uffdio_range range;
+		uint64_t mode;
+		int64_t updated;
+	} poison = {
+		.range = { .start = (uintptr_t)rig.a, .len = PAGES * PAGE },
+	};
+
+	ck_assert_int_eq(ioctl(kvmfault_uffd_fd(rig.uffd), UFFDIO_POISON_OURS,
+			       &poison), 0);
+}
+
+static void emulated(int column)
+{
+	rig_new(&rig, column, 1, PAGES, true);
+	rig_track(&rig);
+	rig_vcpus(&rig);
+	mark_all();
+}
+
+static struct kvmfault_stats stats(void)
+{
+	struct kvmfault_stats stats = { .size = sizeof(stats) };
+
+	ck_assert_int_eq(kvmfault_vm_stats(rig.vm, &stats), 0);
+	return stats;
+}
+
+static uint64_t low(uint64_t value, uint64_t size)
+{
+	return size == 8 ? value : value & ((1ULL << 8 * size) - 1);
+}
+
+START_TEST(reads)
+{
+	uint64_t size, page = 0;
+
+	emulated(_i);
+	for (size = 1; size <= 8; size *= 2, page++)
+		ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ,
+					 RAM + page * PAGE + 8, size, 0),
+				  low(rig_word(page * PAGE + 8), size));
+	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_MMIO], page);
+	ck_assert_uint_eq(stats().fetched, page);
+	rig_free(&rig);
+}
+END_TEST
+
+START_TEST(writes)
+{
+	uint64_t size, page = 0, value = 0x1122334455667788, word;
+
+	emulated(_i);
+	for (size = 1; size <= 8; size *= 2, page++) {
+		rig_do(&rig, 0, MACHINE_WRITE, RAM + page * PAGE + 16, size,
+		       value);
+		word = rig_word(page * PAGE + 16);
+		memcpy(&word, &value, size);
+		ck_assert_uint_eq(*(uint64_t *)(rig.b + page * PAGE + 16),
+				  word);
+		ck_assert_uint_eq(*(uint64_t *)(rig.b + page * PAGE),
+				  rig_word(page * PAGE));
+	}
+	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_MMIO], page);
+	ck_assert_int_eq(rig.changes[KVMFAULT_CAUSE_MMIO], (int)page);
+	rig_free(&rig);
+}
+END_TEST
+
+START_TEST(across_a_page)
+{
+	uint64_t got, want;
+	char bytes[16];
+
+	emulated(_i);
+	got = rig_do(&rig, 0, MACHINE_READ, RAM + PAGE - 3, 8, 0);
+	want = rig_word(PAGE - 8);
+	memcpy(bytes, &want, 8);
+	want = rig_word(PAGE);
+	memcpy(bytes + 8, &want, 8);
+	memcpy(&want, bytes + 5, 8);
+	ck_assert_uint_eq(got, want);
+	rig_do(&rig, 0, MACHINE_WRITE, RAM + 3 * PAGE - 3, 8, 0x0102030405060708);
+	memcpy(&got, rig.b + 3 * PAGE - 3, 8);
+	ck_assert_uint_eq(got, 0x0102030405060708);
+	ck_assert_uint_eq(stats().fetched, 4);
+	rig_free(&rig);
+}
+END_TEST
+
+START_TEST(read_modify_write)
+{
+	emulated(_i);
+	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_EXCHANGE, RAM, 12, 0),
+			  rig_word(0));
+	ck_assert_uint_eq(*(uint64_t *)rig.b, 12);
+	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_ADD, RAM + PAGE, 30, 0),
+			  rig_word(PAGE));
+	ck_assert_uint_eq(*(uint64_t *)(rig.b + PAGE), rig_word(PAGE) + 30);
+	rig_free(&rig);
+}
+END_TEST
+
+START_TEST(sixteen_bytes)
+{
+	emulated(_i);
+	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ16, RAM, 0, 0),
+			  rig_word(0));
+	ck_assert_uint_eq(machine_result_high(&rig.machine->vcpu[0]),
+			  rig_word(8));
+	rig_do(&rig, 0, MACHINE_WRITE16, RAM + PAGE, 21, 22);
+	ck_assert_uint_eq(*(uint64_t *)(rig.b + PAGE), 21);
+	ck_assert_uint_eq(*(uint64_t *)(rig.b + PAGE + 8), 22);
+	rig_free(&rig);
+}
+END_TEST
+
+START_TEST(string_copy)
+{
+	emulated(_i);
+	rig_do(&rig, 0, MACHINE_COPY, RAM + PAGE - 16, RAM + 4 * PAGE - 24, 48);
+	ck_assert_mem_eq(rig.b + PAGE - 16, rig.b + 4 * PAGE - 24, 48);
+	ck_assert_uint_eq(*(uint64_t *)(rig.b + PAGE - 16),
+			  rig_word(4 * PAGE - 24));
+	rig_free(&rig);
+}
+END_TEST
+
+/* A device's address is the VMM's business, and so is a write to ROM. */
+START_TEST(not_ours)
+{
+	struct kvmfault_region rom = {
+		.size = sizeof(rom),
+		.gpa = RAM,
+		.length = PAGES * PAGE,
+		.flags = KVMFAULT_REGION_READONLY,
+	};
+	int err, ret;
+
+	emulated(_i);
+	ck_assert_int_eq(machine_call(&rig.machine->vcpu[0], MACHINE_READ,
+				      RAM + (16 << 20), 8, 0, 0), 0);
+	ret = rig_run(&rig, 0, &err);
+	ck_assert_int_eq(ret, 0);
+	ck_assert_uint_eq(rig.machine->vcpu[0].run->exit_reason, KVM_EXIT_MMIO);
+	ck_assert_int_eq(kvmfault_handle(rig.vcpu[0], ret, err),
+			 KVMFAULT_NOT_A_FAULT);
+
+	rom.memory = rig.memory;
+	ck_assert_int_eq(kvmfault_region_remove(rig.vm, 0, RAM), 0);
+	ck_assert_int_eq(kvmfault_region_add(rig.vm, &rom), 0);
+	ck_assert_int_eq(machine_call(&rig.machine->vcpu[0], MACHINE_WRITE,
+				      RAM, 8, 3, 0), 0);
+	ret = rig_run(&rig, 0, &err);
+	ck_assert_int_eq(ret, 0);
+	ck_assert_uint_eq(rig.machine->vcpu[0].run->exit_reason, KVM_EXIT_MMIO);
+	ck_assert_int_eq(kvmfault_handle(rig.vcpu[0], ret, err),
+			 KVMFAULT_NOT_A_FAULT);
+	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM, 8, 0),
+			  rig_word(0));
+	rig_free(&rig);
+}
+END_TEST
+
+/* The source fails: the access waits for its bytes, and is done when they come,
+ * by the same call. */
+START_TEST(an_access_that_has_to_wait)
+{
+	const struct kvmfault_result *result;
+	int err, ret;
+
+	emulated(_i);
+	atomic_store(&rig.source_error, -EIO);
+	ck_assert_int_eq(machine_call(&rig.machine->vcpu[0], MACHINE_READ,
+				      RAM, 8, 0, 0), 0);
+	ret = rig_run(&rig, 0, &err);
+	ck_assert_int_eq(ret, 0);
+	ck_assert_int_eq(kvmfault_handle(rig.vcpu[0], ret, err),
+			 KVMFAULT_UNRESOLVED);
+	result = kvmfault_vcpu_result(rig.vcpu[0]);
+	ck_assert_int_eq(result->reason, KVMFAULT_REASON_SOURCE);
+	ck_assert_int_eq(result->error, -EIO);
+	ck_assert(result->unfinished);
+	atomic_store(&rig.source_error, 0);
+	ck_assert_int_eq(kvmfault_handle(rig.vcpu[0], ret, err),
+			 KVMFAULT_RETRY);
+	ck_assert(!result->unfinished);
+	do {
+		ret = rig_run(&rig, 0, &err);
+	} while (kvmfault_handle(rig.vcpu[0], ret, err) == KVMFAULT_RETRY);
+	ck_assert(machine_done(&rig.machine->vcpu[0], ret));
+	ck_assert_uint_eq(machine_result(&rig.machine->vcpu[0]), rig_word(0));
+	rig_free(&rig);
+}
+END_TEST
+
+static void overlay(uint64_t at, const void *bytes, size_t length)
+{
+	rig.overlay_at = at;
+	rig.overlay_length = length;
+	memcpy(rig.overlay, bytes, length);
+}
+
+static void expect_emulation(uint64_t fetched)
+{
+	ck_assert_uint_ge(stats().entrance[KVMFAULT_ENTRANCE_EMULATION], 1);
+	ck_assert_uint_eq(stats().fetched, fetched);
+	ck_assert_uint_eq(stats().unresolved, 0);
+}
+
+START_TEST(code_page)
+{
+	char code[64];
+
+	emulated(_i);
+	machine_put_return(code);
+	overlay(5 * PAGE + 64, code, sizeof(code));
+	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_JUMP, RAM + 5 * PAGE + 64,
+				 31, 0), 31);
+	expect_emulation(1);
+	rig_free(&rig);
+}
+END_TEST
+
+START_TEST(fpu_state)
+{
+	char state[512];
+
+	emulated(_i);
+	rig_do(&rig, 0, MACHINE_FPU_SAVE, RAM + 2 * PAGE + 64, 0, 0);
+	expect_emulation(1);
+	memcpy(state, rig.b + 2 * PAGE + 64, sizeof(state));
+	/* MXCSR's mask is there, so it was written. */
+	ck_assert_uint_ne(*(uint64_t *)(state + 24),
+			  rig_word(2 * PAGE + 64 + 24));
+	overlay(6 * PAGE, state, sizeof(state));
+	rig_do(&rig, 0, MACHINE_FPU_RESTORE, RAM + 6 * PAGE, 0, 0);
+	expect_emulation(2);
+	rig_free(&rig);
+}
+END_TEST
+
+/* Nothing of ours is absent where this gives up: the VMM's business. */
+START_TEST(emulation_that_is_not_ours)
+{
+	int err, ret, n = 0;
+	enum kvmfault_action action;
+
+	emulated(_i);
+	ck_assert_int_eq(machine_call(&rig.machine->vcpu[0], MACHINE_JUMP,
+				      RAM + (16 << 20), 0, 0, 0), 0);
+	do {
+		ret = rig_run(&rig, 0, &err);
+		action = kvmfault_handle(rig.vcpu[0], ret, err);
+	} while (action == KVMFAULT_RETRY && ++n < 100);
+	ck_assert_int_eq(action, KVMFAULT_NOT_A_FAULT);
+	ck_assert_uint_eq(rig.machine->vcpu[0].run->exit_reason,
+			  KVM_EXIT_INTERNAL_ERROR);
+	ck_assert_uint_eq(stats().fetched, 0);
+	rig_free(&rig);
+}
+END_TEST
+
+int main(void)
+{
+	const TTest *const all[] = {
+		reads, writes, across_a_page, read_modify_write, sixteen_bytes,
+		string_copy, not_ours, an_access_that_has_to_wait, code_page,
+		fpu_state, emulation_that_is_not_ours,
+	};
+	Suite *suite = suite_create("kvm mmio");
+	TCase *tcase = tests(suite, "mmio");
+	size_t i;
+
+	need("kvm");
+	need("uffd");
+	for (i = 0; i < sizeof(all) / sizeof(*all); i++)
+		tcase_add_loop_test(tcase, all[i], 0, COLUMNS);
+	return run_suite(suite);
+}

@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Tracked RAM under real vCPUs, in both columns: every page comes once and is
+ * right, whoever asks; what fails says so, and nobody ever reads a zero page in
+ * the place of one that has data.
+ */
+
+#include <errno.h>
+#include <linux/kvm.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "kvm-rig.h"
+#include "need.h"
+
+#define PAGES 512
+
+static struct rig rig;
+
+static void tracked(int column, unsigned int vcpus)
+{
+	rig_new(&rig, column, vcpus, PAGES, false);
+	rig_track(&rig);
+	rig_vcpus(&rig);
+}
+
+static struct kvmfault_stats stats(void)
+{
+	struct kvmfault_stats stats = { .size = sizeof(stats) };
+
+	ck_assert_int_eq(kvmfault_vm_stats(rig.vm, &stats), 0);
+	return stats;
+}
+
+static void expect_each_read_once(uint64_t pages)
+{
+	uint64_t page;
+
+	for (page = 0; page < pages; page++)
+		ck_assert_uint_eq(rig.reads[page], 1);
+	ck_assert_uint_eq(stats().fetched, pages);
+}
+
+START_TEST(one_page)
+{
+	tracked(_i, 1);
+	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM + 8, 8, 0),
+			  rig_word(8));
+	expect_each_read_once(1);
+	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_UFFD], 1);
+	ck_assert_int_eq(rig.changes[KVMFAULT_CAUSE_FETCH], 1);
+	rig_free(&rig);
+}
+END_TEST
+
+START_TEST(a_write_keeps_the_rest_of_the_page)
+{
+	tracked(_i, 1);
+	rig_do(&rig, 0, MACHINE_WRITE, RAM + 16, 8, 5);
+	ck_assert_uint_eq(*(uint64_t *)(rig.b + 16), 5);
+	ck_assert_uint_eq(*(uint64_t *)(rig.b + 8), rig_word(8));
+	ck_assert_uint_eq(*(uint64_t *)(rig.b + 24), rig_word(24));
+	rig_free(&rig);
+}
+END_TEST
+
+struct crowd {
+	pthread_t thread;
+	unsigned int id;
+};
+
+static pthread_barrier_t together;
+
+static void *read_all_pages(void *arg)
+{
+	struct crowd *one = arg;
+	uint64_t page;
+
+	for (page = 0; page < PAGES; page++) {
+		pthread_barrier_wait(&together);
+		ck_assert_uint_eq(rig_do(&rig, one->id, MACHINE_READ,
+					 RAM + page * PAGE + 8 * one->id, 8,
+					 0),
+				  rig_word(page * PAGE + 8 * one->id));
+	}
+	return NULL;
+}
+
+static void *touch_all_pages(void *arg)
+{
+	uint64_t page;
+
+	for (page = 0; page < PAGES; page++) {
+		pthread_barrier_wait(&together);
+		ck_assert_uint_eq(*(volatile uint64_t *)(rig.b + page * PAGE),
+				  rig_word(page * PAGE));
+	}
+	return arg;
+}
+
+/* Many vCPUs and a thread of the VMM's, on the same page at the same time. */
+START_TEST(many_on_the_same_page)
+{
+	enum { VCPUS = 12 };
+	struct crowd crowd[VCPUS + 1];
+	unsigned int i;
+
+	tracked(_i, VCPUS);
+	pthread_barrier_init(&together, NULL, VCPUS + 1);
+	for (i = 0; i <= VCPUS; i++) {
+		crowd[i].id = i;
+		ck_assert_int_eq(pthread_create(&crowd[i].thread, NULL,
+						i < VCPUS ? read_all_pages :
+						touch_all_pages,
+						&crowd[i]), 0);
+	}
+	for (i = 0; i <= VCPUS; i++)
+		pthread_join(crowd[i].thread, NULL);
+	expect_each_read_once(PAGES);
+	rig_free(&rig);
+}
+END_TEST
+
+START_TEST(ensured_pages_do_not_fault)
+{
+	struct kvmfault_stats before;
+
+	tracked(_i, 1);
+	ck_assert_int_eq(kvmfault_ensure(rig.vm, 0, RAM + 100, 3 * PAGE, false),
+			 0);
+	expect_each_read_once(4);
+	before = stats();
+	ck_assert_uint_eq(before.entrance[KVMFAULT_ENTRANCE_CALL], 1);
+	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM + 3 * PAGE, 8, 0),
+			  rig_word(3 * PAGE));
+	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_UFFD],
+			  before.entrance[KVMFAULT_ENTRANCE_UFFD]);
+	ck_assert_int_eq(kvmfault_ensure(rig.vm, 0, RAM + PAGES * PAGE - 8, 16,
+					 false), -ENXIO);
+	rig_free(&rig);
+}
+END_TEST
+
+/* Discarded before and after it was fetched: zero, and never the source. */
+START_TEST(discarded_pages_read_as_zero)
+{
+	tracked(_i, 1);
+	rig_do(&rig, 0, MACHINE_READ, RAM, 8, 0);
+	ck_assert_int_eq(kvmfault_discard(rig.vm, 0, RAM, 2 * PAGE), 0);
+	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM, 8, 0), 0);
+	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM + PAGE, 8, 0), 0);
+	ck_assert_uint_eq(rig.reads[0], 1);
+	ck_assert_uint_eq(rig.reads[1], 0);
+	ck_assert_uint_eq(stats().zeroed, 2);
+	ck_assert_uint_eq(stats().removed, 2);
+	rig_do(&rig, 0, MACHINE_WRITE, RAM, 8, 9);
+	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM, 8, 0), 9);
+	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM + 2 * PAGE, 8, 0),
+			  rig_word(2 * PAGE));
+	rig_free(&rig);
+}
+END_TEST
+
+static void *heal(void *arg)
+{
+	while (!atomic_load(&rig.unresolved))
+		usleep(1000);
+	atomic_store(&rig.source_error, 0);
+	return arg;
+}
+
+/* The source fails for a while: the VMM is told once, the vCPU sleeps and
+ * loses nothing. */
+START_TEST(a_source_that_fails_and_heals)
+{
+	pthread_t thread;
+
+	tracked(_i, 1);
+	atomic_store(&rig.source_error, -EIO);
+	ck_assert_int_eq(pthread_create(&thread, NULL, heal, NULL), 0);
+	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM, 8, 0),
+			  rig_word(0));
+	pthread_join(thread, NULL);
+	ck_assert_int_eq(rig.unresolved, 1);
+	ck_assert_uint_ge(rig.reads[0], 4);
+	ck_assert_uint_ge(stats().parked, 3);
+	rig_free(&rig);
+}
+END_TEST
+
+struct victim {
+	pthread_t thread;
+	struct outcome outcome;
+};
+
+static void *read_doomed(void *arg)
+{
+	struct victim *victim = arg;
+
+	victim->outcome = rig_call(&rig, 0, MACHINE_READ, RAM, 8, 0);
+	return NULL;
+}
+
+/* The VMM gives up while a vCPU sleeps on a page that never came. */
+START_TEST(teardown_with_absent_pages)
+{
+	struct victim victim;
+
+	tracked(_i, 1);
+	atomic_store(&rig.source_error, -EIO);
+	ck_assert_int_eq(pthread_create(&victim.thread, NULL, read_doomed,
+					&victim), 0);
+	while (!atomic_load(&rig.unresolved))
+		usleep(1000);
+	ck_assert_int_eq(kvmfault_service_free(rig.service), 0);
+	ck_assert_int_eq(kvmfault_memory_free(rig.memory), -EBUSY);
+	ck_assert_int_eq(kvmfault_region_remove(rig.vm, 0, RAM), 0);
+	ck_assert_int_eq(kvmfault_memory_free(rig.memory), 0);
+	pthread_join(victim.thread, NULL);
+	ck_assert_int_eq(victim.outcome.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(victim.outcome.reason, KVMFAULT_REASON_NO_ADDRESS);
+	rig.service = NULL;
+	rig.memory = NULL;
+	rig_free(&rig);
+}
+END_TEST
+
+/* Regions come and go under running vCPUs; only the memslot is the truth. */
+static atomic_bool churning;
+
+static void *churn(void *arg)
+{
+	struct kvmfault_region region = {
+		.size = sizeof(region),
+		.gpa = RAM + (128ULL << 30),
+		.length = PAGE,
+		.memory = rig.memory,
+	};
+
+	while (atomic_load(&churning)) {
+		ck_assert_int_eq(kvmfault_region_add(rig.vm, &region), 0);
+		ck_assert_int_eq(kvmfault_region_remove(rig.vm, 0, region.gpa),
+				 0);
+	}
+	return arg;
+}
+
+START_TEST(regions_change_under_vcpus)
+{
+	enum { VCPUS = 8 };
+	struct crowd crowd[VCPUS];
+	pthread_t churner;
+	unsigned int i;
+
+	tracked(_i, VCPUS);
+	atomic_store(&churning, true);
+	ck_assert_int_eq(pthread_create(&churner, NULL, churn, NULL), 0);
+	pthread_barrier_init(&together, NULL, VCPUS);
+	for (i = 0; i < VCPUS; i++) {
+		crowd[i].id = i;
+		ck_assert_int_eq(pthread_create(&crowd[i].thread, NULL,
+						read_all_pages, &crowd[i]), 0);
+	}
+	for (i = 0; i < VCPUS; i++)
+		pthread_join(crowd[i].thread, NULL);
+	atomic_store(&churning, false);
+	pthread_join(churner, NULL);
+	expect_each_read_once(PAGES);
+	rig_free(&rig);
+}
+END_TEST
+
+int main(void)
+{
+	const TTest *const all[] = {
+		one_page, a_write_keeps_the_rest_of_the_page,
+		many_on_the_same_page, ensured_pages_do_not_fault,
+		discarded_pages_read_as_zero, a_source_that_fails_and_heals,
+		teardown_with_absent_pages, regions_change_under_vcpus,
+	};
+	Suite *suite = suite_create("kvm ram");
+	TCase *tcase = tests(suite, "ram");
+	size_t i;
+
+	need("kvm");
+	need("uffd");
+	for (i = 0; i < sizeof(all) / sizeof(*all); i++)
+		tcase_add_loop_test(tcase, all[i], 0, COLUMNS);
+	return run_suite(suite);
+}
