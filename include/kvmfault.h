@@ -762,7 +762,8 @@ int kvmfault_service_free(struct kvmfault_service *service);
  * for: call again; -EAGAIN: a resolver said later, or the mappings are changing
  * just now: call again when that is over; -EIO and others: what the
  * source or the kernel said, all before it is present; -EOPNOTSUPP: no resolver
- * took a page; -ENODATA: a resolver lied; -EHWPOISON; -ENOMEM.
+ * took a page; -ENODATA: a resolver lied; -EHWPOISON; -EDEADLK: called from a
+ * callback that is fetching this page; -ENOMEM.
  * Thread class: any. Since 0.1.
  */
 int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
@@ -771,13 +772,16 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 /*
  * Discard guest memory: from now on it reads as zero and never comes from the
  * source again; its host memory is freed (FALLOC_FL_PUNCH_HOLE, for anonymous
- * memory MADV_DONTNEED). Whole pages of the memory only. A page whose fetch is
- * in flight is discarded when that ends. Punching a hole or MADV_REMOVE behind
- * the library's back loses that order: use this call.
+ * memory MADV_DONTNEED). Whole pages of the memory only. Waits for a page whose fetch
+ * is in flight, and then takes it: hold no lock that your source takes. Punching
+ * a hole or MADV_REMOVE behind the library's back loses that order: use this
+ * call.
  *
  * Returns 0; -EINVAL: vm is NULL, empty, not whole pages; -ENXIO: a part is in
- * no region with memory; and what fallocate(2) or madvise(2) said: all before
- * it is discarded, the rest is as it was; -ENOMEM.
+ * no region with memory; -EINTR: a signal came while a fetch was waited for:
+ * call again; -EDEADLK: called from a callback that is fetching for this memory;
+ * and what fallocate(2) or madvise(2) said. All before it is discarded, the rest
+ * is as it was. -ENOMEM.
  * Thread class: any. Since 0.1.
  */
 int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
@@ -786,7 +790,9 @@ int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
 /*
  * Statistics
  * ----------
- * Kept by each thread for itself, added up by the reader.
+ * Kept by each thread for itself, added up by the reader. A service thread
+ * counts a page when it is done with it, which is a moment after the one that it
+ * woke goes on.
  */
 #define KVMFAULT_LATENCY_COUNT 24
 

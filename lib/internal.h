@@ -83,8 +83,11 @@ void kvmfault__unhold(struct kvmfault__seat *seat,
 		      _Atomic(const void *) *hazard);
 void kvmfault__leave(struct kvmfault__seat *seat); /* let go of the span */
 
-/* Under the VM's lock: free it as soon as no seat holds it. */
-void kvmfault__retire(struct kvmfault_vm *vm, void *retired);
+/* Under the VM's lock: it is out of use (NULL is fine). A table or list that
+ * was replaced and all that went with it are retired before the next reclaim,
+ * which frees what no seat can be holding. */
+void kvmfault__retire(struct kvmfault_vm *vm, const void *retired);
+void kvmfault__reclaim(struct kvmfault_vm *vm);
 bool kvmfault__retired(struct kvmfault_vm *vm, const void *what);
 /* Wait, without the lock, until busy() is false for every seat; -EDEADLK when
  * it is the caller's own. */
@@ -182,7 +185,9 @@ enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
  * flight, tell the fetcher to wake the mappings. */
 enum kvmfault__state kvmfault__page_claim(struct kvmfault_memory *memory,
 					  uint64_t page, bool sleeper);
-/* Wait while it is in flight; 0 or -EINTR. */
+/* Its data is gone: removed, or its fetcher is told. */
+void kvmfault__page_remove(struct kvmfault_memory *memory, uint64_t page);
+/* Wait while it is in flight; 0, -EINTR, or -EDEADLK: this thread has it. */
 int kvmfault__page_wait(struct kvmfault__seat *seat,
 			struct kvmfault_memory *memory, uint64_t page);
 void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page);

@@ -86,7 +86,7 @@ static int register_range(struct kvmfault_mapping *mapping)
 
 /* Known by address and in the list before it is registered: a message never
  * comes from where nobody can be found and woken. */
-static int publish(struct kvmfault_mapping *mapping)
+static int publish(struct kvmfault_mapping *mapping, bool *known)
 {
 	struct kvmfault_memory *memory = mapping->span.memory;
 	struct kvmfault_vm *vm = memory->vm;
@@ -101,11 +101,13 @@ static int publish(struct kvmfault_mapping *mapping)
 		kvmfault__sys_free(new);
 		return err;
 	}
+	*known = true;		/* from here on it is retired, not freed */
 	mapping->memslots = !old;
 	atomic_store(&memory->mappings, new);
 	err = mapping->uffd ? register_range(mapping) : 0;
 	if (!err) {
-		kvmfault__retire(vm, (void *)(uintptr_t)old);
+		kvmfault__retire(vm, old);
+		kvmfault__reclaim(vm);
 		return 0;
 	}
 	atomic_store(&memory->mappings, old);
@@ -129,7 +131,7 @@ static int mapping_make(struct kvmfault_memory *memory, uint64_t host,
 {
 	uint32_t space = uffd ? uffd->space : 0;
 	struct kvmfault_mapping *new;
-	bool known;
+	bool known = false;
 	int err;
 
 	new = kvmfault__sys_alloc(sizeof(*new), 0);
@@ -141,8 +143,7 @@ static int mapping_make(struct kvmfault_memory *memory, uint64_t host,
 	new->host = host;
 	new->uffd = uffd;
 	pthread_mutex_lock(&memory->vm->lock);
-	err = publish(new);
-	known = atomic_load(&new->span.dead);	/* then it is retired */
+	err = publish(new, &known);
 	if (!err && uffd)
 		uffd->users++;
 	pthread_mutex_unlock(&memory->vm->lock);
@@ -291,7 +292,8 @@ static int unlist(struct kvmfault_mapping *mapping)
 	if (!new)
 		return -ENOMEM;
 	atomic_store(&memory->mappings, new);
-	kvmfault__retire(memory->vm, (void *)(uintptr_t)old);
+	kvmfault__retire(memory->vm, old);
+	kvmfault__reclaim(memory->vm);
 	return 0;
 }
 

@@ -278,6 +278,7 @@ static void memory_detach(struct kvmfault_memory *memory, bool guard)
 	pthread_mutex_lock(&vm->lock);
 	kvmfault__table_sweep(vm, &vm->mappings);
 	kvmfault__retire(vm, all);
+	kvmfault__reclaim(vm);
 	vm->memories--;
 	pthread_mutex_unlock(&vm->lock);
 }

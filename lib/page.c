@@ -90,6 +90,22 @@ enum kvmfault__state kvmfault__page_claim(struct kvmfault_memory *memory,
 	}
 }
 
+void kvmfault__page_remove(struct kvmfault_memory *memory, uint64_t page)
+{
+	enum kvmfault__state state = kvmfault__page_state(memory, page), found;
+
+	for (;; state = found) {
+		bool fetching = state == KVMFAULT__FETCHING ||
+				state == KVMFAULT__FETCHING_WAITED;
+
+		found = kvmfault__page_change(memory, page, state, fetching ?
+					      KVMFAULT__FETCHING_REMOVED :
+					      KVMFAULT__REMOVED);
+		if (found == state)
+			return;
+	}
+}
+
 static bool in_flight(enum kvmfault__state state)
 {
 	return state == KVMFAULT__FETCHING ||
@@ -110,12 +126,32 @@ static bool exit_wanted(const struct kvmfault__seat *seat)
 	return seat->immediate_exit && *seat->immediate_exit;
 }
 
+/* A callback that is fetching for this memory would wait for itself. */
+static bool own_fetch(const struct kvmfault__seat *seat,
+		      const struct kvmfault_memory *memory)
+{
+	const struct kvmfault__seat *other = atomic_load(&seat->vm->seats);
+
+	for (; other; other = other->next) {
+		const struct kvmfault__span *span = NULL;
+
+		if (other != seat && atomic_load(&other->owner) ==
+		    (uintptr_t)pthread_self())
+			span = atomic_load(&other->span);
+		if (span && span->memory == memory)
+			return true;
+	}
+	return false;
+}
+
 int kvmfault__page_wait(struct kvmfault__seat *seat,
 			struct kvmfault_memory *memory, uint64_t page)
 {
 	struct kvmfault__bucket *b = bucket(memory, page);
 	int err = 0;
 
+	if (own_fetch(seat, memory))
+		return -EDEADLK;
 	/*
 	 * The waker changes the state, then looks for waiters; we are counted,
 	 * then look at the state. One of us sees the other.

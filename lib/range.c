@@ -138,7 +138,12 @@ static int discard_run(struct kvmfault__seat *seat,
 	while (done < count) {
 		n = take(memory, page + done, count - done, was);
 		if (!n) {
-			done++;		/* in flight: its fetcher does it */
+			/* In flight: its fetcher does it, and until then its
+			 * data may be seen. */
+			err = kvmfault__page_wait(seat, memory, page + done);
+			if (err)
+				return err;
+			done++;
 			continue;
 		}
 		err = kvmfault__memory_punch(memory, (page + done) * size,

@@ -270,6 +270,7 @@ static struct kvmfault__answer resolve_tracked(struct kvmfault__request *rq)
 	uint64_t page = rq->request.offset >> memory->page_shift;
 	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY };
 	bool waited = false;
+	int err;
 
 	for (;;) {
 		enum kvmfault__state state =
@@ -293,10 +294,13 @@ static struct kvmfault__answer resolve_tracked(struct kvmfault__request *rq)
 		}
 		kvmfault__count(rq->seat, waited);
 		waited = true;
-		if (kvmfault__page_wait(rq->seat, memory, page)) {
+		err = kvmfault__page_wait(rq->seat, memory, page);
+		if (err == -EINTR)
 			answer.action = KVMFAULT_INTERRUPTED;
+		else if (err)
+			answer = failed(KVMFAULT_REASON_RESOLVER, err);
+		if (err)
 			return answer;
-		}
 	}
 }
 

@@ -138,14 +138,20 @@ static bool old_held(struct kvmfault_vm *vm)
 	return false;
 }
 
-void kvmfault__retire(struct kvmfault_vm *vm, void *retired)
+void kvmfault__retire(struct kvmfault_vm *vm, const void *retired)
 {
-	struct kvmfault__retired **link = &vm->retired, *item = retired;
+	struct kvmfault__retired *item = (void *)(uintptr_t)retired;
 
-	if (item) {
-		item->next = vm->retired;
-		vm->retired = item;
-	}
+	if (!item)
+		return;
+	item->next = vm->retired;
+	vm->retired = item;
+}
+
+void kvmfault__reclaim(struct kvmfault_vm *vm)
+{
+	struct kvmfault__retired **link = &vm->retired, *item;
+
 	if (old_held(vm))
 		return;
 	while ((item = *link)) {

@@ -235,12 +235,8 @@ static void removed(struct kvmfault__seat *seat, uint32_t space, uint64_t start,
 			end = mapping->host + memory->length;
 		page = (start - mapping->host) >> memory->page_shift;
 		last = (end - 1 - mapping->host) >> memory->page_shift;
-		for (; page <= last; page++) {
-			kvmfault__page_change(memory, page, KVMFAULT__ABSENT,
-					      KVMFAULT__REMOVED);
-			kvmfault__page_change(memory, page, KVMFAULT__PRESENT,
-					      KVMFAULT__REMOVED);
-		}
+		for (; page <= last; page++)
+			kvmfault__page_remove(memory, page);
 	}
 	kvmfault__leave(seat);
 }

@@ -139,6 +139,7 @@ int kvmfault__table_add(struct kvmfault_vm *vm, kvmfault__table *table,
 	spans(new)[at] = span;
 	copy(new, at + 1, old, at, count - at);
 	kvmfault__retire(vm, replace(table, new));
+	kvmfault__reclaim(vm);
 	return 0;
 }
 
@@ -160,14 +161,14 @@ static void sweep(struct kvmfault_vm *vm, kvmfault__table *table,
 		new->first[at] = old->first[i];
 		spans(new)[at++] = spans(old)[i];
 	}
-	replace(table, new);
+	kvmfault__retire(vm, replace(table, new));
 	for (i = 0; i < old->count; i++) {
 		if (!atomic_load(&spans(old)[i]->dead))
 			continue;
 		kvmfault__retire(vm, spans(old)[i]);
 		vm->dead--;
 	}
-	kvmfault__retire(vm, (void *)(uintptr_t)old);
+	kvmfault__reclaim(vm);
 }
 
 void kvmfault__table_sweep(struct kvmfault_vm *vm, kvmfault__table *table)
@@ -196,4 +197,5 @@ void kvmfault__table_free(struct kvmfault_vm *vm, kvmfault__table *table)
 	for (i = 0; old && i < old->count; i++)
 		kvmfault__retire(vm, spans(old)[i]);
 	kvmfault__retire(vm, old);
+	kvmfault__reclaim(vm);
 }

@@ -126,6 +126,17 @@ static void add_memory(struct rig *rig, const struct kvmfault_source *source)
 	MUST(kvmfault_region_add(rig->vm, &region));
 }
 
+void rig_restart_service(struct rig *rig)
+{
+	struct kvmfault_service_options service = {
+		.size = sizeof(service),
+		.threads = 2,
+	};
+
+	MUST(kvmfault_service_free(rig->service));
+	MUST(kvmfault_service_new(rig->vm, &service, &rig->service));
+}
+
 void rig_track(struct rig *rig)
 {
 	struct kvmfault_source source = {
@@ -138,16 +149,12 @@ void rig_track(struct rig *rig)
 		.size = sizeof(mapping),
 		.host = (uintptr_t)rig->b,
 	};
-	struct kvmfault_service_options service = {
-		.size = sizeof(service),
-		.threads = 2,
-	};
 
 	MUST(kvmfault_uffd_new(rig->vm, NULL, &rig->uffd));
 	add_memory(rig, &source);
 	mapping.uffd = rig->uffd;
 	MUST(kvmfault_mapping_add(rig->memory, &mapping, &rig->mapping));
-	MUST(kvmfault_service_new(rig->vm, &service, &rig->service));
+	rig_restart_service(rig);
 }
 
 void rig_plain(struct rig *rig)

@@ -51,6 +51,7 @@ void rig_new(struct rig *rig, int column, unsigned int vcpus, uint64_t pages,
 	     bool supervisor);
 /* RAM with a source, a service and a second mapping that is registered too. */
 void rig_track(struct rig *rig);
+void rig_restart_service(struct rig *rig);
 /* RAM without a source. */
 void rig_plain(struct rig *rig);
 void rig_resolver(struct rig *rig,

@@ -28,10 +28,13 @@ static void tracked(int column, unsigned int vcpus)
 	rig_vcpus(&rig);
 }
 
+/* The service counts a page a moment after it woke who waits for it: when its
+ * threads are gone, all is counted. */
 static struct kvmfault_stats stats(void)
 {
 	struct kvmfault_stats stats = { .size = sizeof(stats) };
 
+	rig_restart_service(&rig);
 	ck_assert_int_eq(kvmfault_vm_stats(rig.vm, &stats), 0);
 	return stats;
 }

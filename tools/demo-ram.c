@@ -126,7 +126,11 @@ static int compare(struct demo *demo, uint64_t *checksum)
 	int64_t wrong;
 	int err;
 
-	err = kvmfault_vm_stats(demo->vm, &stats);
+	/* When its threads are gone, they have counted everything. */
+	err = kvmfault_service_free(ram.service);
+	ram.service = NULL;
+	if (!err)
+		err = kvmfault_vm_stats(demo->vm, &stats);
 	if (err)
 		return err;
 	demo->fetched = stats.fetched;

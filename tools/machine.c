@@ -84,7 +84,7 @@ static bool arch_done(const struct kvm_run *run);
 static uint64_t arch_area_gpa(unsigned int vcpu);
 
 /* ioctl() that returns a result or -errno; arg is a pointer or a number. */
-static int kvm_ioctl(int fd, unsigned long request, const void *arg)
+static int kvm_ioctl(int fd, unsigned long request, void *arg)
 {
 	int ret = ioctl(fd, request, arg);
 

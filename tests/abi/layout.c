@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The public open structs as programs were compiled with them: each one's size,
+ * each member's offset and size, on 64-bit machines. Lines are only added. A
+ * new member begins where its struct ended, never in its padding, where older
+ * callers have garbage; and the struct's size, the one number that changes,
+ * grows with it. "layout --twin": each line is noticed when it is wrong.
+ */
+
+#include <kvmfault.h>
+
+#include <stdio.h>
+#include <string.h>
+
+#define SIZE(type, size) \
+	{ #type, sizeof(struct type), 0, size, 0 }
+#define MEMBER(type, member, offset, size) \
+	{ #type "." #member, sizeof(((struct type *)0)->member), \
+	  offsetof(struct type, member), size, offset }
+
+struct line {
+	const char *name;
+	size_t size;
+	size_t offset;
+	size_t frozen_size;
+	size_t frozen_offset;
+};
+
+static const struct line lines[] = {
+	SIZE(kvmfault_finding, 16),
+	MEMBER(kvmfault_finding, answer, 0, 4),
+	MEMBER(kvmfault_finding, error, 4, 4),
+	MEMBER(kvmfault_finding, value, 8, 8),
+
+	SIZE(kvmfault_features, 328),
+	MEMBER(kvmfault_features, size, 0, 8),
+	MEMBER(kvmfault_features, feature, 8, 320),
+
+	SIZE(kvmfault_fault, 64),
+	MEMBER(kvmfault_fault, size, 0, 8),
+	MEMBER(kvmfault_fault, entrance, 8, 4),
+	MEMBER(kvmfault_fault, access, 12, 4),
+	MEMBER(kvmfault_fault, known, 16, 4),
+	MEMBER(kvmfault_fault, address_space, 20, 4),
+	MEMBER(kvmfault_fault, error, 24, 4),
+	MEMBER(kvmfault_fault, gpa, 32, 8),
+	MEMBER(kvmfault_fault, hva, 40, 8),
+	MEMBER(kvmfault_fault, length, 48, 8),
+	MEMBER(kvmfault_fault, flags, 56, 8),
+
+	SIZE(kvmfault_change, 40),
+	MEMBER(kvmfault_change, size, 0, 8),
+	MEMBER(kvmfault_change, memory, 8, 8),
+	MEMBER(kvmfault_change, offset, 16, 8),
+	MEMBER(kvmfault_change, length, 24, 8),
+	MEMBER(kvmfault_change, cause, 32, 4),
+
+	SIZE(kvmfault_vm_options, 72),
+	MEMBER(kvmfault_vm_options, size, 0, 8),
+	MEMBER(kvmfault_vm_options, page_size_max, 8, 8),
+	MEMBER(kvmfault_vm_options, retry_budget, 16, 4),
+	MEMBER(kvmfault_vm_options, log, 24, 8),
+	MEMBER(kvmfault_vm_options, log_data, 32, 8),
+	MEMBER(kvmfault_vm_options, changed, 40, 8),
+	MEMBER(kvmfault_vm_options, changed_data, 48, 8),
+	MEMBER(kvmfault_vm_options, unresolved, 56, 8),
+	MEMBER(kvmfault_vm_options, unresolved_data, 64, 8),
+
+	SIZE(kvmfault_source, 40),
+	MEMBER(kvmfault_source, size, 0, 8),
+	MEMBER(kvmfault_source, name, 8, 8),
+	MEMBER(kvmfault_source, read, 16, 8),
+	MEMBER(kvmfault_source, data, 24, 8),
+	MEMBER(kvmfault_source, length, 32, 8),
+
+	SIZE(kvmfault_uffd_options, 16),
+	MEMBER(kvmfault_uffd_options, size, 0, 8),
+	MEMBER(kvmfault_uffd_options, fd, 8, 4),
+	MEMBER(kvmfault_uffd_options, remote, 12, 1),
+
+	SIZE(kvmfault_memory_options, 72),
+	MEMBER(kvmfault_memory_options, size, 0, 8),
+	MEMBER(kvmfault_memory_options, host, 8, 8),
+	MEMBER(kvmfault_memory_options, length, 16, 8),
+	MEMBER(kvmfault_memory_options, page_size, 24, 8),
+	MEMBER(kvmfault_memory_options, fd, 32, 4),
+	MEMBER(kvmfault_memory_options, fd_offset, 40, 8),
+	MEMBER(kvmfault_memory_options, source, 48, 8),
+	MEMBER(kvmfault_memory_options, source_offset, 56, 8),
+	MEMBER(kvmfault_memory_options, uffd, 64, 8),
+
+	SIZE(kvmfault_mapping_options, 24),
+	MEMBER(kvmfault_mapping_options, size, 0, 8),
+	MEMBER(kvmfault_mapping_options, host, 8, 8),
+	MEMBER(kvmfault_mapping_options, uffd, 16, 8),
+
+	SIZE(kvmfault_region, 64),
+	MEMBER(kvmfault_region, size, 0, 8),
+	MEMBER(kvmfault_region, gpa, 8, 8),
+	MEMBER(kvmfault_region, length, 16, 8),
+	MEMBER(kvmfault_region, address_space, 24, 4),
+	MEMBER(kvmfault_region, slot, 28, 4),
+	MEMBER(kvmfault_region, flags, 32, 4),
+	MEMBER(kvmfault_region, guest_memfd, 36, 4),
+	MEMBER(kvmfault_region, guest_memfd_offset, 40, 8),
+	MEMBER(kvmfault_region, memory, 48, 8),
+	MEMBER(kvmfault_region, offset, 56, 8),
+
+	SIZE(kvmfault_request, 72),
+	MEMBER(kvmfault_request, size, 0, 8),
+	MEMBER(kvmfault_request, fault, 8, 8),
+	MEMBER(kvmfault_request, region, 16, 8),
+	MEMBER(kvmfault_request, memory, 24, 8),
+	MEMBER(kvmfault_request, page, 32, 4),
+	MEMBER(kvmfault_request, offset, 40, 8),
+	MEMBER(kvmfault_request, length, 48, 8),
+	MEMBER(kvmfault_request, host, 56, 8),
+	MEMBER(kvmfault_request, buffer, 64, 8),
+
+	SIZE(kvmfault_resolver, 48),
+	MEMBER(kvmfault_resolver, size, 0, 8),
+	MEMBER(kvmfault_resolver, name, 8, 8),
+	MEMBER(kvmfault_resolver, pages, 16, 4),
+	MEMBER(kvmfault_resolver, flags, 24, 8),
+	MEMBER(kvmfault_resolver, resolve, 32, 8),
+	MEMBER(kvmfault_resolver, data, 40, 8),
+
+	SIZE(kvmfault_vcpu_options, 24),
+	MEMBER(kvmfault_vcpu_options, size, 0, 8),
+	MEMBER(kvmfault_vcpu_options, fd, 8, 4),
+	MEMBER(kvmfault_vcpu_options, run, 16, 8),
+
+	SIZE(kvmfault_result, 40),
+	MEMBER(kvmfault_result, size, 0, 8),
+	MEMBER(kvmfault_result, action, 8, 4),
+	MEMBER(kvmfault_result, reason, 12, 4),
+	MEMBER(kvmfault_result, error, 16, 4),
+	MEMBER(kvmfault_result, unfinished, 20, 1),
+	MEMBER(kvmfault_result, resolver, 24, 8),
+	MEMBER(kvmfault_result, fault, 32, 8),
+
+	SIZE(kvmfault_service_options, 16),
+	MEMBER(kvmfault_service_options, size, 0, 8),
+	MEMBER(kvmfault_service_options, threads, 8, 4),
+
+	SIZE(kvmfault_stats, 528),
+	MEMBER(kvmfault_stats, size, 0, 8),
+	MEMBER(kvmfault_stats, fetched, 8, 8),
+	MEMBER(kvmfault_stats, zeroed, 16, 8),
+	MEMBER(kvmfault_stats, existed, 24, 8),
+	MEMBER(kvmfault_stats, waited, 32, 8),
+	MEMBER(kvmfault_stats, repeated, 40, 8),
+	MEMBER(kvmfault_stats, woken, 48, 8),
+	MEMBER(kvmfault_stats, parked, 56, 8),
+	MEMBER(kvmfault_stats, removed, 64, 8),
+	MEMBER(kvmfault_stats, unresolved, 72, 8),
+	MEMBER(kvmfault_stats, entrance, 80, 128),
+	MEMBER(kvmfault_stats, resolver, 208, 128),
+	MEMBER(kvmfault_stats, latency, 336, 192),
+};
+
+#define LINES (sizeof(lines) / sizeof(lines[0]))
+
+static unsigned int check(const struct line *line, bool say)
+{
+	if (line->size == line->frozen_size &&
+	    line->offset == line->frozen_offset)
+		return 0;
+	if (say)
+		printf("%s: %zu bytes at %zu, frozen as %zu at %zu\n",
+		       line->name, line->size, line->offset, line->frozen_size,
+		       line->frozen_offset);
+	return 1;
+}
+
+static unsigned int twin(const struct line *line)
+{
+	struct line size = *line, offset = *line;
+
+	size.size++;
+	offset.offset += 8;
+	if (check(&size, false) && check(&offset, false))
+		return 0;
+	printf("not noticed: another size or offset of %s\n", line->name);
+	return 1;
+}
+
+int main(int argc, char **argv)
+{
+	unsigned int wrong = 0;
+	size_t i;
+
+	if (sizeof(void *) != 8 || sizeof(long) != 8) {
+		puts("SKIP: 64-bit: the table is for 64-bit machines");
+		return 77;
+	}
+	for (i = 0; i < LINES; i++)
+		if (argc > 1 && !strcmp(argv[1], "--twin"))
+			wrong += twin(&lines[i]);
+		else
+			wrong += check(&lines[i], true);
+	printf("%zu lines, %u wrong\n", LINES, wrong);
+	return wrong ? 1 : 0;
+}
