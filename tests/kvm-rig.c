@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <linux/kvm.h>
+#include <linux/memfd.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -27,7 +28,7 @@ static int read_source(void *data, uint64_t offset, void *buffer, size_t length)
 	uint64_t at;
 	int err = atomic_load(&rig->source_error);
 
-	atomic_fetch_add(&rig->reads[offset / PAGE], 1);
+	atomic_fetch_add(&rig->reads[offset / rig->page_size], 1);
 	if (err)
 		return err;
 	for (at = 0; at < length; at += 8)
@@ -59,7 +60,7 @@ static void unresolved(void *data, const struct kvmfault_fault *fault,
 static char *map(struct rig *rig)
 {
 	char *at = mmap(NULL, rig->pages * PAGE, PROT_READ | PROT_WRITE,
-			MAP_SHARED, rig->memfd, 0);
+			MAP_SHARED | MAP_NORESERVE, rig->memfd, 0);
 
 	ck_assert_ptr_ne(at, MAP_FAILED);
 	return at;
@@ -73,8 +74,8 @@ static void log_line(void *data, enum kvmfault_log_level level,
 	printf("# %s\n", message);
 }
 
-void rig_new(struct rig *rig, int column, unsigned int vcpus, uint64_t pages,
-	     bool supervisor)
+static void make(struct rig *rig, int column, unsigned int vcpus,
+		 bool supervisor, unsigned int memfd_flags)
 {
 	struct machine_options machine = {
 		.vcpus = vcpus,
@@ -92,16 +93,32 @@ void rig_new(struct rig *rig, int column, unsigned int vcpus, uint64_t pages,
 		.unresolved_data = rig,
 	};
 
-	memset(rig, 0, sizeof(*rig));
-	rig->pages = pages;
 	MUST(machine_new(&machine, &rig->machine));
-	rig->memfd = memfd_create("test-ram", MFD_CLOEXEC);
-	MUST(ftruncate(rig->memfd, (off_t)(pages * PAGE)));
+	rig->memfd = memfd_create("test-ram", MFD_CLOEXEC | memfd_flags);
+	MUST(ftruncate(rig->memfd, (off_t)(rig->pages * PAGE)));
 	rig->a = map(rig);
 	rig->b = map(rig);
-	MUST(machine_set_slot(rig->machine, SLOT, 0, RAM, pages * PAGE,
+	MUST(machine_set_slot(rig->machine, SLOT, 0, RAM, rig->pages * PAGE,
 			      rig->a));
 	MUST(kvmfault_vm_new(&options, &rig->vm));
+}
+
+void rig_new(struct rig *rig, int column, unsigned int vcpus, uint64_t pages,
+	     bool supervisor)
+{
+	memset(rig, 0, sizeof(*rig));
+	rig->pages = pages;
+	rig->page_size = PAGE;
+	make(rig, column, vcpus, supervisor, 0);
+}
+
+void rig_new_huge(struct rig *rig, int column, unsigned int vcpus,
+		  uint64_t huge_pages)
+{
+	memset(rig, 0, sizeof(*rig));
+	rig->page_size = HUGE;
+	rig->pages = huge_pages * HUGE / PAGE;
+	make(rig, column, vcpus, false, MFD_HUGETLB | MFD_HUGE_2MB);
 }
 
 static void add_memory(struct rig *rig, const struct kvmfault_source *source)
@@ -110,6 +127,7 @@ static void add_memory(struct rig *rig, const struct kvmfault_source *source)
 		.size = sizeof(memory),
 		.host = rig->a,
 		.length = rig->pages * PAGE,
+		.page_size = rig->page_size,
 		.fd = rig->memfd,
 		.source = source,
 		.uffd = rig->uffd,

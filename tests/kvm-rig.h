@@ -22,13 +22,15 @@
 #include "unit.h"
 
 #define RAM (4ULL << 30)	/* gpa */
+#define HUGE (2ULL << 20)
 #define SLOT 1
 #define COLUMNS 2		/* for tcase_add_loop_test() */
 #define KICK SIGUSR1
 
 struct rig {
 	struct machine *machine;
-	uint64_t pages;
+	uint64_t pages;			/* of 4 KiB */
+	uint64_t page_size;		/* of the memfd: 4 KiB, or huge */
 	int memfd;
 	char *a, *b;			/* the memslot's mapping, and another */
 	struct kvmfault_vm *vm;
@@ -49,6 +51,9 @@ struct rig {
 /* column: 0 or 1; supervisor: guest code that KVM emulates here */
 void rig_new(struct rig *rig, int column, unsigned int vcpus, uint64_t pages,
 	     bool supervisor);
+/* The same on huge pages of 2 MiB. */
+void rig_new_huge(struct rig *rig, int column, unsigned int vcpus,
+		  uint64_t huge_pages);
 /* RAM with a source, a service and a second mapping that is registered too. */
 void rig_track(struct rig *rig);
 void rig_restart_service(struct rig *rig);

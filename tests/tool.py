@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+# Copyright (c) 2026 the libkvmfault authors
+
+"""The program kvmfault and the example, as a user runs them.
+
+usage: tool.py KVMFAULT MINIMAL README MINIMAL.C [TEST]...
+"""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import tempfile
+
+KVMFAULT, MINIMAL, README, MINIMAL_C = sys.argv[1:5]
+SKIP = 77
+
+
+def need(what, path):
+    """As tests/need.c does."""
+    try:
+        os.close(os.open(path, os.O_RDWR))
+        return
+    except OSError as error:
+        why = f'{what}: {path}: {error.strerror}'
+    if what in os.environ.get('KVMFAULT_REQUIRE', '').split(','):
+        sys.exit(f'REQUIRED, but missing: {why}')
+    print(f'SKIP: {why}')
+    sys.exit(SKIP)
+
+
+def run(*command, code=0):
+    done = subprocess.run(command, capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL)
+    assert done.returncode == code, (command, done)
+    return done
+
+
+def demo(*options, code=0):
+    return run(KVMFAULT, 'demo', *options, code=code)
+
+
+def verified(*options):
+    report = json.loads(demo('--json', *options).stdout)
+    assert report['verified'] is True, report
+    assert report['fetched'] == report['pages'], report
+    assert report['pages'] * 4096 == report['bytes'], report
+    assert report['seconds'] > 0, report
+    assert set(report['faults']) == {'exit', 'marker', 'bare', 'mmio',
+                                     'emulation', 'uffd'}, report
+    return report
+
+
+def test_ram():
+    report = verified('--memory', '16M', '--vcpus', '3')
+    assert report['delivery'] == 'uffd' and report['vcpus'] == 3, report
+    assert report['faults']['uffd'] >= report['pages'] == 4096, report
+
+
+def test_more_vcpus_than_cores():
+    verified('--memory', '4M', '--vcpus', '64')
+
+
+def test_one_page():
+    assert verified('--memory', '4096', '--vcpus', '1')['pages'] == 1
+
+
+def test_guest_memfd():
+    report = verified('--scenario', 'guest-memfd', '--memory', '16M')
+    assert report['faults']['exit'] >= 2, report
+    assert report['resolved']['renew'] == report['faults']['exit'], report
+    assert report['faults']['uffd'] == 0, report
+
+
+def test_image():
+    with tempfile.NamedTemporaryFile() as image:
+        image.write(os.urandom(1 << 20) + b'tail')
+        image.flush()
+        assert verified('--image', image.name)['bytes'] == 1 << 20
+        assert verified('--image', image.name, '--memory', '64K',
+                        '--vcpus', '2')['bytes'] == 1 << 16
+
+
+def test_an_image_that_is_too_short():
+    with tempfile.NamedTemporaryFile() as image:
+        image.write(os.urandom(1 << 20))
+        image.flush()
+        done = demo('--image', image.name, '--memory', '2M', code=1)
+        assert 'shorter' in done.stderr, done
+        demo('--image', image.name, '--memory', '2M', '--scenario',
+             'guest-memfd', code=1)
+    done = demo('--image', image.name, code=1)
+    assert image.name in done.stderr, done
+
+
+def test_an_image_whose_length_lies():
+    """A sparse file that can be read is fine; /proc/self/mem is not."""
+    done = demo('--image', '/proc/self/mem', '--memory', '4M', code=1)
+    assert done.stderr, done
+    with tempfile.NamedTemporaryFile() as image:
+        image.truncate(1 << 20)
+        verified('--image', image.name)
+
+
+def test_table():
+    text = demo('--memory', '4M').stdout
+    assert text.endswith('verified: true\n'), text
+    for word in ('entrance', 'uffd', 'copy', 'pages/s', 'latency'):
+        assert word in text, (word, text)
+
+
+def test_progress_is_for_terminals():
+    assert demo('--memory', '4M').stderr == ''
+    master, slave = pty.openpty()
+    done = subprocess.run([KVMFAULT, 'demo', '--memory', '4M', '--json'],
+                          stdout=subprocess.PIPE, stderr=slave)
+    os.close(slave)
+    seen = os.read(master, 1 << 16)
+    assert done.returncode == 0 and b'100 %' in seen, seen
+    json.loads(done.stdout)
+
+
+def test_usage():
+    for wrong in (['--vcpus', '0'], ['--vcpus', '257'], ['--vcpus', 'many'],
+                  ['--memory', '4Q'], ['--memory', '-4M'], ['--memory', '0'],
+                  ['--memory', '5000'], ['--memory', '4K', '--vcpus', '2'],
+                  ['--memory', '99999999999T'], ['--scenario', 'x'],
+                  ['--nonsense'], ['extra']):
+        done = demo(*wrong, code=2)
+        assert done.stderr and not done.stdout, (wrong, done)
+    run(KVMFAULT, code=2)
+    run(KVMFAULT, 'nonsense', code=2)
+    run(KVMFAULT, 'probe', 'extra', code=2)
+    for command in ([], ['demo'], ['probe']):
+        assert 'Usage' in run(KVMFAULT, *command, '--help').stdout
+    assert run(KVMFAULT, '--version').stdout.startswith('kvmfault ')
+
+
+def test_probe():
+    report = json.loads(run(KVMFAULT, 'probe', '--json').stdout)
+    answers = {'yes', 'no', 'could not ask'}
+    assert len(report) == 19, report
+    for name, finding in report.items():
+        assert finding['answer'] in answers, (name, finding)
+        assert (finding['answer'] != 'could not ask' or
+                finding['error'].startswith('E')), (name, finding)
+    table = run(KVMFAULT, 'probe').stdout
+    for name in report:
+        assert name in table, (name, table)
+
+
+def test_minimal():
+    assert run(MINIMAL).stdout == 'ABCDEFGHIJKLMNOP\n'
+
+
+def test_readme_shows_minimal():
+    with open(README) as readme, open(MINIMAL_C) as example:
+        block = readme.read().split('<!-- examples/minimal.c -->\n```c\n')[1]
+        block = block.split('```\n<!-- end -->')[0]
+        text = example.read()
+    assert block == text, 'README.md does not show examples/minimal.c'
+    assert len(text.splitlines()) < 100
+
+
+def main():
+    tests = {name[5:]: test for name, test in globals().items()
+             if name.startswith('test_')}
+    failed = 0
+
+    need('kvm', '/dev/kvm')
+    need('uffd', '/dev/userfaultfd')
+    for name in sys.argv[5:] or tests:
+        try:
+            tests[name]()
+            print(f'ok {name}')
+        except Exception as error:
+            failed += 1
+            print(f'FAILED {name}: {error!r}')
+    sys.exit(bool(failed))
+
+
+main()
