@@ -133,12 +133,12 @@ static bool own_fetch(const struct kvmfault__seat *seat,
 	const struct kvmfault__seat *other = atomic_load(&seat->vm->seats);
 
 	for (; other; other = other->next) {
-		const struct kvmfault__span *span = NULL;
+		/* In this order: who is seen to hold a span has said before
+		 * who it is. Another thread's span is not ours to read. */
+		const struct kvmfault__span *span = atomic_load(&other->span);
 
-		if (other != seat && atomic_load(&other->owner) ==
-		    (uintptr_t)pthread_self())
-			span = atomic_load(&other->span);
-		if (span && span->memory == memory)
+		if (span && other != seat && atomic_load(&other->owner) ==
+		    (uintptr_t)pthread_self() && span->memory == memory)
 			return true;
 	}
 	return false;

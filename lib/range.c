@@ -143,7 +143,10 @@ static int discard_run(struct kvmfault__seat *seat,
 			err = kvmfault__page_wait(seat, memory, page + done);
 			if (err)
 				return err;
-			done++;
+			/* Unless the fetcher could not: then it is our turn. */
+			if (kvmfault__page_state(memory, page + done) ==
+			    KVMFAULT__REMOVED)
+				done++;
 			continue;
 		}
 		err = kvmfault__memory_punch(memory, (page + done) * size,
