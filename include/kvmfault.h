@@ -369,9 +369,9 @@ struct kvmfault_uffd_options {
 
 /*
  * Returns 0; -EINVAL: vm or uffd is NULL, remote without fd, fd without
- * O_NONBLOCK or UFFDIO_API; -EBADF: fd is closed; -EPERM: no right to userfaultfd (the log
- * says how to get it); -ENOSYS: kernel without it; -ENOSPC: there are 4,095;
- * -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
+ * O_NONBLOCK or UFFDIO_API; -EBADF: fd is closed; -EPERM: no right to
+ * userfaultfd (the log says how to get it); -ENOSYS: kernel without it;
+ * -ENOSPC: there are 4,095; -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_uffd_new(struct kvmfault_vm *vm,
@@ -428,8 +428,8 @@ struct kvmfault_memory_options {
  *
  * Returns 0;
  * -EINVAL: vm, host or memory is NULL; not aligned to the page size; a file
- *   that is too short; a page size that is not the backing's, or larger than the context's
- *   page_size_max; a range that wraps; a uffd of another process or context,
+ *   that is too short; a page size that is not the backing's, or larger than
+ *   the context's page_size_max; a range that wraps; a uffd of another process or context,
  *   or without a source; memory that userfaultfd does not take (a guest_memfd);
  * -ENODATA: the source is shorter than the memory;
  * -EEXIST: there are pages already (preallocated blocks), or another memory
@@ -548,7 +548,7 @@ int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
  */
 enum kvmfault_page {
 	KVMFAULT_PAGE_UNTRACKED = 1,	/* memory without a source, or none */
-	KVMFAULT_PAGE_ABSENT = 2,	/* never fetched; claimed for this call */
+	KVMFAULT_PAGE_ABSENT = 2,	/* never fetched; claimed for us */
 	KVMFAULT_PAGE_REMOVED = 3,	/* discarded: zero; claimed */
 	KVMFAULT_PAGE_PRESENT = 4,	/* was installed, and faults again */
 };
@@ -693,8 +693,8 @@ struct kvmfault_result {
  * within 10 ms. Kernel interfaces: UFFDIO_COPY, UFFDIO_WAKE, madvise,
  * fallocate, private futexes, clock_gettime; lseek or mincore to check on a
  * resolver that did not use kvmfault_request_install(); what the source uses
- * (the built-in file source: pread); for emulation errors KVM_GET_REGS, KVM_GET_SREGS,
- * KVM_TRANSLATE, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS.
+ * (the built-in file source: pread); for emulation errors KVM_GET_REGS,
+ * KVM_GET_SREGS, KVM_TRANSLATE, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS.
  *
  * A NULL vcpu is UNRESOLVED. Thread class: object, the vCPU's own thread.
  * Since 0.1.
@@ -772,16 +772,16 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 /*
  * Discard guest memory: from now on it reads as zero and never comes from the
  * source again; its host memory is freed (FALLOC_FL_PUNCH_HOLE, for anonymous
- * memory MADV_DONTNEED). Whole pages of the memory only. Waits for a page whose fetch
- * is in flight, and then takes it: hold no lock that your source takes. Punching
- * a hole or MADV_REMOVE behind the library's back loses that order: use this
- * call.
+ * memory MADV_DONTNEED). Whole pages of the memory only. Waits for a page whose
+ * fetch is in flight, and then takes it: hold no lock that your source takes.
+ * Punching a hole or MADV_REMOVE behind the library's back loses that order: use
+ * this call.
  *
  * Returns 0; -EINVAL: vm is NULL, empty, not whole pages; -ENXIO: a part is in
  * no region with memory; -EINTR: a signal came while a fetch was waited for:
- * call again; -EDEADLK: called from a callback that is fetching for this memory;
- * and what fallocate(2) or madvise(2) said. All before it is discarded, the rest
- * is as it was. -ENOMEM.
+ * call again; -EDEADLK: called from a callback that is fetching for this
+ * memory; -ENOMEM; and what fallocate(2) or madvise(2) said. All that comes
+ * before is discarded then, the rest is as it was.
  * Thread class: any. Since 0.1.
  */
 int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
@@ -791,8 +791,7 @@ int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
  * Statistics
  * ----------
  * Kept by each thread for itself, added up by the reader. A service thread
- * counts a page when it is done with it, which is a moment after the one that it
- * woke goes on.
+ * counts a page when it is done with it, a moment after those it woke go on.
  */
 #define KVMFAULT_LATENCY_COUNT 24
 

@@ -103,7 +103,8 @@ int kvmfault_decode_siginfo(const void *siginfo, struct kvmfault_fault *fault)
 	unsigned int lsb;
 
 	if (info && info->si_signo == SIGBUS &&
-	    (info->si_code == BUS_MCEERR_AR || info->si_code == BUS_MCEERR_AO)) {
+	    (info->si_code == BUS_MCEERR_AR ||
+	     info->si_code == BUS_MCEERR_AO)) {
 		/* How much is lost, as a shift: 12 for a page, more for a
 		 * hugetlb one. What can't be is taken for a page. */
 		lsb = (unsigned int)info->si_addr_lsb;

@@ -98,8 +98,8 @@ static int check_source(struct kvmfault_vm *vm,
 
 /*
  * Blocks that must be ours, however the rest of the file is. It is all that a
- * hugetlbfs file tells (there SEEK_DATA sees data everywhere), and it finds what
- * was preallocated in a memfd, which is no data and yet never missed.
+ * hugetlbfs file tells (there SEEK_DATA sees data everywhere), and it finds
+ * what was preallocated in a memfd, which is no data and yet never missed.
  */
 static int blocks_resident(const struct kvmfault_memory *memory,
 			   uint64_t length)

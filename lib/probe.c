@@ -233,8 +233,8 @@ static void probe_registered(int uffd, uint64_t features, finding *f)
 	const uint64_t minor = UFFDIO_REGISTER_MODE_MINOR;
 	finding *poison = &f[KVMFAULT_FEATURE_UFFD_POISON];
 
-	f[KVMFAULT_FEATURE_UFFD_ANON] =
-		ask_register(uffd, ANONYMOUS, kvmfault__sys_page_size(), missing);
+	f[KVMFAULT_FEATURE_UFFD_ANON] = ask_register(
+		uffd, ANONYMOUS, kvmfault__sys_page_size(), missing);
 	f[KVMFAULT_FEATURE_UFFD_SHMEM] = register_file(uffd, 0, missing);
 	f[KVMFAULT_FEATURE_UFFD_HUGETLB] =
 		register_file(uffd, MFD_HUGETLB, missing);

@@ -3,8 +3,8 @@
 
 /*
  * Entrance uffd: messages of all who sleep in the kernel on a missing page. In:
- * every userfaultfd of the VM. Out: the page brought in by the one path, and the
- * sleeper awake. What can't be done now is parked with a time to try again:
+ * every userfaultfd of the VM. Out: the page brought in by the one path, and
+ * the sleeper awake. What can't be done now is parked with a time to try again:
  * nobody spins, and no sleeper is forgotten.
  */
 

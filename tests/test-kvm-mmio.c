@@ -2,8 +2,8 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * The accesses that KVM makes for the guest, by its emulator: it takes an absent
- * page for a device (mmio) or gives up (emulation). Absent pages carry a marker
+ * The accesses that KVM makes for the guest, by its emulator: it takes an
+ * absent page for a device (mmio) or gives up (emulation). Absent pages carry a marker
  * here, as they do for a VMM that uses them; without one KVM's own access would
  * sleep on the userfaultfd like any other, and no exit would come.
  */
@@ -107,7 +107,8 @@ START_TEST(across_a_page)
 	memcpy(bytes + 8, &want, 8);
 	memcpy(&want, bytes + 5, 8);
 	ck_assert_uint_eq(got, want);
-	rig_do(&rig, 0, MACHINE_WRITE, RAM + 3 * PAGE - 3, 8, 0x0102030405060708);
+	rig_do(&rig, 0, MACHINE_WRITE, RAM + 3 * PAGE - 3, 8,
+	       0x0102030405060708);
 	memcpy(&got, rig.b + 3 * PAGE - 3, 8);
 	ck_assert_uint_eq(got, 0x0102030405060708);
 	ck_assert_uint_eq(stats().fetched, 4);

@@ -96,6 +96,7 @@ static void unresolved(void *data, const struct kvmfault_fault *fault,
 static void run(struct demo_vcpu *vcpu)
 {
 	const struct kvmfault_result *result;
+	const struct kvmfault_fault *fault;
 	struct demo *demo = vcpu->demo;
 	int ret;
 
@@ -115,10 +116,11 @@ static void run(struct demo_vcpu *vcpu)
 			return;
 		case KVMFAULT_UNRESOLVED:
 			result = kvmfault_vcpu_result(vcpu->handle);
+			fault = result->fault;
 			demo_fail(demo, "vCPU %u: %s at %#llx: %s (%s)",
 				  vcpu->machine->id,
-				  kvmfault_entrance_str(result->fault->entrance),
-				  (unsigned long long)result->fault->gpa,
+				  kvmfault_entrance_str(fault->entrance),
+				  (unsigned long long)fault->gpa,
 				  kvmfault_reason_str(result->reason),
 				  strerror(-result->error));
 			return;

@@ -13,7 +13,7 @@
 struct image {
 	int fd;
 	uint64_t pages;		/* of the RAM that is made of it */
-	uint64_t length;	/* of the file, which may be shorter or longer */
+	uint64_t length;	/* of the file: shorter, or longer */
 	_Atomic uint8_t *reads;	/* how often each page was read, up to 255 */
 };
 
