@@ -90,27 +90,25 @@ enum kvmfault__state kvmfault__page_claim(struct kvmfault_memory *memory,
 	}
 }
 
-void kvmfault__page_remove(struct kvmfault_memory *memory, uint64_t page)
-{
-	enum kvmfault__state state = kvmfault__page_state(memory, page), found;
-
-	for (;; state = found) {
-		bool fetching = state == KVMFAULT__FETCHING ||
-				state == KVMFAULT__FETCHING_WAITED;
-
-		found = kvmfault__page_change(memory, page, state, fetching ?
-					      KVMFAULT__FETCHING_REMOVED :
-					      KVMFAULT__REMOVED);
-		if (found == state)
-			return;
-	}
-}
-
 static bool in_flight(enum kvmfault__state state)
 {
 	return state == KVMFAULT__FETCHING ||
 	       state == KVMFAULT__FETCHING_WAITED ||
 	       state == KVMFAULT__FETCHING_REMOVED;
+}
+
+void kvmfault__page_remove(struct kvmfault_memory *memory, uint64_t page)
+{
+	enum kvmfault__state state = kvmfault__page_state(memory, page), found;
+
+	for (;; state = found) {
+		found = kvmfault__page_change(memory, page, state,
+					      in_flight(state) ?
+					      KVMFAULT__FETCHING_REMOVED :
+					      KVMFAULT__REMOVED);
+		if (found == state)
+			return;
+	}
 }
 
 static struct kvmfault__bucket *bucket(struct kvmfault_memory *memory,
