@@ -340,6 +340,7 @@ struct kvmfault_vcpu {
 	struct kvmfault_result result;
 	struct kvmfault_stats before;	/* of the seat's earlier users */
 	/* the guard: what faulted last, and how often without progress */
+	bool faulted;		/* since the last exit of another kind */
 	uint64_t history[KVMFAULT__HISTORY];
 	uint32_t newest;
 	uint32_t streak;

@@ -20,6 +20,7 @@
 static void start_guard(struct kvmfault_vcpu *vcpu)
 {
 	memset(vcpu->history, 0xfe, sizeof(vcpu->history)); /* no page's */
+	vcpu->faulted = false;
 	vcpu->newest = 0;
 	vcpu->streak = 0;
 	vcpu->emulation_rip = UINT64_MAX;
@@ -216,6 +217,7 @@ static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 
 	atomic_store_explicit(&vcpu->seat->owner, (uintptr_t)pthread_self(),
 			      memory_order_relaxed);
+	vcpu->faulted = true;
 	answer = resolve(vcpu);
 	if (answer.action == KVMFAULT_NOT_A_FAULT) {
 		start_guard(vcpu);
@@ -241,7 +243,7 @@ enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
 	if (!vcpu)
 		return KVMFAULT_UNRESOLVED;
 	if (not_a_fault(ret, vcpu->run) && vcpu->mmio_length == NO_MMIO) {
-		if (vcpu->streak || vcpu->newest)
+		if (vcpu->faulted)
 			start_guard(vcpu);
 		return pass(vcpu, KVMFAULT_NOT_A_FAULT);
 	}
