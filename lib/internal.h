@@ -64,7 +64,7 @@ struct kvmfault__seat {
 	_Atomic(struct kvmfault__span *) span; /* long: a fault */
 	_Atomic(const void *) mappings;	/* short: an install or a wake */
 	_Atomic(const void *) uffd;	/* short: a read of messages */
-	const volatile uint8_t *immediate_exit; /* of a vCPU, or NULL */
+	const uint8_t *immediate_exit;	/* of a vCPU, or NULL */
 	struct kvmfault_service *service; /* whose thread has it */
 	_Atomic uint32_t pause;		/* futex word, never changes */
 	void *buffer;
@@ -206,7 +206,7 @@ struct kvmfault_uffd {
 };
 
 int kvmfault__uffd_register(struct kvmfault_uffd *uffd, uint64_t start,
-			    uint64_t length, uint64_t *ioctls);
+			    uint64_t length);
 int kvmfault__uffd_unregister(struct kvmfault_uffd *uffd, uint64_t start,
 			      uint64_t length);
 /* 0, -EEXIST: a page was there, nobody was woken; -EAGAIN: not now; ... */
@@ -225,7 +225,6 @@ struct kvmfault_mapping {
 	struct kvmfault_uffd *uffd;	/* NULL: not tracked */
 	uint64_t host;
 	bool memslots;		/* the first one, which pages go through */
-	bool registered;
 };
 
 struct kvmfault__mappings {		/* immutable; [0] is the memslots' */

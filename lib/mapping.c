@@ -43,9 +43,9 @@ void kvmfault__wake(struct kvmfault__seat *seat,
 	for (i = 0; i < all->count; i++) {
 		const struct kvmfault_mapping *mapping = all->mapping[i];
 
-		if (!mapping->registered || (only && only != mapping))
+		if (!mapping->uffd || (only && only != mapping))
 			continue;
-		/* It fails only where nobody can be asleep any more. */
+		/* It fails only where nobody can be asleep (any more). */
 		kvmfault__uffd_wake(mapping->uffd->fd, mapping->host + offset,
 				    length);
 		kvmfault__count(seat, woken);
@@ -73,17 +73,6 @@ list_new(const struct kvmfault__mappings *old, struct kvmfault_mapping *add,
 	return new;
 }
 
-static int register_range(struct kvmfault_mapping *mapping)
-{
-	uint64_t ioctls;
-	int err;
-
-	err = kvmfault__uffd_register(mapping->uffd, mapping->host,
-				      mapping->span.memory->length, &ioctls);
-	mapping->registered = !err;
-	return err;
-}
-
 /* Known by address and in the list before it is registered: a message never
  * comes from where nobody can be found and woken. */
 static int publish(struct kvmfault_mapping *mapping, bool *known)
@@ -104,7 +93,9 @@ static int publish(struct kvmfault_mapping *mapping, bool *known)
 	*known = true;		/* from here on it is retired, not freed */
 	mapping->memslots = !old;
 	atomic_store(&memory->mappings, new);
-	err = mapping->uffd ? register_range(mapping) : 0;
+	if (mapping->uffd)
+		err = kvmfault__uffd_register(mapping->uffd, mapping->host,
+					      memory->length);
 	if (!err) {
 		kvmfault__retire(vm, old);
 		kvmfault__reclaim(vm);

@@ -121,7 +121,9 @@ static struct kvmfault__bucket *bucket(struct kvmfault_memory *memory,
 
 static bool exit_wanted(const struct kvmfault__seat *seat)
 {
-	return seat->immediate_exit && *seat->immediate_exit;
+	/* Any thread writes it, or a handler on this one. */
+	return seat->immediate_exit &&
+	       __atomic_load_n(seat->immediate_exit, __ATOMIC_RELAXED);
 }
 
 /* A callback that is fetching for this memory would wait for itself. */

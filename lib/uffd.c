@@ -202,16 +202,14 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd)
 }
 
 int kvmfault__uffd_register(struct kvmfault_uffd *uffd, uint64_t start,
-			    uint64_t length, uint64_t *ioctls)
+			    uint64_t length)
 {
 	struct uffdio_register reg = {
 		.range = { .start = start, .len = length },
 		.mode = UFFDIO_REGISTER_MODE_MISSING,
 	};
-	int err = kvmfault__sys_ioctl(uffd->fd, UFFDIO_REGISTER, &reg);
 
-	*ioctls = reg.ioctls;
-	return err;
+	return kvmfault__sys_ioctl(uffd->fd, UFFDIO_REGISTER, &reg);
 }
 
 int kvmfault__uffd_unregister(struct kvmfault_uffd *uffd, uint64_t start,
