@@ -230,7 +230,8 @@ static void removed(struct kvmfault__seat *seat, uint32_t space, uint64_t start,
 	struct kvmfault_memory *memory = mapping ? mapping->span.memory : NULL;
 	uint64_t page, last;
 
-	if (memory && memory->fd <= 0 && kvmfault__tracked(memory)) {
+	if (memory && memory->fd <= 0 && kvmfault__tracked(memory) &&
+	    end > start) {
 		if (end > mapping->host + memory->length)
 			end = mapping->host + memory->length;
 		page = (start - mapping->host) >> memory->page_shift;
@@ -241,14 +242,11 @@ static void removed(struct kvmfault__seat *seat, uint32_t space, uint64_t start,
 	kvmfault__leave(seat);
 }
 
-static void message(struct kvmfault_service *service,
-		    struct kvmfault__seat *seat, uint32_t space,
-		    const struct uffd_msg *msg)
+static void event(struct kvmfault_service *service,
+		  struct kvmfault__seat *seat, uint32_t space,
+		  const struct uffd_msg *msg)
 {
 	switch (msg->event) {
-	case UFFD_EVENT_PAGEFAULT:
-		pagefault(service, seat, space, msg);
-		return;
 	case UFFD_EVENT_REMOVE:
 		removed(seat, space, msg->arg.remove.start,
 			msg->arg.remove.end);
@@ -284,8 +282,14 @@ static void read_messages(struct kvmfault_service *service,
 	n = kvmfault__sys_read(uffd->fd, msg, service->batch * sizeof(*msg));
 	kvmfault__unhold(seat, &seat->uffd);
 	n /= (ssize_t)sizeof(*msg);
+	/* The kernel hands out faults before the events that came earlier: a
+	 * page that was removed must not be served with its old data. */
 	for (i = 0; i < n; i++)
-		message(service, seat, space, &msg[i]);
+		if (msg[i].event != UFFD_EVENT_PAGEFAULT)
+			event(service, seat, space, &msg[i]);
+	for (i = 0; i < n; i++)
+		if (msg[i].event == UFFD_EVENT_PAGEFAULT)
+			pagefault(service, seat, space, &msg[i]);
 }
 
 /* One item whose time has come, taken out; false: none. */
@@ -339,19 +343,19 @@ static void mute(struct kvmfault_vm *vm, uint32_t id,
 static bool serve(struct kvmfault_service *service,
 		  struct kvmfault__seat *seat, int timeout)
 {
-	struct epoll_event event[EVENTS];
+	struct epoll_event ready[EVENTS];
 	int i, n;
 
-	n = kvmfault__sys_epoll_wait(service->vm->epoll, event,
+	n = kvmfault__sys_epoll_wait(service->vm->epoll, ready,
 				     service->batch == 1 ? 1 : EVENTS, timeout);
 	for (i = 0; i < n; i++) {
-		uint64_t id = event[i].data.u64;
+		uint64_t id = ready[i].data.u64;
 
 		if (id == STOP)
 			return true;
 		if (id == TIMER)
 			retry_parked(service, seat);
-		else if (!(event[i].events & EPOLLIN))
+		else if (!(ready[i].events & EPOLLIN))
 			mute(service->vm, (uint32_t)id, seat);
 		else
 			read_messages(service, seat, (uint32_t)id);

@@ -327,7 +327,7 @@ static bool parse_size(const char *text, uint64_t *size)
 
 	errno = 0;
 	*size = strtoull(text, &end, 0);
-	if (errno || end == text || *text == '-')
+	if (errno || *text < '0' || *text > '9')
 		return false;
 	if (*end) {
 		unsigned int shift;

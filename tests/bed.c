@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The test bed. In: nothing. Out: a VM that a test can begin with, and at its
+ * end the proof that all of it is gone.
+ */
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "bed.h"
+
+struct bed bed;
+static pthread_mutex_t bed_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* Callbacks come with none of the library's locks held. */
+static void check_lock(void)
+{
+	if (pthread_mutex_trylock(&bed.vm->lock))
+		bed.locked++;
+	else
+		pthread_mutex_unlock(&bed.vm->lock);
+}
+
+static void on_log(void *data, enum kvmfault_log_level level,
+		   const char *message)
+{
+	(void)data;
+	check_lock();
+	ck_assert_int_ne(level, KVMFAULT_LOG_NONE);
+	bed.logs++;
+	snprintf(bed.log, sizeof(bed.log), "%s", message);
+}
+
+static void on_changed(void *data, const struct kvmfault_change *change)
+{
+	(void)data;
+	check_lock();
+	pthread_mutex_lock(&bed_lock);
+	bed.changes[change->cause]++;
+	bed.change = *change;
+	pthread_mutex_unlock(&bed_lock);
+}
+
+static void on_unresolved(void *data, const struct kvmfault_fault *fault,
+			  enum kvmfault_reason reason, int error)
+{
+	(void)data;
+	check_lock();
+	bed.unresolved++;
+	bed.fault = *fault;
+	bed.reason = reason;
+	bed.error = error;
+}
+
+static int read_page(void *data, uint64_t offset, void *buffer, size_t length)
+{
+	void (*during)(void);
+	int result;
+
+	(void)data;
+	check_lock();
+	pthread_mutex_lock(&bed_lock);
+	bed.reads++;
+	bed.last_read = offset;
+	during = bed.during_read;
+	bed.during_read = NULL;
+	result = bed.source_result;
+	pthread_mutex_unlock(&bed_lock);
+	if (during)
+		during();
+	memset(buffer, bed_byte(offset / PAGE), length);
+	return result;
+}
+
+char bed_byte(uint64_t page)
+{
+	return (char)(page % 100 + 1);
+}
+
+struct kvmfault_source bed_source(void)
+{
+	return (struct kvmfault_source){
+		.size = sizeof(struct kvmfault_source),
+		.name = "bed",
+		.read = read_page,
+	};
+}
+
+char *bed_page(uint64_t page)
+{
+	return bed.host + page * PAGE;
+}
+
+bool bed_has(uint64_t page, char byte)
+{
+	char expected[PAGE];
+
+	memset(expected, byte, PAGE);
+	return fake_present(bed.fd, page * PAGE) &&
+	       !memcmp(bed_page(page), expected, PAGE);
+}
+
+enum kvmfault__state bed_state(uint64_t page)
+{
+	return kvmfault__page_state(bed.memory, page);
+}
+
+int bed_memory(struct kvmfault_memory **memory, int *fd, void **host)
+{
+	struct kvmfault_source source = bed_source();
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options),
+		.length = BED_PAGES * PAGE,
+		.source = &source,
+	};
+
+	*fd = fake_memory(options.length, 0, host);
+	options.fd = *fd;
+	options.host = *host;
+	return kvmfault_memory_new(bed.vm, &options, memory);
+}
+
+struct kvmfault_stats bed_stats(void)
+{
+	struct kvmfault_stats stats = { .size = sizeof(stats) };
+
+	ck_assert_int_eq(kvmfault_vm_stats(bed.vm, &stats), 0);
+	return stats;
+}
+
+struct kvmfault__answer bed_resolve(enum kvmfault_entrance entrance,
+				    uint64_t page, bool origin)
+{
+	struct kvmfault_fault fault = {
+		.size = sizeof(fault),
+		.entrance = entrance,
+		.access = KVMFAULT_ACCESS_READ,
+		.known = KVMFAULT_KNOWN_GPA,
+		.gpa = BED_GPA + page * PAGE,
+		.length = PAGE,
+	};
+	const struct kvmfault__mappings *all;
+	struct kvmfault__answer answer;
+
+	if (!origin)
+		return kvmfault__resolve_gpa(bed.seat, &fault, fault.gpa);
+	fault.known = KVMFAULT_KNOWN_HVA;
+	fault.hva = (uintptr_t)bed_page(page);
+	all = atomic_load(&bed.memory->mappings);
+	answer = kvmfault__resolve(bed.seat, &fault, NULL, all->mapping[0],
+				   page * PAGE);
+	kvmfault__leave(bed.seat);
+	return answer;
+}
+
+enum kvmfault_action bed_exit(uint64_t gpa, uint64_t flags)
+{
+	struct kvmfault__memory_fault record = {
+		.flags = flags, .gpa = gpa, .size = PAGE,
+	};
+
+	bed.run->exit_reason = KVMFAULT__EXIT_MEMORY_FAULT;
+	memcpy(&bed.run->hw, &record, sizeof(record));
+	return kvmfault_handle(bed.vcpu, -1, EFAULT);
+}
+
+enum kvmfault_action bed_bare(void)
+{
+	bed.run->exit_reason = KVM_EXIT_UNKNOWN;
+	return kvmfault_handle(bed.vcpu, -1, EFAULT);
+}
+
+enum kvmfault_action bed_mmio(uint64_t gpa, uint32_t length, bool write)
+{
+	bed.run->exit_reason = KVM_EXIT_MMIO;
+	bed.run->mmio.phys_addr = gpa;
+	bed.run->mmio.len = length;
+	bed.run->mmio.is_write = write;
+	return kvmfault_handle(bed.vcpu, 0, 0);
+}
+
+enum kvmfault_action bed_other(void)
+{
+	bed.run->exit_reason = KVM_EXIT_IO;
+	return kvmfault_handle(bed.vcpu, 0, 0);
+}
+
+void bed_vm(void)
+{
+	struct kvmfault_vm_options options = {
+		.size = sizeof(options),
+		.log = on_log,
+		.changed = on_changed,
+		.unresolved = on_unresolved,
+	};
+
+	memset(&bed, 0, sizeof(bed));
+	ck_assert_int_eq(kvmfault_vm_new(&options, &bed.vm), 0);
+}
+
+void bed_add(void)
+{
+	struct kvmfault_vcpu_options options = { .size = sizeof(options) };
+	struct kvmfault_region region = {
+		.size = sizeof(region),
+		.gpa = BED_GPA,
+		.length = BED_PAGES * PAGE,
+	};
+	void *host;
+
+	ck_assert_int_eq(bed_memory(&bed.memory, &bed.fd, &host), 0);
+	bed.host = host;
+	region.memory = bed.memory;
+	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
+	bed.run = calloc(1, sizeof(*bed.run));
+	options.run = bed.run;
+	options.fd = fake_fd(FAKE_KVM);
+	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &bed.vcpu), 0);
+	bed.seat = kvmfault__seat_take(bed.vm);
+	ck_assert_ptr_nonnull(bed.seat);
+}
+
+void bed_up(void)
+{
+	bed_vm();
+	bed_add();
+}
+
+void bed_down(void)
+{
+	struct fake_held held;
+
+	fake_on(FAKE_IOCTL, NULL);
+	ck_assert_uint_eq(bed.locked, 0);
+	if (bed.seat)
+		kvmfault__seat_give(bed.seat);
+	kvmfault_vcpu_free(bed.vcpu);
+	if (bed.memory) {
+		kvmfault_region_remove(bed.vm, 0, BED_GPA);
+		ck_assert_int_eq(kvmfault_memory_free(bed.memory), 0);
+	}
+	ck_assert_int_eq(kvmfault_vm_free(bed.vm), 0);
+	held = fake_held();
+	ck_assert_int_eq(held.allocations, 0);
+	ck_assert_int_eq(held.descriptors, 0);
+	ck_assert_int_eq(held.mappings, 0);
+	ck_assert_int_eq(held.threads, 0);
+	free(bed.run);
+}

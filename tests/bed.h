@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The test bed of the stages that need a whole VM: on the fake door, one
+ * tracked memory of 16 pages, its source, a region that shows it, a vCPU. Every
+ * callback is counted, and checked for the library's lock, which it must not
+ * hold; at the end nothing may be left.
+ */
+
+#ifndef KVMFAULT_TESTS_BED_H
+#define KVMFAULT_TESTS_BED_H
+
+#include <linux/kvm.h>
+
+#include "fake-sys.h"
+#include "lib/abi.h"
+#include "lib/internal.h"
+#include "unit.h"
+
+#define BED_GPA 0x100000ULL
+#define BED_PAGES 16ULL
+
+struct bed {
+	struct kvmfault_vm *vm;
+	struct kvmfault_memory *memory;
+	int fd;
+	char *host;
+	struct kvmfault_vcpu *vcpu;
+	struct kvm_run *run;
+	struct kvmfault__seat *seat;	/* for tests that call resolve */
+
+	unsigned int reads;		/* of the source */
+	uint64_t last_read;
+	int source_result;		/* what it returns */
+	void (*during_read)(void);	/* once, inside a read */
+
+	unsigned int logs, unresolved, changes[8], locked;
+	char log[512];
+	struct kvmfault_change change;
+	struct kvmfault_fault fault;
+	enum kvmfault_reason reason;
+	int error;
+};
+extern struct bed bed;
+
+void bed_up(void);		/* all of it: */
+void bed_vm(void);		/* the context, */
+void bed_add(void);		/* and the rest */
+void bed_down(void);
+
+struct kvmfault_source bed_source(void);
+char bed_byte(uint64_t page);	/* what the source has in this page */
+/* Host memory of the bed at this page, and whether the page has its data. */
+char *bed_page(uint64_t page);
+bool bed_has(uint64_t page, char byte);
+enum kvmfault__state bed_state(uint64_t page);
+/* Any memory of the fake's with the bed's source; 0 or -errno. */
+int bed_memory(struct kvmfault_memory **memory, int *fd, void **host);
+struct kvmfault_stats bed_stats(void);
+/* Resolve as the entrance would; a message's, with origin. */
+struct kvmfault__answer bed_resolve(enum kvmfault_entrance entrance,
+				    uint64_t page, bool origin);
+/* KVM_RUN's results. */
+enum kvmfault_action bed_exit(uint64_t gpa, uint64_t flags);
+enum kvmfault_action bed_bare(void);
+enum kvmfault_action bed_mmio(uint64_t gpa, uint32_t length, bool write);
+enum kvmfault_action bed_other(void);
+
+#endif

@@ -1,0 +1,1329 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The fake door. In: what lib/ asks of the kernel. Out: what the test has
+ * scripted, or what a kernel of a few hundred lines would say. Every call goes
+ * through perform(): fail the nth, script, hook, model, record.
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <linux/futex.h>
+#include <linux/magic.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "fake-sys.h"
+#include "lib/abi.h"
+#include "lib/sys.h"
+
+#define BASE 1000		/* real descriptors are below */
+#define FDS 8192
+#define RECORDS 65536
+#define SCRIPTS 256
+#define HOSTS 4
+#define RANGES 8
+#define MESSAGES 1024
+#define WATCHES 4200
+#define UNIT 4096ULL
+
+struct range {
+	uint64_t start, length;
+};
+
+struct object {
+	enum fake_kind kind;
+	unsigned int refs;
+	int flags;
+	const unsigned char *data;	/* files */
+	uint64_t length, page_size;
+	unsigned char *present;		/* memory: by page */
+	uint64_t host[HOSTS];
+	unsigned int hosts;
+	int real;			/* memory: the memfd behind it */
+	bool api;			/* userfaultfd */
+	struct range range[RANGES];
+	struct uffd_msg *msg;
+	size_t msgs;
+	struct epoll_event *watch;	/* epoll */
+	int *watched;
+	size_t watches;
+	uint64_t count, due;		/* eventfd, timer */
+};
+
+struct slot {
+	struct object *object;
+	bool owned;			/* by the library */
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static struct slot fds[FDS];
+static struct object *memories[64];
+static size_t memory_count;
+static struct range mapped[4096];	/* by the library */
+static struct fake_call *record;
+static size_t records;
+static long script[FAKE_NAMES][SCRIPTS];
+static size_t scripted[FAKE_NAMES], used[FAKE_NAMES];
+static fake_hook hooks[FAKE_NAMES];
+static unsigned int until_failure;
+static bool failed;
+static struct fake_held holds;
+static uint64_t clock_now = 1000000000;
+static _Thread_local bool in_hook;
+long fake_uffd_denied;
+
+_Static_assert(sizeof(struct fake_call) < 128, "one small struct per call");
+
+/* ---- objects ---- */
+
+static struct object *object_of(int fd)
+{
+	if (fd < BASE || fd >= BASE + FDS)
+		return NULL;
+	return fds[fd - BASE].object;
+}
+
+static int install(struct object *object, bool owned)
+{
+	int i;
+
+	for (i = 0; i < FDS && fds[i].object; i++)
+		;
+	if (i == FDS)
+		return -EMFILE;
+	fds[i].object = object;
+	fds[i].owned = owned;
+	object->refs++;
+	holds.descriptors += owned;
+	return BASE + i;
+}
+
+static struct object *object_new(enum fake_kind kind)
+{
+	struct object *object = calloc(1, sizeof(*object));
+
+	object->kind = kind;
+	object->real = -1;
+	if (kind == FAKE_UFFD)
+		object->msg = calloc(MESSAGES, sizeof(*object->msg));
+	if (kind == FAKE_EPOLL) {
+		object->watch = calloc(WATCHES, sizeof(*object->watch));
+		object->watched = calloc(WATCHES, sizeof(*object->watched));
+	}
+	return object;
+}
+
+static void object_put(struct object *object)
+{
+	/* Memory outlives its descriptors: it is mapped. */
+	if (--object->refs || object->kind == FAKE_MEMORY)
+		return;
+	free(object->msg);
+	free(object->watch);
+	free(object->watched);
+	free(object);
+}
+
+static int open_new(enum fake_kind kind, int flags)
+{
+	struct object *object = object_new(kind);
+
+	object->flags = flags;
+	return install(object, true);
+}
+
+static struct object *memory_at(uint64_t address, uint64_t *offset)
+{
+	size_t i, h;
+
+	for (i = 0; i < memory_count; i++) {
+		struct object *m = memories[i];
+
+		for (h = 0; h < m->hosts; h++) {
+			if (address < m->host[h] ||
+			    address - m->host[h] >= m->length)
+				continue;
+			*offset = address - m->host[h];
+			return m;
+		}
+	}
+	return NULL;
+}
+
+static struct range *range_at(struct object *uffd, uint64_t address)
+{
+	size_t i;
+
+	for (i = 0; i < RANGES; i++)
+		if (uffd->range[i].length &&
+		    address >= uffd->range[i].start &&
+		    address - uffd->range[i].start < uffd->range[i].length)
+			return &uffd->range[i];
+	return NULL;
+}
+
+static struct object *registered_with(uint64_t address)
+{
+	size_t i;
+
+	for (i = 0; i < FDS; i++)
+		if (fds[i].object && fds[i].object->kind == FAKE_UFFD &&
+		    range_at(fds[i].object, address))
+			return fds[i].object;
+	return NULL;
+}
+
+/* ---- the model: descriptors ---- */
+
+static long model_open(struct fake_call *c)
+{
+	if (!strcmp(c->path, "/dev/userfaultfd"))
+		return fake_uffd_denied ? fake_uffd_denied :
+			open_new(FAKE_DEVICE, 0);
+	return -ENOENT;
+}
+
+static void unwatch(struct object *object)
+{
+	size_t i, w;
+
+	if (object->refs > 1)
+		return;
+	for (i = 0; i < FDS; i++) {
+		struct object *e = fds[i].object;
+
+		if (!e || e->kind != FAKE_EPOLL)
+			continue;
+		for (w = 0; w < e->watches;) {
+			if (object_of(e->watched[w]) != object) {
+				w++;
+				continue;
+			}
+			e->watches--;
+			e->watch[w] = e->watch[e->watches];
+			e->watched[w] = e->watched[e->watches];
+		}
+	}
+}
+
+static long model_close(struct fake_call *c)
+{
+	struct object *object = object_of(c->fd);
+
+	if (!object || !fds[c->fd - BASE].owned) {
+		fprintf(stderr, "the library closes %d, which is not its own\n",
+			c->fd);
+		abort();
+	}
+	unwatch(object);
+	fds[c->fd - BASE] = (struct slot){ 0 };
+	holds.descriptors--;
+	object_put(object);
+	return 0;
+}
+
+static long model_dup(struct fake_call *c)
+{
+	struct object *object = object_of(c->fd);
+
+	return object ? install(object, true) : -EBADF;
+}
+
+static long model_getfl(struct fake_call *c)
+{
+	struct object *object = object_of(c->fd);
+
+	return object ? O_RDWR | object->flags : -EBADF;
+}
+
+static long read_messages(struct object *object, struct fake_call *c)
+{
+	size_t n = c->length / sizeof(struct uffd_msg);
+
+	if (!object->msgs)
+		return -EAGAIN;
+	if (n > object->msgs)
+		n = object->msgs;
+	memcpy(c->arg, object->msg, n * sizeof(*object->msg));
+	object->msgs -= n;
+	memmove(object->msg, object->msg + n,
+		object->msgs * sizeof(*object->msg));
+	return (long)(n * sizeof(*object->msg));
+}
+
+static long model_read(struct fake_call *c)
+{
+	struct object *object = object_of(c->fd);
+
+	if (!object)
+		return -EBADF;
+	if (object->kind == FAKE_UFFD)
+		return read_messages(object, c);
+	if (object->kind != FAKE_TIMER)
+		return -EINVAL;
+	if (!object->due || object->due > clock_now)
+		return -EAGAIN;
+	object->due = 0;
+	memset(c->arg, 0, c->length);
+	return (long)c->length;
+}
+
+static long model_pread(struct fake_call *c)
+{
+	struct object *object = object_of(c->fd);
+	uint64_t n = c->length;
+
+	if (!object)
+		return -EBADF;
+	if (object->kind != FAKE_FILE && object->kind != FAKE_BLOCK)
+		return -ESPIPE;
+	if (c->at >= object->length)
+		return 0;
+	if (n > object->length - c->at)
+		n = object->length - c->at;
+	memcpy(c->arg, object->data + c->at, n);
+	return (long)n;
+}
+
+static long seek_data(struct object *m, uint64_t from)
+{
+	uint64_t at;
+
+	for (at = from; at < m->length; at += m->page_size)
+		if (m->present[at / m->page_size])
+			return (long)at;
+	return -ENXIO;
+}
+
+static long model_lseek(struct fake_call *c)
+{
+	struct object *object = object_of(c->fd);
+
+	if (!object)
+		return -EBADF;
+	if (object->kind == FAKE_PIPE)
+		return -ESPIPE;
+	if (c->number == SEEK_DATA)
+		return object->present ? seek_data(object, c->at) : -EINVAL;
+	return c->number == SEEK_END ? (long)object->length : -EINVAL;
+}
+
+static long model_fstat(struct fake_call *c)
+{
+	static const mode_t mode[] = {
+		[FAKE_FILE] = S_IFREG, [FAKE_MEMORY] = S_IFREG,
+		[FAKE_BLOCK] = S_IFBLK, [FAKE_PIPE] = S_IFIFO,
+		[FAKE_TIMER] = 0,
+	};
+	struct object *object = object_of(c->fd);
+	struct stat *stat = c->arg;
+	uint64_t i;
+
+	if (!object)
+		return -EBADF;
+	memset(stat, 0, sizeof(*stat));
+	stat->st_mode = mode[object->kind];
+	if (object->kind != FAKE_BLOCK)
+		stat->st_size = (off_t)object->length;
+	for (i = 0; object->present && i < object->length / object->page_size;
+	     i++)
+		if (object->present[i])
+			stat->st_blocks += (blkcnt_t)(object->page_size / 512);
+	return 0;
+}
+
+static long model_fstatfs(struct fake_call *c)
+{
+	struct object *object = object_of(c->fd);
+	struct statfs *fs = c->arg;
+
+	if (!object)
+		return -EBADF;
+	memset(fs, 0, sizeof(*fs));
+	fs->f_type = object->page_size > UNIT ? HUGETLBFS_MAGIC : TMPFS_MAGIC;
+	fs->f_bsize = (long)(object->page_size ? object->page_size : UNIT);
+	return 0;
+}
+
+static void punch(struct object *m, uint64_t offset, uint64_t length)
+{
+	uint64_t at;
+
+	for (at = offset; at < offset + length; at += m->page_size) {
+		m->present[at / m->page_size] = 0;
+		memset((char *)(uintptr_t)m->host[0] + at, 0, m->page_size);
+	}
+}
+
+static long model_cached(struct fake_call *c)
+{
+	struct object *object = object_of(c->fd);
+	uint64_t at;
+
+	if (!object)
+		return -EBADF;
+	for (at = c->at; object->present && at < c->at + c->length &&
+	     at < object->length; at += object->page_size)
+		if (object->present[at / object->page_size])
+			return 1;
+	return 0;
+}
+
+static long model_fallocate(struct fake_call *c)
+{
+	struct object *object = object_of(c->fd);
+
+	if (!object)
+		return -EBADF;
+	if (!object->present)
+		return -EOPNOTSUPP;
+	if (c->at + c->length > object->length)
+		return -EINVAL;
+	punch(object, c->at, c->length);
+	return 0;
+}
+
+/* ---- the model: userfaultfd ---- */
+
+static long uffd_open(int flags)
+{
+	return fake_uffd_denied ? fake_uffd_denied :
+		open_new(FAKE_UFFD, flags);
+}
+
+static long uffd_api(struct object *uffd, struct uffdio_api *api)
+{
+	if (api->api != UFFD_API || uffd->api)
+		return -EINVAL;
+	uffd->api = true;
+	api->features = KVMFAULT__UFFD_FEATURE_POISON |
+			UFFD_FEATURE_MISSING_SHMEM;
+	api->ioctls = 1ULL << _UFFDIO_REGISTER;
+	return 0;
+}
+
+static bool is_mapped(uint64_t address)
+{
+	uint64_t offset;
+	size_t i;
+
+	if (memory_at(address, &offset))
+		return true;
+	for (i = 0; i < sizeof(mapped) / sizeof(*mapped); i++)
+		if (mapped[i].length && address >= mapped[i].start &&
+		    address - mapped[i].start < mapped[i].length)
+			return true;
+	return false;
+}
+
+static long uffd_register(struct object *uffd, struct uffdio_register *reg)
+{
+	size_t i;
+
+	if (!is_mapped(reg->range.start))
+		return -EINVAL;
+	if (registered_with(reg->range.start))
+		return -EBUSY;
+	for (i = 0; i < RANGES && uffd->range[i].length; i++)
+		;
+	if (i == RANGES)
+		return -ENOMEM;
+	uffd->range[i].start = reg->range.start;
+	uffd->range[i].length = reg->range.len;
+	reg->ioctls = 1ULL << _UFFDIO_COPY | 1ULL << _UFFDIO_WAKE |
+		      1ULL << KVMFAULT__UFFDIO_POISON_NR;
+	return 0;
+}
+
+static long uffd_unregister(struct object *uffd, struct uffdio_range *range)
+{
+	struct range *r = range_at(uffd, range->start);
+
+	if (!r)
+		return -EINVAL;
+	*r = (struct range){ 0 };
+	return 0;
+}
+
+static long uffd_copy(struct object *uffd, struct uffdio_copy *copy)
+{
+	uint64_t done = 0, offset;
+	struct object *m = memory_at(copy->dst, &offset);
+
+	if (!m || !range_at(uffd, copy->dst))
+		return copy->copy = -ENOENT;
+	if ((copy->dst | copy->len) & (m->page_size - 1))
+		return -EINVAL;
+	while (done < copy->len &&
+	       !m->present[(offset + done) / m->page_size]) {
+		memcpy((char *)(uintptr_t)copy->dst + done,
+		       (char *)(uintptr_t)copy->src + done, m->page_size);
+		m->present[(offset + done) / m->page_size] = 1;
+		done += m->page_size;
+	}
+	copy->copy = done ? (int64_t)done : -EEXIST;
+	return done == copy->len ? 0 : done ? -EAGAIN : -EEXIST;
+}
+
+static long uffd_ioctl(struct object *uffd, struct fake_call *c)
+{
+	switch (c->number) {
+	case UFFDIO_API:
+		return uffd_api(uffd, c->arg);
+	case UFFDIO_REGISTER:
+		return uffd_register(uffd, c->arg);
+	case UFFDIO_UNREGISTER:
+		return uffd_unregister(uffd, c->arg);
+	case UFFDIO_COPY:
+		return uffd_copy(uffd, c->arg);
+	case UFFDIO_WAKE:
+	case KVMFAULT__UFFDIO_POISON:
+		return uffd->api ? 0 : -EINVAL;
+	}
+	return -ENOTTY;
+}
+
+static long model_ioctl(struct fake_call *c)
+{
+	struct object *object = object_of(c->fd);
+
+	if (!object)
+		return -EBADF;
+	if (object->kind == FAKE_UFFD)
+		return uffd_ioctl(object, c);
+	if (object->kind == FAKE_DEVICE &&
+	    c->number == KVMFAULT__USERFAULTFD_IOC_NEW)
+		return uffd_open((int)(uintptr_t)c->arg);
+	if (object->kind == FAKE_BLOCK && c->number == BLKGETSIZE64) {
+		*(uint64_t *)c->arg = object->length;
+		return 0;
+	}
+	return -ENOTTY;
+}
+
+static long model_userfaultfd(struct fake_call *c)
+{
+	return uffd_open((int)c->number);
+}
+
+/* ---- the model: memory ---- */
+
+static long model_mmap(struct fake_call *c)
+{
+	void *address;
+	size_t i;
+
+	/* A file's contents are nobody's business here. */
+	address = mmap(NULL, c->length, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (address == MAP_FAILED)
+		return -ENOMEM;
+	for (i = 0; mapped[i].length; i++)
+		;
+	mapped[i] = (struct range){ (uintptr_t)address, c->length };
+	c->at = (uintptr_t)address;
+	holds.mappings++;
+	return 0;
+}
+
+static long model_munmap(struct fake_call *c)
+{
+	struct object *uffd = registered_with(c->at);
+	size_t i;
+
+	if (uffd)
+		*range_at(uffd, c->at) = (struct range){ 0 };
+	for (i = 0; i < sizeof(mapped) / sizeof(*mapped); i++) {
+		if (mapped[i].start != c->at || mapped[i].length != c->length)
+			continue;
+		mapped[i] = (struct range){ 0 };
+		holds.mappings--;
+		return munmap((void *)(uintptr_t)c->at, c->length);
+	}
+	fprintf(stderr, "the library unmaps what it has not mapped\n");
+	abort();
+}
+
+static long model_mprotect(struct fake_call *c)
+{
+	return is_mapped(c->at) ? 0 : -ENOMEM;
+}
+
+static long model_madvise(struct fake_call *c)
+{
+	uint64_t offset;
+	struct object *m = memory_at(c->at, &offset);
+
+	if (!m)
+		return is_mapped(c->at) ? 0 : -ENOMEM;
+	if (c->number == MADV_DONTNEED)
+		punch(m, offset, c->length);
+	return 0;
+}
+
+static long model_mincore(struct fake_call *c)
+{
+	unsigned char *vec = c->arg;
+	uint64_t i, offset;
+	struct object *m = memory_at(c->at, &offset);
+
+	if (!m)
+		return -ENOMEM;
+	for (i = 0; i < c->length / UNIT; i++)
+		vec[i] = m->present[(offset + i * UNIT) / m->page_size];
+	return 0;
+}
+
+static long model_memfd(struct fake_call *c)
+{
+	int fd = open_new(FAKE_PIPE, 0);
+
+	if (fd >= 0)
+		object_of(fd)->length = c->length;
+	return fd;
+}
+
+/* ---- the model: waiting ---- */
+
+static long model_futex_wait(struct fake_call *c)
+{
+	struct timespec limit = {
+		.tv_sec = (time_t)(c->length / 1000000000),
+		.tv_nsec = (long)(c->length % 1000000000),
+	};
+
+	return syscall(SYS_futex, c->arg, FUTEX_WAIT_PRIVATE,
+		       (uint32_t)c->number, &limit, NULL, 0) < 0 ? -errno : 0;
+}
+
+static long model_futex_wake(struct fake_call *c)
+{
+	return syscall(SYS_futex, c->arg, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL,
+		       NULL, 0);
+}
+
+static long model_epoll_create(struct fake_call *c)
+{
+	(void)c;
+	return open_new(FAKE_EPOLL, 0);
+}
+
+static long model_epoll_ctl(struct fake_call *c)
+{
+	struct object *e = object_of(c->fd);
+	int fd = (int)c->at;
+	size_t w;
+
+	if (!e || !object_of(fd))
+		return -EBADF;
+	for (w = 0; w < e->watches && e->watched[w] != fd; w++)
+		;
+	if (c->number == EPOLL_CTL_DEL) {
+		if (w == e->watches)
+			return -ENOENT;
+		e->watches--;
+		e->watch[w] = e->watch[e->watches];
+		e->watched[w] = e->watched[e->watches];
+		return 0;
+	}
+	if (w < e->watches)
+		return -EEXIST;
+	e->watch[w] = *(struct epoll_event *)c->arg;
+	e->watched[w] = fd;
+	e->watches++;
+	return 0;
+}
+
+static bool readable(const struct object *object)
+{
+	switch (object->kind) {
+	case FAKE_UFFD:
+		return object->msgs;
+	case FAKE_EVENT:
+		return object->count;
+	case FAKE_TIMER:
+		return object->due && object->due <= clock_now;
+	default:
+		return false;
+	}
+}
+
+static long model_epoll_wait(struct fake_call *c)
+{
+	struct epoll_event *events = c->arg;
+	struct object *e = object_of(c->fd);
+	size_t w;
+	long n = 0;
+
+	if (!e)
+		return -EBADF;
+	for (;;) {
+		for (w = 0; w < e->watches && n < (long)c->length; w++)
+			if (readable(object_of(e->watched[w])))
+				events[n++] = e->watch[w];
+		if (n || (int)c->number == 0)
+			return n;
+		pthread_cond_wait(&changed, &lock);
+	}
+}
+
+static long model_eventfd(struct fake_call *c)
+{
+	(void)c;
+	return open_new(FAKE_EVENT, 0);
+}
+
+static long model_eventfd_signal(struct fake_call *c)
+{
+	struct object *object = object_of(c->fd);
+
+	if (!object)
+		return -EBADF;
+	object->count++;
+	pthread_cond_broadcast(&changed);
+	return sizeof(uint64_t);
+}
+
+static long model_timerfd(struct fake_call *c)
+{
+	(void)c;
+	return open_new(FAKE_TIMER, 0);
+}
+
+static long model_timerfd_arm(struct fake_call *c)
+{
+	struct object *object = object_of(c->fd);
+
+	if (!object)
+		return -EBADF;
+	object->due = clock_now + c->length;
+	return 0;
+}
+
+/* ---- the model: threads and the allocator ---- */
+
+struct start {
+	void *(*run)(void *);
+	pthread_t *thread;
+};
+
+static long model_thread(struct fake_call *c)
+{
+	struct start *start = (struct start *)(uintptr_t)c->at;
+	int err = pthread_create(start->thread, NULL, start->run, c->arg);
+
+	holds.threads += !err;
+	return -err;
+}
+
+static long model_join(struct fake_call *c)
+{
+	pthread_t thread = *(pthread_t *)c->arg;
+
+	holds.threads--;
+	/* The thread may need the lock to end. */
+	pthread_mutex_unlock(&lock);
+	pthread_join(thread, NULL);
+	pthread_mutex_lock(&lock);
+	return 0;
+}
+
+static long model_alloc(struct fake_call *c)
+{
+	void *memory = NULL;
+
+	if (posix_memalign(&memory, c->number < sizeof(void *) ?
+			   sizeof(void *) : c->number, c->length))
+		return 0;
+	memset(memory, 0, c->length);
+	c->at = (uintptr_t)memory;
+	holds.allocations++;
+	return 1;
+}
+
+static long model_free(struct fake_call *c)
+{
+	if (c->at)
+		holds.allocations--;
+	free((void *)(uintptr_t)c->at);
+	return 0;
+}
+
+static long (*const models[FAKE_NAMES])(struct fake_call *call) = {
+	[FAKE_OPEN] = model_open,
+	[FAKE_CLOSE] = model_close,
+	[FAKE_DUP] = model_dup,
+	[FAKE_GETFL] = model_getfl,
+	[FAKE_IOCTL] = model_ioctl,
+	[FAKE_READ] = model_read,
+	[FAKE_PREAD] = model_pread,
+	[FAKE_LSEEK] = model_lseek,
+	[FAKE_FSTAT] = model_fstat,
+	[FAKE_FSTATFS] = model_fstatfs,
+	[FAKE_CACHED] = model_cached,
+	[FAKE_FALLOCATE] = model_fallocate,
+	[FAKE_USERFAULTFD] = model_userfaultfd,
+	[FAKE_MMAP] = model_mmap,
+	[FAKE_MUNMAP] = model_munmap,
+	[FAKE_MPROTECT] = model_mprotect,
+	[FAKE_MADVISE] = model_madvise,
+	[FAKE_MINCORE] = model_mincore,
+	[FAKE_MEMFD] = model_memfd,
+	[FAKE_FUTEX_WAIT] = model_futex_wait,
+	[FAKE_FUTEX_WAKE] = model_futex_wake,
+	[FAKE_EPOLL_CREATE] = model_epoll_create,
+	[FAKE_EPOLL_CTL] = model_epoll_ctl,
+	[FAKE_EPOLL_WAIT] = model_epoll_wait,
+	[FAKE_EVENTFD] = model_eventfd,
+	[FAKE_EVENTFD_SIGNAL] = model_eventfd_signal,
+	[FAKE_TIMERFD] = model_timerfd,
+	[FAKE_TIMERFD_ARM] = model_timerfd_arm,
+	[FAKE_THREAD] = model_thread,
+	[FAKE_JOIN] = model_join,
+	[FAKE_ALLOC] = model_alloc,
+	[FAKE_FREE] = model_free,
+};
+
+/* How each call fails when its turn comes; 0: it can't, for want of
+ * something. An allocation's result 0 is NULL. */
+static const long failure[FAKE_NAMES] = {
+	[FAKE_OPEN] = -EMFILE,
+	[FAKE_DUP] = -EMFILE,
+	[FAKE_IOCTL] = -ENOMEM,
+	[FAKE_USERFAULTFD] = -EMFILE,
+	[FAKE_MMAP] = -ENOMEM,
+	[FAKE_MPROTECT] = -ENOMEM,
+	[FAKE_MEMFD] = -EMFILE,
+	[FAKE_EPOLL_CREATE] = -EMFILE,
+	[FAKE_EPOLL_CTL] = -ENOMEM,
+	[FAKE_EVENTFD] = -EMFILE,
+	[FAKE_TIMERFD] = -EMFILE,
+	[FAKE_THREAD] = -EAGAIN,
+	[FAKE_FALLOCATE] = -ENOMEM,
+};
+
+static bool sleeps(enum fake_name name)
+{
+	return name == FAKE_FUTEX_WAIT || name == FAKE_FUTEX_WAKE;
+}
+
+long fake_model(struct fake_call *call)
+{
+	/* A sleeper holds no lock, and the allocator's is its own. */
+	if (sleeps(call->name))
+		return call->result = models[call->name](call);
+	pthread_mutex_lock(&lock);
+	call->result = models[call->name](call);
+	pthread_mutex_unlock(&lock);
+	return call->result;
+}
+
+/* Under the lock: has the test said what comes now? */
+static bool foretold(struct fake_call *call)
+{
+	enum fake_name name = call->name;
+
+	if (until_failure && (failure[name] || name == FAKE_ALLOC) &&
+	    !(name == FAKE_EPOLL_CTL && call->number == EPOLL_CTL_DEL) &&
+	    !--until_failure) {
+		failed = true;
+		call->result = failure[name];
+		return true;
+	}
+	if (used[name] == scripted[name])
+		return false;
+	call->result = script[name][used[name]++];
+	return call->result != FAKE_MODEL;
+}
+
+static void keep(const struct fake_call *call)
+{
+	if (!record)
+		record = calloc(RECORDS, sizeof(*record));
+	if (records < RECORDS)
+		record[records++] = *call;
+}
+
+static bool by_hook(struct fake_call *call, fake_hook hook)
+{
+	bool done;
+
+	if (!hook || in_hook)
+		return false;
+	in_hook = true;
+	done = hook(call);
+	in_hook = false;
+	return done;
+}
+
+static long perform(struct fake_call *call)
+{
+	bool told;
+	fake_hook hook;
+
+	pthread_mutex_lock(&lock);
+	told = foretold(call);
+	hook = hooks[call->name];
+	pthread_mutex_unlock(&lock);
+	if (!told && !by_hook(call, hook))
+		fake_model(call);
+	pthread_mutex_lock(&lock);
+	keep(call);
+	pthread_mutex_unlock(&lock);
+	return call->result;
+}
+
+#define CALL(...) perform(&(struct fake_call){ __VA_ARGS__ })
+
+/* ---- the door ---- */
+
+int kvmfault__sys_open(const char *path, int flags)
+{
+	return (int)CALL(.name = FAKE_OPEN, .path = path,
+			 .number = (uint64_t)flags);
+}
+
+int kvmfault__sys_close(int fd)
+{
+	return (int)CALL(.name = FAKE_CLOSE, .fd = fd);
+}
+
+int kvmfault__sys_dup(int fd)
+{
+	return (int)CALL(.name = FAKE_DUP, .fd = fd);
+}
+
+int kvmfault__sys_getfl(int fd)
+{
+	return (int)CALL(.name = FAKE_GETFL, .fd = fd);
+}
+
+int kvmfault__sys_ioctl(int fd, unsigned long request, void *arg)
+{
+	struct fake_call call = {
+		.name = FAKE_IOCTL, .fd = fd, .number = request, .arg = arg,
+	};
+
+	/* arg is on the stack: for the record, its range. (Some requests say
+	 * "read" where they mean "write".) */
+	if (_IOC_TYPE(request) == UFFDIO && _IOC_SIZE(request) >= 16) {
+		memcpy(&call.at, arg, sizeof(call.at));
+		memcpy(&call.length, (char *)arg + 8, sizeof(call.length));
+	}
+	return (int)perform(&call);
+}
+
+ssize_t kvmfault__sys_read(int fd, void *buffer, size_t length)
+{
+	return CALL(.name = FAKE_READ, .fd = fd, .arg = buffer,
+		    .length = length);
+}
+
+ssize_t kvmfault__sys_pread(int fd, void *buffer, size_t length, off_t offset)
+{
+	return CALL(.name = FAKE_PREAD, .fd = fd, .arg = buffer,
+		    .length = length, .at = (uint64_t)offset);
+}
+
+off_t kvmfault__sys_lseek(int fd, off_t offset, int whence)
+{
+	return CALL(.name = FAKE_LSEEK, .fd = fd, .at = (uint64_t)offset,
+		    .number = (uint64_t)whence);
+}
+
+int kvmfault__sys_fstat(int fd, struct stat *stat)
+{
+	return (int)CALL(.name = FAKE_FSTAT, .fd = fd, .arg = stat);
+}
+
+int kvmfault__sys_fstatfs(int fd, struct statfs *statfs)
+{
+	return (int)CALL(.name = FAKE_FSTATFS, .fd = fd, .arg = statfs);
+}
+
+int kvmfault__sys_cached(int fd, uint64_t offset, uint64_t length)
+{
+	return (int)CALL(.name = FAKE_CACHED, .fd = fd, .at = offset,
+			 .length = length);
+}
+
+int kvmfault__sys_fallocate(int fd, int mode, off_t offset, off_t length)
+{
+	return (int)CALL(.name = FAKE_FALLOCATE, .fd = fd,
+			 .number = (uint64_t)mode, .at = (uint64_t)offset,
+			 .length = (uint64_t)length);
+}
+
+int kvmfault__sys_userfaultfd(int flags)
+{
+	return (int)CALL(.name = FAKE_USERFAULTFD, .number = (uint64_t)flags);
+}
+
+int kvmfault__sys_mmap(void **address, size_t length, int prot, int flags,
+		       int fd, off_t offset)
+{
+	struct fake_call call = {
+		.name = FAKE_MMAP, .fd = fd, .length = length,
+		.number = (uint64_t)flags,
+	};
+
+	(void)prot;
+	(void)offset;
+	perform(&call);
+	*address = call.result ? NULL : (void *)(uintptr_t)call.at;
+	return (int)call.result;
+}
+
+int kvmfault__sys_munmap(void *address, size_t length)
+{
+	return (int)CALL(.name = FAKE_MUNMAP, .at = (uintptr_t)address,
+			 .length = length);
+}
+
+int kvmfault__sys_mprotect(void *address, size_t length, int prot)
+{
+	return (int)CALL(.name = FAKE_MPROTECT, .at = (uintptr_t)address,
+			 .length = length, .number = (uint64_t)prot);
+}
+
+int kvmfault__sys_madvise(void *address, size_t length, int advice)
+{
+	return (int)CALL(.name = FAKE_MADVISE, .at = (uintptr_t)address,
+			 .length = length, .number = (uint64_t)advice);
+}
+
+int kvmfault__sys_mincore(void *address, size_t length, unsigned char *vec)
+{
+	return (int)CALL(.name = FAKE_MINCORE, .at = (uintptr_t)address,
+			 .length = length, .arg = vec);
+}
+
+int kvmfault__sys_memfd(const char *name, unsigned int flags, off_t length)
+{
+	return (int)CALL(.name = FAKE_MEMFD, .path = name, .number = flags,
+			 .length = (uint64_t)length);
+}
+
+size_t kvmfault__sys_page_size(void)
+{
+	return UNIT;
+}
+
+int kvmfault__sys_futex_wait(_Atomic uint32_t *word, uint32_t value,
+			     uint64_t nanoseconds)
+{
+	return (int)CALL(.name = FAKE_FUTEX_WAIT,
+			 .arg = (void *)(uintptr_t)word, .number = value,
+			 .length = nanoseconds);
+}
+
+int kvmfault__sys_futex_wake(_Atomic uint32_t *word)
+{
+	return (int)CALL(.name = FAKE_FUTEX_WAKE,
+			 .arg = (void *)(uintptr_t)word);
+}
+
+int kvmfault__sys_epoll_create(void)
+{
+	return (int)CALL(.name = FAKE_EPOLL_CREATE);
+}
+
+int kvmfault__sys_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev)
+{
+	return (int)CALL(.name = FAKE_EPOLL_CTL, .fd = epfd,
+			 .number = (uint64_t)op, .at = (uint64_t)fd,
+			 .arg = ev);
+}
+
+int kvmfault__sys_epoll_wait(int epfd, struct epoll_event *events, int count,
+			     int timeout)
+{
+	return (int)CALL(.name = FAKE_EPOLL_WAIT, .fd = epfd, .arg = events,
+			 .length = (uint64_t)count,
+			 .number = (uint32_t)timeout);
+}
+
+int kvmfault__sys_eventfd(void)
+{
+	return (int)CALL(.name = FAKE_EVENTFD);
+}
+
+int kvmfault__sys_eventfd_signal(int fd)
+{
+	return (int)CALL(.name = FAKE_EVENTFD_SIGNAL, .fd = fd);
+}
+
+int kvmfault__sys_timerfd(void)
+{
+	return (int)CALL(.name = FAKE_TIMERFD);
+}
+
+int kvmfault__sys_timerfd_arm(int fd, uint64_t nanoseconds)
+{
+	return (int)CALL(.name = FAKE_TIMERFD_ARM, .fd = fd,
+			 .length = nanoseconds);
+}
+
+uint64_t kvmfault__sys_now(void)
+{
+	uint64_t now;
+
+	pthread_mutex_lock(&lock);
+	now = clock_now;
+	pthread_mutex_unlock(&lock);
+	return now;
+}
+
+int kvmfault__sys_thread(pthread_t *thread, void *(*run)(void *), void *arg,
+			 const char *name)
+{
+	struct start start = { .run = run, .thread = thread };
+
+	return (int)CALL(.name = FAKE_THREAD, .path = name, .arg = arg,
+			 .at = (uintptr_t)&start);
+}
+
+void kvmfault__sys_join(pthread_t thread)
+{
+	CALL(.name = FAKE_JOIN, .arg = &thread);
+}
+
+void *kvmfault__sys_alloc(size_t size, size_t align)
+{
+	struct fake_call call = {
+		.name = FAKE_ALLOC, .length = size, .number = align,
+	};
+
+	return perform(&call) ? (void *)(uintptr_t)call.at : NULL;
+}
+
+void kvmfault__sys_free(void *memory)
+{
+	CALL(.name = FAKE_FREE, .at = (uintptr_t)memory);
+}
+
+/* ---- the test's side ---- */
+
+void fake_on(enum fake_name name, fake_hook hook)
+{
+	pthread_mutex_lock(&lock);
+	hooks[name] = hook;
+	pthread_mutex_unlock(&lock);
+}
+
+void fake_push(enum fake_name name, long result)
+{
+	pthread_mutex_lock(&lock);
+	if (scripted[name] == SCRIPTS)
+		abort();
+	script[name][scripted[name]++] = result;
+	pthread_mutex_unlock(&lock);
+}
+
+void fake_fail_nth(unsigned int nth)
+{
+	pthread_mutex_lock(&lock);
+	until_failure = nth;
+	failed = false;
+	pthread_mutex_unlock(&lock);
+}
+
+bool fake_failed(void)
+{
+	bool did;
+
+	pthread_mutex_lock(&lock);
+	did = failed;
+	until_failure = 0;
+	pthread_mutex_unlock(&lock);
+	return did;
+}
+
+static bool matches(const struct fake_call *call, enum fake_name name,
+		    uint64_t number)
+{
+	return call->name == name &&
+	       (number == FAKE_ANY || call->number == number);
+}
+
+size_t fake_count(enum fake_name name, uint64_t number)
+{
+	size_t i, n = 0;
+
+	pthread_mutex_lock(&lock);
+	for (i = 0; i < records; i++)
+		n += matches(&record[i], name, number);
+	pthread_mutex_unlock(&lock);
+	return n;
+}
+
+const struct fake_call *fake_nth(enum fake_name name, uint64_t number, size_t n)
+{
+	const struct fake_call *found = NULL;
+	size_t i;
+
+	pthread_mutex_lock(&lock);
+	for (i = 0; i < records && !found; i++)
+		if (matches(&record[i], name, number) && !n--)
+			found = &record[i];
+	pthread_mutex_unlock(&lock);
+	return found;
+}
+
+void fake_forget(void)
+{
+	pthread_mutex_lock(&lock);
+	records = 0;
+	memset(hooks, 0, sizeof(hooks));
+	memset(scripted, 0, sizeof(scripted));
+	memset(used, 0, sizeof(used));
+	pthread_mutex_unlock(&lock);
+}
+
+struct fake_held fake_held(void)
+{
+	struct fake_held now;
+
+	pthread_mutex_lock(&lock);
+	now = holds;
+	pthread_mutex_unlock(&lock);
+	return now;
+}
+
+int fake_fd(enum fake_kind kind)
+{
+	int fd;
+
+	pthread_mutex_lock(&lock);
+	fd = install(object_new(kind), false);
+	pthread_mutex_unlock(&lock);
+	return fd;
+}
+
+void fake_give(int fd)
+{
+	pthread_mutex_lock(&lock);
+	fds[fd - BASE].owned = true;
+	holds.descriptors++;
+	pthread_mutex_unlock(&lock);
+}
+
+int fake_file(enum fake_kind kind, const void *data, uint64_t length)
+{
+	int fd = fake_fd(kind);
+
+	object_of(fd)->data = data;
+	object_of(fd)->length = length;
+	return fd;
+}
+
+void *fake_map(int fd)
+{
+	struct object *m = object_of(fd);
+	void *host = mmap(NULL, m->length, PROT_READ | PROT_WRITE, MAP_SHARED,
+			  m->real, 0);
+
+	if (host == MAP_FAILED || m->hosts == HOSTS)
+		abort();
+	m->host[m->hosts++] = (uintptr_t)host;
+	return host;
+}
+
+int fake_memory(uint64_t length, uint64_t page_size, void **host)
+{
+	int fd = fake_fd(FAKE_MEMORY);
+	struct object *m = object_of(fd);
+
+	m->length = length;
+	m->page_size = page_size ? page_size : UNIT;
+	m->present = calloc(length / m->page_size, 1);
+	m->real = memfd_create("fake", MFD_CLOEXEC);
+	if (ftruncate(m->real, (off_t)length))
+		abort();
+	memories[memory_count++] = m;
+	*host = fake_map(fd);
+	return fd;
+}
+
+bool fake_present(int fd, uint64_t offset)
+{
+	struct object *m = object_of(fd);
+
+	return m->present[offset / m->page_size];
+}
+
+void fake_put(int fd, uint64_t offset)
+{
+	struct object *m = object_of(fd);
+
+	m->present[offset / m->page_size] = 1;
+}
+
+int fake_uffd(int flags)
+{
+	int fd = fake_fd(FAKE_UFFD);
+
+	object_of(fd)->flags = flags;
+	object_of(fd)->api = true;
+	return fd;
+}
+
+bool fake_registered(const void *address)
+{
+	bool yes;
+
+	pthread_mutex_lock(&lock);
+	yes = registered_with((uintptr_t)address);
+	pthread_mutex_unlock(&lock);
+	return yes;
+}
+
+static bool queue(struct object *uffd, const struct uffd_msg *msg)
+{
+	if (!uffd || uffd->msgs == MESSAGES)
+		return false;
+	uffd->msg[uffd->msgs++] = *msg;
+	pthread_cond_broadcast(&changed);
+	return true;
+}
+
+void fake_message(int fd, const struct uffd_msg *msg)
+{
+	pthread_mutex_lock(&lock);
+	queue(object_of(fd), msg);
+	pthread_mutex_unlock(&lock);
+}
+
+bool fake_fault(const void *address, bool write)
+{
+	struct uffd_msg msg = { .event = UFFD_EVENT_PAGEFAULT };
+	bool queued;
+
+	msg.arg.pagefault.address = (uintptr_t)address;
+	msg.arg.pagefault.flags = write ? UFFD_PAGEFAULT_FLAG_WRITE : 0;
+	pthread_mutex_lock(&lock);
+	queued = queue(registered_with((uintptr_t)address), &msg);
+	pthread_mutex_unlock(&lock);
+	return queued;
+}
+
+void fake_advance(uint64_t nanoseconds)
+{
+	pthread_mutex_lock(&lock);
+	clock_now += nanoseconds;
+	pthread_cond_broadcast(&changed);
+	pthread_mutex_unlock(&lock);
+}

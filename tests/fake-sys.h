@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The fake door: a small kernel in memory, in the place of lib/sys.c. It has
+ * descriptors, memory files with pages that are present or not, userfaultfds
+ * with registered ranges and messages, epoll, timers on a clock that only the
+ * test moves, and an allocator that counts. A test can
+ *
+ * - let it be: each call does what the kernel would (the model);
+ * - fake_push() results: they are returned first, in their order;
+ * - fake_on() a call: its own code runs in the place of the call, may look at
+ *   the arguments, call the library, run the model by fake_model(), and say
+ *   the result. That is how something happens *during* a call;
+ * - fake_fail_nth() call: whatever it is, it fails.
+ *
+ * Every call is recorded. Any thread may call; hooks run without the fake's
+ * lock, and what a hook calls meets no hook.
+ */
+
+#ifndef KVMFAULT_TESTS_FAKE_SYS_H
+#define KVMFAULT_TESTS_FAKE_SYS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct uffd_msg;
+
+enum fake_name {
+	FAKE_OPEN, FAKE_CLOSE, FAKE_DUP, FAKE_GETFL, FAKE_IOCTL, FAKE_READ,
+	FAKE_PREAD, FAKE_LSEEK, FAKE_FSTAT, FAKE_FSTATFS, FAKE_CACHED,
+	FAKE_FALLOCATE, FAKE_USERFAULTFD, FAKE_MMAP, FAKE_MUNMAP,
+	FAKE_MPROTECT, FAKE_MADVISE, FAKE_MINCORE, FAKE_MEMFD,
+	FAKE_FUTEX_WAIT, FAKE_FUTEX_WAKE, FAKE_EPOLL_CREATE, FAKE_EPOLL_CTL,
+	FAKE_EPOLL_WAIT, FAKE_EVENTFD, FAKE_EVENTFD_SIGNAL, FAKE_TIMERFD,
+	FAKE_TIMERFD_ARM, FAKE_THREAD, FAKE_JOIN, FAKE_ALLOC, FAKE_FREE,
+	FAKE_NAMES
+};
+
+/* One call: its arguments where they fit, and what it returned. */
+struct fake_call {
+	enum fake_name name;
+	int fd;
+	uint64_t number;	/* request, flags, advice, whence, mode, op */
+	uint64_t at;		/* address, or offset */
+	uint64_t length;	/* or nanoseconds */
+	void *arg;		/* what a pointer points to */
+	const char *path;
+	long result;		/* as the door returns it; an alloc's: 1 or 0 */
+};
+
+/* Runs in the place of the call. True: call->result is the result. False: go
+ * on with the model. */
+typedef bool (*fake_hook)(struct fake_call *call);
+void fake_on(enum fake_name name, fake_hook hook);
+long fake_model(struct fake_call *call);
+
+#define FAKE_MODEL 0x4d4f444cL		/* push it to let one call through */
+void fake_push(enum fake_name name, long result);
+
+/* The nth call (from 1) of those that can fail for want of something, counted
+ * from now on, fails. False afterwards: there were fewer. */
+void fake_fail_nth(unsigned int nth);
+bool fake_failed(void);
+
+/* The record. number: only those with it; FAKE_ANY: all. */
+#define FAKE_ANY UINT64_MAX
+size_t fake_count(enum fake_name name, uint64_t number);
+/* The nth of them, from 0; NULL: there are fewer. */
+const struct fake_call *fake_nth(enum fake_name name, uint64_t number,
+				 size_t n);
+void fake_forget(void);		/* the record, the scripts and the hooks */
+
+/* What the library has open. */
+struct fake_held {
+	long allocations, descriptors, mappings, threads;
+};
+struct fake_held fake_held(void);
+
+/* Things. A descriptor from here is the test's: that the library closes one
+ * aborts the program. */
+enum fake_kind {
+	FAKE_FILE = 1, FAKE_BLOCK, FAKE_PIPE, FAKE_KVM, FAKE_MEMORY, FAKE_UFFD,
+	FAKE_DEVICE, FAKE_EPOLL, FAKE_EVENT, FAKE_TIMER,
+};
+int fake_fd(enum fake_kind kind);
+void fake_give(int fd);		/* from now on it is the library's to close */
+int fake_file(enum fake_kind kind, const void *data, uint64_t length);
+/* A memory file with one mapping. page_size over 4 KiB: hugetlbfs. */
+int fake_memory(uint64_t length, uint64_t page_size, void **host);
+void *fake_map(int fd);		/* one more mapping of it */
+bool fake_present(int fd, uint64_t offset);
+void fake_put(int fd, uint64_t offset);	/* the page is there */
+/* A userfaultfd after UFFDIO_API. flags: O_NONBLOCK or not. */
+int fake_uffd(int flags);
+bool fake_registered(const void *address);
+void fake_message(int fd, const struct uffd_msg *msg);
+/* A thread touches the address, and sleeps: its message is queued at the
+ * userfaultfd that is registered there. False: none is. */
+bool fake_fault(const void *address, bool write);
+/* May userfaultfds be had? -errno of both ways, 0: yes. */
+extern long fake_uffd_denied;
+
+void fake_advance(uint64_t nanoseconds);
+
+#endif

@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * In: the name of what a test needs. Out: nothing, or the end of the program.
+ * Each is asked by really using it.
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "need.h"
+
+#define NEW_UFFD _IO(0xAA, 0x00)
+#define HUGE_PAGE (2UL << 20)
+#define SKIPPED 77
+
+static char reason[160];
+
+static const char *because(const char *what)
+{
+	snprintf(reason, sizeof(reason), "%s: %s", what, strerror(errno));
+	return reason;
+}
+
+static const char *lacks_kvm(void)
+{
+	int vm, fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+
+	if (fd < 0)
+		return because("/dev/kvm");
+	vm = ioctl(fd, _IO(0xAE, 0x01), 0);
+	close(fd);
+	if (vm < 0)
+		return because("/dev/kvm makes no VM");
+	close(vm);
+	return NULL;
+}
+
+static const char *lacks_uffd(void)
+{
+	int fd, device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+
+	if (device >= 0) {
+		fd = ioctl(device, NEW_UFFD, O_CLOEXEC);
+		close(device);
+	} else {
+		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+	}
+	if (fd < 0)
+		return because("/dev/userfaultfd (or the sysctl "
+			       "vm.unprivileged_userfaultfd)");
+	close(fd);
+	return NULL;
+}
+
+static const char *lacks_hugetlb(void)
+{
+	void *page = mmap(NULL, HUGE_PAGE, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB |
+			  21 << MAP_HUGE_SHIFT, -1, 0);
+
+	if (page == MAP_FAILED)
+		return because("no free huge page (/proc/sys/vm/nr_hugepages)");
+	munmap(page, HUGE_PAGE);
+	return NULL;
+}
+
+const char *lacks(const char *what)
+{
+	if (!strcmp(what, "kvm"))
+		return lacks_kvm();
+	if (!strcmp(what, "uffd"))
+		return lacks_uffd();
+	if (!strcmp(what, "hugetlb"))
+		return lacks_hugetlb();
+	if (!strcmp(what, "root"))
+		return geteuid() ? "not root" : NULL;
+	return "this need has no name that need() knows";
+}
+
+static bool required(const char *what)
+{
+	const char *list = getenv("KVMFAULT_REQUIRE");
+	size_t length = strlen(what);
+
+	while (list && *list) {
+		size_t n = strcspn(list, ",");
+
+		if (n == length && !strncmp(list, what, n))
+			return true;
+		list += n + (list[n] == ',');
+	}
+	return false;
+}
+
+void need(const char *what)
+{
+	const char *why = lacks(what);
+
+	if (!why)
+		return;
+	if (required(what)) {
+		printf("REQUIRED, but missing: %s: %s\n", what, why);
+		exit(1);
+	}
+	printf("SKIP: %s: %s\n", what, why);
+	exit(SKIPPED);
+}

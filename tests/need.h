@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * What a test program needs of the machine. Called at the start of main: where
+ * the machine lacks it the program says why and ends with 77, which meson
+ * counts as skipped; with it in KVMFAULT_REQUIRE (a list with commas) it ends
+ * with 1, so that a test that silently stops running is a failure.
+ */
+
+#ifndef KVMFAULT_TESTS_NEED_H
+#define KVMFAULT_TESTS_NEED_H
+
+/* what: "kvm", "uffd" (one that sees the kernel's accesses), "hugetlb" (a free
+ * 2 MiB page) or "root". */
+void need(const char *what);
+
+/* The same question without the end: NULL: it is there; else why not. */
+const char *lacks(const char *what);
+
+#endif

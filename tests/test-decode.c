@@ -1,0 +1,506 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * decode.c: every result of KVM_RUN and every siginfo, with a kvm_run that
+ * ends where the exit's data ends: one byte more is a crash.
+ */
+
+#include <errno.h>
+#include <linux/kvm.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "lib/abi.h"
+#include "lib/internal.h"
+#include "unit.h"
+
+#define HEADER 32U		/* kvm_run before its union */
+
+static unsigned char *end;	/* of readable memory */
+
+static void up(void)
+{
+	unsigned char *pages = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE,
+				    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	ck_assert_ptr_ne(pages, MAP_FAILED);
+	end = pages + PAGE;
+	ck_assert_int_eq(mprotect(end, PAGE, PROT_NONE), 0);
+}
+
+static void put32(unsigned char *run, size_t at, uint32_t value)
+{
+	memcpy(run + at, &value, sizeof(value));
+}
+
+static void put64(unsigned char *run, size_t at, uint64_t value)
+{
+	memcpy(run + at, &value, sizeof(value));
+}
+
+/* A kvm_run that ends `size` bytes into its union; a multiple of 8, since it is
+ * aligned so. */
+static unsigned char *new_run(uint32_t reason, size_t size)
+{
+	unsigned char *run = end - HEADER - size;
+
+	memset(run, 0, HEADER + size);
+	put32(run, offsetof(struct kvm_run, exit_reason), reason);
+	return run;
+}
+
+static struct kvmfault_fault decode(int ret, int err, const void *run)
+{
+	struct kvmfault_fault fault;
+
+	memset(&fault, 0x55, sizeof(fault));
+	fault.size = sizeof(fault);
+	ck_assert_int_eq(kvmfault_decode(ret, err, run, &fault), 0);
+	ck_assert_uint_eq(fault.size, sizeof(fault));
+	return fault;
+}
+
+static unsigned char *annotated(uint64_t flags, uint64_t gpa, uint64_t size)
+{
+	unsigned char *run = new_run(39, 24);
+
+	put64(run, HEADER, flags);
+	put64(run, HEADER + 8, gpa);
+	put64(run, HEADER + 16, size);
+	return run;
+}
+
+START_TEST(exit_is_annotated)
+{
+	static const int errors[] = { EFAULT, EHWPOISON };
+	struct kvmfault_fault fault =
+		decode(-1, errors[_i], annotated(0, 0x5000, 0x1000));
+
+	ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_EXIT);
+	ck_assert_int_eq(fault.error, errors[_i]);
+	ck_assert_int_eq(fault.access, KVMFAULT_ACCESS_UNKNOWN);
+	ck_assert_uint_eq(fault.known,
+			  KVMFAULT_KNOWN_GPA | KVMFAULT_KNOWN_LENGTH);
+	ck_assert_uint_eq(fault.gpa, 0x5000);
+	ck_assert_uint_eq(fault.length, 0x1000);
+	ck_assert_uint_eq(fault.flags, 0);
+	ck_assert_uint_eq(fault.hva, 0);
+}
+END_TEST
+
+START_TEST(other_errno_means_a_stale_record)
+{
+	struct kvmfault_fault fault;
+	int err;
+
+	for (err = 0; err < 200; err++) {
+		if (err == EFAULT || err == EHWPOISON)
+			continue;
+		fault = decode(-1, err, annotated(0, 0x5000, 0x1000));
+		ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_NONE);
+		ck_assert_uint_eq(fault.known, 0);
+		ck_assert_uint_eq(fault.gpa, 0);
+		ck_assert_int_eq(fault.error, 0);
+	}
+}
+END_TEST
+
+START_TEST(success_means_a_stale_record)
+{
+	struct kvmfault_fault fault =
+		decode(0, EFAULT, annotated(0, 0x5000, 0x1000));
+
+	ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_NONE);
+	ck_assert_uint_eq(fault.gpa, 0);
+}
+END_TEST
+
+START_TEST(bare)
+{
+	static const uint32_t reasons[] = {
+		KVM_EXIT_UNKNOWN, KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_EXIT_INTR,
+		KVM_EXIT_INTERNAL_ERROR, 38, 40, UINT32_MAX,
+	};
+	struct kvmfault_fault fault =
+		decode(-1, EFAULT, new_run(reasons[_i], 0));
+
+	ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_BARE);
+	ck_assert_int_eq(fault.error, EFAULT);
+	ck_assert_uint_eq(fault.known, 0);
+	ck_assert_uint_eq(fault.flags, 0);
+}
+END_TEST
+
+START_TEST(bare_poison)
+{
+	struct kvmfault_fault fault = decode(-1, EHWPOISON, new_run(0, 0));
+
+	ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_BARE);
+	ck_assert_int_eq(fault.error, EHWPOISON);
+}
+END_TEST
+
+START_TEST(no_run)
+{
+	ck_assert_int_eq(decode(-1, EFAULT, NULL).entrance,
+			 KVMFAULT_ENTRANCE_BARE);
+	ck_assert_int_eq(decode(-1, EINTR, NULL).entrance,
+			 KVMFAULT_ENTRANCE_NONE);
+	ck_assert_int_eq(decode(0, 0, NULL).entrance, KVMFAULT_ENTRANCE_NONE);
+}
+END_TEST
+
+START_TEST(size_zero_is_not_known)
+{
+	struct kvmfault_fault fault =
+		decode(-1, EFAULT, annotated(0, 0x5123, 0));
+
+	ck_assert_uint_eq(fault.known, KVMFAULT_KNOWN_GPA);
+	ck_assert_uint_eq(fault.gpa, 0x5000);
+	ck_assert_uint_eq(fault.length, 0x1000);
+}
+END_TEST
+
+static const struct {
+	uint64_t gpa, size, expected_gpa, expected_length;
+} ranges[] = {
+	/* unaligned: all that was touched, in whole pages */
+	{ 0x5123, 0x1000, 0x5000, 0x2000 },
+	{ 0x5fff, 1, 0x5000, 0x1000 },
+	{ 0x5fff, 2, 0x5000, 0x2000 },
+	{ 0x5000, 0x200000, 0x5000, 0x200000 },
+	/* the last page, and ranges that wrap: they end at the end */
+	{ 0xfffffffffffff000, 0x1000, 0xfffffffffffff000, 0x1000 },
+	{ 0xfffffffffffff000, 0x2000, 0xfffffffffffff000, 0x1000 },
+	{ 0xfffffffffffff800, 0x1000, 0xfffffffffffff000, 0x1000 },
+	{ 0xffffffffffffffff, UINT64_MAX, 0xfffffffffffff000, 0x1000 },
+	{ 0xfffffffffffffff0, 0, 0xfffffffffffff000, 0x1000 },
+	{ 0x1000, UINT64_MAX, 0x1000, 0xfffffffffffff000 },
+	{ 0, UINT64_MAX, 0, UINT64_MAX },
+};
+
+START_TEST(range)
+{
+	struct kvmfault_fault fault =
+		decode(-1, EFAULT, annotated(0, ranges[_i].gpa,
+					     ranges[_i].size));
+
+	ck_assert_uint_eq(fault.gpa, ranges[_i].expected_gpa);
+	ck_assert_uint_eq(fault.length, ranges[_i].expected_length);
+	ck_assert_uint_ge(fault.gpa + fault.length - 1, fault.gpa);
+}
+END_TEST
+
+START_TEST(unknown_flags_are_kept)
+{
+	const uint64_t flags = 0xdeadbeefcafef00d;
+
+	ck_assert_uint_eq(decode(-1, EFAULT,
+				 annotated(flags, 0, 0x1000)).flags, flags);
+	ck_assert_uint_eq(decode(-1, EFAULT,
+				 annotated(8, 0, 0x1000)).flags, 8);
+}
+END_TEST
+
+static unsigned char *mmio(uint64_t gpa, uint32_t length, unsigned char write)
+{
+	unsigned char *run = new_run(KVM_EXIT_MMIO, 24);
+
+	put64(run, HEADER, gpa);
+	put32(run, HEADER + 16, length);
+	run[HEADER + 20] = write;
+	return run;
+}
+
+START_TEST(mmio_exit)
+{
+	struct kvmfault_fault fault = decode(0, 0, mmio(0x5123, 4, 0));
+
+	ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_MMIO);
+	ck_assert_int_eq(fault.access, KVMFAULT_ACCESS_READ);
+	ck_assert_uint_eq(fault.known,
+			  KVMFAULT_KNOWN_GPA | KVMFAULT_KNOWN_LENGTH);
+	ck_assert_uint_eq(fault.gpa, 0x5123);	/* to the byte */
+	ck_assert_uint_eq(fault.length, 4);
+	ck_assert_int_eq(fault.error, 0);
+	fault = decode(0, 0, mmio(0x5123, 8, 1));
+	ck_assert_int_eq(fault.access, KVMFAULT_ACCESS_WRITE);
+}
+END_TEST
+
+START_TEST(mmio_with_an_error_is_stale)
+{
+	ck_assert_int_eq(decode(-1, EINTR, mmio(0x5000, 4, 0)).entrance,
+			 KVMFAULT_ENTRANCE_NONE);
+}
+END_TEST
+
+START_TEST(internal_error)
+{
+	unsigned char *run = new_run(KVM_EXIT_INTERNAL_ERROR, 8);
+	uint32_t suberror;
+
+	for (suberror = 0; suberror < 16; suberror++) {
+		put32(run, HEADER, suberror);
+		ck_assert_int_eq(decode(0, 0, run).entrance, suberror == 1 ?
+				 KVMFAULT_ENTRANCE_EMULATION :
+				 KVMFAULT_ENTRANCE_NONE);
+	}
+	put32(run, HEADER, 1);
+	ck_assert_int_eq(decode(-1, EINTR, run).entrance,
+			 KVMFAULT_ENTRANCE_NONE);
+}
+END_TEST
+
+START_TEST(interrupted)
+{
+	struct kvmfault_fault fault =
+		decode(-1, EINTR, new_run(KVM_EXIT_INTR, 0));
+
+	ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_NONE);
+	ck_assert_int_eq(fault.error, 0);
+}
+END_TEST
+
+#ifdef __x86_64__
+START_TEST(smm_is_another_address_space)
+{
+	unsigned char *run = annotated(0, 0x5000, 0x1000);
+
+	run[offsetof(struct kvm_run, flags)] = 1;
+	ck_assert_uint_eq(decode(-1, EFAULT, run).address_space, 1);
+	/* Only that flag. */
+	run[offsetof(struct kvm_run, flags)] = 0xfe;
+	ck_assert_uint_eq(decode(-1, EFAULT, run).address_space, 0);
+	run = mmio(0xa0000, 4, 1);
+	run[offsetof(struct kvm_run, flags)] = 1;
+	ck_assert_uint_eq(decode(0, 0, run).address_space, 1);
+}
+END_TEST
+#endif
+
+/* Each exit is given no more than it defines. */
+static size_t defined(uint32_t reason)
+{
+	switch (reason) {
+	case 39:
+	case KVM_EXIT_MMIO:
+		return 24;
+	case KVM_EXIT_INTERNAL_ERROR:
+		return 8;
+	}
+	return 0;
+}
+
+static uint64_t state = 88172645463325252ULL;
+
+static uint64_t next_random(void)
+{
+	state ^= state << 13;
+	state ^= state >> 7;
+	state ^= state << 17;
+	return state;
+}
+
+static void check_invariants(const struct kvmfault_fault *fault)
+{
+	ck_assert_uint_lt(fault->entrance, KVMFAULT_ENTRANCE_COUNT);
+	ck_assert_uint_le(fault->access, KVMFAULT_ACCESS_EXEC);
+	if (fault->known & KVMFAULT_KNOWN_GPA) {
+		ck_assert_uint_gt(fault->length, 0);
+		ck_assert_uint_ge(fault->gpa + fault->length - 1, fault->gpa);
+	} else {
+		ck_assert_uint_eq(fault->gpa, 0);
+	}
+	if (fault->entrance == KVMFAULT_ENTRANCE_EXIT)
+		ck_assert_uint_eq(fault->gpa % PAGE, 0);
+	if (fault->entrance == KVMFAULT_ENTRANCE_NONE)
+		ck_assert_uint_eq(fault->known, 0);
+}
+
+/* Wild bytes, or all alike: what is near an end is not met by chance. */
+static void fill_random(unsigned char *to, size_t length)
+{
+	static const unsigned char ends[] = { 0, 0xff };
+	uint64_t kind = next_random() % 4;
+	size_t at;
+
+	for (at = 0; at < length; at++)
+		to[at] = kind < 2 ? ends[kind] : (unsigned char)next_random();
+}
+
+START_TEST(total)
+{
+	static const int errors[] = {
+		0, EFAULT, EHWPOISON, EINTR, EAGAIN, ENOMEM, EIO, EINVAL,
+	};
+	uint32_t reason;
+	int i;
+
+	for (reason = 0; reason <= 64; reason++) {
+		size_t size = defined(reason);
+
+		for (i = 0; i < 2000; i++) {
+			unsigned char *run = new_run(reason, size);
+			struct kvmfault_fault fault;
+			int ret = (int)(next_random() % 3) - 1;
+
+			if (size) {
+				fill_random(run + HEADER, size / 2);
+				fill_random(run + HEADER + size / 2,
+					    size - size / 2);
+			}
+			run[offsetof(struct kvm_run, flags)] =
+				(unsigned char)next_random();
+			fault = decode(ret, errors[next_random() % 8], run);
+			check_invariants(&fault);
+		}
+	}
+}
+END_TEST
+
+START_TEST(no_fault_to_fill)
+{
+	struct kvmfault_fault fault = { .size = 0 };
+
+	ck_assert_int_eq(kvmfault_decode(0, 0, NULL, NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_decode(0, 0, NULL, &fault), -EINVAL);
+	ck_assert_int_eq(kvmfault_decode_siginfo(NULL, NULL), -EINVAL);
+}
+END_TEST
+
+START_TEST(shorter_fault)
+{
+	struct {
+		struct kvmfault_fault fault;
+	} caller;
+
+	memset(&caller, 0x55, sizeof(caller));
+	caller.fault.size = offsetof(struct kvmfault_fault, known);
+	ck_assert_int_eq(kvmfault_decode(-1, EFAULT, NULL, &caller.fault), 0);
+	ck_assert_int_eq(caller.fault.entrance, KVMFAULT_ENTRANCE_BARE);
+	/* What an older caller does not have is not written. */
+	ck_assert_uint_eq(caller.fault.known, 0x55555555);
+	ck_assert_uint_eq(caller.fault.flags, 0x5555555555555555);
+}
+END_TEST
+
+static struct kvmfault_fault decode_signal(const siginfo_t *info)
+{
+	struct kvmfault_fault fault;
+
+	memset(&fault, 0x55, sizeof(fault));
+	fault.size = sizeof(fault);
+	ck_assert_int_eq(kvmfault_decode_siginfo(info, &fault), 0);
+	return fault;
+}
+
+static siginfo_t sigbus(int code, uintptr_t address, short lsb)
+{
+	siginfo_t info;
+
+	memset(&info, 0, sizeof(info));
+	info.si_signo = SIGBUS;
+	info.si_code = code;
+	info.si_addr = (void *)address;
+	info.si_addr_lsb = lsb;
+	return info;
+}
+
+START_TEST(marker)
+{
+	siginfo_t info = sigbus(BUS_MCEERR_AR, 0x7f0000123456, 12);
+	struct kvmfault_fault fault = decode_signal(&info);
+
+	ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_MARKER);
+	ck_assert_uint_eq(fault.known,
+			  KVMFAULT_KNOWN_HVA | KVMFAULT_KNOWN_LENGTH);
+	ck_assert_uint_eq(fault.hva, 0x7f0000123000);
+	ck_assert_uint_eq(fault.length, 0x1000);
+	ck_assert_uint_eq(fault.gpa, 0);
+}
+END_TEST
+
+START_TEST(huge_marker)
+{
+	siginfo_t info = sigbus(BUS_MCEERR_AR, 0x7f0000323456, 21);
+	struct kvmfault_fault fault = decode_signal(&info);
+
+	ck_assert_uint_eq(fault.hva, 0x7f0000200000);
+	ck_assert_uint_eq(fault.length, 0x200000);
+}
+END_TEST
+
+START_TEST(impossible_lsb_is_a_page)
+{
+	static const short lsb[] = { 0, -1, 11, 31, 63, 64, 32767, -32768 };
+	siginfo_t info = sigbus(BUS_MCEERR_AR, 0x7f0000123456, lsb[_i]);
+	struct kvmfault_fault fault = decode_signal(&info);
+
+	ck_assert_uint_eq(fault.hva, 0x7f0000123000);
+	ck_assert_uint_eq(fault.length, 0x1000);
+}
+END_TEST
+
+START_TEST(failure)
+{
+	siginfo_t info = sigbus(BUS_MCEERR_AO, 0x7f0000123000, 12);
+
+	ck_assert_int_eq(decode_signal(&info).entrance,
+			 KVMFAULT_ENTRANCE_FAILURE);
+}
+END_TEST
+
+START_TEST(not_our_signal)
+{
+	siginfo_t info = sigbus(BUS_ADRERR, 0x7f0000123000, 12);
+
+	ck_assert_int_eq(decode_signal(NULL).entrance, KVMFAULT_ENTRANCE_NONE);
+	ck_assert_int_eq(decode_signal(&info).entrance,
+			 KVMFAULT_ENTRANCE_NONE);
+	info = sigbus(SI_USER, 0x7f0000123000, 12);
+	ck_assert_int_eq(decode_signal(&info).entrance,
+			 KVMFAULT_ENTRANCE_NONE);
+	info = sigbus(BUS_MCEERR_AR, 0x7f0000123000, 12);
+	info.si_signo = SIGSEGV;
+	ck_assert_int_eq(decode_signal(&info).entrance,
+			 KVMFAULT_ENTRANCE_NONE);
+	ck_assert_uint_eq(decode_signal(&info).known, 0);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("decode");
+	TCase *t = tests(suite, "run");
+
+	tcase_add_checked_fixture(t, up, NULL);
+	tcase_add_loop_test(t, exit_is_annotated, 0, 2);
+	tcase_add_test(t, other_errno_means_a_stale_record);
+	tcase_add_test(t, success_means_a_stale_record);
+	tcase_add_loop_test(t, bare, 0, 8);
+	tcase_add_test(t, bare_poison);
+	tcase_add_test(t, no_run);
+	tcase_add_test(t, size_zero_is_not_known);
+	tcase_add_loop_test(t, range, 0, sizeof(ranges) / sizeof(*ranges));
+	tcase_add_test(t, unknown_flags_are_kept);
+	tcase_add_test(t, mmio_exit);
+	tcase_add_test(t, mmio_with_an_error_is_stale);
+	tcase_add_test(t, internal_error);
+	tcase_add_test(t, interrupted);
+#ifdef __x86_64__
+	tcase_add_test(t, smm_is_another_address_space);
+#endif
+	tcase_add_test(t, total);
+	tcase_add_test(t, no_fault_to_fill);
+	tcase_add_test(t, shorter_fault);
+	t = tests(suite, "siginfo");
+	tcase_add_test(t, marker);
+	tcase_add_test(t, huge_marker);
+	tcase_add_loop_test(t, impossible_lsb_is_a_page, 0, 8);
+	tcase_add_test(t, failure);
+	tcase_add_test(t, not_our_signal);
+	return run_suite(suite);
+}

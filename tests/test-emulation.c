@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * emulation.c: KVM's emulator gave up. The fake's vCPU is a page of registers
+ * and a flat translation; guest memory is the bed's.
+ */
+
+#include <string.h>
+
+#include "bed.h"
+
+#ifdef __x86_64__
+
+#define CODE (BED_GPA + 4 * PAGE)
+#define OPERAND (BED_GPA + 8 * PAGE)
+#define STACK (BED_GPA + 12 * PAGE)
+#define LINEAR 0x10000000ULL	/* linear = gpa + this */
+#define NOWHERE 0x7000000000ULL
+#define UD 6
+
+static struct kvm_regs regs;
+static struct kvm_sregs sregs;
+static struct kvm_vcpu_events events, set;
+static unsigned int sets;
+static uint64_t refuse;		/* a request that fails */
+
+static bool translate(struct kvm_translation *t)
+{
+	t->valid = t->linear_address >= LINEAR && t->linear_address < NOWHERE;
+	t->physical_address = t->linear_address - LINEAR;
+	return true;
+}
+
+static bool vcpu_calls(struct fake_call *call)
+{
+	if (call->number == refuse) {
+		call->result = -EIO;
+		return true;
+	}
+	call->result = 0;
+	switch (call->number) {
+	case KVM_GET_REGS:
+		memcpy(call->arg, &regs, sizeof(regs));
+		return true;
+	case KVM_GET_SREGS:
+		memcpy(call->arg, &sregs, sizeof(sregs));
+		return true;
+	case KVM_TRANSLATE:
+		return translate(call->arg);
+	case KVM_GET_VCPU_EVENTS:
+		memcpy(call->arg, &events, sizeof(events));
+		return true;
+	case KVM_SET_VCPU_EVENTS:
+		memcpy(&set, call->arg, sizeof(set));
+		sets++;
+		return true;
+	}
+	return false;
+}
+
+static void up(void)
+{
+	static const unsigned char code[] = { 0x0f, 0xae, 0x03 };
+
+	bed_up();
+	fake_on(FAKE_IOCTL, vcpu_calls);
+	regs.rip = CODE + LINEAR;
+	regs.rbx = OPERAND + LINEAR;	/* fxsave (%rbx) */
+	regs.rsp = STACK + LINEAR;
+	regs.rsi = regs.rdi = NOWHERE;
+	sregs.cs.l = 1;
+	sregs.cs.base = sregs.ds.base = 0x12345000;	/* do not count */
+	events.exception.injected = 1;
+	events.exception.nr = UD;
+	events.flags = 0xff;
+	/* The code's page comes with its instruction. */
+	memset(bed_page(4), 0x90, PAGE);
+	memcpy(bed_page(4), code, sizeof(code));
+}
+
+static enum kvmfault_action give_up(void)
+{
+	bed.run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
+	bed.run->internal.suberror = 1;
+	return kvmfault_handle(bed.vcpu, 0, 0);
+}
+
+static void make_present(uint64_t page)
+{
+	fake_put(bed.fd, page * PAGE);
+	kvmfault__page_change(bed.memory, page, KVMFAULT__ABSENT,
+			      KVMFAULT__PRESENT);
+}
+
+static void all_present(void)
+{
+	make_present(4);
+	make_present(8);
+	make_present(12);
+}
+
+START_TEST(operand_is_absent)
+{
+	make_present(4);
+	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(8), KVMFAULT__PRESENT);
+	ck_assert_int_eq(bed_state(12), KVMFAULT__PRESENT);
+	ck_assert_uint_eq(bed.reads, 2);
+	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_EMULATION],
+			  1);
+}
+END_TEST
+
+START_TEST(operand_across_pages)
+{
+	make_present(4);
+	regs.rbx += PAGE - 16;
+	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(8), KVMFAULT__PRESENT);
+	ck_assert_int_eq(bed_state(9), KVMFAULT__PRESENT);
+}
+END_TEST
+
+START_TEST(code_is_absent)
+{
+	make_present(8);
+	make_present(12);
+	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(4), KVMFAULT__PRESENT);
+}
+END_TEST
+
+START_TEST(code_across_pages)
+{
+	static const unsigned char code[] = { 0x0f, 0xae, 0x03 };
+
+	make_present(4);
+	make_present(5);
+	memcpy(bed_page(5) - 1, code, sizeof(code));
+	regs.rip = CODE + LINEAR + PAGE - 1;
+	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(8), KVMFAULT__PRESENT);
+}
+END_TEST
+
+START_TEST(ud_is_taken_back)
+{
+	make_present(4);
+	give_up();
+	ck_assert_uint_eq(sets, 1);
+	ck_assert_uint_eq(set.exception.injected, 0);
+	ck_assert_uint_eq(set.exception.pending, 0);
+	ck_assert_uint_eq(set.exception.nr, 0);
+	/* Nothing else is said to be valid, and so nothing else changes. */
+	ck_assert_uint_eq(set.flags & ~(uint32_t)KVM_VCPUEVENT_VALID_PAYLOAD,
+			  0);
+}
+END_TEST
+
+START_TEST(another_exception_stays)
+{
+	make_present(4);
+	events.exception.nr = 14;
+	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_uint_eq(sets, 0);
+	events.exception.nr = UD;
+	events.exception.injected = 0;
+	regs.rbx += PAGE;
+	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_uint_eq(sets, 0);
+}
+END_TEST
+
+START_TEST(another_exit_starts_anew)
+{
+	if (_i)
+		all_present();
+	else
+		make_present(4);	/* the rest comes by the first */
+	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_other(), KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(give_up(), KVMFAULT_NOT_A_FAULT);
+}
+END_TEST
+
+START_TEST(nothing_was_absent)
+{
+	all_present();
+	/* Another thread may have been faster: once. */
+	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_uint_eq(sets, 1);
+	ck_assert_int_eq(give_up(), KVMFAULT_NOT_A_FAULT);
+	/* It is the VMM's now, with its #UD. */
+	ck_assert_uint_eq(sets, 1);
+	ck_assert_uint_eq(bed.reads, 0);
+}
+END_TEST
+
+START_TEST(other_instruction)
+{
+	all_present();
+	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	regs.rip++;
+	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(give_up(), KVMFAULT_NOT_A_FAULT);
+}
+END_TEST
+
+START_TEST(strings)
+{
+	make_present(4);
+	regs.rsi = BED_GPA + 1 * PAGE + LINEAR;
+	regs.rdi = BED_GPA + 2 * PAGE + LINEAR;
+	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__PRESENT);
+	ck_assert_int_eq(bed_state(2), KVMFAULT__PRESENT);
+}
+END_TEST
+
+START_TEST(source_fails)
+{
+	make_present(4);
+	bed.source_result = -EIO;
+	ck_assert_int_eq(give_up(), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(kvmfault_vcpu_result(bed.vcpu)->reason,
+			 KVMFAULT_REASON_SOURCE);
+	ck_assert_int_eq(kvmfault_vcpu_result(bed.vcpu)->error, -EIO);
+}
+END_TEST
+
+START_TEST(vcpu_cannot_be_asked)
+{
+	static const uint64_t requests[] = {
+		KVM_GET_REGS, KVM_GET_SREGS, KVM_TRANSLATE,
+	};
+
+	refuse = requests[_i];
+	make_present(4);
+	/* Without an answer nothing is made present, nothing taken back... */
+	if (requests[_i] == KVM_TRANSLATE)
+		give_up();
+	ck_assert_int_eq(give_up(), KVMFAULT_NOT_A_FAULT);
+	ck_assert_uint_eq(bed.reads, 0);
+}
+END_TEST
+
+START_TEST(ud_cannot_be_taken_back)
+{
+	static const uint64_t requests[] = {
+		KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS,
+	};
+
+	/* To run it would give the guest a #UD: the VMM decides. */
+	refuse = requests[_i];
+	make_present(4);
+	ck_assert_int_eq(give_up(), KVMFAULT_NOT_A_FAULT);
+}
+END_TEST
+
+START_TEST(other_internal_errors)
+{
+	bed.run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
+	bed.run->internal.suberror = 2;
+	ck_assert_int_eq(kvmfault_handle(bed.vcpu, 0, 0),
+			 KVMFAULT_NOT_A_FAULT);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_GET_REGS), 0);
+}
+END_TEST
+
+START_TEST(protected_mode)
+{
+	sregs.cs.l = 0;
+	sregs.cs.db = 1;
+	sregs.cs.base = LINEAR;
+	sregs.ds.base = LINEAR;
+	regs.rip = CODE;
+	regs.rbx = OPERAND;
+	make_present(4);
+	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(8), KVMFAULT__PRESENT);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("emulation");
+	TCase *t = tests(suite, "x86");
+
+	tcase_add_checked_fixture(t, up, bed_down);
+	tcase_add_test(t, operand_is_absent);
+	tcase_add_test(t, operand_across_pages);
+	tcase_add_test(t, code_is_absent);
+	tcase_add_test(t, code_across_pages);
+	tcase_add_test(t, ud_is_taken_back);
+	tcase_add_test(t, another_exception_stays);
+	tcase_add_test(t, nothing_was_absent);
+	tcase_add_loop_test(t, another_exit_starts_anew, 0, 2);
+	tcase_add_test(t, other_instruction);
+	tcase_add_test(t, strings);
+	tcase_add_test(t, source_fails);
+	tcase_add_loop_test(t, vcpu_cannot_be_asked, 0, 3);
+	tcase_add_loop_test(t, ud_cannot_be_taken_back, 0, 2);
+	tcase_add_test(t, other_internal_errors);
+	tcase_add_test(t, protected_mode);
+	return run_suite(suite);
+}
+
+#else
+
+START_TEST(never_a_fault)
+{
+	bed.run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
+	bed.run->internal.suberror = 1;
+	ck_assert_int_eq(kvmfault_handle(bed.vcpu, 0, 0),
+			 KVMFAULT_NOT_A_FAULT);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("emulation");
+	TCase *t = tests(suite, "other");
+
+	tcase_add_checked_fixture(t, bed_up, bed_down);
+	tcase_add_test(t, never_a_fault);
+	return run_suite(suite);
+}
+
+#endif

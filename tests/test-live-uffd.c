@@ -1,0 +1,659 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The whole library on the real userfaultfd, without KVM: memory that comes
+ * from a file as threads of this process, and of another one, touch it.
+ */
+
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "lib/abi.h"
+#include "lib/internal.h"
+#include "need.h"
+#include "unit.h"
+
+#define PAGES 256ULL
+#define LENGTH (PAGES * PAGE)
+#define GPA 0x40000000ULL
+#define THREADS 4
+
+static struct kvmfault_vm *vm;
+static struct kvmfault_service *service;
+static struct kvmfault_memory *memory;
+static struct kvmfault_source source, file;
+static int backing, image;
+static char *host;
+static atomic_uint reads[PAGES];
+
+/* No page is zero, and no two are alike. */
+static uint64_t word(uint64_t page, uint64_t i)
+{
+	return (page + 1) * 0x9e3779b97f4a7c15ULL + i;
+}
+
+static int counting_read(void *data, uint64_t offset, void *buffer,
+			 size_t length)
+{
+	(void)data;
+	atomic_fetch_add(&reads[offset / PAGE], 1);
+	return file.read(file.data, offset, buffer, length);
+}
+
+static bool has_data(const void *address, uint64_t page)
+{
+	const volatile uint64_t *words = address;
+	uint64_t i;
+
+	for (i = 0; i < PAGE / 8; i++)
+		if (words[i] != word(page, i))
+			return false;
+	return true;
+}
+
+static void make_image(void)
+{
+	uint64_t page, i, words[PAGE / 8];
+
+	image = memfd_create("image", MFD_CLOEXEC);
+	ck_assert_int_ge(image, 0);
+	for (page = 0; page < PAGES; page++) {
+		for (i = 0; i < PAGE / 8; i++)
+			words[i] = word(page, i);
+		ck_assert_int_eq(write(image, words, PAGE), PAGE);
+	}
+	file.size = sizeof(file);
+	ck_assert_int_eq(kvmfault_source_file(image, &file), 0);
+	source = file;
+	source.read = counting_read;
+}
+
+static void *map_backing(void)
+{
+	void *address = mmap(NULL, LENGTH, PROT_READ | PROT_WRITE, MAP_SHARED,
+			     backing, 0);
+
+	ck_assert_ptr_ne(address, MAP_FAILED);
+	return address;
+}
+
+static int new_memory(struct kvmfault_uffd *uffd)
+{
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options), .host = host, .length = LENGTH,
+		.fd = backing, .source = &source, .uffd = uffd,
+	};
+
+	return kvmfault_memory_new(vm, &options, &memory);
+}
+
+static void add_region(void)
+{
+	struct kvmfault_region region = {
+		.size = sizeof(region), .gpa = GPA, .length = LENGTH,
+		.memory = memory,
+	};
+
+	ck_assert_int_eq(kvmfault_region_add(vm, &region), 0);
+}
+
+static void up(void)
+{
+	struct kvmfault_service_options options = {
+		.size = sizeof(options), .threads = 2,
+	};
+
+	ck_assert_int_eq(kvmfault_vm_new(NULL, &vm), 0);
+	ck_assert_int_eq(kvmfault_service_new(vm, &options, &service), 0);
+	make_image();
+	backing = memfd_create("guest", MFD_CLOEXEC);
+	ck_assert_int_eq(ftruncate(backing, LENGTH), 0);
+	host = map_backing();
+}
+
+static void up_memory(void)
+{
+	up();
+	ck_assert_int_eq(new_memory(NULL), 0);
+	add_region();
+}
+
+static void down(void)
+{
+	if (memory) {
+		kvmfault_region_remove(vm, 0, GPA);
+		ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+	}
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
+}
+
+static struct kvmfault_stats stats(void)
+{
+	struct kvmfault_stats all = { .size = sizeof(all) };
+
+	ck_assert_int_eq(kvmfault_vm_stats(vm, &all), 0);
+	return all;
+}
+
+struct toucher {
+	char *base;
+	uint64_t start, step;
+	atomic_uint wrong;
+};
+
+static void *touch(void *arg)
+{
+	struct toucher *t = arg;
+	uint64_t i;
+
+	for (i = 0; i < PAGES; i++) {
+		uint64_t page = (t->start + i * t->step) % PAGES;
+
+		if (!has_data(t->base + page * PAGE, page))
+			t->wrong++;
+	}
+	return NULL;
+}
+
+/* All of it, by threads in their own orders, in two mappings. */
+static void touch_all(char *a, char *b)
+{
+	static const uint64_t steps[THREADS] = { 1, 1, 37, 255 };
+	struct toucher toucher[THREADS];
+	pthread_t thread[THREADS];
+	size_t i;
+
+	for (i = 0; i < THREADS; i++) {
+		toucher[i] = (struct toucher){
+			.base = i % 2 ? b : a, .start = i * 11,
+			.step = steps[i],
+		};
+		pthread_create(&thread[i], NULL, touch, &toucher[i]);
+	}
+	for (i = 0; i < THREADS; i++) {
+		pthread_join(thread[i], NULL);
+		ck_assert_uint_eq(toucher[i].wrong, 0);
+	}
+}
+
+static void check_fetched_once(void)
+{
+	uint64_t page;
+
+	for (page = 0; page < PAGES; page++)
+		ck_assert_uint_eq(reads[page], 1);
+	/* A thread counts after it has woken. */
+	while (stats().fetched < PAGES)
+		sched_yield();
+	ck_assert_uint_eq(stats().fetched, PAGES);
+	ck_assert_uint_eq(stats().existed, 0);
+	ck_assert_uint_eq(stats().zeroed, 0);
+}
+
+START_TEST(every_page_comes_once)
+{
+	touch_all(host, host);
+	check_fetched_once();
+}
+END_TEST
+
+START_TEST(every_page_comes_once_for_two_mappings)
+{
+	struct kvmfault_mapping_options options = { .size = sizeof(options) };
+	struct kvmfault_mapping *mapping;
+	char *second = map_backing();
+
+	options.host = (uintptr_t)second;
+	ck_assert_int_eq(kvmfault_mapping_add(memory, &options, &mapping), 0);
+	touch_all(host, second);
+	check_fetched_once();
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	/* All of it is there: nothing is protected. */
+	ck_assert(has_data(second, 0));
+}
+END_TEST
+
+START_TEST(written_pages_have_the_rest_of_their_data)
+{
+	char *page = host + 5 * PAGE;
+
+	*(volatile uint64_t *)page = 42;
+	ck_assert_uint_eq(*(volatile uint64_t *)page, 42);
+	ck_assert_uint_eq(((volatile uint64_t *)page)[1], word(5, 1));
+}
+END_TEST
+
+START_TEST(ensured_pages_do_not_fault)
+{
+	uint64_t page, before;
+
+	ck_assert_int_eq(kvmfault_ensure(vm, 0, GPA + 10 * PAGE + 5, 3 * PAGE,
+					 true), 0);
+	before = stats().entrance[KVMFAULT_ENTRANCE_UFFD];
+	for (page = 10; page <= 13; page++) {
+		ck_assert_uint_eq(reads[page], 1);
+		ck_assert(has_data(host + page * PAGE, page));
+	}
+	ck_assert_uint_eq(reads[9], 0);
+	ck_assert_uint_eq(reads[14], 0);
+	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_UFFD], before);
+}
+END_TEST
+
+static bool is_zero(const char *page)
+{
+	size_t i;
+
+	for (i = 0; i < PAGE; i++)
+		if (((const volatile char *)page)[i])
+			return false;
+	return true;
+}
+
+START_TEST(discarded_pages_are_zero)
+{
+	ck_assert(has_data(host + 3 * PAGE, 3));
+	/* One that was there, and one that never was. */
+	ck_assert_int_eq(kvmfault_discard(vm, 0, GPA + 3 * PAGE, 2 * PAGE), 0);
+	ck_assert(is_zero(host + 3 * PAGE));
+	ck_assert(is_zero(host + 4 * PAGE));
+	ck_assert_uint_eq(reads[3], 1);
+	ck_assert_uint_eq(reads[4], 0);
+	ck_assert(has_data(host + 5 * PAGE, 5));
+}
+END_TEST
+
+START_TEST(hole_behind_our_back_is_zero)
+{
+	ck_assert(has_data(host + 3 * PAGE, 3));
+	ck_assert_int_eq(fallocate(backing, FALLOC_FL_PUNCH_HOLE |
+				   FALLOC_FL_KEEP_SIZE, 3 * PAGE, PAGE), 0);
+	ck_assert(is_zero(host + 3 * PAGE));
+	ck_assert_uint_eq(reads[3], 1);
+}
+END_TEST
+
+/* A child that reads the address: how did it end? */
+static int end_of_reader(const char *address)
+{
+	pid_t child = fork();
+	int status;
+
+	if (!child) {
+		signal(SIGSEGV, SIG_DFL);
+		signal(SIGBUS, SIG_DFL);
+		_exit(*(const volatile char *)address ? 1 : 0);
+	}
+	ck_assert_int_eq(waitpid(child, &status, 0), child);
+	return status;
+}
+
+START_TEST(after_the_end_nobody_reads_zero)
+{
+	int status;
+
+	ck_assert(has_data(host, 0));
+	kvmfault_region_remove(vm, 0, GPA);
+	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+	memory = NULL;
+	status = end_of_reader(host + 7 * PAGE);
+	ck_assert(WIFSIGNALED(status));
+	ck_assert_int_eq(WTERMSIG(status), SIGSEGV);
+}
+END_TEST
+
+START_TEST(anonymous)
+{
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options), .length = LENGTH, .source = &source,
+	};
+	struct kvmfault_memory *other;
+	char *address = mmap(NULL, LENGTH, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	options.host = address;
+	ck_assert_int_eq(kvmfault_memory_new(vm, &options, &other), 0);
+	touch_all(address, address);
+	check_fetched_once();
+	ck_assert_int_eq(kvmfault_memory_free(other), 0);
+	munmap(address, LENGTH);
+}
+END_TEST
+
+/* ---- refused ---- */
+
+START_TEST(preallocated)
+{
+	ck_assert_int_eq(fallocate(backing, 0, (PAGES - 1) * PAGE, PAGE), 0);
+	ck_assert_int_eq(new_memory(NULL), -EEXIST);
+	/* It is as it was: readable, and writable. */
+	*(volatile char *)host = 1;
+}
+END_TEST
+
+START_TEST(touched_before)
+{
+	host[3 * PAGE] = 42;
+	ck_assert_int_eq(new_memory(NULL), -EEXIST);
+	ck_assert_int_eq(host[3 * PAGE], 42);
+	ck_assert_int_eq(fallocate(backing, FALLOC_FL_PUNCH_HOLE |
+				   FALLOC_FL_KEEP_SIZE, 0, LENGTH), 0);
+	ck_assert_int_eq(new_memory(NULL), 0);
+}
+END_TEST
+
+START_TEST(image_is_shorter)
+{
+	ck_assert_int_eq(ftruncate(image, LENGTH - 1), 0);
+	ck_assert_int_eq(kvmfault_source_file(image, &source), 0);
+	ck_assert_int_eq(new_memory(NULL), -ENODATA);
+}
+END_TEST
+
+START_TEST(not_mapped)
+{
+	munmap(host, LENGTH);
+	ck_assert_int_lt(new_memory(NULL), 0);
+	ck_assert_ptr_null(memory);
+}
+END_TEST
+
+START_TEST(registered_by_another)
+{
+	struct kvmfault_vm *other;
+
+	ck_assert_int_eq(new_memory(NULL), 0);
+	ck_assert_int_eq(kvmfault_vm_new(NULL, &other), 0);
+	{
+		struct kvmfault_memory_options options = {
+			.size = sizeof(options), .host = host,
+			.length = LENGTH, .fd = backing, .source = &source,
+		};
+		struct kvmfault_memory *second;
+
+		ck_assert_int_eq(kvmfault_memory_new(other, &options,
+						     &second), -EBUSY);
+		ck_assert_ptr_null(second);
+	}
+	ck_assert_int_eq(kvmfault_vm_free(other), 0);
+	ck_assert(has_data(host, 0));
+}
+END_TEST
+
+/* ---- userfaultfds that others opened ---- */
+
+static int open_uffd(void)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	int fd = kvmfault__uffd_open(KVMFAULT__UFFD_DEVICE |
+				     KVMFAULT__UFFD_SYSCALL);
+
+	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api)) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+START_TEST(adopted)
+{
+	struct kvmfault_uffd_options options = {
+		.size = sizeof(options), .fd = open_uffd(),
+	};
+	struct kvmfault_uffd *uffd;
+
+	ck_assert_int_eq(kvmfault_uffd_new(vm, &options, &uffd), 0);
+	close(options.fd);	/* the library has its own */
+	ck_assert_int_eq(new_memory(uffd), 0);
+	touch_all(host, host);
+	check_fetched_once();
+	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+	memory = NULL;
+	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
+}
+END_TEST
+
+START_TEST(adopted_without_a_handshake)
+{
+	struct kvmfault_uffd_options options = {
+		.size = sizeof(options),
+		.fd = kvmfault__uffd_open(KVMFAULT__UFFD_DEVICE |
+					  KVMFAULT__UFFD_SYSCALL),
+	};
+	struct kvmfault_uffd *uffd;
+
+	ck_assert_int_eq(kvmfault_uffd_new(vm, &options, &uffd), -EINVAL);
+	close(options.fd);
+}
+END_TEST
+
+START_TEST(adopted_that_would_block)
+{
+	struct kvmfault_uffd_options options = {
+		.size = sizeof(options), .fd = open_uffd(),
+	};
+	struct kvmfault_uffd *uffd;
+
+	fcntl(options.fd, F_SETFL, 0);
+	ck_assert_int_eq(kvmfault_uffd_new(vm, &options, &uffd), -EINVAL);
+	close(options.fd);
+}
+END_TEST
+
+static void send_fd(int to, int fd)
+{
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control = { .header = {
+		.cmsg_len = CMSG_LEN(sizeof(int)),
+		.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS,
+	} };
+	char data = 'x';
+	struct iovec byte = { .iov_base = &data, .iov_len = 1 };
+	struct msghdr message = {
+		.msg_iov = &byte, .msg_iovlen = 1,
+		.msg_control = &control, .msg_controllen = sizeof(control),
+	};
+
+	memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
+	if (sendmsg(to, &message, 0) != 1)
+		_exit(99);
+}
+
+static int receive_fd(int from)
+{
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control;
+	char data;
+	struct iovec byte = { .iov_base = &data, .iov_len = 1 };
+	struct msghdr message = {
+		.msg_iov = &byte, .msg_iovlen = 1,
+		.msg_control = &control, .msg_controllen = sizeof(control),
+	};
+	int fd;
+
+	ck_assert_int_eq(recvmsg(from, &message, MSG_CMSG_CLOEXEC), 1);
+	memcpy(&fd, CMSG_DATA(&control.header), sizeof(fd));
+	return fd;
+}
+
+/* A device process: maps the memory at an address of its own, sends its
+ * userfaultfd, and reads when it is told to. Ends with how many were wrong. */
+static void device(int to, bool only_last)
+{
+	uint64_t page, wrong = 0;
+	char *address = mmap(NULL, LENGTH, PROT_READ, MAP_SHARED, backing, 0);
+	char go;
+
+	signal(SIGBUS, SIG_DFL);
+	send_fd(to, open_uffd());
+	if (write(to, &address, sizeof(address)) != sizeof(address) ||
+	    read(to, &go, 1) != 1)
+		_exit(99);
+	for (page = only_last ? PAGES - 1 : 0; page < PAGES; page++)
+		wrong += !has_data(address + page * PAGE, page);
+	_exit(wrong > 90 ? 90 : (int)wrong);
+}
+
+static pid_t child;
+static int channel[2];
+static struct kvmfault_uffd *remote;
+static struct kvmfault_mapping *remote_mapping;
+
+static void start_device(bool only_last)
+{
+	struct kvmfault_mapping_options options = { .size = sizeof(options) };
+	struct kvmfault_uffd_options uffd = {
+		.size = sizeof(uffd), .remote = true,
+	};
+
+	ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, channel), 0);
+	child = fork();
+	if (!child)
+		device(channel[1], only_last);
+	uffd.fd = receive_fd(channel[0]);
+	ck_assert_int_eq(read(channel[0], &options.host, 8), 8);
+	ck_assert_int_eq(kvmfault_uffd_new(vm, &uffd, &remote), 0);
+	close(uffd.fd);
+	options.uffd = remote;
+	ck_assert_int_eq(kvmfault_mapping_add(memory, &options,
+					      &remote_mapping), 0);
+}
+
+static int end_device(void)
+{
+	int status;
+
+	ck_assert_int_eq(write(channel[0], "x", 1), 1);
+	ck_assert_int_eq(waitpid(child, &status, 0), child);
+	return status;
+}
+
+START_TEST(another_process_is_served)
+{
+	int status;
+
+	start_device(false);
+	ck_assert(has_data(host + 3 * PAGE, 3));
+	status = end_device();
+	ck_assert(WIFEXITED(status));
+	ck_assert_int_eq(WEXITSTATUS(status), 0);
+	check_fetched_once();
+	ck_assert_int_eq(kvmfault_mapping_remove(remote_mapping), 0);
+	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
+}
+END_TEST
+
+START_TEST(another_process_never_reads_zero)
+{
+	int status;
+
+	start_device(true);
+	ck_assert_int_eq(kvmfault_mapping_remove(remote_mapping), 0);
+	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
+	status = end_device();
+	ck_assert(WIFSIGNALED(status));
+	ck_assert_int_eq(WTERMSIG(status), SIGBUS);
+}
+END_TEST
+
+START_TEST(another_process_that_is_gone)
+{
+	int status;
+
+	start_device(true);
+	kill(child, SIGKILL);
+	ck_assert_int_eq(waitpid(child, &status, 0), child);
+	ck_assert(has_data(host, 0));
+	ck_assert_int_eq(kvmfault_mapping_remove(remote_mapping), 0);
+	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
+}
+END_TEST
+
+/* ---- the VMM's own loop ---- */
+
+static atomic_bool done;
+
+static void *touch_one(void *arg)
+{
+	ck_assert(has_data(arg, 9));
+	atomic_store(&done, true);
+	return NULL;
+}
+
+START_TEST(dispatched_by_the_vmm)
+{
+	struct kvmfault_service_options none = { .size = sizeof(none) };
+	pthread_t thread;
+
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	ck_assert_int_eq(kvmfault_service_new(vm, &none, &service), 0);
+	pthread_create(&thread, NULL, touch_one, host + 9 * PAGE);
+	while (!atomic_load(&done)) {
+		ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+		sched_yield();
+	}
+	pthread_join(thread, NULL);
+	ck_assert_uint_eq(reads[9], 1);
+}
+END_TEST
+
+START_TEST(sleepers_wait_for_the_next_service)
+{
+	struct kvmfault_service_options options = {
+		.size = sizeof(options), .threads = 1,
+	};
+	pthread_t thread;
+
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	pthread_create(&thread, NULL, touch_one, host + 9 * PAGE);
+	ck_assert_int_eq(kvmfault_service_new(vm, &options, &service), 0);
+	pthread_join(thread, NULL);
+	ck_assert(atomic_load(&done));
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("live-uffd");
+	TCase *t;
+
+	need("uffd");
+	t = tests(suite, "memory");
+	tcase_add_checked_fixture(t, up_memory, down);
+	tcase_add_test(t, every_page_comes_once);
+	tcase_add_test(t, every_page_comes_once_for_two_mappings);
+	tcase_add_test(t, written_pages_have_the_rest_of_their_data);
+	tcase_add_test(t, ensured_pages_do_not_fault);
+	tcase_add_test(t, discarded_pages_are_zero);
+	tcase_add_test(t, hole_behind_our_back_is_zero);
+	tcase_add_test(t, after_the_end_nobody_reads_zero);
+	tcase_add_test(t, another_process_is_served);
+	tcase_add_test(t, another_process_never_reads_zero);
+	tcase_add_test(t, another_process_that_is_gone);
+	tcase_add_test(t, dispatched_by_the_vmm);
+	tcase_add_test(t, sleepers_wait_for_the_next_service);
+	t = tests(suite, "new");
+	tcase_add_checked_fixture(t, up, down);
+	tcase_add_test(t, anonymous);
+	tcase_add_test(t, preallocated);
+	tcase_add_test(t, touched_before);
+	tcase_add_test(t, image_is_shorter);
+	tcase_add_test(t, not_mapped);
+	tcase_add_test(t, registered_by_another);
+	tcase_add_test(t, adopted);
+	tcase_add_test(t, adopted_without_a_handshake);
+	tcase_add_test(t, adopted_that_would_block);
+	return run_suite(suite);
+}

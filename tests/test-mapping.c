@@ -1,0 +1,464 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * mapping.c: the places where a memory is mapped: installed through the first,
+ * woken through each, and at the end nobody reads zeros through any.
+ */
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "bed.h"
+
+#define LENGTH (BED_PAGES * PAGE)
+
+static struct kvmfault_mapping *mapping;
+static struct kvmfault_mapping_options options;
+static struct kvmfault_uffd *remote;
+
+static void up(void)
+{
+	bed_up();
+	options = (struct kvmfault_mapping_options){
+		.size = sizeof(options),
+		.host = (uintptr_t)fake_map(bed.fd),
+	};
+}
+
+static int add(void)
+{
+	mapping = (void *)1;
+	return kvmfault_mapping_add(bed.memory, &options, &mapping);
+}
+
+static void add_remote(void)
+{
+	struct kvmfault_uffd_options uffd = {
+		.size = sizeof(uffd), .fd = fake_uffd(O_NONBLOCK),
+		.remote = true,
+	};
+
+	ck_assert_int_eq(kvmfault_uffd_new(bed.vm, &uffd, &remote), 0);
+	options.uffd = remote;
+	ck_assert_int_eq(add(), 0);
+}
+
+static void *address(void)
+{
+	return (void *)(uintptr_t)options.host;
+}
+
+static struct kvmfault__answer message(uint64_t page)
+{
+	struct kvmfault_fault fault = {
+		.size = sizeof(fault),
+		.entrance = KVMFAULT_ENTRANCE_UFFD,
+		.known = KVMFAULT_KNOWN_HVA,
+		.hva = options.host + page * PAGE,
+	};
+	struct kvmfault__answer answer;
+
+	ck_assert_ptr_eq(kvmfault__table_find(
+		bed.seat, &bed.vm->mappings,
+		kvmfault__key(options.uffd ? options.uffd->space : 0,
+			      fault.hva)), &mapping->span);
+	answer = kvmfault__resolve(bed.seat, &fault, NULL, mapping,
+				   page * PAGE);
+	kvmfault__leave(bed.seat);
+	return answer;
+}
+
+START_TEST(second_mapping)
+{
+	const struct fake_call *wake;
+
+	ck_assert_int_eq(add(), 0);
+	ck_assert(fake_registered(address()));
+	ck_assert_int_eq(message(3).action, KVMFAULT_RETRY);
+	/* Installed through the memslots', and woken through its own. */
+	ck_assert_uint_eq(fake_nth(FAKE_IOCTL, UFFDIO_COPY, 0)->at,
+			  (uintptr_t)bed_page(3));
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_COPY), 1);
+	wake = fake_nth(FAKE_IOCTL, UFFDIO_WAKE, 0);
+	ck_assert_ptr_nonnull(wake);
+	ck_assert_uint_eq(wake->at, options.host + 3 * PAGE);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	ck_assert(!fake_registered(address()));
+	ck_assert(fake_registered(bed.host));
+}
+END_TEST
+
+static void message_meanwhile(void)
+{
+	struct kvmfault__seat *mine = bed.seat;
+
+	bed.seat = kvmfault__seat_take(bed.vm);
+	message(3);
+	kvmfault__seat_give(bed.seat);
+	bed.seat = mine;
+}
+
+START_TEST(fetch_wakes_every_mapping)
+{
+	ck_assert_int_eq(add(), 0);
+	bed.during_read = message_meanwhile;
+	bed_resolve(KVMFAULT_ENTRANCE_CALL, 3, false);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 2);
+	ck_assert_uint_eq(fake_nth(FAKE_IOCTL, UFFDIO_WAKE, 0)->at,
+			  (uintptr_t)bed_page(3));
+	ck_assert_uint_eq(fake_nth(FAKE_IOCTL, UFFDIO_WAKE, 1)->at,
+			  options.host + 3 * PAGE);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+}
+END_TEST
+
+static struct kvmfault__answer at_once;
+
+/* A thread faults as soon as it can. */
+static bool touch_in_register(struct fake_call *call)
+{
+	const struct kvmfault__mappings *all;
+
+	if (call->number != UFFDIO_REGISTER)
+		return false;
+	fake_model(call);
+	all = atomic_load(&bed.memory->mappings);
+	mapping = all->mapping[all->count - 1];
+	at_once = message(3);
+	return true;
+}
+
+START_TEST(touched_while_it_is_registered)
+{
+	const struct fake_call *wake;
+
+	bed_resolve(KVMFAULT_ENTRANCE_CALL, 3, false);
+	fake_on(FAKE_IOCTL, touch_in_register);
+	ck_assert_int_eq(add(), 0);
+	ck_assert_int_eq(at_once.action, KVMFAULT_RETRY);
+	wake = fake_nth(FAKE_IOCTL, UFFDIO_WAKE, 0);
+	ck_assert_ptr_nonnull(wake);
+	ck_assert_uint_eq(wake->at, options.host + 3 * PAGE);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+}
+END_TEST
+
+START_TEST(bad_arguments)
+{
+	struct kvmfault_vm *other;
+	struct kvmfault_uffd *uffd;
+
+	ck_assert_int_eq(kvmfault_mapping_add(NULL, &options, &mapping),
+			 -EINVAL);
+	ck_assert_int_eq(kvmfault_mapping_add(bed.memory, NULL, &mapping),
+			 -EINVAL);
+	ck_assert_int_eq(kvmfault_mapping_add(bed.memory, &options, NULL),
+			 -EINVAL);
+	ck_assert_int_eq(kvmfault_mapping_remove(NULL), 0);
+	options.host += 8;
+	ck_assert_int_eq(add(), -EINVAL);
+	ck_assert_ptr_null(mapping);
+	options.host = 0;
+	ck_assert_int_eq(add(), -EINVAL);
+	options.host = -PAGE;
+	ck_assert_int_eq(add(), -EINVAL);
+	ck_assert_int_eq(kvmfault_vm_new(NULL, &other), 0);
+	ck_assert_int_eq(kvmfault_uffd_new(other, NULL, &uffd), 0);
+	options.host = (uintptr_t)fake_map(bed.fd);
+	options.uffd = uffd;
+	ck_assert_int_eq(add(), -EINVAL);
+	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
+	ck_assert_int_eq(kvmfault_vm_free(other), 0);
+}
+END_TEST
+
+START_TEST(unknown_tail)
+{
+	struct {
+		struct kvmfault_mapping_options options;
+		uint64_t tail;
+	} caller = { .options = options, .tail = 1 };
+
+	caller.options.size = sizeof(caller);
+	ck_assert_int_eq(kvmfault_mapping_add(bed.memory, &caller.options,
+					      &mapping), -E2BIG);
+	ck_assert_ptr_null(mapping);
+}
+END_TEST
+
+START_TEST(untracked)
+{
+	struct kvmfault_memory_options plain = {
+		.size = sizeof(plain), .length = LENGTH,
+	};
+	struct kvmfault_memory *memory;
+	struct kvmfault_uffd *uffd;
+	void *host;
+
+	plain.fd = fake_memory(LENGTH, 0, &host);
+	plain.host = host;
+	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &plain, &memory), 0);
+	options.host = (uintptr_t)fake_map(plain.fd);
+	ck_assert_int_eq(kvmfault_mapping_add(memory, &options, &mapping), 0);
+	ck_assert(!fake_registered(address()));
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	/* Its sleepers would be nobody's. */
+	ck_assert_int_eq(kvmfault_uffd_new(bed.vm, NULL, &uffd), 0);
+	options.uffd = uffd;
+	ck_assert_int_eq(kvmfault_mapping_add(memory, &options, &mapping),
+			 -EINVAL);
+	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
+	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+}
+END_TEST
+
+START_TEST(anonymous_has_one)
+{
+	struct kvmfault_source source = bed_source();
+	struct kvmfault_memory_options anonymous = {
+		.size = sizeof(anonymous), .length = LENGTH,
+		.source = &source,
+	};
+	struct kvmfault_memory *memory;
+	void *host;
+
+	fake_memory(LENGTH, 0, &host);
+	anonymous.host = host;
+	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &anonymous, &memory), 0);
+	ck_assert_int_eq(kvmfault_mapping_add(memory, &options, &mapping),
+			 -EINVAL);
+	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+}
+END_TEST
+
+START_TEST(known_already)
+{
+	ck_assert_int_eq(add(), 0);
+	ck_assert_int_eq(kvmfault_mapping_add(bed.memory, &options,
+					      &(struct kvmfault_mapping *){
+					      NULL }), -EEXIST);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	options.host = (uintptr_t)bed.host;
+	ck_assert_int_eq(add(), -EEXIST);
+	ck_assert_ptr_null(mapping);
+}
+END_TEST
+
+START_TEST(same_address_of_another_process)
+{
+	options.host = (uintptr_t)bed.host;
+	/* Registered is by address alone in the fake: not asked here. */
+	fake_push(FAKE_IOCTL, FAKE_MODEL);	/* the adopted one's wake */
+	fake_push(FAKE_IOCTL, 0);		/* register */
+	add_remote();
+	ck_assert_ptr_ne(kvmfault__table_at(&bed.vm->mappings,
+					    kvmfault__key(0, options.host)),
+			 kvmfault__table_at(&bed.vm->mappings,
+					    kvmfault__key(remote->space,
+							  options.host)));
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
+}
+END_TEST
+
+static bool refuse_register(struct fake_call *call)
+{
+	if (call->number != UFFDIO_REGISTER)
+		return false;
+	call->result = bed.error;
+	return true;
+}
+
+START_TEST(not_registered)
+{
+	static const int errors[] = { -EINVAL, -EBUSY, -ENOMEM };
+	struct fake_held before = fake_held(), after;
+
+	bed.error = errors[_i];
+	fake_on(FAKE_IOCTL, refuse_register);
+	ck_assert_int_eq(add(), errors[_i]);
+	ck_assert_ptr_null(mapping);
+	after = fake_held();
+	ck_assert_int_eq(before.descriptors, after.descriptors);
+	fake_on(FAKE_IOCTL, NULL);
+	ck_assert_int_eq(add(), 0);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+}
+END_TEST
+
+START_TEST(memslots_mapping_stays)
+{
+	const struct kvmfault__mappings *all =
+		atomic_load(&bed.memory->mappings);
+
+	ck_assert_int_eq(kvmfault_mapping_remove(all->mapping[0]), -EINVAL);
+	ck_assert(fake_registered(bed.host));
+}
+END_TEST
+
+START_TEST(add_fail_the_nth)
+{
+	unsigned int nth;
+
+	for (nth = 1;; nth++) {
+		struct fake_held before = fake_held(), after;
+		int err;
+
+		fake_fail_nth(nth);
+		err = add();
+		if (!fake_failed())
+			break;
+		if (err) {
+			ck_assert(err == -ENOMEM || err == -EMFILE);
+			ck_assert_ptr_null(mapping);
+			after = fake_held();
+			ck_assert_int_eq(before.descriptors,
+					 after.descriptors);
+		} else {
+			ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+		}
+	}
+	ck_assert_uint_gt(nth, 5);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+}
+END_TEST
+
+START_TEST(remove_without_memory)
+{
+	ck_assert_int_eq(add(), 0);
+	fake_push(FAKE_ALLOC, 0);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), -ENOMEM);
+	ck_assert(fake_registered(address()));
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+}
+END_TEST
+
+/* ---- the end ---- */
+
+START_TEST(removed_with_absent_pages)
+{
+	const struct fake_call *protect;
+
+	ck_assert_int_eq(add(), 0);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	protect = fake_nth(FAKE_MPROTECT, PROT_NONE, 0);
+	ck_assert_ptr_nonnull(protect);
+	ck_assert_uint_eq(protect->at, options.host);
+	ck_assert_uint_eq(protect->length, LENGTH);
+	ck_assert(protect < fake_nth(FAKE_IOCTL, UFFDIO_UNREGISTER, 0));
+	ck_assert_uint_eq(fake_count(FAKE_MPROTECT, FAKE_ANY), 1);
+}
+END_TEST
+
+START_TEST(memory_freed_with_absent_pages)
+{
+	ck_assert_int_eq(add(), 0);
+	kvmfault_region_remove(bed.vm, 0, BED_GPA);
+	ck_assert_int_eq(kvmfault_memory_free(bed.memory), 0);
+	bed.memory = NULL;
+	/* Each of its mappings. */
+	ck_assert_uint_eq(fake_count(FAKE_MPROTECT, PROT_NONE), 2);
+	ck_assert_uint_eq(fake_nth(FAKE_MPROTECT, PROT_NONE, 0)->at,
+			  options.host);
+	ck_assert_uint_eq(fake_nth(FAKE_MPROTECT, PROT_NONE, 1)->at,
+			  (uintptr_t)bed.host);
+}
+END_TEST
+
+START_TEST(remote_is_poisoned)
+{
+	uint64_t page;
+
+	add_remote();
+	bed_resolve(KVMFAULT_ENTRANCE_CALL, 3, false);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	ck_assert_uint_eq(fake_count(FAKE_MPROTECT, FAKE_ANY), 0);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVMFAULT__UFFDIO_POISON),
+			  BED_PAGES - 1);
+	for (page = 0; page < BED_PAGES - 1; page++)
+		ck_assert_uint_ne(fake_nth(FAKE_IOCTL, KVMFAULT__UFFDIO_POISON,
+					   page)->at, options.host + 3 * PAGE);
+	ck_assert(!fake_registered(address()));
+	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
+}
+END_TEST
+
+static bool refuse_poison(struct fake_call *call)
+{
+	if (call->number != KVMFAULT__UFFDIO_POISON)
+		return false;
+	call->result = bed.error;
+	return true;
+}
+
+START_TEST(remote_that_cannot_be_poisoned)
+{
+	add_remote();
+	bed.error = -EINVAL;
+	fake_on(FAKE_IOCTL, refuse_poison);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	ck_assert_uint_eq(bed.logs, 1);
+	ck_assert(fake_registered(address()));
+	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
+}
+END_TEST
+
+START_TEST(remote_that_is_gone)
+{
+	static const int errors[] = { -ESRCH, -ENOENT };
+
+	add_remote();
+	bed.error = errors[_i];
+	fake_on(FAKE_IOCTL, refuse_poison);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	ck_assert_uint_eq(bed.logs, 0);
+	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
+}
+END_TEST
+
+START_TEST(remote_poisoned_before)
+{
+	/* Marked already: that is what is wanted, for each of them. */
+	add_remote();
+	bed.error = -EEXIST;
+	fake_on(FAKE_IOCTL, refuse_poison);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVMFAULT__UFFDIO_POISON),
+			  BED_PAGES);
+	ck_assert_uint_eq(bed.logs, 0);
+	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("mapping");
+	TCase *t = tests(suite, "add");
+
+	tcase_add_checked_fixture(t, up, bed_down);
+	tcase_add_test(t, second_mapping);
+	tcase_add_test(t, fetch_wakes_every_mapping);
+	tcase_add_test(t, touched_while_it_is_registered);
+	tcase_add_test(t, bad_arguments);
+	tcase_add_test(t, unknown_tail);
+	tcase_add_test(t, untracked);
+	tcase_add_test(t, anonymous_has_one);
+	tcase_add_test(t, known_already);
+	tcase_add_test(t, same_address_of_another_process);
+	tcase_add_loop_test(t, not_registered, 0, 3);
+	tcase_add_test(t, memslots_mapping_stays);
+	tcase_add_test(t, add_fail_the_nth);
+	tcase_add_test(t, remove_without_memory);
+	t = tests(suite, "end");
+	tcase_add_checked_fixture(t, up, bed_down);
+	tcase_add_test(t, removed_with_absent_pages);
+	tcase_add_test(t, memory_freed_with_absent_pages);
+	tcase_add_test(t, remote_is_poisoned);
+	tcase_add_test(t, remote_that_cannot_be_poisoned);
+	tcase_add_loop_test(t, remote_that_is_gone, 0, 2);
+	tcase_add_test(t, remote_poisoned_before);
+	return run_suite(suite);
+}

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * names.c: each enumerator has a name of its own, and nothing is ever NULL.
+ */
+
+#include <string.h>
+
+#include "kvmfault.h"
+#include "unit.h"
+
+/* Enumerators are first to last without gaps; one more is a failure here. */
+#define NAMES(kind, type, first_value, last_value) \
+	static const char *name_##kind(int value) \
+	{ \
+		return kvmfault_##kind##_str((type)value); \
+	}
+#define KINDS(X) \
+	X(answer, enum kvmfault_answer, 0, KVMFAULT_COULD_NOT_ASK) \
+	X(feature, enum kvmfault_feature, 0, KVMFAULT_FEATURE_COUNT - 1) \
+	X(entrance, enum kvmfault_entrance, 0, KVMFAULT_ENTRANCE_COUNT - 1) \
+	X(access, enum kvmfault_access, 0, KVMFAULT_ACCESS_EXEC) \
+	X(cause, enum kvmfault_cause, 0, KVMFAULT_CAUSE_DISCARD) \
+	X(reason, enum kvmfault_reason, 0, KVMFAULT_REASON_LOST_MMIO) \
+	X(page, enum kvmfault_page, 1, KVMFAULT_PAGE_PRESENT) \
+	X(verdict, enum kvmfault_verdict, 0, KVMFAULT_LATER) \
+	X(action, enum kvmfault_action, 1, KVMFAULT_UNRESOLVED)
+
+KINDS(NAMES)
+
+#define ROW(kind, type, first_value, last_value) \
+	{ name_##kind, first_value, last_value },
+
+static const struct {
+	const char *(*name)(int value);
+	int first, last;
+} kinds[] = { KINDS(ROW) };
+
+START_TEST(every_enumerator)
+{
+	int value, other;
+
+	for (value = kinds[_i].first; value <= kinds[_i].last; value++) {
+		const char *name = kinds[_i].name(value);
+
+		ck_assert_ptr_nonnull(name);
+		ck_assert_str_ne(name, "unknown");
+		ck_assert_str_ne(name, "");
+		for (other = kinds[_i].first; other < value; other++)
+			ck_assert_str_ne(name, kinds[_i].name(other));
+	}
+}
+END_TEST
+
+START_TEST(any_other_number)
+{
+	const int others[] = {
+		kinds[_i].first - 1, kinds[_i].last + 1, -1, 1000, INT32_MAX,
+		INT32_MIN,
+	};
+	size_t i;
+
+	for (i = 0; i < sizeof(others) / sizeof(*others); i++)
+		ck_assert_str_eq(kinds[_i].name(others[i]), "unknown");
+}
+END_TEST
+
+START_TEST(version)
+{
+	ck_assert_str_eq(kvmfault_version(), KVMFAULT_VERSION);
+}
+END_TEST
+
+#define COUNT ((int)(sizeof(kinds) / sizeof(*kinds)))
+
+int main(void)
+{
+	Suite *suite = suite_create("names");
+	TCase *t = tests(suite, "names");
+
+	tcase_add_loop_test(t, every_enumerator, 0, COUNT);
+	tcase_add_loop_test(t, any_other_number, 0, COUNT);
+	tcase_add_test(t, version);
+	return run_suite(suite);
+}

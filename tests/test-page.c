@@ -1,0 +1,342 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * page.c: the states of pages, with real threads and real futexes: exactly one
+ * has a page, who waits is woken or interrupted, neighbours do not notice.
+ */
+
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "lib/internal.h"
+#include "unit.h"
+
+#define PAGES 1000ULL
+#define THREADS 4
+
+static struct kvmfault_vm *vm;
+static struct kvmfault_memory memory;
+static struct kvmfault__seat *seat;
+
+static void up(void)
+{
+	ck_assert_int_eq(kvmfault_vm_new(NULL, &vm), 0);
+	memory = (struct kvmfault_memory){
+		.vm = vm, .page_shift = 12, .length = PAGES * PAGE,
+	};
+	ck_assert_int_eq(kvmfault__pages_new(&memory), 0);
+	seat = kvmfault__seat_take(vm);
+}
+
+static void down(void)
+{
+	kvmfault__seat_give(seat);
+	kvmfault__pages_free(&memory);
+	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
+}
+
+static enum kvmfault__state state(uint64_t page)
+{
+	return kvmfault__page_state(&memory, page);
+}
+
+START_TEST(all_begin_absent)
+{
+	uint64_t page;
+
+	for (page = 0; page < PAGES; page++)
+		ck_assert_int_eq(state(page), KVMFAULT__ABSENT);
+	ck_assert(kvmfault__pages_absent(&memory));
+}
+END_TEST
+
+START_TEST(change)
+{
+	ck_assert_int_eq(kvmfault__page_change(&memory, 5, KVMFAULT__ABSENT,
+					       KVMFAULT__PRESENT),
+			 KVMFAULT__ABSENT);
+	ck_assert_int_eq(state(5), KVMFAULT__PRESENT);
+	/* Not from what it is not. */
+	ck_assert_int_eq(kvmfault__page_change(&memory, 5, KVMFAULT__ABSENT,
+					       KVMFAULT__REMOVED),
+			 KVMFAULT__PRESENT);
+	ck_assert_int_eq(state(5), KVMFAULT__PRESENT);
+}
+END_TEST
+
+START_TEST(neighbours_are_untouched)
+{
+	uint64_t page, other;
+	int to;
+
+	for (page = 0; page < 70; page++) {
+		for (to = KVMFAULT__FETCHING; to <= KVMFAULT__REMOVED; to++) {
+			kvmfault__page_change(&memory, page, state(page),
+					      (enum kvmfault__state)to);
+			ck_assert_int_eq(state(page), to);
+			for (other = 0; other < 140; other++)
+				if (other != page)
+					ck_assert_int_eq(state(other),
+							 KVMFAULT__ABSENT);
+		}
+		kvmfault__page_change(&memory, page, KVMFAULT__REMOVED,
+				      KVMFAULT__ABSENT);
+	}
+}
+END_TEST
+
+START_TEST(last_page)
+{
+	kvmfault__page_change(&memory, PAGES - 1, KVMFAULT__ABSENT,
+			      KVMFAULT__PRESENT);
+	ck_assert_int_eq(state(PAGES - 1), KVMFAULT__PRESENT);
+}
+END_TEST
+
+START_TEST(claim)
+{
+	/* absent, then its own; a sleeper is marked, nobody else is. */
+	ck_assert_int_eq(kvmfault__page_claim(&memory, 1, false),
+			 KVMFAULT__ABSENT);
+	ck_assert_int_eq(state(1), KVMFAULT__FETCHING);
+	ck_assert_int_eq(kvmfault__page_claim(&memory, 1, false),
+			 KVMFAULT__FETCHING);
+	ck_assert_int_eq(state(1), KVMFAULT__FETCHING);
+	ck_assert_int_eq(kvmfault__page_claim(&memory, 1, true),
+			 KVMFAULT__FETCHING);
+	ck_assert_int_eq(state(1), KVMFAULT__FETCHING_WAITED);
+	kvmfault__page_change(&memory, 2, KVMFAULT__ABSENT, KVMFAULT__REMOVED);
+	ck_assert_int_eq(kvmfault__page_claim(&memory, 2, true),
+			 KVMFAULT__REMOVED);
+	ck_assert_int_eq(state(2), KVMFAULT__FETCHING);
+	kvmfault__page_change(&memory, 3, KVMFAULT__ABSENT, KVMFAULT__PRESENT);
+	ck_assert_int_eq(kvmfault__page_claim(&memory, 3, true),
+			 KVMFAULT__PRESENT);
+	ck_assert_int_eq(state(3), KVMFAULT__PRESENT);
+	kvmfault__page_change(&memory, 4, KVMFAULT__ABSENT,
+			      KVMFAULT__FETCHING_REMOVED);
+	ck_assert_int_eq(kvmfault__page_claim(&memory, 4, true),
+			 KVMFAULT__FETCHING_REMOVED);
+	ck_assert_int_eq(state(4), KVMFAULT__FETCHING_REMOVED);
+}
+END_TEST
+
+START_TEST(remove_page)
+{
+	static const enum kvmfault__state from[] = {
+		KVMFAULT__ABSENT, KVMFAULT__PRESENT, KVMFAULT__REMOVED,
+		KVMFAULT__FETCHING, KVMFAULT__FETCHING_WAITED,
+		KVMFAULT__FETCHING_REMOVED,
+	};
+
+	kvmfault__page_change(&memory, 1, KVMFAULT__ABSENT, from[_i]);
+	kvmfault__page_remove(&memory, 1);
+	ck_assert_int_eq(state(1), _i < 3 ? KVMFAULT__REMOVED :
+					    KVMFAULT__FETCHING_REMOVED);
+}
+END_TEST
+
+START_TEST(absent_or_in_flight)
+{
+	uint64_t page;
+
+	for (page = 0; page < PAGES; page++)
+		kvmfault__page_change(&memory, page, KVMFAULT__ABSENT,
+				      page % 2 ? KVMFAULT__PRESENT :
+						 KVMFAULT__REMOVED);
+	ck_assert(!kvmfault__pages_absent(&memory));
+	kvmfault__page_change(&memory, PAGES - 1, KVMFAULT__PRESENT,
+			      KVMFAULT__FETCHING);
+	ck_assert(kvmfault__pages_absent(&memory));
+}
+END_TEST
+
+/* ---- threads ---- */
+
+static pthread_barrier_t barrier;
+static atomic_uint winners[PAGES];
+
+static void *claim_all(void *arg)
+{
+	uint64_t page;
+
+	(void)arg;
+	pthread_barrier_wait(&barrier);
+	for (page = 0; page < PAGES; page++)
+		if (kvmfault__page_claim(&memory, page, false) ==
+		    KVMFAULT__ABSENT)
+			atomic_fetch_add(&winners[page], 1);
+	return NULL;
+}
+
+START_TEST(exactly_one_has_it)
+{
+	pthread_t thread[THREADS];
+	uint64_t page;
+	size_t i;
+
+	pthread_barrier_init(&barrier, NULL, THREADS);
+	for (i = 0; i < THREADS; i++)
+		pthread_create(&thread[i], NULL, claim_all, NULL);
+	for (i = 0; i < THREADS; i++)
+		pthread_join(thread[i], NULL);
+	for (page = 0; page < PAGES; page++) {
+		ck_assert_uint_eq(winners[page], 1);
+		ck_assert_int_eq(state(page), KVMFAULT__FETCHING);
+	}
+}
+END_TEST
+
+struct waiter {
+	pthread_t thread;
+	struct kvmfault__seat *seat;
+	int result;
+	atomic_bool ended;
+};
+
+static void *wait_for_page(void *arg)
+{
+	struct waiter *waiter = arg;
+
+	waiter->result = kvmfault__page_wait(waiter->seat, &memory, 7);
+	atomic_store(&waiter->ended, true);
+	return NULL;
+}
+
+static uint32_t waiting(void)
+{
+	uint32_t n = 0;
+	size_t i;
+
+	for (i = 0; i < KVMFAULT__BUCKETS; i++)
+		n += atomic_load(&vm->bucket[i].waiters);
+	return n;
+}
+
+static void start(struct waiter *waiter)
+{
+	uint32_t before = waiting();
+
+	waiter->seat = kvmfault__seat_take(vm);
+	pthread_create(&waiter->thread, NULL, wait_for_page, waiter);
+	while (waiting() == before && !atomic_load(&waiter->ended))
+		sched_yield();
+}
+
+static int join(struct waiter *waiter)
+{
+	pthread_join(waiter->thread, NULL);
+	kvmfault__seat_give(waiter->seat);
+	return waiter->result;
+}
+
+START_TEST(wait_and_wake)
+{
+	static const enum kvmfault__state in_flight[] = {
+		KVMFAULT__FETCHING, KVMFAULT__FETCHING_WAITED,
+		KVMFAULT__FETCHING_REMOVED,
+	};
+	struct waiter waiter[THREADS] = { 0 };
+	size_t i;
+
+	kvmfault__page_change(&memory, 7, KVMFAULT__ABSENT, in_flight[_i]);
+	for (i = 0; i < THREADS; i++)
+		start(&waiter[i]);
+	for (i = 0; i < THREADS; i++)
+		ck_assert(!atomic_load(&waiter[i].ended));
+	kvmfault__page_change(&memory, 7, in_flight[_i], KVMFAULT__PRESENT);
+	kvmfault__page_wake(&memory, 7);
+	for (i = 0; i < THREADS; i++)
+		ck_assert_int_eq(join(&waiter[i]), 0);
+	ck_assert_uint_eq(waiting(), 0);
+}
+END_TEST
+
+START_TEST(nothing_to_wait_for)
+{
+	ck_assert_int_eq(kvmfault__page_wait(seat, &memory, 7), 0);
+	kvmfault__page_change(&memory, 7, KVMFAULT__ABSENT, KVMFAULT__PRESENT);
+	ck_assert_int_eq(kvmfault__page_wait(seat, &memory, 7), 0);
+}
+END_TEST
+
+START_TEST(immediate_exit_ends_a_wait)
+{
+	static uint8_t wanted;
+	struct waiter waiter = { 0 };
+
+	kvmfault__page_claim(&memory, 7, false);
+	waiter.seat = kvmfault__seat_take(vm);
+	waiter.seat->immediate_exit = &wanted;
+	pthread_create(&waiter.thread, NULL, wait_for_page, &waiter);
+	while (!waiting())
+		sched_yield();
+	__atomic_store_n(&wanted, 1, __ATOMIC_RELAXED);
+	ck_assert_int_eq(join(&waiter), -EINTR);
+	ck_assert_uint_eq(waiting(), 0);
+}
+END_TEST
+
+static void handler(int number)
+{
+	(void)number;
+}
+
+START_TEST(signal_ends_a_wait)
+{
+	/* Also a handler that asks for restarts. */
+	struct sigaction action = {
+		.sa_handler = handler, .sa_flags = _i ? SA_RESTART : 0,
+	};
+	struct waiter waiter = { 0 };
+
+	sigaction(SIGUSR1, &action, NULL);
+	kvmfault__page_claim(&memory, 7, false);
+	start(&waiter);
+	while (!atomic_load(&waiter.ended)) {
+		pthread_kill(waiter.thread, SIGUSR1);
+		usleep(100);	/* it may not sleep yet */
+	}
+	ck_assert_int_eq(join(&waiter), -EINTR);
+	ck_assert_int_eq(state(7), KVMFAULT__FETCHING);
+}
+END_TEST
+
+START_TEST(pause_is_interrupted)
+{
+	uint8_t wanted = 1;
+
+	ck_assert_int_eq(kvmfault__pause(seat, 1), 0);
+	seat->immediate_exit = &wanted;
+	ck_assert_int_eq(kvmfault__pause(seat, 3600000000000ULL), -EINTR);
+	wanted = 0;
+	ck_assert_int_eq(kvmfault__pause(seat, 1), 0);
+	seat->immediate_exit = NULL;
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("page");
+	TCase *t = tests(suite, "state");
+
+	tcase_add_checked_fixture(t, up, down);
+	tcase_add_test(t, all_begin_absent);
+	tcase_add_test(t, change);
+	tcase_add_test(t, neighbours_are_untouched);
+	tcase_add_test(t, last_page);
+	tcase_add_test(t, claim);
+	tcase_add_loop_test(t, remove_page, 0, 6);
+	tcase_add_test(t, absent_or_in_flight);
+	t = tests(suite, "threads");
+	tcase_add_checked_fixture(t, up, down);
+	tcase_add_test(t, exactly_one_has_it);
+	tcase_add_loop_test(t, wait_and_wake, 0, 3);
+	tcase_add_test(t, nothing_to_wait_for);
+	tcase_add_test(t, immediate_exit_ends_a_wait);
+	tcase_add_loop_test(t, signal_ends_a_wait, 0, 2);
+	tcase_add_test(t, pause_is_interrupted);
+	return run_suite(suite);
+}

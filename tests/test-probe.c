@@ -1,0 +1,287 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * probe.c: three answers, each by a real call; "could not ask" is not "no"; and
+ * nothing stays open.
+ */
+
+#include <string.h>
+
+#include "fake-sys.h"
+#include "lib/abi.h"
+#include "lib/internal.h"
+#include "unit.h"
+
+static struct kvmfault_features features;
+static int kvm, vm;
+
+/* What KVM says: of an extension, and of its calls. */
+static long capability[256];
+static long call_result[256];	/* by the request's number */
+static bool vm_is_refused;
+
+static bool kvm_calls(struct fake_call *call)
+{
+	if (_IOC_TYPE(call->number) != KVMIO)
+		return false;
+	call->result = call_result[_IOC_NR(call->number)];
+	if (call->number == KVM_CHECK_EXTENSION) {
+		call->result = capability[(uintptr_t)call->arg];
+	} else if (call->number == KVM_CREATE_VM && vm_is_refused) {
+		call->result = -EMFILE;
+	} else if (call->result == FAKE_MODEL) {
+		call->result = fake_fd(FAKE_KVM);
+		fake_give((int)call->result);
+	}
+	return true;
+}
+
+#define NR(request) _IOC_NR(request)
+
+/* A kernel that has it all. */
+static void up(void)
+{
+	size_t i;
+
+	kvm = fake_fd(FAKE_KVM);
+	vm = fake_fd(FAKE_KVM);
+	fake_on(FAKE_IOCTL, kvm_calls);
+	for (i = 0; i < 256; i++)
+		capability[i] = 1;
+	capability[KVMFAULT__CAP_MEMORY_ATTRIBUTES] = 8;
+	capability[KVMFAULT__CAP_GUEST_MEMFD_FLAGS] = 3;
+	capability[KVM_CAP_MULTI_ADDRESS_SPACE] = 2;
+	call_result[NR(KVMFAULT__SET_USER_MEMORY_REGION2)] = -EINVAL;
+	call_result[NR(KVMFAULT__SET_MEMORY_ATTRIBUTES)] = -EINVAL;
+	call_result[NR(KVMFAULT__PRE_FAULT_MEMORY)] = -EINVAL;
+	call_result[NR(KVMFAULT__CREATE_GUEST_MEMFD)] = FAKE_MODEL;
+	call_result[NR(KVM_CREATE_VM)] = FAKE_MODEL;
+	call_result[NR(KVM_CREATE_VCPU)] = FAKE_MODEL;
+}
+
+static void down(void)
+{
+	struct fake_held held = fake_held();
+
+	ck_assert_int_eq(held.descriptors, 0);
+	ck_assert_int_eq(held.mappings, 0);
+	ck_assert_int_eq(held.allocations, 0);
+}
+
+static void probe(void)
+{
+	memset(&features, 0x55, sizeof(features));
+	features.size = sizeof(features);
+	ck_assert_int_eq(kvmfault_probe(kvm, vm, &features), 0);
+}
+
+static void check(enum kvmfault_feature feature, enum kvmfault_answer answer,
+		  int error, uint64_t value)
+{
+	const struct kvmfault_finding *f = &features.feature[feature];
+
+	ck_assert_msg((int)f->answer == (int)answer && f->error == error &&
+		      f->value == value, "%s: %s, %d, %#llx",
+		      kvmfault_feature_str(feature),
+		      kvmfault_answer_str(f->answer), f->error,
+		      (unsigned long long)f->value);
+}
+
+START_TEST(all_of_it)
+{
+	int i;
+
+	probe();
+	for (i = 1; i < KVMFAULT_FEATURE_COUNT; i++)
+		if (i != KVMFAULT_FEATURE_UFFD_MOVE)
+			ck_assert_msg(features.feature[i].answer ==
+				      KVMFAULT_YES, "%s",
+				      kvmfault_feature_str(i));
+	check(KVMFAULT_FEATURE_MEMORY_ATTRIBUTES, KVMFAULT_YES, 0, 8);
+	check(KVMFAULT_FEATURE_GUEST_MEMFD, KVMFAULT_YES, 0, 3);
+	check(KVMFAULT_FEATURE_ADDRESS_SPACES, KVMFAULT_YES, 0, 2);
+	check(KVMFAULT_FEATURE_UFFD_MOVE, KVMFAULT_NO, 0, 0);
+	ck_assert_int_eq(features.feature[KVMFAULT_FEATURE_NONE].answer,
+			 KVMFAULT_NOT_ASKED);
+}
+END_TEST
+
+START_TEST(bad_arguments)
+{
+	ck_assert_int_eq(kvmfault_probe(kvm, vm, NULL), -EINVAL);
+	features.size = 0;
+	ck_assert_int_eq(kvmfault_probe(kvm, vm, &features), -EINVAL);
+}
+END_TEST
+
+START_TEST(no_kvm)
+{
+	int i;
+
+	kvm = vm = -1;
+	probe();
+	for (i = KVMFAULT_FEATURE_MEMORY_FAULT_INFO;
+	     i <= KVMFAULT_FEATURE_ADDRESS_SPACES; i++)
+		check(i, KVMFAULT_COULD_NOT_ASK, -EBADF, 0);
+	check(KVMFAULT_FEATURE_POPULATE_READ, KVMFAULT_YES, 0, 0);
+}
+END_TEST
+
+START_TEST(old_kvm)
+{
+	int i;
+
+	memset(capability, 0, sizeof(capability));
+	probe();
+	for (i = KVMFAULT_FEATURE_MEMORY_FAULT_INFO;
+	     i <= KVMFAULT_FEATURE_ADDRESS_SPACES; i++)
+		check(i, KVMFAULT_NO, 0, 0);
+	/* Where the number says no, nothing is tried. */
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_CREATE_VM), 0);
+}
+END_TEST
+
+/* The numbers of patches that were not merged mean other things: the call has
+ * the last word. */
+START_TEST(number_says_yes_and_the_call_no)
+{
+	call_result[NR(KVMFAULT__SET_USER_MEMORY_REGION2)] = -ENOTTY;
+	call_result[NR(KVMFAULT__SET_MEMORY_ATTRIBUTES)] = -ENOTTY;
+	call_result[NR(KVMFAULT__PRE_FAULT_MEMORY)] = -ENOTTY;
+	call_result[NR(KVMFAULT__CREATE_GUEST_MEMFD)] = -ENOTTY;
+	probe();
+	check(KVMFAULT_FEATURE_USER_MEMORY2, KVMFAULT_NO, -ENOTTY, 0);
+	check(KVMFAULT_FEATURE_MEMORY_ATTRIBUTES, KVMFAULT_NO, -ENOTTY, 0);
+	check(KVMFAULT_FEATURE_PRE_FAULT_MEMORY, KVMFAULT_NO, -ENOTTY, 0);
+	check(KVMFAULT_FEATURE_GUEST_MEMFD, KVMFAULT_NO, -ENOTTY, 0);
+}
+END_TEST
+
+START_TEST(kvm_cannot_say)
+{
+	call_result[NR(KVMFAULT__CREATE_GUEST_MEMFD)] = -EMFILE;
+	call_result[NR(KVMFAULT__SET_USER_MEMORY_REGION2)] = -EPERM;
+	vm_is_refused = true;
+	probe();
+	check(KVMFAULT_FEATURE_GUEST_MEMFD, KVMFAULT_COULD_NOT_ASK, -EMFILE,
+	      0);
+	check(KVMFAULT_FEATURE_USER_MEMORY2, KVMFAULT_COULD_NOT_ASK, -EPERM,
+	      0);
+	check(KVMFAULT_FEATURE_PRE_FAULT_MEMORY, KVMFAULT_COULD_NOT_ASK,
+	      -EMFILE, 0);
+}
+END_TEST
+
+START_TEST(no_right_to_userfaultfd)
+{
+	int i;
+
+	fake_uffd_denied = -EPERM;
+	probe();
+	for (i = KVMFAULT_FEATURE_UFFD_DEVICE; i <= KVMFAULT_FEATURE_UFFD_MOVE;
+	     i++)
+		check(i, KVMFAULT_COULD_NOT_ASK, -EPERM, 0);
+}
+END_TEST
+
+START_TEST(no_userfaultfd)
+{
+	fake_push(FAKE_OPEN, -ENOENT);
+	fake_push(FAKE_OPEN, -ENOENT);
+	fake_push(FAKE_USERFAULTFD, -ENOSYS);
+	fake_push(FAKE_USERFAULTFD, -ENOSYS);
+	probe();
+	check(KVMFAULT_FEATURE_UFFD_DEVICE, KVMFAULT_NO, -ENOENT, 0);
+	check(KVMFAULT_FEATURE_UFFD_SYSCALL, KVMFAULT_NO, -ENOSYS, 0);
+	check(KVMFAULT_FEATURE_UFFD, KVMFAULT_NO, -ENOSYS, 0);
+	check(KVMFAULT_FEATURE_UFFD_SHMEM, KVMFAULT_NO, -ENOSYS, 0);
+}
+END_TEST
+
+START_TEST(no_memfd)
+{
+	static const int errors[] = { -EPERM, -EMFILE, -ENOMEM };
+	size_t i;
+
+	/* -EPERM is -1, which is also what anonymous memory is mapped with. */
+	for (i = 0; i < 20; i++)
+		fake_push(FAKE_MEMFD, errors[_i]);
+	probe();
+	check(KVMFAULT_FEATURE_UFFD_SHMEM, KVMFAULT_COULD_NOT_ASK, errors[_i],
+	      0);
+	check(KVMFAULT_FEATURE_UFFD_HUGETLB, KVMFAULT_COULD_NOT_ASK,
+	      errors[_i], 0);
+	ck_assert_int_eq(features.feature[KVMFAULT_FEATURE_UFFD_ANON].answer,
+			 KVMFAULT_YES);
+}
+END_TEST
+
+static bool no_minor(struct fake_call *call)
+{
+	struct uffdio_register *reg = call->arg;
+
+	if (call->number != UFFDIO_REGISTER)
+		return kvm_calls(call);
+	if (reg->mode != UFFDIO_REGISTER_MODE_MINOR)
+		return false;
+	call->result = -EINVAL;
+	return true;
+}
+
+START_TEST(kernel_without_minor)
+{
+	fake_on(FAKE_IOCTL, no_minor);
+	probe();
+	check(KVMFAULT_FEATURE_UFFD_MINOR_SHMEM, KVMFAULT_NO, -EINVAL, 0);
+	ck_assert_int_eq(features.feature[KVMFAULT_FEATURE_UFFD_SHMEM].answer,
+			 KVMFAULT_YES);
+}
+END_TEST
+
+START_TEST(kernel_without_populate)
+{
+	fake_push(FAKE_MADVISE, -EINVAL);
+	fake_push(FAKE_MADVISE, -ENOMEM);
+	probe();
+	check(KVMFAULT_FEATURE_POPULATE_READ, KVMFAULT_NO, -EINVAL, 0);
+	check(KVMFAULT_FEATURE_POPULATE_WRITE, KVMFAULT_COULD_NOT_ASK,
+	      -ENOMEM, 0);
+}
+END_TEST
+
+START_TEST(fail_the_nth)
+{
+	unsigned int nth;
+
+	for (nth = 1;; nth++) {
+		fake_fail_nth(nth);
+		probe();
+		if (!fake_failed())
+			break;
+		down();
+	}
+	ck_assert_uint_gt(nth, 30);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("probe");
+	TCase *t = tests(suite, "probe");
+
+	tcase_add_checked_fixture(t, up, down);
+	tcase_add_test(t, all_of_it);
+	tcase_add_test(t, bad_arguments);
+	tcase_add_test(t, no_kvm);
+	tcase_add_test(t, old_kvm);
+	tcase_add_test(t, number_says_yes_and_the_call_no);
+	tcase_add_test(t, kvm_cannot_say);
+	tcase_add_test(t, no_right_to_userfaultfd);
+	tcase_add_test(t, no_userfaultfd);
+	tcase_add_loop_test(t, no_memfd, 0, 3);
+	tcase_add_test(t, kernel_without_minor);
+	tcase_add_test(t, kernel_without_populate);
+	tcase_add_test(t, fail_the_nth);
+	return run_suite(suite);
+}

@@ -1,0 +1,378 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * range.c: ensure and discard, over pages, regions and gaps.
+ */
+
+#include <string.h>
+
+#include "bed.h"
+
+#define SECOND_GPA (BED_GPA + BED_PAGES * PAGE)	/* right behind, page 0 again */
+#define END (SECOND_GPA + 2 * PAGE)
+
+static void up(void)
+{
+	struct kvmfault_region alias = {
+		.size = sizeof(alias), .gpa = SECOND_GPA, .length = 2 * PAGE,
+	};
+
+	bed_up();
+	alias.memory = bed.memory;
+	ck_assert_int_eq(kvmfault_region_add(bed.vm, &alias), 0);
+}
+
+static void down(void)
+{
+	kvmfault_region_remove(bed.vm, 0, SECOND_GPA);
+	bed_down();
+}
+
+static int ensure(uint64_t gpa, uint64_t length)
+{
+	return kvmfault_ensure(bed.vm, 0, gpa, length, false);
+}
+
+static int discard(uint64_t gpa, uint64_t length)
+{
+	return kvmfault_discard(bed.vm, 0, gpa, length);
+}
+
+START_TEST(ensure_touches_what_it_must)
+{
+	ck_assert_int_eq(ensure(BED_GPA + 2 * PAGE + 4095, 2), 0);
+	ck_assert_uint_eq(bed.reads, 2);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__ABSENT);
+	ck_assert_int_eq(bed_state(2), KVMFAULT__PRESENT);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
+	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
+	ck_assert_int_eq(ensure(BED_GPA + 2 * PAGE, 1), 0);
+	ck_assert_uint_eq(bed.reads, 2);
+	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_CALL], 2);
+}
+END_TEST
+
+START_TEST(ensure_across_regions)
+{
+	ck_assert_int_eq(ensure(SECOND_GPA - PAGE, 3 * PAGE), 0);
+	ck_assert_int_eq(bed_state(BED_PAGES - 1), KVMFAULT__PRESENT);
+	ck_assert_int_eq(bed_state(0), KVMFAULT__PRESENT);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__PRESENT);
+}
+END_TEST
+
+START_TEST(ensure_bad_ranges)
+{
+	ck_assert_int_eq(kvmfault_ensure(NULL, 0, BED_GPA, 1, false), -EINVAL);
+	ck_assert_int_eq(ensure(BED_GPA, 0), -EINVAL);
+	ck_assert_int_eq(ensure(UINT64_MAX, 2), -EINVAL);
+	ck_assert_int_eq(ensure(UINT64_MAX, 1), -ENXIO);
+	ck_assert_int_eq(ensure(0, UINT64_MAX), -ENXIO);
+	ck_assert_int_eq(ensure(BED_GPA - 1, 2), -ENXIO);
+	ck_assert_int_eq(kvmfault_ensure(bed.vm, 1, BED_GPA, 1, false),
+			 -ENXIO);
+	ck_assert_int_eq(kvmfault_ensure(bed.vm, UINT32_MAX, BED_GPA, 1,
+					 false), -ENXIO);
+}
+END_TEST
+
+START_TEST(ensure_past_the_end)
+{
+	/* All before it is present. */
+	ck_assert_int_eq(ensure(END - PAGE, 2 * PAGE), -ENXIO);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__PRESENT);
+}
+END_TEST
+
+START_TEST(ensure_says_what_went_wrong)
+{
+	bed.source_result = -EIO;
+	ck_assert_int_eq(ensure(BED_GPA, PAGE), -EIO);
+	bed.source_result = -EINTR;
+	ck_assert_int_eq(ensure(BED_GPA, PAGE), -EINTR);
+	bed.source_result = 0;
+	fake_push(FAKE_IOCTL, -EAGAIN);
+	ck_assert_int_eq(ensure(BED_GPA, PAGE), -EAGAIN);
+	fake_push(FAKE_IOCTL, -ENOMEM);
+	ck_assert_int_eq(ensure(BED_GPA, PAGE), -ENOMEM);
+	ck_assert_int_eq(ensure(BED_GPA, PAGE), 0);
+}
+END_TEST
+
+static int answer;
+
+static int own(void *data, struct kvmfault_request *request)
+{
+	(void)data;
+	(void)request;
+	return answer;
+}
+
+static void up_own(void)
+{
+	static const struct kvmfault_resolver resolver = {
+		.size = sizeof(resolver), .name = "own", .resolve = own,
+	};
+
+	bed_vm();
+	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+	bed_add();
+}
+
+START_TEST(ensure_with_ones_own_resolver)
+{
+	answer = KVMFAULT_LATER;
+	ck_assert_int_eq(ensure(BED_GPA, PAGE), -EAGAIN);
+	answer = KVMFAULT_RESOLVED;
+	ck_assert_int_eq(ensure(BED_GPA, PAGE), -ENODATA);	/* a lie */
+	answer = 99;
+	ck_assert_int_eq(ensure(BED_GPA, PAGE), -EINVAL);
+}
+END_TEST
+
+START_TEST(ensure_where_nobody_takes_it)
+{
+	struct kvmfault_region region = {
+		.size = sizeof(region), .gpa = END, .length = PAGE,
+		.guest_memfd = 5,
+	};
+
+	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
+	ck_assert_int_eq(ensure(END, PAGE), -EOPNOTSUPP);
+	ck_assert_int_eq(discard(END, PAGE), -ENXIO);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, END), 0);
+}
+END_TEST
+
+static struct kvmfault_memory *untracked(int *fd)
+{
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options), .length = 4 * PAGE,
+	};
+	struct kvmfault_region region = {
+		.size = sizeof(region), .gpa = END, .length = 4 * PAGE,
+	};
+	struct kvmfault_memory *memory;
+	void *host;
+
+	*fd = options.fd = fake_memory(options.length, 0, &host);
+	options.host = host;
+	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
+	region.memory = memory;
+	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
+	return memory;
+}
+
+START_TEST(ensure_untracked)
+{
+	int fd;
+	struct kvmfault_memory *memory = untracked(&fd);
+
+	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, END, PAGE, false), 0);
+	ck_assert_uint_eq(fake_count(FAKE_MADVISE,
+				     KVMFAULT__MADV_POPULATE_READ), 1);
+	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, END, PAGE, true), 0);
+	ck_assert_uint_eq(fake_count(FAKE_MADVISE,
+				     KVMFAULT__MADV_POPULATE_WRITE), 1);
+	fake_push(FAKE_MADVISE, -EHWPOISON);
+	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, END, PAGE, true),
+			 -EHWPOISON);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, END), 0);
+	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+}
+END_TEST
+
+START_TEST(discard_untracked)
+{
+	int fd;
+	struct kvmfault_memory *memory = untracked(&fd);
+
+	fake_put(fd, PAGE);
+	ck_assert_int_eq(discard(END + PAGE, PAGE), 0);
+	ck_assert(!fake_present(fd, PAGE));
+	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_DISCARD], 1);
+	fake_push(FAKE_FALLOCATE, -ENOSPC);
+	ck_assert_int_eq(discard(END, PAGE), -ENOSPC);
+	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_DISCARD], 1);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, END), 0);
+	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+}
+END_TEST
+
+START_TEST(discard_anonymous)
+{
+	struct kvmfault_source source = bed_source();
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options), .length = 4 * PAGE, .source = &source,
+	};
+	struct kvmfault_region region = {
+		.size = sizeof(region), .gpa = END, .length = 4 * PAGE,
+	};
+	int fd = fake_memory(options.length, 0, &options.host);
+
+	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options,
+					     &region.memory), 0);
+	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
+	ck_assert_int_eq(ensure(END + PAGE, PAGE), 0);
+	ck_assert(fake_present(fd, PAGE));
+	ck_assert_int_eq(discard(END + PAGE, PAGE), 0);
+	ck_assert(!fake_present(fd, PAGE));
+	ck_assert_uint_eq(fake_count(FAKE_MADVISE, MADV_DONTNEED), 1);
+	ck_assert_uint_eq(fake_count(FAKE_FALLOCATE, FAKE_ANY), 0);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, END), 0);
+	ck_assert_int_eq(kvmfault_memory_free(region.memory), 0);
+}
+END_TEST
+
+START_TEST(discard_pages)
+{
+	ck_assert_int_eq(ensure(BED_GPA, 3 * PAGE), 0);
+	ck_assert_int_eq(discard(BED_GPA + PAGE, 3 * PAGE), 0);
+	ck_assert_int_eq(bed_state(0), KVMFAULT__PRESENT);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
+	ck_assert(!fake_present(bed.fd, PAGE));
+	ck_assert(bed_has(0, bed_byte(0)));
+	ck_assert_uint_eq(bed_stats().removed, 3);
+	/* All at once: one hole, one change. */
+	ck_assert_uint_eq(fake_count(FAKE_FALLOCATE, FAKE_ANY), 1);
+	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_DISCARD], 1);
+	ck_assert_uint_eq(bed.change.offset, PAGE);
+	ck_assert_uint_eq(bed.change.length, 3 * PAGE);
+	ck_assert_int_eq(ensure(BED_GPA + PAGE, PAGE), 0);
+	ck_assert(bed_has(1, 0));
+	ck_assert_uint_eq(bed.reads, 3);
+	ck_assert_int_eq(discard(BED_GPA + PAGE, PAGE), 0);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__REMOVED);
+}
+END_TEST
+
+START_TEST(discard_across_regions)
+{
+	ck_assert_int_eq(discard(SECOND_GPA - PAGE, 2 * PAGE), 0);
+	ck_assert_int_eq(bed_state(BED_PAGES - 1), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(0), KVMFAULT__REMOVED);
+}
+END_TEST
+
+START_TEST(discard_bad_ranges)
+{
+	ck_assert_int_eq(kvmfault_discard(NULL, 0, BED_GPA, PAGE), -EINVAL);
+	ck_assert_int_eq(discard(BED_GPA, 0), -EINVAL);
+	ck_assert_int_eq(discard(BED_GPA + 1, PAGE), -EINVAL);
+	ck_assert_int_eq(discard(BED_GPA, PAGE - 1), -EINVAL);
+	ck_assert_int_eq(discard(-PAGE, 2 * PAGE), -EINVAL);
+	ck_assert_int_eq(discard(0, PAGE), -ENXIO);
+	ck_assert_int_eq(discard(END - PAGE, 2 * PAGE), -ENXIO);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__REMOVED);
+}
+END_TEST
+
+START_TEST(discard_that_fails_changes_nothing)
+{
+	ck_assert_int_eq(ensure(BED_GPA, PAGE), 0);
+	fake_push(FAKE_FALLOCATE, -EPERM);
+	ck_assert_int_eq(discard(BED_GPA, 2 * PAGE), -EPERM);
+	ck_assert_int_eq(bed_state(0), KVMFAULT__PRESENT);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__ABSENT);
+	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_DISCARD], 0);
+	ck_assert_uint_eq(bed_stats().removed, 0);
+	ck_assert(bed_has(0, bed_byte(0)));
+}
+END_TEST
+
+static struct kvmfault__answer message;
+
+/* Somebody touches a page that is just being discarded. */
+static bool touch_in_punch(struct fake_call *call)
+{
+	(void)call;
+	message = bed_resolve(KVMFAULT_ENTRANCE_UFFD, 2, true);
+	return false;
+}
+
+START_TEST(touched_while_it_is_discarded)
+{
+	fake_on(FAKE_FALLOCATE, touch_in_punch);
+	ck_assert_int_eq(discard(BED_GPA, 4 * PAGE), 0);
+	ck_assert_int_eq(message.action, KVMFAULT_RETRY);
+	/* Not fetched meanwhile, and awake afterwards. */
+	ck_assert_uint_eq(bed.reads, 0);
+	ck_assert_int_eq(bed_state(2), KVMFAULT__REMOVED);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
+	ck_assert_uint_eq(fake_nth(FAKE_IOCTL, UFFDIO_WAKE, 0)->at,
+			  (uintptr_t)bed_page(2));
+}
+END_TEST
+
+static bool touch_and_fail(struct fake_call *call)
+{
+	message = bed_resolve(KVMFAULT_ENTRANCE_UFFD, 2, true);
+	call->result = -EPERM;
+	return true;
+}
+
+START_TEST(touched_while_a_discard_fails)
+{
+	fake_on(FAKE_FALLOCATE, touch_and_fail);
+	ck_assert_int_eq(discard(BED_GPA + 2 * PAGE, PAGE), -EPERM);
+	ck_assert_int_eq(bed_state(2), KVMFAULT__ABSENT);
+	/* Awake it faults again, and gets its data. */
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
+	bed_resolve(KVMFAULT_ENTRANCE_UFFD, 2, true);
+	ck_assert(bed_has(2, bed_byte(2)));
+}
+END_TEST
+
+START_TEST(without_memory)
+{
+	struct kvmfault__seat *all[64];
+	size_t n = 0;
+
+	for (;;) {
+		fake_push(FAKE_ALLOC, 0);
+		all[n] = kvmfault__seat_take(bed.vm);
+		if (!all[n])
+			break;
+		n++;
+	}
+	fake_push(FAKE_ALLOC, 0);
+	ck_assert_int_eq(ensure(BED_GPA, PAGE), -ENOMEM);
+	fake_push(FAKE_ALLOC, 0);
+	ck_assert_int_eq(discard(BED_GPA, PAGE), -ENOMEM);
+	while (n--)
+		kvmfault__seat_give(all[n]);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("range");
+	TCase *t = tests(suite, "ensure");
+
+	tcase_add_checked_fixture(t, up, down);
+	tcase_add_test(t, ensure_touches_what_it_must);
+	tcase_add_test(t, ensure_across_regions);
+	tcase_add_test(t, ensure_bad_ranges);
+	tcase_add_test(t, ensure_past_the_end);
+	tcase_add_test(t, ensure_says_what_went_wrong);
+	tcase_add_test(t, ensure_where_nobody_takes_it);
+	tcase_add_test(t, ensure_untracked);
+	tcase_add_test(t, without_memory);
+	t = tests(suite, "own");
+	tcase_add_checked_fixture(t, up_own, bed_down);
+	tcase_add_test(t, ensure_with_ones_own_resolver);
+	t = tests(suite, "discard");
+	tcase_add_checked_fixture(t, up, down);
+	tcase_add_test(t, discard_pages);
+	tcase_add_test(t, discard_across_regions);
+	tcase_add_test(t, discard_bad_ranges);
+	tcase_add_test(t, discard_that_fails_changes_nothing);
+	tcase_add_test(t, discard_untracked);
+	tcase_add_test(t, discard_anonymous);
+	tcase_add_test(t, touched_while_it_is_discarded);
+	tcase_add_test(t, touched_while_a_discard_fails);
+	return run_suite(suite);
+}

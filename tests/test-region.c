@@ -1,0 +1,455 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * region.c and the table under it: each address finds its region and no other,
+ * also while regions come and go.
+ */
+
+#include <string.h>
+
+#include "fake-sys.h"
+#include "lib/internal.h"
+#include "unit.h"
+
+#ifdef __SANITIZE_THREAD__
+#define SLOTS 4096U		/* tables of gigabytes in all, byte by byte */
+#else
+#define SLOTS 32764U
+#endif
+#define THREADS 4
+
+static struct kvmfault_vm *vm;
+static struct kvmfault__seat *seat;
+
+static void up(void)
+{
+	ck_assert_int_eq(kvmfault_vm_new(NULL, &vm), 0);
+	seat = kvmfault__seat_take(vm);
+}
+
+static void down(void)
+{
+	struct fake_held held;
+
+	kvmfault__seat_give(seat);
+	ck_assert_uint_eq(vm->region_count, 0);
+	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
+	held = fake_held();
+	ck_assert_int_eq(held.allocations, 0);
+	ck_assert_int_eq(held.mappings, 0);
+}
+
+/* Without a memory: what is looked up is the same. */
+static int add(uint32_t space, uint64_t gpa, uint64_t length)
+{
+	struct kvmfault_region region = {
+		.size = sizeof(region), .address_space = space, .gpa = gpa,
+		.length = length, .guest_memfd = 5,
+	};
+
+	return kvmfault_region_add(vm, &region);
+}
+
+static int drop(uint32_t space, uint64_t gpa)
+{
+	return kvmfault_region_remove(vm, space, gpa);
+}
+
+/* The gpa of the region that is found; UINT64_MAX: none. */
+static uint64_t find(uint32_t space, uint64_t gpa)
+{
+	struct kvmfault__region *region =
+		kvmfault__region_find(seat, space, gpa);
+	uint64_t found = region ? region->info.gpa : UINT64_MAX;
+
+	kvmfault__leave(seat);
+	return found;
+}
+
+START_TEST(empty)
+{
+	ck_assert_uint_eq(find(0, 0), UINT64_MAX);
+	ck_assert_uint_eq(find(4095, UINT64_MAX), UINT64_MAX);
+	ck_assert_int_eq(drop(0, 0), -ENOENT);
+}
+END_TEST
+
+START_TEST(one)
+{
+	ck_assert_int_eq(add(0, 0x10000, 0x2000), 0);
+	ck_assert_uint_eq(find(0, 0xffff), UINT64_MAX);
+	ck_assert_uint_eq(find(0, 0x10000), 0x10000);
+	ck_assert_uint_eq(find(0, 0x11fff), 0x10000);
+	ck_assert_uint_eq(find(0, 0x12000), UINT64_MAX);
+	ck_assert_int_eq(drop(0, 0x11000), -ENOENT);	/* not its beginning */
+	ck_assert_int_eq(drop(0, 0x10000), 0);
+	ck_assert_uint_eq(find(0, 0x10000), UINT64_MAX);
+	ck_assert_int_eq(drop(0, 0x10000), -ENOENT);
+}
+END_TEST
+
+START_TEST(overlaps)
+{
+	static const struct {
+		uint64_t gpa, length;
+	} wrong[] = {
+		{ 0x10000, 0x4000 }, { 0x10000, 0x1000 }, { 0x11000, 0x1000 },
+		{ 0x13000, 0x1000 }, { 0x13000, 0x2000 }, { 0xf000, 0x2000 },
+		{ 0xf000, 0x10000 }, { 0, 0xfffffffffffff000 },
+	};
+
+	ck_assert_int_eq(add(0, 0x10000, 0x4000), 0);
+	ck_assert_int_eq(add(0, wrong[_i].gpa, wrong[_i].length), -EEXIST);
+	ck_assert_uint_eq(find(0, 0xf000), UINT64_MAX);
+	ck_assert_uint_eq(find(0, 0x13fff), 0x10000);
+	ck_assert_int_eq(drop(0, 0x10000), 0);
+}
+END_TEST
+
+START_TEST(adjacent)
+{
+	ck_assert_int_eq(add(0, 0x10000, 0x1000), 0);
+	ck_assert_int_eq(add(0, 0x11000, 0x1000), 0);
+	ck_assert_int_eq(add(0, 0xf000, 0x1000), 0);
+	ck_assert_uint_eq(find(0, 0xffff), 0xf000);
+	ck_assert_uint_eq(find(0, 0x10fff), 0x10000);
+	ck_assert_uint_eq(find(0, 0x11000), 0x11000);
+	ck_assert_int_eq(drop(0, 0x10000), 0);
+	ck_assert_uint_eq(find(0, 0x10000), UINT64_MAX);
+	ck_assert_uint_eq(find(0, 0xffff), 0xf000);
+	ck_assert_uint_eq(find(0, 0x11000), 0x11000);
+	ck_assert_int_eq(drop(0, 0xf000), 0);
+	ck_assert_int_eq(drop(0, 0x11000), 0);
+}
+END_TEST
+
+START_TEST(address_spaces)
+{
+	ck_assert_int_eq(add(0, 0x10000, 0x1000), 0);
+	ck_assert_int_eq(add(1, 0x10000, 0x2000), 0);
+	ck_assert_int_eq(add(4095, 0x10000, 0x1000), 0);
+	ck_assert_uint_eq(find(0, 0x11000), UINT64_MAX);
+	ck_assert_uint_eq(find(1, 0x11000), 0x10000);
+	ck_assert_uint_eq(find(2, 0x10000), UINT64_MAX);
+	ck_assert_uint_eq(find(4096, 0x10000), UINT64_MAX);
+	ck_assert_uint_eq(find(UINT32_MAX, 0x10000), UINT64_MAX);
+	ck_assert_int_eq(drop(1, 0x10000), 0);
+	ck_assert_uint_eq(find(0, 0x10000), 0x10000);
+	ck_assert_int_eq(drop(4096, 0x10000), -ENOENT);
+	ck_assert_int_eq(drop(0, 0x10000), 0);
+	ck_assert_int_eq(drop(4095, 0x10000), 0);
+}
+END_TEST
+
+START_TEST(at_the_end_of_everything)
+{
+	const uint64_t last = UINT64_MAX & ~(PAGE - 1);
+
+	ck_assert_int_eq(add(0, last, PAGE), 0);
+	ck_assert_int_eq(add(1, 0, PAGE), 0);
+	ck_assert_uint_eq(find(0, UINT64_MAX), last);
+	ck_assert_uint_eq(find(0, last - 1), UINT64_MAX);
+	ck_assert_uint_eq(find(1, 0), 0);
+	ck_assert_uint_eq(find(1, UINT64_MAX), UINT64_MAX);
+	ck_assert_int_eq(add(0, last, 2 * PAGE), -EINVAL);	/* wraps */
+	ck_assert_int_eq(add(2, 0, last), 0);
+	ck_assert_uint_eq(find(2, last - 1), 0);
+	ck_assert_int_eq(drop(0, last), 0);
+	ck_assert_int_eq(drop(1, 0), 0);
+	ck_assert_int_eq(drop(2, 0), 0);
+}
+END_TEST
+
+START_TEST(bad_regions)
+{
+	struct kvmfault_memory memory = { .vm = vm, .length = 4 * PAGE };
+	const struct kvmfault_region good = {
+		.size = sizeof(good), .gpa = PAGE, .length = 2 * PAGE,
+		.memory = &memory,
+	};
+	struct kvmfault_region bad[11];
+	size_t i;
+
+	for (i = 0; i < 11; i++)
+		bad[i] = good;
+	bad[0].gpa++;
+	bad[1].length++;
+	bad[2].length = 0;
+	bad[3].offset = 1;
+	bad[4].offset = 3 * PAGE;		/* past the memory's end */
+	bad[5].length = 5 * PAGE;
+	bad[6].offset = -PAGE;			/* wraps */
+	bad[7].gpa = -PAGE;
+	bad[8].address_space = 4096;
+	bad[9].memory = NULL;			/* and no guest_memfd */
+	bad[10].size = 4;
+	for (i = 0; i < 11; i++)
+		ck_assert_int_eq(kvmfault_region_add(vm, &bad[i]), -EINVAL);
+	ck_assert_int_eq(kvmfault_region_add(vm, NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_region_add(NULL, &good), -EINVAL);
+	ck_assert_int_eq(kvmfault_region_remove(NULL, 0, PAGE), -EINVAL);
+	ck_assert_uint_eq(memory.regions, 0);
+	ck_assert_int_eq(kvmfault_region_add(vm, &good), 0);
+	ck_assert_uint_eq(memory.regions, 1);
+	ck_assert_int_eq(drop(0, PAGE), 0);
+	ck_assert_uint_eq(memory.regions, 0);
+}
+END_TEST
+
+START_TEST(another_vms_memory)
+{
+	struct kvmfault_memory memory = { .length = 4 * PAGE };
+	struct kvmfault_region region = {
+		.size = sizeof(region), .length = PAGE, .memory = &memory,
+	};
+
+	ck_assert_int_eq(kvmfault_region_add(vm, &region), -EINVAL);
+}
+END_TEST
+
+START_TEST(unknown_tail)
+{
+	struct {
+		struct kvmfault_region region;
+		uint64_t tail;
+	} caller = {
+		.region = { .size = sizeof(caller), .length = PAGE,
+			    .guest_memfd = 5 },
+		.tail = 1,
+	};
+
+	ck_assert_int_eq(kvmfault_region_add(vm, &caller.region), -E2BIG);
+	caller.tail = 0;
+	ck_assert_int_eq(kvmfault_region_add(vm, &caller.region), 0);
+	ck_assert_int_eq(drop(0, 0), 0);
+}
+END_TEST
+
+START_TEST(public_find)
+{
+	struct kvmfault_region region = {
+		.size = sizeof(region), .gpa = PAGE, .length = PAGE,
+		.guest_memfd = 5, .slot = 7, .guest_memfd_offset = 11 * PAGE,
+		.flags = KVMFAULT_REGION_READONLY,
+	};
+	struct kvmfault_region found = { .size = sizeof(found) };
+
+	ck_assert_int_eq(kvmfault_region_add(vm, &region), 0);
+	ck_assert_int_eq(kvmfault_region_find(vm, 0, PAGE + 5, &found), 0);
+	ck_assert_mem_eq(&found, &region, sizeof(region));
+	ck_assert_int_eq(kvmfault_region_find(vm, 0, 0, &found), -ENOENT);
+	ck_assert_int_eq(kvmfault_region_find(vm, 0, PAGE, NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_region_find(NULL, 0, PAGE, &found), -EINVAL);
+	found.size = 0;
+	ck_assert_int_eq(kvmfault_region_find(vm, 0, PAGE, &found), -EINVAL);
+	ck_assert_int_eq(drop(0, PAGE), 0);
+}
+END_TEST
+
+/* ---- as many as KVM has ---- */
+
+/* Of different lengths, with gaps; near the end of the space. */
+static uint64_t gpa_of(unsigned int i)
+{
+	return 0xffffff0000000000ULL + i * 4 * PAGE;
+}
+
+static uint64_t length_of(unsigned int i)
+{
+	return (i % 3 + 1) * PAGE;
+}
+
+/* At once: one by one it takes the square of them. */
+static void drop_the_rest(void)
+{
+	struct kvmfault__span *span;
+	unsigned int i;
+
+	pthread_mutex_lock(&vm->lock);
+	for (i = 0; i < SLOTS; i++) {
+		span = kvmfault__table_at(&vm->regions,
+					  kvmfault__key(1, gpa_of(i)));
+		if (!span)
+			continue;
+		kvmfault__table_kill(vm, span);
+		vm->region_count--;
+	}
+	kvmfault__table_sweep(vm, &vm->regions);
+	pthread_mutex_unlock(&vm->lock);
+}
+
+START_TEST(as_many_as_kvm_has)
+{
+	unsigned int i, n;
+
+	/* Scattered: 32,764 and the step have no common divisor. */
+	for (i = 0; i < SLOTS; i++) {
+		n = (unsigned int)((uint64_t)i * 10007 % SLOTS);
+		ck_assert_int_eq(add(1, gpa_of(n), length_of(n)), 0);
+	}
+	for (i = 0; i < SLOTS; i++) {
+		uint64_t gpa = gpa_of(i), end = gpa + length_of(i);
+
+		ck_assert_uint_eq(find(1, gpa), gpa);
+		ck_assert_uint_eq(find(1, end - 1), gpa);
+		ck_assert_uint_eq(find(1, end), UINT64_MAX);
+		ck_assert_uint_eq(find(1, gpa - 1), UINT64_MAX);
+		ck_assert_uint_eq(find(0, gpa), UINT64_MAX);
+	}
+	for (i = 0; i < 100; i++)
+		ck_assert_int_eq(drop(1, gpa_of(i * 31)), 0);
+	for (i = 0; i < SLOTS; i++)
+		ck_assert_uint_eq(find(1, gpa_of(i)), i % 31 || i / 31 >= 100 ?
+				  gpa_of(i) : UINT64_MAX);
+	drop_the_rest();
+}
+END_TEST
+
+/* ---- while they come and go ---- */
+
+static atomic_bool stop;
+static atomic_uint wrong, found_some;
+
+/* Odd ones stay, even ones come and go. */
+static void *look_up(void *arg)
+{
+	struct kvmfault__seat *mine = kvmfault__seat_take(vm);
+	unsigned int i = (unsigned int)(uintptr_t)arg;
+
+	while (!atomic_load(&stop)) {
+		unsigned int n = i++ % 64;
+		uint64_t gpa = n * PAGE;
+		struct kvmfault__region *region =
+			kvmfault__region_find(mine, 0, gpa + 7);
+
+		if (region ? region->info.gpa != gpa ||
+			     region->info.slot != n : n % 2)
+			atomic_fetch_add(&wrong, 1);
+		atomic_fetch_add(&found_some, region && !(n % 2));
+		kvmfault__leave(mine);
+	}
+	kvmfault__seat_give(mine);
+	return NULL;
+}
+
+static void add_slot(unsigned int n)
+{
+	struct kvmfault_region region = {
+		.size = sizeof(region), .gpa = n * PAGE, .length = PAGE,
+		.guest_memfd = 5, .slot = n,
+	};
+
+	ck_assert_int_eq(kvmfault_region_add(vm, &region), 0);
+}
+
+START_TEST(looked_up_while_they_come_and_go)
+{
+	pthread_t thread[THREADS];
+	unsigned int i, round;
+
+	for (i = 1; i < 64; i += 2)
+		add_slot(i);
+	for (i = 0; i < THREADS; i++)
+		pthread_create(&thread[i], NULL, look_up,
+			       (void *)(uintptr_t)(i * 16));
+	for (round = 0; round < 50 || !atomic_load(&found_some); round++) {
+		for (i = 0; i < 64; i += 2)
+			add_slot(i);
+		sched_yield();
+		for (i = 0; i < 64; i += 2)
+			ck_assert_int_eq(drop(0, i * PAGE), 0);
+	}
+	atomic_store(&stop, true);
+	for (i = 0; i < THREADS; i++)
+		pthread_join(thread[i], NULL);
+	ck_assert_uint_eq(wrong, 0);
+	for (i = 1; i < 64; i += 2)
+		ck_assert_int_eq(drop(0, i * PAGE), 0);
+}
+END_TEST
+
+/* ---- without memory ---- */
+
+START_TEST(add_fail_the_nth)
+{
+	unsigned int nth;
+
+	ck_assert_int_eq(add(0, 0, PAGE), 0);
+	for (nth = 1;; nth++) {
+		struct fake_held before = fake_held(), after;
+		int err;
+
+		fake_fail_nth(nth);
+		err = add(0, PAGE, PAGE);
+		if (!fake_failed())
+			break;
+		ck_assert_int_eq(err, -ENOMEM);
+		ck_assert_uint_eq(find(0, PAGE), UINT64_MAX);
+		ck_assert_uint_eq(find(0, 0), 0);
+		after = fake_held();
+		ck_assert_mem_eq(&before, &after, sizeof(before));
+	}
+	ck_assert_uint_gt(nth, 2);
+	ck_assert_int_eq(drop(0, 0), 0);
+	ck_assert_int_eq(drop(0, PAGE), 0);
+}
+END_TEST
+
+START_TEST(removal_cannot_fail)
+{
+	ck_assert_int_eq(add(0, 0, PAGE), 0);
+	ck_assert_int_eq(add(0, PAGE, PAGE), 0);
+	fake_push(FAKE_ALLOC, 0);
+	ck_assert_int_eq(drop(0, 0), 0);
+	ck_assert_uint_eq(find(0, 0), UINT64_MAX);
+	ck_assert_uint_eq(find(0, PAGE), PAGE);
+	ck_assert_int_eq(drop(0, 0), -ENOENT);
+	/* The place is free again. */
+	ck_assert_int_eq(add(0, 0, PAGE), 0);
+	ck_assert_uint_eq(find(0, 0), 0);
+	ck_assert_int_eq(drop(0, 0), 0);
+	ck_assert_int_eq(drop(0, PAGE), 0);
+}
+END_TEST
+
+START_TEST(no_place_without_memory)
+{
+	ck_assert_int_eq(add(0, 0, PAGE), 0);
+	fake_push(FAKE_ALLOC, 0);
+	ck_assert_int_eq(drop(0, 0), 0);
+	/* The region's own, and then no table for it. */
+	fake_push(FAKE_ALLOC, FAKE_MODEL);
+	fake_push(FAKE_ALLOC, 0);
+	ck_assert_int_eq(add(0, 0, PAGE), -ENOMEM);
+	ck_assert_int_eq(add(0, 0, PAGE), 0);
+	ck_assert_int_eq(drop(0, 0), 0);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("region");
+	TCase *t = tests(suite, "find");
+
+	tcase_add_checked_fixture(t, up, down);
+	tcase_add_test(t, empty);
+	tcase_add_test(t, one);
+	tcase_add_loop_test(t, overlaps, 0, 8);
+	tcase_add_test(t, adjacent);
+	tcase_add_test(t, address_spaces);
+	tcase_add_test(t, at_the_end_of_everything);
+	tcase_add_test(t, bad_regions);
+	tcase_add_test(t, another_vms_memory);
+	tcase_add_test(t, unknown_tail);
+	tcase_add_test(t, public_find);
+	tcase_add_test(t, looked_up_while_they_come_and_go);
+	tcase_add_test(t, add_fail_the_nth);
+	tcase_add_test(t, removal_cannot_fail);
+	tcase_add_test(t, no_place_without_memory);
+	t = tests(suite, "many");
+	tcase_add_checked_fixture(t, up, down);
+	tcase_set_timeout(t, 10 * HANG);	/* sanitizers are slow */
+	tcase_add_test(t, as_many_as_kvm_has);
+	return run_suite(suite);
+}

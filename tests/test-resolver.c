@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * resolver.c, resolver-copy.c, resolver-populate.c: the chain, what a resolver
+ * may ask for, and ours.
+ */
+
+#include <string.h>
+#include <sys/mman.h>
+
+#include "bed.h"
+
+static unsigned int order[8], asked;
+static int (*act)(struct kvmfault_request *request);
+
+static int resolve(void *data, struct kvmfault_request *request)
+{
+	order[asked++ % 8] = (unsigned int)(uintptr_t)data;
+	return act ? act(request) : KVMFAULT_DECLINED;
+}
+
+static int add(const char *name, unsigned int number, uint32_t pages)
+{
+	struct kvmfault_resolver resolver = {
+		.size = sizeof(resolver), .name = name, .pages = pages,
+		.resolve = resolve, .data = (void *)(uintptr_t)number,
+	};
+
+	return kvmfault_resolver_add(bed.vm, &resolver);
+}
+
+static struct kvmfault__answer fetch(uint64_t page)
+{
+	return bed_resolve(KVMFAULT_ENTRANCE_CALL, page, false);
+}
+
+START_TEST(order_is_the_vmms)
+{
+	ck_assert_int_eq(add("first", 1, 0), 0);
+	ck_assert_int_eq(add("second", 2, 0), 0);
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 0), "first");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 1), "second");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 2), "copy");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 3), "populate");
+	ck_assert_ptr_null(kvmfault_resolver_name(bed.vm, 4));
+	ck_assert_ptr_null(kvmfault_resolver_name(NULL, 0));
+	bed_add();
+	ck_assert_str_eq(fetch(0).resolver, "copy");
+	ck_assert_uint_eq(asked, 2);
+	ck_assert_uint_eq(order[0], 1);
+	ck_assert_uint_eq(order[1], 2);
+	ck_assert_uint_eq(bed_stats().resolver[2], 1);
+}
+END_TEST
+
+START_TEST(pages_that_it_is_for)
+{
+	ck_assert_int_eq(add("absent", 1, 1U << KVMFAULT_PAGE_ABSENT), 0);
+	ck_assert_int_eq(add("removed", 2, 1U << KVMFAULT_PAGE_REMOVED), 0);
+	ck_assert_int_eq(add("present", 3, 1U << KVMFAULT_PAGE_PRESENT), 0);
+	bed_add();
+	fetch(0);
+	ck_assert_uint_eq(asked, 1);
+	ck_assert_uint_eq(order[0], 1);
+	bed_resolve(KVMFAULT_ENTRANCE_EXIT, 0, false);
+	ck_assert_uint_eq(asked, 2);
+	ck_assert_uint_eq(order[1], 3);
+	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA, PAGE), 0);
+	fetch(0);
+	ck_assert_uint_eq(asked, 3);
+	ck_assert_uint_eq(order[2], 2);
+}
+END_TEST
+
+START_TEST(bad_ones)
+{
+	struct kvmfault_resolver resolver = {
+		.size = sizeof(resolver), .name = "x", .resolve = resolve,
+	};
+	struct {
+		struct kvmfault_resolver resolver;
+		uint64_t tail;
+	} longer = { .resolver = resolver, .tail = 1 };
+
+	ck_assert_int_eq(kvmfault_resolver_add(NULL, &resolver), -EINVAL);
+	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, NULL), -EINVAL);
+	resolver.name = NULL;
+	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), -EINVAL);
+	resolver.name = "x";
+	resolver.resolve = NULL;
+	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), -EINVAL);
+	longer.resolver.size = sizeof(longer);
+	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &longer.resolver),
+			 -E2BIG);
+	ck_assert_ptr_null(kvmfault_resolver_name(bed.vm, 2));
+}
+END_TEST
+
+START_TEST(so_many_and_no_more)
+{
+	unsigned int i;
+
+	for (i = 0; i < KVMFAULT_RESOLVER_COUNT - 2; i++)
+		ck_assert_int_eq(add("one of many", i, 0), 0);
+	ck_assert_int_eq(add("one too many", i, 0), -ENOSPC);
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 15), "populate");
+}
+END_TEST
+
+START_TEST(too_late)
+{
+	struct kvmfault_service_options options = { .size = sizeof(options) };
+	struct kvmfault_service *service;
+
+	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
+	ck_assert_int_eq(add("late", 1, 0), -EBUSY);
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	bed_add();
+	ck_assert_int_eq(add("late", 1, 0), -EBUSY);
+}
+END_TEST
+
+/* ---- what a request may be asked ---- */
+
+static int by_hand(struct kvmfault_request *request)
+{
+	char mine[PAGE];
+
+	ck_assert_int_eq(kvmfault_request_read(request, NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_request_install(request, NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_request_read(request, mine), 0);
+	ck_assert_int_eq(mine[0], request->page == KVMFAULT_PAGE_ABSENT ?
+			 bed_byte(request->offset / PAGE) : 0);
+	memset(mine, 77, PAGE);
+	ck_assert_int_eq(kvmfault_request_install(request, mine), 0);
+	return KVMFAULT_RESOLVED;
+}
+
+static int nothing_claimed(struct kvmfault_request *request)
+{
+	char mine[PAGE];
+
+	ck_assert_int_eq(kvmfault_request_read(request, mine), -EINVAL);
+	ck_assert_int_eq(kvmfault_request_install(request, mine), -EINVAL);
+	return KVMFAULT_DECLINED;
+}
+
+START_TEST(read_and_install)
+{
+	ck_assert_int_eq(add("by hand", 1, 0), 0);
+	bed_add();
+	act = by_hand;
+	ck_assert_int_eq(fetch(3).action, KVMFAULT_RETRY);
+	ck_assert(bed_has(3, 77));
+	ck_assert_uint_eq(bed_stats().fetched, 1);
+	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA, PAGE), 0);
+	ck_assert_int_eq(fetch(0).action, KVMFAULT_RETRY);
+	ck_assert_uint_eq(bed_stats().zeroed, 1);
+	act = nothing_claimed;
+	bed_resolve(KVMFAULT_ENTRANCE_EXIT, 3, false);
+	ck_assert_uint_eq(asked, 3);
+	ck_assert_int_eq(kvmfault_request_read(NULL, order), -EINVAL);
+	ck_assert_int_eq(kvmfault_request_install(NULL, order), -EINVAL);
+}
+END_TEST
+
+static int say_what_install_said(struct kvmfault_request *request)
+{
+	return kvmfault_request_install(request, request->buffer);
+}
+
+START_TEST(install_says_what_the_kernel_said)
+{
+	static const int errors[] = { -EAGAIN, -ENOENT, -ESRCH, -ENOMEM,
+				      -EHWPOISON, -EFAULT };
+
+	ck_assert_int_eq(add("install", 1, 0), 0);
+	bed_add();
+	act = say_what_install_said;
+	fake_push(FAKE_IOCTL, errors[_i]);
+	ck_assert_int_eq(fetch(3).error, errors[_i]);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+}
+END_TEST
+
+/* ---- ours: populate ---- */
+
+static int populate(enum kvmfault_access access, uint32_t flags, void *host)
+{
+	struct kvmfault_fault fault = { .access = access };
+	struct kvmfault_region region = { .flags = flags };
+	struct kvmfault_request request = {
+		.fault = &fault, .region = &region, .host = host,
+		.length = PAGE, .page = KVMFAULT_PAGE_PRESENT,
+	};
+
+	fake_forget();
+	return kvmfault__resolver_populate.resolve(NULL, &request);
+}
+
+static size_t reads(void)
+{
+	return fake_count(FAKE_MADVISE, KVMFAULT__MADV_POPULATE_READ);
+}
+
+static size_t writes(void)
+{
+	return fake_count(FAKE_MADVISE, KVMFAULT__MADV_POPULATE_WRITE);
+}
+
+START_TEST(populate_by_access)
+{
+	bed_add();
+	ck_assert_int_eq(populate(KVMFAULT_ACCESS_READ, 0, bed.host),
+			 KVMFAULT_RESOLVED);
+	ck_assert_uint_eq(reads(), 1);
+	ck_assert_uint_eq(writes(), 0);
+	ck_assert_int_eq(populate(KVMFAULT_ACCESS_EXEC, 0, bed.host),
+			 KVMFAULT_RESOLVED);
+	ck_assert_uint_eq(reads(), 1);
+	ck_assert_int_eq(populate(KVMFAULT_ACCESS_WRITE, 0, bed.host),
+			 KVMFAULT_RESOLVED);
+	ck_assert_uint_eq(writes(), 1);
+	ck_assert_int_eq(populate(KVMFAULT_ACCESS_UNKNOWN, 0, bed.host),
+			 KVMFAULT_RESOLVED);
+	ck_assert_uint_eq(writes(), 1);
+	ck_assert_int_eq(populate(KVMFAULT_ACCESS_WRITE,
+				  KVMFAULT_REGION_READONLY, bed.host),
+			 KVMFAULT_RESOLVED);
+	ck_assert_uint_eq(reads(), 1);
+	ck_assert_uint_eq(writes(), 0);
+	ck_assert_int_eq(populate(KVMFAULT_ACCESS_READ, 0, NULL),
+			 KVMFAULT_DECLINED);
+	ck_assert_uint_eq(reads(), 0);
+}
+END_TEST
+
+static bool read_only(struct fake_call *call)
+{
+	if (call->number != KVMFAULT__MADV_POPULATE_WRITE)
+		return false;
+	call->result = -EINVAL;
+	return true;
+}
+
+static int populate_read_only(enum kvmfault_access access)
+{
+	struct kvmfault_fault fault = { .access = access };
+	struct kvmfault_request request = {
+		.fault = &fault, .host = bed.host, .length = PAGE,
+	};
+
+	fake_on(FAKE_MADVISE, read_only);
+	return kvmfault__resolver_populate.resolve(NULL, &request);
+}
+
+START_TEST(populate_what_is_only_readable)
+{
+	bed_add();
+	/* Not known to be a write: readable will do. */
+	ck_assert_int_eq(populate_read_only(KVMFAULT_ACCESS_UNKNOWN),
+			 KVMFAULT_RESOLVED);
+	ck_assert_int_eq(populate_read_only(KVMFAULT_ACCESS_WRITE), -EINVAL);
+}
+END_TEST
+
+START_TEST(populate_says_why_not)
+{
+	static const int errors[] = { -EFAULT, -ENOMEM, -EHWPOISON, -EINTR };
+	struct kvmfault__answer answer;
+
+	bed_add();
+	fetch(3);
+	fake_push(FAKE_MADVISE, errors[_i]);
+	answer = bed_resolve(KVMFAULT_ENTRANCE_EXIT, 3, false);
+	if (errors[_i] == -EINTR) {
+		ck_assert_int_eq(answer.action, KVMFAULT_INTERRUPTED);
+		return;
+	}
+	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_RESOLVER);
+	ck_assert_int_eq(answer.error, errors[_i]);
+	ck_assert_str_eq(answer.resolver, "populate");
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("resolver");
+	TCase *t = tests(suite, "chain");
+
+	tcase_add_checked_fixture(t, bed_vm, bed_down);
+	tcase_add_test(t, order_is_the_vmms);
+	tcase_add_test(t, pages_that_it_is_for);
+	tcase_add_test(t, bad_ones);
+	tcase_add_test(t, so_many_and_no_more);
+	tcase_add_test(t, too_late);
+	tcase_add_test(t, read_and_install);
+	tcase_add_loop_test(t, install_says_what_the_kernel_said, 0, 6);
+	tcase_add_test(t, populate_by_access);
+	tcase_add_test(t, populate_what_is_only_readable);
+	tcase_add_loop_test(t, populate_says_why_not, 0, 4);
+	return run_suite(suite);
+}

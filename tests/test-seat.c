@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * seat.c: what is held is not freed, what nobody holds is; who drains waits
+ * for the others, and not for itself.
+ */
+
+#include <string.h>
+
+#include "fake-sys.h"
+#include "lib/internal.h"
+#include "unit.h"
+
+#define THREADS 4
+
+static struct kvmfault_vm *vm;
+static struct kvmfault__seat *seat;
+
+static void up(void)
+{
+	ck_assert_int_eq(kvmfault_vm_new(NULL, &vm), 0);
+	seat = kvmfault__seat_take(vm);
+}
+
+static void down(void)
+{
+	struct fake_held held;
+
+	kvmfault__seat_give(seat);
+	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
+	held = fake_held();
+	ck_assert_int_eq(held.allocations, 0);
+	ck_assert_int_eq(held.mappings, 0);
+}
+
+static void *new_item(void)
+{
+	return kvmfault__sys_alloc(sizeof(struct kvmfault__span), 0);
+}
+
+static void retire(void *item)
+{
+	pthread_mutex_lock(&vm->lock);
+	kvmfault__retire(vm, item);
+	kvmfault__reclaim(vm);
+	pthread_mutex_unlock(&vm->lock);
+}
+
+START_TEST(taken_once_used_again)
+{
+	struct kvmfault__seat *other = kvmfault__seat_take(vm);
+
+	ck_assert_ptr_ne(seat, other);
+	ck_assert_ptr_ne(seat->buffer, other->buffer);
+	ck_assert_uint_eq((uintptr_t)other % KVMFAULT__CACHE_LINE, 0);
+	kvmfault__seat_give(other);
+	ck_assert_ptr_eq(kvmfault__seat_take(vm), other);
+	ck_assert(!other->immediate_exit);
+	kvmfault__seat_give(other);
+}
+END_TEST
+
+START_TEST(without_memory)
+{
+	long before = fake_held().allocations;
+
+	fake_push(FAKE_ALLOC, 0);
+	ck_assert_ptr_null(kvmfault__seat_take(vm));
+	fake_push(FAKE_MMAP, -ENOMEM);
+	ck_assert_ptr_null(kvmfault__seat_take(vm));
+	ck_assert_int_eq(fake_held().allocations, before);
+}
+END_TEST
+
+START_TEST(nobody_holds_it)
+{
+	long before = fake_held().allocations;
+
+	retire(new_item());
+	ck_assert_int_eq(fake_held().allocations, before);
+	retire(NULL);
+}
+END_TEST
+
+START_TEST(held_is_not_freed)
+{
+	long before = fake_held().allocations;
+	void *item = new_item();
+
+	/* By its address, as a span, a table and a list are. */
+	switch (_i) {
+	case 0:
+		atomic_store(&seat->span, item);
+		break;
+	case 1:
+		atomic_store(&seat->table, item);
+		break;
+	case 2:
+		atomic_store(&seat->mappings, item);
+		break;
+	}
+	retire(item);
+	ck_assert_int_eq(fake_held().allocations, before + 1);
+	memset((char *)item + sizeof(void *), 0x55, 8);	/* still ours */
+	pthread_mutex_lock(&vm->lock);
+	ck_assert(kvmfault__retired(vm, item));
+	pthread_mutex_unlock(&vm->lock);
+	atomic_store(&seat->table, NULL);
+	atomic_store(&seat->span, NULL);
+	kvmfault__unhold(seat, &seat->mappings);
+	retire(NULL);
+	ck_assert_int_eq(fake_held().allocations, before);
+}
+END_TEST
+
+START_TEST(what_is_in_a_held_table_is_not_freed)
+{
+	long before = fake_held().allocations;
+	void *table = new_item(), *item = new_item();
+
+	/* A lookup in it may be about to hold any of them. */
+	atomic_store(&seat->table, table);
+	pthread_mutex_lock(&vm->lock);
+	kvmfault__retire(vm, table);
+	kvmfault__retire(vm, item);
+	kvmfault__reclaim(vm);
+	pthread_mutex_unlock(&vm->lock);
+	ck_assert_int_eq(fake_held().allocations, before + 2);
+	atomic_store(&seat->table, NULL);
+	retire(NULL);
+	ck_assert_int_eq(fake_held().allocations, before);
+}
+END_TEST
+
+START_TEST(freed_at_the_end)
+{
+	void *item = new_item();
+
+	atomic_store(&seat->span, item);
+	retire(item);
+	atomic_store(&seat->span, NULL);
+	/* down() checks that it is gone with the VM. */
+}
+END_TEST
+
+/* ---- drain ---- */
+
+static atomic_int is_busy;
+static struct kvmfault__seat *busy_seat;
+
+static bool busy(struct kvmfault__seat *who, void *what)
+{
+	ck_assert_ptr_eq(what, &is_busy);
+	return who == busy_seat && atomic_load(&is_busy);
+}
+
+START_TEST(nobody_is_busy)
+{
+	ck_assert_int_eq(kvmfault__drain(vm, busy, &is_busy), 0);
+	ck_assert_uint_eq(vm->drainers, 0);
+}
+END_TEST
+
+START_TEST(own_seat_is_busy)
+{
+	busy_seat = seat;
+	is_busy = 1;
+	ck_assert_int_eq(kvmfault__drain(vm, busy, &is_busy), -EDEADLK);
+	ck_assert_uint_eq(vm->drainers, 0);
+}
+END_TEST
+
+static void *leave_soon(void *arg)
+{
+	struct kvmfault__seat *mine = arg;
+
+	while (!atomic_load(&vm->drainers))
+		sched_yield();
+	atomic_store(&is_busy, 0);
+	if (mine == busy_seat)
+		kvmfault__leave(mine);
+	return NULL;
+}
+
+START_TEST(waits_for_another)
+{
+	pthread_t thread;
+
+	busy_seat = kvmfault__seat_take(vm);
+	atomic_store(&busy_seat->owner, 1);	/* somebody else */
+	is_busy = 1;
+	pthread_create(&thread, NULL, leave_soon, busy_seat);
+	ck_assert_int_eq(kvmfault__drain(vm, busy, &is_busy), 0);
+	ck_assert_int_eq(is_busy, 0);
+	pthread_join(thread, NULL);
+	kvmfault__seat_give(busy_seat);
+}
+END_TEST
+
+/* ---- threads ---- */
+
+static _Atomic(const void *) shared;
+static atomic_bool stop;
+static atomic_uint wrong, seen;
+
+struct item {
+	struct kvmfault__retired retired;
+	uint64_t magic;
+};
+
+static void *reader(void *arg)
+{
+	struct kvmfault__seat *mine = kvmfault__seat_take(vm);
+
+	(void)arg;
+	while (!atomic_load(&stop)) {
+		const struct item *item = kvmfault__hold(&mine->mappings,
+							 &shared);
+
+		if (item->magic != 42)
+			atomic_fetch_add(&wrong, 1);
+		kvmfault__unhold(mine, &mine->mappings);
+		atomic_fetch_add(&seen, 1);
+	}
+	kvmfault__seat_give(mine);
+	return NULL;
+}
+
+static struct item *new_magic(void)
+{
+	struct item *item = kvmfault__sys_alloc(sizeof(*item), 0);
+
+	item->magic = 42;
+	return item;
+}
+
+START_TEST(read_while_it_is_replaced)
+{
+	pthread_t thread[THREADS];
+	unsigned int i;
+
+	atomic_store(&shared, new_magic());
+	for (i = 0; i < THREADS; i++)
+		pthread_create(&thread[i], NULL, reader, NULL);
+	for (i = 0; i < 2000 || atomic_load(&seen) < 2000; i++) {
+		const struct item *old = atomic_exchange(&shared, new_magic());
+
+		retire((void *)(uintptr_t)old);
+	}
+	atomic_store(&stop, true);
+	for (i = 0; i < THREADS; i++)
+		pthread_join(thread[i], NULL);
+	ck_assert_uint_eq(wrong, 0);
+	retire((void *)(uintptr_t)atomic_exchange(&shared, NULL));
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("seat");
+	TCase *t = tests(suite, "seat");
+
+	tcase_add_checked_fixture(t, up, down);
+	tcase_add_test(t, taken_once_used_again);
+	tcase_add_test(t, without_memory);
+	tcase_add_test(t, nobody_holds_it);
+	tcase_add_loop_test(t, held_is_not_freed, 0, 3);
+	tcase_add_test(t, what_is_in_a_held_table_is_not_freed);
+	tcase_add_test(t, freed_at_the_end);
+	tcase_add_test(t, nobody_is_busy);
+	tcase_add_test(t, own_seat_is_busy);
+	tcase_add_test(t, waits_for_another);
+	tcase_add_test(t, read_while_it_is_replaced);
+	return run_suite(suite);
+}

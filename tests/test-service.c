@@ -1,0 +1,649 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * service.c: messages in, sleepers awake, in the VMM's own loop, on a clock
+ * that only the test moves. What can't be done now is parked and comes again.
+ */
+
+#include <string.h>
+#include <sys/epoll.h>
+
+#include "bed.h"
+
+#define MS 1000000ULL
+#define SECOND (1000 * MS)
+
+static struct kvmfault_service *service;
+
+static void up(void)
+{
+	struct kvmfault_service_options options = { .size = sizeof(options) };
+
+	bed_up();
+	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
+}
+
+static void down(void)
+{
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	bed_down();
+}
+
+static void touch(uint64_t page, bool write)
+{
+	ck_assert(fake_fault(bed_page(page) + 123, write));
+}
+
+/* As the VMM's loop: while there is something to read. */
+static void dispatch(void)
+{
+	size_t i;
+
+	for (i = 0; i < 100; i++)
+		ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+}
+
+static size_t wakes(void)
+{
+	return fake_count(FAKE_IOCTL, UFFDIO_WAKE);
+}
+
+static size_t copies(void)
+{
+	return fake_count(FAKE_IOCTL, UFFDIO_COPY);
+}
+
+START_TEST(message_is_answered)
+{
+	touch(3, true);
+	dispatch();
+	ck_assert(bed_has(3, bed_byte(3)));
+	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_UFFD], 1);
+	ck_assert_uint_eq(bed_stats().fetched, 1);
+	ck_assert_uint_eq(bed_stats().parked, 0);
+	ck_assert_uint_eq(bed_stats().latency[0], 1);
+	ck_assert_uint_eq(wakes(), 0);		/* the copy woke it */
+}
+END_TEST
+
+START_TEST(message_that_comes_late_is_woken)
+{
+	touch(3, false);
+	touch(3, false);
+	dispatch();
+	ck_assert_uint_eq(bed.reads, 1);
+	ck_assert_uint_eq(wakes(), 1);
+	ck_assert_uint_eq(bed_stats().repeated, 1);
+}
+END_TEST
+
+START_TEST(many_messages)
+{
+	uint64_t i;
+
+	for (i = 0; i < 40; i++)
+		touch(i % BED_PAGES, false);
+	dispatch();
+	ck_assert_uint_eq(bed.reads, BED_PAGES);
+	ck_assert_uint_eq(bed_stats().fetched, BED_PAGES);
+	ck_assert_uint_eq(wakes(), 40 - BED_PAGES);
+}
+END_TEST
+
+START_TEST(pollable)
+{
+	int fd = kvmfault_service_fd(service);
+
+	ck_assert_int_gt(fd, 0);
+	ck_assert_int_eq(kvmfault_service_fd(NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_service_dispatch(NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_service_free(NULL), 0);
+}
+END_TEST
+
+START_TEST(nothing_to_do)
+{
+	dispatch();
+	ck_assert_uint_eq(bed.reads, 0);
+	ck_assert_uint_eq(copies(), 0);
+	fake_push(FAKE_EPOLL_WAIT, -EINTR);
+	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+}
+END_TEST
+
+/* ---- parked ---- */
+
+static bool not_now(struct fake_call *call)
+{
+	if (call->number != UFFDIO_COPY)
+		return false;
+	call->result = -EAGAIN;
+	return true;
+}
+
+START_TEST(not_now_is_parked_and_comes_again)
+{
+	fake_on(FAKE_IOCTL, not_now);
+	touch(3, false);
+	dispatch();
+	ck_assert_uint_eq(copies(), 1);		/* no spin */
+	ck_assert_uint_eq(bed_stats().parked, 1);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+	fake_advance(SECOND);
+	dispatch();
+	ck_assert_uint_eq(copies(), 2);
+	fake_on(FAKE_IOCTL, NULL);
+	fake_advance(SECOND);
+	dispatch();
+	ck_assert(bed_has(3, bed_byte(3)));
+	/* Not for ever. */
+	fake_advance(100 * SECOND);
+	dispatch();
+	ck_assert_uint_eq(copies(), 3);
+	/* Nobody gave up on it: the VMM is not asked. */
+	ck_assert_uint_eq(bed.unresolved, 0);
+}
+END_TEST
+
+START_TEST(parked_longer_and_longer)
+{
+	unsigned int i;
+
+	fake_on(FAKE_IOCTL, not_now);
+	touch(3, false);
+	for (i = 0; i < 60000; i += 10) {
+		ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+		fake_advance(10 * MS);
+	}
+	/* Within a minute: 10 quick ones, then about one a second. */
+	ck_assert_uint_ge(copies(), 60);
+	ck_assert_uint_le(copies(), 75);
+}
+END_TEST
+
+START_TEST(repeated_message_of_a_parked_one)
+{
+	fake_on(FAKE_IOCTL, not_now);
+	touch(3, false);
+	dispatch();
+	touch(3, false);
+	touch(3, true);
+	dispatch();
+	ck_assert_uint_eq(copies(), 1);
+	ck_assert_uint_eq(bed_stats().repeated, 2);
+	ck_assert_uint_eq(bed_stats().parked, 1);
+}
+END_TEST
+
+START_TEST(parked_ones_do_not_hold_up_the_others)
+{
+	fake_on(FAKE_IOCTL, not_now);
+	touch(3, false);
+	dispatch();
+	fake_on(FAKE_IOCTL, NULL);
+	touch(4, false);
+	dispatch();
+	ck_assert(bed_has(4, bed_byte(4)));
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+}
+END_TEST
+
+#define ROOM 256
+
+START_TEST(no_room_to_park)
+{
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options), .length = (ROOM + 1) * PAGE,
+	};
+	struct kvmfault_source source = bed_source();
+	struct kvmfault_memory *memory;
+	uint64_t page;
+	void *host;
+
+	options.fd = fake_memory(options.length, 0, &host);
+	options.host = host;
+	options.source = &source;
+	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
+	bed.source_result = -EAGAIN;
+	for (page = 0; page < ROOM; page++)
+		ck_assert(fake_fault((char *)host + page * PAGE, false));
+	dispatch();
+	fake_forget();
+	ck_assert(fake_fault((char *)host + ROOM * PAGE, false));
+	dispatch();
+	/* Awake, it faults again and so is not forgotten. */
+	ck_assert_uint_ge(wakes(), 1);
+	ck_assert_uint_eq(fake_nth(FAKE_IOCTL, UFFDIO_WAKE, 0)->at,
+			  (uintptr_t)host + ROOM * PAGE);
+	bed.source_result = 0;
+	fake_advance(10 * SECOND);
+	dispatch();
+	for (page = 0; page < ROOM; page++)
+		ck_assert(fake_present(options.fd, page * PAGE));
+	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+}
+END_TEST
+
+START_TEST(parked_ones_are_woken_at_the_end)
+{
+	struct kvmfault_service_options options = { .size = sizeof(options) };
+
+	fake_on(FAKE_IOCTL, not_now);
+	touch(3, false);
+	dispatch();
+	fake_forget();
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	ck_assert_uint_eq(wakes(), 1);
+	ck_assert_uint_eq(fake_nth(FAKE_IOCTL, UFFDIO_WAKE, 0)->at,
+			  (uintptr_t)bed_page(3));
+	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
+}
+END_TEST
+
+START_TEST(memory_of_a_parked_one_is_gone)
+{
+	struct kvmfault_memory *memory;
+	void *host;
+	int fd;
+
+	ck_assert_int_eq(bed_memory(&memory, &fd, &host), 0);
+	bed.source_result = -EAGAIN;
+	ck_assert(fake_fault(host, false));
+	dispatch();
+	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+	bed.reads = 0;
+	fake_advance(100 * SECOND);
+	dispatch();
+	ck_assert_uint_eq(bed.reads, 0);
+}
+END_TEST
+
+/* ---- unresolved ---- */
+
+static void tries(unsigned int n)
+{
+	while (n--) {
+		dispatch();
+		fake_advance(2 * SECOND);
+	}
+}
+
+START_TEST(told_after_three_tries)
+{
+	bed.source_result = -EIO;
+	touch(3, true);
+	tries(2);
+	ck_assert_uint_eq(bed.unresolved, 0);
+	tries(1);
+	ck_assert_uint_eq(bed.unresolved, 1);
+	ck_assert_uint_eq(bed.logs, 1);
+	ck_assert_int_eq(bed.reason, KVMFAULT_REASON_SOURCE);
+	ck_assert_int_eq(bed.error, -EIO);
+	ck_assert_int_eq(bed.fault.entrance, KVMFAULT_ENTRANCE_UFFD);
+	ck_assert_int_eq(bed.fault.access, KVMFAULT_ACCESS_WRITE);
+	ck_assert_uint_eq(bed.fault.hva, (uintptr_t)bed_page(3));
+	ck_assert_uint_eq(bed.fault.known & KVMFAULT_KNOWN_HVA,
+			  KVMFAULT_KNOWN_HVA);
+	/* Once; and it goes on trying until it works. */
+	tries(5);
+	ck_assert_uint_eq(bed.unresolved, 1);
+	ck_assert_uint_eq(bed_stats().unresolved, 1);
+	bed.source_result = 0;
+	tries(1);
+	ck_assert(bed_has(3, bed_byte(3)));
+}
+END_TEST
+
+START_TEST(told_after_a_mixed_series)
+{
+	static const int results[] = { -EIO, -EIO, -EAGAIN, -EIO, -EIO };
+	size_t i;
+
+	touch(3, false);
+	for (i = 0; i < 5; i++) {
+		bed.source_result = results[i];
+		tries(1);
+	}
+	ck_assert_uint_eq(bed.unresolved, 1);
+}
+END_TEST
+
+START_TEST(failing_fetch_does_not_flood)
+{
+	bed.source_result = -EIO;
+	touch(3, false);
+	dispatch();
+	ck_assert_uint_eq(bed.reads, 1);
+	/* What is woken faults again: that is known already. */
+	touch(3, false);
+	dispatch();
+	ck_assert_uint_eq(bed.reads, 1);
+	ck_assert_uint_eq(bed_stats().repeated, 1);
+}
+END_TEST
+
+/* ---- other messages ---- */
+
+static int adopted;
+
+static struct kvmfault_memory *anonymous(char **host)
+{
+	struct kvmfault_source source = bed_source();
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options), .length = BED_PAGES * PAGE,
+		.source = &source,
+	};
+	struct kvmfault_memory *memory;
+	void *address;
+
+	fake_memory(options.length, 0, &address);
+	options.host = *host = address;
+	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
+	return memory;
+}
+
+static void event(struct kvmfault_memory *memory, const struct uffd_msg *msg)
+{
+	const struct kvmfault__mappings *all =
+		atomic_load(&memory->mappings);
+
+	fake_message(all->mapping[0]->uffd->fd, msg);
+	dispatch();
+}
+
+static void remove_event(struct kvmfault_memory *memory, char *start,
+			 uint64_t length)
+{
+	struct uffd_msg msg = { .event = UFFD_EVENT_REMOVE };
+
+	msg.arg.remove.start = (uintptr_t)start;
+	msg.arg.remove.end = (uintptr_t)start + length;
+	event(memory, &msg);
+}
+
+START_TEST(removed_from_a_file_is_a_hint)
+{
+	touch(3, false);
+	dispatch();
+	/* The data is still in the file. */
+	remove_event(bed.memory, bed_page(3), PAGE);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
+	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
+}
+END_TEST
+
+START_TEST(removed_from_anonymous_memory_is_gone)
+{
+	char *host;
+	struct kvmfault_memory *memory = anonymous(&host);
+
+	ck_assert(fake_fault(host + 3 * PAGE, false));
+	dispatch();
+	remove_event(memory, host + 3 * PAGE, 2 * PAGE);
+	ck_assert_int_eq(kvmfault__page_state(memory, 2), KVMFAULT__ABSENT);
+	ck_assert_int_eq(kvmfault__page_state(memory, 3), KVMFAULT__REMOVED);
+	ck_assert_int_eq(kvmfault__page_state(memory, 4), KVMFAULT__REMOVED);
+	ck_assert_int_eq(kvmfault__page_state(memory, 5), KVMFAULT__ABSENT);
+	/* Past the memory's end. */
+	remove_event(memory, host + (BED_PAGES - 1) * PAGE, 8 * PAGE);
+	ck_assert_int_eq(kvmfault__page_state(memory, BED_PAGES - 1),
+			 KVMFAULT__REMOVED);
+	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+}
+END_TEST
+
+START_TEST(fork_event)
+{
+	struct uffd_msg msg = { .event = UFFD_EVENT_FORK };
+	long before = fake_held().descriptors;
+
+	adopted = fake_fd(FAKE_UFFD);
+	fake_give(adopted);
+	msg.arg.fork.ufd = (uint32_t)adopted;
+	event(bed.memory, &msg);
+	ck_assert_uint_eq(bed.logs, 1);
+	ck_assert_int_eq(fake_held().descriptors, before);
+}
+END_TEST
+
+START_TEST(unmap_and_remap_events)
+{
+	struct uffd_msg msg = {
+		.event = _i ? UFFD_EVENT_UNMAP : UFFD_EVENT_REMAP,
+	};
+
+	event(bed.memory, &msg);
+	ck_assert_uint_eq(bed.logs, 1);
+}
+END_TEST
+
+START_TEST(message_for_what_nobody_knows)
+{
+	struct uffd_msg msg = { .event = UFFD_EVENT_PAGEFAULT };
+
+	msg.arg.pagefault.address = 0x1000;
+	event(bed.memory, &msg);
+	ck_assert_uint_eq(bed.reads, 0);
+	ck_assert_uint_eq(bed_stats().parked, 0);
+}
+END_TEST
+
+START_TEST(unknown_event)
+{
+	struct uffd_msg msg = { .event = 0x77 };
+
+	event(bed.memory, &msg);
+	ck_assert_uint_eq(bed.reads, 0);
+}
+END_TEST
+
+START_TEST(flags_that_nobody_understands)
+{
+	struct uffd_msg msg = { .event = UFFD_EVENT_PAGEFAULT };
+
+	msg.arg.pagefault.address = (uintptr_t)bed_page(3);
+	msg.arg.pagefault.flags = UFFD_PAGEFAULT_FLAG_WRITE | 1ULL << 40;
+	event(bed.memory, &msg);
+	tries(3);
+	ck_assert_uint_eq(bed.unresolved, 1);
+	ck_assert_int_eq(bed.reason, KVMFAULT_REASON_FLAGS);
+	ck_assert_uint_eq(bed.fault.flags & 1ULL << 40, 1ULL << 40);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+}
+END_TEST
+
+static bool failed_uffd(struct fake_call *call)
+{
+	struct epoll_event *events = call->arg;
+
+	if (fake_model(call) > 0)
+		events[0].events = EPOLLERR;
+	return true;
+}
+
+START_TEST(userfaultfd_that_failed_is_muted)
+{
+	touch(3, false);
+	fake_on(FAKE_EPOLL_WAIT, failed_uffd);
+	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+	fake_on(FAKE_EPOLL_WAIT, NULL);
+	dispatch();
+	ck_assert_uint_eq(bed.logs, 1);
+	ck_assert_uint_eq(bed.reads, 0);
+}
+END_TEST
+
+/* ---- making it ---- */
+
+START_TEST(new_service)
+{
+	struct kvmfault_service_options options = { .size = sizeof(options) };
+	struct kvmfault_service *second = (void *)1;
+
+	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &second),
+			 -EBUSY);
+	ck_assert_ptr_null(second);
+	ck_assert_int_eq(kvmfault_service_new(NULL, &options, &second),
+			 -EINVAL);
+	ck_assert_int_eq(kvmfault_service_new(bed.vm, NULL, &second), -EINVAL);
+	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, NULL),
+			 -EINVAL);
+	options.threads = 257;
+	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &second),
+			 -EINVAL);
+	ck_assert_int_eq(kvmfault_vm_free(bed.vm), -EBUSY);
+}
+END_TEST
+
+START_TEST(unknown_tail)
+{
+	struct {
+		struct kvmfault_service_options options;
+		uint64_t tail;
+	} caller = { .options.size = sizeof(caller), .tail = 1 };
+	struct kvmfault_service *second = (void *)1;
+
+	ck_assert_int_eq(kvmfault_service_new(bed.vm, &caller.options,
+					      &second), -E2BIG);
+	ck_assert_ptr_null(second);
+}
+END_TEST
+
+START_TEST(threads_come_and_go)
+{
+	struct kvmfault_service_options options = {
+		.size = sizeof(options), .threads = 3,
+	};
+
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
+	ck_assert_int_eq(fake_held().threads, 3);
+	touch(3, false);
+	while (!bed_stats().fetched)
+		sched_yield();
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	service = NULL;
+	ck_assert_int_eq(fake_held().threads, 0);
+	ck_assert(bed_has(3, bed_byte(3)));
+}
+END_TEST
+
+static int freed = 1;
+
+static void free_by_own_thread(void)
+{
+	freed = kvmfault_service_free(service);
+}
+
+START_TEST(freed_by_its_own_thread)
+{
+	struct kvmfault_service_options options = {
+		.size = sizeof(options), .threads = 1,
+	};
+
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
+	bed.during_read = free_by_own_thread;
+	touch(3, false);
+	while (!bed_stats().fetched)
+		sched_yield();
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	service = NULL;
+	ck_assert_int_eq(freed, -EDEADLK);
+}
+END_TEST
+
+START_TEST(fail_the_nth)
+{
+	struct kvmfault_service_options options = {
+		.size = sizeof(options), .threads = 2,
+	};
+	unsigned int nth;
+
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	for (nth = 1;; nth++) {
+		struct fake_held before = fake_held(), after;
+		int err;
+
+		service = (void *)1;
+		fake_fail_nth(nth);
+		err = kvmfault_service_new(bed.vm, &options, &service);
+		if (!fake_failed())
+			break;
+		ck_assert(err == -ENOMEM || err == -EMFILE || err == -EAGAIN);
+		ck_assert_ptr_null(service);
+		ck_assert_uint_eq(bed.vm->services, 0);
+		after = fake_held();
+		ck_assert_int_eq(before.descriptors, after.descriptors);
+		ck_assert_int_eq(before.threads, after.threads);
+	}
+	ck_assert_uint_gt(nth, 6);
+}
+END_TEST
+
+START_TEST(dispatch_without_memory)
+{
+	struct kvmfault__seat *all[64];
+	size_t n = 0;
+
+	/* No seat is free, and there is no memory for one more. */
+	for (;;) {
+		fake_push(FAKE_ALLOC, 0);
+		all[n] = kvmfault__seat_take(bed.vm);
+		if (!all[n])
+			break;
+		n++;
+	}
+	touch(3, false);
+	fake_push(FAKE_ALLOC, 0);
+	ck_assert_int_eq(kvmfault_service_dispatch(service), -ENOMEM);
+	while (n--)
+		kvmfault__seat_give(all[n]);
+	fake_forget();
+	dispatch();
+	ck_assert(bed_has(3, bed_byte(3)));
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("service");
+	TCase *t = tests(suite, "messages");
+
+	tcase_add_checked_fixture(t, up, down);
+	tcase_add_test(t, message_is_answered);
+	tcase_add_test(t, message_that_comes_late_is_woken);
+	tcase_add_test(t, many_messages);
+	tcase_add_test(t, pollable);
+	tcase_add_test(t, nothing_to_do);
+	tcase_add_test(t, removed_from_a_file_is_a_hint);
+	tcase_add_test(t, removed_from_anonymous_memory_is_gone);
+	tcase_add_test(t, fork_event);
+	tcase_add_loop_test(t, unmap_and_remap_events, 0, 2);
+	tcase_add_test(t, message_for_what_nobody_knows);
+	tcase_add_test(t, unknown_event);
+	tcase_add_test(t, flags_that_nobody_understands);
+	tcase_add_test(t, userfaultfd_that_failed_is_muted);
+	t = tests(suite, "parked");
+	tcase_add_checked_fixture(t, up, down);
+	tcase_add_test(t, not_now_is_parked_and_comes_again);
+	tcase_add_test(t, parked_longer_and_longer);
+	tcase_add_test(t, repeated_message_of_a_parked_one);
+	tcase_add_test(t, parked_ones_do_not_hold_up_the_others);
+	tcase_add_test(t, no_room_to_park);
+	tcase_add_test(t, parked_ones_are_woken_at_the_end);
+	tcase_add_test(t, memory_of_a_parked_one_is_gone);
+	tcase_add_test(t, told_after_three_tries);
+	tcase_add_test(t, told_after_a_mixed_series);
+	tcase_add_test(t, failing_fetch_does_not_flood);
+	t = tests(suite, "new");
+	tcase_add_checked_fixture(t, up, down);
+	tcase_add_test(t, new_service);
+	tcase_add_test(t, unknown_tail);
+	tcase_add_test(t, threads_come_and_go);
+	tcase_add_test(t, freed_by_its_own_thread);
+	tcase_add_test(t, fail_the_nth);
+	tcase_add_test(t, dispatch_without_memory);
+	return run_suite(suite);
+}

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * source.c: all of the bytes, or an error; whatever pread(2) does.
+ */
+
+#include <errno.h>
+#include <string.h>
+
+#include "fake-sys.h"
+#include "kvmfault.h"
+#include "unit.h"
+
+#define SIZE 10000U
+
+static unsigned char data[SIZE];
+static unsigned char buffer[SIZE];
+static struct kvmfault_source source;
+static int fd;
+
+static void up(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < SIZE; i++)
+		data[i] = (unsigned char)(i * 7 + i / 256);
+	fd = fake_file(FAKE_FILE, data, SIZE);
+	source.size = sizeof(source);
+	ck_assert_int_eq(kvmfault_source_file(fd, &source), 0);
+	memset(buffer, 0x55, SIZE);
+}
+
+static int read_source(uint64_t offset, size_t length)
+{
+	return source.read(source.data, offset, buffer, length);
+}
+
+START_TEST(file)
+{
+	ck_assert_str_eq(source.name, "file");
+	ck_assert_uint_eq(source.length, SIZE);
+	ck_assert_int_eq(read_source(0, 4096), 0);
+	ck_assert_mem_eq(buffer, data, 4096);
+	ck_assert_int_eq(buffer[4096], 0x55);
+	ck_assert_int_eq(read_source(5000, 5000), 0);
+	ck_assert_mem_eq(buffer, data + 5000, 5000);
+}
+END_TEST
+
+/* As few bytes at once as the kernel likes. */
+static bool short_read(struct fake_call *call)
+{
+	if (call->length > 1000)
+		call->length = 1000;
+	fake_model(call);
+	return true;
+}
+
+START_TEST(short_reads)
+{
+	fake_on(FAKE_PREAD, short_read);
+	ck_assert_int_eq(read_source(100, 4096), 0);
+	ck_assert_mem_eq(buffer, data + 100, 4096);
+	ck_assert_uint_eq(fake_count(FAKE_PREAD, FAKE_ANY), 5);
+	ck_assert_uint_eq(fake_nth(FAKE_PREAD, FAKE_ANY, 4)->at, 4100);
+}
+END_TEST
+
+START_TEST(signals)
+{
+	fake_push(FAKE_PREAD, -EINTR);
+	fake_push(FAKE_PREAD, -EINTR);
+	ck_assert_int_eq(read_source(0, 4096), 0);
+	ck_assert_mem_eq(buffer, data, 4096);
+}
+END_TEST
+
+START_TEST(ends_too_early)
+{
+	ck_assert_int_eq(read_source(SIZE, 1), -ENODATA);
+	ck_assert_int_eq(read_source(SIZE - 10, 11), -ENODATA);
+	ck_assert_int_eq(read_source(1ULL << 40, 4096), -ENODATA);
+}
+END_TEST
+
+START_TEST(fails)
+{
+	fake_push(FAKE_PREAD, -EIO);
+	ck_assert_int_eq(read_source(0, 4096), -EIO);
+	/* Half of it was there already. */
+	fake_on(FAKE_PREAD, short_read);
+	fake_push(FAKE_PREAD, FAKE_MODEL);
+	fake_push(FAKE_PREAD, -EIO);
+	ck_assert_int_eq(read_source(0, 4096), -EIO);
+	ck_assert_mem_eq(buffer, data, 1000);
+}
+END_TEST
+
+START_TEST(not_a_source)
+{
+	ck_assert_int_eq(kvmfault_source_file(fd, NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_source_file(7777, &source), -EBADF);
+	ck_assert_int_eq(kvmfault_source_file(-1, &source), -EBADF);
+	ck_assert_int_eq(kvmfault_source_file(fake_fd(FAKE_PIPE), &source),
+			 -ESPIPE);
+	ck_assert_int_eq(kvmfault_source_file(fake_file(FAKE_FILE, data, 0),
+					      &source), -ENODATA);
+	ck_assert_int_eq(kvmfault_source_file(fake_file(FAKE_BLOCK, data, 0),
+					      &source), -ENODATA);
+	source.size = 0;
+	ck_assert_int_eq(kvmfault_source_file(fd, &source), -EINVAL);
+}
+END_TEST
+
+START_TEST(block_device)
+{
+	fd = fake_file(FAKE_BLOCK, data, 8192);
+	ck_assert_int_eq(kvmfault_source_file(fd, &source), 0);
+	ck_assert_uint_eq(source.length, 8192);
+	ck_assert_int_eq(read_source(4096, 4096), 0);
+	ck_assert_mem_eq(buffer, data + 4096, 4096);
+	fake_push(FAKE_IOCTL, -EIO);
+	ck_assert_int_eq(kvmfault_source_file(fd, &source), -EIO);
+}
+END_TEST
+
+START_TEST(zero)
+{
+	ck_assert_int_eq(kvmfault_source_zero(NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_source_zero(&source), 0);
+	ck_assert_str_eq(source.name, "zero");
+	ck_assert_uint_eq(source.length, 0);	/* no end */
+	ck_assert_int_eq(read_source(1ULL << 62, 100), 0);
+	ck_assert_int_eq(buffer[0], 0);
+	ck_assert_int_eq(buffer[99], 0);
+	ck_assert_int_eq(buffer[100], 0x55);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("source");
+	TCase *t = tests(suite, "source");
+
+	tcase_add_checked_fixture(t, up, NULL);
+	tcase_add_test(t, file);
+	tcase_add_test(t, short_reads);
+	tcase_add_test(t, signals);
+	tcase_add_test(t, ends_too_early);
+	tcase_add_test(t, fails);
+	tcase_add_test(t, not_a_source);
+	tcase_add_test(t, block_device);
+	tcase_add_test(t, zero);
+	return run_suite(suite);
+}

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * stats.c: what threads count, added up; and one vCPU's own.
+ */
+
+#include <string.h>
+
+#include "bed.h"
+
+static struct kvmfault_stats of_vcpu(const struct kvmfault_vcpu *vcpu)
+{
+	struct kvmfault_stats stats = { .size = sizeof(stats) };
+
+	ck_assert_int_eq(kvmfault_vcpu_stats(vcpu, &stats), 0);
+	return stats;
+}
+
+START_TEST(begin_with_nothing)
+{
+	struct kvmfault_stats zero = { .size = sizeof(zero) };
+	struct kvmfault_stats stats = bed_stats();
+
+	ck_assert_mem_eq(&stats, &zero, sizeof(zero));
+}
+END_TEST
+
+START_TEST(sum_of_all_seats)
+{
+	struct kvmfault__seat *seat = kvmfault__seat_take(bed.vm);
+
+	kvmfault__count(bed.seat, fetched);
+	kvmfault__count(seat, fetched);
+	kvmfault__add(seat, KVMFAULT__COUNTER(fetched), 40);
+	ck_assert_uint_eq(bed_stats().fetched, 42);
+	kvmfault__seat_give(seat);
+	/* Also of those that have gone. */
+	ck_assert_uint_eq(bed_stats().fetched, 42);
+}
+END_TEST
+
+START_TEST(every_counter_has_its_place)
+{
+	struct kvmfault_stats stats;
+
+#define HAS_ITS_PLACE(field) do { \
+	kvmfault__count(bed.seat, field); \
+	stats = bed_stats(); \
+	ck_assert_uint_eq(stats.field, 1); \
+} while (0)
+	HAS_ITS_PLACE(fetched);
+	HAS_ITS_PLACE(zeroed);
+	HAS_ITS_PLACE(existed);
+	HAS_ITS_PLACE(waited);
+	HAS_ITS_PLACE(repeated);
+	HAS_ITS_PLACE(woken);
+	HAS_ITS_PLACE(parked);
+	HAS_ITS_PLACE(removed);
+	HAS_ITS_PLACE(unresolved);
+	HAS_ITS_PLACE(entrance[0]);
+	HAS_ITS_PLACE(entrance[15]);
+	HAS_ITS_PLACE(resolver[KVMFAULT_RESOLVER_COUNT - 1]);
+	HAS_ITS_PLACE(latency[KVMFAULT_LATENCY_COUNT - 1]);
+	ck_assert_uint_eq(stats.fetched, 1);
+	ck_assert_uint_eq(stats.entrance[1], 0);
+}
+END_TEST
+
+START_TEST(of_one_vcpu)
+{
+	struct kvmfault_vcpu_options options = {
+		.size = sizeof(options), .run = bed.run,
+		.fd = fake_fd(FAKE_KVM),
+	};
+	struct kvmfault_vcpu *other;
+
+	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &other), 0);
+	bed_exit(BED_GPA, 0);
+	ck_assert_uint_eq(of_vcpu(bed.vcpu).fetched, 1);
+	ck_assert_uint_eq(of_vcpu(bed.vcpu).entrance[KVMFAULT_ENTRANCE_EXIT],
+			  1);
+	ck_assert_uint_eq(of_vcpu(other).fetched, 0);
+	ck_assert_uint_eq(bed_stats().fetched, 1);
+	kvmfault_vcpu_free(other);
+}
+END_TEST
+
+START_TEST(next_vcpu_begins_with_nothing)
+{
+	struct kvmfault_vcpu_options options = {
+		.size = sizeof(options), .run = bed.run,
+		.fd = fake_fd(FAKE_KVM),
+	};
+
+	bed_exit(BED_GPA, 0);
+	kvmfault_vcpu_free(bed.vcpu);
+	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &bed.vcpu), 0);
+	ck_assert_uint_eq(of_vcpu(bed.vcpu).fetched, 0);
+	bed_exit(BED_GPA + PAGE, 0);
+	ck_assert_uint_eq(of_vcpu(bed.vcpu).fetched, 1);
+	ck_assert_uint_eq(bed_stats().fetched, 2);
+}
+END_TEST
+
+START_TEST(bad_arguments)
+{
+	struct kvmfault_stats stats = { .size = 0 };
+
+	ck_assert_int_eq(kvmfault_vm_stats(NULL, &stats), -EINVAL);
+	ck_assert_int_eq(kvmfault_vm_stats(bed.vm, NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_vm_stats(bed.vm, &stats), -EINVAL);
+	ck_assert_int_eq(kvmfault_vcpu_stats(NULL, &stats), -EINVAL);
+	ck_assert_int_eq(kvmfault_vcpu_stats(bed.vcpu, NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_vcpu_stats(bed.vcpu, &stats), -EINVAL);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("stats");
+	TCase *t = tests(suite, "stats");
+
+	tcase_add_checked_fixture(t, bed_up, bed_down);
+	tcase_add_test(t, begin_with_nothing);
+	tcase_add_test(t, sum_of_all_seats);
+	tcase_add_test(t, every_counter_has_its_place);
+	tcase_add_test(t, of_one_vcpu);
+	tcase_add_test(t, next_vcpu_begins_with_nothing);
+	tcase_add_test(t, bad_arguments);
+	return run_suite(suite);
+}

@@ -1,0 +1,387 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * uffd.c: userfaultfds, and the many ways in which the kernel says what it did.
+ */
+
+#include <fcntl.h>
+#include <string.h>
+
+#include "bed.h"
+
+#define TO 0x7f0000000000ULL
+#define FROM ((void *)0x7e0000000000ULL)
+
+/* ---- UFFDIO_COPY: what the kernel writes and what it returns ---- */
+
+static struct answer {
+	int64_t copied;		/* into the field */
+	long result;
+} answers[8];
+static bool untouched;
+static size_t calls;
+static struct uffdio_copy seen[8];
+
+static bool scripted_copy(struct fake_call *call)
+{
+	struct uffdio_copy *copy = call->arg;
+
+	if (call->number != UFFDIO_COPY)
+		return false;
+	ck_assert_uint_lt(calls, 8);
+	ck_assert_int_eq(copy->copy, 0);
+	seen[calls] = *copy;
+	if (!untouched)
+		copy->copy = answers[calls].copied;
+	call->result = answers[calls++].result;
+	return true;
+}
+
+static void answer(int64_t copied, long result)
+{
+	static size_t n;
+
+	answers[n++] = (struct answer){ copied, result };
+}
+
+static int copy(uint64_t length)
+{
+	fake_on(FAKE_IOCTL, scripted_copy);
+	return kvmfault__uffd_copy(3, TO, FROM, length);
+}
+
+START_TEST(copied_whole)
+{
+	answer(PAGE, 0);
+	ck_assert_int_eq(copy(PAGE), 0);
+	ck_assert_uint_eq(calls, 1);
+	ck_assert_uint_eq(seen[0].dst, TO);
+	ck_assert_uint_eq(seen[0].src, (uintptr_t)FROM);
+	ck_assert_uint_eq(seen[0].len, PAGE);
+	ck_assert_uint_eq(seen[0].mode, 0);	/* it wakes */
+}
+END_TEST
+
+START_TEST(copied_in_part)
+{
+	answer(PAGE, -EAGAIN);
+	answer(2 * PAGE, -EAGAIN);
+	answer(PAGE, 0);
+	ck_assert_int_eq(copy(4 * PAGE), 0);
+	ck_assert_uint_eq(calls, 3);
+	ck_assert_uint_eq(seen[1].dst, TO + PAGE);
+	ck_assert_uint_eq(seen[1].src, (uintptr_t)FROM + PAGE);
+	ck_assert_uint_eq(seen[1].len, 3 * PAGE);
+	ck_assert_uint_eq(seen[2].dst, TO + 3 * PAGE);
+	ck_assert_uint_eq(seen[2].len, PAGE);
+}
+END_TEST
+
+/* The kernel is changing the mappings: 6.15 and later write -EAGAIN into the
+ * field, earlier ones leave it. Neither is progress, neither is tried again. */
+START_TEST(not_now)
+{
+	answer(-EAGAIN, -EAGAIN);
+	ck_assert_int_eq(copy(PAGE), -EAGAIN);
+	ck_assert_uint_eq(calls, 1);
+}
+END_TEST
+
+START_TEST(not_now_and_the_field_untouched)
+{
+	untouched = true;
+	answer(0, -EAGAIN);
+	ck_assert_int_eq(copy(PAGE), -EAGAIN);
+	ck_assert_uint_eq(calls, 1);
+}
+END_TEST
+
+START_TEST(in_part_and_then_not_now)
+{
+	answer(PAGE, -EAGAIN);
+	answer(-EAGAIN, -EAGAIN);
+	ck_assert_int_eq(copy(2 * PAGE), -EAGAIN);
+	ck_assert_uint_eq(calls, 2);
+}
+END_TEST
+
+START_TEST(in_part_and_then_an_error)
+{
+	answer(PAGE, -EAGAIN);
+	answer(-ENOMEM, -ENOMEM);
+	ck_assert_int_eq(copy(2 * PAGE), -ENOMEM);
+}
+END_TEST
+
+START_TEST(exists)
+{
+	answer(-EEXIST, -EEXIST);
+	ck_assert_int_eq(copy(PAGE), -EEXIST);
+	ck_assert_uint_eq(calls, 1);
+}
+END_TEST
+
+START_TEST(copy_fails)
+{
+	static const int errors[] = { -ENOENT, -ESRCH, -EFAULT, -EINVAL,
+				      -ENOMEM, -EHWPOISON, -EIO };
+
+	untouched = _i % 2;
+	answer(errors[_i], errors[_i]);
+	ck_assert_int_eq(copy(PAGE), errors[_i]);
+	ck_assert_uint_eq(calls, 1);
+}
+END_TEST
+
+/* ---- making them ---- */
+
+static struct kvmfault_uffd *uffd;
+
+static int new_uffd(int fd, bool remote)
+{
+	struct kvmfault_uffd_options options = {
+		.size = sizeof(options), .fd = fd, .remote = remote,
+	};
+
+	uffd = (void *)1;
+	return kvmfault_uffd_new(bed.vm, &options, &uffd);
+}
+
+START_TEST(own)
+{
+	ck_assert_int_eq(new_uffd(0, false), 0);
+	ck_assert_int_gt(kvmfault_uffd_fd(uffd), 0);
+	ck_assert_int_eq(kvmfault__sys_getfl(kvmfault_uffd_fd(uffd)),
+			 O_RDWR | O_NONBLOCK | O_CLOEXEC);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_API), 1);
+	ck_assert_int_eq(kvmfault_vm_free(bed.vm), -EBUSY);
+	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
+	ck_assert_int_eq(kvmfault_uffd_new(bed.vm, NULL, &uffd), 0);
+	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
+}
+END_TEST
+
+START_TEST(bad_arguments)
+{
+	struct kvmfault_uffd_options options = { .size = sizeof(options) };
+
+	ck_assert_int_eq(kvmfault_uffd_new(NULL, &options, &uffd), -EINVAL);
+	ck_assert_int_eq(kvmfault_uffd_new(bed.vm, &options, NULL), -EINVAL);
+	ck_assert_int_eq(new_uffd(0, true), -EINVAL);
+	ck_assert_ptr_null(uffd);
+	ck_assert_int_eq(new_uffd(-1, true), -EINVAL);
+	ck_assert_int_eq(kvmfault_uffd_fd(NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_uffd_free(NULL), 0);
+}
+END_TEST
+
+START_TEST(unknown_tail)
+{
+	struct {
+		struct kvmfault_uffd_options options;
+		uint64_t tail;
+	} caller = { .options.size = sizeof(caller), .tail = 1 };
+
+	ck_assert_int_eq(kvmfault_uffd_new(bed.vm, &caller.options, &uffd),
+			 -E2BIG);
+	ck_assert_ptr_null(uffd);
+}
+END_TEST
+
+START_TEST(adopted)
+{
+	int fd = fake_uffd(O_NONBLOCK);
+
+	ck_assert_int_eq(new_uffd(fd, false), 0);
+	ck_assert_int_ne(kvmfault_uffd_fd(uffd), fd);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_API), 0);
+	/* The fake aborts if it closes any but its duplicate. */
+	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
+	ck_assert_int_ge(kvmfault__sys_getfl(fd), 0);
+}
+END_TEST
+
+START_TEST(adopted_that_would_block)
+{
+	ck_assert_int_eq(new_uffd(fake_uffd(0), false), -EINVAL);
+	ck_assert_ptr_null(uffd);
+	ck_assert_uint_eq(bed.logs, 1);
+	ck_assert_ptr_nonnull(strstr(bed.log, "O_NONBLOCK"));
+}
+END_TEST
+
+START_TEST(adopted_without_a_handshake)
+{
+	int fd = fake_fd(FAKE_UFFD);	/* and would say "error" for ever */
+
+	ck_assert_int_eq(new_uffd(fd, false), -EINVAL);
+	ck_assert_ptr_null(uffd);
+	ck_assert_uint_eq(bed.logs, 1);
+	ck_assert_ptr_nonnull(strstr(bed.log, "UFFDIO_API"));
+}
+END_TEST
+
+START_TEST(adopted_but_no_userfaultfd)
+{
+	ck_assert_int_eq(new_uffd(fake_fd(FAKE_PIPE), false), -EINVAL);
+	ck_assert_ptr_null(uffd);
+}
+END_TEST
+
+START_TEST(adopted_but_closed)
+{
+	ck_assert_int_eq(new_uffd(7777, false), -EBADF);
+	ck_assert_ptr_null(uffd);
+}
+END_TEST
+
+START_TEST(no_right)
+{
+	static const long ways[] = { -EPERM, -EACCES };
+
+	/* Neither the device nor the call. */
+	fake_push(FAKE_OPEN, ways[_i]);
+	fake_push(FAKE_USERFAULTFD, -EPERM);
+	ck_assert_int_eq(new_uffd(0, false), -EPERM);
+	ck_assert_ptr_null(uffd);
+	ck_assert_uint_eq(bed.logs, 1);
+	ck_assert_ptr_nonnull(strstr(bed.log, "/dev/userfaultfd"));
+	ck_assert_ptr_nonnull(strstr(bed.log, "vm.unprivileged_userfaultfd"));
+}
+END_TEST
+
+START_TEST(device_is_refused_but_not_the_call)
+{
+	fake_push(FAKE_OPEN, -EACCES);
+	ck_assert_int_eq(new_uffd(0, false), 0);
+	ck_assert_uint_eq(fake_count(FAKE_USERFAULTFD, FAKE_ANY), 1);
+	/* The kernel's accesses are wanted: not "user mode only" (1). */
+	ck_assert_uint_eq(fake_nth(FAKE_USERFAULTFD, FAKE_ANY, 0)->number & 1,
+			  0);
+	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
+}
+END_TEST
+
+START_TEST(kernel_without_it)
+{
+	fake_push(FAKE_OPEN, -ENOENT);
+	fake_push(FAKE_USERFAULTFD, -ENOSYS);
+	ck_assert_int_eq(new_uffd(0, false), -ENOSYS);
+	ck_assert_uint_eq(bed.logs, 1);
+	ck_assert_ptr_nonnull(strstr(bed.log, "CONFIG_USERFAULTFD"));
+}
+END_TEST
+
+START_TEST(handshake_fails)
+{
+	fake_push(FAKE_IOCTL, FAKE_MODEL);	/* the device's */
+	fake_push(FAKE_IOCTL, -EINVAL);
+	ck_assert_int_eq(new_uffd(0, false), -EINVAL);
+	ck_assert_ptr_null(uffd);
+}
+END_TEST
+
+#define MOST 4095
+
+START_TEST(there_are_only_so_many)
+{
+	static struct kvmfault_uffd *all[MOST];
+	int fd = fake_uffd(O_NONBLOCK);
+	size_t i;
+
+	for (i = 0; i < MOST; i++) {
+		ck_assert_int_eq(new_uffd(fd, true), 0);
+		ck_assert_uint_eq(uffd->space, uffd->id);
+		all[i] = uffd;
+	}
+	ck_assert_int_eq(new_uffd(fd, true), -ENOSPC);
+	ck_assert_ptr_null(uffd);
+	ck_assert_int_eq(kvmfault_uffd_free(all[100]), 0);
+	ck_assert_int_eq(new_uffd(fd, true), 0);
+	all[100] = uffd;
+	for (i = 0; i < MOST; i++)
+		ck_assert_int_eq(kvmfault_uffd_free(all[i]), 0);
+}
+END_TEST
+
+START_TEST(busy_while_it_is_used)
+{
+	struct kvmfault_mapping_options options = { .size = sizeof(options) };
+	struct kvmfault_mapping *mapping;
+	struct kvmfault_memory *memory;
+	void *host;
+	int fd;
+
+	ck_assert_int_eq(bed_memory(&memory, &fd, &host), 0);
+	ck_assert_int_eq(new_uffd(0, false), 0);
+	options.host = (uintptr_t)fake_map(fd);
+	options.uffd = uffd;
+	ck_assert_int_eq(kvmfault_mapping_add(memory, &options, &mapping), 0);
+	ck_assert_int_eq(kvmfault_uffd_free(uffd), -EBUSY);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
+	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+}
+END_TEST
+
+START_TEST(fail_the_nth)
+{
+	unsigned int nth;
+	int err;
+
+	for (nth = 1;; nth++) {
+		struct fake_held before = fake_held(), after;
+
+		fake_fail_nth(nth);
+		err = new_uffd(0, false);
+		if (!fake_failed())
+			break;
+		/* The device may fail: there is another way. */
+		if (!err) {
+			kvmfault_uffd_free(uffd);
+			continue;
+		}
+		ck_assert(err == -ENOMEM || err == -EMFILE);
+		ck_assert_ptr_null(uffd);
+		after = fake_held();
+		ck_assert_mem_eq(&before, &after, sizeof(before));
+	}
+	ck_assert_uint_gt(nth, 3);
+	ck_assert_int_eq(err, 0);
+	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("uffd");
+	TCase *t = tests(suite, "copy");
+
+	tcase_add_test(t, copied_whole);
+	tcase_add_test(t, copied_in_part);
+	tcase_add_test(t, not_now);
+	tcase_add_test(t, not_now_and_the_field_untouched);
+	tcase_add_test(t, in_part_and_then_not_now);
+	tcase_add_test(t, in_part_and_then_an_error);
+	tcase_add_test(t, exists);
+	tcase_add_loop_test(t, copy_fails, 0, 7);
+	t = tests(suite, "new");
+	tcase_add_checked_fixture(t, bed_vm, bed_down);
+	tcase_add_test(t, own);
+	tcase_add_test(t, bad_arguments);
+	tcase_add_test(t, unknown_tail);
+	tcase_add_test(t, adopted);
+	tcase_add_test(t, adopted_that_would_block);
+	tcase_add_test(t, adopted_without_a_handshake);
+	tcase_add_test(t, adopted_but_no_userfaultfd);
+	tcase_add_test(t, adopted_but_closed);
+	tcase_add_loop_test(t, no_right, 0, 2);
+	tcase_add_test(t, device_is_refused_but_not_the_call);
+	tcase_add_test(t, kernel_without_it);
+	tcase_add_test(t, handshake_fails);
+	tcase_add_test(t, there_are_only_so_many);
+	tcase_add_test(t, busy_while_it_is_used);
+	tcase_add_test(t, fail_the_nth);
+	return run_suite(suite);
+}

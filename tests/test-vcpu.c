@@ -1,0 +1,457 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * vcpu.c: the call after KVM_RUN, and the guard that bounds every retry. The
+ * guard's pauses are futex waits; here they end at once and are looked at.
+ */
+
+#include <string.h>
+
+#include "bed.h"
+
+static bool no_pause(struct fake_call *call)
+{
+	if (call->arg != &bed.vcpu->seat->pause)
+		return false;
+	call->result = -ETIMEDOUT;
+	return true;
+}
+
+static void up(void)
+{
+	bed_up();
+	fake_on(FAKE_FUTEX_WAIT, no_pause);
+}
+
+static const struct kvmfault_result *result(void)
+{
+	return kvmfault_vcpu_result(bed.vcpu);
+}
+
+static int interrupt(void)
+{
+	bed.run->exit_reason = KVM_EXIT_INTR;
+	return kvmfault_handle(bed.vcpu, -1, EINTR);
+}
+
+START_TEST(new_vcpu)
+{
+	struct kvmfault_vcpu_options options = {
+		.size = sizeof(options), .fd = fake_fd(FAKE_KVM),
+	};
+	struct kvmfault_vcpu *vcpu = (void *)1;
+
+	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &vcpu), -EINVAL);
+	ck_assert_ptr_null(vcpu);
+	options.run = bed.run;
+	ck_assert_int_eq(kvmfault_vcpu_new(NULL, &options, &vcpu), -EINVAL);
+	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, NULL, &vcpu), -EINVAL);
+	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, NULL), -EINVAL);
+	options.fd = 0;
+	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &vcpu), -EINVAL);
+	options.fd = 7777;
+	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &vcpu), -EBADF);
+	kvmfault_vcpu_free(NULL);
+	ck_assert_int_eq(kvmfault_vm_free(bed.vm), -EBUSY);
+}
+END_TEST
+
+START_TEST(new_vcpu_unknown_tail)
+{
+	struct {
+		struct kvmfault_vcpu_options options;
+		uint64_t tail;
+	} caller = {
+		.options = { .size = sizeof(caller), .run = bed.run,
+			     .fd = fake_fd(FAKE_KVM) },
+		.tail = 1,
+	};
+	struct kvmfault_vcpu *vcpu = (void *)1;
+
+	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &caller.options, &vcpu),
+			 -E2BIG);
+	ck_assert_ptr_null(vcpu);
+	caller.tail = 0;
+	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &caller.options, &vcpu), 0);
+	kvmfault_vcpu_free(vcpu);
+}
+END_TEST
+
+START_TEST(new_vcpu_fail_the_nth)
+{
+	struct kvmfault_vcpu_options options = {
+		.size = sizeof(options), .fd = fake_fd(FAKE_KVM),
+		.run = bed.run,
+	};
+	struct kvmfault_vcpu *vcpu;
+	unsigned int nth;
+
+	for (nth = 1;; nth++) {
+		struct fake_held before = fake_held(), after;
+		int err;
+
+		fake_fail_nth(nth);
+		vcpu = (void *)1;
+		err = kvmfault_vcpu_new(bed.vm, &options, &vcpu);
+		if (!fake_failed())
+			break;
+		ck_assert_int_eq(err, -ENOMEM);
+		ck_assert_ptr_null(vcpu);
+		after = fake_held();
+		ck_assert_mem_eq(&before, &after, sizeof(before));
+	}
+	ck_assert_uint_gt(nth, 2);
+	kvmfault_vcpu_free(vcpu);
+}
+END_TEST
+
+START_TEST(null_vcpu)
+{
+	ck_assert_int_eq(kvmfault_handle(NULL, 0, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_ptr_null(kvmfault_vcpu_result(NULL));
+}
+END_TEST
+
+START_TEST(not_a_fault)
+{
+	bed_exit(BED_GPA, 1ULL << 40);	/* the last result said much */
+	ck_assert_int_eq(bed_other(), KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(result()->action, KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NONE);
+	ck_assert_int_eq(result()->error, 0);
+	ck_assert_ptr_null(result()->resolver);
+	ck_assert(!result()->unfinished);
+	ck_assert_int_eq(result()->fault->entrance, KVMFAULT_ENTRANCE_NONE);
+	ck_assert_uint_eq(result()->size, sizeof(struct kvmfault_result));
+}
+END_TEST
+
+START_TEST(not_a_fault_costs_no_call)
+{
+	bed_other();
+	fake_forget();
+	bed_other();
+	ck_assert_ptr_null(fake_nth(FAKE_IOCTL, FAKE_ANY, 0));
+	ck_assert_ptr_null(fake_nth(FAKE_MADVISE, FAKE_ANY, 0));
+	ck_assert_ptr_null(fake_nth(FAKE_FUTEX_WAIT, FAKE_ANY, 0));
+	ck_assert_ptr_null(fake_nth(FAKE_ALLOC, FAKE_ANY, 0));
+}
+END_TEST
+
+START_TEST(other_errors_are_the_vmms)
+{
+	static const int errors[] = { EAGAIN, ENOMEM, EIO, EINVAL, ENOEXEC };
+
+	/* 39 was left there: it is stale, and stays for arm64 to look at. */
+	bed.run->exit_reason = KVMFAULT__EXIT_MEMORY_FAULT;
+	ck_assert_int_eq(kvmfault_handle(bed.vcpu, -1, errors[_i]),
+			 KVMFAULT_NOT_A_FAULT);
+	ck_assert_uint_eq(bed.reads, 0);
+}
+END_TEST
+
+START_TEST(interrupted)
+{
+	ck_assert_int_eq(interrupt(), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(result()->action, KVMFAULT_INTERRUPTED);
+	ck_assert(!result()->unfinished);
+	/* A stale record changes nothing. */
+	bed.run->exit_reason = KVMFAULT__EXIT_MEMORY_FAULT;
+	ck_assert_int_eq(kvmfault_handle(bed.vcpu, -1, EINTR),
+			 KVMFAULT_INTERRUPTED);
+	ck_assert_uint_eq(bed.reads, 0);
+}
+END_TEST
+
+START_TEST(exit_is_resolved)
+{
+	ck_assert_int_eq(bed_exit(BED_GPA + 2 * PAGE + 5, 0), KVMFAULT_RETRY);
+	ck_assert(bed_has(2, bed_byte(2)));
+	ck_assert_str_eq(result()->resolver, "copy");
+	ck_assert_int_eq(result()->fault->entrance, KVMFAULT_ENTRANCE_EXIT);
+	ck_assert_uint_eq(result()->fault->gpa, BED_GPA + 2 * PAGE);
+	/* Used up: a later EFAULT must not be taken for this one. */
+	ck_assert_uint_eq(bed.run->exit_reason, KVM_EXIT_UNKNOWN);
+	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_EXIT], 1);
+	ck_assert_uint_eq(bed_stats().latency[0], 1);
+}
+END_TEST
+
+START_TEST(exit_is_unresolved)
+{
+	ck_assert_int_eq(bed_exit(BED_GPA, 1ULL << 40), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_FLAGS);
+	ck_assert_uint_eq(result()->fault->flags, 1ULL << 40);
+	ck_assert_int_eq(bed_exit(0, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NO_REGION);
+	ck_assert_uint_eq(bed_stats().unresolved, 2);
+	bed.source_result = -EIO;
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
+	ck_assert_int_eq(result()->error, -EIO);
+}
+END_TEST
+
+START_TEST(mmio_exit_reason_stays)
+{
+	/* arm64 reads it on entry to finish the access. */
+	bed_mmio(0, 4, false);
+	ck_assert_uint_eq(bed.run->exit_reason, KVM_EXIT_MMIO);
+}
+END_TEST
+
+START_TEST(poison_without_an_address)
+{
+	bed.run->exit_reason = KVM_EXIT_UNKNOWN;
+	ck_assert_int_eq(kvmfault_handle(bed.vcpu, -1, EHWPOISON),
+			 KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
+	ck_assert_int_eq(result()->error, -EHWPOISON);
+}
+END_TEST
+
+/* ---- the guard ---- */
+
+#define BUDGET 16
+
+START_TEST(bare_within_the_budget)
+{
+	unsigned int i;
+
+	for (i = 0; i < BUDGET; i++)
+		ck_assert_int_eq(bed_bare(), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_bare(), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NO_ADDRESS);
+	ck_assert_int_eq(result()->error, -EFAULT);
+	ck_assert_int_eq(result()->fault->entrance, KVMFAULT_ENTRANCE_BARE);
+}
+END_TEST
+
+START_TEST(same_page_within_the_budget)
+{
+	unsigned int i;
+
+	/* It comes: progress. Then it is there, and faults all the same. */
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	bed_other();
+	for (i = 0; i < BUDGET; i++)
+		ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NO_PROGRESS);
+	ck_assert_uint_eq(result()->fault->gpa, BED_GPA);
+}
+END_TEST
+
+START_TEST(pauses_grow)
+{
+	const struct kvmfault_fault *fault = result()->fault;
+	uint64_t before = 0;
+	size_t n;
+
+	while (bed_bare() == KVMFAULT_RETRY)
+		;
+	ck_assert_int_eq(fault->entrance, KVMFAULT_ENTRANCE_BARE);
+	n = fake_count(FAKE_FUTEX_WAIT, 0);
+	/* "From the third on with a pause." */
+	ck_assert_uint_ge(n, BUDGET - 3);
+	ck_assert_uint_le(n, BUDGET - 2);
+	while (n--) {
+		const struct fake_call *call =
+			fake_nth(FAKE_FUTEX_WAIT, 0, n);
+
+		ck_assert_uint_gt(call->length, 0);
+		if (before)
+			ck_assert_uint_le(call->length, before);
+		before = call->length;
+	}
+}
+END_TEST
+
+START_TEST(pause_ends_by_a_signal)
+{
+	unsigned int i;
+
+	for (i = 0; i < 3; i++)
+		ck_assert_int_eq(bed_bare(), KVMFAULT_RETRY);
+	fake_push(FAKE_FUTEX_WAIT, -EINTR);
+	ck_assert_int_eq(bed_bare(), KVMFAULT_INTERRUPTED);
+	ck_assert(!result()->unfinished);
+}
+END_TEST
+
+START_TEST(pause_ends_by_immediate_exit)
+{
+	unsigned int i;
+
+	for (i = 0; i < 3; i++)
+		ck_assert_int_eq(bed_bare(), KVMFAULT_RETRY);
+	bed.run->immediate_exit = 1;
+	ck_assert_int_eq(bed_bare(), KVMFAULT_INTERRUPTED);
+}
+END_TEST
+
+START_TEST(another_exit_is_progress)
+{
+	unsigned int i;
+
+	for (i = 0; i < 5 * BUDGET; i++) {
+		ck_assert_int_eq(bed_bare(), KVMFAULT_RETRY);
+		if (i % 10 == 9)
+			ck_assert_int_eq(bed_other(), KVMFAULT_NOT_A_FAULT);
+	}
+}
+END_TEST
+
+START_TEST(device_mmio_is_progress)
+{
+	unsigned int i;
+
+	for (i = 0; i < 5 * BUDGET; i++) {
+		ck_assert_int_eq(bed_bare(), KVMFAULT_RETRY);
+		if (i % 10 == 9)
+			ck_assert_int_eq(bed_mmio(0, 4, false),
+					 KVMFAULT_NOT_A_FAULT);
+	}
+}
+END_TEST
+
+START_TEST(signal_is_no_progress)
+{
+	unsigned int i;
+
+	for (i = 0; i <= 5 * BUDGET && bed_bare() == KVMFAULT_RETRY; i++)
+		ck_assert_int_eq(interrupt(), KVMFAULT_INTERRUPTED);
+	ck_assert_uint_le(i, BUDGET);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NO_ADDRESS);
+}
+END_TEST
+
+START_TEST(pages_that_come_are_progress)
+{
+	uint64_t page;
+
+	for (page = 0; page < BED_PAGES; page++) {
+		ck_assert_int_eq(bed_bare(), KVMFAULT_RETRY);
+		ck_assert_int_eq(bed_bare(), KVMFAULT_RETRY);
+		ck_assert_int_eq(bed_exit(BED_GPA + page * PAGE, 0),
+				 KVMFAULT_RETRY);
+	}
+}
+END_TEST
+
+START_TEST(budget_is_an_option)
+{
+	unsigned int i;
+
+	bed.vm->options.retry_budget = 3;
+	for (i = 0; i < 3; i++)
+		ck_assert_int_eq(bed_bare(), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_bare(), KVMFAULT_UNRESOLVED);
+	/* Whoever runs it again all the same gets as many. */
+	for (i = 0; bed_bare() == KVMFAULT_RETRY; i++)
+		ck_assert_uint_lt(i, 4);
+}
+END_TEST
+
+START_TEST(kernel_never_ready_is_bounded)
+{
+	unsigned int i;
+
+	for (i = 0; i < 10 * BUDGET; i++)
+		fake_push(FAKE_IOCTL, -EAGAIN);
+	for (i = 0; bed_exit(BED_GPA, 0) == KVMFAULT_RETRY; i++)
+		ck_assert_uint_lt(i, BUDGET + 1);
+	ck_assert_int_eq(result()->action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_state(0), KVMFAULT__ABSENT);
+}
+END_TEST
+
+/* ---- an MMIO access half done ---- */
+
+START_TEST(unfinished_is_said_and_finished)
+{
+	bed.source_result = -EINTR;
+	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_INTERRUPTED);
+	ck_assert(result()->unfinished);
+	bed.source_result = 0;
+	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_RETRY);
+	ck_assert(!result()->unfinished);
+	ck_assert_int_eq(bed.run->mmio.data[0], bed_byte(0));
+	ck_assert_int_eq(bed_other(), KVMFAULT_NOT_A_FAULT);
+}
+END_TEST
+
+START_TEST(lost_by_another_exit)
+{
+	bed.source_result = -EINTR;
+	bed_mmio(BED_GPA, 4, false);
+	ck_assert_int_eq(bed_other(), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_LOST_MMIO);
+	ck_assert(!result()->unfinished);
+	/* Said once. */
+	ck_assert_int_eq(bed_other(), KVMFAULT_NOT_A_FAULT);
+}
+END_TEST
+
+START_TEST(lost_by_another_access)
+{
+	bed.source_result = -EINTR;
+	bed_mmio(BED_GPA, 4, false);
+	bed.source_result = 0;
+	ck_assert_int_eq(bed_mmio(BED_GPA + PAGE, 4, false),
+			 KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_LOST_MMIO);
+}
+END_TEST
+
+START_TEST(lost_by_an_interrupt)
+{
+	bed.source_result = -EINTR;
+	bed_mmio(BED_GPA, 4, false);
+	/* KVM completes what is pending before it looks at immediate_exit. */
+	ck_assert_int_eq(interrupt(), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_LOST_MMIO);
+	ck_assert_int_eq(interrupt(), KVMFAULT_INTERRUPTED);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("vcpu");
+	TCase *t = tests(suite, "handle");
+
+	tcase_add_checked_fixture(t, up, bed_down);
+	tcase_add_test(t, new_vcpu);
+	tcase_add_test(t, new_vcpu_unknown_tail);
+	tcase_add_test(t, new_vcpu_fail_the_nth);
+	tcase_add_test(t, null_vcpu);
+	tcase_add_test(t, not_a_fault);
+	tcase_add_test(t, not_a_fault_costs_no_call);
+	tcase_add_loop_test(t, other_errors_are_the_vmms, 0, 5);
+	tcase_add_test(t, interrupted);
+	tcase_add_test(t, exit_is_resolved);
+	tcase_add_test(t, exit_is_unresolved);
+	tcase_add_test(t, mmio_exit_reason_stays);
+	tcase_add_test(t, poison_without_an_address);
+	t = tests(suite, "guard");
+	tcase_add_checked_fixture(t, up, bed_down);
+	tcase_add_test(t, bare_within_the_budget);
+	tcase_add_test(t, same_page_within_the_budget);
+	tcase_add_test(t, pauses_grow);
+	tcase_add_test(t, pause_ends_by_a_signal);
+	tcase_add_test(t, pause_ends_by_immediate_exit);
+	tcase_add_test(t, another_exit_is_progress);
+	tcase_add_test(t, device_mmio_is_progress);
+	tcase_add_test(t, signal_is_no_progress);
+	tcase_add_test(t, pages_that_come_are_progress);
+	tcase_add_test(t, budget_is_an_option);
+	tcase_add_test(t, kernel_never_ready_is_bounded);
+	t = tests(suite, "unfinished");
+	tcase_add_checked_fixture(t, up, bed_down);
+	tcase_add_test(t, unfinished_is_said_and_finished);
+	tcase_add_test(t, lost_by_another_exit);
+	tcase_add_test(t, lost_by_another_access);
+	tcase_add_test(t, lost_by_an_interrupt);
+	return run_suite(suite);
+}
