@@ -3,24 +3,21 @@
 
 /* A whole VM whose memory, its code included, comes from a callback. */
 
+#include <err.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <kvmfault.h>
 #include <linux/kvm.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #define RAM (16 * 4096)
 
 /* for each page: al = [page + 256]; out 1, al; and then hlt */
-static const unsigned char code[] = {
-	0x31, 0xf6, 0x8a, 0x84, 0x00, 0x01, 0xe6, 0x01,
-	0x81, 0xc6, 0x00, 0x10, 0x75, 0xf4, 0xf4,
-};
+static const char code[] =
+	"\x31\xf6\x8a\x84\x00\x01\xe6\x01\x81\xc6\x00\x10\x75\xf4\xf4";
 
 static int read_page(void *data, uint64_t offset, void *buffer, size_t length)
 {
@@ -34,10 +31,8 @@ static int read_page(void *data, uint64_t offset, void *buffer, size_t length)
 
 static int check(int ret, const char *what)
 {
-	if (ret < 0) {
-		fprintf(stderr, "%s: %s\n", what, strerror(ret == -1 ? errno : -ret));
-		exit(1);
-	}
+	if (ret < 0)
+		errx(1, "%s: %s", what, strerror(ret == -1 ? errno : -ret));
 	return ret;
 }
 
@@ -45,10 +40,11 @@ int main(void)
 {
 	/* A VM and its memory, as any VMM makes them ... */
 	int kvm = check(open("/dev/kvm", O_RDWR), "/dev/kvm");
-	int vm_fd = check(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
-	int vcpu_fd = check(ioctl(vm_fd, KVM_CREATE_VCPU, 0), "KVM_CREATE_VCPU");
-	struct kvm_run *run = mmap(NULL, ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0),
-				   PROT_READ | PROT_WRITE, MAP_SHARED, vcpu_fd, 0);
+	int vm_fd = check(ioctl(kvm, KVM_CREATE_VM, 0), "VM");
+	int fd = check(ioctl(vm_fd, KVM_CREATE_VCPU, 0), "vCPU");
+	int size = check(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "vCPU");
+	struct kvm_run *run = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE,
+				   MAP_SHARED, fd, 0);
 	void *ram = mmap(NULL, RAM, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	struct kvm_userspace_memory_region slot = {
@@ -56,44 +52,48 @@ int main(void)
 	struct kvm_regs regs = { .rflags = 2 };
 	struct kvm_sregs sregs;
 	check(ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION, &slot), "memory slot");
-	check(ioctl(vcpu_fd, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS");
+	check(ioctl(fd, KVM_GET_SREGS, &sregs), "registers");
 	sregs.cs.base = sregs.cs.selector = 0;
-	check(ioctl(vcpu_fd, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS");
-	check(ioctl(vcpu_fd, KVM_SET_REGS, &regs), "KVM_SET_REGS");
-
-	/* ... and what the library has to know of it. */
-	struct kvmfault_source source = { .size = sizeof(source), .read = read_page };
-	struct kvmfault_memory_options memory_options = {
-		.size = sizeof(memory_options), .host = ram, .length = RAM,
-		.source = &source };
-	struct kvmfault_region region = { .size = sizeof(region), .length = RAM };
-	struct kvmfault_service_options threads = { .size = sizeof(threads), .threads = 1 };
-	struct kvmfault_vcpu_options vcpu_options = {
-		.size = sizeof(vcpu_options), .fd = vcpu_fd, .run = run };
-	struct kvmfault_vm *vm;
-	struct kvmfault_memory *memory;
+	check(ioctl(fd, KVM_SET_SREGS, &sregs), "registers");
+	check(ioctl(fd, KVM_SET_REGS, &regs), "registers");
+	/* ... what the library has to know of it ... */
+	struct kvmfault_source source = { sizeof(source), .read = read_page };
+	struct kvmfault_memory_options memory = {
+		sizeof(memory), .host = ram, .length = RAM, .source = &source };
+	struct kvmfault_region region = { sizeof(region), .length = RAM };
+	struct kvmfault_service_options threads = { sizeof(threads), 1 };
+	struct kvmfault_vcpu_options options = { sizeof(options), fd, run };
 	struct kvmfault_service *service;
 	struct kvmfault_vcpu *vcpu;
+	struct kvmfault_vm *vm;
 	check(kvmfault_vm_new(NULL, &vm), "context");
-	check(kvmfault_memory_new(vm, &memory_options, &memory), "memory");
-	region.memory = memory;
+	check(kvmfault_memory_new(vm, &memory, &region.memory), "RAM");
 	check(kvmfault_region_add(vm, &region), "region");
 	check(kvmfault_service_new(vm, &threads, &service), "service");
-	check(kvmfault_vcpu_new(vm, &vcpu_options, &vcpu), "vCPU");
+	check(kvmfault_vcpu_new(vm, &options, &vcpu), "vCPU handle");
 
+	/* ... and the run loop. */
 	for (;;) {
-		int ret = ioctl(vcpu_fd, KVM_RUN, 0);
+		int ret = ioctl(fd, KVM_RUN, 0);
+
 		switch (kvmfault_handle(vcpu, ret, errno)) {
 		case KVMFAULT_NOT_A_FAULT:
-			if (run->exit_reason == KVM_EXIT_IO)
-				putchar(*((char *)run + run->io.data_offset));
-			else	/* the guest's HLT, if all went well */
-				return puts("") < 0 || run->exit_reason != KVM_EXIT_HLT;
+			if (run->exit_reason != KVM_EXIT_IO)
+				goto halted;
+			putchar(((char *)run)[run->io.data_offset]);
 			break;
 		case KVMFAULT_UNRESOLVED:
-			return puts(kvmfault_reason_str(kvmfault_vcpu_result(vcpu)->reason)), 1;
-		default:	/* RETRY, and here also INTERRUPTED and PENDING */
+			errx(1, "%s", kvmfault_reason_str(
+				kvmfault_vcpu_result(vcpu)->reason));
+		default:	/* RETRY; here INTERRUPTED and PENDING too */
 			break;
 		}
 	}
+halted:
+	kvmfault_vcpu_free(vcpu);
+	kvmfault_service_free(service);
+	kvmfault_region_remove(vm, 0, 0);
+	kvmfault_memory_free(region.memory);
+	kvmfault_vm_free(vm);
+	return puts("") < 0 || run->exit_reason != KVM_EXIT_HLT;
 }
