@@ -340,7 +340,8 @@ struct kvmfault_source {
  * A file or block device, by pread(2). fd is borrowed for the source's life. A
  * file that ends too early is -ENODATA at the read.
  * Returns 0; -EINVAL: source is NULL; -EBADF; -ESPIPE: not a file or block
- * device; -ENODATA: it is empty. Thread class: any. Since 0.1.
+ * device; -ENODATA: it is empty; and what fstat(2) said.
+ * Thread class: any. Since 0.1.
  */
 int kvmfault_source_file(int fd, struct kvmfault_source *source);
 
@@ -436,7 +437,8 @@ struct kvmfault_memory_options {
  *   of this context has a part of this host range;
  * -EBADF; -EPERM, -ENOSYS: no userfaultfd, see kvmfault_uffd_new(); -EBUSY:
  *   the range is registered with another userfaultfd; -ENOMEM: also a range
- *   that is not mapped; -ENOSPC: 4,095 userfaultfds; -E2BIG; -EMFILE, -ENFILE.
+ *   that is not mapped; -ENOSPC: 4,095 userfaultfds; -E2BIG; -EMFILE, -ENFILE;
+ *   and what fstat(2) said of the file.
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_memory_new(struct kvmfault_vm *vm,
