@@ -145,11 +145,14 @@ def caught(build, tests):
     # What a mutation makes hang is found soon.
     environment = dict(os.environ, CK_TIMEOUT_MULTIPLIER='0.3')
     for test, program in zip(tests, programs):
+        done = subprocess.Popen([os.path.join(build, program)],
+                                env=environment, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL)
         try:
-            done = subprocess.run([os.path.join(build, program)], timeout=300,
-                                  env=environment, capture_output=True,
-                                  text=True)
+            done.wait(300)
         except subprocess.TimeoutExpired:
+            done.terminate()	# Check ends its child then; killed it can't
+            done.wait()
             return test + ' (hangs)'
         if done.returncode not in (0, 77):
             return test
