@@ -318,31 +318,6 @@ static int demo_run(struct demo *demo, const struct demo_scenario *scenario)
 	return demo->verified ? EXIT_OK : EXIT_FAILED;
 }
 
-/* "64M" */
-static bool parse_size(const char *text, uint64_t *size)
-{
-	static const char units[] = "KMGT";
-	const char *unit;
-	char *end;
-
-	errno = 0;
-	*size = strtoull(text, &end, 0);
-	if (errno || *text < '0' || *text > '9')
-		return false;
-	if (*end) {
-		unsigned int shift;
-
-		unit = strchr(units, *end);
-		if (!unit || end[1])
-			return false;
-		shift = 10 * (unsigned int)(unit - units + 1);
-		if (*size > UINT64_MAX >> shift)
-			return false;
-		*size <<= shift;
-	}
-	return true;
-}
-
 static const struct demo_scenario *find_scenario(const char *name)
 {
 	static const struct demo_scenario *const all[] = {

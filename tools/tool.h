@@ -23,6 +23,9 @@ void complain(const char *format, ...);
 /* "cannot WHAT: strerror", and for /dev/kvm what to do about it */
 void complain_errno(int err, const char *what);
 
+/* "64M": a number and K, M, G or T, and nothing else. */
+bool parse_size(const char *text, uint64_t *size);
+
 /* Print an object for a machine to read, and free it. */
 void print_json(struct json_object *object);
 
