@@ -4,6 +4,8 @@
 /* See the header. Set-up that fails ends the test: it is not its subject. */
 
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
 #include <linux/kvm.h>
 #include <linux/memfd.h>
 #include <stdio.h>
@@ -22,12 +24,60 @@ uint64_t rig_word(uint64_t offset)
 	return (offset + 8) * 0x9e3779b97f4a7c15ULL | 1;
 }
 
+void rig_same(uint64_t got, uint64_t want, const char *what)
+{
+	if (got != want)
+		ck_abort_msg("%s: %#llx, not %#llx", what,
+			     (unsigned long long)got,
+			     (unsigned long long)want);
+}
+
+void rig_close_gate(struct rig *rig)
+{
+	atomic_store(&rig->gate.closed, true);
+}
+
+void rig_await_gate(struct rig *rig, unsigned int reads)
+{
+	struct gate *gate = &rig->gate;
+
+	pthread_mutex_lock(&gate->lock);
+	while (gate->inside < reads)
+		pthread_cond_wait(&gate->changed, &gate->lock);
+	pthread_mutex_unlock(&gate->lock);
+}
+
+void rig_open_gate(struct rig *rig)
+{
+	struct gate *gate = &rig->gate;
+
+	pthread_mutex_lock(&gate->lock);
+	atomic_store(&gate->closed, false);
+	pthread_cond_broadcast(&gate->changed);
+	pthread_mutex_unlock(&gate->lock);
+}
+
+static void pass_gate(struct gate *gate)
+{
+	/* Not even a lock where a test does not use it. */
+	if (!atomic_load(&gate->closed))
+		return;
+	pthread_mutex_lock(&gate->lock);
+	gate->inside++;
+	pthread_cond_broadcast(&gate->changed);
+	while (atomic_load(&gate->closed))
+		pthread_cond_wait(&gate->changed, &gate->lock);
+	gate->inside--;
+	pthread_mutex_unlock(&gate->lock);
+}
+
 static int read_source(void *data, uint64_t offset, void *buffer, size_t length)
 {
 	struct rig *rig = data;
 	uint64_t at;
 	int err = atomic_load(&rig->source_error);
 
+	pass_gate(&rig->gate);
 	atomic_fetch_add(&rig->reads[offset / rig->page_size], 1);
 	if (err)
 		return err;
@@ -69,8 +119,10 @@ static char *map(struct rig *rig)
 static void log_line(void *data, enum kvmfault_log_level level,
 		     const char *message)
 {
-	(void)data;
+	struct rig *rig = data;
+
 	(void)level;
+	atomic_fetch_add(&rig->logged, 1);
 	printf("# %s\n", message);
 }
 
@@ -87,12 +139,15 @@ static void make(struct rig *rig, int column, unsigned int vcpus,
 	struct kvmfault_vm_options options = {
 		.size = sizeof(options),
 		.log = log_line,
+		.log_data = rig,
 		.changed = changed,
 		.changed_data = rig,
 		.unresolved = unresolved,
 		.unresolved_data = rig,
 	};
 
+	pthread_mutex_init(&rig->gate.lock, NULL);
+	pthread_cond_init(&rig->gate.changed, NULL);
 	MUST(machine_new(&machine, &rig->machine));
 	rig->memfd = memfd_create("test-ram", MFD_CLOEXEC | memfd_flags);
 	MUST(ftruncate(rig->memfd, (off_t)(rig->pages * PAGE)));
@@ -155,7 +210,7 @@ void rig_restart_service(struct rig *rig)
 	MUST(kvmfault_service_new(rig->vm, &service, &rig->service));
 }
 
-void rig_track(struct rig *rig)
+static void add_tracked(struct rig *rig)
 {
 	struct kvmfault_source source = {
 		.size = sizeof(source),
@@ -166,13 +221,39 @@ void rig_track(struct rig *rig)
 	struct kvmfault_mapping_options mapping = {
 		.size = sizeof(mapping),
 		.host = (uintptr_t)rig->b,
+		.uffd = rig->apart ? rig->uffd_b : rig->uffd,
 	};
 
-	MUST(kvmfault_uffd_new(rig->vm, NULL, &rig->uffd));
 	add_memory(rig, &source);
-	mapping.uffd = rig->uffd;
 	MUST(kvmfault_mapping_add(rig->memory, &mapping, &rig->mapping));
+}
+
+void rig_track(struct rig *rig)
+{
+	MUST(kvmfault_uffd_new(rig->vm, NULL, &rig->uffd));
+	if (rig->apart)
+		MUST(kvmfault_uffd_new(rig->vm, NULL, &rig->uffd_b));
+	add_tracked(rig);
 	rig_restart_service(rig);
+}
+
+void rig_renew(struct rig *rig)
+{
+	off_t length = (off_t)(rig->pages * PAGE);
+	uint64_t page;
+
+	if (rig->memory) {
+		MUST(kvmfault_region_remove(rig->vm, 0, RAM));
+		MUST(kvmfault_memory_free(rig->memory));
+	}
+	/* Where pages were absent it is closed now. */
+	MUST(mprotect(rig->a, (size_t)length, PROT_READ | PROT_WRITE));
+	MUST(mprotect(rig->b, (size_t)length, PROT_READ | PROT_WRITE));
+	MUST(fallocate(rig->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		       0, length));
+	for (page = 0; page < rig->pages; page++)
+		rig->reads[page] = 0;
+	add_tracked(rig);
 }
 
 void rig_plain(struct rig *rig)
@@ -219,6 +300,7 @@ void rig_free(struct rig *rig)
 		MUST(kvmfault_region_remove(rig->vm, 0, RAM));
 	MUST(kvmfault_memory_free(rig->memory));
 	MUST(kvmfault_uffd_free(rig->uffd));
+	MUST(kvmfault_uffd_free(rig->uffd_b));
 	MUST(kvmfault_vm_free(rig->vm));
 	machine_free(rig->machine);
 	munmap(rig->a, rig->pages * PAGE);
@@ -234,43 +316,96 @@ int rig_run(struct rig *rig, unsigned int vcpu, int *err)
 	return ret;
 }
 
+/* Nothing of Check's here where all is well, see rig_same(). */
+static struct outcome call(struct rig *rig, unsigned int vcpu,
+			   enum machine_routine routine,
+			   const uint64_t args[3], bool through_signals)
+{
+	const struct kvmfault_result *result =
+		kvmfault_vcpu_result(rig->vcpu[vcpu]);
+	struct machine_vcpu *machine = &rig->machine->vcpu[vcpu];
+	struct outcome outcome = { 0 };
+	int ret = 0, err = 0;
+
+	rig_same(machine_call(machine, routine, args[0], args[1], args[2], 0),
+		 0, "machine_call()");
+	do {
+		if (!outcome.action || !result->unfinished)
+			ret = rig_run(rig, vcpu, &err);
+		outcome.action = kvmfault_handle(rig->vcpu[vcpu], ret, err);
+		outcome.faults += outcome.action == KVMFAULT_RETRY;
+	} while (outcome.action == KVMFAULT_RETRY ||
+		 (through_signals &&
+		  outcome.action == KVMFAULT_INTERRUPTED));
+	outcome.reason = result->reason;
+	outcome.error = result->error;
+	if (outcome.action != KVMFAULT_NOT_A_FAULT)
+		return outcome;
+	if (!machine_done(machine, ret))
+		ck_abort_msg("the guest left with exit %u",
+			     machine->run->exit_reason);
+	outcome.result = machine_result(machine);
+	return outcome;
+}
+
 struct outcome rig_call(struct rig *rig, unsigned int vcpu,
 			enum machine_routine routine, uint64_t a, uint64_t b,
 			uint64_t c)
 {
-	const struct kvmfault_result *result;
-	struct machine_vcpu *machine = &rig->machine->vcpu[vcpu];
-	struct outcome outcome = { 0 };
-	int ret = 0, err;
-
-	MUST(machine_call(machine, routine, a, b, c, 0));
-	do {
-		ret = rig_run(rig, vcpu, &err);
-		outcome.action = kvmfault_handle(rig->vcpu[vcpu], ret, err);
-		outcome.faults += outcome.action == KVMFAULT_RETRY;
-	} while (outcome.action == KVMFAULT_RETRY);
-	result = kvmfault_vcpu_result(rig->vcpu[vcpu]);
-	outcome.reason = result->reason;
-	outcome.error = result->error;
-	if (outcome.action == KVMFAULT_NOT_A_FAULT) {
-		ck_assert_msg(machine_done(machine, ret),
-			      "the guest left with exit %u",
-			      machine->run->exit_reason);
-		outcome.result = machine_result(machine);
-	}
-	return outcome;
+	return call(rig, vcpu, routine, (uint64_t[]){ a, b, c }, false);
 }
 
 uint64_t rig_do(struct rig *rig, unsigned int vcpu,
 		enum machine_routine routine, uint64_t a, uint64_t b,
 		uint64_t c)
 {
-	struct outcome outcome = rig_call(rig, vcpu, routine, a, b, c);
+	struct outcome outcome = call(rig, vcpu, routine,
+				      (uint64_t[]){ a, b, c }, true);
 
-	ck_assert_msg(outcome.action == KVMFAULT_NOT_A_FAULT, "%s: %s (%d)",
-		      kvmfault_action_str(outcome.action),
-		      kvmfault_reason_str(outcome.reason), outcome.error);
+	if (outcome.action != KVMFAULT_NOT_A_FAULT)
+		ck_abort_msg("%s: %s (%d)",
+			     kvmfault_action_str(outcome.action),
+			     kvmfault_reason_str(outcome.reason),
+			     outcome.error);
 	return outcome.result;
+}
+
+void team_start(struct team *team, unsigned int count,
+		 void *(*run)(void *))
+{
+	uintptr_t i;
+
+	for (i = 0; i < count; i++)
+		MUST(pthread_create(&team->thread[i], NULL, run, (void *)i));
+	team->count = count;
+}
+
+void team_join(struct team *team)
+{
+	unsigned int i;
+
+	for (i = 0; i < team->count; i++)
+		pthread_join(team->thread[i], NULL);
+}
+
+uint64_t rig_random(uint64_t *state)
+{
+	*state ^= *state << 13;
+	*state ^= *state >> 7;
+	*state ^= *state << 17;
+	return *state * 0x2545f4914f6cdd1dULL >> 16;
+}
+
+void rig_shuffle(uint16_t *order, unsigned int count, uint64_t seed)
+{
+	uint64_t state = seed * 0x9e3779b97f4a7c15ULL | 1;
+	unsigned int i, other;
+
+	for (i = 0; i < count; i++) {
+		other = (unsigned int)(rig_random(&state) % (i + 1));
+		order[i] = order[other];
+		order[other] = (uint16_t)i;
+	}
 }
 
 static void nothing(int signal)

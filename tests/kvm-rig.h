@@ -27,6 +27,14 @@
 #define COLUMNS 2		/* for tcase_add_loop_test() */
 #define KICK SIGUSR1
 
+/* Where a test stops the source. */
+struct gate {
+	atomic_bool closed;
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	unsigned int inside;		/* reads that stand at it */
+};
+
 struct rig {
 	struct machine *machine;
 	uint64_t pages;			/* of 4 KiB */
@@ -35,17 +43,21 @@ struct rig {
 	char *a, *b;			/* the memslot's mapping, and another */
 	struct kvmfault_vm *vm;
 	struct kvmfault_vcpu *vcpu[MACHINE_MAX_VCPUS];
+	bool apart;			/* b has a userfaultfd of its own */
 	struct kvmfault_uffd *uffd;	/* of a, by rig_track() */
+	struct kvmfault_uffd *uffd_b;	/* of b, if apart */
 	struct kvmfault_memory *memory;
 	struct kvmfault_mapping *mapping;	/* b, by rig_track() */
 	struct kvmfault_service *service;
 	_Atomic uint32_t reads[4096];	/* of each page, by the source */
 	atomic_int source_error;	/* what the source returns */
+	struct gate gate;
 	uint64_t overlay_at;		/* what it has there instead of words */
 	size_t overlay_length;
 	char overlay[512];
 	atomic_int changes[8];		/* of memory, by cause */
 	atomic_int unresolved;
+	atomic_int logged;		/* lines */
 };
 
 /* column: 0 or 1; supervisor: guest code that KVM emulates here */
@@ -56,6 +68,9 @@ void rig_new_huge(struct rig *rig, int column, unsigned int vcpus,
 		  uint64_t huge_pages);
 /* RAM with a source, a service and a second mapping that is registered too. */
 void rig_track(struct rig *rig);
+/* The same RAM as new: empty, nothing fetched. Also after the test has freed
+ * the memory and set it to NULL. Nobody may touch it meanwhile. */
+void rig_renew(struct rig *rig);
 void rig_restart_service(struct rig *rig);
 /* RAM without a source. */
 void rig_plain(struct rig *rig);
@@ -68,6 +83,15 @@ void rig_free(struct rig *rig);
 /* What the source has there: never zero, different everywhere. */
 uint64_t rig_word(uint64_t offset);
 
+/* Every read of the source stops at the gate while it is closed. */
+void rig_close_gate(struct rig *rig);
+void rig_await_gate(struct rig *rig, unsigned int reads);
+void rig_open_gate(struct rig *rig);
+
+/* As ck_assert_uint_eq(), for threads: Check's takes a lock also where all is
+ * well, and would put in order the threads whose races are the subject. */
+void rig_same(uint64_t got, uint64_t want, const char *what);
+
 /* KVM_RUN and handle, until the routine's end or anything but RETRY. */
 struct outcome {
 	enum kvmfault_action action;	/* NOT_A_FAULT: the routine ended */
@@ -79,13 +103,29 @@ struct outcome {
 struct outcome rig_call(struct rig *rig, unsigned int vcpu,
 			enum machine_routine routine, uint64_t a, uint64_t b,
 			uint64_t c);
-/* The same, where it has to end well; returns the routine's result. */
+/* The same, where it has to end well, whatever signals come; returns the
+ * routine's result. */
 uint64_t rig_do(struct rig *rig, unsigned int vcpu,
 		enum machine_routine routine, uint64_t a, uint64_t b,
 		uint64_t c);
 
 /* One KVM_RUN, with nobody's help: its return value, and errno. */
 int rig_run(struct rig *rig, unsigned int vcpu, int *err);
+
+/* Threads that run one function, each with its number, cast to void *. */
+#define TEAM_MAX 16
+struct team {
+	unsigned int count;
+	pthread_t thread[TEAM_MAX];
+};
+void team_start(struct team *team, unsigned int count,
+		 void *(*run)(void *));
+void team_join(struct team *team);
+
+/* Numbers without pattern, the same in every run; state is not zero. */
+uint64_t rig_random(uint64_t *state);
+/* 0 .. count - 1 in such an order. */
+void rig_shuffle(uint16_t *order, unsigned int count, uint64_t seed);
 
 /* Kick the calling thread again and again until it is unset; KICK's handler
  * does nothing. Bounds what would loop in the kernel. */
