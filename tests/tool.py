@@ -72,6 +72,10 @@ def test_guest_memfd():
     assert report['faults']['exit'] >= 2, report
     assert report['resolved']['renew'] == report['faults']['exit'], report
     assert report['faults']['uffd'] == 0, report
+    for vcpus in '1', '3', '7':
+        report = verified('--scenario', 'guest-memfd', '--memory', '1M',
+                          '--vcpus', vcpus)
+        assert report['faults']['exit'] >= 2, report
 
 
 def test_image():

@@ -20,14 +20,30 @@
 #define CHUNKS_EACH 2	/* of each vCPU, so that there is more than one exit */
 
 static struct {
-	uint64_t chunk_bytes;
+	uint64_t pages;
 	unsigned int chunks;
 	int *fd;		/* of each chunk, 0: closed */
 } ram;
 
+/* Chunks are as alike as whole pages allow. */
+static uint64_t first_page(unsigned int chunk)
+{
+	return ram.pages * chunk / ram.chunks;
+}
+
+static uint64_t offset_of(unsigned int chunk)
+{
+	return first_page(chunk) * DEMO_PAGE;
+}
+
+static uint64_t bytes_of(unsigned int chunk)
+{
+	return offset_of(chunk + 1) - offset_of(chunk);
+}
+
 static uint64_t gpa_of(unsigned int chunk)
 {
-	return DEMO_RAM + chunk * ram.chunk_bytes;
+	return DEMO_RAM + offset_of(chunk);
 }
 
 static uint32_t slot_of(unsigned int chunk)
@@ -37,7 +53,7 @@ static uint32_t slot_of(unsigned int chunk)
 
 static void *host_of(struct demo *demo, unsigned int chunk)
 {
-	return (char *)demo->ram + chunk * ram.chunk_bytes;
+	return (char *)demo->ram + offset_of(chunk);
 }
 
 static int show(struct demo *demo, unsigned int chunk, int fd)
@@ -45,41 +61,40 @@ static int show(struct demo *demo, unsigned int chunk, int fd)
 	struct kvmfault_region region = {
 		.size = sizeof(region),
 		.gpa = gpa_of(chunk),
-		.length = ram.chunk_bytes,
+		.length = bytes_of(chunk),
 		.slot = slot_of(chunk),
 		.guest_memfd = fd,
 	};
 	int err;
 
 	err = machine_set_guest_memfd_slot(demo->machine, slot_of(chunk),
-					   gpa_of(chunk), ram.chunk_bytes,
+					   gpa_of(chunk), bytes_of(chunk),
 					   host_of(demo, chunk), fd, 0);
 	return err ? err : kvmfault_region_add(demo->vm, &region);
 }
 
-static int create(struct demo *demo)
+static int create(struct demo *demo, unsigned int chunk)
 {
-	return machine_create_guest_memfd(demo->machine, ram.chunk_bytes,
+	return machine_create_guest_memfd(demo->machine, bytes_of(chunk),
 					  MACHINE_GUEST_MEMFD_MMAP |
 					  MACHINE_GUEST_MEMFD_INIT_SHARED);
 }
 
 static int fill(struct demo *demo, unsigned int chunk, int fd)
 {
-	void *to = mmap(host_of(demo, chunk), ram.chunk_bytes,
+	void *to = mmap(host_of(demo, chunk), bytes_of(chunk),
 			PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
 
 	if (to == MAP_FAILED)
 		return -errno;
-	return image_read(&demo->image, chunk * ram.chunk_bytes, to,
-			  ram.chunk_bytes);
+	return image_read(&demo->image, offset_of(chunk), to, bytes_of(chunk));
 }
 
 /* On the thread of the vCPU that the chunk belongs to: no other runs into the
  * moment in which there is no slot. */
 static int renew(struct demo *demo, unsigned int chunk)
 {
-	int err, fd = create(demo);
+	int err, fd = create(demo, chunk);
 
 	if (fd < 0)
 		return fd;
@@ -130,10 +145,10 @@ static int set_up(struct demo *demo)
 
 	demo->delivery = "exit";
 	ram.chunks = demo->vcpus * CHUNKS_EACH;
-	ram.chunk_bytes = demo->bytes / ram.chunks & ~(DEMO_PAGE - 1);
-	if (!ram.chunk_bytes || ram.chunk_bytes * ram.chunks != demo->bytes) {
-		complain("guest-memfd cuts the memory into %u chunks of whole pages: give it a --memory that can be",
-			 ram.chunks);
+	ram.pages = demo->image.pages;
+	if (ram.pages < ram.chunks) {
+		complain("guest-memfd needs %d pages for each vCPU",
+			 CHUNKS_EACH);
 		return -EINVAL;
 	}
 	ram.fd = calloc(ram.chunks, sizeof(*ram.fd));
@@ -147,7 +162,7 @@ static int set_up(struct demo *demo)
 	}
 	err = kvmfault_resolver_add(demo->vm, &resolver);
 	for (i = 0; i < ram.chunks && !err; i++) {
-		fd = create(demo);
+		fd = create(demo, i);
 		if (fd < 0) {
 			complain("this kernel's VMs have no guest_memfd that can be mapped (Linux 6.18 has)");
 			return fd;
@@ -156,9 +171,9 @@ static int set_up(struct demo *demo)
 		close(fd);	/* its last descriptor: the pages are gone */
 	}
 	for (i = 0; i < demo->vcpus && !err; i++)
-		demo_job(&demo->vcpu[i], i * CHUNKS_EACH *
-			 (ram.chunk_bytes / DEMO_PAGE),
-			 CHUNKS_EACH * (ram.chunk_bytes / DEMO_PAGE));
+		demo_job(&demo->vcpu[i], first_page(i * CHUNKS_EACH),
+			 first_page((i + 1) * CHUNKS_EACH) -
+			 first_page(i * CHUNKS_EACH));
 	return err;
 }
 
@@ -169,18 +184,20 @@ static void release(struct demo *demo)
 
 static int compare(struct demo *demo, uint64_t *checksum)
 {
-	uint64_t each = CHUNKS_EACH * (ram.chunk_bytes / DEMO_PAGE);
+	uint64_t first, end;
 	unsigned int i;
 	int64_t wrong;
 
 	for (i = 0; i < ram.chunks; i++) {
 		if (!ram.fd[i])
 			return -ENODATA;
-		demo->fetched += ram.chunk_bytes / DEMO_PAGE;
+		demo->fetched += bytes_of(i) / DEMO_PAGE;
 	}
 	for (i = 0; i < demo->vcpus; i++) {
-		wrong = image_compare(&demo->image, demo->ram, i * each, each,
-				      i * each, checksum);
+		first = first_page(i * CHUNKS_EACH);
+		end = first_page((i + 1) * CHUNKS_EACH);
+		wrong = image_compare(&demo->image, demo->ram, first,
+				      end - first, first, checksum);
 		if (wrong < 0)
 			return (int)wrong;
 		demo->wrong_pages += (uint64_t)wrong;
