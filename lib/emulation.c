@@ -102,8 +102,7 @@ static size_t fetch(struct attempt *a, uint64_t linear, uint8_t *code)
 					       vcpu->fault.address_space, gpa);
 		if (region && region->span.memory)
 			memcpy(code + done, (char *)region->span.memory->host +
-			       region->info.offset + gpa - region->info.gpa,
-			       step);
+			       kvmfault__region_offset(region, gpa), step);
 		kvmfault__leave(vcpu->seat);
 		if (!region || !region->span.memory)
 			break;

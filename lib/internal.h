@@ -291,6 +291,13 @@ struct kvmfault__region {
 	struct kvmfault__span span;
 	struct kvmfault_region info;
 };
+/* Where a gpa of the region is in what it shows. */
+static inline uint64_t
+kvmfault__region_offset(const struct kvmfault__region *region, uint64_t gpa)
+{
+	return region->info.offset + gpa - region->info.gpa;
+}
+
 /* Held in the seat until kvmfault__leave(); NULL: none there. */
 struct kvmfault__region *kvmfault__region_find(struct kvmfault__seat *seat,
 					       uint32_t space, uint64_t gpa);

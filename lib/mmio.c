@@ -37,8 +37,8 @@ static void access_page(struct kvmfault_vcpu *vcpu,
 {
 	struct kvmfault_memory *memory = region->span.memory;
 	struct kvm_run *run = vcpu->run;
-	uint64_t offset = region->info.offset + run->mmio.phys_addr + done -
-			  region->info.gpa;
+	uint64_t offset = kvmfault__region_offset(region, run->mmio.phys_addr +
+						  done);
 	char *host = (char *)memory->host + offset;
 
 	if (!run->mmio.is_write) {
@@ -69,8 +69,9 @@ static struct kvmfault__answer complete(struct kvmfault_vcpu *vcpu,
 				       gpa);
 	if (is_ram(vcpu, region)) {
 		answer = kvmfault__resolve(vcpu->seat, &vcpu->fault, region,
-					   NULL, region->info.offset + gpa -
-					   region->info.gpa);
+					   NULL,
+					   kvmfault__region_offset(region,
+								   gpa));
 		/* The mapping is changing: the bytes are not to be had yet,
 		 * and KVM_RUN must not go on without them. */
 		if (answer.action == KVMFAULT_RETRY && answer.error) {

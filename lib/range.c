@@ -203,17 +203,17 @@ int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
 	while (length && !err) {
 		struct kvmfault__region *region =
 			kvmfault__region_find(seat, address_space, gpa);
-		uint64_t inside, step = 0;
+		uint64_t step = 0;
 
 		if (!region || !region->span.memory) {
 			err = -ENXIO;
 		} else {
-			inside = gpa - region->info.gpa;
-			step = region->info.length - inside;
+			step = region->info.gpa + region->info.length - gpa;
 			if (step > length)
 				step = length;
 			err = discard_memory(seat, region->span.memory,
-					     region->info.offset + inside,
+					     kvmfault__region_offset(region,
+								     gpa),
 					     step);
 		}
 		kvmfault__leave(seat);

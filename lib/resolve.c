@@ -235,10 +235,9 @@ static struct kvmfault__answer recheck(struct kvmfault__request *rq,
 		return answer;
 	}
 	rq->request.page = KVMFAULT_PAGE_REMOVED;
-	err = kvmfault_request_read(&rq->request, rq->request.buffer);
-	if (!err)
-		err = kvmfault_request_install(&rq->request,
-					       rq->request.buffer);
+	err = kvmfault__resolver_copy.resolve(NULL, &rq->request);
+	if (err == KVMFAULT_RESOLVED)
+		err = 0;
 	publish(rq, page, KVMFAULT__PRESENT, rq->installed);
 	if (!err && !rq->existed)
 		account(rq, KVMFAULT__REMOVED);
@@ -364,7 +363,7 @@ struct kvmfault__answer kvmfault__resolve_gpa(struct kvmfault__seat *seat,
 
 	region = kvmfault__region_find(seat, f->address_space, gpa);
 	if (region)
-		offset = region->info.offset + gpa - region->info.gpa;
+		offset = kvmfault__region_offset(region, gpa);
 	answer = kvmfault__resolve(seat, f, region, NULL, offset);
 	if (!region && answer.reason == KVMFAULT_REASON_DECLINED)
 		answer.reason = KVMFAULT_REASON_NO_REGION;
