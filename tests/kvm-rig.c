@@ -8,6 +8,7 @@
 #include <linux/falloc.h>
 #include <linux/kvm.h>
 #include <linux/memfd.h>
+#include <linux/userfaultfd.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -17,6 +18,7 @@
 
 #include "kvm-rig.h"
 
+#define UFFDIO_POISON_OURS 0xc020aa08UL	/* newer than 6.1's headers */
 #define MUST(call) ck_assert_int_eq(call, 0)
 
 uint64_t rig_word(uint64_t offset)
@@ -197,6 +199,25 @@ static void add_memory(struct rig *rig, const struct kvmfault_source *source)
 	MUST(kvmfault_memory_new(rig->vm, &memory, &rig->memory));
 	region.memory = rig->memory;
 	MUST(kvmfault_region_add(rig->vm, &region));
+}
+
+void rig_mark(struct rig *rig, int uffd, uint64_t page, uint64_t pages)
+{
+	struct {
+		struct uffdio_range range;
+		uint64_t mode;
+		int64_t updated;
+	} poison = {
+		.range = { .start = (uintptr_t)rig->a + page * PAGE,
+			   .len = pages * PAGE },
+	};
+
+	MUST(ioctl(uffd, UFFDIO_POISON_OURS, &poison));
+}
+
+void rig_mark_all(struct rig *rig)
+{
+	rig_mark(rig, kvmfault_uffd_fd(rig->uffd), 0, rig->pages);
 }
 
 void rig_restart_service(struct rig *rig)

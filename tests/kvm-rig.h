@@ -72,6 +72,11 @@ void rig_track(struct rig *rig);
  * the memory and set it to NULL. Nobody may touch it meanwhile. */
 void rig_renew(struct rig *rig);
 void rig_restart_service(struct rig *rig);
+/* Put markers in a, where nothing is, by the userfaultfd that it is registered
+ * with: who reads by way of a is then told by a signal or an exit, and does not
+ * sleep. */
+void rig_mark(struct rig *rig, int uffd, uint64_t page, uint64_t pages);
+void rig_mark_all(struct rig *rig);	/* of tracked RAM */
 /* RAM without a source. */
 void rig_plain(struct rig *rig);
 void rig_resolver(struct rig *rig,

@@ -19,30 +19,15 @@
 #include "need.h"
 
 #define PAGES 16
-#define UFFDIO_POISON_OURS 0xc020aa08UL
 
 static struct rig rig;
-
-static void mark_all(void)
-{
-	struct {
-		struct uffdio_range range;
-		uint64_t mode;
-		int64_t updated;
-	} poison = {
-		.range = { .start = (uintptr_t)rig.a, .len = PAGES * PAGE },
-	};
-
-	ck_assert_int_eq(ioctl(kvmfault_uffd_fd(rig.uffd), UFFDIO_POISON_OURS,
-			       &poison), 0);
-}
 
 static void emulated(int column)
 {
 	rig_new(&rig, column, 1, PAGES, true);
 	rig_track(&rig);
 	rig_vcpus(&rig);
-	mark_all();
+	rig_mark_all(&rig);
 }
 
 static struct kvmfault_stats stats(void)

@@ -231,7 +231,6 @@ END_TEST
 #define EXITS 4			/* of each vCPU */
 #define GMEM (RAM + (32 << 20))
 #define GMEM_SLOT 16
-#define UFFDIO_POISON_OURS 0xc020aa08UL
 
 static struct rig rig;
 static struct team team;
@@ -335,20 +334,6 @@ START_TEST(pages_by_userfaultfd)
 }
 END_TEST
 
-static void mark_all(void)
-{
-	struct {
-		struct uffdio_range range;
-		uint64_t mode;
-		int64_t updated;
-	} poison = {
-		.range = { .start = (uintptr_t)rig.a, .len = PAGES * PAGE },
-	};
-
-	ck_assert_int_eq(ioctl(kvmfault_uffd_fd(rig.uffd), UFFDIO_POISON_OURS,
-			       &poison), 0);
-}
-
 /* Reads and writes that KVM's emulator does, and what it gives up on. */
 static void *all_kinds(void *arg)
 {
@@ -381,7 +366,7 @@ static void emulated(int column, void *(*run)(void *),
 	tracked(column, true);
 	rig_track(&rig);
 	rig_vcpus(&rig);
-	mark_all();
+	rig_mark_all(&rig);
 	run_trapped(run);
 	rig_restart_service(&rig);	/* and so all is counted */
 	ck_assert_uint_eq(stats().fetched, PAGES + WARM);

@@ -28,7 +28,6 @@
 #define VCPUS 8
 #define HOSTS 4			/* threads of the VMM's */
 #define MOMENT 100		/* us, between two looks */
-#define UFFDIO_POISON_OURS 0xc020aa08UL
 
 static struct rig rig;
 static pthread_barrier_t together;
@@ -55,22 +54,6 @@ static void expect_each_read_once(void)
 
 	for (page = 0; page < rig.pages; page++)
 		ck_assert_uint_eq(rig.reads[page], 1);
-}
-
-/* Where nothing is, who reads by way of a is told by an exit (see
- * test-kvm-mmio.c), and fetches on the vCPU's own thread. */
-static void mark_all(void)
-{
-	struct {
-		struct uffdio_range range;
-		uint64_t mode;
-		int64_t updated;
-	} poison = {
-		.range = { .start = (uintptr_t)rig.a, .len = PAGES * PAGE },
-	};
-
-	ck_assert_int_eq(ioctl(kvmfault_uffd_fd(rig.uffd), UFFDIO_POISON_OURS,
-			       &poison), 0);
 }
 
 static void guest_reads(unsigned int vcpu, uint64_t offset)
@@ -324,7 +307,7 @@ START_TEST(regions_around_theirs_change)
 
 	tracked(_i, VCPUS, true);
 	for (round = 0; round < 8; round++) {
-		mark_all();
+		rig_mark_all(&rig);
 		changes += change_while_they_walk(come_and_go);
 		rig_renew(&rig);
 	}
@@ -431,7 +414,7 @@ END_TEST
 START_TEST(host_asleep_and_vcpu_fetches)
 {
 	tracked(_i, 1, true);
-	mark_all();
+	rig_mark_all(&rig);
 	in_each_order();
 	ck_assert_uint_ge(stats().entrance[KVMFAULT_ENTRANCE_MMIO], PAGES / 4);
 	rig_free(&rig);
@@ -455,7 +438,7 @@ START_TEST(host_asleep_and_message_late)
 	pthread_t host;
 
 	tracked(_i, 1, true);
-	mark_all();
+	rig_mark_all(&rig);
 	for (the_page = 0; the_page < PAGES / 8; the_page++) {
 		ck_assert_int_eq(kvmfault_service_free(rig.service), 0);
 		rig.service = NULL;

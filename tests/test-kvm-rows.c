@@ -21,13 +21,6 @@
 #include "need.h"
 
 #define PAGES 16
-#define UFFDIO_POISON_OURS 0xc020aa08UL
-
-struct poison {
-	struct uffdio_range range;
-	uint64_t mode;
-	int64_t updated;
-};
 
 static struct rig rig;
 
@@ -199,16 +192,6 @@ START_TEST(uffd_user_mode_only)
 }
 END_TEST
 
-static void mark(int fd, uint64_t page)
-{
-	struct poison poison = {
-		.range = { .start = (uintptr_t)rig.a + page * PAGE,
-			   .len = PAGE },
-	};
-
-	ck_assert_int_eq(ioctl(fd, UFFDIO_POISON_OURS, &poison), 0);
-}
-
 static siginfo_t last_sigbus;
 static volatile sig_atomic_t sigbuses;
 
@@ -239,7 +222,7 @@ START_TEST(marker)
 	plain(_i);
 	catch_sigbus();
 	fd = raw_uffd(0, 0);
-	mark(fd, 5);
+	rig_mark(&rig, fd, 5, 1);
 	ck_assert_int_eq(machine_call(&rig.machine->vcpu[0], MACHINE_READ,
 				      RAM + 5 * PAGE + 8, 8, 0, 0), 0);
 	do {	/* the timer's signals are KVM's own: none reach us */
@@ -270,7 +253,7 @@ START_TEST(marker_with_sigbus_blocked)
 	sigemptyset(&block);
 	sigaddset(&block, SIGBUS);
 	fd = raw_uffd(0, 0);
-	mark(fd, 0);
+	rig_mark(&rig, fd, 0, 1);
 	pthread_sigmask(SIG_BLOCK, &block, NULL);
 	expect_loop();
 	ck_assert_int_eq(sigbuses, 0);
