@@ -125,10 +125,10 @@ static bool discarded(struct kvmfault__request *rq, uint64_t page,
 	return true;
 }
 
-/* fetching -> to, and wake all who could not know. installed: through the
- * memslots' mapping, whose sleepers the kernel has woken. */
+/* fetching -> to, and wake all who could not know. What was installed through
+ * the memslots' mapping has had its sleepers woken by the kernel. */
 static void publish(struct kvmfault__request *rq, uint64_t page,
-		    enum kvmfault__state to, bool installed)
+		    enum kvmfault__state to)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	enum kvmfault__state found, from = KVMFAULT__FETCHING;
@@ -145,7 +145,7 @@ static void publish(struct kvmfault__request *rq, uint64_t page,
 	if (wake)
 		kvmfault__wake(rq->seat, memory, NULL, rq->request.offset,
 			       rq->request.length);
-	else if (rq->origin && (!installed || rq->existed ||
+	else if (rq->origin && (!rq->installed || rq->existed ||
 				!rq->origin->memslots))
 		kvmfault__wake(rq->seat, memory, rq->origin,
 			       rq->request.offset, rq->request.length);
@@ -206,8 +206,7 @@ static struct kvmfault__answer resolve_claimed(struct kvmfault__request *rq,
 		answer = failed(KVMFAULT_REASON_LIE, -ENODATA);
 		answer.resolver = resolver;
 	}
-	publish(rq, page, answer.came ? KVMFAULT__PRESENT : was,
-		rq->installed);
+	publish(rq, page, answer.came ? KVMFAULT__PRESENT : was);
 	if (answer.came)
 		account(rq, was);
 	return answer;
@@ -238,7 +237,7 @@ static struct kvmfault__answer recheck(struct kvmfault__request *rq,
 	err = kvmfault__resolver_copy.resolve(NULL, &rq->request);
 	if (err == KVMFAULT_RESOLVED)
 		err = 0;
-	publish(rq, page, KVMFAULT__PRESENT, rq->installed);
+	publish(rq, page, KVMFAULT__PRESENT);
 	if (!err && !rq->existed)
 		account(rq, KVMFAULT__REMOVED);
 	if (err == -EAGAIN)

@@ -30,9 +30,9 @@ MUTATIONS = [
      '	if (wake)', ['waits']),
     ('drop the wake of the mapping that a message came from',
      'lib/resolve.c',
-     '	else if (rq->origin && (!installed || rq->existed ||\n'
+     '	else if (rq->origin && (!rq->installed || rq->existed ||\n'
      '				!rq->origin->memslots))',
-     '	else if (rq->origin && !installed)', ['resolve', 'mapping']),
+     '	else if (rq->origin && !rq->installed)', ['resolve', 'mapping']),
     ('swap the order: the state before the data', 'lib/resolve.c',
      '	judge(rq, ask(rq, &answer), &answer);\n	answer.came =',
      '	kvmfault__page_change(rq->request.memory, page,\n'
@@ -43,7 +43,7 @@ MUTATIONS = [
      '	ours->installed = !err || err == -EEXIST;',
      '	ours->installed = !err;', ['resolver', 'resolve']),
     ('do not wake after EEXIST', 'lib/resolve.c',
-     '(!installed || rq->existed ||', '(!installed ||', ['resolve']),
+     '(!rq->installed || rq->existed ||', '(!rq->installed ||', ['resolve']),
     ('ignore a partial copy', 'lib/uffd.c',
      '		if (copy.copy <= 0)\n			return err;',
      '		return err;', ['uffd']),
@@ -58,8 +58,8 @@ MUTATIONS = [
      '		if (state <= KVMFAULT__FETCHING ||\n'
      '		    state == KVMFAULT__REMOVED)', ['page', 'resolve']),
     ('a failed fetch leaves the page present', 'lib/resolve.c',
-     'answer.came ? KVMFAULT__PRESENT : was,',
-     'KVMFAULT__PRESENT,', ['resolve']),
+     'answer.came ? KVMFAULT__PRESENT : was);',
+     'KVMFAULT__PRESENT);', ['resolve']),
     ('a discarded page comes from the source again', 'lib/resolver.c',
      '	if (request->page == KVMFAULT_PAGE_REMOVED) {',
      '	if (request->page == KVMFAULT_PAGE_PRESENT) {',
