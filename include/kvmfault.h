@@ -334,6 +334,10 @@ struct kvmfault_source {
 	void *data;
 	/* How many bytes there are; 0: not known, or no end. */
 	uint64_t length;
+	/* Reads are best in chunks of so many bytes, aligned to them: a
+	 * cluster of an image, a network's block. For KVMFAULT_WINDOW_SOURCE.
+	 * 0: it does not matter. */
+	uint64_t chunk;
 };
 
 /*
@@ -403,6 +407,20 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd);
  * installed through it. Any number of others may follow: the VMM's own, one
  * for each device process.
  */
+
+/* How many pages one fault brings: the run of absent pages around it, within
+ * a window. Never past its region, never over a page that is present, discarded
+ * or being fetched; if the source fails for the run, the page is fetched alone.
+ * It costs one read of the source and one call of the kernel. */
+enum kvmfault_window {
+	KVMFAULT_WINDOW_NONE = 0,	/* the page alone */
+	KVMFAULT_WINDOW_FIXED = 1,	/* the aligned block of window_length */
+	KVMFAULT_WINDOW_ADAPTIVE = 2,	/* twice as many each time while faults
+					 * walk up or down through the memory,
+					 * up to window_length; else one */
+	KVMFAULT_WINDOW_SOURCE = 3,	/* the source's chunk */
+};
+
 struct kvmfault_memory_options {
 	size_t size;
 	/* The memslots' mapping in this process, and its length. */
@@ -421,6 +439,10 @@ struct kvmfault_memory_options {
 	/* The userfaultfd to register host with; only with a source. NULL: one
 	 * of its own. */
 	struct kvmfault_uffd *uffd;
+	/* What a fault brings with it. window_length: whole pages, up to the
+	 * context's page_size_max; 0: 64 KiB, or a page where that is more. */
+	enum kvmfault_window window;
+	uint64_t window_length;
 };
 
 /*
@@ -430,8 +452,9 @@ struct kvmfault_memory_options {
  * Returns 0;
  * -EINVAL: vm, host or memory is NULL; not aligned to the page size; a file
  *   that is too short; a page size that is not the backing's, or larger than
- *   the context's page_size_max; a range that wraps; a uffd of another process or context,
- *   or without a source; memory that userfaultfd does not take (a guest_memfd);
+ *   the context's page_size_max; a range that wraps; a uffd of another process
+ *   or context, or without a source; memory that userfaultfd does not take (a
+ *   guest_memfd); a window that is not known, or its length;
  * -ENODATA: the source is shorter than the memory;
  * -EEXIST: there are pages already (preallocated blocks), or another memory
  *   of this context has a part of this host range;
@@ -544,9 +567,10 @@ int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
  * Resolvers: who makes a page present
  * -----------------------------------
  * An ordered chain: the VMM's own, in the order in which they were added, then
- * the library's "copy" (absent pages: read the source, UFFDIO_COPY) and
- * "populate" (present or untracked pages: MADV_POPULATE_READ/WRITE). Each is
- * asked in turn until one does not decline.
+ * the library's "copy" (absent pages: read the source, UFFDIO_COPY), "zero"
+ * (discarded pages: UFFDIO_ZEROPAGE) and "populate" (present or untracked
+ * pages: MADV_POPULATE_READ/WRITE). Each is asked in turn until one does not
+ * decline.
  */
 enum kvmfault_page {
 	KVMFAULT_PAGE_UNTRACKED = 1,	/* memory without a source, or none */
@@ -571,12 +595,12 @@ struct kvmfault_request {
 	const struct kvmfault_region *region;
 	struct kvmfault_memory *memory;	/* or NULL: guest_memfd only */
 	enum kvmfault_page page;
-	/* The range to resolve: whole pages of the memory. Without a memory
-	 * 4 KiB of the region. */
+	/* The range to resolve: the page of the memory, or a run of them after
+	 * kvmfault_request_widen(). Without a memory 4 KiB of the region. */
 	uint64_t offset;		/* into the memory, or the region */
 	uint64_t length;
 	void *host;			/* in the memslots' mapping, or NULL */
-	/* Scratch memory of this thread, length bytes. */
+	/* Scratch memory of this thread, the context's page_size_max bytes. */
 	void *buffer;
 };
 
@@ -619,10 +643,22 @@ const char *kvmfault_resolver_name(const struct kvmfault_vm *vm,
 int kvmfault_request_read(struct kvmfault_request *request, void *buffer);
 
 /*
+ * For resolvers: claim the page's neighbours too, as the memory's window says
+ * (nothing, unless the page is absent). The request's offset, length and host
+ * are then those of the whole run; if reading it fails, the request is the page
+ * alone again and is read so.
+ * Returns 0; -EINVAL: nothing is claimed.
+ * Thread class: as the request. Since 0.1.
+ */
+int kvmfault_request_widen(struct kvmfault_request *request);
+
+/*
  * For resolvers: install data as the claimed pages, atomically for each page,
- * through the memslots' mapping (UFFDIO_COPY). A page that has come meanwhile
- * is left as it is, and that is success.
- * Returns 0; -EINVAL: nothing is claimed; -EAGAIN: the mappings are changing,
+ * through the memslots' mapping (UFFDIO_COPY); NULL, for a discarded page:
+ * zeros (UFFDIO_ZEROPAGE, where the backing has that). A page that has come
+ * meanwhile is left as it is, and that is success; so is a run of which the
+ * page that faulted came.
+ * Returns 0; -EINVAL: nothing is claimed, NULL for an absent page; -EAGAIN: the mappings are changing,
  * the fault will come again; -ENOENT: not mapped any more; -ESRCH; -ENOMEM;
  * -EHWPOISON; -EFAULT: data can't be read.
  * Thread class: as the request. Since 0.1.

@@ -205,12 +205,15 @@ struct kvmfault_uffd {
 	bool own;		/* made for one mapping, goes with it */
 };
 
+/* ioctls: what can be done there, bits of UFFDIO_* numbers */
 int kvmfault__uffd_register(struct kvmfault_uffd *uffd, uint64_t start,
-			    uint64_t length);
+			    uint64_t length, uint64_t *ioctls);
 int kvmfault__uffd_unregister(struct kvmfault_uffd *uffd, uint64_t start,
 			      uint64_t length);
-/* 0, -EEXIST: a page was there, nobody was woken; -EAGAIN: not now; ... */
-int kvmfault__uffd_copy(int fd, uint64_t to, const void *from, uint64_t length);
+/* Copy, or with from NULL zero. 0, or at the page after *done: -EEXIST: it was
+ * there, nobody was woken; -EAGAIN: not now; ... */
+int kvmfault__uffd_fill(int fd, uint64_t to, const void *from, uint64_t length,
+			uint64_t *done);
 int kvmfault__uffd_wake(int fd, uint64_t start, uint64_t length);
 int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length);
 int kvmfault__uffd_open(unsigned int how);
@@ -224,6 +227,7 @@ struct kvmfault_mapping {
 	struct kvmfault__span span;
 	struct kvmfault_uffd *uffd;	/* NULL: not tracked */
 	uint64_t host;
+	_Atomic uint64_t ioctls; /* that the kernel has there, by number */
 	bool memslots;		/* the first one, which pages go through */
 };
 
@@ -242,6 +246,8 @@ struct kvmfault_memory {
 	uint64_t fd_offset;
 	struct kvmfault_source source;	/* read NULL: not tracked */
 	uint64_t source_offset;
+	enum kvmfault_window window;
+	uint64_t window_pages;		/* at most */
 	void *host;
 	_Atomic uint64_t *states;
 	_Atomic(const void *) mappings;	/* struct kvmfault__mappings */
@@ -276,10 +282,16 @@ int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 /* After the mapping's last use: let go of the uffd; guard: where pages are
  * absent nobody may read zeros afterwards. */
 void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard);
-/* Install through the memslots' mapping: as kvmfault__uffd_copy(). */
+/* Install through the memslots' mapping; data NULL: zeros. Pages that are there
+ * are left as they are. Those before the one that failed are counted. */
+struct kvmfault__installed {
+	uint64_t there;		/* pages, from the first on */
+	uint64_t existed;	/* of those: were there before */
+};
 int kvmfault__install(struct kvmfault__seat *seat,
 		      struct kvmfault_memory *memory, uint64_t offset,
-		      const void *data, uint64_t length);
+		      const void *data, uint64_t length,
+		      struct kvmfault__installed *installed);
 /* Wake who sleeps on the range, through every mapping or `only` one. */
 void kvmfault__wake(struct kvmfault__seat *seat,
 		    struct kvmfault_memory *memory,
@@ -304,6 +316,7 @@ struct kvmfault__region *kvmfault__region_find(struct kvmfault__seat *seat,
 
 /* resolver-*.c */
 extern const struct kvmfault_resolver kvmfault__resolver_copy;
+extern const struct kvmfault_resolver kvmfault__resolver_zero;
 extern const struct kvmfault_resolver kvmfault__resolver_populate;
 
 /* resolve.c: claim -> chain -> publish, for every entrance */
@@ -311,10 +324,20 @@ struct kvmfault__request {
 	struct kvmfault_request request;	/* first: what resolvers see */
 	struct kvmfault__seat *seat;
 	struct kvmfault_mapping *origin;	/* of a message, or NULL */
-	bool installed;		/* by kvmfault_request_install() */
-	bool existed;		/* which found the page there */
+	uint64_t page;		/* that faulted */
+	uint64_t first, count;	/* pages that are claimed, it among them */
+	/* by kvmfault_request_install(), from the first claimed page on */
+	struct kvmfault__installed installed;
+	bool own_way;		/* or a resolver put it there by itself */
 	bool source_failed;
 };
+/* Claim absent neighbours too, as the memory's window says; or let go of all
+ * but the page that faulted. */
+void kvmfault__widen(struct kvmfault__request *rq);	/* window.c */
+void kvmfault__narrow(struct kvmfault__request *rq);
+/* Claimed pages that were not fetched: absent again. */
+void kvmfault__release(struct kvmfault__request *rq, uint64_t first,
+		       uint64_t count);
 
 struct kvmfault__answer {
 	enum kvmfault_action action;

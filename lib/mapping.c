@@ -8,6 +8,8 @@
  * only those who sleep on the same userfaultfd, so each gets its own.
  */
 
+#include <linux/userfaultfd.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "internal.h"
@@ -18,16 +20,47 @@ hold_mappings(struct kvmfault__seat *seat, struct kvmfault_memory *memory)
 	return kvmfault__hold(&seat->mappings, &memory->mappings);
 }
 
+/* One call for each run of pages that are not there. */
+static int fill(const struct kvmfault_mapping *mapping, uint64_t offset,
+		const char *data, uint64_t length,
+		struct kvmfault__installed *installed)
+{
+	uint64_t size = kvmfault__page_size(mapping->span.memory);
+	uint64_t at = 0, done;
+	int err = 0;
+
+	while (at < length) {
+		err = kvmfault__uffd_fill(mapping->uffd->fd,
+					  mapping->host + offset + at,
+					  data ? data + at : NULL, length - at,
+					  &done);
+		at += done;
+		if (err == -EEXIST) {
+			installed->existed++;
+			at += size;
+		} else if (err) {
+			break;
+		}
+	}
+	installed->there = at / size;
+	return at < length ? err : 0;
+}
+
 int kvmfault__install(struct kvmfault__seat *seat,
 		      struct kvmfault_memory *memory, uint64_t offset,
-		      const void *data, uint64_t length)
+		      const void *data, uint64_t length,
+		      struct kvmfault__installed *installed)
 {
 	const struct kvmfault__mappings *all = hold_mappings(seat, memory);
 	const struct kvmfault_mapping *mapping = all->mapping[0];
 	int err;
 
-	err = kvmfault__uffd_copy(mapping->uffd->fd, mapping->host + offset,
-				  data, length);
+	*installed = (struct kvmfault__installed){ 0 };
+	/* hugetlbfs has no zero page to give. */
+	if (!data &&
+	    !(atomic_load(&mapping->ioctls) & 1ULL << _UFFDIO_ZEROPAGE))
+		data = memset(seat->buffer, 0, length);
+	err = fill(mapping, offset, data, length, installed);
 	kvmfault__unhold(seat, &seat->mappings);
 	return err;
 }
@@ -81,6 +114,7 @@ static int publish(struct kvmfault_mapping *mapping, bool *known)
 	struct kvmfault_vm *vm = memory->vm;
 	const struct kvmfault__mappings *old = atomic_load(&memory->mappings);
 	struct kvmfault__mappings *new = list_new(old, mapping, NULL);
+	uint64_t ioctls;
 	int err;
 
 	if (!new)
@@ -95,8 +129,10 @@ static int publish(struct kvmfault_mapping *mapping, bool *known)
 	atomic_store(&memory->mappings, new);
 	if (mapping->uffd)
 		err = kvmfault__uffd_register(mapping->uffd, mapping->host,
-					      memory->length);
+					      memory->length, &ioctls);
 	if (!err) {
+		if (mapping->uffd)
+			atomic_store(&mapping->ioctls, ioctls);
 		kvmfault__retire(vm, old);
 		kvmfault__reclaim(vm);
 		return 0;

@@ -18,6 +18,8 @@
 
 #include "internal.h"
 
+#define WINDOW (64ULL << 10)
+
 static int check(struct kvmfault_vm *vm, struct kvmfault_memory_options *o)
 {
 	uint64_t size;
@@ -34,6 +36,16 @@ static int check(struct kvmfault_vm *vm, struct kvmfault_memory_options *o)
 	if ((uintptr_t)o->host + o->length < o->length ||
 	    o->fd_offset + o->length < o->length ||
 	    o->source_offset + o->length < o->length)
+		return -EINVAL;
+	if (o->window > KVMFAULT_WINDOW_SOURCE)
+		return -EINVAL;
+	if (!o->window_length) {
+		o->window_length = size > WINDOW ? size : WINDOW;
+		if (o->window_length > vm->options.page_size_max)
+			o->window_length = vm->options.page_size_max;
+	}
+	if (o->window_length & (size - 1) ||
+	    o->window_length > vm->options.page_size_max)
 		return -EINVAL;
 	/* Registered without a source it would sleep and nobody knows why. */
 	if (o->uffd && (o->uffd->space || o->uffd->vm != vm || !o->source))
@@ -214,6 +226,18 @@ static void memory_delete(struct kvmfault_memory *memory)
 	kvmfault__sys_free(memory);
 }
 
+/* In pages. What is not a whole number of pages is the source's business. */
+static uint64_t window_pages(const struct kvmfault_memory *memory,
+			     uint64_t length)
+{
+	uint64_t chunk = memory->source.chunk >> memory->page_shift;
+	uint64_t most = memory->vm->options.page_size_max >> memory->page_shift;
+
+	if (memory->window != KVMFAULT_WINDOW_SOURCE)
+		return length >> memory->page_shift;
+	return !chunk ? 1 : chunk > most ? most : chunk;
+}
+
 static int memory_make(struct kvmfault_vm *vm,
 		       const struct kvmfault_memory_options *o,
 		       struct kvmfault_memory **memory)
@@ -236,6 +260,8 @@ static int memory_make(struct kvmfault_vm *vm,
 					o->source);
 	if (!err && o->source && !new->source.read)
 		err = -EINVAL;
+	new->window = o->window;
+	new->window_pages = window_pages(new, o->window_length);
 	if (!err)
 		err = check_source(vm, new);
 	if (!err && kvmfault__tracked(new))

@@ -43,8 +43,11 @@ static int ask(struct kvmfault__request *rq, struct kvmfault__answer *answer)
 			continue;
 		}
 		verdict = r->resolve(r->data, request);
-		if (verdict == KVMFAULT_DECLINED)
+		if (verdict == KVMFAULT_DECLINED) {
+			if (rq->count > 1)
+				kvmfault__narrow(rq);
 			continue;
+		}
 		answer->resolver = r->name;
 		if (verdict == KVMFAULT_RESOLVED)
 			kvmfault__add(rq->seat, KVMFAULT__COUNTER(resolver) + i,
@@ -105,61 +108,88 @@ static bool discarded(struct kvmfault__request *rq, uint64_t page,
 		      enum kvmfault__state else_to)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
+	uint64_t size = kvmfault__page_size(memory);
 	int err;
 
 	if (kvmfault__page_state(memory, page) != KVMFAULT__FETCHING_REMOVED)
 		return false;
-	err = kvmfault__memory_punch(memory, rq->request.offset,
-				     rq->request.length);
+	err = kvmfault__memory_punch(memory, page * size, size);
 	if (err)
 		kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
 			      "a page at offset %#llx was discarded while it was fetched, and could not be freed (error %d): it keeps its data",
-			      (unsigned long long)rq->request.offset, -err);
+			      (unsigned long long)(page * size), -err);
 	kvmfault__page_change(memory, page, KVMFAULT__FETCHING_REMOVED,
 			      err ? else_to : KVMFAULT__REMOVED);
 	if (err)
 		return true;
 	kvmfault__count(rq->seat, removed);
-	kvmfault__changed(memory, rq->request.offset, rq->request.length,
-			  KVMFAULT_CAUSE_DISCARD);
+	kvmfault__changed(memory, page * size, size, KVMFAULT_CAUSE_DISCARD);
 	return true;
 }
 
-/* fetching -> to, and wake all who could not know. What was installed through
- * the memslots' mapping has had its sleepers woken by the kernel. */
-static void publish(struct kvmfault__request *rq, uint64_t page,
-		    enum kvmfault__state to)
+/* fetching -> to. True: somebody left a mark on it. */
+static bool publish_page(struct kvmfault__request *rq, uint64_t page,
+			 enum kvmfault__state to)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	enum kvmfault__state found, from = KVMFAULT__FETCHING;
-	bool wake = false;
+	bool marked = false;
 
 	while ((found = kvmfault__page_change(memory, page, from, to)) !=
 	       from) {
-		wake = true;	/* a reader marked it, or a discard */
+		marked = true;	/* a reader's, or a discard's */
 		if (discarded(rq, page, to))
 			break;
 		from = found;
 	}
 	kvmfault__page_wake(memory, page);
-	if (wake)
+	return marked;
+}
+
+void kvmfault__release(struct kvmfault__request *rq, uint64_t first,
+		       uint64_t count)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+	uint64_t size = kvmfault__page_size(memory), page;
+
+	for (page = first; page < first + count; page++)
+		if (publish_page(rq, page, KVMFAULT__ABSENT))
+			kvmfault__wake(rq->seat, memory, NULL, page * size,
+				       size);
+}
+
+/* The claimed pages become what they are: present where they were installed,
+ * what they were where they were not. And all wake who could not know: what was
+ * installed through the memslots' mapping has had its sleepers woken by the
+ * kernel. */
+static void publish(struct kvmfault__request *rq, enum kvmfault__state was)
+{
+	const struct kvmfault__installed *installed = &rq->installed;
+	struct kvmfault_memory *memory = rq->request.memory;
+	bool marked = false;
+	uint64_t i;
+
+	for (i = 0; i < rq->count; i++)
+		if (publish_page(rq, rq->first + i, i < installed->there ?
+				 KVMFAULT__PRESENT : was))
+			marked = true;
+	if (marked)
 		kvmfault__wake(rq->seat, memory, NULL, rq->request.offset,
 			       rq->request.length);
-	else if (rq->origin && (!rq->installed || rq->existed ||
-				!rq->origin->memslots))
+	else if (rq->origin && (installed->there < rq->count || rq->own_way ||
+				installed->existed || !rq->origin->memslots))
 		kvmfault__wake(rq->seat, memory, rq->origin,
 			       rq->request.offset, rq->request.length);
 }
 
 /* "Resolved", says one that did not use our install: is it? What can't be
  * asked is not believed. */
-static bool lied(struct kvmfault__request *rq)
+static bool lied(const struct kvmfault__request *rq)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 
 	/* Of a single hugetlb page the kernel can't be asked. */
-	return !rq->installed &&
-	       !memory->hugetlb &&
+	return !memory->hugetlb &&
 	       kvmfault__memory_resident(memory, rq->request.offset,
 					 rq->request.length) <= 0;
 }
@@ -175,40 +205,48 @@ static void warn_existed(struct kvmfault_memory *memory)
 /* After it was published: what a callback does may need the page. */
 static void account(struct kvmfault__request *rq, enum kvmfault__state was)
 {
-	if (rq->existed) {
-		kvmfault__count(rq->seat, existed);
-		if (was == KVMFAULT__ABSENT)
-			warn_existed(rq->request.memory);
-	} else if (was == KVMFAULT__REMOVED)
-		kvmfault__count(rq->seat, zeroed);
-	else
-		kvmfault__count(rq->seat, fetched);
-	if (!rq->existed)
-		kvmfault__changed(rq->request.memory, rq->request.offset,
-				  rq->request.length, was == KVMFAULT__REMOVED ?
-				  KVMFAULT_CAUSE_ZERO : KVMFAULT_CAUSE_FETCH);
+	const struct kvmfault__installed *installed = &rq->installed;
+	struct kvmfault_memory *memory = rq->request.memory;
+	uint64_t came = installed->there - installed->existed;
+	bool zero = was == KVMFAULT__REMOVED;
+
+	kvmfault__add(rq->seat, KVMFAULT__COUNTER(existed), installed->existed);
+	if (installed->existed && !zero)
+		warn_existed(memory);
+	if (!came)
+		return;
+	kvmfault__add(rq->seat, zero ? KVMFAULT__COUNTER(zeroed) :
+				       KVMFAULT__COUNTER(fetched), came);
+	kvmfault__changed(memory, rq->request.offset,
+			  installed->there << memory->page_shift,
+			  zero ? KVMFAULT_CAUSE_ZERO : KVMFAULT_CAUSE_FETCH);
 }
 
 /* was: absent or removed, and now ours. */
 static struct kvmfault__answer resolve_claimed(struct kvmfault__request *rq,
-					       uint64_t page,
 					       enum kvmfault__state was)
 {
 	struct kvmfault__answer answer = { 0 };
 
 	rq->request.page = was == KVMFAULT__REMOVED ? KVMFAULT_PAGE_REMOVED :
 						      KVMFAULT_PAGE_ABSENT;
+	rq->first = rq->page;
+	rq->count = 1;
 	judge(rq, ask(rq, &answer), &answer);
 	answer.came = answer.action == KVMFAULT_RETRY && !answer.error;
-	if (answer.came && lied(rq)) {
-		const char *resolver = answer.resolver;
-
-		answer = failed(KVMFAULT_REASON_LIE, -ENODATA);
-		answer.resolver = resolver;
+	if (answer.came && !rq->installed.there) {
+		if (lied(rq)) {
+			answer.came = false;
+			answer.action = KVMFAULT_UNRESOLVED;
+			answer.reason = KVMFAULT_REASON_LIE;
+			answer.error = -ENODATA;
+		} else {
+			rq->installed.there = rq->count;
+			rq->own_way = true;
+		}
 	}
-	publish(rq, page, answer.came ? KVMFAULT__PRESENT : was);
-	if (answer.came)
-		account(rq, was);
+	publish(rq, was);
+	account(rq, was);
 	return answer;
 }
 
@@ -218,8 +256,7 @@ static struct kvmfault__answer resolve_claimed(struct kvmfault__request *rq,
  * ever: ask the kernel by installing zeros, which is what a hole holds, and
  * which fails where there is a page.
  */
-static struct kvmfault__answer recheck(struct kvmfault__request *rq,
-				       uint64_t page)
+static struct kvmfault__answer recheck(struct kvmfault__request *rq)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY };
@@ -227,18 +264,18 @@ static struct kvmfault__answer recheck(struct kvmfault__request *rq,
 	int err;
 
 	kvmfault__count(rq->seat, repeated);
-	found = kvmfault__page_change(memory, page, KVMFAULT__PRESENT,
+	found = kvmfault__page_change(memory, rq->page, KVMFAULT__PRESENT,
 				      KVMFAULT__FETCHING);
 	if (found != KVMFAULT__PRESENT) {
 		answer.error = -EAGAIN;
 		return answer;
 	}
 	rq->request.page = KVMFAULT_PAGE_REMOVED;
-	err = kvmfault__resolver_copy.resolve(NULL, &rq->request);
-	if (err == KVMFAULT_RESOLVED)
-		err = 0;
-	publish(rq, page, KVMFAULT__PRESENT);
-	if (!err && !rq->existed)
+	rq->first = rq->page;
+	rq->count = 1;
+	err = kvmfault_request_install(&rq->request, NULL);
+	publish(rq, KVMFAULT__PRESENT);
+	if (!rq->installed.existed)
 		account(rq, KVMFAULT__REMOVED);
 	if (err == -EAGAIN)
 		answer.error = err;
@@ -248,7 +285,7 @@ static struct kvmfault__answer recheck(struct kvmfault__request *rq,
 }
 
 static struct kvmfault__answer resolve_present(struct kvmfault__request *rq,
-					       uint64_t page, bool waited)
+					       bool waited)
 {
 	struct kvmfault__answer answer = {
 		.action = KVMFAULT_RETRY,
@@ -256,7 +293,7 @@ static struct kvmfault__answer resolve_present(struct kvmfault__request *rq,
 	};
 
 	if (rq->origin)
-		return recheck(rq, page);
+		return recheck(rq);
 	if (waited || rq->request.fault->entrance == KVMFAULT_ENTRANCE_CALL)
 		return answer;
 	return resolve_unclaimed(rq, KVMFAULT_PAGE_PRESENT);
@@ -265,21 +302,21 @@ static struct kvmfault__answer resolve_present(struct kvmfault__request *rq,
 static struct kvmfault__answer resolve_tracked(struct kvmfault__request *rq)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
-	uint64_t page = rq->request.offset >> memory->page_shift;
 	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY };
 	bool waited = false;
 	int err;
 
+	rq->page = rq->request.offset >> memory->page_shift;
 	for (;;) {
 		enum kvmfault__state state =
-			kvmfault__page_claim(memory, page, rq->origin);
+			kvmfault__page_claim(memory, rq->page, rq->origin);
 
 		switch (state) {
 		case KVMFAULT__ABSENT:
 		case KVMFAULT__REMOVED:
-			return resolve_claimed(rq, page, state);
+			return resolve_claimed(rq, state);
 		case KVMFAULT__PRESENT:
-			return resolve_present(rq, page, waited);
+			return resolve_present(rq, waited);
 		case KVMFAULT__FETCHING:
 		case KVMFAULT__FETCHING_WAITED:
 		case KVMFAULT__FETCHING_REMOVED:
@@ -292,7 +329,7 @@ static struct kvmfault__answer resolve_tracked(struct kvmfault__request *rq)
 		}
 		kvmfault__count(rq->seat, waited);
 		waited = true;
-		err = kvmfault__page_wait(rq->seat, memory, page);
+		err = kvmfault__page_wait(rq->seat, memory, rq->page);
 		if (err == -EINTR)
 			answer.action = KVMFAULT_INTERRUPTED;
 		else if (err)

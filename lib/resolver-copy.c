@@ -2,9 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Resolver "copy". In: an absent or discarded page, claimed. Out: the source's
- * bytes, or zeros, installed by UFFDIO_COPY, which is atomic: no one ever sees
- * a half-filled page.
+ * Resolver "copy". In: an absent page, claimed. Out: the source's bytes, and
+ * those of its window, installed by UFFDIO_COPY, which is atomic: no one ever
+ * sees a half-filled page.
  */
 
 #include "internal.h"
@@ -14,6 +14,7 @@ static int resolve(void *data, struct kvmfault_request *request)
 	int err;
 
 	(void)data;
+	kvmfault_request_widen(request);
 	err = kvmfault_request_read(request, request->buffer);
 	if (!err)
 		err = kvmfault_request_install(request, request->buffer);
@@ -23,6 +24,6 @@ static int resolve(void *data, struct kvmfault_request *request)
 const struct kvmfault_resolver kvmfault__resolver_copy = {
 	.size = sizeof(kvmfault__resolver_copy),
 	.name = "copy",
-	.pages = 1U << KVMFAULT_PAGE_ABSENT | 1U << KVMFAULT_PAGE_REMOVED,
+	.pages = 1U << KVMFAULT_PAGE_ABSENT,
 	.resolve = resolve,
 };

@@ -54,9 +54,29 @@ static bool claimed(const struct kvmfault_request *request)
 }
 
 KVMFAULT__EXPORT
+int kvmfault_request_widen(struct kvmfault_request *request)
+{
+	if (!claimed(request))
+		return -EINVAL;
+	if (request->page == KVMFAULT_PAGE_ABSENT)
+		kvmfault__widen((struct kvmfault__request *)request);
+	return 0;
+}
+
+static int read_source(const struct kvmfault_request *request, void *buffer)
+{
+	const struct kvmfault_source *source = &request->memory->source;
+	int err = source->read(source->data, request->memory->source_offset +
+			       request->offset, buffer, request->length);
+
+	/* A count, or anything else that is not the contract, is no page. */
+	return err > 0 ? -EIO : err;
+}
+
+KVMFAULT__EXPORT
 int kvmfault_request_read(struct kvmfault_request *request, void *buffer)
 {
-	const struct kvmfault_source *source;
+	struct kvmfault__request *ours = (struct kvmfault__request *)request;
 	int err;
 
 	if (!claimed(request) || !buffer)
@@ -65,14 +85,13 @@ int kvmfault_request_read(struct kvmfault_request *request, void *buffer)
 		memset(buffer, 0, request->length);
 		return 0;
 	}
-	source = &request->memory->source;
-	err = source->read(source->data,
-			   request->memory->source_offset + request->offset,
-			   buffer, request->length);
-	/* A count, or anything else that is not the contract, is no page. */
-	if (err > 0)
-		err = -EIO;
-	((struct kvmfault__request *)request)->source_failed = err;
+	err = read_source(request, buffer);
+	if (err && ours->count > 1) {
+		/* The neighbours' trouble is not the page's. */
+		kvmfault__narrow(ours);
+		err = read_source(request, buffer);
+	}
+	ours->source_failed = err;
 	return err;
 }
 
@@ -83,11 +102,13 @@ int kvmfault_request_install(struct kvmfault_request *request,
 	struct kvmfault__request *ours = (struct kvmfault__request *)request;
 	int err;
 
-	if (!claimed(request) || !data)
+	if (!claimed(request))
+		return -EINVAL;
+	/* Zeros for nothing: only where that is what it holds. */
+	if (!data && request->page != KVMFAULT_PAGE_REMOVED)
 		return -EINVAL;
 	err = kvmfault__install(ours->seat, request->memory, request->offset,
-				data, request->length);
-	ours->installed = !err || err == -EEXIST;
-	ours->existed = err == -EEXIST;
-	return ours->installed ? 0 : err;
+				data, request->length, &ours->installed);
+	/* Of a window it is the page that counts; the others fault again. */
+	return ours->page < ours->first + ours->installed.there ? 0 : err;
 }

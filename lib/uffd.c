@@ -202,14 +202,16 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd)
 }
 
 int kvmfault__uffd_register(struct kvmfault_uffd *uffd, uint64_t start,
-			    uint64_t length)
+			    uint64_t length, uint64_t *ioctls)
 {
 	struct uffdio_register reg = {
 		.range = { .start = start, .len = length },
 		.mode = UFFDIO_REGISTER_MODE_MISSING,
 	};
+	int err = kvmfault__sys_ioctl(uffd->fd, UFFDIO_REGISTER, &reg);
 
-	return kvmfault__sys_ioctl(uffd->fd, UFFDIO_REGISTER, &reg);
+	*ioctls = err ? 0 : reg.ioctls;
+	return err;
 }
 
 int kvmfault__uffd_unregister(struct kvmfault_uffd *uffd, uint64_t start,
@@ -220,27 +222,53 @@ int kvmfault__uffd_unregister(struct kvmfault_uffd *uffd, uint64_t start,
 	return kvmfault__sys_ioctl(uffd->fd, UFFDIO_UNREGISTER, &range);
 }
 
-int kvmfault__uffd_copy(int fd, uint64_t to, const void *from, uint64_t length)
+/* Some errors leave the count of bytes as it was, which is 0, and others write
+ * -errno: only more than 0 is progress. Then the rest tells why it stopped. */
+
+static int copy(int fd, uint64_t to, const void *from, uint64_t length,
+		int64_t *count)
 {
-	uint64_t done = 0;
+	struct uffdio_copy copy = {
+		.dst = to,
+		.src = (uint64_t)(uintptr_t)from,
+		.len = length,
+	};
+	int err = kvmfault__sys_ioctl(fd, UFFDIO_COPY, &copy);
 
-	while (done < length) {
-		struct uffdio_copy copy = {
-			.dst = to + done,
-			.src = (uint64_t)(uintptr_t)from + done,
-			.len = length - done,
-			/* Some errors leave it as it was, others write
-			 * -errno: only more than 0 is progress. */
-			.copy = 0,
-		};
-		int err = kvmfault__sys_ioctl(fd, UFFDIO_COPY, &copy);
+	*count = copy.copy;
+	return err;
+}
 
+static int zero(int fd, uint64_t to, uint64_t length, int64_t *count)
+{
+	struct uffdio_zeropage zero = {
+		.range = { .start = to, .len = length },
+	};
+	int err = kvmfault__sys_ioctl(fd, UFFDIO_ZEROPAGE, &zero);
+
+	*count = zero.zeropage;
+	return err;
+}
+
+int kvmfault__uffd_fill(int fd, uint64_t to, const void *from, uint64_t length,
+			uint64_t *done)
+{
+	*done = 0;
+	while (*done < length) {
+		uint64_t rest = length - *done;
+		int64_t count;
+		int err;
+
+		if (from)
+			err = copy(fd, to + *done, (const char *)from + *done,
+				   rest, &count);
+		else
+			err = zero(fd, to + *done, rest, &count);
 		if (!err)
-			return 0;
-		if (copy.copy <= 0)
+			count = (int64_t)rest;
+		else if (count <= 0)
 			return err;
-		/* The first pages are in; the rest tells why it stopped. */
-		done += (uint64_t)copy.copy;
+		*done += (uint64_t)count;
 	}
 	return 0;
 }

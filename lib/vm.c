@@ -56,8 +56,9 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 	}
 	pthread_mutex_init(&new->lock, NULL);
 	new->chain[0] = kvmfault__resolver_copy;
-	new->chain[1] = kvmfault__resolver_populate;
-	new->resolvers = 2;
+	new->chain[1] = kvmfault__resolver_zero;
+	new->chain[2] = kvmfault__resolver_populate;
+	new->resolvers = 3;
 	*vm = new;
 	return 0;
 }

@@ -58,6 +58,7 @@ static void on_unresolved(void *data, const struct kvmfault_fault *fault,
 static int read_page(void *data, uint64_t offset, void *buffer, size_t length)
 {
 	void (*during)(void);
+	size_t i;
 	int result;
 
 	(void)data;
@@ -65,13 +66,15 @@ static int read_page(void *data, uint64_t offset, void *buffer, size_t length)
 	pthread_mutex_lock(&bed_lock);
 	bed.reads++;
 	bed.last_read = offset;
+	bed.last_length = length;
 	during = bed.during_read;
 	bed.during_read = NULL;
 	result = bed.source_result;
 	pthread_mutex_unlock(&bed_lock);
 	if (during)
 		during();
-	memset(buffer, bed_byte(offset / PAGE), length);
+	for (i = 0; i < length; i += PAGE)
+		memset((char *)buffer + i, bed_byte((offset + i) / PAGE), PAGE);
 	return result;
 }
 
@@ -86,6 +89,7 @@ struct kvmfault_source bed_source(void)
 		.size = sizeof(struct kvmfault_source),
 		.name = "bed",
 		.read = read_page,
+		.chunk = bed.chunk,
 	};
 }
 
@@ -115,6 +119,8 @@ int bed_memory(struct kvmfault_memory **memory, int *fd, void **host)
 		.size = sizeof(options),
 		.length = BED_PAGES * PAGE,
 		.source = &source,
+		.window = bed.window,
+		.window_length = bed.window_length,
 	};
 
 	*fd = fake_memory(options.length, 0, host);

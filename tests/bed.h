@@ -33,6 +33,10 @@ struct bed {
 	unsigned int reads;		/* of the source */
 	uint64_t last_read;
 	int source_result;		/* what it returns */
+	uint64_t chunk;
+	enum kvmfault_window window;	/* of memories made from now on */
+	uint64_t window_length;
+	size_t last_length;
 	void (*during_read)(void);	/* once, inside a read */
 
 	unsigned int logs, unresolved, changes[8], locked;
@@ -55,7 +59,8 @@ char bed_byte(uint64_t page);	/* what the source has in this page */
 char *bed_page(uint64_t page);
 bool bed_has(uint64_t page, char byte);
 enum kvmfault__state bed_state(uint64_t page);
-/* Any memory of the fake's with the bed's source; 0 or -errno. */
+/* Any memory of the fake's with the bed's source; 0 or -errno. Its window is
+ * what the bed says. */
 int bed_memory(struct kvmfault_memory **memory, int *fd, void **host);
 struct kvmfault_stats bed_stats(void);
 /* Resolve as the entrance would; a message's, with origin. */

@@ -431,6 +431,8 @@ static bool is_mapped(uint64_t address)
 
 static long uffd_register(struct object *uffd, struct uffdio_register *reg)
 {
+	struct object *m;
+	uint64_t offset;
 	size_t i;
 
 	if (!is_mapped(reg->range.start))
@@ -445,6 +447,9 @@ static long uffd_register(struct object *uffd, struct uffdio_register *reg)
 	uffd->range[i].length = reg->range.len;
 	reg->ioctls = 1ULL << _UFFDIO_COPY | 1ULL << _UFFDIO_WAKE |
 		      1ULL << KVMFAULT__UFFDIO_POISON_NR;
+	m = memory_at(reg->range.start, &offset);
+	if (!m || m->page_size == UNIT)
+		reg->ioctls |= 1ULL << _UFFDIO_ZEROPAGE;
 	return 0;
 }
 
@@ -458,24 +463,48 @@ static long uffd_unregister(struct object *uffd, struct uffdio_range *range)
 	return 0;
 }
 
-static long uffd_copy(struct object *uffd, struct uffdio_copy *copy)
+/* from 0: zeros */
+static long uffd_fill(struct object *uffd, uint64_t to, uint64_t from,
+		      uint64_t length, __s64 *count)
 {
 	uint64_t done = 0, offset;
-	struct object *m = memory_at(copy->dst, &offset);
+	struct object *m = memory_at(to, &offset);
 
-	if (!m || !range_at(uffd, copy->dst))
-		return copy->copy = -ENOENT;
-	if ((copy->dst | copy->len) & (m->page_size - 1))
+	if (!m || !range_at(uffd, to))
+		return *count = -ENOENT;
+	if ((to | length) & (m->page_size - 1))
 		return -EINVAL;
-	while (done < copy->len &&
+	if (!from && m->page_size != UNIT)
+		return -EINVAL;
+	while (done < length &&
 	       !m->present[(offset + done) / m->page_size]) {
-		memcpy((char *)(uintptr_t)copy->dst + done,
-		       (char *)(uintptr_t)copy->src + done, m->page_size);
+		char *page = (char *)(uintptr_t)to + done;
+
+		if (from)
+			memcpy(page, (char *)(uintptr_t)from + done,
+			       m->page_size);
+		else
+			memset(page, 0, m->page_size);
 		m->present[(offset + done) / m->page_size] = 1;
 		done += m->page_size;
 	}
-	copy->copy = done ? (int64_t)done : -EEXIST;
-	return done == copy->len ? 0 : done ? -EAGAIN : -EEXIST;
+	*count = done ? (int64_t)done : -EEXIST;
+	return done == length ? 0 : done ? -EAGAIN : -EEXIST;
+}
+
+static long uffd_copy(struct object *uffd, struct uffdio_copy *copy)
+{
+	return uffd_fill(uffd, copy->dst, copy->src, copy->len, &copy->copy);
+}
+
+static long uffd_zero(struct object *uffd, struct uffdio_zeropage *zero)
+{
+	__s64 count = 0;
+	long err = uffd_fill(uffd, zero->range.start, 0, zero->range.len,
+			     &count);
+
+	zero->zeropage = count;
+	return err;
 }
 
 static long uffd_ioctl(struct object *uffd, struct fake_call *c)
@@ -489,6 +518,8 @@ static long uffd_ioctl(struct object *uffd, struct fake_call *c)
 		return uffd_unregister(uffd, c->arg);
 	case UFFDIO_COPY:
 		return uffd_copy(uffd, c->arg);
+	case UFFDIO_ZEROPAGE:
+		return uffd_zero(uffd, c->arg);
 	case UFFDIO_WAKE:
 	case KVMFAULT__UFFDIO_POISON:
 		return uffd->api ? 0 : -EINVAL;

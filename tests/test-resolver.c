@@ -42,8 +42,9 @@ START_TEST(order_is_the_vmms)
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 0), "first");
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 1), "second");
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 2), "copy");
-	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 3), "populate");
-	ck_assert_ptr_null(kvmfault_resolver_name(bed.vm, 4));
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 3), "zero");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 4), "populate");
+	ck_assert_ptr_null(kvmfault_resolver_name(bed.vm, 5));
 	ck_assert_ptr_null(kvmfault_resolver_name(NULL, 0));
 	bed_add();
 	ck_assert_str_eq(fetch(0).resolver, "copy");
@@ -93,15 +94,17 @@ START_TEST(bad_ones)
 	longer.resolver.size = sizeof(longer);
 	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &longer.resolver),
 			 -E2BIG);
-	ck_assert_ptr_null(kvmfault_resolver_name(bed.vm, 2));
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 0), "copy");
 }
 END_TEST
 
 START_TEST(so_many_and_no_more)
 {
-	unsigned int i;
+	unsigned int i, ours = 0;
 
-	for (i = 0; i < KVMFAULT_RESOLVER_COUNT - 2; i++)
+	while (kvmfault_resolver_name(bed.vm, ours))
+		ours++;
+	for (i = 0; i < KVMFAULT_RESOLVER_COUNT - ours; i++)
 		ck_assert_int_eq(add("one of many", i, 0), 0);
 	ck_assert_int_eq(add("one too many", i, 0), -ENOSPC);
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 15), "populate");
@@ -128,7 +131,11 @@ static int by_hand(struct kvmfault_request *request)
 	char mine[PAGE];
 
 	ck_assert_int_eq(kvmfault_request_read(request, NULL), -EINVAL);
-	ck_assert_int_eq(kvmfault_request_install(request, NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_request_widen(request), 0);
+	ck_assert_uint_eq(request->length, PAGE);
+	if (request->page == KVMFAULT_PAGE_ABSENT)
+		ck_assert_int_eq(kvmfault_request_install(request, NULL),
+				 -EINVAL);
 	ck_assert_int_eq(kvmfault_request_read(request, mine), 0);
 	ck_assert_int_eq(mine[0], request->page == KVMFAULT_PAGE_ABSENT ?
 			 bed_byte(request->offset / PAGE) : 0);
@@ -143,6 +150,7 @@ static int nothing_claimed(struct kvmfault_request *request)
 
 	ck_assert_int_eq(kvmfault_request_read(request, mine), -EINVAL);
 	ck_assert_int_eq(kvmfault_request_install(request, mine), -EINVAL);
+	ck_assert_int_eq(kvmfault_request_widen(request), -EINVAL);
 	return KVMFAULT_DECLINED;
 }
 
@@ -162,6 +170,7 @@ START_TEST(read_and_install)
 	ck_assert_uint_eq(asked, 3);
 	ck_assert_int_eq(kvmfault_request_read(NULL, order), -EINVAL);
 	ck_assert_int_eq(kvmfault_request_install(NULL, order), -EINVAL);
+	ck_assert_int_eq(kvmfault_request_widen(NULL), -EINVAL);
 }
 END_TEST
 

@@ -45,10 +45,12 @@ static void answer(int64_t copied, long result)
 	answers[n++] = (struct answer){ copied, result };
 }
 
+static uint64_t done;
+
 static int copy(uint64_t length)
 {
 	fake_on(FAKE_IOCTL, scripted_copy);
-	return kvmfault__uffd_copy(3, TO, FROM, length);
+	return kvmfault__uffd_fill(3, TO, FROM, length, &done);
 }
 
 START_TEST(copied_whole)

@@ -68,19 +68,20 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_vm_options, unresolved, 56, 8),
 	MEMBER(kvmfault_vm_options, unresolved_data, 64, 8),
 
-	SIZE(kvmfault_source, 40),
+	SIZE(kvmfault_source, 48),
 	MEMBER(kvmfault_source, size, 0, 8),
 	MEMBER(kvmfault_source, name, 8, 8),
 	MEMBER(kvmfault_source, read, 16, 8),
 	MEMBER(kvmfault_source, data, 24, 8),
 	MEMBER(kvmfault_source, length, 32, 8),
+	MEMBER(kvmfault_source, chunk, 40, 8),
 
 	SIZE(kvmfault_uffd_options, 16),
 	MEMBER(kvmfault_uffd_options, size, 0, 8),
 	MEMBER(kvmfault_uffd_options, fd, 8, 4),
 	MEMBER(kvmfault_uffd_options, remote, 12, 1),
 
-	SIZE(kvmfault_memory_options, 72),
+	SIZE(kvmfault_memory_options, 88),
 	MEMBER(kvmfault_memory_options, size, 0, 8),
 	MEMBER(kvmfault_memory_options, host, 8, 8),
 	MEMBER(kvmfault_memory_options, length, 16, 8),
@@ -90,6 +91,8 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_memory_options, source, 48, 8),
 	MEMBER(kvmfault_memory_options, source_offset, 56, 8),
 	MEMBER(kvmfault_memory_options, uffd, 64, 8),
+	MEMBER(kvmfault_memory_options, window, 72, 4),
+	MEMBER(kvmfault_memory_options, window_length, 80, 8),
 
 	SIZE(kvmfault_mapping_options, 24),
 	MEMBER(kvmfault_mapping_options, size, 0, 8),
