@@ -443,18 +443,26 @@ struct kvmfault_memory_options {
 	 * context's page_size_max; 0: 64 KiB, or a page where that is more. */
 	enum kvmfault_window window;
 	uint64_t window_length;
+	/* Minor faults: pages are written to the file through a mapping of the
+	 * library's own, and mapped where they are wanted (UFFDIO_CONTINUE). It
+	 * allows a file with pages in it (they do not count: the source's
+	 * replace them), and pages larger than page_size_max. Needs a memfd or
+	 * hugetlbfs file and a source. */
+	bool minor;
 };
 
 /*
  * Take a memory into the library's care. With a source the range must be
- * empty: what already has a page would never be missed, and so never fetched.
+ * empty (unless it has minor faults): what already has a page would never be
+ * missed, and so never fetched.
  *
  * Returns 0;
  * -EINVAL: vm, host or memory is NULL; not aligned to the page size; a file
  *   that is too short; a page size that is not the backing's, or larger than
  *   the context's page_size_max; a range that wraps; a uffd of another process
  *   or context, or without a source; memory that userfaultfd does not take (a
- *   guest_memfd); a window that is not known, or its length;
+ *   guest_memfd, or for minor faults before 5.13 and 5.14); a window that is
+ *   not known, or its length; minor faults without a file or a source;
  * -ENODATA: the source is shorter than the memory;
  * -EEXIST: there are pages already (preallocated blocks), or another memory
  *   of this context has a part of this host range;
@@ -567,7 +575,8 @@ int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
  * Resolvers: who makes a page present
  * -----------------------------------
  * An ordered chain: the VMM's own, in the order in which they were added, then
- * the library's "copy" (absent pages: read the source, UFFDIO_COPY), "zero"
+ * the library's "copy" and "continue" (absent pages: read the source, and
+ * UFFDIO_COPY, or in a memory with minor faults UFFDIO_CONTINUE), "zero"
  * (discarded pages: UFFDIO_ZEROPAGE) and "populate" (present or untracked
  * pages: MADV_POPULATE_READ/WRITE). Each is asked in turn until one does not
  * decline.
@@ -600,7 +609,10 @@ struct kvmfault_request {
 	uint64_t offset;		/* into the memory, or the region */
 	uint64_t length;
 	void *host;			/* in the memslots' mapping, or NULL */
-	/* Scratch memory of this thread, the context's page_size_max bytes. */
+	/* Where data can be written before it is installed: scratch memory of
+	 * this thread, the context's page_size_max bytes; with minor faults
+	 * the file's own pages, of length bytes, to be written by
+	 * kvmfault_request_read() alone. */
 	void *buffer;
 };
 
@@ -654,8 +666,8 @@ int kvmfault_request_widen(struct kvmfault_request *request);
 
 /*
  * For resolvers: install data as the claimed pages, atomically for each page,
- * through the memslots' mapping (UFFDIO_COPY); NULL, for a discarded page:
- * zeros (UFFDIO_ZEROPAGE, where the backing has that). A page that has come
+ * through the memslots' mapping (UFFDIO_COPY, or UFFDIO_CONTINUE with minor
+ * faults); NULL, for a discarded page: zeros. A page that has come
  * meanwhile is left as it is, and that is success; so is a run of which the
  * page that faulted came.
  * Returns 0; -EINVAL: nothing is claimed, NULL for an absent page; -EAGAIN: the mappings are changing,

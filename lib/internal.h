@@ -207,13 +207,18 @@ struct kvmfault_uffd {
 
 /* ioctls: what can be done there, bits of UFFDIO_* numbers */
 int kvmfault__uffd_register(struct kvmfault_uffd *uffd, uint64_t start,
-			    uint64_t length, uint64_t *ioctls);
+			    uint64_t length, bool minor, uint64_t *ioctls);
 int kvmfault__uffd_unregister(struct kvmfault_uffd *uffd, uint64_t start,
 			      uint64_t length);
-/* Copy, or with from NULL zero. 0, or at the page after *done: -EEXIST: it was
- * there, nobody was woken; -EAGAIN: not now; ... */
-int kvmfault__uffd_fill(int fd, uint64_t to, const void *from, uint64_t length,
-			uint64_t *done);
+/* 0, or of the page after *done: -EEXIST: it was there, nobody was woken;
+ * -EAGAIN: not now; ... */
+enum kvmfault__install {
+	KVMFAULT__COPY,		/* from there */
+	KVMFAULT__ZERO,
+	KVMFAULT__MAP,		/* what is in the file: UFFDIO_CONTINUE */
+};
+int kvmfault__uffd_install(int fd, enum kvmfault__install how, uint64_t to,
+			   const void *from, uint64_t length, uint64_t *done);
 int kvmfault__uffd_wake(int fd, uint64_t start, uint64_t length);
 int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length);
 int kvmfault__uffd_open(unsigned int how);
@@ -249,6 +254,7 @@ struct kvmfault_memory {
 	enum kvmfault_window window;
 	uint64_t window_pages;		/* at most */
 	void *host;
+	char *fill;		/* the file, not registered: minor faults */
 	_Atomic uint64_t *states;
 	_Atomic(const void *) mappings;	/* struct kvmfault__mappings */
 	unsigned int regions;		/* under the VM's lock */
@@ -282,6 +288,12 @@ int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 /* After the mapping's last use: let go of the uffd; guard: where pages are
  * absent nobody may read zeros afterwards. */
 void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard);
+/* Where data for it is to be written: scratch memory, or with minor faults the
+ * file itself, which must be asked for by kvmfault__prepare() first. */
+void *kvmfault__buffer(struct kvmfault__seat *seat,
+		       const struct kvmfault_memory *memory, uint64_t offset);
+int kvmfault__prepare(const struct kvmfault_memory *memory, uint64_t offset,
+		      uint64_t length);
 /* Install through the memslots' mapping; data NULL: zeros. Pages that are there
  * are left as they are. Those before the one that failed are counted. */
 struct kvmfault__installed {
@@ -292,6 +304,10 @@ int kvmfault__install(struct kvmfault__seat *seat,
 		      struct kvmfault_memory *memory, uint64_t offset,
 		      const void *data, uint64_t length,
 		      struct kvmfault__installed *installed);
+/* With minor faults: map a page that is in the file, and wake. -EEXIST: it was
+ * mapped, nobody was woken; -EFAULT: it is not in the file. */
+int kvmfault__map(const struct kvmfault_mapping *mapping, uint64_t offset,
+		  uint64_t length);
 /* Wake who sleeps on the range, through every mapping or `only` one. */
 void kvmfault__wake(struct kvmfault__seat *seat,
 		    struct kvmfault_memory *memory,
@@ -316,6 +332,7 @@ struct kvmfault__region *kvmfault__region_find(struct kvmfault__seat *seat,
 
 /* resolver-*.c */
 extern const struct kvmfault_resolver kvmfault__resolver_copy;
+extern const struct kvmfault_resolver kvmfault__resolver_continue;
 extern const struct kvmfault_resolver kvmfault__resolver_zero;
 extern const struct kvmfault_resolver kvmfault__resolver_populate;
 

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "abi.h"
 #include "internal.h"
 
 static const struct kvmfault__mappings *
@@ -20,20 +21,55 @@ hold_mappings(struct kvmfault__seat *seat, struct kvmfault_memory *memory)
 	return kvmfault__hold(&seat->mappings, &memory->mappings);
 }
 
+void *kvmfault__buffer(struct kvmfault__seat *seat,
+		       const struct kvmfault_memory *memory, uint64_t offset)
+{
+	return memory->fill ? memory->fill + offset : seat->buffer;
+}
+
+/* Touched without it, a file that can't grow would be a SIGBUS for us. */
+int kvmfault__prepare(const struct kvmfault_memory *memory, uint64_t offset,
+		      uint64_t length)
+{
+	int err = kvmfault__sys_madvise(memory->fill + offset, length,
+					KVMFAULT__MADV_POPULATE_WRITE);
+
+	return err == -EFAULT ? -ENOMEM : err;
+}
+
+/* With minor faults: what is to be there is written to the file first. */
+static int write_file(const struct kvmfault_memory *memory, uint64_t offset,
+		      const void *data, uint64_t length)
+{
+	char *to = memory->fill + offset;
+	int err;
+
+	if (data == to)
+		return 0;
+	err = kvmfault__prepare(memory, offset, length);
+	if (err)
+		return err;
+	if (data)
+		memcpy(to, data, length);
+	else
+		memset(to, 0, length);
+	return 0;
+}
+
 /* One call for each run of pages that are not there. */
-static int fill(const struct kvmfault_mapping *mapping, uint64_t offset,
-		const char *data, uint64_t length,
-		struct kvmfault__installed *installed)
+static int fill(const struct kvmfault_mapping *mapping,
+		enum kvmfault__install how, uint64_t offset, const char *data,
+		uint64_t length, struct kvmfault__installed *installed)
 {
 	uint64_t size = kvmfault__page_size(mapping->span.memory);
 	uint64_t at = 0, done;
 	int err = 0;
 
 	while (at < length) {
-		err = kvmfault__uffd_fill(mapping->uffd->fd,
-					  mapping->host + offset + at,
-					  data ? data + at : NULL, length - at,
-					  &done);
+		err = kvmfault__uffd_install(mapping->uffd->fd, how,
+					     mapping->host + offset + at,
+					     data ? data + at : NULL,
+					     length - at, &done);
 		at += done;
 		if (err == -EEXIST) {
 			installed->existed++;
@@ -53,16 +89,33 @@ int kvmfault__install(struct kvmfault__seat *seat,
 {
 	const struct kvmfault__mappings *all = hold_mappings(seat, memory);
 	const struct kvmfault_mapping *mapping = all->mapping[0];
-	int err;
+	enum kvmfault__install how = KVMFAULT__COPY;
+	int err = 0;
 
 	*installed = (struct kvmfault__installed){ 0 };
-	/* hugetlbfs has no zero page to give. */
-	if (!data &&
-	    !(atomic_load(&mapping->ioctls) & 1ULL << _UFFDIO_ZEROPAGE))
+	if (memory->fill) {
+		how = KVMFAULT__MAP;
+		err = write_file(memory, offset, data, length);
+	} else if (!data && atomic_load(&mapping->ioctls) &
+		   1ULL << _UFFDIO_ZEROPAGE) {
+		how = KVMFAULT__ZERO;
+	} else if (!data) {
 		data = memset(seat->buffer, 0, length);
-	err = fill(mapping, offset, data, length, installed);
+	}
+	if (!err)
+		err = fill(mapping, how, offset, data, length, installed);
 	kvmfault__unhold(seat, &seat->mappings);
 	return err;
+}
+
+int kvmfault__map(const struct kvmfault_mapping *mapping, uint64_t offset,
+		  uint64_t length)
+{
+	uint64_t done;
+
+	return kvmfault__uffd_install(mapping->uffd->fd, KVMFAULT__MAP,
+				      mapping->host + offset, NULL, length,
+				      &done);
 }
 
 void kvmfault__wake(struct kvmfault__seat *seat,
@@ -129,7 +182,8 @@ static int publish(struct kvmfault_mapping *mapping, bool *known)
 	atomic_store(&memory->mappings, new);
 	if (mapping->uffd)
 		err = kvmfault__uffd_register(mapping->uffd, mapping->host,
-					      memory->length, &ioctls);
+					      memory->length, memory->fill,
+					      &ioctls);
 	if (!err) {
 		if (mapping->uffd)
 			atomic_store(&mapping->ioctls, ioctls);

@@ -20,6 +20,14 @@
 
 #define WINDOW (64ULL << 10)
 
+/* As much as scratch memory holds, or a page. */
+static uint64_t window_most(const struct kvmfault_vm *vm, uint64_t page_size)
+{
+	uint64_t most = vm->options.page_size_max;
+
+	return most > page_size ? most : page_size;
+}
+
 static int check(struct kvmfault_vm *vm, struct kvmfault_memory_options *o)
 {
 	uint64_t size;
@@ -27,7 +35,10 @@ static int check(struct kvmfault_vm *vm, struct kvmfault_memory_options *o)
 	if (!o->page_size)
 		o->page_size = kvmfault__sys_page_size();
 	size = o->page_size;
-	if (size & (size - 1) || size < kvmfault__sys_page_size() ||
+	if (size & (size - 1) || size < kvmfault__sys_page_size())
+		return -EINVAL;
+	/* A page that is copied needs room in scratch memory. */
+	if (o->minor ? o->fd <= 0 || !o->source :
 	    size > vm->options.page_size_max)
 		return -EINVAL;
 	if (!o->host || !o->length ||
@@ -41,11 +52,11 @@ static int check(struct kvmfault_vm *vm, struct kvmfault_memory_options *o)
 		return -EINVAL;
 	if (!o->window_length) {
 		o->window_length = size > WINDOW ? size : WINDOW;
-		if (o->window_length > vm->options.page_size_max)
-			o->window_length = vm->options.page_size_max;
+		if (o->window_length > window_most(vm, size))
+			o->window_length = window_most(vm, size);
 	}
 	if (o->window_length & (size - 1) ||
-	    o->window_length > vm->options.page_size_max)
+	    o->window_length > window_most(vm, size))
 		return -EINVAL;
 	/* Registered without a source it would sleep and nobody knows why. */
 	if (o->uffd && (o->uffd->space || o->uffd->vm != vm || !o->source))
@@ -201,7 +212,8 @@ static int check_empty(struct kvmfault_memory *memory)
 {
 	int resident = 0;
 
-	if (!kvmfault__tracked(memory))
+	/* With minor faults what is there already is found out about. */
+	if (!kvmfault__tracked(memory) || memory->fill)
 		return 0;
 	if (memory->fd > 0)
 		resident = blocks_resident(memory, memory->length);
@@ -222,6 +234,8 @@ static int check_empty(struct kvmfault_memory *memory)
 
 static void memory_delete(struct kvmfault_memory *memory)
 {
+	if (memory->fill)
+		kvmfault__sys_munmap(memory->fill, memory->length);
 	kvmfault__pages_free(memory);
 	kvmfault__sys_free(memory);
 }
@@ -231,11 +245,25 @@ static uint64_t window_pages(const struct kvmfault_memory *memory,
 			     uint64_t length)
 {
 	uint64_t chunk = memory->source.chunk >> memory->page_shift;
-	uint64_t most = memory->vm->options.page_size_max >> memory->page_shift;
+	uint64_t most = window_most(memory->vm, kvmfault__page_size(memory)) >>
+			memory->page_shift;
 
 	if (memory->window != KVMFAULT_WINDOW_SOURCE)
 		return length >> memory->page_shift;
 	return !chunk ? 1 : chunk > most ? most : chunk;
+}
+
+/* Where pages are filled: nobody else's, and not registered. */
+static int map_fill(struct kvmfault_memory *memory)
+{
+	void *fill;
+	int err = kvmfault__sys_mmap(&fill, memory->length,
+				     PROT_READ | PROT_WRITE, MAP_SHARED,
+				     memory->fd, (off_t)memory->fd_offset);
+
+	if (!err)
+		memory->fill = fill;
+	return err;
 }
 
 static int memory_make(struct kvmfault_vm *vm,
@@ -266,6 +294,8 @@ static int memory_make(struct kvmfault_vm *vm,
 		err = check_source(vm, new);
 	if (!err && kvmfault__tracked(new))
 		err = kvmfault__pages_new(new);
+	if (!err && o->minor)
+		err = map_fill(new);
 	if (err)
 		memory_delete(new);
 	else

@@ -250,6 +250,22 @@ static struct kvmfault__answer resolve_claimed(struct kvmfault__request *rq,
 	return answer;
 }
 
+/* With minor faults a page is present in the file, and each mapping has still
+ * to be told. False: it is not in the file. */
+static bool mapped(struct kvmfault__request *rq)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+	int err;
+
+	if (!memory->fill)
+		return false;
+	err = kvmfault__map(rq->origin, rq->request.offset, rq->request.length);
+	if (err == -EEXIST)
+		kvmfault__wake(rq->seat, memory, rq->origin, rq->request.offset,
+			       rq->request.length);
+	return !err || err == -EEXIST;
+}
+
 /*
  * A message for a page that is present. Most often it was read late. But a
  * page that somebody took out of the file behind our back would fault for
@@ -264,6 +280,8 @@ static struct kvmfault__answer recheck(struct kvmfault__request *rq)
 	int err;
 
 	kvmfault__count(rq->seat, repeated);
+	if (mapped(rq))
+		return answer;
 	found = kvmfault__page_change(memory, rq->page, KVMFAULT__PRESENT,
 				      KVMFAULT__FETCHING);
 	if (found != KVMFAULT__PRESENT) {
@@ -348,8 +366,11 @@ static void address(struct kvmfault__request *rq,
 	rq->request.region = region ? &region->info : NULL;
 	rq->request.offset = offset & ~(size - 1);
 	rq->request.length = size;
-	if (memory)
-		rq->request.host = (char *)memory->host + rq->request.offset;
+	if (!memory)
+		return;
+	rq->request.host = (char *)memory->host + rq->request.offset;
+	rq->request.buffer = kvmfault__buffer(rq->seat, memory,
+					      rq->request.offset);
 }
 
 /* Memory that failed has lost its data whatever its state; and who wants the

@@ -2,9 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Resolver "copy". In: an absent page, claimed. Out: the source's bytes, and
- * those of its window, installed by UFFDIO_COPY, which is atomic: no one ever
- * sees a half-filled page.
+ * Resolver "copy". In: an absent page, claimed, of a memory without minor
+ * faults. Out: the source's bytes, and those of its window, installed by
+ * UFFDIO_COPY, which is atomic: no one ever sees a half-filled page.
  */
 
 #include "internal.h"
@@ -14,6 +14,8 @@ static int resolve(void *data, struct kvmfault_request *request)
 	int err;
 
 	(void)data;
+	if (request->memory->fill)
+		return KVMFAULT_DECLINED;
 	kvmfault_request_widen(request);
 	err = kvmfault_request_read(request, request->buffer);
 	if (!err)

@@ -63,36 +63,54 @@ int kvmfault_request_widen(struct kvmfault_request *request)
 	return 0;
 }
 
-static int read_source(const struct kvmfault_request *request, void *buffer)
+static int read_source(struct kvmfault__request *rq, void *buffer)
 {
-	const struct kvmfault_source *source = &request->memory->source;
-	int err = source->read(source->data, request->memory->source_offset +
-			       request->offset, buffer, request->length);
+	const struct kvmfault_source *source = &rq->request.memory->source;
+	int err = source->read(source->data,
+			       rq->request.memory->source_offset +
+			       rq->request.offset, buffer, rq->request.length);
 
 	/* A count, or anything else that is not the contract, is no page. */
-	return err > 0 ? -EIO : err;
+	if (err > 0)
+		err = -EIO;
+	rq->source_failed = err;
+	return err;
+}
+
+/* own: to the request's own buffer, wherever that is by now. */
+static int read_run(struct kvmfault__request *rq, void *buffer, bool own)
+{
+	int err = 0;
+
+	if (own)
+		buffer = rq->request.buffer;
+	if (own && rq->request.memory->fill)
+		err = kvmfault__prepare(rq->request.memory, rq->request.offset,
+					rq->request.length);
+	if (err)
+		return err;
+	if (rq->request.page == KVMFAULT_PAGE_ABSENT)
+		return read_source(rq, buffer);
+	memset(buffer, 0, rq->request.length);
+	return 0;
 }
 
 KVMFAULT__EXPORT
 int kvmfault_request_read(struct kvmfault_request *request, void *buffer)
 {
 	struct kvmfault__request *ours = (struct kvmfault__request *)request;
+	bool own;
 	int err;
 
 	if (!claimed(request) || !buffer)
 		return -EINVAL;
-	if (request->page == KVMFAULT_PAGE_REMOVED) {
-		memset(buffer, 0, request->length);
-		return 0;
-	}
-	err = read_source(request, buffer);
-	if (err && ours->count > 1) {
-		/* The neighbours' trouble is not the page's. */
-		kvmfault__narrow(ours);
-		err = read_source(request, buffer);
-	}
-	ours->source_failed = err;
-	return err;
+	own = buffer == request->buffer;
+	err = read_run(ours, buffer, own);
+	if (!err || ours->count == 1)
+		return err;
+	/* The neighbours' trouble is not the page's. */
+	kvmfault__narrow(ours);
+	return read_run(ours, buffer, own);
 }
 
 KVMFAULT__EXPORT

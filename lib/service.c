@@ -200,8 +200,9 @@ static void pagefault(struct kvmfault_service *service,
 			.hva = msg->arg.pagefault.address &
 			       ~(KVMFAULT__PAGE - 1),
 			.length = KVMFAULT__PAGE,
-			/* What access does not say already. */
-			.flags = flags & ~(uint64_t)UFFD_PAGEFAULT_FLAG_WRITE,
+			/* What neither access nor the page's state says. */
+			.flags = flags & ~(uint64_t)(UFFD_PAGEFAULT_FLAG_WRITE |
+						     UFFD_PAGEFAULT_FLAG_MINOR),
 		},
 		.space = space,
 	};

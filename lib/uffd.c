@@ -202,11 +202,12 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd)
 }
 
 int kvmfault__uffd_register(struct kvmfault_uffd *uffd, uint64_t start,
-			    uint64_t length, uint64_t *ioctls)
+			    uint64_t length, bool minor, uint64_t *ioctls)
 {
 	struct uffdio_register reg = {
 		.range = { .start = start, .len = length },
-		.mode = UFFDIO_REGISTER_MODE_MISSING,
+		.mode = UFFDIO_REGISTER_MODE_MISSING |
+			(minor ? UFFDIO_REGISTER_MODE_MINOR : 0),
 	};
 	int err = kvmfault__sys_ioctl(uffd->fd, UFFDIO_REGISTER, &reg);
 
@@ -250,8 +251,19 @@ static int zero(int fd, uint64_t to, uint64_t length, int64_t *count)
 	return err;
 }
 
-int kvmfault__uffd_fill(int fd, uint64_t to, const void *from, uint64_t length,
-			uint64_t *done)
+static int map(int fd, uint64_t to, uint64_t length, int64_t *count)
+{
+	struct uffdio_continue cont = {
+		.range = { .start = to, .len = length },
+	};
+	int err = kvmfault__sys_ioctl(fd, UFFDIO_CONTINUE, &cont);
+
+	*count = cont.mapped;
+	return err;
+}
+
+int kvmfault__uffd_install(int fd, enum kvmfault__install how, uint64_t to,
+			   const void *from, uint64_t length, uint64_t *done)
 {
 	*done = 0;
 	while (*done < length) {
@@ -259,11 +271,13 @@ int kvmfault__uffd_fill(int fd, uint64_t to, const void *from, uint64_t length,
 		int64_t count;
 		int err;
 
-		if (from)
+		if (how == KVMFAULT__COPY)
 			err = copy(fd, to + *done, (const char *)from + *done,
 				   rest, &count);
-		else
+		else if (how == KVMFAULT__ZERO)
 			err = zero(fd, to + *done, rest, &count);
+		else
+			err = map(fd, to + *done, rest, &count);
 		if (!err)
 			count = (int64_t)rest;
 		else if (count <= 0)

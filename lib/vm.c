@@ -56,9 +56,10 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 	}
 	pthread_mutex_init(&new->lock, NULL);
 	new->chain[0] = kvmfault__resolver_copy;
-	new->chain[1] = kvmfault__resolver_zero;
-	new->chain[2] = kvmfault__resolver_populate;
-	new->resolvers = 3;
+	new->chain[1] = kvmfault__resolver_continue;
+	new->chain[2] = kvmfault__resolver_zero;
+	new->chain[3] = kvmfault__resolver_populate;
+	new->resolvers = 4;
 	*vm = new;
 	return 0;
 }

@@ -112,6 +112,8 @@ static void set_run(struct kvmfault__request *rq, uint64_t first,
 	rq->request.offset = first << memory->page_shift;
 	rq->request.length = count << memory->page_shift;
 	rq->request.host = (char *)memory->host + rq->request.offset;
+	rq->request.buffer = kvmfault__buffer(rq->seat, memory,
+					      rq->request.offset);
 }
 
 void kvmfault__widen(struct kvmfault__request *rq)

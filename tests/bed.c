@@ -121,6 +121,7 @@ int bed_memory(struct kvmfault_memory **memory, int *fd, void **host)
 		.source = &source,
 		.window = bed.window,
 		.window_length = bed.window_length,
+		.minor = bed.minor,
 	};
 
 	*fd = fake_memory(options.length, 0, host);

@@ -36,6 +36,7 @@ struct bed {
 	uint64_t chunk;
 	enum kvmfault_window window;	/* of memories made from now on */
 	uint64_t window_length;
+	bool minor;
 	size_t last_length;
 	void (*during_read)(void);	/* once, inside a read */
 

@@ -50,6 +50,7 @@ struct object {
 	uint64_t length, page_size;
 	unsigned char *present;		/* memory: by page */
 	uint64_t host[HOSTS];
+	unsigned char *mapped[HOSTS];	/* by page, for minor faults */
 	unsigned int hosts;
 	int real;			/* memory: the memfd behind it */
 	bool api;			/* userfaultfd */
@@ -161,6 +162,17 @@ static struct object *memory_at(uint64_t address, uint64_t *offset)
 		}
 	}
 	return NULL;
+}
+
+/* Is the page mapped there? It can be told to be. */
+static unsigned char *page_mapped(struct object *m, uint64_t address)
+{
+	unsigned int h;
+
+	for (h = 0; h < m->hosts; h++)
+		if (address >= m->host[h] && address - m->host[h] < m->length)
+			break;
+	return &m->mapped[h][(address - m->host[h]) / m->page_size];
 }
 
 static struct range *range_at(struct object *uffd, uint64_t address)
@@ -361,9 +373,12 @@ static long model_fstatfs(struct fake_call *c)
 static void punch(struct object *m, uint64_t offset, uint64_t length)
 {
 	uint64_t at;
+	unsigned int h;
 
 	for (at = offset; at < offset + length; at += m->page_size) {
 		m->present[at / m->page_size] = 0;
+		for (h = 0; h < m->hosts; h++)
+			m->mapped[h][at / m->page_size] = 0;
 		memset((char *)(uintptr_t)m->host[0] + at, 0, m->page_size);
 	}
 }
@@ -492,6 +507,26 @@ static long uffd_fill(struct object *uffd, uint64_t to, uint64_t from,
 	return done == length ? 0 : done ? -EAGAIN : -EEXIST;
 }
 
+static long uffd_continue(struct object *uffd, struct uffdio_continue *cont)
+{
+	uint64_t to = cont->range.start, done = 0, offset;
+	struct object *m = memory_at(to, &offset);
+	long err = 0;
+
+	if (!m || !range_at(uffd, to))
+		return cont->mapped = -ENOENT;
+	for (; done < cont->range.len && !err; done += err ? 0 : m->page_size) {
+		if (!m->present[(offset + done) / m->page_size])
+			err = -EFAULT;
+		else if (*page_mapped(m, to + done))
+			err = -EEXIST;
+		else
+			*page_mapped(m, to + done) = 1;
+	}
+	cont->mapped = done ? (int64_t)done : err;
+	return err && done ? -EAGAIN : err;
+}
+
 static long uffd_copy(struct object *uffd, struct uffdio_copy *copy)
 {
 	return uffd_fill(uffd, copy->dst, copy->src, copy->len, &copy->copy);
@@ -520,6 +555,8 @@ static long uffd_ioctl(struct object *uffd, struct fake_call *c)
 		return uffd_copy(uffd, c->arg);
 	case UFFDIO_ZEROPAGE:
 		return uffd_zero(uffd, c->arg);
+	case UFFDIO_CONTINUE:
+		return uffd_continue(uffd, c->arg);
 	case UFFDIO_WAKE:
 	case KVMFAULT__UFFDIO_POISON:
 		return uffd->api ? 0 : -EINVAL;
@@ -552,14 +589,41 @@ static long model_userfaultfd(struct fake_call *c)
 
 /* ---- the model: memory ---- */
 
+static void *map_memory(struct object *m)
+{
+	void *host = mmap(NULL, m->length, PROT_READ | PROT_WRITE, MAP_SHARED,
+			  m->real, 0);
+
+	if (host == MAP_FAILED || m->hosts == HOSTS)
+		abort();
+	m->mapped[m->hosts] = calloc(m->length / m->page_size, 1);
+	m->host[m->hosts++] = (uintptr_t)host;
+	return host;
+}
+
+static void unmap_memory(uint64_t address)
+{
+	uint64_t offset;
+	struct object *m = memory_at(address, &offset);
+	unsigned int h;
+
+	for (h = 0; m && h < m->hosts; h++)
+		if (m->host[h] == address)
+			m->host[h] = UINT64_MAX;
+}
+
 static long model_mmap(struct fake_call *c)
 {
+	struct object *file = c->fd >= 0 ? object_of(c->fd) : NULL;
 	void *address;
 	size_t i;
 
-	/* A file's contents are nobody's business here. */
-	address = mmap(NULL, c->length, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (c->fd >= 0 && !file)
+		return -EBADF;
+	/* Another file's contents are nobody's business here. */
+	address = file && file->kind == FAKE_MEMORY ? map_memory(file) :
+		mmap(NULL, c->length, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (address == MAP_FAILED)
 		return -ENOMEM;
 	for (i = 0; mapped[i].length; i++)
@@ -582,6 +646,7 @@ static long model_munmap(struct fake_call *c)
 			continue;
 		mapped[i] = (struct range){ 0 };
 		holds.mappings--;
+		unmap_memory(c->at);
 		return munmap((void *)(uintptr_t)c->at, c->length);
 	}
 	fprintf(stderr, "the library unmaps what it has not mapped\n");
@@ -602,6 +667,11 @@ static long model_madvise(struct fake_call *c)
 		return is_mapped(c->at) ? 0 : -ENOMEM;
 	if (c->number == MADV_DONTNEED)
 		punch(m, offset, c->length);
+	/* What is registered would wait for its page instead. */
+	if (c->number == KVMFAULT__MADV_POPULATE_WRITE &&
+	    !registered_with(c->at))
+		memset(m->present + offset / m->page_size, 1,
+		       c->length / m->page_size);
 	return 0;
 }
 
@@ -1263,14 +1333,7 @@ int fake_file(enum fake_kind kind, const void *data, uint64_t length)
 
 void *fake_map(int fd)
 {
-	struct object *m = object_of(fd);
-	void *host = mmap(NULL, m->length, PROT_READ | PROT_WRITE, MAP_SHARED,
-			  m->real, 0);
-
-	if (host == MAP_FAILED || m->hosts == HOSTS)
-		abort();
-	m->host[m->hosts++] = (uintptr_t)host;
-	return host;
+	return map_memory(object_of(fd));
 }
 
 int fake_memory(uint64_t length, uint64_t page_size, void **host)

@@ -32,6 +32,8 @@ static struct kvmfault_source source, file;
 static int backing, image;
 static char *host;
 static atomic_uint reads[PAGES];
+static bool minor;
+static enum kvmfault_window window;
 
 /* No page is zero, and no two are alike. */
 static uint64_t word(uint64_t page, uint64_t i)
@@ -42,8 +44,11 @@ static uint64_t word(uint64_t page, uint64_t i)
 static int counting_read(void *data, uint64_t offset, void *buffer,
 			 size_t length)
 {
+	size_t i;
+
 	(void)data;
-	atomic_fetch_add(&reads[offset / PAGE], 1);
+	for (i = 0; i < length; i += PAGE)
+		atomic_fetch_add(&reads[(offset + i) / PAGE], 1);
 	return file.read(file.data, offset, buffer, length);
 }
 
@@ -89,6 +94,7 @@ static int new_memory(struct kvmfault_uffd *uffd)
 	struct kvmfault_memory_options options = {
 		.size = sizeof(options), .host = host, .length = LENGTH,
 		.fd = backing, .source = &source, .uffd = uffd,
+		.minor = minor, .window = window,
 	};
 
 	return kvmfault_memory_new(vm, &options, &memory);
@@ -123,6 +129,24 @@ static void up_memory(void)
 	up();
 	ck_assert_int_eq(new_memory(NULL), 0);
 	add_region();
+}
+
+static void up_minor(void)
+{
+	minor = true;
+	up_memory();
+}
+
+static void up_window(void)
+{
+	window = KVMFAULT_WINDOW_ADAPTIVE;
+	up_memory();
+}
+
+static void up_minor_window(void)
+{
+	window = KVMFAULT_WINDOW_FIXED;
+	up_minor();
 }
 
 static void down(void)
@@ -624,19 +648,19 @@ START_TEST(sleepers_wait_for_the_next_service)
 }
 END_TEST
 
-int main(void)
+static void add_memory_tests(Suite *suite, const char *name, SFun begin)
 {
-	Suite *suite = suite_create("live-uffd");
-	TCase *t;
+	TCase *t = tests(suite, name);
 
-	need("uffd");
-	t = tests(suite, "memory");
-	tcase_add_checked_fixture(t, up_memory, down);
+	tcase_add_checked_fixture(t, begin, down);
 	tcase_add_test(t, every_page_comes_once);
 	tcase_add_test(t, every_page_comes_once_for_two_mappings);
 	tcase_add_test(t, written_pages_have_the_rest_of_their_data);
-	tcase_add_test(t, ensured_pages_do_not_fault);
-	tcase_add_test(t, discarded_pages_are_zero);
+	/* A window's neighbours are fetched with them. */
+	if (begin == up_memory || begin == up_minor) {
+		tcase_add_test(t, ensured_pages_do_not_fault);
+		tcase_add_test(t, discarded_pages_are_zero);
+	}
 	tcase_add_test(t, hole_behind_our_back_is_zero);
 	tcase_add_test(t, after_the_end_nobody_reads_zero);
 	tcase_add_test(t, another_process_is_served);
@@ -644,6 +668,18 @@ int main(void)
 	tcase_add_test(t, another_process_that_is_gone);
 	tcase_add_test(t, dispatched_by_the_vmm);
 	tcase_add_test(t, sleepers_wait_for_the_next_service);
+}
+
+int main(void)
+{
+	Suite *suite = suite_create("live-uffd");
+	TCase *t;
+
+	need("uffd");
+	add_memory_tests(suite, "memory", up_memory);
+	add_memory_tests(suite, "window", up_window);
+	add_memory_tests(suite, "minor", up_minor);
+	add_memory_tests(suite, "minor window", up_minor_window);
 	t = tests(suite, "new");
 	tcase_add_checked_fixture(t, up, down);
 	tcase_add_test(t, anonymous);

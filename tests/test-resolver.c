@@ -42,9 +42,10 @@ START_TEST(order_is_the_vmms)
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 0), "first");
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 1), "second");
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 2), "copy");
-	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 3), "zero");
-	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 4), "populate");
-	ck_assert_ptr_null(kvmfault_resolver_name(bed.vm, 5));
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 3), "continue");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 4), "zero");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 5), "populate");
+	ck_assert_ptr_null(kvmfault_resolver_name(bed.vm, 6));
 	ck_assert_ptr_null(kvmfault_resolver_name(NULL, 0));
 	bed_add();
 	ck_assert_str_eq(fetch(0).resolver, "copy");

@@ -50,7 +50,8 @@ static uint64_t done;
 static int copy(uint64_t length)
 {
 	fake_on(FAKE_IOCTL, scripted_copy);
-	return kvmfault__uffd_fill(3, TO, FROM, length, &done);
+	return kvmfault__uffd_install(3, KVMFAULT__COPY, TO, FROM, length,
+				      &done);
 }
 
 START_TEST(copied_whole)

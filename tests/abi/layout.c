@@ -81,7 +81,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_uffd_options, fd, 8, 4),
 	MEMBER(kvmfault_uffd_options, remote, 12, 1),
 
-	SIZE(kvmfault_memory_options, 88),
+	SIZE(kvmfault_memory_options, 96),
 	MEMBER(kvmfault_memory_options, size, 0, 8),
 	MEMBER(kvmfault_memory_options, host, 8, 8),
 	MEMBER(kvmfault_memory_options, length, 16, 8),
@@ -93,6 +93,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_memory_options, uffd, 64, 8),
 	MEMBER(kvmfault_memory_options, window, 72, 4),
 	MEMBER(kvmfault_memory_options, window_length, 80, 8),
+	MEMBER(kvmfault_memory_options, minor, 88, 1),
 
 	SIZE(kvmfault_mapping_options, 24),
 	MEMBER(kvmfault_mapping_options, size, 0, 8),
