@@ -84,6 +84,7 @@ struct kvmfault_memory;		/* guest memory: a backing and its pages */
 struct kvmfault_mapping;	/* one place where a memory is mapped */
 struct kvmfault_vcpu;		/* one vCPU, for the thread that runs it */
 struct kvmfault_service;	/* the threads that answer userfaultfd */
+struct kvmfault_failure;
 
 /*
  * Probe: what this kernel offers
@@ -254,6 +255,17 @@ struct kvmfault_change {
 	enum kvmfault_cause cause;
 };
 
+/* Memory whose contents are lost. */
+struct kvmfault_failure {
+	size_t size;
+	const struct kvmfault_fault *fault;	/* with the gpa, if that is
+						 * KVMFAULT_KNOWN_GPA */
+	struct kvmfault_vcpu *vcpu;	/* that touched it; NULL: none has */
+	struct kvmfault_memory *memory;	/* or NULL: a guest_memfd's page */
+	uint64_t offset;	/* whole pages of the memory, or region */
+	uint64_t length;
+};
+
 /* Why a fault was not resolved. */
 enum kvmfault_reason {
 	KVMFAULT_REASON_NONE = 0,
@@ -300,6 +312,12 @@ struct kvmfault_vm_options {
 	void (*unresolved)(void *data, const struct kvmfault_fault *fault,
 			   enum kvmfault_reason reason, int error);
 	void *unresolved_data;
+
+	/* Guest memory has failed: see kvmfault_handle_sigbus(). Tell the guest
+	 * (a machine check, an SError) and return 0: a vCPU that touched it
+	 * then goes on with RETRY. -errno, or no such callback: UNRESOLVED. */
+	int (*failed)(void *data, const struct kvmfault_failure *failure);
+	void *failed_data;
 };
 
 /*
@@ -586,6 +604,7 @@ enum kvmfault_page {
 	KVMFAULT_PAGE_ABSENT = 2,	/* never fetched; claimed for us */
 	KVMFAULT_PAGE_REMOVED = 3,	/* discarded: zero; claimed */
 	KVMFAULT_PAGE_PRESENT = 4,	/* was installed, and faults again */
+	KVMFAULT_PAGE_POISONED = 5,	/* its data is lost */
 };
 
 enum kvmfault_verdict {
@@ -679,6 +698,17 @@ int kvmfault_request_install(struct kvmfault_request *request,
 			     const void *data);
 
 /*
+ * For resolvers: what the claimed page holds is lost (the source says
+ * -EHWPOISON). Poison it in each mapping (UFFDIO_POISON): who touches it gets
+ * SIGBUS from now on, and a vCPU's fault is one of failed memory. The library's
+ * own do so. kvmfault_discard() makes it usable again.
+ * Returns 0; -EINVAL: nothing is claimed, or a kernel before 6.6; -ENOENT: not
+ * mapped any more; -EAGAIN: the mappings are changing; -ESRCH; -ENOMEM.
+ * Thread class: as the request. Since 0.1.
+ */
+int kvmfault_request_poison(struct kvmfault_request *request);
+
+/*
  * vCPU
  * ----
  */
@@ -736,11 +766,14 @@ struct kvmfault_result {
  * - emulation error: makes the instruction and its operand present, and takes
  *   back the #UD that KVM queued; if nothing was absent it is not a fault;
  * - bare EFAULT: may have been a race; tried again within the budget;
+ * - EHWPOISON, or a page that is poisoned: options.failed is told, and UNRESOLVED
+ *   unless it has told the guest;
  * - EINTR: INTERRUPTED.
  *
  * Never allocates, never sleeps but for a page that another thread fetches and
  * in the pauses of the retry budget: a signal ends both, and immediate_exit
- * within 10 ms. Kernel interfaces: UFFDIO_COPY, UFFDIO_WAKE, madvise,
+ * within 10 ms. Kernel interfaces: UFFDIO_COPY, UFFDIO_ZEROPAGE,
+ * UFFDIO_CONTINUE, UFFDIO_POISON, UFFDIO_WAKE, madvise,
  * fallocate, private futexes, clock_gettime; lseek or mincore to check on a
  * resolver that did not use kvmfault_request_install(); what the source uses
  * (the built-in file source: pread); for emulation errors KVM_GET_REGS,
@@ -751,6 +784,34 @@ struct kvmfault_result {
  */
 enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
 				     int err);
+
+/*
+ * The same for a SIGBUS, in the place of kvmfault_handle(), when one has ended
+ * KVM_RUN (-1, EINTR) or came to the vCPU's thread otherwise. siginfo: its
+ * siginfo_t, from sigtimedwait() or kept by the VMM's handler; this is not to
+ * be called from a handler.
+ *
+ * - A page that is absent had a marker: it is fetched like any other.
+ * - A page that is present has failed in hardware: it is poisoned from now on,
+ *   and options.failed is told, with its gpa: RETRY, or UNRESOLVED, HWPOISON.
+ * - Not guest memory, or not a memory failure: NOT_A_FAULT. Hand it on.
+ *
+ * Thread class: object, the vCPU's own thread. Since 0.1.
+ */
+enum kvmfault_action kvmfault_handle_sigbus(struct kvmfault_vcpu *vcpu,
+					    const void *siginfo);
+
+/*
+ * The same for a SIGBUS of another thread: memory that failed and that nobody
+ * has touched (BUS_MCEERR_AO), or that a thread of the VMM's has.
+ *
+ * Returns 0: told, or it was a marker and the page is there now; -EINVAL: vm or
+ * siginfo is NULL; -ENOENT: not guest memory, or not a memory failure: hand it
+ * on; -EHWPOISON: options.failed is missing or failed; -ENOMEM; and of a marker
+ * what kvmfault_ensure() says.
+ * Thread class: any. Since 0.1.
+ */
+int kvmfault_memory_failed(struct kvmfault_vm *vm, const void *siginfo);
 
 /* More about the last kvmfault_handle() of this vCPU; its own, valid until the
  * next. NULL only for NULL. Thread class: object. Since 0.1. */

@@ -66,6 +66,7 @@ struct kvmfault__seat {
 	_Atomic(const void *) uffd;	/* short: a read of messages */
 	const uint8_t *immediate_exit;	/* of a vCPU, or NULL */
 	struct kvmfault_service *service; /* whose thread has it */
+	struct kvmfault_vcpu *vcpu;	/* whose it is, or NULL */
 	_Atomic uint32_t pause;		/* futex word, never changes */
 	void *buffer;
 	_Atomic uint64_t counter[KVMFAULT__COUNTERS];
@@ -120,6 +121,13 @@ typedef _Atomic(const void *) kvmfault__table;
 struct kvmfault__span *kvmfault__table_find(struct kvmfault__seat *seat,
 					    kvmfault__table *table,
 					    uint64_t key);
+/* The first that matches; as slow as the table is long. Without one what was
+ * held before is held still, or something of the same memory. */
+struct kvmfault__span *
+kvmfault__table_search(struct kvmfault__seat *seat, kvmfault__table *table,
+		       bool (*matches)(const struct kvmfault__span *span,
+				       const void *what),
+		       const void *what);
 /* Under the VM's lock: */
 int kvmfault__table_add(struct kvmfault_vm *vm, kvmfault__table *table,
 			struct kvmfault__span *span);
@@ -170,6 +178,7 @@ enum kvmfault__state {
 	KVMFAULT__FETCHING_REMOVED = 3,	/* and it was discarded meanwhile */
 	KVMFAULT__PRESENT = 4,
 	KVMFAULT__REMOVED = 5,
+	KVMFAULT__POISONED = 6,		/* its data is lost */
 };
 
 int kvmfault__pages_new(struct kvmfault_memory *memory);
@@ -308,6 +317,15 @@ int kvmfault__install(struct kvmfault__seat *seat,
  * mapped, nobody was woken; -EFAULT: it is not in the file. */
 int kvmfault__map(const struct kvmfault_mapping *mapping, uint64_t offset,
 		  uint64_t length);
+/* Poison the range in every mapping or `only` one, and wake. */
+int kvmfault__poison(struct kvmfault__seat *seat,
+		     struct kvmfault_memory *memory,
+		     const struct kvmfault_mapping *only, uint64_t offset,
+		     uint64_t length);
+/* Take markers out of this process's mappings: punching leaves them there. */
+int kvmfault__unpoison(struct kvmfault__seat *seat,
+		       struct kvmfault_memory *memory, uint64_t offset,
+		       uint64_t length);
 /* Wake who sleeps on the range, through every mapping or `only` one. */
 void kvmfault__wake(struct kvmfault__seat *seat,
 		    struct kvmfault_memory *memory,
@@ -326,9 +344,34 @@ kvmfault__region_offset(const struct kvmfault__region *region, uint64_t gpa)
 	return region->info.offset + gpa - region->info.gpa;
 }
 
+/* Where a fault is, as far as it is known: in the held span. */
+struct kvmfault__place {
+	struct kvmfault_memory *memory;
+	const struct kvmfault__region *region;
+	struct kvmfault_mapping *origin;	/* where its thread sleeps */
+	uint64_t offset;	/* into the memory, or region without one */
+};
+/* region may be NULL. */
+static inline struct kvmfault__place
+kvmfault__region_place(const struct kvmfault__region *region, uint64_t gpa)
+{
+	struct kvmfault__place place = { .region = region };
+
+	if (region) {
+		place.memory = region->span.memory;
+		place.offset = kvmfault__region_offset(region, gpa);
+	}
+	return place;
+}
+
 /* Held in the seat until kvmfault__leave(); NULL: none there. */
 struct kvmfault__region *kvmfault__region_find(struct kvmfault__seat *seat,
 					       uint32_t space, uint64_t gpa);
+
+/* The first that shows this place of a memory, held like the above. */
+struct kvmfault__region *
+kvmfault__region_showing(struct kvmfault__seat *seat,
+			 const struct kvmfault_memory *memory, uint64_t offset);
 
 /* resolver-*.c */
 extern const struct kvmfault_resolver kvmfault__resolver_copy;
@@ -346,6 +389,7 @@ struct kvmfault__request {
 	/* by kvmfault_request_install(), from the first claimed page on */
 	struct kvmfault__installed installed;
 	bool own_way;		/* or a resolver put it there by itself */
+	bool poisoned;		/* by kvmfault_request_poison() */
 	bool source_failed;
 };
 /* Claim absent neighbours too, as the memory's window says; or let go of all
@@ -364,14 +408,12 @@ struct kvmfault__answer {
 	bool came;	/* the page was absent, and now it is there */
 };
 
-/* Resolve one page of the held span. region or origin says which span it is;
- * both NULL: no region. offset: into the memory, or where there is none into
- * the region. */
-struct kvmfault__answer
-kvmfault__resolve(struct kvmfault__seat *seat,
-		  const struct kvmfault_fault *fault,
-		  const struct kvmfault__region *region,
-		  struct kvmfault_mapping *origin, uint64_t offset);
+/* Resolve one page. */
+struct kvmfault__answer kvmfault__resolve(struct kvmfault__seat *seat,
+					  const struct kvmfault_fault *fault,
+					  const struct kvmfault__place *place);
+/* For callers who are told by an errno. */
+int kvmfault__error(const struct kvmfault__answer *answer);
 void kvmfault__latency(struct kvmfault__seat *seat, uint64_t since);
 
 /* vcpu.c and its entrances */
@@ -414,6 +456,13 @@ bool kvmfault__x86_operand(const struct kvmfault__x86 *cpu,
 struct kvmfault__answer kvmfault__resolve_gpa(struct kvmfault__seat *seat,
 					      const struct kvmfault_fault *f,
 					      uint64_t gpa);
+
+/* failure.c: tell of memory that failed; what becomes of the answer */
+void kvmfault__tell_failure(struct kvmfault__request *rq,
+			    struct kvmfault__answer *answer);
+/* A SIGBUS at fault->hva; the gpa is filled in. NOT_A_FAULT: not ours. */
+struct kvmfault__answer kvmfault__sigbus(struct kvmfault__seat *seat,
+					 struct kvmfault_fault *fault);
 
 /* stats.c */
 void kvmfault__stats_add(struct kvmfault_stats *sum,

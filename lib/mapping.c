@@ -118,6 +118,52 @@ int kvmfault__map(const struct kvmfault_mapping *mapping, uint64_t offset,
 				      &done);
 }
 
+int kvmfault__poison(struct kvmfault__seat *seat,
+		     struct kvmfault_memory *memory,
+		     const struct kvmfault_mapping *only, uint64_t offset,
+		     uint64_t length)
+{
+	const struct kvmfault__mappings *all = hold_mappings(seat, memory);
+	int err = 0;
+	size_t i;
+
+	for (i = 0; i < all->count && !err; i++) {
+		const struct kvmfault_mapping *mapping = all->mapping[i];
+
+		if (!mapping->uffd || (only && only != mapping))
+			continue;
+		err = kvmfault__uffd_poison(mapping->uffd->fd,
+					    mapping->host + offset, length);
+		/* It has its marker, and nobody was woken. */
+		if (err == -EEXIST)
+			err = kvmfault__uffd_wake(mapping->uffd->fd,
+						  mapping->host + offset,
+						  length);
+	}
+	kvmfault__unhold(seat, &seat->mappings);
+	return err;
+}
+
+int kvmfault__unpoison(struct kvmfault__seat *seat,
+		       struct kvmfault_memory *memory, uint64_t offset,
+		       uint64_t length)
+{
+	const struct kvmfault__mappings *all = hold_mappings(seat, memory);
+	int err = 0;
+	size_t i;
+
+	for (i = 0; i < all->count && !err; i++) {
+		const struct kvmfault_mapping *mapping = all->mapping[i];
+		void *host = (void *)(uintptr_t)(mapping->host + offset);
+
+		if (!mapping->uffd || !mapping->uffd->space)
+			err = kvmfault__sys_madvise(host, length,
+						    MADV_DONTNEED);
+	}
+	kvmfault__unhold(seat, &seat->mappings);
+	return err;
+}
+
 void kvmfault__wake(struct kvmfault__seat *seat,
 		    struct kvmfault_memory *memory,
 		    const struct kvmfault_mapping *only, uint64_t offset,

@@ -68,10 +68,10 @@ static struct kvmfault__answer complete(struct kvmfault_vcpu *vcpu,
 	region = kvmfault__region_find(vcpu->seat, vcpu->fault.address_space,
 				       gpa);
 	if (is_ram(vcpu, region)) {
-		answer = kvmfault__resolve(vcpu->seat, &vcpu->fault, region,
-					   NULL,
-					   kvmfault__region_offset(region,
-								   gpa));
+		struct kvmfault__place place =
+			kvmfault__region_place(region, gpa);
+
+		answer = kvmfault__resolve(vcpu->seat, &vcpu->fault, &place);
 		/* The mapping is changing: the bytes are not to be had yet,
 		 * and KVM_RUN must not go on without them. */
 		if (answer.action == KVMFAULT_RETRY && answer.error) {

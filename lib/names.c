@@ -133,6 +133,7 @@ const char *kvmfault_page_str(enum kvmfault_page page)
 		[KVMFAULT_PAGE_ABSENT] = "absent",
 		[KVMFAULT_PAGE_REMOVED] = "removed",
 		[KVMFAULT_PAGE_PRESENT] = "present",
+		[KVMFAULT_PAGE_POISONED] = "poisoned",
 	};
 
 	return NAME(names, page);

@@ -14,23 +14,6 @@ static bool bad_range(struct kvmfault_vm *vm, uint64_t gpa, uint64_t length)
 	return !vm || !length || gpa + length - 1 < gpa;
 }
 
-static int ensure_error(const struct kvmfault__answer *answer)
-{
-	switch (answer->action) {
-	case KVMFAULT_RETRY:
-		return answer->error;
-	case KVMFAULT_INTERRUPTED:
-		return -EINTR;
-	case KVMFAULT_PENDING:
-		return -EAGAIN;
-	default:
-		break;
-	}
-	if (answer->reason == KVMFAULT_REASON_NO_REGION)
-		return -ENXIO;
-	return answer->error ? answer->error : -EOPNOTSUPP;
-}
-
 KVMFAULT__EXPORT
 int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 		    uint64_t gpa, uint64_t length, bool write)
@@ -59,7 +42,7 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 		struct kvmfault__answer answer =
 			kvmfault__resolve_gpa(seat, &fault, gpa);
 
-		err = ensure_error(&answer);
+		err = kvmfault__error(&answer);
 		gpa |= KVMFAULT__PAGE - 1;
 		if (err || gpa >= last)
 			break;
@@ -126,6 +109,22 @@ static void put(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 	}
 }
 
+/* Poisoned pages become memory again. */
+static int clear_markers(struct kvmfault__seat *seat,
+			 struct kvmfault_memory *memory, uint64_t page,
+			 size_t count, const enum kvmfault__state *was)
+{
+	uint64_t size = kvmfault__page_size(memory);
+	int err = 0;
+	size_t i;
+
+	for (i = 0; i < count && !err; i++)
+		if (was[i] == KVMFAULT__POISONED)
+			err = kvmfault__unpoison(seat, memory,
+						 (page + i) * size, size);
+	return err;
+}
+
 static int discard_run(struct kvmfault__seat *seat,
 		       struct kvmfault_memory *memory, uint64_t page,
 		       size_t count)
@@ -151,6 +150,8 @@ static int discard_run(struct kvmfault__seat *seat,
 		}
 		err = kvmfault__memory_punch(memory, (page + done) * size,
 					     n * size);
+		if (!err)
+			err = clear_markers(seat, memory, page + done, n, was);
 		put(seat, memory, page + done, n, err ? was : NULL);
 		if (err)
 			return err;

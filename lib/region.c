@@ -100,6 +100,29 @@ struct kvmfault__region *kvmfault__region_find(struct kvmfault__seat *seat,
 				     kvmfault__key(space, gpa));
 }
 
+static bool shows(const struct kvmfault__span *span, const void *what)
+{
+	const struct kvmfault__region *region = (const void *)span;
+	const struct kvmfault__place *place = what;
+
+	return span->memory == place->memory &&
+	       place->offset >= region->info.offset &&
+	       place->offset - region->info.offset < region->info.length;
+}
+
+struct kvmfault__region *
+kvmfault__region_showing(struct kvmfault__seat *seat,
+			 const struct kvmfault_memory *memory, uint64_t offset)
+{
+	const struct kvmfault__place place = {
+		.memory = (struct kvmfault_memory *)(uintptr_t)memory,
+		.offset = offset,
+	};
+
+	return (struct kvmfault__region *)
+		kvmfault__table_search(seat, &seat->vm->regions, shows, &place);
+}
+
 KVMFAULT__EXPORT
 int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
 			 uint64_t gpa, struct kvmfault_region *region)

@@ -114,6 +114,8 @@ static bool discarded(struct kvmfault__request *rq, uint64_t page,
 	if (kvmfault__page_state(memory, page) != KVMFAULT__FETCHING_REMOVED)
 		return false;
 	err = kvmfault__memory_punch(memory, page * size, size);
+	if (!err && rq->poisoned)
+		err = kvmfault__unpoison(rq->seat, memory, page * size, size);
 	if (err)
 		kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
 			      "a page at offset %#llx was discarded while it was fetched, and could not be freed (error %d): it keeps its data",
@@ -222,6 +224,22 @@ static void account(struct kvmfault__request *rq, enum kvmfault__state was)
 			  zero ? KVMFAULT_CAUSE_ZERO : KVMFAULT_CAUSE_FETCH);
 }
 
+/* Its data is lost. Who sleeps on it in the kernel is woken into a SIGBUS. */
+static void resolve_poisoned(struct kvmfault__request *rq,
+			     struct kvmfault__answer *answer)
+{
+	int err = 0;
+
+	rq->request.page = KVMFAULT_PAGE_POISONED;
+	if (rq->origin && !rq->poisoned)
+		err = kvmfault__poison(rq->seat, rq->request.memory, rq->origin,
+				       rq->request.offset, rq->request.length);
+	answer->action = rq->origin && !err ? KVMFAULT_RETRY :
+					      KVMFAULT_UNRESOLVED;
+	answer->reason = KVMFAULT_REASON_HWPOISON;
+	answer->error = rq->origin ? err : -EHWPOISON;
+}
+
 /* was: absent or removed, and now ours. */
 static struct kvmfault__answer resolve_claimed(struct kvmfault__request *rq,
 					       enum kvmfault__state was)
@@ -245,8 +263,10 @@ static struct kvmfault__answer resolve_claimed(struct kvmfault__request *rq,
 			rq->own_way = true;
 		}
 	}
-	publish(rq, was);
+	publish(rq, rq->poisoned ? KVMFAULT__POISONED : was);
 	account(rq, was);
+	if (rq->poisoned)
+		resolve_poisoned(rq, &answer);
 	return answer;
 }
 
@@ -335,6 +355,9 @@ static struct kvmfault__answer resolve_tracked(struct kvmfault__request *rq)
 			return resolve_claimed(rq, state);
 		case KVMFAULT__PRESENT:
 			return resolve_present(rq, waited);
+		case KVMFAULT__POISONED:
+			resolve_poisoned(rq, &answer);
+			return answer;
 		case KVMFAULT__FETCHING:
 		case KVMFAULT__FETCHING_WAITED:
 		case KVMFAULT__FETCHING_REMOVED:
@@ -358,13 +381,16 @@ static struct kvmfault__answer resolve_tracked(struct kvmfault__request *rq)
 }
 
 static void address(struct kvmfault__request *rq,
-		    const struct kvmfault__region *region, uint64_t offset)
+		    const struct kvmfault__place *place)
 {
-	struct kvmfault_memory *memory = rq->request.memory;
+	struct kvmfault_memory *memory = place->memory;
 	uint64_t size = memory ? kvmfault__page_size(memory) : KVMFAULT__PAGE;
 
-	rq->request.region = region ? &region->info : NULL;
-	rq->request.offset = offset & ~(size - 1);
+	if (!memory && !place->region)
+		return;
+	rq->request.region = place->region ? &place->region->info : NULL;
+	rq->request.memory = memory;
+	rq->request.offset = place->offset & ~(size - 1);
 	rq->request.length = size;
 	if (!memory)
 		return;
@@ -382,12 +408,11 @@ static bool not_about_the_page(const struct kvmfault_fault *fault)
 		fault->flags & KVMFAULT__EXIT_FLAG_PRIVATE);
 }
 
-struct kvmfault__answer
-kvmfault__resolve(struct kvmfault__seat *seat,
-		  const struct kvmfault_fault *fault,
-		  const struct kvmfault__region *region,
-		  struct kvmfault_mapping *origin, uint64_t offset)
+struct kvmfault__answer kvmfault__resolve(struct kvmfault__seat *seat,
+					  const struct kvmfault_fault *fault,
+					  const struct kvmfault__place *place)
 {
+	struct kvmfault__answer answer;
 	struct kvmfault__request rq = {
 		.request = {
 			.size = sizeof(rq.request),
@@ -396,18 +421,20 @@ kvmfault__resolve(struct kvmfault__seat *seat,
 			.buffer = seat->buffer,
 		},
 		.seat = seat,
-		.origin = origin,
+		.origin = place->origin,
 	};
 
-	if (region || origin) {
-		rq.request.memory = region ? region->span.memory :
-					     origin->span.memory;
-		address(&rq, region, offset);
-	}
-	if (!rq.request.memory || !kvmfault__tracked(rq.request.memory) ||
+	address(&rq, place);
+	if (!place->memory || !kvmfault__tracked(place->memory) ||
 	    not_about_the_page(fault))
-		return resolve_unclaimed(&rq, KVMFAULT_PAGE_UNTRACKED);
-	return resolve_tracked(&rq);
+		answer = resolve_unclaimed(&rq, KVMFAULT_PAGE_UNTRACKED);
+	else
+		answer = resolve_tracked(&rq);
+	/* A sleeper has its SIGBUS, an ensure() its errno. */
+	if (answer.reason == KVMFAULT_REASON_HWPOISON && !place->origin &&
+	    fault->entrance != KVMFAULT_ENTRANCE_CALL)
+		kvmfault__tell_failure(&rq, &answer);
+	return answer;
 }
 
 struct kvmfault__answer kvmfault__resolve_gpa(struct kvmfault__seat *seat,
@@ -416,16 +443,32 @@ struct kvmfault__answer kvmfault__resolve_gpa(struct kvmfault__seat *seat,
 {
 	struct kvmfault__answer answer;
 	struct kvmfault__region *region;
-	uint64_t offset = 0;
+	struct kvmfault__place place;
 
 	region = kvmfault__region_find(seat, f->address_space, gpa);
-	if (region)
-		offset = kvmfault__region_offset(region, gpa);
-	answer = kvmfault__resolve(seat, f, region, NULL, offset);
+	place = kvmfault__region_place(region, gpa);
+	answer = kvmfault__resolve(seat, f, &place);
 	if (!region && answer.reason == KVMFAULT_REASON_DECLINED)
 		answer.reason = KVMFAULT_REASON_NO_REGION;
 	kvmfault__leave(seat);
 	return answer;
+}
+
+int kvmfault__error(const struct kvmfault__answer *answer)
+{
+	switch (answer->action) {
+	case KVMFAULT_RETRY:
+		return answer->error;
+	case KVMFAULT_INTERRUPTED:
+		return -EINTR;
+	case KVMFAULT_PENDING:
+		return -EAGAIN;
+	default:
+		break;
+	}
+	if (answer->reason == KVMFAULT_REASON_NO_REGION)
+		return -ENXIO;
+	return answer->error ? answer->error : -EOPNOTSUPP;
 }
 
 void kvmfault__latency(struct kvmfault__seat *seat, uint64_t since)

@@ -20,6 +20,8 @@ static int resolve(void *data, struct kvmfault_request *request)
 	err = kvmfault_request_read(request, request->buffer);
 	if (!err)
 		err = kvmfault_request_install(request, request->buffer);
+	else if (err == -EHWPOISON)
+		kvmfault_request_poison(request);
 	return err ? err : KVMFAULT_RESOLVED;
 }
 

@@ -53,6 +53,7 @@ struct kvmfault__seat *kvmfault__seat_take(struct kvmfault_vm *vm)
 void kvmfault__seat_give(struct kvmfault__seat *seat)
 {
 	seat->immediate_exit = NULL;
+	seat->vcpu = NULL;
 	atomic_store(&seat->owner, 0);
 	atomic_store(&seat->taken, false);
 }

@@ -147,6 +147,7 @@ static void serve_fault(struct kvmfault_service *service,
 			struct kvmfault__seat *seat, struct parked *item)
 {
 	uint64_t began = kvmfault__sys_now();
+	struct kvmfault__place place = { 0 };
 	struct kvmfault__answer answer;
 	struct kvmfault_mapping *mapping;
 
@@ -159,8 +160,10 @@ static void serve_fault(struct kvmfault_service *service,
 		kvmfault__leave(seat);
 		return;
 	}
-	answer = kvmfault__resolve(seat, &item->fault, NULL, mapping,
-				   item->fault.hva - mapping->host);
+	place.memory = mapping->span.memory;
+	place.origin = mapping;
+	place.offset = item->fault.hva - mapping->host;
+	answer = kvmfault__resolve(seat, &item->fault, &place);
 	kvmfault__leave(seat);
 	if (answer.action == KVMFAULT_RETRY && !answer.error) {
 		kvmfault__latency(seat, began);

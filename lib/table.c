@@ -70,6 +70,32 @@ struct kvmfault__span *kvmfault__table_find(struct kvmfault__seat *seat,
 	return span;
 }
 
+struct kvmfault__span *
+kvmfault__table_search(struct kvmfault__seat *seat, kvmfault__table *table,
+		       bool (*matches)(const struct kvmfault__span *span,
+				       const void *what),
+		       const void *what)
+{
+	const struct table *held = kvmfault__hold(&seat->table, table);
+	struct kvmfault__span *span = NULL;
+	size_t i;
+
+	for (i = 0; held && i < held->count && !span; i++) {
+		span = spans(held)[i];
+		if (atomic_load(&span->dead) || !matches(span, what))
+			span = NULL;
+	}
+	if (span) {
+		atomic_store(&seat->span, span);
+		/* Killed in between. It stays held: its memory may be what
+		 * the caller has held until now by another span. */
+		if (atomic_load(&span->dead))
+			span = NULL;
+	}
+	atomic_store_explicit(&seat->table, NULL, memory_order_release);
+	return span;
+}
+
 struct kvmfault__span *kvmfault__table_at(kvmfault__table *table, uint64_t key)
 {
 	return search(atomic_load(table), key);

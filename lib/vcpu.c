@@ -58,6 +58,7 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 	new->fd = ours.fd;
 	new->run = ours.run;
 	new->seat->immediate_exit = &ours.run->immediate_exit;
+	new->seat->vcpu = new;
 	new->result.size = sizeof(new->result);
 	new->result.fault = &new->fault;
 	new->fault.size = sizeof(new->fault);
@@ -116,7 +117,7 @@ static enum kvmfault_action pass(struct kvmfault_vcpu *vcpu,
 	vcpu->result.reason = KVMFAULT_REASON_NONE;
 	vcpu->result.error = 0;
 	vcpu->result.resolver = NULL;
-	vcpu->result.unfinished = false;
+	vcpu->result.unfinished = vcpu->mmio_length != NO_MMIO;
 	return action;
 }
 
@@ -181,6 +182,9 @@ static struct kvmfault__answer resolve(struct kvmfault_vcpu *vcpu)
 		return kvmfault__mmio(vcpu);
 	case KVMFAULT_ENTRANCE_EMULATION:
 		return kvmfault__emulation(vcpu);
+	case KVMFAULT_ENTRANCE_MARKER:
+	case KVMFAULT_ENTRANCE_FAILURE:
+		return kvmfault__sigbus(vcpu->seat, &vcpu->fault);
 	default:
 		break;
 	}
@@ -257,4 +261,18 @@ enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
 	/* A signal is no progress: a timer must not keep a spin alive. */
 	return pass(vcpu, ret < 0 && err == EINTR ? KVMFAULT_INTERRUPTED :
 						    KVMFAULT_NOT_A_FAULT);
+}
+
+KVMFAULT__EXPORT
+enum kvmfault_action kvmfault_handle_sigbus(struct kvmfault_vcpu *vcpu,
+					    const void *siginfo)
+{
+	if (!vcpu)
+		return KVMFAULT_UNRESOLVED;
+	memset(&vcpu->fault, 0, sizeof(vcpu->fault));
+	vcpu->fault.size = sizeof(vcpu->fault);
+	kvmfault_decode_siginfo(siginfo, &vcpu->fault);
+	if (vcpu->fault.entrance != KVMFAULT_ENTRANCE_NONE)
+		return handle_fault(vcpu);
+	return pass(vcpu, KVMFAULT_NOT_A_FAULT);
 }

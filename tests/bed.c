@@ -151,14 +151,18 @@ struct kvmfault__answer bed_resolve(enum kvmfault_entrance entrance,
 	};
 	const struct kvmfault__mappings *all;
 	struct kvmfault__answer answer;
+	struct kvmfault__place place = {
+		.memory = bed.memory,
+		.offset = page * PAGE,
+	};
 
 	if (!origin)
 		return kvmfault__resolve_gpa(bed.seat, &fault, fault.gpa);
 	fault.known = KVMFAULT_KNOWN_HVA;
 	fault.hva = (uintptr_t)bed_page(page);
 	all = atomic_load(&bed.memory->mappings);
-	answer = kvmfault__resolve(bed.seat, &fault, NULL, all->mapping[0],
-				   page * PAGE);
+	place.origin = all->mapping[0];
+	answer = kvmfault__resolve(bed.seat, &fault, &place);
 	kvmfault__leave(bed.seat);
 	return answer;
 }

@@ -7,6 +7,7 @@
  */
 
 #include <fcntl.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -648,6 +649,113 @@ START_TEST(sleepers_wait_for_the_next_service)
 }
 END_TEST
 
+/* ---- memory that failed ---- */
+
+static sigjmp_buf after_sigbus;
+static siginfo_t sigbus;
+
+static void on_sigbus(int signal, siginfo_t *info, void *context)
+{
+	(void)signal;
+	(void)context;
+	sigbus = *info;
+	siglongjmp(after_sigbus, 1);
+}
+
+/* Does a read of it end in a SIGBUS for failed memory? */
+static bool fails(const char *address)
+{
+	struct sigaction action = {
+		.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO,
+	};
+
+	sigaction(SIGBUS, &action, NULL);
+	if (!sigsetjmp(after_sigbus, 1)) {
+		*(const volatile char *)address;
+		return false;
+	}
+	/* A kernel without CONFIG_MEMORY_FAILURE gives user mode another code;
+	 * KVM's threads get this one from any kernel. */
+	if (sigbus.si_code == BUS_ADRERR) {
+		sigbus.si_code = BUS_MCEERR_AR;
+		sigbus.si_addr_lsb = 12;
+	}
+	ck_assert_int_eq(sigbus.si_code, BUS_MCEERR_AR);
+	return true;
+}
+
+static int lost_at_source(void *data, uint64_t offset, void *buffer,
+			  size_t length)
+{
+	if (offset <= 7 * PAGE && offset + length > 7 * PAGE)
+		return -EHWPOISON;
+	return counting_read(data, offset, buffer, length);
+}
+
+static void up_lost(void)
+{
+	up();
+	source.read = lost_at_source;
+	ck_assert_int_eq(new_memory(NULL), 0);
+	add_region();
+}
+
+START_TEST(page_that_is_lost_at_the_source)
+{
+	struct kvmfault_mapping_options options = { .size = sizeof(options) };
+	struct kvmfault_mapping *mapping;
+	char *second = map_backing();
+
+	options.host = (uintptr_t)second;
+	ck_assert_int_eq(kvmfault_mapping_add(memory, &options, &mapping), 0);
+	ck_assert(fails(second + 7 * PAGE));
+	ck_assert(fails(host + 7 * PAGE));
+	ck_assert(has_data(second + 6 * PAGE, 6));
+	ck_assert_int_eq(kvmfault_ensure(vm, 0, GPA + 7 * PAGE, 1, false),
+			 -EHWPOISON);
+	ck_assert_int_eq(kvmfault_memory_failed(vm, &sigbus), -EHWPOISON);
+	/* The guest gave it up: it is memory again. */
+	ck_assert_int_eq(kvmfault_discard(vm, 0, GPA + 7 * PAGE, PAGE), 0);
+	ck_assert(!fails(second + 7 * PAGE));
+	ck_assert_int_eq(second[7 * PAGE], 0);
+	second[7 * PAGE] = 5;
+	ck_assert_int_eq(host[7 * PAGE], 5);
+}
+END_TEST
+
+START_TEST(marker_of_somebodys)
+{
+	struct kvmfault__uffdio_poison mark = {
+		.range = { (uintptr_t)host + 9 * PAGE, PAGE },
+	};
+	const struct kvmfault__mappings *all = atomic_load(&memory->mappings);
+
+	ck_assert_int_eq(ioctl(all->mapping[0]->uffd->fd,
+			       KVMFAULT__UFFDIO_POISON, &mark), 0);
+	ck_assert(fails(host + 9 * PAGE));
+	ck_assert_int_eq(kvmfault_memory_failed(vm, &sigbus), 0);
+	ck_assert(has_data(host + 9 * PAGE, 9));
+	/* Its signal comes late for another thread. */
+	ck_assert_int_eq(kvmfault_memory_failed(vm, &sigbus), 0);
+	ck_assert(has_data(host + 9 * PAGE, 9));
+}
+END_TEST
+
+START_TEST(page_that_fails)
+{
+	ck_assert(has_data(host + 9 * PAGE, 9));
+	if (madvise(host + 9 * PAGE, PAGE, MADV_HWPOISON)) {
+		/* Not built into this kernel, or not ours to do. */
+		ck_assert(errno == EINVAL || errno == EPERM);
+		return;
+	}
+	ck_assert(fails(host + 9 * PAGE));
+	ck_assert_int_eq(kvmfault_memory_failed(vm, &sigbus), -EHWPOISON);
+	ck_assert_int_eq(kvmfault_ensure(vm, 0, GPA + 9 * PAGE, 1, false),
+			 -EHWPOISON);
+}
+END_TEST
+
 static void add_memory_tests(Suite *suite, const char *name, SFun begin)
 {
 	TCase *t = tests(suite, name);
@@ -680,6 +788,11 @@ int main(void)
 	add_memory_tests(suite, "window", up_window);
 	add_memory_tests(suite, "minor", up_minor);
 	add_memory_tests(suite, "minor window", up_minor_window);
+	t = tests(suite, "failed");
+	tcase_add_checked_fixture(t, up_lost, down);
+	tcase_add_test(t, page_that_is_lost_at_the_source);
+	tcase_add_test(t, marker_of_somebodys);
+	tcase_add_test(t, page_that_fails);
 	t = tests(suite, "new");
 	tcase_add_checked_fixture(t, up, down);
 	tcase_add_test(t, anonymous);

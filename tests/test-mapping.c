@@ -64,8 +64,9 @@ static struct kvmfault__answer message(uint64_t page)
 		bed.seat, &bed.vm->mappings,
 		kvmfault__key(options.uffd ? options.uffd->space : 0,
 			      fault.hva)), &mapping->span);
-	answer = kvmfault__resolve(bed.seat, &fault, NULL, mapping,
-				   page * PAGE);
+	answer = kvmfault__resolve(bed.seat, &fault, &(struct kvmfault__place){
+		.memory = bed.memory, .origin = mapping, .offset = page * PAGE,
+	});
 	kvmfault__leave(bed.seat);
 	return answer;
 }

@@ -57,7 +57,15 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_change, length, 24, 8),
 	MEMBER(kvmfault_change, cause, 32, 4),
 
-	SIZE(kvmfault_vm_options, 72),
+	SIZE(kvmfault_failure, 48),
+	MEMBER(kvmfault_failure, size, 0, 8),
+	MEMBER(kvmfault_failure, fault, 8, 8),
+	MEMBER(kvmfault_failure, vcpu, 16, 8),
+	MEMBER(kvmfault_failure, memory, 24, 8),
+	MEMBER(kvmfault_failure, offset, 32, 8),
+	MEMBER(kvmfault_failure, length, 40, 8),
+
+	SIZE(kvmfault_vm_options, 88),
 	MEMBER(kvmfault_vm_options, size, 0, 8),
 	MEMBER(kvmfault_vm_options, page_size_max, 8, 8),
 	MEMBER(kvmfault_vm_options, retry_budget, 16, 4),
@@ -67,6 +75,8 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_vm_options, changed_data, 48, 8),
 	MEMBER(kvmfault_vm_options, unresolved, 56, 8),
 	MEMBER(kvmfault_vm_options, unresolved_data, 64, 8),
+	MEMBER(kvmfault_vm_options, failed, 72, 8),
+	MEMBER(kvmfault_vm_options, failed_data, 80, 8),
 
 	SIZE(kvmfault_source, 48),
 	MEMBER(kvmfault_source, size, 0, 8),

@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Memory whose data is lost: in hardware, or at the source. In: a SIGBUS, or a
+ * page that is known to be poisoned. Out: the page's state says so, nobody
+ * reads anything else there, and the VMM was told which gpa it is. A SIGBUS at
+ * an absent page is none of this: that was a marker, and the page is fetched.
+ */
+
+#include "abi.h"
+#include "internal.h"
+
+KVMFAULT__EXPORT
+int kvmfault_request_poison(struct kvmfault_request *request)
+{
+	struct kvmfault__request *ours = (struct kvmfault__request *)request;
+	int err;
+
+	if (!request || (request->page != KVMFAULT_PAGE_ABSENT &&
+			 request->page != KVMFAULT_PAGE_REMOVED))
+		return -EINVAL;
+	if (ours->count > 1)
+		kvmfault__narrow(ours);
+	err = kvmfault__poison(ours->seat, request->memory, NULL,
+			       request->offset, request->length);
+	ours->poisoned = !err;
+	return err == -ENOTTY ? -EINVAL : err;
+}
+
+/* The VMM has told the guest: the vCPU may go on. */
+void kvmfault__tell_failure(struct kvmfault__request *rq,
+			    struct kvmfault__answer *answer)
+{
+	const struct kvmfault_vm_options *options = &rq->seat->vm->options;
+	struct kvmfault_failure failure = {
+		.size = sizeof(failure),
+		.fault = rq->request.fault,
+		.vcpu = rq->seat->vcpu,
+		.memory = rq->request.memory,
+		.offset = rq->request.offset,
+		.length = rq->request.length,
+	};
+
+	if (!options->failed || options->failed(options->failed_data, &failure))
+		return;
+	answer->action = KVMFAULT_RETRY;
+	answer->reason = KVMFAULT_REASON_NONE;
+	answer->error = 0;
+}
+
+/*
+ * Has it failed, or was there a marker that is gone by now? Another thread may
+ * have fetched the page since the signal was sent. The kernel knows; one that
+ * can't be asked (before 5.14) has no markers (6.6).
+ */
+static bool failed(const struct kvmfault_fault *fault)
+{
+	void *page = (void *)(uintptr_t)(fault->hva & ~(KVMFAULT__PAGE - 1));
+
+	return fault->entrance == KVMFAULT_ENTRANCE_FAILURE ||
+	       kvmfault__sys_madvise(page, KVMFAULT__PAGE,
+				     KVMFAULT__MADV_POPULATE_READ);
+}
+
+static bool present(const struct kvmfault__place *place)
+{
+	const struct kvmfault_memory *memory = place->memory;
+
+	return !kvmfault__tracked(memory) ||
+	       kvmfault__page_state(memory, place->offset >>
+				    memory->page_shift) == KVMFAULT__PRESENT;
+}
+
+/* Its page, or pages: a failure may be larger than that. */
+static void poison(struct kvmfault_memory *memory, uint64_t offset,
+		   uint64_t length)
+{
+	uint64_t page = offset >> memory->page_shift;
+	uint64_t end = (offset + length - 1) >> memory->page_shift;
+
+	for (; page <= end && page << memory->page_shift < memory->length;
+	     page++)
+		kvmfault__page_change(memory, page, KVMFAULT__PRESENT,
+				      KVMFAULT__POISONED);
+}
+
+static void translate(struct kvmfault_fault *fault,
+		      const struct kvmfault__place *place)
+{
+	const struct kvmfault_region *region;
+
+	if (!place->region)
+		return;
+	region = &place->region->info;
+	fault->known |= KVMFAULT_KNOWN_GPA;
+	fault->address_space = region->address_space;
+	fault->gpa = region->gpa + place->offset - region->offset;
+}
+
+struct kvmfault__answer kvmfault__sigbus(struct kvmfault__seat *seat,
+					 struct kvmfault_fault *fault)
+{
+	struct kvmfault__answer answer = { .action = KVMFAULT_NOT_A_FAULT };
+	struct kvmfault__place place = { 0 };
+	struct kvmfault_mapping *mapping;
+
+	mapping = (struct kvmfault_mapping *)
+		kvmfault__table_find(seat, &seat->vm->mappings,
+				     kvmfault__key(0, fault->hva));
+	if (!mapping) {
+		kvmfault__leave(seat);
+		return answer;
+	}
+	place.memory = mapping->span.memory;
+	place.offset = fault->hva - mapping->host;
+	place.region = kvmfault__region_showing(seat, place.memory,
+						place.offset);
+	translate(fault, &place);
+	if (present(&place)) {
+		if (!failed(fault)) {
+			kvmfault__leave(seat);
+			answer.action = KVMFAULT_RETRY;
+			return answer;
+		}
+		fault->error = EHWPOISON;
+		if (kvmfault__tracked(place.memory))
+			poison(place.memory, place.offset, fault->length);
+	}
+	answer = kvmfault__resolve(seat, fault, &place);
+	kvmfault__leave(seat);
+	return answer;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_memory_failed(struct kvmfault_vm *vm, const void *siginfo)
+{
+	struct kvmfault_fault fault = { .size = sizeof(fault) };
+	struct kvmfault__answer answer;
+	struct kvmfault__seat *seat;
+
+	if (!vm || !siginfo)
+		return -EINVAL;
+	kvmfault_decode_siginfo(siginfo, &fault);
+	if (fault.entrance == KVMFAULT_ENTRANCE_NONE)
+		return -ENOENT;
+	seat = kvmfault__seat_take(vm);
+	if (!seat)
+		return -ENOMEM;
+	answer = kvmfault__sigbus(seat, &fault);
+	kvmfault__seat_give(seat);
+	if (answer.action == KVMFAULT_NOT_A_FAULT)
+		return -ENOENT;
+	return kvmfault__error(&answer);
+}

@@ -1,0 +1,431 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * failure.c: memory that failed, here or at the source, and markers that only
+ * look like it.
+ */
+
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "bed.h"
+
+static struct kvmfault_failure told;
+static struct kvmfault_fault told_fault;
+static unsigned int tells;
+static int tell_result;
+
+static int on_failed(void *data, const struct kvmfault_failure *failure)
+{
+	ck_assert_ptr_eq(data, &tells);
+	tells++;
+	told = *failure;
+	told_fault = *failure->fault;
+	return tell_result;
+}
+
+static void up(void)
+{
+	bed_vm();
+	bed.vm->options.failed = on_failed;
+	bed.vm->options.failed_data = &tells;
+	bed_add();
+}
+
+static siginfo_t sigbus(int code, uint64_t address, short lsb)
+{
+	siginfo_t info;
+
+	memset(&info, 0, sizeof(info));
+	info.si_signo = SIGBUS;
+	info.si_code = code;
+	info.si_addr = (void *)(uintptr_t)address;
+	info.si_addr_lsb = lsb;
+	return info;
+}
+
+/* The vCPU's thread touched page in the memslots' mapping. */
+static enum kvmfault_action touched(uint64_t page)
+{
+	siginfo_t info = sigbus(BUS_MCEERR_AR, (uintptr_t)bed_page(page) + 100,
+				12);
+
+	return kvmfault_handle_sigbus(bed.vcpu, &info);
+}
+
+static const struct kvmfault_result *result(void)
+{
+	return kvmfault_vcpu_result(bed.vcpu);
+}
+
+static void fetch(uint64_t page)
+{
+	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA + page * PAGE, 1,
+					 false), 0);
+}
+
+/* What the kernel says of a page that has failed. */
+static void populate_says(int err)
+{
+	fake_push(FAKE_MADVISE, err);
+}
+
+START_TEST(present_page_failed)
+{
+	fetch(3);
+	populate_says(-EHWPOISON);
+	ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
+	ck_assert_uint_eq(tells, 1);
+	ck_assert_ptr_eq(told.vcpu, bed.vcpu);
+	ck_assert_ptr_eq(told.memory, bed.memory);
+	ck_assert_uint_eq(told.offset, 3 * PAGE);
+	ck_assert_uint_eq(told.length, PAGE);
+	ck_assert_int_eq(told_fault.entrance, KVMFAULT_ENTRANCE_MARKER);
+	ck_assert_uint_ne(told_fault.known & KVMFAULT_KNOWN_GPA, 0);
+	ck_assert_uint_eq(told_fault.gpa, BED_GPA + 3 * PAGE);
+	ck_assert_int_eq(told_fault.error, EHWPOISON);
+}
+END_TEST
+
+START_TEST(vmm_can_not_tell)
+{
+	fetch(3);
+	populate_says(-EHWPOISON);
+	tell_result = -EIO;
+	ck_assert_int_eq(touched(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
+	ck_assert_int_eq(result()->error, -EHWPOISON);
+	ck_assert_uint_eq(result()->fault->gpa, BED_GPA + 3 * PAGE);
+	bed.vm->options.failed = NULL;
+	ck_assert_int_eq(touched(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
+}
+END_TEST
+
+/* Fetched by somebody else since the signal was sent. */
+START_TEST(late_signal_of_a_marker)
+{
+	fetch(3);
+	ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
+	ck_assert_uint_eq(tells, 0);
+	ck_assert_uint_eq(fake_count(FAKE_MADVISE,
+				     KVMFAULT__MADV_POPULATE_READ), 1);
+}
+END_TEST
+
+START_TEST(marker_is_fetched)
+{
+	ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+	ck_assert_uint_eq(tells, 0);
+	ck_assert(bed_has(3, bed_byte(3)));
+	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_MARKER], 1);
+	ck_assert_str_eq(result()->resolver, "copy");
+	bed.source_result = -EIO;
+	ck_assert_int_eq(touched(4), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
+}
+END_TEST
+
+START_TEST(not_ours)
+{
+	siginfo_t info = sigbus(BUS_ADRERR, (uintptr_t)bed_page(3), 12);
+
+	ck_assert_int_eq(kvmfault_handle_sigbus(bed.vcpu, &info),
+			 KVMFAULT_NOT_A_FAULT);
+	info = sigbus(BUS_MCEERR_AR, (uintptr_t)&info, 12);
+	ck_assert_int_eq(kvmfault_handle_sigbus(bed.vcpu, &info),
+			 KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(kvmfault_handle_sigbus(bed.vcpu, NULL),
+			 KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(kvmfault_handle_sigbus(NULL, &info),
+			 KVMFAULT_UNRESOLVED);
+	ck_assert_uint_eq(tells, 0);
+}
+END_TEST
+
+START_TEST(several_pages_failed)
+{
+	siginfo_t info;
+	uint64_t page = 4;
+
+	/* Failures are aligned to their size. */
+	while ((uintptr_t)bed_page(page) % (4 * PAGE))
+		page++;
+	fetch(page);
+	fetch(page + 1);
+	fetch(page + 3);
+	fetch(page + 4);
+	info = sigbus(BUS_MCEERR_AO, (uintptr_t)bed_page(page), 14);
+	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &info), 0);
+	ck_assert_ptr_null(told.vcpu);
+	ck_assert_int_eq(bed_state(page), KVMFAULT__POISONED);
+	ck_assert_int_eq(bed_state(page + 1), KVMFAULT__POISONED);
+	ck_assert_int_eq(bed_state(page + 2), KVMFAULT__ABSENT);
+	ck_assert_int_eq(bed_state(page + 3), KVMFAULT__POISONED);
+	ck_assert_int_eq(bed_state(page + 4), KVMFAULT__PRESENT);
+}
+END_TEST
+
+START_TEST(another_thread)
+{
+	siginfo_t info = sigbus(BUS_MCEERR_AO, (uintptr_t)bed_page(3), 12);
+	siginfo_t stack = sigbus(BUS_MCEERR_AO, (uintptr_t)&info, 12);
+	siginfo_t other = sigbus(BUS_ADRERR, (uintptr_t)bed_page(3), 12);
+
+	fetch(3);
+	ck_assert_int_eq(kvmfault_memory_failed(NULL, &info), -EINVAL);
+	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &stack), -ENOENT);
+	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &other), -ENOENT);
+	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &info), 0);
+	ck_assert_uint_eq(tells, 1);
+	tell_result = -EIO;
+	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &info), -EHWPOISON);
+	/* A marker in the VMM's way is fetched. */
+	info = sigbus(BUS_MCEERR_AR, (uintptr_t)bed_page(5), 12);
+	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &info), 0);
+	ck_assert(bed_has(5, bed_byte(5)));
+	bed.source_result = -EIO;
+	info = sigbus(BUS_MCEERR_AR, (uintptr_t)bed_page(6), 12);
+	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &info), -EIO);
+}
+END_TEST
+
+START_TEST(no_region_shows_it)
+{
+	fetch(3);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
+	populate_says(-EHWPOISON);
+	ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+	ck_assert_uint_eq(tells, 1);
+	ck_assert_uint_eq(told_fault.known & KVMFAULT_KNOWN_GPA, 0);
+	ck_assert_uint_eq(told.offset, 3 * PAGE);
+}
+END_TEST
+
+START_TEST(memory_without_a_source)
+{
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options), .length = 4 * PAGE,
+	};
+	struct kvmfault_memory *memory;
+	void *host;
+	siginfo_t info;
+
+	options.fd = fake_memory(options.length, 0, &host);
+	options.host = host;
+	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
+	info = sigbus(BUS_MCEERR_AR, (uintptr_t)host + PAGE, 12);
+	ck_assert_int_eq(kvmfault_handle_sigbus(bed.vcpu, &info),
+			 KVMFAULT_RETRY);
+	ck_assert_uint_eq(tells, 0);
+	populate_says(-EHWPOISON);
+	ck_assert_int_eq(kvmfault_handle_sigbus(bed.vcpu, &info),
+			 KVMFAULT_RETRY);
+	ck_assert_uint_eq(tells, 1);
+	ck_assert_ptr_eq(told.memory, memory);
+	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+}
+END_TEST
+
+/* ---- a page that is known to be poisoned ---- */
+
+static void poison_at_source(uint64_t page)
+{
+	bed.source_result = -EHWPOISON;
+	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA + page * PAGE, 1,
+					 false), -EHWPOISON);
+	bed.source_result = 0;
+}
+
+START_TEST(source_says_poisoned)
+{
+	poison_at_source(3);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVMFAULT__UFFDIO_POISON), 1);
+	ck_assert_uint_eq(fake_nth(FAKE_IOCTL, KVMFAULT__UFFDIO_POISON, 0)->at,
+			  (uintptr_t)bed_page(3));
+	ck_assert_uint_eq(tells, 0);	/* an ensure() has its errno */
+	/* A vCPU that touches it: */
+	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_uint_eq(tells, 1);
+	ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+	ck_assert_uint_eq(tells, 2);
+	ck_assert_uint_eq(bed.reads, 1);
+}
+END_TEST
+
+START_TEST(sleeper_gets_its_sigbus)
+{
+	struct kvmfault__answer answer;
+
+	bed.source_result = -EHWPOISON;
+	answer = bed_resolve(KVMFAULT_ENTRANCE_UFFD, 3, true);
+	ck_assert_int_eq(answer.action, KVMFAULT_RETRY);
+	ck_assert_int_eq(answer.error, 0);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
+	/* Another one, by a mapping without the marker. */
+	answer = bed_resolve(KVMFAULT_ENTRANCE_UFFD, 3, true);
+	ck_assert_int_eq(answer.action, KVMFAULT_RETRY);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVMFAULT__UFFDIO_POISON), 2);
+	ck_assert_uint_eq(tells, 0);
+	/* It stays asleep rather than read anything else. */
+	fake_push(FAKE_IOCTL, -EAGAIN);
+	answer = bed_resolve(KVMFAULT_ENTRANCE_UFFD, 3, true);
+	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.error, -EAGAIN);
+}
+END_TEST
+
+START_TEST(marker_was_there)
+{
+	bed.source_result = -EHWPOISON;
+	fake_push(FAKE_IOCTL, -EEXIST);
+	ck_assert_int_eq(bed_resolve(KVMFAULT_ENTRANCE_UFFD, 3, true).action,
+			 KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
+	ck_assert_uint_ge(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
+}
+END_TEST
+
+START_TEST(kernel_without_poison)
+{
+	fake_push(FAKE_IOCTL, -ENOTTY);
+	bed.source_result = -EHWPOISON;
+	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
+	ck_assert_int_eq(result()->error, -EHWPOISON);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+}
+END_TEST
+
+START_TEST(vcpu_is_told_at_once)
+{
+	bed.source_result = -EHWPOISON;
+	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_uint_eq(tells, 1);
+	ck_assert_uint_eq(told_fault.gpa, BED_GPA + 3 * PAGE);
+}
+END_TEST
+
+START_TEST(discard_makes_it_memory_again)
+{
+	poison_at_source(3);
+	fake_push(FAKE_MADVISE, -ENOMEM);
+	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA + 3 * PAGE, PAGE),
+			 -ENOMEM);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
+	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA + 3 * PAGE, PAGE),
+			 0);
+	/* Punching leaves markers in the mappings. */
+	ck_assert_uint_eq(fake_count(FAKE_MADVISE, MADV_DONTNEED), 2);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	fetch(3);
+	ck_assert(bed_has(3, 0));
+}
+END_TEST
+
+static void discard_it(void)
+{
+	kvmfault__page_remove(bed.memory, 3);
+}
+
+START_TEST(discard_while_it_is_poisoned)
+{
+	bed.during_read = discard_it;
+	bed.source_result = -EHWPOISON;
+	kvmfault_ensure(bed.vm, 0, BED_GPA + 3 * PAGE, 1, false);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert_uint_eq(fake_count(FAKE_MADVISE, MADV_DONTNEED), 1);
+}
+END_TEST
+
+/* ---- by a resolver of the VMM's ---- */
+
+static int request_error;
+
+static int poison_run(void *data, struct kvmfault_request *request)
+{
+	(void)data;
+	kvmfault_request_widen(request);
+	request_error = kvmfault_request_poison(request);
+	return request_error ? request_error : -EHWPOISON;
+}
+
+static void up_own(void)
+{
+	struct kvmfault_resolver resolver = {
+		.size = sizeof(resolver), .name = "own", .resolve = poison_run,
+	};
+
+	bed_vm();
+	bed.window = KVMFAULT_WINDOW_FIXED;
+	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+	bed_add();
+}
+
+START_TEST(neighbours_are_not_poisoned)
+{
+	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
+	ck_assert_str_eq(result()->resolver, "own");
+	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
+	ck_assert_int_eq(bed_state(2), KVMFAULT__ABSENT);
+	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
+}
+END_TEST
+
+START_TEST(says_what_the_kernel_said)
+{
+	static const int errors[] = { -ENOENT, -EAGAIN, -ESRCH, -ENOMEM };
+
+	fake_push(FAKE_IOCTL, errors[_i]);
+	bed_exit(BED_GPA + 3 * PAGE, 0);
+	ck_assert_int_eq(request_error, errors[_i]);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+}
+END_TEST
+
+START_TEST(nothing_claimed)
+{
+	ck_assert_int_eq(kvmfault_request_poison(NULL), -EINVAL);
+	kvmfault__page_change(bed.memory, 3, KVMFAULT__ABSENT,
+			      KVMFAULT__PRESENT);
+	bed_exit(BED_GPA + 3 * PAGE, 0);
+	ck_assert_int_eq(request_error, -EINVAL);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("failure");
+	TCase *t = tests(suite, "here");
+
+	tcase_add_checked_fixture(t, up, bed_down);
+	tcase_add_test(t, present_page_failed);
+	tcase_add_test(t, vmm_can_not_tell);
+	tcase_add_test(t, late_signal_of_a_marker);
+	tcase_add_test(t, marker_is_fetched);
+	tcase_add_test(t, not_ours);
+	tcase_add_test(t, several_pages_failed);
+	tcase_add_test(t, another_thread);
+	tcase_add_test(t, no_region_shows_it);
+	tcase_add_test(t, memory_without_a_source);
+	tcase_add_test(t, source_says_poisoned);
+	tcase_add_test(t, sleeper_gets_its_sigbus);
+	tcase_add_test(t, marker_was_there);
+	tcase_add_test(t, kernel_without_poison);
+	tcase_add_test(t, vcpu_is_told_at_once);
+	tcase_add_test(t, discard_makes_it_memory_again);
+	tcase_add_test(t, discard_while_it_is_poisoned);
+	t = tests(suite, "own");
+	tcase_add_checked_fixture(t, up_own, bed_down);
+	tcase_add_test(t, neighbours_are_not_poisoned);
+	tcase_add_loop_test(t, says_what_the_kernel_said, 0, 4);
+	tcase_add_test(t, nothing_claimed);
+	return run_suite(suite);
+}
