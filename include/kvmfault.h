@@ -808,7 +808,7 @@ enum kvmfault_action kvmfault_handle_sigbus(struct kvmfault_vcpu *vcpu,
  * Returns 0: told, or it was a marker and the page is there now; -EINVAL: vm or
  * siginfo is NULL; -ENOENT: not guest memory, or not a memory failure: hand it
  * on; -EHWPOISON: options.failed is missing or failed; -ENOMEM; and of a marker
- * what kvmfault_ensure() says.
+ * what the source or the kernel said, see kvmfault_ensure().
  * Thread class: any. Since 0.1.
  */
 int kvmfault_memory_failed(struct kvmfault_vm *vm, const void *siginfo);

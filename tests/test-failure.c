@@ -175,12 +175,18 @@ START_TEST(another_thread)
 	siginfo_t info = sigbus(BUS_MCEERR_AO, (uintptr_t)bed_page(3), 12);
 	siginfo_t stack = sigbus(BUS_MCEERR_AO, (uintptr_t)&info, 12);
 	siginfo_t other = sigbus(BUS_ADRERR, (uintptr_t)bed_page(3), 12);
+	struct kvmfault__seat *spare;
 
 	fetch(3);
 	ck_assert_int_eq(kvmfault_memory_failed(NULL, &info), -EINVAL);
 	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, NULL), -EINVAL);
 	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &stack), -ENOENT);
 	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &other), -ENOENT);
+	spare = kvmfault__seat_take(bed.vm);	/* what fetch() has left */
+	fake_push(FAKE_ALLOC, 0);
+	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &info), -ENOMEM);
+	kvmfault__seat_give(spare);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &info), 0);
 	ck_assert_uint_eq(tells, 1);
 	tell_result = -EIO;
