@@ -7,7 +7,8 @@ one is reached by a test.
 
 The test programs are linked with a wrapper around each public function, which
 notes what it returned. So this is no search for words in the tests: what is
-reached was returned.
+reached was returned. (It notes as well that a thread is in the function: see
+noting.h.)
 
 usage: errnos.py args HEADER                 the linker's options for wrapping
        errnos.py wrap HEADER                 the wrappers, as C
@@ -62,19 +63,29 @@ def functions(header):
     return found
 
 
-def wrapped(header):
+def declared(header):
+    """All of them, also those that share a comment."""
+    code = re.sub(r'/\*.*?\*/', '', header, flags=re.S)
+    return re.findall(r'\b(kvmfault_\w+)\(', code)
+
+
+def returning(header):
     """Those that return 0 or -errno."""
     return {name: codes for name, (kind, codes) in functions(header).items()
             if kind == 'int'}
 
 
 def wrappers(header):
-    yield '''/* Made by errnos.py: notes what each public function returns. */
+    yield '''/* Made by errnos.py: notes each call, and what it returned. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "tests/noting.h"
+
+_Thread_local const char *noting_inside;
 
 static void note(const char *name, int result)
 {
@@ -91,18 +102,34 @@ static void note(const char *name, int result)
 		abort();
 	close(fd);
 }
+
+struct noted noted[] = {
+'''
+    names = declared(header)
+    errors = returning(header)
+    for name in names:
+        yield f'''	{{ .name = "{name}" }},
+'''
+    yield f'''}};
+const size_t noted_count = {len(names)};
 '''
     # All arguments are numbers and pointers, six at the most: passing six
-    # words on passes them on, whatever they are.
-    for name in wrapped(header):
+    # words on passes them on, whatever they are; and so does what is returned.
+    for number, name in enumerate(names):
+        note = f'''
+	note("{name}", (int)result);''' if name in errors else ''
         yield f'''
-int __real_{name}(long, long, long, long, long, long);
-int __wrap_{name}(long a, long b, long c, long d, long e, long f);
-int __wrap_{name}(long a, long b, long c, long d, long e, long f)
+long __real_{name}(long, long, long, long, long, long);
+long __wrap_{name}(long a, long b, long c, long d, long e, long f);
+long __wrap_{name}(long a, long b, long c, long d, long e, long f)
 {{
-	int result = __real_{name}(a, b, c, d, e, f);
+	const char *outer = noting_inside;
+	long result;
 
-	note("{name}", result);
+	noting_inside = "{name}";
+	atomic_fetch_add(&noted[{number}].calls, 1);
+	result = __real_{name}(a, b, c, d, e, f);
+	noting_inside = outer;{note}
 	return result;
 }}
 '''
@@ -154,7 +181,7 @@ def scan(sources, documented):
 
 def check(header, arguments):
     split = arguments.index('--')
-    documented = wrapped(header)
+    documented = returning(header)
     wrong = list(scan(arguments[:split], documented))
     wrong += compare(documented, run(arguments[split + 1:]), UNREACHED)
     print('\n'.join(wrong))
@@ -162,10 +189,11 @@ def check(header, arguments):
 
 
 def twin(header):
-    documented = wrapped(header)
+    documented = returning(header)
     everything = {name: codes - {c for n, c in UNREACHED if n == name}
                   for name, codes in documented.items()}
     assert len(documented) > 20 and documented['kvmfault_vm_new']
+    assert set(documented) < set(declared(header))
     assert not list(compare(documented, everything, UNREACHED))
     name = 'kvmfault_region_add'
     less = dict(everything, **{name: everything[name] - {'EEXIST'}})
@@ -182,7 +210,7 @@ def main():
     with open(sys.argv[2]) as file:
         header = file.read()
     if sys.argv[1] == 'args':
-        print('\n'.join(f'-Wl,--wrap={name}' for name in wrapped(header)))
+        print('\n'.join(f'-Wl,--wrap={name}' for name in declared(header)))
     elif sys.argv[1] == 'wrap':
         print(''.join(wrappers(header)), end='')
     elif sys.argv[1] == 'check':
