@@ -269,11 +269,11 @@ static int mapping_make(struct kvmfault_memory *memory, uint64_t host,
 	new->span.last = kvmfault__key(space, host + memory->length - 1);
 	new->host = host;
 	new->uffd = uffd;
-	pthread_mutex_lock(&memory->vm->lock);
+	kvmfault__sys_lock(&memory->vm->lock);
 	err = publish(new, &known);
 	if (!err && uffd)
 		uffd->users++;
-	pthread_mutex_unlock(&memory->vm->lock);
+	kvmfault__sys_unlock(&memory->vm->lock);
 	if (!err)
 		*mapping = new;
 	else if (!known)
@@ -365,9 +365,9 @@ void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard)
 	err = guard ? fail_closed(mapping) : 0;
 	if (!err)
 		kvmfault__uffd_unregister(uffd, mapping->host, memory->length);
-	pthread_mutex_lock(&memory->vm->lock);
+	kvmfault__sys_lock(&memory->vm->lock);
 	uffd->users--;
-	pthread_mutex_unlock(&memory->vm->lock);
+	kvmfault__sys_unlock(&memory->vm->lock);
 	if (!uffd->own)
 		return;
 	if (err)
@@ -433,18 +433,18 @@ int kvmfault_mapping_remove(struct kvmfault_mapping *mapping)
 	if (!mapping)
 		return 0;
 	vm = mapping->span.memory->vm;
-	pthread_mutex_lock(&vm->lock);
+	kvmfault__sys_lock(&vm->lock);
 	err = unlist(mapping);
-	pthread_mutex_unlock(&vm->lock);
+	kvmfault__sys_unlock(&vm->lock);
 	if (err)
 		return err;
 	/* Who still wakes through it is inside a system call, not a callback:
 	 * that ends. */
 	kvmfault__drain(vm, uses_old_list, vm);
 	kvmfault__mapping_close(mapping, true);
-	pthread_mutex_lock(&vm->lock);
+	kvmfault__sys_lock(&vm->lock);
 	kvmfault__table_kill(vm, &mapping->span);
 	kvmfault__table_sweep(vm, &vm->mappings);
-	pthread_mutex_unlock(&vm->lock);
+	kvmfault__sys_unlock(&vm->lock);
 	return 0;
 }

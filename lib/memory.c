@@ -315,9 +315,9 @@ static int memory_attach(struct kvmfault_memory *memory,
 				    &mapping);
 	if (err)
 		return err;
-	pthread_mutex_lock(&vm->lock);
+	kvmfault__sys_lock(&vm->lock);
 	vm->memories++;
-	pthread_mutex_unlock(&vm->lock);
+	kvmfault__sys_unlock(&vm->lock);
 	return 0;
 }
 
@@ -331,12 +331,12 @@ static void memory_detach(struct kvmfault_memory *memory, bool guard)
 	/* The memslots' last: the others' sleepers are woken into it. */
 	for (i = all->count; i--;)
 		kvmfault__mapping_close(all->mapping[i], guard);
-	pthread_mutex_lock(&vm->lock);
+	kvmfault__sys_lock(&vm->lock);
 	kvmfault__table_sweep(vm, &vm->mappings);
 	kvmfault__retire(vm, all);
 	kvmfault__reclaim(vm);
 	vm->memories--;
-	pthread_mutex_unlock(&vm->lock);
+	kvmfault__sys_unlock(&vm->lock);
 }
 
 static void kill_mappings(struct kvmfault_memory *memory)
@@ -376,9 +376,9 @@ static int memory_end(struct kvmfault_memory *memory, bool guard)
 	struct kvmfault_vm *vm = memory->vm;
 	int err;
 
-	pthread_mutex_lock(&vm->lock);
+	kvmfault__sys_lock(&vm->lock);
 	err = begin_close(memory);
-	pthread_mutex_unlock(&vm->lock);
+	kvmfault__sys_unlock(&vm->lock);
 	if (err)
 		return err;
 	kvmfault__drain(vm, serves, memory);

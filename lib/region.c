@@ -49,14 +49,14 @@ int kvmfault_region_add(struct kvmfault_vm *vm,
 	new->span.first = kvmfault__key(ours.address_space, ours.gpa);
 	new->span.last = kvmfault__key(ours.address_space,
 				       ours.gpa + ours.length - 1);
-	pthread_mutex_lock(&vm->lock);
+	kvmfault__sys_lock(&vm->lock);
 	err = kvmfault__table_add(vm, &vm->regions, &new->span);
 	if (!err) {
 		vm->region_count++;
 		if (ours.memory)
 			ours.memory->regions++;
 	}
-	pthread_mutex_unlock(&vm->lock);
+	kvmfault__sys_unlock(&vm->lock);
 	if (err)
 		kvmfault__sys_free(new);
 	return err;
@@ -73,7 +73,7 @@ int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
 		return -EINVAL;
 	if (address_space >= KVMFAULT__SPACES)
 		return -ENOENT;
-	pthread_mutex_lock(&vm->lock);
+	kvmfault__sys_lock(&vm->lock);
 	span = kvmfault__table_at(&vm->regions,
 				  kvmfault__key(address_space, gpa));
 	region = (struct kvmfault__region *)span;
@@ -86,7 +86,7 @@ int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
 		kvmfault__table_kill(vm, span);
 		kvmfault__table_sweep(vm, &vm->regions);
 	}
-	pthread_mutex_unlock(&vm->lock);
+	kvmfault__sys_unlock(&vm->lock);
 	return region ? 0 : -ENOENT;
 }
 

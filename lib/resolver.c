@@ -23,7 +23,7 @@ int kvmfault_resolver_add(struct kvmfault_vm *vm,
 		return err;
 	if (!vm || !ours.resolve || !ours.name)
 		return -EINVAL;
-	pthread_mutex_lock(&vm->lock);
+	kvmfault__sys_lock(&vm->lock);
 	if (vm->vcpus || vm->services) {
 		err = -EBUSY;
 	} else if (vm->resolvers == KVMFAULT_RESOLVER_COUNT) {
@@ -36,7 +36,7 @@ int kvmfault_resolver_add(struct kvmfault_vm *vm,
 		vm->own_resolvers++;
 		vm->resolvers++;
 	}
-	pthread_mutex_unlock(&vm->lock);
+	kvmfault__sys_unlock(&vm->lock);
 	return err;
 }
 

@@ -192,9 +192,9 @@ int kvmfault__drain(struct kvmfault_vm *vm,
 		uint32_t sequence = atomic_load(&vm->drain_sequence);
 
 		/* The lock: what a seat holds is not freed under our eyes. */
-		pthread_mutex_lock(&vm->lock);
+		kvmfault__sys_lock(&vm->lock);
 		err = any_busy(vm, busy, what);
-		pthread_mutex_unlock(&vm->lock);
+		kvmfault__sys_unlock(&vm->lock);
 		if (err != -EBUSY)
 			break;
 		kvmfault__sys_futex_wait(&vm->drain_sequence, sequence,

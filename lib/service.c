@@ -62,11 +62,11 @@ static uint64_t earliest(struct kvmfault_service *service)
 	uint64_t due = UINT64_MAX;
 	size_t i;
 
-	pthread_mutex_lock(&service->lock);
+	kvmfault__sys_lock(&service->lock);
 	for (i = 0; i < service->parked_count; i++)
 		if (service->parked[i].due < due)
 			due = service->parked[i].due;
-	pthread_mutex_unlock(&service->lock);
+	kvmfault__sys_unlock(&service->lock);
 	return due;
 }
 
@@ -116,11 +116,11 @@ static void park(struct kvmfault_service *service, struct kvmfault__seat *seat,
 	item->due = kvmfault__sys_now() + (DELAY_MIN << step);
 	item->tries++;
 	kvmfault__count(seat, parked);
-	pthread_mutex_lock(&service->lock);
+	kvmfault__sys_lock(&service->lock);
 	full = service->parked_count == PARKED_MAX;
 	if (!full && !find_parked(service, item->space, item->fault.hva))
 		service->parked[service->parked_count++] = *item;
-	pthread_mutex_unlock(&service->lock);
+	kvmfault__sys_unlock(&service->lock);
 	/* No room: awake, it faults again and so comes back by itself. */
 	if (full)
 		wake_sleeper(seat, item);
@@ -182,9 +182,9 @@ static bool is_parked(struct kvmfault_service *service, uint32_t space,
 {
 	bool found;
 
-	pthread_mutex_lock(&service->lock);
+	kvmfault__sys_lock(&service->lock);
 	found = service->parked_count && find_parked(service, space, hva);
-	pthread_mutex_unlock(&service->lock);
+	kvmfault__sys_unlock(&service->lock);
 	return found;
 }
 
@@ -303,7 +303,7 @@ static bool take_due(struct kvmfault_service *service, uint64_t now,
 	bool found = false;
 	size_t i;
 
-	pthread_mutex_lock(&service->lock);
+	kvmfault__sys_lock(&service->lock);
 	for (i = 0; i < service->parked_count && !found; i++) {
 		if (service->parked[i].due > now)
 			continue;
@@ -311,7 +311,7 @@ static bool take_due(struct kvmfault_service *service, uint64_t now,
 		service->parked[i] = service->parked[--service->parked_count];
 		found = true;
 	}
-	pthread_mutex_unlock(&service->lock);
+	kvmfault__sys_unlock(&service->lock);
 	return found;
 }
 
@@ -455,9 +455,9 @@ static void service_delete(struct kvmfault_service *service)
 		kvmfault__sys_close(service->timer);
 	if (service->stop >= 0)
 		kvmfault__sys_close(service->stop);
-	pthread_mutex_lock(&vm->lock);
+	kvmfault__sys_lock(&vm->lock);
 	vm->services--;
-	pthread_mutex_unlock(&vm->lock);
+	kvmfault__sys_unlock(&vm->lock);
 	pthread_mutex_destroy(&service->lock);
 	kvmfault__sys_free(service);
 }
@@ -466,10 +466,10 @@ static int reserve(struct kvmfault_vm *vm)
 {
 	int err;
 
-	pthread_mutex_lock(&vm->lock);
+	kvmfault__sys_lock(&vm->lock);
 	err = vm->services ? -EBUSY : 0;
 	vm->services += !err;
-	pthread_mutex_unlock(&vm->lock);
+	kvmfault__sys_unlock(&vm->lock);
 	return err;
 }
 
@@ -496,9 +496,9 @@ int kvmfault_service_new(struct kvmfault_vm *vm,
 	new = kvmfault__sys_alloc(sizeof(*new) + ours.threads *
 				  sizeof(new->thread[0]), 0);
 	if (!new) {
-		pthread_mutex_lock(&vm->lock);
+		kvmfault__sys_lock(&vm->lock);
 		vm->services--;
-		pthread_mutex_unlock(&vm->lock);
+		kvmfault__sys_unlock(&vm->lock);
 		return -ENOMEM;
 	}
 	new->vm = vm;

@@ -2,8 +2,8 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * The door itself: system calls and allocation, nothing else. In: the call's
- * arguments. Out: its result, or -errno. No decision is taken here.
+ * The door itself: system calls, allocation and locks, nothing else. In: the
+ * call's arguments. Out: its result, or -errno. No decision is taken here.
  */
 
 #include <errno.h>
@@ -246,6 +246,16 @@ int kvmfault__sys_thread(pthread_t *thread, void *(*run)(void *), void *arg,
 void kvmfault__sys_join(pthread_t thread)
 {
 	pthread_join(thread, NULL);
+}
+
+void kvmfault__sys_lock(pthread_mutex_t *lock)
+{
+	pthread_mutex_lock(lock);
+}
+
+void kvmfault__sys_unlock(pthread_mutex_t *lock)
+{
+	pthread_mutex_unlock(lock);
 }
 
 void *kvmfault__sys_alloc(size_t size, size_t align)

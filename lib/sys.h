@@ -2,9 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * The one door to the kernel and to the allocator. Each function is the call
- * that its name says and returns its result or -errno. Unit tests link another
- * sys.c in the place of ours.
+ * The one door to the kernel, to the allocator and to locks. Each function is
+ * the call that its name says and returns its result or -errno. Unit tests link
+ * another sys.c in the place of ours.
  */
 
 #ifndef KVMFAULT__SYS_H
@@ -67,6 +67,10 @@ uint64_t kvmfault__sys_now(void);	/* monotonic, nanoseconds */
 int kvmfault__sys_thread(pthread_t *thread, void *(*run)(void *), void *arg,
 			 const char *name);
 void kvmfault__sys_join(pthread_t thread);
+
+/* See "Locks" in HACKING.md for what may be called under which. */
+void kvmfault__sys_lock(pthread_mutex_t *lock);
+void kvmfault__sys_unlock(pthread_mutex_t *lock);
 
 void *kvmfault__sys_alloc(size_t size, size_t align);	/* zeroed, or NULL */
 void kvmfault__sys_free(void *memory);

@@ -138,9 +138,9 @@ int kvmfault_uffd_new(struct kvmfault_vm *vm,
 		err = new->fd;
 		goto free;
 	}
-	pthread_mutex_lock(&vm->lock);
+	kvmfault__sys_lock(&vm->lock);
 	err = publish(vm, new);
-	pthread_mutex_unlock(&vm->lock);
+	kvmfault__sys_unlock(&vm->lock);
 	if (err)
 		goto close;
 	*uffd = new;
@@ -188,11 +188,11 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd)
 	if (!uffd)
 		return 0;
 	vm = uffd->vm;
-	pthread_mutex_lock(&vm->lock);
+	kvmfault__sys_lock(&vm->lock);
 	busy = uffd->users;
 	if (!busy)
 		atomic_store(&vm->uffds[uffd->id], NULL);
-	pthread_mutex_unlock(&vm->lock);
+	kvmfault__sys_unlock(&vm->lock);
 	if (busy)
 		return -EBUSY;
 	unpublish(uffd);

@@ -64,9 +64,9 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 	new->fault.size = sizeof(new->fault);
 	kvmfault__stats_add(&new->before, new->seat);
 	start_guard(new);
-	pthread_mutex_lock(&vm->lock);
+	kvmfault__sys_lock(&vm->lock);
 	vm->vcpus++;
-	pthread_mutex_unlock(&vm->lock);
+	kvmfault__sys_unlock(&vm->lock);
 	*vcpu = new;
 	return 0;
 }
@@ -80,9 +80,9 @@ void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu)
 		return;
 	vm = vcpu->vm;
 	kvmfault__seat_give(vcpu->seat);
-	pthread_mutex_lock(&vm->lock);
+	kvmfault__sys_lock(&vm->lock);
 	vm->vcpus--;
-	pthread_mutex_unlock(&vm->lock);
+	kvmfault__sys_unlock(&vm->lock);
 	kvmfault__sys_free(vcpu);
 }
 

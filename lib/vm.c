@@ -81,13 +81,13 @@ int kvmfault_vm_free(struct kvmfault_vm *vm)
 
 	if (!vm)
 		return 0;
-	pthread_mutex_lock(&vm->lock);
+	kvmfault__sys_lock(&vm->lock);
 	busy = in_use(vm);
 	if (!busy) {
 		kvmfault__table_free(vm, &vm->regions);
 		kvmfault__table_free(vm, &vm->mappings);
 	}
-	pthread_mutex_unlock(&vm->lock);
+	kvmfault__sys_unlock(&vm->lock);
 	if (busy)
 		return -EBUSY;
 	kvmfault__seats_free(vm);

@@ -4,8 +4,8 @@
 /*
  * The test bed of the stages that need a whole VM: on the fake door, one
  * tracked memory of 16 pages, its source, a region that shows it, a vCPU. Every
- * callback is counted, and checked for the library's lock, which it must not
- * hold; at the end nothing may be left.
+ * callback is counted, and judged by the door: it comes with no lock held. At
+ * the end nothing may be left.
  */
 
 #ifndef KVMFAULT_TESTS_BED_H
@@ -40,7 +40,7 @@ struct bed {
 	size_t last_length;
 	void (*during_read)(void);	/* once, inside a read */
 
-	unsigned int logs, unresolved, changes[8], locked;
+	unsigned int logs, unresolved, changes[8];
 	char log[512];
 	struct kvmfault_change change;
 	struct kvmfault_fault fault;

@@ -26,7 +26,8 @@
 
 #include "fake-sys.h"
 #include "lib/abi.h"
-#include "lib/sys.h"
+#include "lib/internal.h"
+#include "noting.h"
 
 #define BASE 1000		/* real descriptors are below */
 #define FDS 8192
@@ -87,6 +88,172 @@ static _Thread_local bool in_hook;
 long fake_uffd_denied;
 
 _Static_assert(sizeof(struct fake_call) < 128, "one small struct per call");
+
+/* ---- what may not be done ---- */
+
+/* Where the wrappers are not linked, a thread is in none. */
+__attribute__((weak)) _Thread_local const char *noting_inside;
+
+static const char service_thread[] = "a thread of the service";
+
+/* What runs for a fault; all other functions are set-up. */
+static const struct path {
+	const char *name;
+	bool seat;		/* begins with one, which may have to be made */
+	bool locks;		/* briefly the service's */
+} paths[] = {
+	{ .name = "kvmfault_decode" },
+	{ .name = "kvmfault_decode_siginfo" },
+	{ .name = "kvmfault_handle" },
+	{ .name = "kvmfault_request_read" },
+	{ .name = "kvmfault_request_install" },
+	{ .name = "kvmfault_ensure", .seat = true },
+	{ .name = "kvmfault_discard", .seat = true },
+	{ .name = "kvmfault_region_find", .seat = true },
+	{ .name = "kvmfault_service_dispatch", .seat = true, .locks = true },
+	{ .name = service_thread, .locks = true },
+};
+
+static _Thread_local struct thread {
+	pthread_mutex_t *locked;	/* the library's lock that it has */
+	enum fake_name last;		/* its last call */
+} thread;
+
+static void abort_for(const char *what, const char *function)
+{
+	fprintf(stderr, "%s: %s\n", function, what);
+	abort();
+}
+
+void (*fake_wrong)(const char *what, const char *function) = abort_for;
+
+static void wrong(const char *what)
+{
+	fake_wrong(what, noting_inside ? noting_inside : "outside of all");
+}
+
+static const struct path *path(void)
+{
+	size_t i;
+
+	for (i = 0; noting_inside && i < sizeof(paths) / sizeof(*paths); i++)
+		if (!strcmp(noting_inside, paths[i].name))
+			return &paths[i];
+	return NULL;
+}
+
+static bool makes_something(enum fake_name name)
+{
+	switch (name) {
+	case FAKE_OPEN:
+	case FAKE_DUP:
+	case FAKE_USERFAULTFD:
+	case FAKE_MMAP:
+	case FAKE_MUNMAP:
+	case FAKE_MEMFD:
+	case FAKE_EPOLL_CREATE:
+	case FAKE_EVENTFD:
+	case FAKE_TIMERFD:
+	case FAKE_THREAD:
+	case FAKE_JOIN:
+	case FAKE_ALLOC:
+	case FAKE_FREE:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* Its memory, its buffer, and without a buffer its memory goes again. */
+static bool makes_a_seat(const struct fake_call *call)
+{
+	if (call->name == FAKE_ALLOC)
+		return call->length == sizeof(struct kvmfault__seat);
+	return (call->name == FAKE_MMAP && thread.last == FAKE_ALLOC) ||
+	       (call->name == FAKE_FREE && thread.last == FAKE_MMAP);
+}
+
+/* "Locks" in HACKING.md: this is what set-up does under the VM's. */
+static bool may_be_locked(const struct fake_call *call)
+{
+	switch (call->name) {
+	case FAKE_ALLOC:
+	case FAKE_FREE:
+		return true;
+	case FAKE_IOCTL:
+		return call->number == UFFDIO_REGISTER;
+	case FAKE_EPOLL_CTL:
+		return call->number == EPOLL_CTL_ADD;
+	default:
+		return false;
+	}
+}
+
+static void judge(const struct fake_call *call)
+{
+	const struct path *on = path();
+
+	if (thread.locked && !may_be_locked(call))
+		wrong("a lock is held across a system call");
+	if (on && makes_something(call->name) &&
+	    !(on->seat && makes_a_seat(call)))
+		wrong("the fault path makes something");
+	thread.last = call->name;
+}
+
+void kvmfault__sys_lock(pthread_mutex_t *mutex)
+{
+	const struct path *on = path();
+
+	if (thread.locked)
+		wrong("a lock is taken inside another");
+	if (on && !on->locks)
+		wrong("a vCPU's fault path takes a lock");
+	pthread_mutex_lock(mutex);
+	thread.locked = mutex;
+}
+
+void kvmfault__sys_unlock(pthread_mutex_t *mutex)
+{
+	if (thread.locked != mutex)
+		wrong("a lock is let go that is not held");
+	thread.locked = NULL;
+	pthread_mutex_unlock(mutex);
+}
+
+void fake_called_back(void)
+{
+	if (thread.locked)
+		wrong("a callback comes with a lock held");
+}
+
+struct aside {
+	struct thread thread;
+	const char *inside;
+};
+
+static struct aside step_aside(void)
+{
+	struct aside aside = { .thread = thread, .inside = noting_inside };
+
+	thread = (struct thread){ .last = FAKE_NAMES };
+	noting_inside = NULL;
+	return aside;
+}
+
+static void step_back(const struct aside *aside)
+{
+	thread = aside->thread;
+	noting_inside = aside->inside;
+}
+
+void fake_aside(void (*run)(void))
+{
+	struct aside aside = step_aside();
+
+	run();
+	step_back(&aside);
+}
 
 /* ---- objects ---- */
 
@@ -818,26 +985,39 @@ static long model_timerfd_arm(struct fake_call *c)
 
 struct start {
 	void *(*run)(void *);
-	pthread_t *thread;
+	void *arg;
 };
+
+static void *begin(void *arg)
+{
+	struct start start = *(struct start *)arg;
+
+	free(arg);
+	noting_inside = service_thread;
+	return start.run(start.arg);
+}
 
 static long model_thread(struct fake_call *c)
 {
-	struct start *start = (struct start *)(uintptr_t)c->at;
-	int err = pthread_create(start->thread, NULL, start->run, c->arg);
+	struct start *start = malloc(sizeof(*start));
+	int err;
 
+	*start = *(struct start *)(uintptr_t)c->at;
+	err = pthread_create(c->arg, NULL, begin, start);
+	if (err)
+		free(start);
 	holds.threads += !err;
 	return -err;
 }
 
 static long model_join(struct fake_call *c)
 {
-	pthread_t thread = *(pthread_t *)c->arg;
+	pthread_t id = *(pthread_t *)c->arg;
 
 	holds.threads--;
 	/* The thread may need the lock to end. */
 	pthread_mutex_unlock(&lock);
-	pthread_join(thread, NULL);
+	pthread_join(id, NULL);
 	pthread_mutex_lock(&lock);
 	return 0;
 }
@@ -960,12 +1140,15 @@ static void keep(const struct fake_call *call)
 
 static bool by_hook(struct fake_call *call, fake_hook hook)
 {
+	struct aside aside;
 	bool done;
 
 	if (!hook || in_hook)
 		return false;
 	in_hook = true;
+	aside = step_aside();
 	done = hook(call);
+	step_back(&aside);
 	in_hook = false;
 	return done;
 }
@@ -975,6 +1158,7 @@ static long perform(struct fake_call *call)
 	bool told;
 	fake_hook hook;
 
+	judge(call);
 	pthread_mutex_lock(&lock);
 	told = foretold(call);
 	hook = hooks[call->name];
@@ -1182,24 +1366,26 @@ uint64_t kvmfault__sys_now(void)
 {
 	uint64_t now;
 
+	/* Not recorded; a system call where the vDSO has no clock. */
+	judge(&(struct fake_call){ .name = FAKE_NAMES });
 	pthread_mutex_lock(&lock);
 	now = clock_now;
 	pthread_mutex_unlock(&lock);
 	return now;
 }
 
-int kvmfault__sys_thread(pthread_t *thread, void *(*run)(void *), void *arg,
+int kvmfault__sys_thread(pthread_t *id, void *(*run)(void *), void *arg,
 			 const char *name)
 {
-	struct start start = { .run = run, .thread = thread };
+	struct start start = { .run = run, .arg = arg };
 
-	return (int)CALL(.name = FAKE_THREAD, .path = name, .arg = arg,
+	return (int)CALL(.name = FAKE_THREAD, .path = name, .arg = id,
 			 .at = (uintptr_t)&start);
 }
 
-void kvmfault__sys_join(pthread_t thread)
+void kvmfault__sys_join(pthread_t id)
 {
-	CALL(.name = FAKE_JOIN, .arg = &thread);
+	CALL(.name = FAKE_JOIN, .arg = &id);
 }
 
 void *kvmfault__sys_alloc(size_t size, size_t align)

@@ -16,6 +16,12 @@
  *
  * Every call is recorded. Any thread may call; hooks run without the fake's
  * lock, and what a hook calls meets no hook.
+ *
+ * Every call is judged, too. Under one of the library's locks there is none but
+ * what set-up does there; the fault path makes nothing (no memory, no
+ * descriptor, no thread), and what of it is a vCPU's takes no lock at all. Who
+ * breaks that ends the program. tests/errnos.py's wrappers say which function
+ * a thread is in.
  */
 
 #ifndef KVMFAULT_TESTS_FAKE_SYS_H
@@ -63,6 +69,15 @@ void fake_push(enum fake_name name, long result);
  * from now on, fails. False afterwards: there were fewer. */
 void fake_fail_nth(unsigned int nth);
 bool fake_failed(void);
+
+/* What was done wrong, and in which function; by itself it prints that and
+ * aborts. */
+extern void (*fake_wrong)(const char *what, const char *function);
+/* A callback says that it was called: with none of the locks held. */
+void fake_called_back(void);
+/* Run what is not the library's, as on another thread: what it does is judged
+ * by itself. A hook is run like that. */
+void fake_aside(void (*run)(void));
 
 /* The record. number: only those with it; FAKE_ANY: all. */
 #define FAKE_ANY UINT64_MAX

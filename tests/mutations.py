@@ -120,6 +120,17 @@ MUTATIONS = [
      '		err = kvmfault__uffd_register(mapping->uffd, mapping->host,\n'
      '					      memory->length);\n'
      '	atomic_store(&memory->mappings, new);', ['mapping']),
+    ('an allocation on the fault path', 'lib/resolver-copy.c',
+     '	err = kvmfault_request_read(request, request->buffer);',
+     '	kvmfault__sys_free(kvmfault__sys_alloc(1, 0));\n'
+     '	err = kvmfault_request_read(request, request->buffer);', ['path']),
+    ('a lock held across the copy', 'lib/service.c',
+     '	answer = kvmfault__resolve(seat, &item->fault, NULL, mapping,\n'
+     '				   item->fault.hva - mapping->host);',
+     '	kvmfault__sys_lock(&service->lock);\n'
+     '	answer = kvmfault__resolve(seat, &item->fault, NULL, mapping,\n'
+     '				   item->fault.hva - mapping->host);\n'
+     '	kvmfault__sys_unlock(&service->lock);', ['path']),
 ]
 
 
