@@ -35,6 +35,7 @@ struct parked {
 
 struct kvmfault_service {
 	struct kvmfault_vm *vm;
+	struct kvmfault__seat *seat;	/* for its end, which cannot fail */
 	int timer, stop;
 	size_t batch;			/* messages that one read takes */
 	pthread_mutex_t lock;		/* of what is parked; short */
@@ -424,20 +425,16 @@ static int open_descriptors(struct kvmfault_service *service)
 	return err ? err : add_event(service->vm, service->stop, STOP);
 }
 
+/* Their messages are read: awake they fault again, for the next service. */
 static void wake_parked(struct kvmfault_service *service)
 {
-	struct kvmfault__seat *seat;
-
-	if (!service->parked_count)
+	if (!service->seat)
 		return;
-	/* Their messages are read; awake they fault again, for the next
-	 * service. Without memory for a seat they sleep on. */
-	seat = kvmfault__seat_take(service->vm);
-	if (!seat)
-		return;
+	atomic_store(&service->seat->owner, (uintptr_t)pthread_self());
 	while (service->parked_count)
-		wake_sleeper(seat, &service->parked[--service->parked_count]);
-	kvmfault__seat_give(seat);
+		wake_sleeper(service->seat,
+			     &service->parked[--service->parked_count]);
+	kvmfault__seat_give(service->seat);
 }
 
 static void service_delete(struct kvmfault_service *service)
@@ -506,8 +503,10 @@ int kvmfault_service_new(struct kvmfault_vm *vm,
 	new->batch = ours.threads > 1 ? 1 : MESSAGES;
 	pthread_mutex_init(&new->lock, NULL);
 	err = open_descriptors(new);
-	if (!err)
-		err = start_threads(new, ours.threads);
+	if (!err) {
+		new->seat = kvmfault__seat_take(vm);
+		err = new->seat ? start_threads(new, ours.threads) : -ENOMEM;
+	}
 	if (err)
 		service_delete(new);
 	else

@@ -196,6 +196,26 @@ enum kvmfault_action bed_other(void)
 	return kvmfault_handle(bed.vcpu, 0, 0);
 }
 
+static struct kvmfault__seat *seats[64];
+static size_t seat_count;
+
+void bed_take_seats(void)
+{
+	struct kvmfault__seat *seat = atomic_load(&bed.vm->seats);
+
+	for (seat_count = 0; seat; seat = seat->next) {
+		ck_assert_uint_lt(seat_count, 64);
+		if (!atomic_exchange(&seat->taken, true))
+			seats[seat_count++] = seat;
+	}
+}
+
+void bed_give_seats(void)
+{
+	while (seat_count)
+		kvmfault__seat_give(seats[--seat_count]);
+}
+
 void bed_vm(void)
 {
 	struct kvmfault_vm_options options = {

@@ -54,6 +54,10 @@ void bed_vm(void);		/* the context, */
 void bed_add(void);		/* and the rest */
 void bed_down(void);
 
+/* No seat is free meanwhile: who needs one has to make it. */
+void bed_take_seats(void);
+void bed_give_seats(void);
+
 struct kvmfault_source bed_source(void);
 char bed_byte(uint64_t page);	/* what the source has in this page */
 /* Host memory of the bed at this page, and whether the page has its data. */

@@ -328,22 +328,12 @@ END_TEST
 
 START_TEST(without_memory)
 {
-	struct kvmfault__seat *all[64];
-	size_t n = 0;
-
-	for (;;) {
-		fake_push(FAKE_ALLOC, 0);
-		all[n] = kvmfault__seat_take(bed.vm);
-		if (!all[n])
-			break;
-		n++;
-	}
+	bed_take_seats();
 	fake_push(FAKE_ALLOC, 0);
 	ck_assert_int_eq(ensure(BED_GPA, PAGE), -ENOMEM);
 	fake_push(FAKE_ALLOC, 0);
 	ck_assert_int_eq(discard(BED_GPA, PAGE), -ENOMEM);
-	while (n--)
-		kvmfault__seat_give(all[n]);
+	bed_give_seats();
 }
 END_TEST
 

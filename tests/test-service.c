@@ -241,6 +241,22 @@ START_TEST(parked_ones_are_woken_at_the_end)
 }
 END_TEST
 
+/* Its end cannot fail, and it forgets nobody. */
+START_TEST(parked_ones_are_woken_without_memory)
+{
+	fake_on(FAKE_IOCTL, not_now);
+	touch(3, false);
+	dispatch();
+	fake_forget();
+	bed_take_seats();
+	fake_push(FAKE_ALLOC, 0);
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	ck_assert_uint_eq(wakes(), 1);
+	bed_give_seats();
+	service = NULL;
+}
+END_TEST
+
 START_TEST(memory_of_a_parked_one_is_gone)
 {
 	struct kvmfault_memory *memory;
@@ -554,53 +570,13 @@ START_TEST(freed_by_its_own_thread)
 }
 END_TEST
 
-START_TEST(fail_the_nth)
-{
-	struct kvmfault_service_options options = {
-		.size = sizeof(options), .threads = 2,
-	};
-	unsigned int nth;
-
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
-	for (nth = 1;; nth++) {
-		struct fake_held before = fake_held(), after;
-		int err;
-
-		service = (void *)1;
-		fake_fail_nth(nth);
-		err = kvmfault_service_new(bed.vm, &options, &service);
-		if (!fake_failed())
-			break;
-		ck_assert(err == -ENOMEM || err == -EMFILE || err == -EAGAIN);
-		ck_assert_ptr_null(service);
-		ck_assert_uint_eq(bed.vm->services, 0);
-		after = fake_held();
-		ck_assert_int_eq(before.descriptors, after.descriptors);
-		ck_assert_int_eq(before.threads, after.threads);
-	}
-	ck_assert_uint_gt(nth, 6);
-}
-END_TEST
-
 START_TEST(dispatch_without_memory)
 {
-	struct kvmfault__seat *all[64];
-	size_t n = 0;
-
-	/* No seat is free, and there is no memory for one more. */
-	for (;;) {
-		fake_push(FAKE_ALLOC, 0);
-		all[n] = kvmfault__seat_take(bed.vm);
-		if (!all[n])
-			break;
-		n++;
-	}
+	bed_take_seats();
 	touch(3, false);
 	fake_push(FAKE_ALLOC, 0);
 	ck_assert_int_eq(kvmfault_service_dispatch(service), -ENOMEM);
-	while (n--)
-		kvmfault__seat_give(all[n]);
-	fake_forget();
+	bed_give_seats();
 	dispatch();
 	ck_assert(bed_has(3, bed_byte(3)));
 }
@@ -633,6 +609,7 @@ int main(void)
 	tcase_add_test(t, parked_ones_do_not_hold_up_the_others);
 	tcase_add_test(t, no_room_to_park);
 	tcase_add_test(t, parked_ones_are_woken_at_the_end);
+	tcase_add_test(t, parked_ones_are_woken_without_memory);
 	tcase_add_test(t, memory_of_a_parked_one_is_gone);
 	tcase_add_test(t, told_after_three_tries);
 	tcase_add_test(t, told_after_a_mixed_series);
@@ -643,7 +620,6 @@ int main(void)
 	tcase_add_test(t, unknown_tail);
 	tcase_add_test(t, threads_come_and_go);
 	tcase_add_test(t, freed_by_its_own_thread);
-	tcase_add_test(t, fail_the_nth);
 	tcase_add_test(t, dispatch_without_memory);
 	return run_suite(suite);
 }
