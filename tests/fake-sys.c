@@ -72,7 +72,7 @@ struct slot {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static struct slot fds[FDS];
-static struct object *memories[64];
+static struct object *memories[256];
 static size_t memory_count;
 static struct range mapped[4096];	/* by the library */
 static struct fake_call *record;
@@ -1078,8 +1078,8 @@ static long (*const models[FAKE_NAMES])(struct fake_call *call) = {
 	[FAKE_FREE] = model_free,
 };
 
-/* How each call fails when its turn comes; 0: it can't, for want of
- * something. An allocation's result 0 is NULL. */
+/* How each call fails when its turn comes; 0: it can't. An allocation's result
+ * 0 is NULL. */
 static const long failure[FAKE_NAMES] = {
 	[FAKE_OPEN] = -EMFILE,
 	[FAKE_DUP] = -EMFILE,
@@ -1094,6 +1094,16 @@ static const long failure[FAKE_NAMES] = {
 	[FAKE_TIMERFD] = -EMFILE,
 	[FAKE_THREAD] = -EAGAIN,
 	[FAKE_FALLOCATE] = -ENOMEM,
+	[FAKE_READ] = -EAGAIN,		/* another reader was faster */
+	[FAKE_PREAD] = -EIO,
+	[FAKE_LSEEK] = -EIO,
+	[FAKE_FSTAT] = -EIO,
+	[FAKE_FSTATFS] = -EIO,
+	[FAKE_CACHED] = -EIO,
+	[FAKE_MADVISE] = -ENOMEM,
+	[FAKE_MINCORE] = -EAGAIN,
+	[FAKE_FUTEX_WAIT] = -EINTR,
+	[FAKE_EPOLL_WAIT] = -EINTR,
 };
 
 static bool sleeps(enum fake_name name)

@@ -65,8 +65,8 @@ long fake_model(struct fake_call *call);
 #define FAKE_MODEL 0x4d4f444cL		/* push it to let one call through */
 void fake_push(enum fake_name name, long result);
 
-/* The nth call (from 1) of those that can fail for want of something, counted
- * from now on, fails. False afterwards: there were fewer. */
+/* The nth call (from 1) of those that can fail, counted from now on, fails.
+ * False afterwards: there were fewer. */
 void fake_fail_nth(unsigned int nth);
 bool fake_failed(void);
 

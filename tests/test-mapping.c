@@ -300,33 +300,6 @@ START_TEST(memslots_mapping_stays)
 }
 END_TEST
 
-START_TEST(add_fail_the_nth)
-{
-	unsigned int nth;
-
-	for (nth = 1;; nth++) {
-		struct fake_held before = fake_held(), after;
-		int err;
-
-		fake_fail_nth(nth);
-		err = add();
-		if (!fake_failed())
-			break;
-		if (err) {
-			ck_assert(err == -ENOMEM || err == -EMFILE);
-			ck_assert_ptr_null(mapping);
-			after = fake_held();
-			ck_assert_int_eq(before.descriptors,
-					 after.descriptors);
-		} else {
-			ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
-		}
-	}
-	ck_assert_uint_gt(nth, 5);
-	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
-}
-END_TEST
-
 START_TEST(remove_without_memory)
 {
 	ck_assert_int_eq(add(), 0);
@@ -451,7 +424,6 @@ int main(void)
 	tcase_add_test(t, same_address_of_another_process);
 	tcase_add_loop_test(t, not_registered, 0, 3);
 	tcase_add_test(t, memslots_mapping_stays);
-	tcase_add_test(t, add_fail_the_nth);
 	tcase_add_test(t, remove_without_memory);
 	t = tests(suite, "end");
 	tcase_add_checked_fixture(t, up, bed_down);

@@ -356,33 +356,6 @@ START_TEST(same_host_range)
 }
 END_TEST
 
-static bool documented(int err)
-{
-	return err == -ENOMEM || err == -EMFILE || err == -ENFILE;
-}
-
-START_TEST(fail_the_nth)
-{
-	unsigned int nth;
-
-	for (nth = 1;; nth++) {
-		int err;
-
-		fake_fail_nth(nth);
-		err = new_memory();
-		if (!fake_failed())
-			break;
-		if (err)
-			ck_assert(documented(err));
-		else	/* another way was found */
-			ck_assert_int_eq(kvmfault_memory_free(memory), 0);
-		fake_forget();
-	}
-	ck_assert_uint_gt(nth, 8);
-	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
-}
-END_TEST
-
 START_TEST(states_take_less_than_four_bits_a_page)
 {
 	struct kvmfault_memory huge = {
@@ -571,7 +544,6 @@ int main(void)
 	tcase_add_test(t, unknown_tail);
 	tcase_add_test(t, source_with_an_unknown_tail);
 	tcase_add_test(t, same_host_range);
-	tcase_add_test(t, fail_the_nth);
 	tcase_add_test(t, states_take_less_than_four_bits_a_page);
 	t = tests(suite, "free");
 	tcase_add_checked_fixture(t, up, bed_down);

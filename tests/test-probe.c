@@ -250,21 +250,6 @@ START_TEST(kernel_without_populate)
 }
 END_TEST
 
-START_TEST(fail_the_nth)
-{
-	unsigned int nth;
-
-	for (nth = 1;; nth++) {
-		fake_fail_nth(nth);
-		probe();
-		if (!fake_failed())
-			break;
-		down();
-	}
-	ck_assert_uint_gt(nth, 30);
-}
-END_TEST
-
 int main(void)
 {
 	Suite *suite = suite_create("probe");
@@ -282,6 +267,5 @@ int main(void)
 	tcase_add_loop_test(t, no_memfd, 0, 3);
 	tcase_add_test(t, kernel_without_minor);
 	tcase_add_test(t, kernel_without_populate);
-	tcase_add_test(t, fail_the_nth);
 	return run_suite(suite);
 }

@@ -371,31 +371,6 @@ END_TEST
 
 /* ---- without memory ---- */
 
-START_TEST(add_fail_the_nth)
-{
-	unsigned int nth;
-
-	ck_assert_int_eq(add(0, 0, PAGE), 0);
-	for (nth = 1;; nth++) {
-		struct fake_held before = fake_held(), after;
-		int err;
-
-		fake_fail_nth(nth);
-		err = add(0, PAGE, PAGE);
-		if (!fake_failed())
-			break;
-		ck_assert_int_eq(err, -ENOMEM);
-		ck_assert_uint_eq(find(0, PAGE), UINT64_MAX);
-		ck_assert_uint_eq(find(0, 0), 0);
-		after = fake_held();
-		ck_assert_mem_eq(&before, &after, sizeof(before));
-	}
-	ck_assert_uint_gt(nth, 2);
-	ck_assert_int_eq(drop(0, 0), 0);
-	ck_assert_int_eq(drop(0, PAGE), 0);
-}
-END_TEST
-
 START_TEST(removal_cannot_fail)
 {
 	ck_assert_int_eq(add(0, 0, PAGE), 0);
@@ -444,7 +419,6 @@ int main(void)
 	tcase_add_test(t, unknown_tail);
 	tcase_add_test(t, public_find);
 	tcase_add_test(t, looked_up_while_they_come_and_go);
-	tcase_add_test(t, add_fail_the_nth);
 	tcase_add_test(t, removal_cannot_fail);
 	tcase_add_test(t, no_place_without_memory);
 	t = tests(suite, "many");

@@ -328,34 +328,6 @@ START_TEST(busy_while_it_is_used)
 }
 END_TEST
 
-START_TEST(fail_the_nth)
-{
-	unsigned int nth;
-	int err;
-
-	for (nth = 1;; nth++) {
-		struct fake_held before = fake_held(), after;
-
-		fake_fail_nth(nth);
-		err = new_uffd(0, false);
-		if (!fake_failed())
-			break;
-		/* The device may fail: there is another way. */
-		if (!err) {
-			kvmfault_uffd_free(uffd);
-			continue;
-		}
-		ck_assert(err == -ENOMEM || err == -EMFILE);
-		ck_assert_ptr_null(uffd);
-		after = fake_held();
-		ck_assert_mem_eq(&before, &after, sizeof(before));
-	}
-	ck_assert_uint_gt(nth, 3);
-	ck_assert_int_eq(err, 0);
-	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
-}
-END_TEST
-
 int main(void)
 {
 	Suite *suite = suite_create("uffd");
@@ -385,6 +357,5 @@ int main(void)
 	tcase_add_test(t, handshake_fails);
 	tcase_add_test(t, there_are_only_so_many);
 	tcase_add_test(t, busy_while_it_is_used);
-	tcase_add_test(t, fail_the_nth);
 	return run_suite(suite);
 }

@@ -78,34 +78,6 @@ START_TEST(new_vcpu_unknown_tail)
 }
 END_TEST
 
-START_TEST(new_vcpu_fail_the_nth)
-{
-	struct kvmfault_vcpu_options options = {
-		.size = sizeof(options), .fd = fake_fd(FAKE_KVM),
-		.run = bed.run,
-	};
-	struct kvmfault_vcpu *vcpu;
-	unsigned int nth;
-
-	for (nth = 1;; nth++) {
-		struct fake_held before = fake_held(), after;
-		int err;
-
-		fake_fail_nth(nth);
-		vcpu = (void *)1;
-		err = kvmfault_vcpu_new(bed.vm, &options, &vcpu);
-		if (!fake_failed())
-			break;
-		ck_assert_int_eq(err, -ENOMEM);
-		ck_assert_ptr_null(vcpu);
-		after = fake_held();
-		ck_assert_mem_eq(&before, &after, sizeof(before));
-	}
-	ck_assert_uint_gt(nth, 2);
-	kvmfault_vcpu_free(vcpu);
-}
-END_TEST
-
 START_TEST(null_vcpu)
 {
 	ck_assert_int_eq(kvmfault_handle(NULL, 0, 0), KVMFAULT_UNRESOLVED);
@@ -424,7 +396,6 @@ int main(void)
 	tcase_add_checked_fixture(t, up, bed_down);
 	tcase_add_test(t, new_vcpu);
 	tcase_add_test(t, new_vcpu_unknown_tail);
-	tcase_add_test(t, new_vcpu_fail_the_nth);
 	tcase_add_test(t, null_vcpu);
 	tcase_add_test(t, not_a_fault);
 	tcase_add_test(t, not_a_fault_costs_no_call);

@@ -83,26 +83,6 @@ START_TEST(unknown_tail)
 }
 END_TEST
 
-START_TEST(fail_the_nth)
-{
-	unsigned int nth;
-
-	for (nth = 1;; nth++) {
-		int err;
-
-		fake_fail_nth(nth);
-		err = new_vm(0, 0);
-		if (!fake_failed())
-			break;
-		ck_assert(err == -ENOMEM || err == -EMFILE);
-		ck_assert_ptr_null(vm);
-		down();
-	}
-	ck_assert_uint_eq(nth, 3);
-	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
-}
-END_TEST
-
 START_TEST(busy)
 {
 	struct kvmfault_region region = {
@@ -179,7 +159,6 @@ int main(void)
 	tcase_add_test(t, defaults);
 	tcase_add_test(t, page_sizes);
 	tcase_add_test(t, unknown_tail);
-	tcase_add_test(t, fail_the_nth);
 	tcase_add_test(t, busy);
 	tcase_add_test(t, any_number_of_them);
 	tcase_add_test(t, log_lines);
