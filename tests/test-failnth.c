@@ -9,6 +9,7 @@
  * is documented is errnos.py's to see.)
  */
 
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -357,6 +358,32 @@ static int handle_mmio(void)
 	return handled(bed_mmio(BED_GPA + 8, 8, true));
 }
 
+static siginfo_t marker(void)
+{
+	siginfo_t info;
+
+	memset(&info, 0, sizeof(info));
+	info.si_signo = SIGBUS;
+	info.si_code = BUS_MCEERR_AR;
+	info.si_addr = bed_page(0);
+	info.si_addr_lsb = 12;
+	return info;
+}
+
+static int handle_sigbus(void)
+{
+	siginfo_t info = marker();
+
+	return handled(kvmfault_handle_sigbus(bed.vcpu, &info));
+}
+
+static int memory_failed(void)
+{
+	siginfo_t info = marker();
+
+	return kvmfault_memory_failed(bed.vm, &info);
+}
+
 static void expect_page(void)
 {
 	ck_assert(bed_has(0, bed_byte(0)));
@@ -374,6 +401,25 @@ static void expect_written(void)
 static int ensure(void)
 {
 	return kvmfault_ensure(bed.vm, 0, BED_GPA, PAGE, true);
+}
+
+/* What the source has there is lost. */
+static int ensure_lost(void)
+{
+	int err;
+
+	bed.source_result = -EHWPOISON;
+	err = ensure();
+	bed.source_result = 0;
+	if (err == -EHWPOISON)
+		return bed_state(0) == KVMFAULT__POISONED ? 0 : -EIO;
+	return err;
+}
+
+static void expect_poisoned(void)
+{
+	ck_assert_int_eq(bed_state(0), KVMFAULT__POISONED);
+	ck_assert(!fake_present(bed.fd, 0));
 }
 
 static void have_page(void)
@@ -600,7 +646,15 @@ static const struct row {
 	{ "kvmfault_handle", RETURNS, nothing, handle_exit, expect_page },
 	{ "kvmfault_handle", RETURNS, have_page, handle_exit, expect_page },
 	{ "kvmfault_handle", RETURNS, nothing, handle_mmio, expect_written },
+	{ "kvmfault_handle_sigbus", RETURNS, nothing, handle_sigbus,
+	  expect_page },
+	{ "kvmfault_memory_failed", RETURNS, nothing, memory_failed,
+	  expect_page },
 	{ "kvmfault_ensure", RETURNS, nothing, ensure, expect_page },
+	{ "kvmfault_request_widen", RETURNS, have_memory_of_a_file,
+	  ensure_second, expect_the_files },
+	{ "kvmfault_request_poison", RETURNS, nothing, ensure_lost,
+	  expect_poisoned },
 	{ "kvmfault_request_read", RETURNS, have_memory_of_a_file,
 	  ensure_second, expect_the_files },
 	{ "kvmfault_request_install", RETURNS, have_memory_of_a_file,
