@@ -62,7 +62,7 @@ int main(void)
 		sizeof(memory), .host = ram, .length = RAM, .source = &source };
 	struct kvmfault_region region = { sizeof(region), .length = RAM };
 	struct kvmfault_service_options threads = { sizeof(threads), 1 };
-	struct kvmfault_vcpu_options options = { sizeof(options), fd, run };
+	struct kvmfault_vcpu_options o = { sizeof(o), .fd = fd, .run = run };
 	struct kvmfault_service *service;
 	struct kvmfault_vcpu *vcpu;
 	struct kvmfault_vm *vm;
@@ -70,7 +70,7 @@ int main(void)
 	check(kvmfault_memory_new(vm, &memory, &region.memory), "RAM");
 	check(kvmfault_region_add(vm, &region), "region");
 	check(kvmfault_service_new(vm, &threads, &service), "service");
-	check(kvmfault_vcpu_new(vm, &options, &vcpu), "vCPU handle");
+	check(kvmfault_vcpu_new(vm, &o, &vcpu), "vCPU handle");
 
 	/* ... and the run loop. */
 	for (;;) {

@@ -84,6 +84,7 @@ struct kvmfault_memory;		/* guest memory: a backing and its pages */
 struct kvmfault_mapping;	/* one place where a memory is mapped */
 struct kvmfault_vcpu;		/* one vCPU, for the thread that runs it */
 struct kvmfault_service;	/* the threads that answer userfaultfd */
+struct kvmfault_fetch;		/* what a source was asked for */
 struct kvmfault_failure;
 
 /*
@@ -318,6 +319,18 @@ struct kvmfault_vm_options {
 	 * then goes on with RETRY. -errno, or no such callback: UNRESOLVED. */
 	int (*failed)(void *data, const struct kvmfault_failure *failure);
 	void *failed_data;
+
+	/* A page that a vCPU was told PENDING about (see the vCPU's option
+	 * no_wait) is not on its way any more: it is there, or has failed. Run
+	 * the vCPUs that wait again. It may come for pages that nobody waits
+	 * for. */
+	void (*settled)(void *data, struct kvmfault_memory *memory,
+			uint64_t offset, uint64_t length);
+	void *settled_data;
+
+	/* How many fetches of sources that answer later may be in flight at
+	 * once. Each keeps scratch memory of page_size_max. 0: 64. */
+	uint32_t fetches;
 };
 
 /*
@@ -356,7 +369,30 @@ struct kvmfault_source {
 	 * cluster of an image, a network's block. For KVMFAULT_WINDOW_SOURCE.
 	 * 0: it does not matter. */
 	uint64_t chunk;
+	/* In the place of read, for a source that answers later: begin to read
+	 * length bytes at offset into buffer, and return at once. 0: then
+	 * kvmfault_fetch_done() is called once, by any thread, also before this
+	 * returns. -errno: it has not begun; -EAGAIN: and may later. Called by
+	 * any number of threads at once, and from kvmfault_fetch_done(). */
+	int (*submit)(void *data, struct kvmfault_fetch *fetch,
+		      uint64_t offset, void *buffer, size_t length);
+	/* It is not wanted any more: end it soon, by kvmfault_fetch_done() all
+	 * the same. Optional. May come in any thread, once for each fetch. */
+	void (*cancel)(void *data, struct kvmfault_fetch *fetch);
+	/* A fetch that takes longer is cancelled, in milliseconds; needs a
+	 * service. 0: none is. */
+	uint32_t deadline_ms;
 };
+
+/*
+ * For a source's submit: the bytes are in the buffer (error 0), or are not to be
+ * had (-errno; a window is then asked for again, its page alone). Installs the
+ * pages, wakes those who wait, and calls what the VMM wants to be told, all on
+ * this thread. The buffer is the library's again. What was said before is not
+ * heard again. NULL is fine.
+ * Thread class: any; not in a signal handler. Since 0.1.
+ */
+void kvmfault_fetch_done(struct kvmfault_fetch *fetch, int error);
 
 /*
  * A file or block device, by pread(2). fd is borrowed for the source's life. A
@@ -593,8 +629,9 @@ int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
  * Resolvers: who makes a page present
  * -----------------------------------
  * An ordered chain: the VMM's own, in the order in which they were added, then
- * the library's "copy" and "continue" (absent pages: read the source, and
- * UFFDIO_COPY, or in a memory with minor faults UFFDIO_CONTINUE), "zero"
+ * the library's "async" (absent pages of a source that answers later), "copy"
+ * and "continue" (of others: read the source, and UFFDIO_COPY, or in a memory
+ * with minor faults UFFDIO_CONTINUE), "zero"
  * (discarded pages: UFFDIO_ZEROPAGE) and "populate" (present or untracked
  * pages: MADV_POPULATE_READ/WRITE). Each is asked in turn until one does not
  * decline.
@@ -668,7 +705,8 @@ const char *kvmfault_resolver_name(const struct kvmfault_vm *vm,
 /*
  * For resolvers: what the request's range has to hold, into buffer: the
  * source's bytes, or zeros for a discarded page.
- * Returns 0; -EINVAL: nothing is claimed; or what the source returned.
+ * Returns 0; -EINVAL: nothing is claimed; -EOPNOTSUPP: the source only answers
+ * later; or what the source returned.
  * Thread class: as the request. Since 0.1.
  */
 int kvmfault_request_read(struct kvmfault_request *request, void *buffer);
@@ -716,6 +754,9 @@ struct kvmfault_vcpu_options {
 	size_t size;
 	int fd;			/* KVM's descriptor of it, borrowed */
 	struct kvm_run *run;	/* its shared page, borrowed */
+	/* Do not wait for a page that is on its way: kvmfault_handle() returns
+	 * PENDING, and the context's callback settled tells when to go on. */
+	bool no_wait;
 };
 
 /*
@@ -897,6 +938,18 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
  */
 int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
 		     uint64_t gpa, uint64_t length);
+
+/*
+ * Cancel the fetches in flight that sources which answer later have for guest
+ * memory (kvmfault_source.cancel). Their pages are absent again when the source
+ * says so: who has asked is told its error, who waits for them asks again.
+ * kvmfault_memory_free() does this for its memory.
+ *
+ * Returns 0; -EINVAL: vm is NULL, empty, wraps; -ENXIO: a part is in no region,
+ * all before it was done; -ENOMEM. Thread class: any. Since 0.1.
+ */
+int kvmfault_cancel(struct kvmfault_vm *vm, uint32_t address_space,
+		    uint64_t gpa, uint64_t length);
 
 /*
  * Statistics

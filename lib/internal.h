@@ -63,10 +63,14 @@ struct kvmfault__seat {
 	_Atomic(const void *) table;	/* short: a lookup */
 	_Atomic(struct kvmfault__span *) span; /* long: a fault */
 	_Atomic(const void *) mappings;	/* short: an install or a wake */
-	_Atomic(const void *) uffd;	/* short: a read of messages */
+	_Atomic(const void *) uffd;	/* short: a read of messages, or the
+					 * service while something is parked */
 	const uint8_t *immediate_exit;	/* of a vCPU, or NULL */
 	struct kvmfault_service *service; /* whose thread has it */
 	struct kvmfault_vcpu *vcpu;	/* whose it is, or NULL */
+	bool no_wait;			/* its vCPU waits for no page */
+	bool pending;			/* counted in vm->pending */
+	_Atomic uint64_t failed;	/* a fetch that it asked for */
 	_Atomic uint32_t pause;		/* futex word, never changes */
 	void *buffer;
 	_Atomic uint64_t counter[KVMFAULT__COUNTERS];
@@ -156,6 +160,9 @@ struct kvmfault_vm {
 	unsigned int own_resolvers;	/* the VMM's, before ours */
 	unsigned int resolvers;
 	int epoll;			/* every uffd is in it */
+	_Atomic(struct kvmfault__fetches *) fetches;	/* made once */
+	_Atomic uint32_t pending;	/* vCPUs that were told so */
+	_Atomic(const void *) service;	/* struct kvmfault_service */
 
 	pthread_mutex_t lock;		/* of all changes to the above */
 	struct kvmfault__retired *retired;
@@ -200,6 +207,10 @@ void kvmfault__page_remove(struct kvmfault_memory *memory, uint64_t page);
 int kvmfault__page_wait(struct kvmfault__seat *seat,
 			struct kvmfault_memory *memory, uint64_t page);
 void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page);
+/* The VMM will be told when it is not in flight any more; false: it is not. */
+bool kvmfault__page_pending(struct kvmfault__seat *seat,
+			    struct kvmfault_memory *memory, uint64_t page);
+void kvmfault__not_pending(struct kvmfault__seat *seat);
 bool kvmfault__pages_absent(const struct kvmfault_memory *memory);
 /* Sleep for a moment; 0, or -EINTR for a signal or immediate_exit. */
 int kvmfault__pause(struct kvmfault__seat *seat, uint64_t nanoseconds);
@@ -272,7 +283,7 @@ struct kvmfault_memory {
 
 static inline bool kvmfault__tracked(const struct kvmfault_memory *memory)
 {
-	return memory->source.read;
+	return memory->source.read || memory->source.submit;
 }
 
 static inline uint64_t kvmfault__page_size(const struct kvmfault_memory *memory)
@@ -350,6 +361,10 @@ struct kvmfault__place {
 	const struct kvmfault__region *region;
 	struct kvmfault_mapping *origin;	/* where its thread sleeps */
 	uint64_t offset;	/* into the memory, or region without one */
+	struct kvmfault__tries {
+		unsigned int count;
+		unsigned int failures;	/* that nobody resolved */
+	} tries;		/* a message's, until now */
 };
 /* region may be NULL. */
 static inline struct kvmfault__place
@@ -374,6 +389,7 @@ kvmfault__region_showing(struct kvmfault__seat *seat,
 			 const struct kvmfault_memory *memory, uint64_t offset);
 
 /* resolver-*.c */
+extern const struct kvmfault_resolver kvmfault__resolver_async;
 extern const struct kvmfault_resolver kvmfault__resolver_copy;
 extern const struct kvmfault_resolver kvmfault__resolver_continue;
 extern const struct kvmfault_resolver kvmfault__resolver_zero;
@@ -390,12 +406,22 @@ struct kvmfault__request {
 	struct kvmfault__installed installed;
 	bool own_way;		/* or a resolver put it there by itself */
 	bool poisoned;		/* by kvmfault_request_poison() */
+	bool detached;		/* a fetch in flight has it now */
+	unsigned int resolver;	/* who is asked, by index */
+	struct kvmfault__tries tries;
 	bool source_failed;
 };
 /* Claim absent neighbours too, as the memory's window says; or let go of all
  * but the page that faulted. */
 void kvmfault__widen(struct kvmfault__request *rq);	/* window.c */
+/* What is claimed, and so requested. */
+void kvmfault__run(struct kvmfault__request *rq, uint64_t first,
+		   uint64_t count);
 void kvmfault__narrow(struct kvmfault__request *rq);
+/* Publish and count what became of the claimed pages: those that did not come
+ * are what they were. */
+void kvmfault__conclude(struct kvmfault__request *rq,
+			enum kvmfault__state was);
 /* Claimed pages that were not fetched: absent again. */
 void kvmfault__release(struct kvmfault__request *rq, uint64_t first,
 		       uint64_t count);
@@ -406,6 +432,7 @@ struct kvmfault__answer {
 	int error;
 	const char *resolver;
 	bool came;	/* the page was absent, and now it is there */
+	bool detached;	/* a sleeper's fetch is in flight */
 };
 
 /* Resolve one page. */
@@ -415,6 +442,21 @@ struct kvmfault__answer kvmfault__resolve(struct kvmfault__seat *seat,
 /* For callers who are told by an errno. */
 int kvmfault__error(const struct kvmfault__answer *answer);
 void kvmfault__latency(struct kvmfault__seat *seat, uint64_t since);
+
+/* fetch.c: sources that answer later */
+int kvmfault__fetches_new(struct kvmfault_vm *vm);
+void kvmfault__fetches_free(struct kvmfault_vm *vm);
+/* A verdict or -errno; LATER: rq is detached. */
+int kvmfault__submit(struct kvmfault__request *rq);
+/* What became of the last submit of this seat's, for this page: 0 or -errno */
+int kvmfault__fetch_failed(struct kvmfault__request *rq);
+void kvmfault__fetches_cancel(struct kvmfault_memory *memory);
+/* Deadlines: the next one, UINT64_MAX if there is none; cancel what is late. */
+uint64_t kvmfault__fetches_due(struct kvmfault_vm *vm);
+void kvmfault__fetches_expire(struct kvmfault_vm *vm, uint64_t now);
+/* service.c: a message's fetch has failed: later again. */
+void kvmfault__put_off(struct kvmfault__request *rq, int error);
+void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due);
 
 /* vcpu.c and its entrances */
 #define KVMFAULT__HISTORY 8

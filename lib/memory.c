@@ -286,7 +286,7 @@ static int memory_make(struct kvmfault_vm *vm,
 	if (o->source)
 		err = kvmfault__options(&new->source, sizeof(new->source),
 					o->source);
-	if (!err && o->source && !new->source.read)
+	if (!err && o->source && !new->source.read && !new->source.submit)
 		err = -EINVAL;
 	new->window = o->window;
 	new->window_pages = window_pages(new, o->window_length);
@@ -296,6 +296,8 @@ static int memory_make(struct kvmfault_vm *vm,
 		err = kvmfault__pages_new(new);
 	if (!err && o->minor)
 		err = map_fill(new);
+	if (!err && new->source.submit)
+		err = kvmfault__fetches_new(vm);
 	if (err)
 		memory_delete(new);
 	else
@@ -381,6 +383,7 @@ static int memory_end(struct kvmfault_memory *memory, bool guard)
 	kvmfault__sys_unlock(&vm->lock);
 	if (err)
 		return err;
+	kvmfault__fetches_cancel(memory);
 	kvmfault__drain(vm, serves, memory);
 	memory_detach(memory, guard);
 	memory_delete(memory);

@@ -176,12 +176,37 @@ int kvmfault__page_wait(struct kvmfault__seat *seat,
 
 void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page)
 {
+	const struct kvmfault_vm_options *options = &memory->vm->options;
 	struct kvmfault__bucket *b = bucket(memory, page);
 
+	if (atomic_load(&memory->vm->pending) && options->settled)
+		options->settled(options->settled_data, memory,
+				 page << memory->page_shift,
+				 kvmfault__page_size(memory));
 	if (!atomic_load(&b->waiters))
 		return;
 	atomic_fetch_add(&b->sequence, 1);
 	kvmfault__sys_futex_wake(&b->sequence);
+}
+
+bool kvmfault__page_pending(struct kvmfault__seat *seat,
+			    struct kvmfault_memory *memory, uint64_t page)
+{
+	if (!seat->pending)
+		atomic_fetch_add(&seat->vm->pending, 1);
+	seat->pending = true;
+	/* As a waiter: we are counted, then look; who wakes looks afterwards. */
+	if (in_flight(kvmfault__page_state(memory, page)))
+		return true;
+	kvmfault__not_pending(seat);
+	return false;
+}
+
+void kvmfault__not_pending(struct kvmfault__seat *seat)
+{
+	if (seat->pending)
+		atomic_fetch_sub(&seat->vm->pending, 1);
+	seat->pending = false;
 }
 
 bool kvmfault__pages_absent(const struct kvmfault_memory *memory)

@@ -42,6 +42,7 @@ static int ask(struct kvmfault__request *rq, struct kvmfault__answer *answer)
 			flags = true;
 			continue;
 		}
+		rq->resolver = i;
 		verdict = r->resolve(r->data, request);
 		if (verdict == KVMFAULT_DECLINED) {
 			if (rq->count > 1)
@@ -224,6 +225,13 @@ static void account(struct kvmfault__request *rq, enum kvmfault__state was)
 			  zero ? KVMFAULT_CAUSE_ZERO : KVMFAULT_CAUSE_FETCH);
 }
 
+void kvmfault__conclude(struct kvmfault__request *rq,
+			enum kvmfault__state was)
+{
+	publish(rq, rq->poisoned ? KVMFAULT__POISONED : was);
+	account(rq, was);
+}
+
 /* Its data is lost. Who sleeps on it in the kernel is woken into a SIGBUS. */
 static void resolve_poisoned(struct kvmfault__request *rq,
 			     struct kvmfault__answer *answer)
@@ -248,9 +256,10 @@ static struct kvmfault__answer resolve_claimed(struct kvmfault__request *rq,
 
 	rq->request.page = was == KVMFAULT__REMOVED ? KVMFAULT_PAGE_REMOVED :
 						      KVMFAULT_PAGE_ABSENT;
-	rq->first = rq->page;
-	rq->count = 1;
+	kvmfault__run(rq, rq->page, 1);
 	judge(rq, ask(rq, &answer), &answer);
+	if (rq->detached)
+		return answer;
 	answer.came = answer.action == KVMFAULT_RETRY && !answer.error;
 	if (answer.came && !rq->installed.there) {
 		if (lied(rq)) {
@@ -263,8 +272,7 @@ static struct kvmfault__answer resolve_claimed(struct kvmfault__request *rq,
 			rq->own_way = true;
 		}
 	}
-	publish(rq, rq->poisoned ? KVMFAULT__POISONED : was);
-	account(rq, was);
+	kvmfault__conclude(rq, was);
 	if (rq->poisoned)
 		resolve_poisoned(rq, &answer);
 	return answer;
@@ -309,8 +317,7 @@ static struct kvmfault__answer recheck(struct kvmfault__request *rq)
 		return answer;
 	}
 	rq->request.page = KVMFAULT_PAGE_REMOVED;
-	rq->first = rq->page;
-	rq->count = 1;
+	kvmfault__run(rq, rq->page, 1);
 	err = kvmfault_request_install(&rq->request, NULL);
 	publish(rq, KVMFAULT__PRESENT);
 	if (!rq->installed.existed)
@@ -337,14 +344,51 @@ static struct kvmfault__answer resolve_present(struct kvmfault__request *rq,
 	return resolve_unclaimed(rq, KVMFAULT_PAGE_PRESENT);
 }
 
+/*
+ * The page is on its way. A sleeper's fetcher knows of it; a vCPU that does not
+ * want to wait is told when it has arrived. True: that is the answer; else it
+ * has changed.
+ */
+static bool wait_for_page(struct kvmfault__request *rq,
+			  struct kvmfault__answer *answer)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+	int err;
+
+	if (!rq->detached)
+		kvmfault__add(rq->seat, rq->origin ?
+			      KVMFAULT__COUNTER(repeated) :
+			      KVMFAULT__COUNTER(waited), 1);
+	if (rq->origin)
+		return true;
+	if (rq->seat->no_wait && rq->request.fault->entrance !=
+	    KVMFAULT_ENTRANCE_CALL) {
+		answer->action = KVMFAULT_PENDING;
+		return kvmfault__page_pending(rq->seat, memory, rq->page);
+	}
+	err = kvmfault__page_wait(rq->seat, memory, rq->page);
+	if (!err)
+		err = kvmfault__fetch_failed(rq);
+	if (err)
+		judge(rq, err, answer);
+	return err;
+}
+
 static struct kvmfault__answer resolve_tracked(struct kvmfault__request *rq)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY };
+	const char *fetched_by;
 	bool waited = false;
 	int err;
 
 	rq->page = rq->request.offset >> memory->page_shift;
+	/* What it did not wait for has failed meanwhile. */
+	err = rq->seat->no_wait ? kvmfault__fetch_failed(rq) : 0;
+	if (err) {
+		judge(rq, err, &answer);
+		return answer;
+	}
 	for (;;) {
 		enum kvmfault__state state =
 			kvmfault__page_claim(memory, rq->page, rq->origin);
@@ -352,9 +396,16 @@ static struct kvmfault__answer resolve_tracked(struct kvmfault__request *rq)
 		switch (state) {
 		case KVMFAULT__ABSENT:
 		case KVMFAULT__REMOVED:
-			return resolve_claimed(rq, state);
+			answer = resolve_claimed(rq, state);
+			if (!rq->detached)
+				return answer;
+			break;
 		case KVMFAULT__PRESENT:
-			return resolve_present(rq, waited);
+			fetched_by = answer.resolver;
+			answer = resolve_present(rq, waited);
+			if (!answer.resolver)
+				answer.resolver = fetched_by;
+			return answer;
 		case KVMFAULT__POISONED:
 			resolve_poisoned(rq, &answer);
 			return answer;
@@ -363,20 +414,15 @@ static struct kvmfault__answer resolve_tracked(struct kvmfault__request *rq)
 		case KVMFAULT__FETCHING_REMOVED:
 			break;
 		}
-		if (rq->origin) {
-			/* Its fetcher knows, and wakes the sleeper. */
-			kvmfault__count(rq->seat, repeated);
-			return answer;
-		}
-		kvmfault__count(rq->seat, waited);
+		answer = (struct kvmfault__answer){
+			.action = KVMFAULT_RETRY,
+			.detached = rq->detached,
+			.resolver = answer.resolver,
+		};
 		waited = true;
-		err = kvmfault__page_wait(rq->seat, memory, rq->page);
-		if (err == -EINTR)
-			answer.action = KVMFAULT_INTERRUPTED;
-		else if (err)
-			answer = failed(KVMFAULT_REASON_RESOLVER, err);
-		if (err)
+		if (wait_for_page(rq, &answer))
 			return answer;
+		rq->detached = false;
 	}
 }
 
@@ -422,6 +468,7 @@ struct kvmfault__answer kvmfault__resolve(struct kvmfault__seat *seat,
 		},
 		.seat = seat,
 		.origin = place->origin,
+		.tries = place->tries,
 	};
 
 	address(&rq, place);

@@ -66,10 +66,13 @@ int kvmfault_request_widen(struct kvmfault_request *request)
 static int read_source(struct kvmfault__request *rq, void *buffer)
 {
 	const struct kvmfault_source *source = &rq->request.memory->source;
-	int err = source->read(source->data,
-			       rq->request.memory->source_offset +
-			       rq->request.offset, buffer, rq->request.length);
+	int err = -EOPNOTSUPP;	/* it answers later, and not to us */
 
+	if (source->read)
+		err = source->read(source->data,
+				   rq->request.memory->source_offset +
+				   rq->request.offset, buffer,
+				   rq->request.length);
 	/* A count, or anything else that is not the contract, is no page. */
 	if (err > 0)
 		err = -EIO;

@@ -23,20 +23,20 @@
 #define DELAY_STEPS 10		/* up to about a second */
 #define TELL_AFTER 3		/* failures before the VMM is told */
 
-enum { TIMER = KVMFAULT__SPACES, STOP };	/* beside uffds' ids */
+enum { TIMER = KVMFAULT__SPACES, DEADLINES, STOP };	/* beside uffds' ids */
 
 struct parked {
 	struct kvmfault_fault fault;
 	uint32_t space;
-	unsigned int tries;
-	unsigned int failures;	/* of those, that nobody resolved */
+	struct kvmfault__tries tries;
 	uint64_t due;
 };
 
 struct kvmfault_service {
 	struct kvmfault_vm *vm;
 	struct kvmfault__seat *seat;	/* for its end, which cannot fail */
-	int timer, stop;
+	int timer, deadlines, stop;
+	_Atomic uint64_t next_deadline;	/* of fetches in flight */
 	size_t batch;			/* messages that one read takes */
 	pthread_mutex_t lock;		/* of what is parked; short */
 	size_t parked_count;
@@ -88,6 +88,45 @@ static void set_timer(struct kvmfault_service *service)
 	} while (due != armed);
 }
 
+/* Who lowers it last sets the timer last, without a lock: vCPUs come here. */
+static void set_deadline(struct kvmfault_service *service, uint64_t due)
+{
+	uint64_t set = atomic_load(&service->next_deadline), now;
+
+	do {
+		if (due >= set)
+			return;
+	} while (!atomic_compare_exchange_weak(&service->next_deadline, &set,
+					       due));
+	do {
+		set = atomic_load(&service->next_deadline);
+		now = kvmfault__sys_now();
+		kvmfault__sys_timerfd_arm(service->deadlines,
+					  set > now ? set - now : 1);
+	} while (atomic_load(&service->next_deadline) != set);
+}
+
+void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due)
+{
+	struct kvmfault_service *service =
+		kvmfault__hold(&seat->uffd, &seat->vm->service);
+
+	if (service)
+		set_deadline(service, due);
+	kvmfault__unhold(seat, &seat->uffd);
+}
+
+static void cancel_late(struct kvmfault_service *service)
+{
+	uint64_t expirations;
+
+	kvmfault__sys_read(service->deadlines, &expirations,
+			   sizeof(expirations));
+	atomic_store(&service->next_deadline, UINT64_MAX);
+	kvmfault__fetches_expire(service->vm, kvmfault__sys_now());
+	set_deadline(service, kvmfault__fetches_due(service->vm));
+}
+
 static void wake_sleeper(struct kvmfault__seat *seat,
 			 const struct parked *item)
 {
@@ -110,12 +149,12 @@ static void wake_sleeper(struct kvmfault__seat *seat,
 static void park(struct kvmfault_service *service, struct kvmfault__seat *seat,
 		 struct parked *item)
 {
-	unsigned int step = item->tries < DELAY_STEPS ? item->tries :
-							DELAY_STEPS;
+	unsigned int step = item->tries.count < DELAY_STEPS ?
+		item->tries.count : DELAY_STEPS;
 	bool full;
 
 	item->due = kvmfault__sys_now() + (DELAY_MIN << step);
-	item->tries++;
+	item->tries.count++;
 	kvmfault__count(seat, parked);
 	kvmfault__sys_lock(&service->lock);
 	full = service->parked_count == PARKED_MAX;
@@ -130,17 +169,51 @@ static void park(struct kvmfault_service *service, struct kvmfault__seat *seat,
 }
 
 static void tell(struct kvmfault_vm *vm, const struct parked *item,
-		 const struct kvmfault__answer *answer)
+		 enum kvmfault_reason reason, int error)
 {
 	kvmfault__log(vm, KVMFAULT_LOG_ERROR,
 		      "a %s at host address %#llx sleeps: %s (error %d); trying again until it works or the VM is stopped",
 		      kvmfault_access_str(item->fault.access),
 		      (unsigned long long)item->fault.hva,
-		      kvmfault_reason_str(answer->reason), -answer->error);
+		      kvmfault_reason_str(reason), -error);
 	if (vm->options.unresolved)
 		vm->options.unresolved(vm->options.unresolved_data,
-				       &item->fault, answer->reason,
-				       answer->error);
+				       &item->fault, reason, error);
+}
+
+/* Not now: later. reason: nobody resolved it. */
+static void put_off(struct kvmfault_service *service,
+		    struct kvmfault__seat *seat, struct parked *item,
+		    enum kvmfault_reason reason, int error)
+{
+	if (reason && ++item->tries.failures == TELL_AFTER) {
+		kvmfault__count(seat, unresolved);
+		tell(seat->vm, item, reason, error);
+	}
+	park(service, seat, item);
+}
+
+/* Its fetch has failed, on any thread; without a service it is woken and faults
+ * again for the next one. */
+void kvmfault__put_off(struct kvmfault__request *rq, int error)
+{
+	struct kvmfault__seat *seat = rq->seat;
+	struct kvmfault_service *service;
+	struct parked item = {
+		.fault = *rq->request.fault,
+		.space = rq->origin->uffd->space,
+		.tries = rq->tries,
+	};
+	enum kvmfault_reason reason = KVMFAULT_REASON_RESOLVER;
+
+	if (error == -EAGAIN)
+		reason = KVMFAULT_REASON_NONE;
+	else if (rq->source_failed)
+		reason = KVMFAULT_REASON_SOURCE;
+	service = kvmfault__hold(&seat->uffd, &seat->vm->service);
+	if (service)
+		put_off(service, seat, &item, reason, error);
+	kvmfault__unhold(seat, &seat->uffd);
 }
 
 /* Resolve, or park. */
@@ -164,18 +237,17 @@ static void serve_fault(struct kvmfault_service *service,
 	place.memory = mapping->span.memory;
 	place.origin = mapping;
 	place.offset = item->fault.hva - mapping->host;
+	place.tries = item->tries;
 	answer = kvmfault__resolve(seat, &item->fault, &place);
 	kvmfault__leave(seat);
-	if (answer.action == KVMFAULT_RETRY && !answer.error) {
+	if (answer.detached)
+		return;		/* a fetch in flight has it */
+	if (answer.action == KVMFAULT_RETRY && !answer.error)
 		kvmfault__latency(seat, began);
-		return;
-	}
-	if (answer.action == KVMFAULT_UNRESOLVED &&
-	    ++item->failures == TELL_AFTER) {
-		kvmfault__count(seat, unresolved);
-		tell(seat->vm, item, &answer);
-	}
-	park(service, seat, item);
+	else
+		put_off(service, seat, item, answer.action ==
+			KVMFAULT_UNRESOLVED ? answer.reason :
+			KVMFAULT_REASON_NONE, answer.error);
 }
 
 static bool is_parked(struct kvmfault_service *service, uint32_t space,
@@ -360,6 +432,8 @@ static bool serve(struct kvmfault_service *service,
 			return true;
 		if (id == TIMER)
 			retry_parked(service, seat);
+		else if (id == DEADLINES)
+			cancel_late(service);
 		else if (!(ready[i].events & EPOLLIN))
 			mute(service->vm, (uint32_t)id, seat);
 		else
@@ -414,14 +488,19 @@ static int open_descriptors(struct kvmfault_service *service)
 {
 	int err;
 
-	service->stop = -1;
+	service->stop = service->deadlines = -1;
 	service->timer = kvmfault__sys_timerfd();
 	if (service->timer < 0)
 		return service->timer;
+	service->deadlines = kvmfault__sys_timerfd();
+	if (service->deadlines < 0)
+		return service->deadlines;
 	service->stop = kvmfault__sys_eventfd();
 	if (service->stop < 0)
 		return service->stop;
 	err = add_event(service->vm, service->timer, TIMER);
+	if (!err)
+		err = add_event(service->vm, service->deadlines, DEADLINES);
 	return err ? err : add_event(service->vm, service->stop, STOP);
 }
 
@@ -450,6 +529,8 @@ static void service_delete(struct kvmfault_service *service)
 	/* Closing takes them out of the epoll set: nobody else has them. */
 	if (service->timer >= 0)
 		kvmfault__sys_close(service->timer);
+	if (service->deadlines >= 0)
+		kvmfault__sys_close(service->deadlines);
 	if (service->stop >= 0)
 		kvmfault__sys_close(service->stop);
 	kvmfault__sys_lock(&vm->lock);
@@ -502,16 +583,20 @@ int kvmfault_service_new(struct kvmfault_vm *vm,
 	/* Several readers: none takes what another could begin with. */
 	new->batch = ours.threads > 1 ? 1 : MESSAGES;
 	pthread_mutex_init(&new->lock, NULL);
+	atomic_store(&new->next_deadline, UINT64_MAX);
 	err = open_descriptors(new);
 	if (!err) {
 		new->seat = kvmfault__seat_take(vm);
 		err = new->seat ? start_threads(new, ours.threads) : -ENOMEM;
 	}
-	if (err)
+	if (err) {
 		service_delete(new);
-	else
-		*service = new;
-	return err;
+		return err;
+	}
+	atomic_store(&vm->service, new);
+	set_deadline(new, kvmfault__fetches_due(vm));
+	*service = new;
+	return 0;
 }
 
 KVMFAULT__EXPORT
@@ -535,9 +620,16 @@ int kvmfault_service_dispatch(struct kvmfault_service *service)
 	return 0;
 }
 
+/* A fetch that failed is just being put off. */
+static bool holds(struct kvmfault__seat *seat, void *service)
+{
+	return atomic_load(&seat->uffd) == service;
+}
+
 KVMFAULT__EXPORT
 int kvmfault_service_free(struct kvmfault_service *service)
 {
+	struct kvmfault_vm *vm;
 	unsigned int i;
 
 	if (!service)
@@ -545,6 +637,12 @@ int kvmfault_service_free(struct kvmfault_service *service)
 	for (i = 0; i < service->threads; i++)
 		if (pthread_equal(service->thread[i], pthread_self()))
 			return -EDEADLK;
+	vm = service->vm;
+	atomic_store(&vm->service, NULL);
+	if (kvmfault__drain(vm, holds, service)) {
+		atomic_store(&vm->service, service);
+		return -EDEADLK;
+	}
 	service_delete(service);
 	return 0;
 }

@@ -59,6 +59,7 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 	new->run = ours.run;
 	new->seat->immediate_exit = &ours.run->immediate_exit;
 	new->seat->vcpu = new;
+	new->seat->no_wait = ours.no_wait;
 	new->result.size = sizeof(new->result);
 	new->result.fault = &new->fault;
 	new->fault.size = sizeof(new->fault);
@@ -79,6 +80,7 @@ void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu)
 	if (!vcpu)
 		return;
 	vm = vcpu->vm;
+	kvmfault__not_pending(vcpu->seat);
 	kvmfault__seat_give(vcpu->seat);
 	kvmfault__sys_lock(&vm->lock);
 	vm->vcpus--;
@@ -222,6 +224,7 @@ static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 	atomic_store_explicit(&vcpu->seat->owner, (uintptr_t)pthread_self(),
 			      memory_order_relaxed);
 	vcpu->faulted = true;
+	kvmfault__not_pending(vcpu->seat);
 	answer = resolve(vcpu);
 	if (answer.action == KVMFAULT_NOT_A_FAULT) {
 		start_guard(vcpu);

@@ -55,11 +55,12 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 		return err;
 	}
 	pthread_mutex_init(&new->lock, NULL);
-	new->chain[0] = kvmfault__resolver_copy;
-	new->chain[1] = kvmfault__resolver_continue;
-	new->chain[2] = kvmfault__resolver_zero;
-	new->chain[3] = kvmfault__resolver_populate;
-	new->resolvers = 4;
+	new->chain[0] = kvmfault__resolver_async;
+	new->chain[1] = kvmfault__resolver_copy;
+	new->chain[2] = kvmfault__resolver_continue;
+	new->chain[3] = kvmfault__resolver_zero;
+	new->chain[4] = kvmfault__resolver_populate;
+	new->resolvers = 5;
 	*vm = new;
 	return 0;
 }
@@ -90,6 +91,7 @@ int kvmfault_vm_free(struct kvmfault_vm *vm)
 	kvmfault__sys_unlock(&vm->lock);
 	if (busy)
 		return -EBUSY;
+	kvmfault__fetches_free(vm);
 	kvmfault__seats_free(vm);
 	kvmfault__sys_close(vm->epoll);
 	pthread_mutex_destroy(&vm->lock);

@@ -102,8 +102,7 @@ static bool claim(struct kvmfault_memory *memory, uint64_t page)
 				     KVMFAULT__FETCHING) == KVMFAULT__ABSENT;
 }
 
-static void set_run(struct kvmfault__request *rq, uint64_t first,
-		    uint64_t count)
+void kvmfault__run(struct kvmfault__request *rq, uint64_t first, uint64_t count)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 
@@ -130,14 +129,14 @@ void kvmfault__widen(struct kvmfault__request *rq)
 		end++;
 	while (first > window.first && claim(memory, first - 1))
 		first--;
-	set_run(rq, first, end - first);
+	kvmfault__run(rq, first, end - first);
 }
 
 void kvmfault__narrow(struct kvmfault__request *rq)
 {
 	uint64_t first = rq->first, count = rq->count;
 
-	set_run(rq, rq->page, 1);
+	kvmfault__run(rq, rq->page, 1);
 	kvmfault__release(rq, first, rq->page - first);
 	kvmfault__release(rq, rq->page + 1, first + count - rq->page - 1);
 }

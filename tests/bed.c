@@ -77,6 +77,8 @@ char bed_byte(uint64_t page)
 
 struct kvmfault_source bed_source(void)
 {
+	if (bed.source.size)
+		return bed.source;
 	return (struct kvmfault_source){
 		.size = sizeof(struct kvmfault_source),
 		.name = "bed",

@@ -34,6 +34,7 @@ struct bed {
 	uint64_t last_read;
 	int source_result;		/* what it returns */
 	uint64_t chunk;
+	struct kvmfault_source source;	/* in its place, if it has a size */
 	enum kvmfault_window window;	/* of memories made from now on */
 	uint64_t window_length;
 	bool minor;

@@ -403,6 +403,43 @@ static int ensure(void)
 	return kvmfault_ensure(bed.vm, 0, BED_GPA, PAGE, true);
 }
 
+/* A source that answers later, but before it is asked for the next. */
+static int submit(void *arg, struct kvmfault_fetch *fetch, uint64_t offset,
+		  void *buffer, size_t length)
+{
+	(void)arg;
+	memset(buffer, bed_byte(offset / PAGE), length);
+	kvmfault_fetch_done(fetch, 0);
+	return 0;
+}
+
+static void have_async_memory(void)
+{
+	have_place();
+	source = (struct kvmfault_source){
+		.size = sizeof(source), .name = "later", .submit = submit,
+	};
+	ck_assert_int_eq(new_memory(), 0);
+	have_region();
+}
+
+static int ensure_async(void)
+{
+	return kvmfault_ensure(bed.vm, 0, ELSEWHERE, PAGE, false);
+}
+
+static void expect_async(void)
+{
+	ck_assert_int_eq(*(char *)place, bed_byte(0));
+	drop_region();
+	drop_memory();
+}
+
+static int cancel(void)
+{
+	return kvmfault_cancel(bed.vm, 0, BED_GPA, PAGE);
+}
+
 /* What the source has there is lost. */
 static int ensure_lost(void)
 {
@@ -651,6 +688,9 @@ static const struct row {
 	{ "kvmfault_memory_failed", RETURNS, nothing, memory_failed,
 	  expect_page },
 	{ "kvmfault_ensure", RETURNS, nothing, ensure, expect_page },
+	{ "kvmfault_fetch_done", RETURNS, have_async_memory, ensure_async,
+	  expect_async },
+	{ "kvmfault_cancel", RETURNS, nothing, cancel, nothing },
 	{ "kvmfault_request_widen", RETURNS, have_memory_of_a_file,
 	  ensure_second, expect_the_files },
 	{ "kvmfault_request_poison", RETURNS, nothing, ensure_lost,

@@ -400,7 +400,7 @@ START_TEST(own_one_declines)
 	ck_assert_str_eq(by_call(3).resolver, "copy");
 	ck_assert_uint_eq(asked, 1);
 	ck_assert_uint_eq(bed_stats().resolver[0], 0);
-	ck_assert_uint_eq(bed_stats().resolver[1], 1);
+	ck_assert_uint_eq(bed_stats().resolver[2], 1);
 }
 END_TEST
 

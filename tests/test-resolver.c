@@ -41,18 +41,19 @@ START_TEST(order_is_the_vmms)
 	ck_assert_int_eq(add("second", 2, 0), 0);
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 0), "first");
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 1), "second");
-	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 2), "copy");
-	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 3), "continue");
-	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 4), "zero");
-	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 5), "populate");
-	ck_assert_ptr_null(kvmfault_resolver_name(bed.vm, 6));
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 2), "async");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 3), "copy");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 4), "continue");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 5), "zero");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 6), "populate");
+	ck_assert_ptr_null(kvmfault_resolver_name(bed.vm, 7));
 	ck_assert_ptr_null(kvmfault_resolver_name(NULL, 0));
 	bed_add();
 	ck_assert_str_eq(fetch(0).resolver, "copy");
 	ck_assert_uint_eq(asked, 2);
 	ck_assert_uint_eq(order[0], 1);
 	ck_assert_uint_eq(order[1], 2);
-	ck_assert_uint_eq(bed_stats().resolver[2], 1);
+	ck_assert_uint_eq(bed_stats().resolver[3], 1);
 }
 END_TEST
 
@@ -95,7 +96,7 @@ START_TEST(bad_ones)
 	longer.resolver.size = sizeof(longer);
 	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &longer.resolver),
 			 -E2BIG);
-	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 0), "copy");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 0), "async");
 }
 END_TEST
 

@@ -65,7 +65,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_failure, offset, 32, 8),
 	MEMBER(kvmfault_failure, length, 40, 8),
 
-	SIZE(kvmfault_vm_options, 88),
+	SIZE(kvmfault_vm_options, 112),
 	MEMBER(kvmfault_vm_options, size, 0, 8),
 	MEMBER(kvmfault_vm_options, page_size_max, 8, 8),
 	MEMBER(kvmfault_vm_options, retry_budget, 16, 4),
@@ -77,14 +77,20 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_vm_options, unresolved_data, 64, 8),
 	MEMBER(kvmfault_vm_options, failed, 72, 8),
 	MEMBER(kvmfault_vm_options, failed_data, 80, 8),
+	MEMBER(kvmfault_vm_options, settled, 88, 8),
+	MEMBER(kvmfault_vm_options, settled_data, 96, 8),
+	MEMBER(kvmfault_vm_options, fetches, 104, 4),
 
-	SIZE(kvmfault_source, 48),
+	SIZE(kvmfault_source, 72),
 	MEMBER(kvmfault_source, size, 0, 8),
 	MEMBER(kvmfault_source, name, 8, 8),
 	MEMBER(kvmfault_source, read, 16, 8),
 	MEMBER(kvmfault_source, data, 24, 8),
 	MEMBER(kvmfault_source, length, 32, 8),
 	MEMBER(kvmfault_source, chunk, 40, 8),
+	MEMBER(kvmfault_source, submit, 48, 8),
+	MEMBER(kvmfault_source, cancel, 56, 8),
+	MEMBER(kvmfault_source, deadline_ms, 64, 4),
 
 	SIZE(kvmfault_uffd_options, 16),
 	MEMBER(kvmfault_uffd_options, size, 0, 8),
@@ -141,10 +147,11 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_resolver, resolve, 32, 8),
 	MEMBER(kvmfault_resolver, data, 40, 8),
 
-	SIZE(kvmfault_vcpu_options, 24),
+	SIZE(kvmfault_vcpu_options, 32),
 	MEMBER(kvmfault_vcpu_options, size, 0, 8),
 	MEMBER(kvmfault_vcpu_options, fd, 8, 4),
 	MEMBER(kvmfault_vcpu_options, run, 16, 8),
+	MEMBER(kvmfault_vcpu_options, no_wait, 24, 1),
 
 	SIZE(kvmfault_result, 40),
 	MEMBER(kvmfault_result, size, 0, 8),

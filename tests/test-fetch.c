@@ -1,0 +1,861 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * fetch.c: a source that answers later, at once, twice, never, or with an
+ * error, while everybody else goes on.
+ */
+
+#include <string.h>
+
+#include "bed.h"
+
+#define ASKED 64
+
+/* What the source was asked for, in order. */
+static struct asked {
+	struct kvmfault_fetch *fetch;
+	uint64_t offset;
+	void *buffer;
+	size_t length;
+	unsigned int cancelled;
+} asked[ASKED];
+static _Atomic unsigned int asks;
+static int submit_result;		/* what submit returns */
+static bool at_once;			/* answers before submit returns */
+static bool ends_when_cancelled;
+static unsigned int settled;
+
+static void answer_with(unsigned int i, int error)
+{
+	uint64_t at;
+
+	for (at = 0; at < asked[i].length; at += PAGE)
+		memset((char *)asked[i].buffer + at,
+		       bed_byte((asked[i].offset + at) / PAGE), PAGE);
+	kvmfault_fetch_done(asked[i].fetch, error);
+}
+
+static void answer(unsigned int i)
+{
+	answer_with(i, 0);
+}
+
+static int submit(void *data, struct kvmfault_fetch *fetch, uint64_t offset,
+		  void *buffer, size_t length)
+{
+	unsigned int i;
+
+	(void)data;
+	if (submit_result)
+		return submit_result;
+	i = atomic_load(&asks) % ASKED;
+	asked[i] = (struct asked){ fetch, offset, buffer, length, 0 };
+	atomic_fetch_add(&asks, 1);
+	if (at_once)
+		answer(i);
+	return 0;
+}
+
+static void cancel(void *data, struct kvmfault_fetch *fetch)
+{
+	unsigned int i;
+
+	(void)data;
+	for (i = asks; i--;)
+		if (asked[i].fetch == fetch)
+			break;
+	asked[i].cancelled++;
+	if (ends_when_cancelled)
+		kvmfault_fetch_done(fetch, -ECANCELED);
+}
+
+static void on_settled(void *data, struct kvmfault_memory *memory,
+		       uint64_t offset, uint64_t length)
+{
+	ck_assert_ptr_eq(data, &settled);
+	ck_assert_ptr_eq(memory, bed.memory);
+	ck_assert_uint_eq(offset % PAGE, 0);
+	ck_assert_uint_eq(length, PAGE);
+	settled++;
+}
+
+static struct kvmfault_source async_source(void)
+{
+	return (struct kvmfault_source){
+		.size = sizeof(struct kvmfault_source),
+		.name = "later", .submit = submit, .cancel = cancel,
+		.deadline_ms = 0,
+	};
+}
+
+static void begin(void)
+{
+	bed_vm();
+	bed.source = async_source();
+	bed.vm->options.settled = on_settled;
+	bed.vm->options.settled_data = &settled;
+	bed.vm->options.fetches = 4;
+}
+
+static void up(void)
+{
+	begin();
+	bed_add();
+}
+
+/* A vCPU that is told PENDING. */
+static void up_no_wait(void)
+{
+	up();
+	bed.vcpu->seat->no_wait = true;
+}
+
+static enum kvmfault_action fault(uint64_t page)
+{
+	return bed_exit(BED_GPA + page * PAGE, 0);
+}
+
+static const struct kvmfault_result *result(void)
+{
+	return kvmfault_vcpu_result(bed.vcpu);
+}
+
+static struct kvmfault__answer message(uint64_t page)
+{
+	return bed_resolve(KVMFAULT_ENTRANCE_UFFD, page, true);
+}
+
+/* ---- one fetch ---- */
+
+START_TEST(answers_at_once)
+{
+	at_once = true;
+	ck_assert_int_eq(fault(3), KVMFAULT_RETRY);
+	ck_assert_str_eq(result()->resolver, "async");
+	ck_assert_uint_eq(asks, 1);
+	ck_assert_uint_eq(asked[0].offset, 3 * PAGE);
+	ck_assert_uint_eq(asked[0].length, PAGE);
+	ck_assert(bed_has(3, bed_byte(3)));
+	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
+	ck_assert_uint_eq(bed_stats().fetched, 1);
+	ck_assert_uint_eq(bed_stats().waited, 0);
+	ck_assert_uint_eq(bed_stats().resolver[0], 1);
+	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_FETCH], 1);
+}
+END_TEST
+
+START_TEST(told_to_wait)
+{
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__FETCHING);
+	ck_assert_uint_eq(settled, 0);
+	/* It may come again, and again. */
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_uint_eq(asks, 1);
+	answer(0);
+	ck_assert_uint_eq(settled, 1);
+	ck_assert(bed_has(3, bed_byte(3)));
+	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
+	ck_assert_int_eq(fault(3), KVMFAULT_RETRY);
+	/* Nobody is pending any more: nobody is told. */
+	fault(4);
+	bed_other();
+	fault(3);
+	settled = 0;
+	answer(1);
+	ck_assert_uint_eq(settled, 0);
+}
+END_TEST
+
+START_TEST(told_that_it_failed)
+{
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	answer_with(0, -EIO);
+	ck_assert_uint_eq(settled, 1);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
+	ck_assert_int_eq(result()->error, -EIO);
+	/* Said once: the next one asks again. */
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_uint_eq(asks, 2);
+	/* And what failed on another page is not this one's. */
+	answer_with(1, -EIO);
+	ck_assert_int_eq(fault(4), KVMFAULT_PENDING);
+	answer(2);
+}
+END_TEST
+
+START_TEST(answers_that_are_not_heard)
+{
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	kvmfault_fetch_done(NULL, 0);
+	answer(0);
+	kvmfault_fetch_done(asked[0].fetch, -EIO);
+	kvmfault_fetch_done(asked[0].fetch, 0);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
+	ck_assert_uint_eq(bed_stats().fetched, 1);
+	/* A count is no answer. */
+	ck_assert_int_eq(fault(4), KVMFAULT_PENDING);
+	answer_with(1, (int)PAGE);
+	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
+	fault(4);
+	ck_assert_int_eq(result()->error, -EIO);
+}
+END_TEST
+
+START_TEST(not_begun)
+{
+	submit_result = -EIO;
+	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
+	ck_assert_int_eq(result()->error, -EIO);
+	ck_assert_str_eq(result()->resolver, "async");
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+	submit_result = 5;
+	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->error, -EIO);
+	submit_result = -EAGAIN;
+	ck_assert_int_eq(fault(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+	submit_result = 0;
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	answer(0);
+	ck_assert(bed_has(3, bed_byte(3)));
+}
+END_TEST
+
+START_TEST(kernel_is_not_ready)
+{
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	fake_push(FAKE_IOCTL, -EAGAIN);
+	answer(0);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+	ck_assert_int_eq(fault(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	answer(1);
+	ck_assert(bed_has(3, bed_byte(3)));
+}
+END_TEST
+
+START_TEST(discarded_meanwhile)
+{
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	kvmfault__page_remove(bed.memory, 3);
+	answer(0);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert(!fake_present(bed.fd, 3 * PAGE));
+}
+END_TEST
+
+START_TEST(lost_at_the_source)
+{
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	answer_with(0, -EHWPOISON);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
+	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
+}
+END_TEST
+
+START_TEST(region_removed_meanwhile)
+{
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
+	answer(0);
+	ck_assert(bed_has(3, bed_byte(3)));
+}
+END_TEST
+
+START_TEST(mmio_is_unfinished)
+{
+	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 8, false),
+			 KVMFAULT_PENDING);
+	ck_assert(result()->unfinished);
+	answer(0);
+	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 8, false),
+			 KVMFAULT_RETRY);
+	ck_assert_int_eq(bed.run->mmio.data[0], bed_byte(3));
+}
+END_TEST
+
+START_TEST(cancel_what_is_not_there)
+{
+	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA, PAGE), 0);
+	ck_assert_int_eq(kvmfault_cancel(NULL, 0, BED_GPA, PAGE), -EINVAL);
+	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA, 0), -EINVAL);
+	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, -1ULL, 2), -EINVAL);
+	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA - PAGE, PAGE),
+			 -ENXIO);
+	bed_take_seats();
+	fake_push(FAKE_ALLOC, 0);
+	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA, PAGE), -ENOMEM);
+	bed_give_seats();
+}
+END_TEST
+
+/* ---- others, meanwhile ---- */
+
+static void *waiter(void *arg)
+{
+	*(int *)arg = kvmfault_ensure(bed.vm, 0, BED_GPA + 3 * PAGE, 1, false);
+	return NULL;
+}
+
+static void await(unsigned int n)
+{
+	while (atomic_load(&asks) < n)
+		sched_yield();
+}
+
+START_TEST(everybody_waits_for_one_fetch)
+{
+	int results[3] = { 1, 1, 1 };
+	pthread_t thread[3];
+	int i;
+
+	for (i = 0; i < 3; i++)
+		pthread_create(&thread[i], NULL, waiter, &results[i]);
+	await(1);
+	ck_assert_int_eq(message(3).action, KVMFAULT_RETRY);
+	answer(0);
+	for (i = 0; i < 3; i++) {
+		pthread_join(thread[i], NULL);
+		ck_assert_int_eq(results[i], 0);
+	}
+	ck_assert_uint_eq(asks, 1);
+	/* The message left its mark: the mappings were woken. */
+	ck_assert_uint_ge(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
+}
+END_TEST
+
+START_TEST(who_has_asked_is_told_the_error)
+{
+	pthread_t thread;
+	int got = 1;
+
+	pthread_create(&thread, NULL, waiter, &got);
+	await(1);
+	answer_with(0, -EPERM);
+	pthread_join(thread, NULL);
+	ck_assert_int_eq(got, -EPERM);
+	ck_assert_uint_eq(asks, 1);
+}
+END_TEST
+
+START_TEST(all_fetches_are_in_flight)
+{
+	pthread_t thread;
+	unsigned int i;
+	int got = 1;
+
+	for (i = 0; i < 4; i++)
+		ck_assert(message(10 + i).detached);
+	/* A message is parked, a thread waits. */
+	ck_assert_int_eq(message(5).error, -EAGAIN);
+	pthread_create(&thread, NULL, waiter, &got);
+	while (!fake_count(FAKE_FUTEX_WAIT, FAKE_ANY))
+		sched_yield();
+	ck_assert_uint_eq(asks, 4);
+	answer(2);
+	await(5);
+	answer(4);
+	pthread_join(thread, NULL);
+	ck_assert_int_eq(got, 0);
+	answer(0);
+	answer(1);
+	answer(3);
+	for (i = 0; i < 4; i++)
+		ck_assert(bed_has(10 + i, bed_byte(10 + i)));
+}
+END_TEST
+
+static void kick(void)
+{
+	bed.run->immediate_exit = 1;
+}
+
+static bool kick_in_wait(struct fake_call *call)
+{
+	(void)call;
+	kick();
+	return false;
+}
+
+START_TEST(wait_is_interrupted)
+{
+	fake_on(FAKE_FUTEX_WAIT, kick_in_wait);
+	ck_assert_int_eq(fault(3), KVMFAULT_INTERRUPTED);
+	bed.run->immediate_exit = 0;
+	fake_on(FAKE_FUTEX_WAIT, NULL);
+	/* The fetch goes on without it. */
+	answer(0);
+	ck_assert(bed_has(3, bed_byte(3)));
+	ck_assert_int_eq(fault(3), KVMFAULT_RETRY);
+	ck_assert_uint_eq(asks, 1);
+}
+END_TEST
+
+/* ---- sleepers ---- */
+
+START_TEST(sleeper_is_served)
+{
+	struct kvmfault__answer a = message(3);
+
+	ck_assert(a.detached);
+	ck_assert_int_eq(a.action, KVMFAULT_RETRY);
+	ck_assert_uint_eq(bed_stats().repeated, 0);
+	answer(0);
+	ck_assert(bed_has(3, bed_byte(3)));
+	/* Through the memslots' mapping: the kernel woke it. */
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 0);
+}
+END_TEST
+
+static struct kvmfault_service *service;
+
+static void serve(void)
+{
+	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+}
+
+static void make_service(void)
+{
+	struct kvmfault_service_options options = { .size = sizeof(options) };
+
+	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
+}
+
+START_TEST(sleeper_whose_fetch_fails)
+{
+	unsigned int i;
+
+	make_service();
+	ck_assert(fake_fault(bed_page(3), false));
+	serve();
+	for (i = 0; i < 4; i++) {
+		ck_assert_uint_eq(asks, i + 1);
+		ck_assert_uint_eq(bed.unresolved, i >= 3);
+		answer_with(i, -EIO);
+		ck_assert_uint_eq(bed_stats().parked, i + 1);
+		/* Not at once. */
+		serve();
+		ck_assert_uint_eq(asks, i + 1);
+		fake_advance(2000000000);
+		serve();
+	}
+	ck_assert_int_eq(bed.reason, KVMFAULT_REASON_SOURCE);
+	ck_assert_int_eq(bed.error, -EIO);
+	answer(4);
+	ck_assert(bed_has(3, bed_byte(3)));
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+}
+END_TEST
+
+START_TEST(sleeper_without_a_service)
+{
+	ck_assert(message(3).detached);
+	answer_with(0, -EIO);
+	/* Awake it faults again, for the next service. */
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+}
+END_TEST
+
+static int free_result;
+
+static int free_in_callback(struct kvmfault_service *s)
+{
+	return free_result = kvmfault_service_free(s);
+}
+
+static void on_unresolved(void *data, const struct kvmfault_fault *f,
+			  enum kvmfault_reason reason, int error)
+{
+	(void)data;
+	(void)f;
+	(void)reason;
+	(void)error;
+	free_in_callback(service);
+}
+
+START_TEST(service_freed_by_who_is_told)
+{
+	unsigned int i;
+
+	bed.vm->options.unresolved = on_unresolved;
+	make_service();
+	ck_assert(fake_fault(bed_page(3), false));
+	serve();
+	for (i = 0; i < 3; i++) {
+		answer_with(i, -EIO);
+		fake_advance(2000000000);
+		serve();
+	}
+	ck_assert_int_eq(free_result, -EDEADLK);
+	answer(3);
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+}
+END_TEST
+
+/* ---- windows ---- */
+
+static void up_window(void)
+{
+	begin();
+	bed.window = KVMFAULT_WINDOW_FIXED;
+	bed.window_length = 4 * PAGE;
+	bed_add();
+	bed.vcpu->seat->no_wait = true;
+}
+
+START_TEST(run_of_pages)
+{
+	ck_assert_int_eq(fault(6), KVMFAULT_PENDING);
+	ck_assert_uint_eq(asked[0].offset, 4 * PAGE);
+	ck_assert_uint_eq(asked[0].length, 4 * PAGE);
+	answer(0);
+	ck_assert_uint_eq(bed_stats().fetched, 4);
+	ck_assert(bed_has(4, bed_byte(4)));
+	ck_assert(bed_has(7, bed_byte(7)));
+	ck_assert_int_eq(fault(6), KVMFAULT_RETRY);
+}
+END_TEST
+
+START_TEST(neighbours_trouble)
+{
+	ck_assert_int_eq(fault(6), KVMFAULT_PENDING);
+	answer_with(0, -EIO);
+	/* Once more, alone. */
+	ck_assert_uint_eq(asks, 2);
+	ck_assert_uint_eq(asked[1].offset, 6 * PAGE);
+	ck_assert_uint_eq(asked[1].length, PAGE);
+	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
+	ck_assert_int_eq(bed_state(6), KVMFAULT__FETCHING);
+	answer(1);
+	ck_assert(bed_has(6, bed_byte(6)));
+}
+END_TEST
+
+START_TEST(alone_is_not_begun)
+{
+	ck_assert_int_eq(fault(6), KVMFAULT_PENDING);
+	submit_result = -EPERM;
+	answer_with(0, -EIO);
+	ck_assert_int_eq(bed_state(6), KVMFAULT__ABSENT);
+	submit_result = 0;
+	ck_assert_int_eq(fault(6), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->error, -EIO);
+}
+END_TEST
+
+/* ---- minor faults ---- */
+
+static void up_minor(void)
+{
+	begin();
+	bed.minor = true;
+	bed_add();
+	bed.vcpu->seat->no_wait = true;
+}
+
+START_TEST(read_to_where_it_stays)
+{
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_ptr_eq(asked[0].buffer, bed.memory->fill + 3 * PAGE);
+	answer(0);
+	ck_assert(bed_has(3, bed_byte(3)));
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_CONTINUE), 1);
+	fake_push(FAKE_MADVISE, -EFAULT);
+	ck_assert_int_eq(fault(4), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->error, -ENOMEM);
+	ck_assert_uint_eq(asks, 1);
+}
+END_TEST
+
+/* ---- the end of patience ---- */
+
+START_TEST(cancelled)
+{
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(5), KVMFAULT_PENDING);
+	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA + 3 * PAGE, PAGE),
+			 0);
+	ck_assert_uint_eq(asked[0].cancelled, 1);
+	ck_assert_uint_eq(asked[1].cancelled, 0);
+	/* Once is enough. */
+	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA, 4 * PAGE), 0);
+	ck_assert_uint_eq(asked[0].cancelled, 1);
+	answer_with(0, -ECANCELED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->error, -ECANCELED);
+	answer(1);
+}
+END_TEST
+
+START_TEST(cancelled_and_answered_all_the_same)
+{
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA, 16 * PAGE), 0);
+	answer(0);
+	ck_assert(bed_has(3, bed_byte(3)));
+}
+END_TEST
+
+START_TEST(ended_within_cancel)
+{
+	ends_when_cancelled = true;
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA, 16 * PAGE), 0);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+	/* The fetch can be used again. */
+	ck_assert_int_eq(fault(4), KVMFAULT_PENDING);
+	answer(1);
+	ck_assert(bed_has(4, bed_byte(4)));
+}
+END_TEST
+
+START_TEST(window_is_not_asked_for_again)
+{
+	ends_when_cancelled = true;
+	ck_assert_int_eq(fault(6), KVMFAULT_PENDING);
+	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA, 16 * PAGE), 0);
+	ck_assert_uint_eq(asks, 1);
+	ck_assert_int_eq(bed_state(6), KVMFAULT__ABSENT);
+}
+END_TEST
+
+START_TEST(memory_is_freed)
+{
+	ends_when_cancelled = true;
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
+	ck_assert_int_eq(kvmfault_memory_free(bed.memory), 0);
+	bed.memory = NULL;
+	ck_assert_uint_eq(asked[0].cancelled, 1);
+}
+END_TEST
+
+static void *answer_soon(void *arg)
+{
+	(void)arg;
+	while (!atomic_load(&bed.vm->drainers))
+		sched_yield();
+	answer(0);
+	return NULL;
+}
+
+START_TEST(memory_is_freed_and_the_source_goes_on)
+{
+	pthread_t thread;
+
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
+	pthread_create(&thread, NULL, answer_soon, NULL);
+	ck_assert_int_eq(kvmfault_memory_free(bed.memory), 0);
+	bed.memory = NULL;
+	pthread_join(thread, NULL);
+	ck_assert_uint_eq(bed_stats().fetched, 1);
+}
+END_TEST
+
+static void up_deadline(void)
+{
+	begin();
+	bed.source.deadline_ms = 50;
+	bed_add();
+	bed.vcpu->seat->no_wait = true;
+	make_service();
+}
+
+static void down_deadline(void)
+{
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	bed_down();
+}
+
+START_TEST(deadline)
+{
+	ends_when_cancelled = true;
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	fake_advance(20000000);
+	serve();
+	ck_assert_int_eq(fault(4), KVMFAULT_PENDING);
+	ck_assert_uint_eq(asked[0].cancelled, 0);
+	fake_advance(31000000);
+	serve();
+	ck_assert_uint_eq(asked[0].cancelled, 1);
+	ck_assert_uint_eq(asked[1].cancelled, 0);
+	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->error, -ECANCELED);
+	answer(1);
+	ck_assert(bed_has(4, bed_byte(4)));
+	fake_advance(100000000);
+	serve();
+	ck_assert_uint_eq(asked[1].cancelled, 0);
+}
+END_TEST
+
+/* ---- set-up ---- */
+
+START_TEST(without_memory)
+{
+	unsigned int nth;
+
+	for (nth = 1; nth < 40; nth++) {
+		struct kvmfault_memory *memory;
+		struct kvmfault_source source = async_source();
+		struct kvmfault_memory_options options = {
+			.size = sizeof(options), .source = &source,
+			.length = BED_PAGES * PAGE,
+		};
+		void *host;
+		int err;
+
+		begin();
+		options.fd = fake_memory(options.length, 0, &host);
+		options.host = host;
+		fake_fail_nth(nth);
+		err = kvmfault_memory_new(bed.vm, &options, &memory);
+		if (!fake_failed()) {
+			ck_assert_int_eq(err, 0);
+			ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+			break;
+		}
+		/* Some calls may fail, and it goes on. */
+		if (!err)
+			ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+		bed_down();
+	}
+	ck_assert_uint_gt(nth, 8);
+	ck_assert_uint_lt(nth, 40);
+}
+END_TEST
+
+/* ---- a resolver that would read at once ---- */
+
+static int read_at_once(void *data, struct kvmfault_request *request)
+{
+	(void)data;
+	return kvmfault_request_read(request, request->buffer);
+}
+
+START_TEST(there_is_nothing_to_read)
+{
+	struct kvmfault_resolver resolver = {
+		.size = sizeof(resolver), .name = "own",
+		.resolve = read_at_once,
+	};
+
+	begin();
+	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+	bed_add();
+	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->error, -EOPNOTSUPP);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+}
+END_TEST
+
+/* ---- a race ---- */
+
+#define ROUNDS 2000
+
+static void *answerer(void *arg)
+{
+	unsigned int i;
+
+	(void)arg;
+	for (i = 0; i < ROUNDS; i++) {
+		await(i + 1);
+		kvmfault_fetch_done(asked[i % ASKED].fetch,
+				    i % 3 ? -EIO : 0);
+	}
+	return NULL;
+}
+
+static void *canceller(void *arg)
+{
+	while (atomic_load((atomic_bool *)arg))
+		kvmfault_cancel(bed.vm, 0, BED_GPA, BED_PAGES * PAGE);
+	return NULL;
+}
+
+START_TEST(answers_race_cancels)
+{
+	atomic_bool go = true;
+	pthread_t thread[2];
+	unsigned int i;
+
+	pthread_create(&thread[0], NULL, answerer, NULL);
+	pthread_create(&thread[1], NULL, canceller, &go);
+	for (i = 0; i < ROUNDS; i++) {
+		int err = kvmfault_ensure(bed.vm, 0, BED_GPA + 3 * PAGE, 1,
+					  false);
+
+		ck_assert_int_eq(err, i % 3 ? -EIO : 0);
+		if (!err)
+			ck_assert_int_eq(kvmfault__page_change(
+				bed.memory, 3, KVMFAULT__PRESENT,
+				KVMFAULT__ABSENT), KVMFAULT__PRESENT);
+		kvmfault__memory_punch(bed.memory, 3 * PAGE, PAGE);
+	}
+	atomic_store(&go, false);
+	pthread_join(thread[0], NULL);
+	pthread_join(thread[1], NULL);
+	ck_assert_uint_eq(asks, ROUNDS);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("fetch");
+	TCase *t = tests(suite, "pending");
+
+	tcase_add_checked_fixture(t, up_no_wait, bed_down);
+	tcase_add_test(t, answers_at_once);
+	tcase_add_test(t, told_to_wait);
+	tcase_add_test(t, told_that_it_failed);
+	tcase_add_test(t, answers_that_are_not_heard);
+	tcase_add_test(t, not_begun);
+	tcase_add_test(t, kernel_is_not_ready);
+	tcase_add_test(t, discarded_meanwhile);
+	tcase_add_test(t, lost_at_the_source);
+	tcase_add_test(t, region_removed_meanwhile);
+	tcase_add_test(t, mmio_is_unfinished);
+	tcase_add_test(t, cancel_what_is_not_there);
+	tcase_add_test(t, cancelled);
+	tcase_add_test(t, cancelled_and_answered_all_the_same);
+	tcase_add_test(t, ended_within_cancel);
+	tcase_add_test(t, memory_is_freed);
+	tcase_add_test(t, memory_is_freed_and_the_source_goes_on);
+	t = tests(suite, "wait");
+	tcase_add_checked_fixture(t, up, bed_down);
+	tcase_add_test(t, everybody_waits_for_one_fetch);
+	tcase_add_test(t, who_has_asked_is_told_the_error);
+	tcase_add_test(t, all_fetches_are_in_flight);
+	tcase_add_test(t, wait_is_interrupted);
+	tcase_add_test(t, sleeper_is_served);
+	tcase_add_test(t, sleeper_whose_fetch_fails);
+	tcase_add_test(t, sleeper_without_a_service);
+	tcase_add_test(t, service_freed_by_who_is_told);
+	tcase_add_test(t, answers_race_cancels);
+	t = tests(suite, "window");
+	tcase_add_checked_fixture(t, up_window, bed_down);
+	tcase_add_test(t, run_of_pages);
+	tcase_add_test(t, neighbours_trouble);
+	tcase_add_test(t, alone_is_not_begun);
+	tcase_add_test(t, window_is_not_asked_for_again);
+	t = tests(suite, "minor");
+	tcase_add_checked_fixture(t, up_minor, bed_down);
+	tcase_add_test(t, read_to_where_it_stays);
+	t = tests(suite, "deadline");
+	tcase_add_checked_fixture(t, up_deadline, down_deadline);
+	tcase_add_test(t, deadline);
+	t = tests(suite, "new");
+	tcase_add_checked_fixture(t, NULL, bed_down);
+	tcase_add_test(t, without_memory);
+	tcase_add_test(t, there_is_nothing_to_read);
+	return run_suite(suite);
+}
