@@ -3,69 +3,16 @@
 
 /*
  * Waits, on a clock that stands still: who waits goes on because it is woken,
- * or because of a signal, and not because time passes. The fake's futex sleeps
- * here until somebody wakes it.
+ * or because of a signal, and not because time passes.
  */
 
-#include <sched.h>
-
 #include "bed.h"
-
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t woken = PTHREAD_COND_INITIALIZER;
-static unsigned int asleep, wakes;
-static bool signalled;
-
-static bool sleep_until_woken(struct fake_call *call)
-{
-	unsigned int before;
-
-	pthread_mutex_lock(&lock);
-	asleep++;
-	before = wakes;
-	while (wakes == before && !signalled)
-		pthread_cond_wait(&woken, &lock);
-	call->result = signalled ? -EINTR : 0;
-	asleep--;
-	pthread_mutex_unlock(&lock);
-	return true;
-}
-
-static bool wake(struct fake_call *call)
-{
-	pthread_mutex_lock(&lock);
-	wakes++;
-	pthread_cond_broadcast(&woken);
-	pthread_mutex_unlock(&lock);
-	call->result = 1;
-	return true;
-}
-
-static void send_signal(void)
-{
-	pthread_mutex_lock(&lock);
-	signalled = true;
-	pthread_cond_broadcast(&woken);
-	pthread_mutex_unlock(&lock);
-}
-
-static void until_asleep(unsigned int threads)
-{
-	bool all;
-
-	do {
-		sched_yield();
-		pthread_mutex_lock(&lock);
-		all = asleep == threads;
-		pthread_mutex_unlock(&lock);
-	} while (!all);
-}
+#include "still.h"
 
 static void up(void)
 {
 	bed_up();
-	fake_on(FAKE_FUTEX_WAIT, sleep_until_woken);
-	fake_on(FAKE_FUTEX_WAKE, wake);
+	still_clock();
 }
 
 struct waiter {
@@ -95,7 +42,7 @@ static void start_waiters(void)
 		ck_assert_int_eq(pthread_create(&waiters[i].thread, NULL,
 						wait_for_page, &waiters[i]),
 				 0);
-	until_asleep(WAITERS);
+	still_until(WAITERS);
 }
 
 static void join_waiters(int result)
@@ -151,7 +98,7 @@ END_TEST
 static void interrupt_waiters(void)
 {
 	start_waiters();
-	send_signal();
+	still_signal();
 	join_waiters(-EINTR);
 }
 
@@ -180,8 +127,8 @@ static void run_vcpu_into_it(void)
 {
 	ck_assert_int_eq(pthread_create(&waiters[0].thread, NULL, handle_exit,
 					&waiters[0]), 0);
-	until_asleep(1);
-	send_signal();
+	still_until(1);
+	still_signal();
 	pthread_join(waiters[0].thread, NULL);
 }
 
