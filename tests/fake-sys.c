@@ -758,10 +758,17 @@ static long model_userfaultfd(struct fake_call *c)
 
 static void *map_memory(struct object *m)
 {
-	void *host = mmap(NULL, m->length, PROT_READ | PROT_WRITE, MAP_SHARED,
-			  m->real, 0);
+	uintptr_t room;
+	void *host;
 
-	if (host == MAP_FAILED || m->hosts == HOSTS)
+	/* Room to align it in, which is never given back. */
+	room = (uintptr_t)mmap(NULL, m->length + m->page_size, PROT_NONE,
+			       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	host = (void *)((room + m->page_size - 1) & ~(m->page_size - 1));
+	host = mmap(host, m->length, PROT_READ | PROT_WRITE,
+		    MAP_SHARED | MAP_FIXED, m->real, 0);
+	if ((void *)room == MAP_FAILED || host == MAP_FAILED ||
+	    m->hosts == HOSTS)
 		abort();
 	m->mapped[m->hosts] = calloc(m->length / m->page_size, 1);
 	m->host[m->hosts++] = (uintptr_t)host;

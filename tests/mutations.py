@@ -120,6 +120,15 @@ MUTATIONS = [
      '		err = kvmfault__uffd_register(mapping->uffd, mapping->host,\n'
      '					      memory->length);\n'
      '	atomic_store(&memory->mappings, new);', ['mapping']),
+    ('a wait that a signal ends says that the page came', 'lib/page.c',
+     '	atomic_fetch_sub(&b->waiters, 1);\n	return err;',
+     '	atomic_fetch_sub(&b->waiters, 1);\n	return 0;',
+     ['page', 'waits']),
+    ('a message of another process taken for a repeated one',
+     'lib/service.c', '		if (service->parked[i].space == space &&\n'
+     '		    service->parked[i].fault.hva == hva)',
+     '		if (space < KVMFAULT__SPACES &&\n'
+     '		    service->parked[i].fault.hva == hva)', ['service']),
     ('an allocation on the fault path', 'lib/resolver-copy.c',
      '	err = kvmfault_request_read(request, request->buffer);',
      '	kvmfault__sys_free(kvmfault__sys_alloc(1, 0));\n'

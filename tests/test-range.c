@@ -5,6 +5,7 @@
  * range.c: ensure and discard, over pages, regions and gaps.
  */
 
+#include <sched.h>
 #include <string.h>
 
 #include "bed.h"
@@ -326,6 +327,93 @@ START_TEST(touched_while_a_discard_fails)
 }
 END_TEST
 
+static pthread_t discarding;
+static int second;
+
+static void *discard_in_thread(void *arg)
+{
+	(void)arg;
+	second = discard(BED_GPA + 2 * PAGE, PAGE);
+	return NULL;
+}
+
+/* The first one's punch fails, and a second has come meanwhile. */
+static bool discard_and_fail(struct fake_call *call)
+{
+	fake_on(FAKE_FALLOCATE, NULL);
+	pthread_create(&discarding, NULL, discard_in_thread, NULL);
+	while (bed_state(2) != KVMFAULT__FETCHING_REMOVED)
+		sched_yield();
+	call->result = -EPERM;
+	return true;
+}
+
+static void discard_twice(void)
+{
+	fake_on(FAKE_FALLOCATE, discard_and_fail);
+	ck_assert_int_eq(discard(BED_GPA + 2 * PAGE, PAGE), -EPERM);
+	pthread_join(discarding, NULL);
+	ck_assert_int_eq(second, 0);
+	ck_assert_int_eq(bed_state(2), KVMFAULT__REMOVED);
+	ck_assert(!fake_present(bed.fd, 2 * PAGE));
+}
+
+/* There is nothing to punch: that it is gone is true, and the second's. */
+START_TEST(second_discard_of_an_absent_page)
+{
+	discard_twice();
+	ck_assert_uint_eq(fake_count(FAKE_FALLOCATE, FAKE_ANY), 1);
+	ck_assert_int_eq(ensure(BED_GPA + 2 * PAGE, PAGE), 0);
+	ck_assert(bed_has(2, 0));
+	ck_assert_uint_eq(bed.reads, 0);
+}
+END_TEST
+
+/* There is: the second one punches itself. */
+START_TEST(second_discard_of_a_present_page)
+{
+	ck_assert_int_eq(ensure(BED_GPA + 2 * PAGE, PAGE), 0);
+	discard_twice();
+	ck_assert_uint_eq(fake_count(FAKE_FALLOCATE, FAKE_ANY), 2);
+	ck_assert_uint_eq(bed_stats().removed, 1);
+}
+END_TEST
+
+#define HUGE (2ULL << 20)
+
+START_TEST(discard_in_huge_pages)
+{
+	struct kvmfault_source source = bed_source();
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options), .length = 2 * HUGE,
+		.page_size = HUGE, .source = &source,
+	};
+	struct kvmfault_region region = {
+		.size = sizeof(region), .gpa = HUGE, .length = 2 * HUGE,
+	};
+
+	options.fd = fake_memory(options.length, HUGE, &options.host);
+	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options,
+					     &region.memory), 0);
+	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
+	ck_assert_int_eq(ensure(HUGE, 1), 0);
+	ck_assert_uint_eq(bed.reads, 1);
+	/* A part of one, at its begin, at its end, and into the next. */
+	ck_assert_int_eq(discard(HUGE, PAGE), -EINVAL);
+	ck_assert_int_eq(discard(HUGE + PAGE, HUGE - PAGE), -EINVAL);
+	ck_assert_int_eq(discard(HUGE, HUGE + PAGE), -EINVAL);
+	ck_assert_uint_eq(fake_count(FAKE_FALLOCATE, FAKE_ANY), 0);
+	ck_assert_int_eq(kvmfault__page_state(region.memory, 0),
+			 KVMFAULT__PRESENT);
+	ck_assert_int_eq(discard(HUGE, 2 * HUGE), 0);
+	ck_assert(!fake_present(options.fd, 0));
+	ck_assert_int_eq(kvmfault__page_state(region.memory, 1),
+			 KVMFAULT__REMOVED);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, HUGE), 0);
+	ck_assert_int_eq(kvmfault_memory_free(region.memory), 0);
+}
+END_TEST
+
 START_TEST(without_memory)
 {
 	bed_take_seats();
@@ -364,5 +452,8 @@ int main(void)
 	tcase_add_test(t, discard_anonymous);
 	tcase_add_test(t, touched_while_it_is_discarded);
 	tcase_add_test(t, touched_while_a_discard_fails);
+	tcase_add_test(t, second_discard_of_an_absent_page);
+	tcase_add_test(t, second_discard_of_a_present_page);
+	tcase_add_test(t, discard_in_huge_pages);
 	return run_suite(suite);
 }

@@ -6,6 +6,7 @@
  * that only the test moves. What can't be done now is parked and comes again.
  */
 
+#include <fcntl.h>
 #include <string.h>
 #include <sys/epoll.h>
 
@@ -186,6 +187,40 @@ START_TEST(parked_ones_do_not_hold_up_the_others)
 	dispatch();
 	ck_assert(bed_has(4, bed_byte(4)));
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+}
+END_TEST
+
+/* The same address in another process is another page. */
+START_TEST(parked_by_address_and_process)
+{
+	struct kvmfault_uffd_options remote = {
+		.size = sizeof(remote), .fd = fake_uffd(O_NONBLOCK),
+		.remote = true,
+	};
+	struct kvmfault_mapping_options options = {
+		.size = sizeof(options), .host = (uintptr_t)bed.host,
+	};
+	struct uffd_msg msg = { .event = UFFD_EVENT_PAGEFAULT };
+	struct kvmfault_mapping *mapping;
+
+	ck_assert_int_eq(kvmfault_uffd_new(bed.vm, &remote, &options.uffd), 0);
+	fake_push(FAKE_IOCTL, 0);	/* registered, says the other's kernel */
+	ck_assert_int_eq(kvmfault_mapping_add(bed.memory, &options, &mapping),
+			 0);
+	bed.source_result = -EAGAIN;
+	touch(3, false);
+	dispatch();
+	msg.arg.pagefault.address = (uintptr_t)bed_page(3);
+	fake_message(remote.fd, &msg);
+	dispatch();
+	ck_assert_uint_eq(bed_stats().parked, 2);
+	ck_assert_uint_eq(bed_stats().repeated, 0);
+	ck_assert_uint_eq(bed.reads, 2);
+	fake_message(remote.fd, &msg);
+	dispatch();
+	ck_assert_uint_eq(bed_stats().repeated, 1);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	ck_assert_int_eq(kvmfault_uffd_free(options.uffd), 0);
 }
 END_TEST
 
@@ -490,6 +525,36 @@ START_TEST(userfaultfd_that_failed_is_muted)
 }
 END_TEST
 
+static struct kvmfault_uffd *uffd;
+
+static bool free_uffd(struct fake_call *call)
+{
+	if (fake_model(call) > 0)
+		ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
+	return true;
+}
+
+/* Freed when a reader has heard of it, and has not read. */
+START_TEST(userfaultfd_that_was_just_freed)
+{
+	struct kvmfault_uffd_options options = {
+		.size = sizeof(options), .fd = fake_uffd(O_NONBLOCK),
+	};
+	struct uffd_msg msg = { .event = UFFD_EVENT_PAGEFAULT };
+
+	ck_assert_int_eq(kvmfault_uffd_new(bed.vm, &options, &uffd), 0);
+	fake_message(options.fd, &msg);
+	fake_on(FAKE_EPOLL_WAIT, free_uffd);
+	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+	fake_on(FAKE_EPOLL_WAIT, NULL);
+	ck_assert_uint_eq(fake_count(FAKE_EPOLL_WAIT, FAKE_ANY), 1);
+	ck_assert_uint_eq(fake_count(FAKE_READ, FAKE_ANY), 0);
+	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_UFFD], 0);
+	dispatch();
+	ck_assert_uint_eq(bed.logs, 0);
+}
+END_TEST
+
 /* ---- making it ---- */
 
 START_TEST(new_service)
@@ -601,12 +666,14 @@ int main(void)
 	tcase_add_test(t, unknown_event);
 	tcase_add_test(t, flags_that_nobody_understands);
 	tcase_add_test(t, userfaultfd_that_failed_is_muted);
+	tcase_add_test(t, userfaultfd_that_was_just_freed);
 	t = tests(suite, "parked");
 	tcase_add_checked_fixture(t, up, down);
 	tcase_add_test(t, not_now_is_parked_and_comes_again);
 	tcase_add_test(t, parked_longer_and_longer);
 	tcase_add_test(t, repeated_message_of_a_parked_one);
 	tcase_add_test(t, parked_ones_do_not_hold_up_the_others);
+	tcase_add_test(t, parked_by_address_and_process);
 	tcase_add_test(t, no_room_to_park);
 	tcase_add_test(t, parked_ones_are_woken_at_the_end);
 	tcase_add_test(t, parked_ones_are_woken_without_memory);

@@ -102,6 +102,30 @@ START_TEST(busy)
 }
 END_TEST
 
+/* What is dead but not swept, for want of memory, goes with the context. */
+START_TEST(freed_with_the_dead)
+{
+	struct kvmfault_region region = {
+		.size = sizeof(region), .length = 4 * PAGE,
+	};
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options), .length = 4 * PAGE,
+	};
+
+	ck_assert_int_eq(new_vm(0, 0), 0);
+	options.fd = fake_memory(options.length, 0, &options.host);
+	ck_assert_int_eq(kvmfault_memory_new(vm, &options, &region.memory), 0);
+	ck_assert_int_eq(kvmfault_region_add(vm, &region), 0);
+	fake_push(FAKE_ALLOC, 0);
+	ck_assert_int_eq(kvmfault_region_remove(vm, 0, 0), 0);
+	fake_push(FAKE_ALLOC, 0);
+	ck_assert_int_eq(kvmfault_memory_free(region.memory), 0);
+	ck_assert_uint_eq(vm->dead, 2);
+	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
+	/* down() checks that nothing is left. */
+}
+END_TEST
+
 START_TEST(any_number_of_them)
 {
 	struct kvmfault_vm *other;
@@ -161,6 +185,7 @@ int main(void)
 	tcase_add_test(t, page_sizes);
 	tcase_add_test(t, unknown_tail);
 	tcase_add_test(t, busy);
+	tcase_add_test(t, freed_with_the_dead);
 	tcase_add_test(t, any_number_of_them);
 	tcase_add_test(t, log_lines);
 	return run_suite(suite);
