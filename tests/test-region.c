@@ -279,29 +279,32 @@ static void drop_the_rest(void)
 	pthread_mutex_unlock(&vm->lock);
 }
 
+/* Those that are bad are counted: an assertion costs a system call. */
 START_TEST(as_many_as_kvm_has)
 {
-	unsigned int i, n;
+	unsigned int i, n, bad = 0;
 
 	/* Scattered: 32,764 and the step have no common divisor. */
 	for (i = 0; i < SLOTS; i++) {
 		n = (unsigned int)((uint64_t)i * 10007 % SLOTS);
-		ck_assert_int_eq(add(1, gpa_of(n), length_of(n)), 0);
+		bad += add(1, gpa_of(n), length_of(n)) != 0;
 	}
+	ck_assert_uint_eq(bad, 0);
 	for (i = 0; i < SLOTS; i++) {
 		uint64_t gpa = gpa_of(i), end = gpa + length_of(i);
 
-		ck_assert_uint_eq(find(1, gpa), gpa);
-		ck_assert_uint_eq(find(1, end - 1), gpa);
-		ck_assert_uint_eq(find(1, end), UINT64_MAX);
-		ck_assert_uint_eq(find(1, gpa - 1), UINT64_MAX);
-		ck_assert_uint_eq(find(0, gpa), UINT64_MAX);
+		bad += find(1, gpa) != gpa || find(1, end - 1) != gpa ||
+		       find(1, end) != UINT64_MAX ||
+		       find(1, gpa - 1) != UINT64_MAX ||
+		       find(0, gpa) != UINT64_MAX;
 	}
+	ck_assert_uint_eq(bad, 0);
 	for (i = 0; i < 100; i++)
 		ck_assert_int_eq(drop(1, gpa_of(i * 31)), 0);
 	for (i = 0; i < SLOTS; i++)
-		ck_assert_uint_eq(find(1, gpa_of(i)), i % 31 || i / 31 >= 100 ?
-				  gpa_of(i) : UINT64_MAX);
+		bad += find(1, gpa_of(i)) != (i % 31 || i / 31 >= 100 ?
+					      gpa_of(i) : UINT64_MAX);
+	ck_assert_uint_eq(bad, 0);
 	drop_the_rest();
 }
 END_TEST
