@@ -5,20 +5,27 @@
 """Break the library on purpose, one line at a time, and see that a test fails.
 
 Each mutation names its file, what stands there, what is put in its place, and
-the test programs of which at least one must notice. One whose text is not
-found exactly once is a failure: it has to follow the code.
+the test programs that must notice, every one of them: so the list says which
+test guards what. 'waits hangs' means that the program waits for ever then. If
+one hangs that is not said to, that is no success: it may be slow.
+
+A failure, too: a text that is not found exactly once (it has to follow the
+code), and a mutation that does not compile, which no test would have to notice.
+Twins, which are wrong in each of these ways, have to be found wrong first.
 
 usage: mutations.py SOURCE [--only NAME]...
 
-Works in a copy of the tree; takes a few seconds for each mutation.
+Works in a copy of the tree; takes about a second for each mutation.
 """
 
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 MUTATIONS = [
     # name, file, from, to, tests
@@ -27,7 +34,7 @@ MUTATIONS = [
      '		wake = false;', ['resolve', 'mapping']),
     ('drop the wake of who waits on a futex', 'lib/resolve.c',
      '	kvmfault__page_wake(memory, page);\n	if (wake)',
-     '	if (wake)', ['waits']),
+     '	if (wake)', ['waits hangs']),
     ('drop the wake of the mapping that a message came from',
      'lib/resolve.c',
      '	else if (rq->origin && (!rq->installed || rq->existed ||\n'
@@ -38,10 +45,10 @@ MUTATIONS = [
      '	kvmfault__page_change(rq->request.memory, page,\n'
      '			      KVMFAULT__FETCHING, KVMFAULT__PRESENT);\n'
      '	judge(rq, ask(rq, &answer), &answer);\n	answer.came =',
-     ['resolve']),
+     ['resolve hangs']),
     ('take EEXIST for a failure', 'lib/resolver.c',
      '	ours->installed = !err || err == -EEXIST;',
-     '	ours->installed = !err;', ['resolver', 'resolve']),
+     '	ours->installed = !err;', ['resolve']),
     ('do not wake after EEXIST', 'lib/resolve.c',
      '(!rq->installed || rq->existed ||', '(!rq->installed ||', ['resolve']),
     ('ignore a partial copy', 'lib/uffd.c',
@@ -70,10 +77,10 @@ MUTATIONS = [
     ('a discard does not wait for the fetch', 'lib/range.c',
      '			err = kvmfault__page_wait(seat, memory, page + done);',
      '			err = 0;\n			done++;',
-     ['range', 'errnos', 'resolve']),
+     ['errnos', 'resolve']),
     ('believe who says resolved', 'lib/resolve.c',
      '	if (answer.came && lied(rq)) {', '	if (0 && lied(rq)) {',
-     ['resolver', 'resolve']),
+     ['resolve']),
     ('believe a stale record', 'lib/decode.c',
      '	if (err != EFAULT && err != EHWPOISON)\n		return;\n',
      '	if (!err)\n		return;\n', ['decode']),
@@ -82,36 +89,36 @@ MUTATIONS = [
      ['decode']),
     ('let flags pass that nobody understands', 'lib/resolve.c',
      '		if (request->fault->flags & ~r->flags) {',
-     '		if (0) {', ['resolver', 'resolve']),
+     '		if (0) {', ['resolve']),
     ('retry for ever', 'lib/vcpu.c',
      '	if (++vcpu->streak >= vcpu->vm->options.retry_budget) {',
-     '	if (0) {', ['vcpu']),
+     '	if (0) {', ['vcpu hangs']),
     ('a signal counts as progress', 'lib/vcpu.c',
      '	/* A signal is no progress: a timer must not keep a spin alive. */',
      '	start_guard(vcpu);', ['vcpu']),
     ('go on after an access that was lost', 'lib/vcpu.c',
      '	if (lost_mmio(vcpu)) {', '	if (0 && lost_mmio(vcpu)) {',
-     ['vcpu', 'mmio']),
+     ['vcpu']),
     ('complete an access to ROM', 'lib/mmio.c',
      '	       !(vcpu->run->mmio.is_write &&\n'
      '		 region->info.flags & KVMFAULT_REGION_READONLY);',
      '	       true;', ['mmio']),
     ('free what a reader holds', 'lib/seat.c',
      '		if (held(vm, item)) {', '		if (0 && held(vm, item)) {',
-     ['seat', 'region']),
+     ['seat']),
     ('do not wait for a fetch before memory is freed', 'lib/memory.c',
-     '	kvmfault__drain(vm, serves, memory);', '', ['memory']),
+     '	kvmfault__drain(vm, serves, memory);', '', ['memory hangs']),
     ('leave absent pages readable at the end', 'lib/mapping.c',
      '	err = guard ? fail_closed(mapping) : 0;', '	err = 0;',
      ['memory', 'mapping']),
     ('take preallocated memory for empty', 'lib/memory.c',
-     '	return -EEXIST;', '	return 0;', ['memory', 'live-uffd']),
+     '	return -EEXIST;', '	return 0;', ['memory']),
     ('forget a fault that has to wait', 'lib/service.c',
      '		service->parked[service->parked_count++] = *item;',
      '		;', ['service']),
     ('try what is parked again at once', 'lib/service.c',
      '		if (service->parked[i].due > now)\n			continue;',
-     '', ['service']),
+     '', ['service hangs']),
     ('register before the mapping is known', 'lib/mapping.c',
      '	atomic_store(&memory->mappings, new);\n	if (mapping->uffd)\n'
      '		err = kvmfault__uffd_register(mapping->uffd, mapping->host,\n'
@@ -144,6 +151,7 @@ MUTATIONS = [
 
 
 def mutate(tree, mutation):
+    """How to undo it; None: its text is not there."""
     _, path, old, new, _ = mutation
     path = os.path.join(tree, path)
     with open(path) as file:
@@ -152,31 +160,52 @@ def mutate(tree, mutation):
         return None
     with open(path, 'w') as file:
         file.write(text.replace(old, new))
-    return lambda: open(path, 'w').write(text)
+
+    def undo():
+        with open(path, 'w') as file:
+            file.write(text)
+    return undo
 
 
-def caught(build, tests):
-    """The test that fails, or None. One that does not build is no catch."""
-    programs = ['tests/test-' + test for test in tests]
-    done = subprocess.run(['ninja', '-C', build, *programs],
+def compile(build, tests):
+    """What the compiler says, if it fails."""
+    done = subprocess.run(['ninja', '-C', build,
+                           *('tests/test-' + test for test in tests)],
                           capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f'does not build:\n{done.stdout[-2000:]}')
-    # What a mutation makes hang is found soon.
-    environment = dict(os.environ, CK_TIMEOUT_MULTIPLIER='0.3')
-    for test, program in zip(tests, programs):
-        done = subprocess.Popen([os.path.join(build, program)],
-                                env=environment, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.DEVNULL)
-        try:
-            done.wait(300)
-        except subprocess.TimeoutExpired:
-            done.terminate()	# Check ends its child then; killed it can't
-            done.wait()
-            return test + ' (hangs)'
-        if done.returncode not in (0, 77):
-            return test
-    return None
+    return done.stdout[-2000:] if done.returncode else ''
+
+
+def run(build, test, seconds):
+    """What came of it: passes, fails, hangs, or a status that says neither."""
+    program = subprocess.Popen([os.path.join(build, 'tests/test-' + test)],
+                               start_new_session=True,
+                               stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    try:
+        status = program.wait(seconds)
+    except subprocess.TimeoutExpired:
+        # Check kills its child for this, and all of its own group.
+        program.send_signal(signal.SIGINT)
+        program.wait()
+        return 'hangs'
+    return {0: 'passes', 1: 'fails'}.get(status, f'ends with {status}')
+
+
+def wrong(tree, build, mutation, patience):
+    """What is wrong with it; nothing, if each of its tests notices."""
+    expected = dict((test.split() + ['fails'])[:2] for test in mutation[4])
+    undo = mutate(tree, mutation)
+    if not undo:
+        return ['its text is not found exactly once']
+    try:
+        errors = compile(build, expected)
+        if errors:
+            return ['does not compile:\n' + errors]
+        came = {test: run(build, test, patience[test]) for test in expected}
+    finally:
+        undo()
+    return [f'{test} {came[test]}' for test in expected
+            if came[test] != expected[test]]
 
 
 def copy(source, work):
@@ -184,9 +213,35 @@ def copy(source, work):
     shutil.copytree(source, tree, ignore=shutil.ignore_patterns(
         'build*', '.git', 'fuzz-*'))
     build = os.path.join(work, 'build')
-    subprocess.run(['meson', 'setup', '-Dtools=disabled', build, tree],
-                   check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(['meson', 'setup', '-Dtools=disabled', '-Dtests=enabled',
+                    build, tree], check=True, stdout=subprocess.DEVNULL)
     return tree, build
+
+
+def measure(build, tests):
+    """How long each may take: many times what it takes without a mutation."""
+    patience = {}
+    errors = compile(build, tests)
+    if errors:
+        sys.exit('does not compile without any mutation:\n' + errors)
+    for test in tests:
+        begin = time.monotonic()
+        came = run(build, test, 600)
+        if came != 'passes':
+            sys.exit(f'{test} {came} without any mutation')
+        patience[test] = max(5, 20 * (time.monotonic() - begin))
+    return patience
+
+
+def twins():
+    """What goes wrong, and a mutation with which it has to."""
+    _, path, old, new, tests = MUTATIONS[0]
+    tests = tests[:1]
+    yield 'passes', (None, path, old, old + '\n', tests)
+    yield 'hangs', (None, path, old, old + '\n\t\tfor (;;)\n\t\t\t;', tests)
+    yield 'fails', (None, path, old, new, [tests[0] + ' hangs'])
+    yield 'not found exactly once', (None, path, old + old, new, tests)
+    yield 'not compile', (None, path, old, '#error', tests)
 
 
 def main():
@@ -194,27 +249,27 @@ def main():
     parser.add_argument('source')
     parser.add_argument('--only', action='append')
     options = parser.parse_args()
-    missed = 0
+    chosen = [m for m in MUTATIONS
+              if not options.only or m[0] in options.only]
+    failures = 0
 
     with tempfile.TemporaryDirectory() as work:
         tree, build = copy(options.source, work)
-        # Without a mutation they pass: what fails then, fails for it.
-        tests = sorted({test for m in MUTATIONS for test in m[4]})
-        if caught(build, tests):
-            sys.exit('a test fails without any mutation')
-        for mutation in MUTATIONS:
-            if options.only and mutation[0] not in options.only:
-                continue
-            undo = mutate(tree, mutation)
-            test = undo and caught(build, mutation[4])
-            if undo:
-                undo()
-            missed += not test
-            print(f'{"ok" if test else "MISSED"}: {mutation[0]}: '
-                  f'{test or ("no test" if undo else "text not found")}',
-                  flush=True)
-    print(f'{missed} missed')
-    sys.exit(bool(missed))
+        doctored = dict(twins())
+        patience = measure(build, sorted({
+            test.split()[0] for m in (*chosen, *doctored.values())
+            for test in m[4]}))
+        for what, mutation in doctored.items():
+            why = ', '.join(wrong(tree, build, mutation, patience))
+            if what not in why:
+                sys.exit(f'the twin "{what}" was not noticed: {why}')
+        for mutation in chosen:
+            why = wrong(tree, build, mutation, patience)
+            failures += bool(why)
+            print(f'{"WRONG" if why else "ok"}: {mutation[0]}: '
+                  f'{", ".join(why or mutation[4])}', flush=True)
+    print(f'{len(chosen)} mutations, {failures} wrong')
+    sys.exit(bool(failures or not chosen))
 
 
 main()
