@@ -8,7 +8,7 @@
  * Guest physical addresses:
  *	0 .. 1 GiB		control memory (slot 0, always present)
  *	1 GiB .. 3 GiB		the caller's
- *	3 GiB .. 4 GiB		interrupt controllers
+ *	3 GiB .. 4 GiB		devices: interrupt controllers, a call's end
  *	4 GiB .. span		the caller's
  * The guest's virtual addresses are its physical ones.
  *
@@ -35,7 +35,7 @@ struct machine_options {
 	unsigned long type;	/* for KVM_CREATE_VM, 0 is the default VM */
 	bool irqchip;		/* interrupt controllers in the kernel */
 	bool timer;		/* interrupts on, and coming; needs irqchip */
-	bool supervisor;	/* the most privileged level, not the least */
+	bool supervisor;	/* x86: CPL 0, not 3; arm64: EL1, not EL0 */
 	uint64_t span;		/* bytes mapped from 0, rounded up to GiB */
 };
 
@@ -60,8 +60,8 @@ struct machine {
 
 /*
  * What the guest can do. Each routine runs from machine_call() until
- * machine_done(); an access faults at one instruction and has no other
- * side effect on the caller's memory.
+ * machine_done(); an access faults at one instruction, unless it says
+ * otherwise, and has no other side effect on the caller's memory.
  */
 enum machine_routine {
 	/* (gpa, size): size is 1, 2, 4 or 8. Result: the value */
@@ -78,7 +78,8 @@ enum machine_routine {
 	MACHINE_WRITE16 = 6,
 	/* (to, from, bytes): one instruction for all of it, where there is */
 	MACHINE_COPY = 7,
-	/* (gpa): 512 bytes of floating point state, gpa 16-aligned */
+	/* (gpa): 512 bytes of floating point state, gpa 16-aligned; one
+	 * instruction on x86, sixteen on arm64 */
 	MACHINE_FPU_SAVE = 8,
 	/* (gpa): the same, read */
 	MACHINE_FPU_RESTORE = 9,
@@ -156,9 +157,8 @@ int machine_set_guest_memfd_slot(struct machine *machine, uint32_t slot,
 
 /*
  * Point a vCPU that is not running at a routine, whatever it was doing
- * before. Then KVM_RUN it until machine_done(). An exit for a device access
- * that is still unanswered is first finished, by KVM_RUN with immediate_exit,
- * with whatever its data buffer holds. One thread per vCPU.
+ * before. Then KVM_RUN it until machine_done(). A device access that was not
+ * answered yet ends with whatever its data buffer holds. One thread per vCPU.
  */
 int machine_call(struct machine_vcpu *vcpu, enum machine_routine routine,
 		 uint64_t a, uint64_t b, uint64_t c, uint64_t d);
