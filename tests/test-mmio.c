@@ -142,12 +142,14 @@ START_TEST(read_of_rom)
 }
 END_TEST
 
+#ifdef __x86_64__
 START_TEST(other_address_space)
 {
 	bed.run->flags = 1;	/* SMM, where there is no region */
 	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_NOT_A_FAULT);
 }
 END_TEST
+#endif
 
 START_TEST(guest_memfd_is_not_for_us)
 {
