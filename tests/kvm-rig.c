@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "kvm-rig.h"
+#include "need.h"
 
 #define UFFDIO_POISON_OURS 0xc020aa08UL	/* newer than 6.1's headers */
 #define MUST(call) ck_assert_int_eq(call, 0)
@@ -220,6 +221,46 @@ void rig_mark_all(struct rig *rig)
 	rig_mark(rig, kvmfault_uffd_fd(rig->uffd), 0, rig->pages);
 }
 
+/* Not in a test yet: nothing of Check's here. */
+static const char *lacks_emulation(void)
+{
+	const struct machine_options options = {
+		.vcpus = 1,
+		.supervisor = true,
+		.span = RAM + PAGE,
+	};
+	void *page = mmap(NULL, PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
+			  -1, 0);
+	const char *why = "this KVM does not emulate the guest's kernel mode";
+	struct machine *machine;
+
+	if (machine_new(&options, &machine))
+		return "there is no machine to ask";
+	if (!machine_set_slot(machine, SLOT, 0, RAM, PAGE, page) &&
+	    !machine_call(machine->vcpu, MACHINE_READ, RAM, 8, 0, 0) &&
+	    !ioctl(machine->vcpu->fd, KVM_RUN, 0) &&
+	    machine->vcpu->run->exit_reason == KVM_EXIT_MMIO &&
+	    machine->vcpu->run->mmio.phys_addr == RAM)
+		why = NULL;
+	machine_free(machine);
+	munmap(page, PAGE);
+	return why;
+}
+
+int rig_ways(void)
+{
+	return have("emulation", lacks_emulation()) ? WAYS : EMULATED;
+}
+
+void rig_exits(struct rig *rig, int way)
+{
+	rig->marked = way == EMULATED;
+	if (rig->marked)
+		rig_mark_all(rig);
+	else
+		MUST(machine_set_slot(rig->machine, SLOT, 0, RAM, 0, NULL));
+}
+
 void rig_restart_service(struct rig *rig)
 {
 	struct kvmfault_service_options service = {
@@ -275,6 +316,8 @@ void rig_renew(struct rig *rig)
 	for (page = 0; page < rig->pages; page++)
 		rig->reads[page] = 0;
 	add_tracked(rig);
+	if (rig->marked)
+		rig_mark_all(rig);
 }
 
 void rig_plain(struct rig *rig)

@@ -44,6 +44,7 @@ struct rig {
 	struct kvmfault_vm *vm;
 	struct kvmfault_vcpu *vcpu[MACHINE_MAX_VCPUS];
 	bool apart;			/* b has a userfaultfd of its own */
+	bool marked;			/* absent pages in a, by rig_exits() */
 	struct kvmfault_uffd *uffd;	/* of a, by rig_track() */
 	struct kvmfault_uffd *uffd_b;	/* of b, if apart */
 	struct kvmfault_memory *memory;
@@ -60,7 +61,7 @@ struct rig {
 	atomic_int logged;		/* lines */
 };
 
-/* column: 0 or 1; supervisor: guest code that KVM emulates here */
+/* column: 0 or 1; supervisor: guest code that some of KVM's back ends emulate */
 void rig_new(struct rig *rig, int column, unsigned int vcpus, uint64_t pages,
 	     bool supervisor);
 /* The same on huge pages of 2 MiB. */
@@ -77,6 +78,18 @@ void rig_restart_service(struct rig *rig);
  * sleep. */
 void rig_mark(struct rig *rig, int uffd, uint64_t page, uint64_t pages);
 void rig_mark_all(struct rig *rig);	/* of tracked RAM */
+
+/* The ways in which the guest's accesses to RAM are told by mmio exits, whatever
+ * they would be otherwise: the memslot is not there, as while a VMM changes it;
+ * or KVM's emulator does them and meets a marker. */
+enum { NO_SLOT, EMULATED, WAYS };
+/* How many of them this KVM has, for tcase_add_loop_test(). Says so if it does
+ * not emulate. */
+int rig_ways(void);
+/* Have it so, of tracked RAM: also of what rig_renew() makes. The rig of
+ * EMULATED is a supervisor's. */
+void rig_exits(struct rig *rig, int way);
+
 /* RAM without a source. */
 void rig_plain(struct rig *rig);
 void rig_resolver(struct rig *rig,

@@ -8,7 +8,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -102,16 +101,20 @@ static bool required(const char *what)
 	return false;
 }
 
-void need(const char *what)
+bool have(const char *what, const char *why)
 {
-	const char *why = lacks(what);
-
 	if (!why)
-		return;
+		return true;
 	if (required(what)) {
 		printf("REQUIRED, but missing: %s: %s\n", what, why);
 		exit(1);
 	}
 	printf("SKIP: %s: %s\n", what, why);
-	exit(SKIPPED);
+	return false;
+}
+
+void need(const char *what)
+{
+	if (!have(what, lacks(what)))
+		exit(SKIPPED);
 }

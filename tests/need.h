@@ -11,11 +11,17 @@
 #ifndef KVMFAULT_TESTS_NEED_H
 #define KVMFAULT_TESTS_NEED_H
 
+#include <stdbool.h>
+
 /* what: "kvm", "uffd" (one that sees the kernel's accesses), "hugetlb" (a free
  * 2 MiB page) or "root". */
 void need(const char *what);
 
 /* The same question without the end: NULL: it is there; else why not. */
 const char *lacks(const char *what);
+
+/* What only a part of the program needs. why: NULL: it is there; else this says
+ * so, and the program goes on without that part, or ends if it is required. */
+bool have(const char *what, const char *why);
 
 #endif

@@ -32,12 +32,24 @@
 static struct rig rig;
 static pthread_barrier_t together;
 
-static void tracked(int column, unsigned int vcpus, bool supervisor)
+static void set_up(int column, unsigned int vcpus, bool supervisor)
 {
 	rig_new(&rig, column, vcpus, PAGES, supervisor);
 	rig.apart = true;
 	rig_track(&rig);
 	rig_vcpus(&rig);
+}
+
+static void tracked(int column, unsigned int vcpus)
+{
+	set_up(column, vcpus, false);
+}
+
+/* vCPUs that exit and do not sleep; i: each way in each column. */
+static void exits(int i, unsigned int vcpus)
+{
+	set_up(i % COLUMNS, vcpus, i / COLUMNS == EMULATED);
+	rig_exits(&rig, i / COLUMNS);
 }
 
 static struct kvmfault_stats stats(void)
@@ -119,7 +131,7 @@ START_TEST(vcpus_and_hosts_on_the_same_pages)
 {
 	struct team team;
 
-	tracked(_i, VCPUS, false);
+	tracked(_i, VCPUS);
 	pthread_barrier_init(&together, NULL, VCPUS + HOSTS);
 	team_start(&team, VCPUS + HOSTS, all_pages_many_times);
 	team_join(&team);
@@ -161,7 +173,7 @@ static void under_signals(int column, int flags)
 		.sa_flags = flags,
 	};
 
-	tracked(column, VCPUS, false);
+	tracked(column, VCPUS);
 	ck_assert_int_eq(sigaction(KICK, &action, NULL), 0);
 	pthread_barrier_init(&together, NULL, VCPUS + HOSTS);
 	team_start(&harassed, VCPUS + HOSTS, all_pages_harassed);
@@ -290,7 +302,7 @@ START_TEST(their_region_changes)
 {
 	unsigned int round, changes = 0;
 
-	tracked(_i, VCPUS, false);
+	tracked(_i, VCPUS);
 	for (round = 0; round < 8; round++) {
 		changes += change_while_they_walk(split_and_join);
 		rig_renew(&rig);
@@ -305,9 +317,8 @@ START_TEST(regions_around_theirs_change)
 {
 	unsigned int round, changes = 0;
 
-	tracked(_i, VCPUS, true);
+	exits(_i, VCPUS);
 	for (round = 0; round < 8; round++) {
-		rig_mark_all(&rig);
 		changes += change_while_they_walk(come_and_go);
 		rig_renew(&rig);
 	}
@@ -403,7 +414,7 @@ static void in_each_order(void)
 /* The vCPU sleeps in the kernel: two messages, of two userfaultfds. */
 START_TEST(host_and_vcpu_asleep)
 {
-	tracked(_i, 1, false);
+	tracked(_i, 1);
 	in_each_order();
 	ck_assert_uint_ge(stats().entrance[KVMFAULT_ENTRANCE_UFFD], 2);
 	rig_free(&rig);
@@ -413,8 +424,7 @@ END_TEST
 /* The vCPU is told by an exit, and fetches or waits on its own thread. */
 START_TEST(host_asleep_and_vcpu_fetches)
 {
-	tracked(_i, 1, true);
-	rig_mark_all(&rig);
+	exits(_i, 1);
 	in_each_order();
 	ck_assert_uint_ge(stats().entrance[KVMFAULT_ENTRANCE_MMIO], PAGES / 4);
 	rig_free(&rig);
@@ -437,8 +447,7 @@ START_TEST(host_asleep_and_message_late)
 {
 	pthread_t host;
 
-	tracked(_i, 1, true);
-	rig_mark_all(&rig);
+	exits(_i, 1);
 	for (the_page = 0; the_page < PAGES / 8; the_page++) {
 		ck_assert_int_eq(kvmfault_service_free(rig.service), 0);
 		rig.service = NULL;
@@ -661,7 +670,7 @@ START_TEST(two_copies_and_one_is_not_ours)
 	struct team team;
 	unsigned int round;
 
-	tracked(_i, 1, false);
+	tracked(_i, 1);
 	pthread_barrier_init(&together, NULL, 3);
 	for (round = 0; round < ROUNDS; round++) {
 		team_start(&team, 3, guest_host_and_thief);
@@ -849,7 +858,7 @@ START_TEST(discards_against_faults)
 	uint64_t i, state = 4711;
 	struct team team;
 
-	tracked(_i, WRITERS, false);
+	tracked(_i, WRITERS);
 	team_start(&team, WRITERS + 1, read_and_write);
 	while (atomic_load(&finished) <= WRITERS) {
 		discard_at_random(&state);
@@ -887,7 +896,7 @@ START_TEST(discard_of_a_page_in_flight)
 {
 	pthread_t guest, discarder;
 
-	tracked(_i, 1, false);
+	tracked(_i, 1);
 	for (the_page = 0; the_page < PAGES; the_page++) {
 		rig_close_gate(&rig);
 		guest = start(read_anything);
@@ -914,19 +923,25 @@ int main(void)
 	const TTest *const all[] = {
 		vcpus_and_hosts_on_the_same_pages, the_same_under_signals,
 		the_same_under_signals_that_restart, their_region_changes,
-		regions_around_theirs_change, host_and_vcpu_asleep,
-		host_asleep_and_vcpu_fetches, host_asleep_and_message_late,
-		two_copies_by_the_kernel, two_mappings_by_the_library,
-		two_copies_and_one_is_not_ours, discards_against_faults,
-		discard_of_a_page_in_flight,
+		host_and_vcpu_asleep, two_copies_by_the_kernel,
+		two_mappings_by_the_library, two_copies_and_one_is_not_ours,
+		discards_against_faults, discard_of_a_page_in_flight,
+	};
+	const TTest *const by_exits[] = {
+		regions_around_theirs_change, host_asleep_and_vcpu_fetches,
+		host_asleep_and_message_late,
 	};
 	Suite *suite = suite_create("kvm race");
 	TCase *tcase = tests(suite, "race");
+	int ways;
 	size_t i;
 
 	need("kvm");
 	need("uffd");
+	ways = rig_ways();
 	for (i = 0; i < sizeof(all) / sizeof(*all); i++)
 		tcase_add_loop_test(tcase, all[i], 0, COLUMNS);
+	for (i = 0; i < sizeof(by_exits) / sizeof(*by_exits); i++)
+		tcase_add_loop_test(tcase, by_exits[i], 0, COLUMNS * ways);
 	return run_suite(suite);
 }

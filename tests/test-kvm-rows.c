@@ -136,9 +136,21 @@ START_TEST(bare_race)
 }
 END_TEST
 
+/* Where KVM can have a kernel thread bring a page in, it takes whatever cannot
+ * be had for a page that takes its time. Only x86 does. */
+static bool asynchronous(int column)
+{
+#ifdef __x86_64__
+	return column;
+#else
+	(void)column;
+	return false;
+#endif
+}
+
 static void expect_bare_or_loop(int column)
 {
-	if (column)
+	if (asynchronous(column))
 		expect_loop();
 	else
 		expect_bare(MACHINE_READ);
@@ -286,8 +298,8 @@ static void *answer_one(void *arg)
 	return NULL;
 }
 
-/* A blocking userfaultfd: who asks is the vCPU's thread, or with an in-kernel
- * interrupt controller a kernel thread on its behalf. */
+/* A blocking userfaultfd: who asks is the vCPU's thread, or a kernel thread on
+ * its behalf. */
 START_TEST(uffd_message)
 {
 	struct reader reader;
@@ -298,7 +310,7 @@ START_TEST(uffd_message)
 					&reader), 0);
 	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM, 8, 0), 42);
 	pthread_join(reader.thread, NULL);
-	if (_i)
+	if (asynchronous(_i))
 		ck_assert_int_ne(reader.ptid, gettid());
 	else
 		ck_assert_int_eq(reader.ptid, gettid());
