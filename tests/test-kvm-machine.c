@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The machine that the other live tests and the program run: every routine does
+ * what machine.h says, at both levels of privilege and in both columns, on
+ * memory where nothing faults for long.
+ */
+
+#include <errno.h>
+#include <string.h>
+
+#include "kvm-rig.h"
+#include "need.h"
+
+#define PAGES 16
+#define LEVELS 2		/* least and most privileged */
+
+static struct rig rig;
+
+/* i: each level in each column */
+static void set_up(int i)
+{
+	uint64_t at;
+
+	rig_new(&rig, i % COLUMNS, 2, PAGES, i / COLUMNS);
+	rig_plain(&rig);
+	rig_vcpus(&rig);
+	for (at = 0; at < PAGES * PAGE; at += 8)
+		*(uint64_t *)(rig.a + at) = rig_word(at);
+}
+
+/* By the first vCPU. */
+static uint64_t run(enum machine_routine routine, uint64_t a, uint64_t b,
+		    uint64_t c)
+{
+	return rig_do(&rig, 0, routine, a, b, c);
+}
+
+static uint64_t word_at(uint64_t offset)
+{
+	uint64_t word;
+
+	memcpy(&word, rig.a + offset, sizeof(word));
+	return word;
+}
+
+START_TEST(reads_and_writes)
+{
+	const uint64_t value = 0x1122334455667788, at = 3 * PAGE + 40;
+	uint64_t size, mask, before;
+
+	set_up(_i);
+	for (size = 1; size <= 8; size *= 2) {
+		mask = ~0ULL >> (64 - 8 * size);
+		before = word_at(at);
+		ck_assert_uint_eq(run(MACHINE_READ, RAM + at, size, 0),
+				  before & mask);
+		run(MACHINE_WRITE, RAM + at, size, value);
+		ck_assert_uint_eq(word_at(at),
+				  (before & ~mask) | (value & mask));
+		memcpy(rig.a + at, &before, 8);
+	}
+	ck_assert_uint_eq(word_at(at - 8), rig_word(at - 8));
+	ck_assert_uint_eq(word_at(at + 8), rig_word(at + 8));
+	rig_free(&rig);
+}
+END_TEST
+
+START_TEST(across_pages)
+{
+	const uint64_t at = 2 * PAGE - 3;
+
+	set_up(_i);
+	ck_assert_uint_eq(run(MACHINE_READ, RAM + at, 8, 0), word_at(at));
+	run(MACHINE_WRITE, RAM + at, 8, 0x0102030405060708);
+	ck_assert_uint_eq(word_at(at), 0x0102030405060708);
+	rig_free(&rig);
+}
+END_TEST
+
+START_TEST(atomic_accesses)
+{
+	set_up(_i);
+	ck_assert_uint_eq(run(MACHINE_EXCHANGE, RAM, 12, 0), rig_word(0));
+	ck_assert_uint_eq(word_at(0), 12);
+	ck_assert_uint_eq(run(MACHINE_ADD, RAM, 30, 0), 12);
+	ck_assert_uint_eq(word_at(0), 42);
+	rig_free(&rig);
+}
+END_TEST
+
+static void *add_many(void *arg)
+{
+	unsigned int i;
+
+	for (i = 0; i < 1000; i++)
+		rig_do(&rig, (unsigned int)(uintptr_t)arg, MACHINE_ADD, RAM, 1,
+		       0);
+	return NULL;
+}
+
+/* Two vCPUs and a thread of the host's, at one word. */
+START_TEST(atomic_among_vcpus)
+{
+	struct team team;
+	unsigned int i;
+
+	set_up(_i);
+	memset(rig.a, 0, 8);
+	team_start(&team, 2, add_many);
+	for (i = 0; i < 1000; i++)
+		atomic_fetch_add((_Atomic uint64_t *)rig.a, 1);
+	team_join(&team);
+	ck_assert_uint_eq(word_at(0), 3000);
+	rig_free(&rig);
+}
+END_TEST
+
+START_TEST(sixteen_bytes)
+{
+	set_up(_i);
+	ck_assert_uint_eq(run(MACHINE_READ16, RAM + 32, 0, 0), rig_word(32));
+	ck_assert_uint_eq(machine_result_high(&rig.machine->vcpu[0]),
+			  rig_word(40));
+	run(MACHINE_WRITE16, RAM + 32, 21, 22);
+	ck_assert_uint_eq(word_at(32), 21);
+	ck_assert_uint_eq(word_at(40), 22);
+	ck_assert_uint_eq(word_at(48), rig_word(48));
+	rig_free(&rig);
+}
+END_TEST
+
+START_TEST(copies)
+{
+	char was[PAGE];
+
+	set_up(_i);
+	memcpy(was, rig.a + 4 * PAGE - 100, sizeof(was));
+	run(MACHINE_COPY, RAM + 8 * PAGE - 50, RAM + 4 * PAGE - 100, 1234);
+	ck_assert_mem_eq(rig.a + 8 * PAGE - 50, was, 1234);
+	memcpy(was, rig.a, sizeof(was));
+	run(MACHINE_COPY, RAM, RAM + PAGE, 0);
+	ck_assert_mem_eq(rig.a, was, sizeof(was));
+	rig_free(&rig);
+}
+END_TEST
+
+/* Of these 512 bytes both architectures have registers of 16 in the middle. */
+START_TEST(fpu_state)
+{
+	const size_t from = 160, length = 256;
+	char *state = NULL;
+
+	set_up(_i);
+	state = rig.a + PAGE;
+	memset(state, 0xee, 512);
+	run(MACHINE_FPU_SAVE, RAM + PAGE, 0, 0);
+	memcpy(state + from, rig.a, length);
+	run(MACHINE_FPU_RESTORE, RAM + PAGE, 0, 0);
+	run(MACHINE_FPU_SAVE, RAM + 2 * PAGE, 0, 0);
+	ck_assert_mem_eq(rig.a + 2 * PAGE + from, rig.a, length);
+	rig_free(&rig);
+}
+END_TEST
+
+START_TEST(jumps)
+{
+	set_up(_i);
+	machine_put_return(rig.a + 5 * PAGE + 64);
+	ck_assert_uint_eq(run(MACHINE_JUMP, RAM + 5 * PAGE + 64, 31, 0), 31);
+	rig_free(&rig);
+}
+END_TEST
+
+/* All ones are no instruction. */
+START_TEST(called_again_after_a_crash)
+{
+	struct machine_vcpu *vcpu;
+	int err, ret;
+
+	set_up(_i);
+	vcpu = &rig.machine->vcpu[0];
+	memset(rig.a, 0xff, 64);
+	ck_assert_int_eq(machine_call(vcpu, MACHINE_JUMP, RAM, 0, 0, 0), 0);
+	do {
+		ret = rig_run(&rig, 0, &err);
+	} while (ret < 0 && err == EINTR);
+	ck_assert(!machine_done(vcpu, ret));
+	ck_assert_uint_eq(run(MACHINE_READ, RAM + PAGE, 8, 0), rig_word(PAGE));
+	rig_free(&rig);
+}
+END_TEST
+
+START_TEST(no_such_routine)
+{
+	set_up(0);
+	ck_assert_int_eq(machine_call(&rig.machine->vcpu[0], 0, 0, 0, 0, 0),
+			 -EINVAL);
+	ck_assert_int_eq(machine_call(&rig.machine->vcpu[0], 1000, 0, 0, 0, 0),
+			 -EINVAL);
+	rig_free(&rig);
+}
+END_TEST
+
+/* As machine.h has it. */
+static void scan(struct machine_scan *job, uint64_t *page)
+{
+	uint64_t n, i, sum, p = job->first;
+
+	for (n = 0; n < job->count; n++) {
+		sum = MACHINE_SCAN_SEED;
+		for (i = 0; i < 512; i++)
+			sum = ((sum << 5 | sum >> 59) ^ page[p * 512 + i]) *
+			      MACHINE_SCAN_MUL;
+		page[p * 512 + 511] = sum;
+		job->checksum += sum ^ (p * MACHINE_SCAN_MUL);
+		job->progress++;
+		p += job->stride;
+		if (p >= job->pages)
+			p -= job->pages;
+	}
+}
+
+START_TEST(scans)
+{
+	static uint64_t expected[PAGES * PAGE / 8];
+	struct machine_scan job = {
+		.base = RAM,
+		.pages = PAGES,
+		.first = 5,
+		.stride = 7,
+		.count = PAGES + 3,	/* some twice */
+		.progress = 100,
+		.checksum = 4711,
+	};
+	struct machine_scan *theirs;
+
+	set_up(_i);
+	memcpy(expected, rig.a, sizeof(expected));
+	theirs = machine_scan_job(rig.machine, 0);
+	*theirs = job;
+	run(MACHINE_SCAN, 0, 0, 0);
+	scan(&job, expected);
+	ck_assert_mem_eq(rig.a, expected, sizeof(expected));
+	ck_assert_mem_eq(theirs, &job, sizeof(job));
+	rig_free(&rig);
+}
+END_TEST
+
+#define TICKS 5
+
+/* The timer fires in a routine of any length, and only where it is asked for. */
+START_TEST(ticks)
+{
+	unsigned int n;
+
+	set_up(_i);
+	for (n = 0; n < 100; n++)
+		run(MACHINE_SPIN, 1000, 0, 0);
+	while (_i % COLUMNS && machine_ticks(rig.machine, 0) < TICKS)
+		run(MACHINE_SPIN, 1000, 0, 0);
+	if (!(_i % COLUMNS))
+		ck_assert_uint_eq(machine_ticks(rig.machine, 0), 0);
+	ck_assert_uint_eq(machine_ticks(rig.machine, 1), 0);
+	rig_free(&rig);
+}
+END_TEST
+
+static struct kicker kicker;
+
+/* Whatever it was doing before, be it a tick. */
+START_TEST(ticks_after_calls_that_were_left)
+{
+	uint64_t before;
+	unsigned int n;
+	int err;
+
+	set_up(1 + _i * COLUMNS);
+	kicker_start(&kicker);
+	for (n = 0; n < 100; n++) {
+		ck_assert_int_eq(machine_call(&rig.machine->vcpu[0],
+					      MACHINE_SPIN, 0, 0, 0, 0), 0);
+		ck_assert_int_eq(rig_run(&rig, 0, &err), -1);
+		ck_assert_int_eq(err, EINTR);
+	}
+	kicker_stop(&kicker);
+	before = machine_ticks(rig.machine, 0);
+	while (machine_ticks(rig.machine, 0) < before + TICKS)
+		run(MACHINE_SPIN, 1000, 0, 0);
+	rig_free(&rig);
+}
+END_TEST
+
+int main(void)
+{
+	const TTest *const all[] = {
+		reads_and_writes, across_pages, atomic_accesses,
+		atomic_among_vcpus, sixteen_bytes, copies, fpu_state, jumps,
+		called_again_after_a_crash, scans, ticks,
+	};
+	Suite *suite = suite_create("kvm machine");
+	TCase *tcase = tests(suite, "machine");
+	size_t i;
+
+	need("kvm");
+	for (i = 0; i < sizeof(all) / sizeof(*all); i++)
+		tcase_add_loop_test(tcase, all[i], 0, COLUMNS * LEVELS);
+	tcase_add_test(tcase, no_such_routine);
+	tcase_add_loop_test(tcase, ticks_after_calls_that_were_left, 0, LEVELS);
+	return run_suite(suite);
+}
