@@ -10,6 +10,7 @@
 #include <linux/memfd.h>
 #include <linux/userfaultfd.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -33,6 +34,13 @@ void rig_same(uint64_t got, uint64_t want, const char *what)
 		ck_abort_msg("%s: %#llx, not %#llx", what,
 			     (unsigned long long)got,
 			     (unsigned long long)want);
+}
+
+unsigned int rig_rounds(unsigned int rounds)
+{
+	const char *divisor = getenv("KVMFAULT_TEST_DIVISOR");
+
+	return divisor ? rounds / (unsigned int)atoi(divisor) : rounds;
 }
 
 void rig_close_gate(struct rig *rig)

@@ -98,6 +98,10 @@ void rig_resolver(struct rig *rig,
 void rig_vcpus(struct rig *rig);
 void rig_free(struct rig *rig);
 
+/* How often a test that takes long does what it does: as often as it says, or 1
+ * in KVMFAULT_TEST_DIVISOR times, where all is slow. */
+unsigned int rig_rounds(unsigned int rounds);
+
 /* What the source has there: never zero, different everywhere. */
 uint64_t rig_word(uint64_t offset);
 

@@ -82,7 +82,7 @@ static void host_reads(uint64_t offset)
 
 /* ---- all on the same pages ---- */
 
-#define ROUNDS 24
+#define ROUNDS rig_rounds(24)
 
 /* A message that was read late brings in a page of the new memory: there it is
  * asked for once more, or after the last round by nobody. */
@@ -465,7 +465,7 @@ END_TEST
 
 /* ---- two copies of one page through two mappings ---- */
 
-#define COPIES 10000
+#define COPIES rig_rounds(10000)
 
 /* All at the same moment: the barrier wakes one after the other. */
 static void at_once(atomic_uint *arrived, unsigned int all)
@@ -693,7 +693,7 @@ END_TEST
 /* ---- discards ---- */
 
 #define WRITERS 4
-#define TURNS 3000
+#define TURNS rig_rounds(3000)
 
 /* When what happened to a page, on one clock. Every vCPU writes one word of the
  * page, and reads them all. */

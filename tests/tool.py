@@ -5,16 +5,20 @@
 """The program kvmfault and the example, as a user runs them.
 
 usage: tool.py KVMFAULT MINIMAL README MINIMAL.C [TEST]...
+
+KVMFAULT may be a command that runs it on a kernel of its own: 'run.py ...'
 """
 
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 import tempfile
 
-KVMFAULT, MINIMAL, README, MINIMAL_C = sys.argv[1:5]
+MINIMAL, README, MINIMAL_C = sys.argv[2:5]
+KVMFAULT = shlex.split(sys.argv[1])
 SKIP = 77
 
 
@@ -39,7 +43,7 @@ def run(*command, code=0):
 
 
 def demo(*options, code=0):
-    return run(KVMFAULT, 'demo', *options, code=code)
+    return run(*KVMFAULT, 'demo', *options, code=code)
 
 
 def verified(*options):
@@ -118,7 +122,7 @@ def test_table():
 def test_progress_is_for_terminals():
     assert demo('--memory', '4M').stderr == ''
     master, slave = pty.openpty()
-    done = subprocess.run([KVMFAULT, 'demo', '--memory', '4M', '--json'],
+    done = subprocess.run([*KVMFAULT, 'demo', '--memory', '4M', '--json'],
                           stdout=subprocess.PIPE, stderr=slave)
     os.close(slave)
     seen = os.read(master, 1 << 16)
@@ -134,23 +138,23 @@ def test_usage():
                   ['--nonsense'], ['extra']):
         done = demo(*wrong, code=2)
         assert done.stderr and not done.stdout, (wrong, done)
-    run(KVMFAULT, code=2)
-    run(KVMFAULT, 'nonsense', code=2)
-    run(KVMFAULT, 'probe', 'extra', code=2)
+    run(*KVMFAULT, code=2)
+    run(*KVMFAULT, 'nonsense', code=2)
+    run(*KVMFAULT, 'probe', 'extra', code=2)
     for command in ([], ['demo'], ['probe']):
-        assert 'Usage' in run(KVMFAULT, *command, '--help').stdout
-    assert run(KVMFAULT, '--version').stdout.startswith('kvmfault ')
+        assert 'Usage' in run(*KVMFAULT, *command, '--help').stdout
+    assert run(*KVMFAULT, '--version').stdout.startswith('kvmfault ')
 
 
 def test_probe():
-    report = json.loads(run(KVMFAULT, 'probe', '--json').stdout)
+    report = json.loads(run(*KVMFAULT, 'probe', '--json').stdout)
     answers = {'yes', 'no', 'could not ask'}
     assert len(report) == 19, report
     for name, finding in report.items():
         assert finding['answer'] in answers, (name, finding)
         assert (finding['answer'] != 'could not ask' or
                 finding['error'].startswith('E')), (name, finding)
-    table = run(KVMFAULT, 'probe').stdout
+    table = run(*KVMFAULT, 'probe').stdout
     for name in report:
         assert name in table, (name, table)
 
@@ -173,8 +177,9 @@ def main():
              if name.startswith('test_')}
     failed = 0
 
-    need('kvm', '/dev/kvm')
-    need('uffd', '/dev/userfaultfd')
+    if len(KVMFAULT) == 1:
+        need('kvm', '/dev/kvm')
+        need('uffd', '/dev/userfaultfd')
     for name in sys.argv[5:] or tests:
         try:
             tests[name]()
