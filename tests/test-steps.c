@@ -113,11 +113,13 @@ static struct deed *const first = &deeds[0], *const second = &deeds[1],
 /* How often the kernel has woken who sleeps on the page. */
 static size_t woken(void)
 {
-	const struct fake_call *copy;
-	size_t i, n = fake_count(FAKE_IOCTL, UFFDIO_WAKE);
+	static const uint64_t install[] = { UFFDIO_COPY, UFFDIO_ZEROPAGE };
+	const struct fake_call *call;
+	size_t i, k, n = fake_count(FAKE_IOCTL, UFFDIO_WAKE);
 
-	for (i = 0; (copy = fake_nth(FAKE_IOCTL, UFFDIO_COPY, i)); i++)
-		n += !copy->result;
+	for (k = 0; k < 2; k++)
+		for (i = 0; (call = fake_nth(FAKE_IOCTL, install[k], i)); i++)
+			n += !call->result;
 	return n;
 }
 
@@ -237,7 +239,8 @@ static void in_read(void)
 
 static bool in_ioctl(struct fake_call *call)
 {
-	bool copy = call->number == UFFDIO_COPY;
+	bool copy = call->number == UFFDIO_COPY ||
+		    call->number == UFFDIO_ZEROPAGE;
 
 	if (!copy && call->number != UFFDIO_WAKE)
 		return false;

@@ -96,13 +96,15 @@ static void wake(int fd, uint64_t start)
 /* The kernel wakes who sleeps on the same userfaultfd. */
 static bool on_ioctl(struct fake_call *call)
 {
-	if (call->number == UFFDIO_COPY && copy_error) {
+	bool installs = call->number == UFFDIO_COPY ||
+			call->number == UFFDIO_ZEROPAGE;
+
+	if (installs && copy_error) {
 		call->result = copy_error;
 		return true;
 	}
 	fake_model(call);
-	if (!call->result && (call->number == UFFDIO_COPY ||
-			      call->number == UFFDIO_WAKE))
+	if (!call->result && (installs || call->number == UFFDIO_WAKE))
 		wake(call->fd, call->at);
 	return true;
 }
