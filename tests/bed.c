@@ -149,9 +149,10 @@ struct kvmfault__answer bed_resolve(enum kvmfault_entrance entrance,
 		.memory = bed.memory,
 		.offset = page * PAGE,
 	};
-	const char *outer = noting_inside;
+	static const struct noted judged = { .name = "bed_resolve" };
+	const struct noted *outer = noting_inside;
 
-	noting_inside = "kvmfault_handle";	/* judged like it */
+	noting_inside = &judged;
 	if (!origin) {
 		answer = kvmfault__resolve_gpa(bed.seat, &fault, fault.gpa);
 	} else {

@@ -69,6 +69,15 @@ def declared(header):
     return re.findall(r'\b(kvmfault_\w+)\(', code)
 
 
+def setup(header):
+    """Those that may take the context's lock and allocate."""
+    classes = {match['name']: ' '.join(match['comment'].split())
+               for match in FUNCTION.finditer(header)}
+    return {name for name, text in classes.items()
+            if re.search(r'Thread class: (\* )?setup', text)} | {
+                'kvmfault_vm_new', 'kvmfault_vm_free'}
+
+
 def returning(header):
     """Those that return 0 or -errno."""
     return {name: codes for name, (kind, codes) in functions(header).items()
@@ -85,7 +94,7 @@ def wrappers(header):
 
 #include "tests/noting.h"
 
-_Thread_local const char *noting_inside;
+_Thread_local const struct noted *noting_inside;
 
 static void note(const char *name, int result)
 {
@@ -108,7 +117,8 @@ struct noted noted[] = {
     names = declared(header)
     errors = returning(header)
     for name in names:
-        yield f'''	{{ .name = "{name}" }},
+        kind = str(name in setup(header)).lower()
+        yield f'''	{{ .name = "{name}", .setup = {kind} }},
 '''
     yield f'''}};
 const size_t noted_count = {len(names)};
@@ -123,10 +133,10 @@ long __real_{name}(long, long, long, long, long, long);
 long __wrap_{name}(long a, long b, long c, long d, long e, long f);
 long __wrap_{name}(long a, long b, long c, long d, long e, long f)
 {{
-	const char *outer = noting_inside;
+	const struct noted *outer = noting_inside;
 	long result;
 
-	noting_inside = "{name}";
+	noting_inside = &noted[{number}];
 	atomic_fetch_add(&noted[{number}].calls, 1);
 	result = __real_{name}(a, b, c, d, e, f);
 	noting_inside = outer;{note}
@@ -194,6 +204,8 @@ def twin(header):
                   for name, codes in documented.items()}
     assert len(documented) > 20 and documented['kvmfault_vm_new']
     assert set(documented) < set(declared(header))
+    assert 'kvmfault_region_add' in setup(header)
+    assert 'kvmfault_ensure' not in setup(header)
     assert not list(compare(documented, everything, UNREACHED))
     name = 'kvmfault_region_add'
     less = dict(everything, **{name: everything[name] - {'EEXIST'}})

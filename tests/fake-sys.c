@@ -92,26 +92,27 @@ _Static_assert(sizeof(struct fake_call) < 128, "one small struct per call");
 /* ---- what may not be done ---- */
 
 /* Where the wrappers are not linked, a thread is in none. */
-__attribute__((weak)) _Thread_local const char *noting_inside;
+__attribute__((weak)) _Thread_local const struct noted *noting_inside;
 
-static const char service_thread[] = "a thread of the service";
+static const struct noted service_thread = {
+	.name = "a thread of the service",
+};
 
-/* What runs for a fault; all other functions are set-up. */
+/* All but set-up may run for a fault, and is judged. What of it may do more: */
 static const struct path {
 	const char *name;
-	bool seat;		/* begins with one, which may have to be made */
-	bool locks;		/* briefly the service's */
+	bool seat;		/* begin with one, which may have to be made */
+	bool locks;		/* take the service's, briefly */
 } paths[] = {
-	{ .name = "kvmfault_decode" },
-	{ .name = "kvmfault_decode_siginfo" },
-	{ .name = "kvmfault_handle" },
-	{ .name = "kvmfault_request_read" },
-	{ .name = "kvmfault_request_install" },
 	{ .name = "kvmfault_ensure", .seat = true },
 	{ .name = "kvmfault_discard", .seat = true },
 	{ .name = "kvmfault_region_find", .seat = true },
+	{ .name = "kvmfault_memory_failed", .seat = true },
+	{ .name = "kvmfault_cancel", .seat = true, .locks = true },
+	{ .name = "kvmfault_fetch_done", .locks = true },
 	{ .name = "kvmfault_service_dispatch", .seat = true, .locks = true },
-	{ .name = service_thread, .locks = true },
+	{ .name = "a thread of the service", .locks = true },
+	{ .name = NULL },	/* all others */
 };
 
 static _Thread_local struct thread {
@@ -129,17 +130,20 @@ void (*fake_wrong)(const char *what, const char *function) = abort_for;
 
 static void wrong(const char *what)
 {
-	fake_wrong(what, noting_inside ? noting_inside : "outside of all");
+	fake_wrong(what, noting_inside ? noting_inside->name :
+					 "outside of all");
 }
 
+/* What this thread may do; NULL: anything. */
 static const struct path *path(void)
 {
-	size_t i;
+	const struct path *path = paths;
 
-	for (i = 0; noting_inside && i < sizeof(paths) / sizeof(*paths); i++)
-		if (!strcmp(noting_inside, paths[i].name))
-			return &paths[i];
-	return NULL;
+	if (!noting_inside || noting_inside->setup)
+		return NULL;
+	while (path->name && strcmp(noting_inside->name, path->name))
+		path++;
+	return path;
 }
 
 static bool makes_something(enum fake_name name)
@@ -229,7 +233,7 @@ void fake_called_back(void)
 
 struct aside {
 	struct thread thread;
-	const char *inside;
+	const struct noted *inside;
 };
 
 static struct aside step_aside(void)
@@ -1000,7 +1004,7 @@ static void *begin(void *arg)
 	struct start start = *(struct start *)arg;
 
 	free(arg);
-	noting_inside = service_thread;
+	noting_inside = &service_thread;
 	return start.run(start.arg);
 }
 

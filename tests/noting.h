@@ -11,16 +11,18 @@
 #define KVMFAULT_TESTS_NOTING_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 
 struct noted {
 	const char *name;
+	bool setup;		/* its thread class, in the header */
 	atomic_uint calls;
 };
 extern struct noted noted[];
 extern const size_t noted_count;
 
 /* The innermost public function that this thread is in, or NULL. */
-extern _Thread_local const char *noting_inside;
+extern _Thread_local const struct noted *noting_inside;
 
 #endif
