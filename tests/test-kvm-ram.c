@@ -245,9 +245,11 @@ static void *churn(void *arg)
 	};
 
 	while (atomic_load(&churning)) {
-		ck_assert_int_eq(kvmfault_region_add(rig.vm, &region), 0);
-		ck_assert_int_eq(kvmfault_region_remove(rig.vm, 0, region.gpa),
-				 0);
+		rig_same((uint64_t)kvmfault_region_add(rig.vm, &region), 0,
+			 "add");
+		rig_same((uint64_t)kvmfault_region_remove(rig.vm, 0,
+							  region.gpa), 0,
+			 "remove");
 	}
 	return arg;
 }
