@@ -163,7 +163,7 @@ static pid_t start(char **argv, char **env, const int out[2], const int err[2])
 	dup2(out[1], 1);
 	dup2(err[1], 2);
 	execve(argv[0], argv, env);
-	must(-1, argv[0]);
+	must(-1, "the program, which has to be static and for this kernel");
 	return -1;
 }
 

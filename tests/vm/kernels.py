@@ -31,6 +31,7 @@ import tempfile
 HERE = os.path.dirname(os.path.abspath(__file__))
 KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg'
 FORMAT = '1'			# of what lies in the cache
+MAKING = 'making-'		# the beginning of its temporary directories
 MODULES = ['irqbypass', 'ccp', 'kvm', 'kvm-amd']
 
 
@@ -356,6 +357,8 @@ class Cache:
             except BlockingIOError:
                 note(f'waiting for another that works in {self.directory}')
                 fcntl.flock(file, fcntl.LOCK_EX)
+            for left in glob.glob(f'{self.directory}/{MAKING}*'):
+                shutil.rmtree(left)	# by one that was killed
             yield
 
     def bring(self, names, update=False):
@@ -375,7 +378,7 @@ class Cache:
 
     def bring_one(self, name):
         path = self.path(name)
-        with tempfile.TemporaryDirectory(prefix='.making-',
+        with tempfile.TemporaryDirectory(prefix=MAKING,
                                          dir=self.directory) as work:
             self.make(name, path, work)
 
