@@ -68,6 +68,10 @@ void rig_open_gate(struct rig *rig)
 	pthread_mutex_unlock(&gate->lock);
 }
 
+#define TRIES 100
+
+uint32_t rig_retry_budget;
+
 static void pass_gate(struct gate *gate)
 {
 	/* Not even a lock where a test does not use it. */
@@ -155,6 +159,7 @@ static void make(struct rig *rig, int column, unsigned int vcpus,
 		.changed_data = rig,
 		.unresolved = unresolved,
 		.unresolved_data = rig,
+		.retry_budget = rig_retry_budget,
 	};
 
 	pthread_mutex_init(&rig->gate.lock, NULL);
@@ -187,6 +192,12 @@ void rig_new_huge(struct rig *rig, int column, unsigned int vcpus,
 	make(rig, column, vcpus, false, MFD_HUGETLB | MFD_HUGE_2MB);
 }
 
+static int punch(const struct rig *rig)
+{
+	return fallocate(rig->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			 0, (off_t)(rig->pages * PAGE));
+}
+
 static void add_memory(struct rig *rig, const struct kvmfault_source *source)
 {
 	struct kvmfault_memory_options memory = {
@@ -204,8 +215,15 @@ static void add_memory(struct rig *rig, const struct kvmfault_source *source)
 		.length = rig->pages * PAGE,
 		.slot = SLOT,
 	};
+	unsigned int tries = 0;
+	int err;
 
-	MUST(kvmfault_memory_new(rig->vm, &memory, &rig->memory));
+	/* A kernel thread that KVM had sent for a page of the same RAM before it
+	 * was renewed may bring it in only now. */
+	do
+		err = kvmfault_memory_new(rig->vm, &memory, &rig->memory);
+	while (err == -EEXIST && tries++ < TRIES && !punch(rig));
+	MUST(err);
 	region.memory = rig->memory;
 	MUST(kvmfault_region_add(rig->vm, &region));
 }
@@ -319,8 +337,7 @@ void rig_renew(struct rig *rig)
 	/* Where pages were absent it is closed now. */
 	MUST(mprotect(rig->a, (size_t)length, PROT_READ | PROT_WRITE));
 	MUST(mprotect(rig->b, (size_t)length, PROT_READ | PROT_WRITE));
-	MUST(fallocate(rig->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-		       0, length));
+	MUST(punch(rig));
 	for (page = 0; page < rig->pages; page++)
 		rig->reads[page] = 0;
 	add_tracked(rig);

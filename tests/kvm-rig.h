@@ -61,6 +61,9 @@ struct rig {
 	atomic_int logged;		/* lines */
 };
 
+/* Of the contexts that are made from now on; 0: the default. */
+extern uint32_t rig_retry_budget;
+
 /* column: 0 or 1; supervisor: guest code that some of KVM's back ends emulate */
 void rig_new(struct rig *rig, int column, unsigned int vcpus, uint64_t pages,
 	     bool supervisor);
