@@ -38,7 +38,8 @@ extern "C" {
  * (decode), the context of a VM, where absent pages come from (sources), the
  * memory and its mappings, the guest-physical ranges that show it (regions),
  * who makes a page present (resolvers), vCPUs and handle, the userfaultfd
- * service, ensure and discard, statistics, names.
+ * service, ensure and discard, private and shared memory (convert), statistics,
+ * names.
  *
  * The whole integration of a VMM, in order:
  *
@@ -77,6 +78,7 @@ extern "C" {
  */
 
 struct kvm_run;			/* linux/kvm.h */
+struct kvmfault_converter;	/* below, at "Convert" */
 
 struct kvmfault_vm;		/* the context: all the library knows of a VM */
 struct kvmfault_uffd;		/* one process's userfaultfd */
@@ -331,12 +333,20 @@ struct kvmfault_vm_options {
 	/* How many fetches of sources that answer later may be in flight at
 	 * once. Each keeps scratch memory of page_size_max. 0: 64. */
 	uint32_t fetches;
+
+	/* How private and shared memory is converted, copied; see "Convert".
+	 * NULL: all defaults. */
+	const struct kvmfault_converter *converter;
+	/* KVM's descriptor of the VM, borrowed until the context is freed: for
+	 * conversions. 0: none. */
+	int fd;
 };
 
 /*
  * Make a context. options may be NULL: all defaults.
  * Returns 0; -EINVAL: vm is NULL, page_size_max is not a power of two from
- * 4 KiB to 1 GiB; -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
+ * 4 KiB to 1 GiB, flags of the converter that are not known; -EBADF: fd is
+ * closed; -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
  * Thread class: any. Since 0.1.
  */
 int kvmfault_vm_new(const struct kvmfault_vm_options *options,
@@ -588,7 +598,7 @@ struct kvmfault_region {
 	uint32_t slot;		/* KVM's number; kept, not interpreted */
 	uint32_t flags;		/* KVMFAULT_REGION_* */
 	/* For private memory: the file and where the region is in it.
-	 * Borrowed, and handed to resolvers. 0: none. */
+	 * Borrowed until the region is removed. 0: none. */
 	int guest_memfd;
 	uint64_t guest_memfd_offset;
 	/* What is shown, from which offset on. NULL: guest_memfd only; its
@@ -608,9 +618,10 @@ int kvmfault_region_add(struct kvmfault_vm *vm,
 			const struct kvmfault_region *region);
 
 /*
- * Remove the region that begins at gpa, also while vCPUs run. Does not wait: a
- * fetch in flight goes on and is installed, since it is the memory's; whoever
- * waits for it is answered; after this returns no new fault finds the region.
+ * Remove the region that begins at gpa, also while vCPUs run. Does not wait for
+ * a fetch in flight: it goes on and is installed, since it is the memory's;
+ * whoever waits for it is answered. After this returns no new fault finds the
+ * region, and the library does not touch its guest_memfd.
  * Returns 0; -EINVAL: vm is NULL; -ENOENT: no region begins there.
  * Thread class: setup. Since 0.1.
  */
@@ -631,10 +642,10 @@ int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
  * An ordered chain: the VMM's own, in the order in which they were added, then
  * the library's "async" (absent pages of a source that answers later), "copy"
  * and "continue" (of others: read the source, and UFFDIO_COPY, or in a memory
- * with minor faults UFFDIO_CONTINUE), "zero"
- * (discarded pages: UFFDIO_ZEROPAGE) and "populate" (present or untracked
- * pages: MADV_POPULATE_READ/WRITE). Each is asked in turn until one does not
- * decline.
+ * with minor faults UFFDIO_CONTINUE), "zero" (discarded pages:
+ * UFFDIO_ZEROPAGE), "populate" (present or untracked pages:
+ * MADV_POPULATE_READ/WRITE) and "convert" (private pages that are to be shared,
+ * and the other way). Each is asked in turn until one does not decline.
  */
 enum kvmfault_page {
 	KVMFAULT_PAGE_UNTRACKED = 1,	/* memory without a source, or none */
@@ -642,6 +653,9 @@ enum kvmfault_page {
 	KVMFAULT_PAGE_REMOVED = 3,	/* discarded: zero; claimed */
 	KVMFAULT_PAGE_PRESENT = 4,	/* was installed, and faults again */
 	KVMFAULT_PAGE_POISONED = 5,	/* its data is lost */
+	KVMFAULT_PAGE_UNCONVERTED = 6,	/* private, and the guest wants it
+					 * shared, or the other way: see
+					 * "Convert". Nothing is claimed */
 };
 
 enum kvmfault_verdict {
@@ -811,14 +825,15 @@ struct kvmfault_result {
  *   unless it has told the guest;
  * - EINTR: INTERRUPTED.
  *
- * Never allocates, never sleeps but for a page that another thread fetches and
- * in the pauses of the retry budget: a signal ends both, and immediate_exit
- * within 10 ms. Kernel interfaces: UFFDIO_COPY, UFFDIO_ZEROPAGE,
- * UFFDIO_CONTINUE, UFFDIO_POISON, UFFDIO_WAKE, madvise,
- * fallocate, private futexes, clock_gettime; lseek or mincore to check on a
- * resolver that did not use kvmfault_request_install(); what the source uses
- * (the built-in file source: pread); for emulation errors KVM_GET_REGS,
- * KVM_GET_SREGS, KVM_TRANSLATE, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS.
+ * Never allocates, never sleeps but for a page that another thread fetches or
+ * converts and in the pauses of the retry budget: a signal ends these, and
+ * immediate_exit within 10 ms. Kernel interfaces: UFFDIO_COPY, UFFDIO_ZEROPAGE,
+ * UFFDIO_CONTINUE, UFFDIO_POISON, UFFDIO_WAKE, madvise, fallocate, private
+ * futexes, clock_gettime; lseek or mincore to check on a resolver that did not
+ * use kvmfault_request_install(); what the source uses (the built-in file
+ * source: pread); for conversions KVM_SET_MEMORY_ATTRIBUTES; for emulation
+ * errors KVM_GET_REGS, KVM_GET_SREGS, KVM_TRANSLATE, KVM_GET_VCPU_EVENTS,
+ * KVM_SET_VCPU_EVENTS.
  *
  * A NULL vcpu is UNRESOLVED. Thread class: object, the vCPU's own thread.
  * Since 0.1.
@@ -950,6 +965,110 @@ int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
  */
 int kvmfault_cancel(struct kvmfault_vm *vm, uint32_t address_space,
 		    uint64_t gpa, uint64_t length);
+
+/*
+ * Convert: private and shared
+ * ---------------------------
+ * Each page of a region with a guest_memfd is private, and then it is the
+ * guest_memfd's, or shared, and then it is the memory's. KVM keeps that for
+ * each guest-physical page of 4 KiB, whatever slots there are; all are shared
+ * at first. KVM can't be asked for it: so the library remembers what KVM was
+ * last told, and all conversions have to go through it, those before the first
+ * KVM_RUN too.
+ *
+ * A guest converts by its accesses: an exit whose KVM_MEMORY_EXIT_FLAG_PRIVATE
+ * differs from the state is put to the chain as KVMFAULT_PAGE_UNCONVERTED, and
+ * the resolver "convert" does it if none of the VMM's took it. Or by a
+ * hypercall, for which the VMM calls kvmfault_convert(). For each run of pages
+ * that are not yet what they are to be:
+ *
+ *   hooks before -> KVM told -> noted -> other side discarded -> hooks after
+ *
+ * - Conversions that overlap wait for one another, others run in parallel.
+ * - If a hook or KVM refuses, the run is what it was: KVM is told so, the hooks
+ *   hear of it, and the error comes back.
+ * - What was discarded can't come back. So that is last, when nothing can fail
+ *   any more: what the kernel does not free stays allocated, and is logged.
+ * - What becomes private is discarded in the memory of its region, as
+ *   kvmfault_discard() does: it is zero when it is shared again. Of huge pages
+ *   only those are that are private as a whole. What becomes shared is punched
+ *   out of the guest_memfd.
+ */
+
+/* Leave the other side alone: the shared pages of what becomes private, the
+ * private ones of what becomes shared. */
+#define KVMFAULT_CONVERTER_KEEP_SHARED (1U << 0)
+#define KVMFAULT_CONVERTER_KEEP_PRIVATE (1U << 1)
+/* What is in no region can't become shared: -ENXIO. Else that is ignored, for
+ * guests that share the address ranges of devices too. */
+#define KVMFAULT_CONVERTER_RAM_ONLY (1U << 2)
+/* Accesses convert nothing, only kvmfault_convert() does: for VMs where what
+ * KVM was told decides what an access is (KVM_X86_SW_PROTECTED_VM). There an
+ * exit that differs has met a conversion, and is tried again. */
+#define KVMFAULT_CONVERTER_CALLS_ONLY (1U << 3)
+
+struct kvmfault_converter {
+	size_t size;
+	uint32_t flags;		/* KVMFAULT_CONVERTER_* */
+	/* To tell the kernel in another way than by KVM_SET_MEMORY_ATTRIBUTES
+	 * on the VM's fd. 0, or -errno and nothing has changed; after an error
+	 * it is called once more, to set the whole range back. By any number
+	 * of threads at once, a vCPU's among them, for disjoint ranges. */
+	int (*set)(void *data, uint64_t gpa, uint64_t length, bool to_private);
+	void *data;
+};
+
+/* Who has to know of conversions, like the IOMMU's mappings of shared pages.
+ * Called on the thread that converts, and must not convert itself. */
+struct kvmfault_conversion_hook {
+	size_t size;
+	/* 0, or -errno: refused, nothing has changed. May be NULL. */
+	int (*before)(void *data, uint64_t gpa, uint64_t length,
+		      bool to_private);
+	/* done: or else it is what it was. May be NULL. */
+	void (*after)(void *data, uint64_t gpa, uint64_t length,
+		      bool to_private, bool done);
+	void *data;
+};
+#define KVMFAULT_CONVERSION_HOOK_COUNT 16
+
+/*
+ * Append a hook, copied, before the first vCPU handle and the service. They are
+ * called before in the order in which they were added, and after in the
+ * opposite one.
+ * Returns 0; -EINVAL: NULL pointer; -EBUSY: a vCPU handle or a service exists;
+ * -ENOSPC: there are KVMFAULT_CONVERSION_HOOK_COUNT; -E2BIG.
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_conversion_hook_add(struct kvmfault_vm *vm,
+				 const struct kvmfault_conversion_hook *hook);
+
+/*
+ * Convert memory of address space 0, over any number of regions: what is so
+ * already is left alone. vcpu: whose thread calls, or NULL. done, unless it is
+ * NULL: how many bytes from gpa on are as they were to be, also on error.
+ *
+ * Goes on in chunks of up to 2 MiB. Between these, and in waits, the vCPU's
+ * immediate_exit ends it, in waits a signal too: -EINTR, call again with the
+ * rest, before the vCPU runs.
+ *
+ * Returns 0; -EINVAL: vm is NULL, empty, not aligned to 4 KiB, wraps, a vCPU of
+ * another context; -EOPNOTSUPP: the context has neither fd nor back end;
+ * -ENXIO: to private, and a part is in no region with a guest_memfd; or to
+ * shared, in no region, with KVMFAULT_CONVERTER_RAM_ONLY; -EINTR; -EDEADLK:
+ * called from a hook or back end, or to shared from a callback that is fetching
+ * for this memory; -ENOMEM; and what the hook, the back end or ioctl(2) said.
+ * Thread class: any; with a vCPU object, its own thread. Since 0.1.
+ */
+int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,
+		     uint64_t gpa, uint64_t length, bool to_private,
+		     uint64_t *done);
+
+/*
+ * Is the page at gpa private? As KVM was last told by the library.
+ * Returns 1 or 0; -EINVAL: vm is NULL. Thread class: any. Since 0.1.
+ */
+int kvmfault_is_private(struct kvmfault_vm *vm, uint64_t gpa);
 
 /*
  * Statistics

@@ -65,6 +65,7 @@ struct kvmfault__seat {
 	_Atomic(const void *) mappings;	/* short: an install or a wake */
 	_Atomic(const void *) uffd;	/* short: a read of messages, or the
 					 * service while something is parked */
+	_Atomic(const void *) punch;	/* short: a hole in its guest_memfd */
 	const uint8_t *immediate_exit;	/* of a vCPU, or NULL */
 	struct kvmfault_service *service; /* whose thread has it */
 	struct kvmfault_vcpu *vcpu;	/* whose it is, or NULL */
@@ -150,6 +151,22 @@ struct kvmfault__bucket {		/* where waiters for pages sleep */
 };
 #define KVMFAULT__BUCKETS 256
 
+/* Guest-physical pages of 4 KiB; without the one at end. */
+struct kvmfault__gfns {
+	uint64_t first, end;
+};
+
+struct kvmfault__leaf;			/* attributes.c */
+#define KVMFAULT__LEAVES 256		/* lists of them */
+
+/* A conversion in progress or waiting; on the stack of who converts. */
+struct kvmfault__conversion {
+	struct kvmfault__conversion *next;
+	struct kvmfault__gfns pages;
+	uintptr_t owner;
+	bool wait;			/* for pages in flight */
+};
+
 struct kvmfault_vm {
 	struct kvmfault_vm_options options;
 	kvmfault__table regions;	/* by gpa */
@@ -168,6 +185,17 @@ struct kvmfault_vm {
 	struct kvmfault__retired *retired;
 	size_t dead;			/* spans that are still in a table */
 	unsigned int vcpus, services, memories, region_count;
+
+	_Atomic(struct kvmfault__leaf *) leaves[KVMFAULT__LEAVES];
+	struct kvmfault_converter converter;	/* set NULL: none possible */
+	struct kvmfault_conversion_hook hook[KVMFAULT_CONVERSION_HOOK_COUNT];
+	atomic_uint hooks;
+	atomic_bool kept;		/* pages that could not be freed */
+
+	pthread_mutex_t conversion_lock;	/* short; of the following */
+	struct kvmfault__conversion *conversions;	/* the oldest first */
+	unsigned int conversion_waiters;
+	_Atomic uint32_t conversion_sequence;
 
 	_Atomic uint32_t drainers, drain_sequence;
 	struct kvmfault__bucket bucket[KVMFAULT__BUCKETS];
@@ -212,7 +240,13 @@ bool kvmfault__page_pending(struct kvmfault__seat *seat,
 			    struct kvmfault_memory *memory, uint64_t page);
 void kvmfault__not_pending(struct kvmfault__seat *seat);
 bool kvmfault__pages_absent(const struct kvmfault_memory *memory);
-/* Sleep for a moment; 0, or -EINTR for a signal or immediate_exit. */
+/* Is the vCPU's immediate_exit set? */
+bool kvmfault__exit_wanted(const struct kvmfault__seat *seat);
+/* Sleep until the word may be another; 0, or -EINTR for a signal or
+ * immediate_exit. */
+int kvmfault__sleep(struct kvmfault__seat *seat, _Atomic uint32_t *word,
+		    uint32_t value);
+/* Sleep for a moment; as above. */
 int kvmfault__pause(struct kvmfault__seat *seat, uint64_t nanoseconds);
 
 /* uffd.c: one process's userfaultfd, and its calls with errors made sane */
@@ -388,12 +422,47 @@ struct kvmfault__region *
 kvmfault__region_showing(struct kvmfault__seat *seat,
 			 const struct kvmfault_memory *memory, uint64_t offset);
 
+/* attributes.c: which pages are private, as KVM was last told */
+bool kvmfault__private(struct kvmfault_vm *vm, uint64_t gfn);
+/* The first page that is so, private or not; the end: none is. */
+uint64_t kvmfault__attributes_find(struct kvmfault_vm *vm,
+				   struct kvmfault__gfns pages, bool private);
+void kvmfault__attributes_note(struct kvmfault_vm *vm,
+			       struct kvmfault__gfns pages, bool private);
+/* Under the VM's lock: room to note what these pages are; or -ENOMEM, and
+ * nothing has changed. What there is stays until the VM goes. */
+int kvmfault__attributes_cover(struct kvmfault_vm *vm,
+			       struct kvmfault__gfns pages);
+void kvmfault__attributes_free(struct kvmfault_vm *vm);
+
+/* range.c: whole pages of the memory; wait: for fetches in flight, whose
+ * fetchers discard their pages in any case. */
+int kvmfault__discard(struct kvmfault__seat *seat,
+		      struct kvmfault_memory *memory, uint64_t offset,
+		      uint64_t length, bool wait);
+
+/* convert.c */
+int kvmfault__converter(struct kvmfault_vm *vm,
+			const struct kvmfault_converter *converter);
+/* Is it a fault that a conversion could answer? Of which pages; the region
+ * need not be held any more. */
+bool kvmfault__convertible(const struct kvmfault_vm *vm,
+			   const struct kvmfault_fault *fault,
+			   const struct kvmfault_region *region,
+			   struct kvmfault__gfns *pages);
+bool kvmfault__wants_private(const struct kvmfault_fault *fault);
+/* Lets go of the seat's span. *done: pages, from the first on. 0, -errno, or
+ * without wait KVMFAULT_LATER: a page is in flight, the VMM will be told. */
+int kvmfault__convert(struct kvmfault__seat *seat, struct kvmfault__gfns pages,
+		      bool private, bool wait, uint64_t *done);
+
 /* resolver-*.c */
 extern const struct kvmfault_resolver kvmfault__resolver_async;
 extern const struct kvmfault_resolver kvmfault__resolver_copy;
 extern const struct kvmfault_resolver kvmfault__resolver_continue;
 extern const struct kvmfault_resolver kvmfault__resolver_zero;
 extern const struct kvmfault_resolver kvmfault__resolver_populate;
+extern const struct kvmfault_resolver kvmfault__resolver_convert;
 
 /* resolve.c: claim -> chain -> publish, for every entrance */
 struct kvmfault__request {

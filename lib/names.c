@@ -134,6 +134,7 @@ const char *kvmfault_page_str(enum kvmfault_page page)
 		[KVMFAULT_PAGE_REMOVED] = "removed",
 		[KVMFAULT_PAGE_PRESENT] = "present",
 		[KVMFAULT_PAGE_POISONED] = "poisoned",
+		[KVMFAULT_PAGE_UNCONVERTED] = "unconverted",
 	};
 
 	return NAME(names, page);

@@ -119,11 +119,20 @@ static struct kvmfault__bucket *bucket(struct kvmfault_memory *memory,
 	return &memory->vm->bucket[(hash >> 32) % KVMFAULT__BUCKETS];
 }
 
-static bool exit_wanted(const struct kvmfault__seat *seat)
+bool kvmfault__exit_wanted(const struct kvmfault__seat *seat)
 {
 	/* Any thread writes it, or a handler on this one. */
 	return seat->immediate_exit &&
 	       __atomic_load_n(seat->immediate_exit, __ATOMIC_RELAXED);
+}
+
+int kvmfault__sleep(struct kvmfault__seat *seat, _Atomic uint32_t *word,
+		    uint32_t value)
+{
+	if (kvmfault__exit_wanted(seat))
+		return -EINTR;
+	return kvmfault__sys_futex_wait(word, value, SLICE) == -EINTR ?
+		-EINTR : 0;
 }
 
 /* A callback that is fetching for this memory would wait for itself. */
@@ -157,18 +166,12 @@ int kvmfault__page_wait(struct kvmfault__seat *seat,
 	 * then look at the state. One of us sees the other.
 	 */
 	atomic_fetch_add(&b->waiters, 1);
-	while (err != -EINTR) {
+	while (!err) {
 		uint32_t sequence = atomic_load(&b->sequence);
 
-		if (!in_flight(kvmfault__page_state(memory, page))) {
-			err = 0;
+		if (!in_flight(kvmfault__page_state(memory, page)))
 			break;
-		}
-		if (exit_wanted(seat))
-			err = -EINTR;
-		else
-			err = kvmfault__sys_futex_wait(&b->sequence, sequence,
-						       SLICE);
+		err = kvmfault__sleep(seat, &b->sequence, sequence);
 	}
 	atomic_fetch_sub(&b->waiters, 1);
 	return err;
@@ -226,8 +229,8 @@ int kvmfault__pause(struct kvmfault__seat *seat, uint64_t nanoseconds)
 {
 	int err;
 
-	if (exit_wanted(seat))
+	if (kvmfault__exit_wanted(seat))
 		return -EINTR;
 	err = kvmfault__sys_futex_wait(&seat->pause, 0, nanoseconds);
-	return err == -EINTR || exit_wanted(seat) ? -EINTR : 0;
+	return err == -EINTR || kvmfault__exit_wanted(seat) ? -EINTR : 0;
 }

@@ -127,7 +127,7 @@ static int clear_markers(struct kvmfault__seat *seat,
 
 static int discard_run(struct kvmfault__seat *seat,
 		       struct kvmfault_memory *memory, uint64_t page,
-		       size_t count)
+		       size_t count, bool wait)
 {
 	enum kvmfault__state was[RUN];
 	uint64_t size = kvmfault__page_size(memory);
@@ -136,9 +136,12 @@ static int discard_run(struct kvmfault__seat *seat,
 
 	while (done < count) {
 		n = take(memory, page + done, count - done, was);
+		if (!n && !wait) {
+			done++;	/* in flight: its fetcher does it */
+			continue;
+		}
 		if (!n) {
-			/* In flight: its fetcher does it, and until then its
-			 * data may be seen. */
+			/* Until then its data may be seen. */
 			err = kvmfault__page_wait(seat, memory, page + done);
 			if (err)
 				return err;
@@ -163,9 +166,9 @@ static int discard_run(struct kvmfault__seat *seat,
 	return 0;
 }
 
-static int discard_memory(struct kvmfault__seat *seat,
-			  struct kvmfault_memory *memory, uint64_t offset,
-			  uint64_t length)
+int kvmfault__discard(struct kvmfault__seat *seat,
+		      struct kvmfault_memory *memory, uint64_t offset,
+		      uint64_t length, bool wait)
 {
 	uint64_t page, count, step;
 	int err = 0;
@@ -183,7 +186,7 @@ static int discard_memory(struct kvmfault__seat *seat,
 	for (count = length >> memory->page_shift; count && !err;
 	     count -= step) {
 		step = count < RUN ? count : RUN;
-		err = discard_run(seat, memory, page, step);
+		err = discard_run(seat, memory, page, step, wait);
 		page += step;
 	}
 	return err;
@@ -212,10 +215,9 @@ int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
 			step = region->info.gpa + region->info.length - gpa;
 			if (step > length)
 				step = length;
-			err = discard_memory(seat, region->span.memory,
-					     kvmfault__region_offset(region,
-								     gpa),
-					     step);
+			err = kvmfault__discard(seat, region->span.memory,
+					kvmfault__region_offset(region, gpa),
+					step, true);
 		}
 		kvmfault__leave(seat);
 		gpa += step;

@@ -25,6 +25,38 @@ static int check(struct kvmfault_vm *vm, const struct kvmfault_region *r)
 	return 0;
 }
 
+/* Under the VM's lock. Found by nobody before there is room for its pages'
+ * attributes. */
+static int add(struct kvmfault_vm *vm, struct kvmfault__region *region)
+{
+	const struct kvmfault_region *info = &region->info;
+	struct kvmfault__gfns pages = {
+		.first = info->gpa / KVMFAULT__PAGE,
+		.end = (info->gpa + info->length - 1) / KVMFAULT__PAGE + 1,
+	};
+	int err;
+
+	region->span.dead = true;
+	err = kvmfault__table_add(vm, &vm->regions, &region->span);
+	if (err) {
+		kvmfault__sys_free(region);
+		return err;
+	}
+	/* KVM keeps them by gpa, and for address space 0. */
+	if (info->guest_memfd > 0 && !info->address_space)
+		err = kvmfault__attributes_cover(vm, pages);
+	if (err) {
+		kvmfault__table_kill(vm, &region->span);
+		kvmfault__table_sweep(vm, &vm->regions);
+		return err;
+	}
+	vm->region_count++;
+	if (info->memory)
+		info->memory->regions++;
+	atomic_store(&region->span.dead, false);
+	return 0;
+}
+
 KVMFAULT__EXPORT
 int kvmfault_region_add(struct kvmfault_vm *vm,
 			const struct kvmfault_region *region)
@@ -50,16 +82,14 @@ int kvmfault_region_add(struct kvmfault_vm *vm,
 	new->span.last = kvmfault__key(ours.address_space,
 				       ours.gpa + ours.length - 1);
 	kvmfault__sys_lock(&vm->lock);
-	err = kvmfault__table_add(vm, &vm->regions, &new->span);
-	if (!err) {
-		vm->region_count++;
-		if (ours.memory)
-			ours.memory->regions++;
-	}
+	err = add(vm, new);
 	kvmfault__sys_unlock(&vm->lock);
-	if (err)
-		kvmfault__sys_free(new);
 	return err;
+}
+
+static bool punches(struct kvmfault__seat *seat, void *region)
+{
+	return atomic_load(&seat->punch) == region;
 }
 
 KVMFAULT__EXPORT
@@ -68,6 +98,7 @@ int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
 {
 	struct kvmfault__region *region;
 	struct kvmfault__span *span;
+	bool private = false;
 
 	if (!vm)
 		return -EINVAL;
@@ -80,6 +111,7 @@ int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
 	if (region && region->info.gpa != gpa)
 		region = NULL;
 	if (region) {
+		private = region->info.guest_memfd > 0;
 		vm->region_count--;
 		if (span->memory)
 			span->memory->regions--;
@@ -87,6 +119,9 @@ int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
 		kvmfault__table_sweep(vm, &vm->regions);
 	}
 	kvmfault__sys_unlock(&vm->lock);
+	/* From now on the guest_memfd is the VMM's to close. */
+	if (private)
+		kvmfault__drain(vm, punches, region);
 	return region ? 0 : -ENOENT;
 }
 

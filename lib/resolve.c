@@ -8,7 +8,6 @@
  * data first, then the state, then the wakes.
  */
 
-#include "abi.h"
 #include "internal.h"
 
 static struct kvmfault__answer failed(enum kvmfault_reason reason, int error)
@@ -426,6 +425,21 @@ static struct kvmfault__answer resolve_tracked(struct kvmfault__request *rq)
 	}
 }
 
+/* An exit that wants the other kind of page, private or shared. */
+static struct kvmfault__answer
+resolve_unconverted(struct kvmfault__request *rq, struct kvmfault__gfns pages)
+{
+	bool private = kvmfault__wants_private(rq->request.fault);
+	struct kvmfault_vm *vm = rq->seat->vm;
+	struct kvmfault__answer answer;
+
+	answer = resolve_unclaimed(rq, KVMFAULT_PAGE_UNCONVERTED);
+	answer.came = answer.action == KVMFAULT_RETRY &&
+		      kvmfault__attributes_find(vm, pages, !private) ==
+		      pages.end;
+	return answer;
+}
+
 static void address(struct kvmfault__request *rq,
 		    const struct kvmfault__place *place)
 {
@@ -451,7 +465,7 @@ static bool not_about_the_page(const struct kvmfault_fault *fault)
 {
 	return fault->error == EHWPOISON ||
 	       (fault->entrance == KVMFAULT_ENTRANCE_EXIT &&
-		fault->flags & KVMFAULT__EXIT_FLAG_PRIVATE);
+		kvmfault__wants_private(fault));
 }
 
 struct kvmfault__answer kvmfault__resolve(struct kvmfault__seat *seat,
@@ -470,8 +484,14 @@ struct kvmfault__answer kvmfault__resolve(struct kvmfault__seat *seat,
 		.origin = place->origin,
 		.tries = place->tries,
 	};
+	struct kvmfault__gfns pages;
 
 	address(&rq, place);
+	if (kvmfault__convertible(seat->vm, fault, rq.request.region, &pages) &&
+	    kvmfault__attributes_find(seat->vm, pages,
+				      !kvmfault__wants_private(fault)) <
+	    pages.end)
+		return resolve_unconverted(&rq, pages);
 	if (!place->memory || !kvmfault__tracked(place->memory) ||
 	    not_about_the_page(fault))
 		answer = resolve_unclaimed(&rq, KVMFAULT_PAGE_UNTRACKED);

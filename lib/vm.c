@@ -42,25 +42,32 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 			return err;
 	}
 	err = check(&ours);
-	if (err)
+	if (!err && ours.fd > 0)
+		err = kvmfault__sys_getfl(ours.fd);
+	if (err < 0)
 		return err;
 	new = kvmfault__sys_alloc(sizeof(*new), KVMFAULT__CACHE_LINE);
 	if (!new)
 		return -ENOMEM;
 	new->options = ours;
-	new->epoll = kvmfault__sys_epoll_create();
-	if (new->epoll < 0) {
-		err = new->epoll;
+	err = kvmfault__converter(new, ours.converter);
+	if (!err) {
+		new->epoll = kvmfault__sys_epoll_create();
+		err = new->epoll < 0 ? new->epoll : 0;
+	}
+	if (err) {
 		kvmfault__sys_free(new);
 		return err;
 	}
 	pthread_mutex_init(&new->lock, NULL);
+	pthread_mutex_init(&new->conversion_lock, NULL);
 	new->chain[0] = kvmfault__resolver_async;
 	new->chain[1] = kvmfault__resolver_copy;
 	new->chain[2] = kvmfault__resolver_continue;
 	new->chain[3] = kvmfault__resolver_zero;
 	new->chain[4] = kvmfault__resolver_populate;
-	new->resolvers = 5;
+	new->chain[5] = kvmfault__resolver_convert;
+	new->resolvers = 6;
 	*vm = new;
 	return 0;
 }
@@ -93,7 +100,9 @@ int kvmfault_vm_free(struct kvmfault_vm *vm)
 		return -EBUSY;
 	kvmfault__fetches_free(vm);
 	kvmfault__seats_free(vm);
+	kvmfault__attributes_free(vm);
 	kvmfault__sys_close(vm->epoll);
+	pthread_mutex_destroy(&vm->conversion_lock);
 	pthread_mutex_destroy(&vm->lock);
 	kvmfault__sys_free(vm);
 	return 0;

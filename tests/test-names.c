@@ -23,7 +23,7 @@
 	X(access, enum kvmfault_access, 0, KVMFAULT_ACCESS_EXEC) \
 	X(cause, enum kvmfault_cause, 0, KVMFAULT_CAUSE_DISCARD) \
 	X(reason, enum kvmfault_reason, 0, KVMFAULT_REASON_LOST_MMIO) \
-	X(page, enum kvmfault_page, 1, KVMFAULT_PAGE_POISONED) \
+	X(page, enum kvmfault_page, 1, KVMFAULT_PAGE_UNCONVERTED) \
 	X(verdict, enum kvmfault_verdict, 0, KVMFAULT_LATER) \
 	X(action, enum kvmfault_action, 1, KVMFAULT_UNRESOLVED)
 

@@ -65,7 +65,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_failure, offset, 32, 8),
 	MEMBER(kvmfault_failure, length, 40, 8),
 
-	SIZE(kvmfault_vm_options, 112),
+	SIZE(kvmfault_vm_options, 128),
 	MEMBER(kvmfault_vm_options, size, 0, 8),
 	MEMBER(kvmfault_vm_options, page_size_max, 8, 8),
 	MEMBER(kvmfault_vm_options, retry_budget, 16, 4),
@@ -80,6 +80,8 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_vm_options, settled, 88, 8),
 	MEMBER(kvmfault_vm_options, settled_data, 96, 8),
 	MEMBER(kvmfault_vm_options, fetches, 104, 4),
+	MEMBER(kvmfault_vm_options, converter, 112, 8),
+	MEMBER(kvmfault_vm_options, fd, 120, 4),
 
 	SIZE(kvmfault_source, 72),
 	MEMBER(kvmfault_source, size, 0, 8),
@@ -165,6 +167,18 @@ static const struct line lines[] = {
 	SIZE(kvmfault_service_options, 16),
 	MEMBER(kvmfault_service_options, size, 0, 8),
 	MEMBER(kvmfault_service_options, threads, 8, 4),
+
+	SIZE(kvmfault_converter, 32),
+	MEMBER(kvmfault_converter, size, 0, 8),
+	MEMBER(kvmfault_converter, flags, 8, 4),
+	MEMBER(kvmfault_converter, set, 16, 8),
+	MEMBER(kvmfault_converter, data, 24, 8),
+
+	SIZE(kvmfault_conversion_hook, 32),
+	MEMBER(kvmfault_conversion_hook, size, 0, 8),
+	MEMBER(kvmfault_conversion_hook, before, 8, 8),
+	MEMBER(kvmfault_conversion_hook, after, 16, 8),
+	MEMBER(kvmfault_conversion_hook, data, 24, 8),
 
 	SIZE(kvmfault_stats, 528),
 	MEMBER(kvmfault_stats, size, 0, 8),

@@ -1,0 +1,542 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Convert: private and shared memory. In: guest-physical pages, and what they
+ * are to be. Out: KVM told so, and the other side freed; or an error, and of
+ * the run that failed all as it was. One thread at a time converts a page, and
+ * what is noted of it is what KVM was told.
+ */
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+
+#include "abi.h"
+#include "internal.h"
+
+#define CHUNK ((2ULL << 20) / KVMFAULT__PAGE)	/* pages */
+#define FLAGS (KVMFAULT_CONVERTER_KEEP_SHARED | \
+	       KVMFAULT_CONVERTER_KEEP_PRIVATE | \
+	       KVMFAULT_CONVERTER_RAM_ONLY | KVMFAULT_CONVERTER_CALLS_ONLY)
+
+static uint64_t gpa(uint64_t gfn)
+{
+	return gfn * KVMFAULT__PAGE;
+}
+
+static uint64_t bytes(struct kvmfault__gfns pages)
+{
+	return gpa(pages.end - pages.first);
+}
+
+static int set_attributes(void *data, uint64_t address, uint64_t length,
+			  bool private)
+{
+	struct kvmfault_vm *vm = data;
+	struct kvmfault__memory_attributes attributes = {
+		.address = address,
+		.size = length,
+		.attributes = private ? KVMFAULT__ATTRIBUTE_PRIVATE : 0,
+	};
+
+	return kvmfault__sys_ioctl(vm->options.fd,
+				   KVMFAULT__SET_MEMORY_ATTRIBUTES,
+				   &attributes);
+}
+
+int kvmfault__converter(struct kvmfault_vm *vm,
+			const struct kvmfault_converter *converter)
+{
+	int err = 0;
+
+	vm->options.converter = NULL;	/* the caller's */
+	if (converter)
+		err = kvmfault__options(&vm->converter, sizeof(vm->converter),
+					converter);
+	if (err || vm->converter.flags & ~FLAGS)
+		return err ? err : -EINVAL;
+	if (!vm->converter.set && vm->options.fd > 0) {
+		vm->converter.set = set_attributes;
+		vm->converter.data = vm;
+	}
+	return 0;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_conversion_hook_add(struct kvmfault_vm *vm,
+				 const struct kvmfault_conversion_hook *hook)
+{
+	struct kvmfault_conversion_hook ours;
+	unsigned int n;
+	int err;
+
+	err = kvmfault__options(&ours, sizeof(ours), hook);
+	if (err)
+		return err;
+	if (!vm)
+		return -EINVAL;
+	kvmfault__sys_lock(&vm->lock);
+	n = atomic_load(&vm->hooks);
+	if (vm->vcpus || vm->services) {
+		err = -EBUSY;
+	} else if (n == KVMFAULT_CONVERSION_HOOK_COUNT) {
+		err = -ENOSPC;
+	} else {
+		vm->hook[n] = ours;
+		atomic_store(&vm->hooks, n + 1);
+	}
+	kvmfault__sys_unlock(&vm->lock);
+	return err;
+}
+
+bool kvmfault__wants_private(const struct kvmfault_fault *fault)
+{
+	return fault->flags & KVMFAULT__EXIT_FLAG_PRIVATE;
+}
+
+bool kvmfault__convertible(const struct kvmfault_vm *vm,
+			   const struct kvmfault_fault *fault,
+			   const struct kvmfault_region *region,
+			   struct kvmfault__gfns *pages)
+{
+	uint64_t last;
+
+	if (!vm->converter.set || !region || region->guest_memfd <= 0 ||
+	    fault->entrance != KVMFAULT_ENTRANCE_EXIT ||
+	    fault->error == EHWPOISON || fault->address_space)
+		return false;
+	last = region->gpa + region->length - 1;
+	if (last > fault->gpa + fault->length - 1)
+		last = fault->gpa + fault->length - 1;
+	pages->first = fault->gpa / KVMFAULT__PAGE;
+	pages->end = last / KVMFAULT__PAGE + 1;
+	return true;
+}
+
+/* ---- one at a time ---- */
+
+/* First come, first served: who came before and overlaps goes first. */
+static bool in_the_way(const struct kvmfault_vm *vm,
+		       const struct kvmfault__conversion *mine)
+{
+	const struct kvmfault__conversion *other;
+
+	for (other = vm->conversions; other != mine; other = other->next)
+		if (other->pages.first < mine->pages.end &&
+		    mine->pages.first < other->pages.end)
+			return true;
+	return false;
+}
+
+static void end(struct kvmfault_vm *vm, struct kvmfault__conversion *mine)
+{
+	struct kvmfault__conversion **link = &vm->conversions;
+	bool wake;
+
+	kvmfault__sys_lock(&vm->conversion_lock);
+	while (*link != mine)
+		link = &(*link)->next;
+	*link = mine->next;
+	wake = vm->conversion_waiters;
+	atomic_fetch_add(&vm->conversion_sequence, 1);
+	kvmfault__sys_unlock(&vm->conversion_lock);
+	if (wake)
+		kvmfault__sys_futex_wake(&vm->conversion_sequence);
+}
+
+/* In the queue; -EDEADLK: a hook of a conversion would wait for that. */
+static int queue(struct kvmfault_vm *vm, struct kvmfault__conversion *mine)
+{
+	struct kvmfault__conversion **link;
+	int err = 0;
+
+	mine->owner = (uintptr_t)pthread_self();
+	kvmfault__sys_lock(&vm->conversion_lock);
+	for (link = &vm->conversions; *link; link = &(*link)->next)
+		if ((*link)->owner == mine->owner)
+			err = -EDEADLK;
+	if (!err)
+		*link = mine;
+	kvmfault__sys_unlock(&vm->conversion_lock);
+	return err;
+}
+
+static int begin(struct kvmfault__seat *seat, struct kvmfault__conversion *mine)
+{
+	struct kvmfault_vm *vm = seat->vm;
+	int err = queue(vm, mine);
+
+	if (err)
+		return err;
+	kvmfault__sys_lock(&vm->conversion_lock);
+	while (!err && in_the_way(vm, mine)) {
+		/* Read under the lock, as it is advanced: no wake is lost. */
+		uint32_t sequence = atomic_load(&vm->conversion_sequence);
+
+		vm->conversion_waiters++;
+		kvmfault__sys_unlock(&vm->conversion_lock);
+		err = kvmfault__sleep(seat, &vm->conversion_sequence, sequence);
+		kvmfault__sys_lock(&vm->conversion_lock);
+		vm->conversion_waiters--;
+	}
+	kvmfault__sys_unlock(&vm->conversion_lock);
+	if (err)
+		end(vm, mine);
+	return err;
+}
+
+/* ---- the regions of a run ---- */
+
+struct part {
+	struct kvmfault__seat *seat;
+	const struct kvmfault__region *region;	/* held; NULL: none there */
+	struct kvmfault__gfns pages;
+	const struct kvmfault__conversion *mine;
+};
+
+static struct kvmfault__region *region_at(struct kvmfault__seat *seat,
+					  uint64_t gfn)
+{
+	return kvmfault__region_find(seat, 0, gpa(gfn));
+}
+
+static uint64_t region_end(const struct kvmfault__region *region)
+{
+	return (region->info.gpa + region->info.length - 1) / KVMFAULT__PAGE +
+		1;
+}
+
+/* Where the page is in the region's memory. */
+static uint64_t offset(const struct kvmfault__region *region, uint64_t gfn)
+{
+	return kvmfault__region_offset(region, gpa(gfn));
+}
+
+static int for_each_part(struct kvmfault__seat *seat,
+			 struct kvmfault__gfns pages,
+			 const struct kvmfault__conversion *mine,
+			 int (*what)(const struct part *part))
+{
+	struct part part = { .seat = seat, .pages = pages, .mine = mine };
+	int err = 0;
+
+	while (part.pages.first < pages.end && !err) {
+		part.region = region_at(seat, part.pages.first);
+		part.pages.end = part.region ? region_end(part.region) :
+					       part.pages.first + 1;
+		if (part.pages.end > pages.end)
+			part.pages.end = pages.end;
+		err = what(&part);
+		kvmfault__leave(seat);
+		part.pages.first = part.pages.end;
+	}
+	return err;
+}
+
+static int is_ram(const struct part *part)
+{
+	return part->region ? 0 : -ENXIO;
+}
+
+static int has_guest_memfd(const struct part *part)
+{
+	return part->region && part->region->info.guest_memfd > 0 ? 0 : -ENXIO;
+}
+
+/* A page that was discarded while it was fetched is punched by its fetcher in
+ * the end: not while the guest writes to it. */
+static int await_discards(const struct part *part)
+{
+	struct kvmfault_memory *memory;
+	uint64_t page, last;
+	int err = 0;
+
+	memory = part->region ? part->region->span.memory : NULL;
+	if (!memory || !kvmfault__tracked(memory))
+		return 0;
+	page = offset(part->region, part->pages.first) >> memory->page_shift;
+	last = offset(part->region, part->pages.end - 1) >> memory->page_shift;
+	for (; page <= last && !err; page++) {
+		if (kvmfault__page_state(memory, page) !=
+		    KVMFAULT__FETCHING_REMOVED)
+			continue;
+		if (part->mine->wait)
+			err = kvmfault__page_wait(part->seat, memory, page);
+		else if (kvmfault__page_pending(part->seat, memory, page))
+			err = KVMFAULT_LATER;
+	}
+	return err;
+}
+
+/* Is all that this huge page shows private, and stays so for now? */
+static bool private_as_a_whole(const struct part *part, uint64_t at,
+			       uint64_t size)
+{
+	const struct kvmfault_region *info = &part->region->info;
+	struct kvmfault__gfns pages;
+
+	if (at < info->offset || at + size > info->offset + info->length)
+		return false;
+	pages.first = (info->gpa + at - info->offset) / KVMFAULT__PAGE;
+	pages.end = pages.first + size / KVMFAULT__PAGE;
+	return pages.first >= part->mine->pages.first &&
+	       pages.end <= part->mine->pages.end &&
+	       kvmfault__attributes_find(part->seat->vm, pages, false) ==
+	       pages.end;
+}
+
+static void keep(const struct part *part, const char *side, int err)
+{
+	struct kvmfault_vm *vm = part->seat->vm;
+
+	if (err && !atomic_exchange(&vm->kept, true))
+		kvmfault__log(vm, KVMFAULT_LOG_WARNING,
+			      "memory at %#llx was converted, but its %s pages could not be freed (error %d): they keep host memory; this is logged once",
+			      (unsigned long long)gpa(part->pages.first), side,
+			      -err);
+}
+
+static int discard_shared(const struct part *part)
+{
+	struct kvmfault_memory *memory;
+	uint64_t at, to, size;
+
+	memory = part->region ? part->region->span.memory : NULL;
+	if (!memory)
+		return 0;
+	size = kvmfault__page_size(memory);
+	at = offset(part->region, part->pages.first);
+	to = at + bytes(part->pages);
+	if (size == KVMFAULT__PAGE) {
+		keep(part, "shared",
+		     kvmfault__discard(part->seat, memory, at, to - at, false));
+		return 0;
+	}
+	for (at &= ~(size - 1); at < to; at += size)
+		if (private_as_a_whole(part, at, size))
+			keep(part, "shared",
+			     kvmfault__discard(part->seat, memory, at, size,
+					       false));
+	return 0;
+}
+
+static int discard_private(const struct part *part)
+{
+	const struct kvmfault_region *info;
+	struct kvmfault__seat *seat = part->seat;
+	int err = 0;
+
+	if (has_guest_memfd(part))
+		return 0;
+	info = &part->region->info;
+	atomic_store(&seat->punch, part->region);
+	/* Removed by now? Then the VMM may have closed it. */
+	if (!atomic_load(&part->region->span.dead))
+		err = kvmfault__sys_fallocate(info->guest_memfd,
+			FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			(off_t)(info->guest_memfd_offset +
+				gpa(part->pages.first) - info->gpa),
+			(off_t)bytes(part->pages));
+	kvmfault__unhold(seat, &seat->punch);
+	keep(part, "private", err);
+	return 0;
+}
+
+/* ---- a run of pages that are not what they are to be ---- */
+
+static int negative(int err)
+{
+	/* A count, or anything else that is not the contract, is no success. */
+	return err > 0 ? -EINVAL : err;
+}
+
+/* *asked: how many hooks have to hear how it ended. */
+static int call_before(struct kvmfault_vm *vm, struct kvmfault__gfns run,
+		       bool private, unsigned int *asked)
+{
+	unsigned int count = atomic_load(&vm->hooks);
+	int err = 0;
+
+	for (*asked = 0; *asked < count; ++*asked) {
+		const struct kvmfault_conversion_hook *hook =
+			&vm->hook[*asked];
+
+		if (hook->before)
+			err = negative(hook->before(hook->data, gpa(run.first),
+						    bytes(run), private));
+		if (err)
+			break;
+	}
+	return err;
+}
+
+static void call_after(struct kvmfault_vm *vm, struct kvmfault__gfns run,
+		       bool private, unsigned int asked, bool done)
+{
+	while (asked--) {
+		const struct kvmfault_conversion_hook *hook = &vm->hook[asked];
+
+		if (hook->after)
+			hook->after(hook->data, gpa(run.first), bytes(run),
+				    private, done);
+	}
+}
+
+static int tell_kvm(struct kvmfault_vm *vm, struct kvmfault__gfns run,
+		    bool private)
+{
+	const struct kvmfault_converter *converter = &vm->converter;
+	int err, back;
+
+	err = negative(converter->set(converter->data, gpa(run.first),
+				      bytes(run), private));
+	if (!err)
+		return 0;
+	/* It may take several steps, of which some were done. */
+	back = converter->set(converter->data, gpa(run.first), bytes(run),
+			      !private);
+	if (back)
+		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
+			      "memory at %#llx could not be converted (error %d), and then not be set back (error %d): KVM and the library may not agree what it is; convert it again, or stop the VM",
+			      (unsigned long long)gpa(run.first), -err, -back);
+	return err;
+}
+
+static void discard_other(struct kvmfault__seat *seat,
+			  struct kvmfault__gfns run,
+			  const struct kvmfault__conversion *mine, bool private)
+{
+	uint32_t keeps = private ? KVMFAULT_CONVERTER_KEEP_SHARED :
+				   KVMFAULT_CONVERTER_KEEP_PRIVATE;
+
+	if (!(seat->vm->converter.flags & keeps))
+		for_each_part(seat, run, mine, private ? discard_shared :
+							 discard_private);
+}
+
+static int convert_run(struct kvmfault__seat *seat, struct kvmfault__gfns run,
+		       const struct kvmfault__conversion *mine, bool private)
+{
+	struct kvmfault_vm *vm = seat->vm;
+	unsigned int asked;
+	int err;
+
+	err = for_each_part(seat, run, mine, private ? has_guest_memfd :
+						       await_discards);
+	if (err)
+		return err;
+	err = call_before(vm, run, private, &asked);
+	if (!err)
+		err = tell_kvm(vm, run, private);
+	if (!err) {
+		kvmfault__attributes_note(vm, run, private);
+		discard_other(seat, run, mine, private);
+	}
+	call_after(vm, run, private, asked, !err);
+	return err;
+}
+
+/* ---- a range, in chunks ---- */
+
+/* Whole huge pages, wherever one is in part: discarding it is about all. */
+static void widen(struct kvmfault__seat *seat, struct kvmfault__gfns *pages)
+{
+	struct kvmfault__region *region = region_at(seat, pages->first);
+	uint64_t mask, step;
+
+	if (region && region->span.memory) {
+		mask = kvmfault__page_size(region->span.memory) - 1;
+		step = (offset(region, pages->first) & mask) / KVMFAULT__PAGE;
+		if (step <= pages->first - region->info.gpa / KVMFAULT__PAGE)
+			pages->first -= step;
+	}
+	region = region_at(seat, pages->end - 1);
+	if (region && region->span.memory) {
+		mask = kvmfault__page_size(region->span.memory) - 1;
+		step = (-offset(region, pages->end) & mask) / KVMFAULT__PAGE;
+		if (step <= region_end(region) - pages->end)
+			pages->end += step;
+	}
+	kvmfault__leave(seat);
+}
+
+static int convert_chunk(struct kvmfault__seat *seat,
+			 struct kvmfault__gfns chunk, bool private, bool wait)
+{
+	struct kvmfault__conversion mine = { .pages = chunk, .wait = wait };
+	struct kvmfault_vm *vm = seat->vm;
+	struct kvmfault__gfns run = { .end = chunk.first };
+	int err;
+
+	widen(seat, &mine.pages);
+	err = begin(seat, &mine);
+	if (err)
+		return err;
+	if (!private && vm->converter.flags & KVMFAULT_CONVERTER_RAM_ONLY)
+		err = for_each_part(seat, chunk, &mine, is_ram);
+	while (!err) {
+		run.first = kvmfault__attributes_find(vm,
+			(struct kvmfault__gfns){ run.end, chunk.end },
+			!private);
+		if (run.first == chunk.end)
+			break;
+		run.end = kvmfault__attributes_find(vm,
+			(struct kvmfault__gfns){ run.first, chunk.end },
+			private);
+		err = convert_run(seat, run, &mine, private);
+	}
+	end(vm, &mine);
+	return err;
+}
+
+int kvmfault__convert(struct kvmfault__seat *seat, struct kvmfault__gfns pages,
+		      bool private, bool wait, uint64_t *done)
+{
+	struct kvmfault__gfns chunk = { .end = pages.first };
+	int err = 0;
+
+	kvmfault__leave(seat);
+	while (chunk.end < pages.end && !err) {
+		chunk.first = chunk.end;
+		chunk.end = (chunk.first | (CHUNK - 1)) + 1;
+		if (chunk.end > pages.end)
+			chunk.end = pages.end;
+		err = kvmfault__exit_wanted(seat) ? -EINTR : 0;
+		if (!err)
+			err = convert_chunk(seat, chunk, private, wait);
+	}
+	*done = (err ? chunk.first : chunk.end) - pages.first;
+	return err;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,
+		     uint64_t gpa, uint64_t length, bool to_private,
+		     uint64_t *done)
+{
+	struct kvmfault__gfns pages = {
+		.first = gpa / KVMFAULT__PAGE,
+		.end = (gpa + length - 1) / KVMFAULT__PAGE + 1,
+	};
+	struct kvmfault__seat *seat;
+	uint64_t count;
+	int err;
+
+	if (done)
+		*done = 0;
+	if (!vm || !length || (gpa | length) & (KVMFAULT__PAGE - 1) ||
+	    gpa + length - 1 < gpa || (vcpu && vcpu->vm != vm))
+		return -EINVAL;
+	if (!vm->converter.set)
+		return -EOPNOTSUPP;
+	seat = vcpu ? vcpu->seat : kvmfault__seat_take(vm);
+	if (!seat)
+		return -ENOMEM;
+	atomic_store(&seat->owner, (uintptr_t)pthread_self());
+	err = kvmfault__convert(seat, pages, to_private, true, &count);
+	if (!vcpu)
+		kvmfault__seat_give(seat);
+	if (done)
+		*done = count * KVMFAULT__PAGE;
+	return err;
+}
