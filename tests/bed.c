@@ -14,6 +14,8 @@
 #include "noting.h"
 
 struct bed bed;
+int bed_vm_fd;
+const struct kvmfault_converter *bed_converter;
 static pthread_mutex_t bed_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void on_log(void *data, enum kvmfault_log_level level,
@@ -226,10 +228,13 @@ void bed_vm(void)
 		.log = on_log,
 		.changed = on_changed,
 		.unresolved = on_unresolved,
+		.fd = bed_vm_fd,
+		.converter = bed_converter,
 	};
 
 	memset(&bed, 0, sizeof(bed));
 	ck_assert_int_eq(kvmfault_vm_new(&options, &bed.vm), 0);
+	fake_short_lock(&bed.vm->conversion_lock);
 }
 
 void bed_add(void)
@@ -239,6 +244,7 @@ void bed_add(void)
 		.size = sizeof(region),
 		.gpa = BED_GPA,
 		.length = BED_PAGES * PAGE,
+		.guest_memfd = bed.guest_memfd,
 	};
 	void *host;
 

@@ -25,6 +25,7 @@ struct bed {
 	struct kvmfault_vm *vm;
 	struct kvmfault_memory *memory;
 	int fd;
+	int guest_memfd;		/* of its region; set before bed_add() */
 	char *host;
 	struct kvmfault_vcpu *vcpu;
 	struct kvm_run *run;
@@ -49,6 +50,9 @@ struct bed {
 	int error;
 };
 extern struct bed bed;
+/* What the next context is made with. */
+extern int bed_vm_fd;
+extern const struct kvmfault_converter *bed_converter;
 
 void bed_up(void);		/* all of it: */
 void bed_vm(void);		/* the context, */

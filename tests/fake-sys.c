@@ -106,6 +106,7 @@ static const struct path {
 } paths[] = {
 	{ .name = "kvmfault_ensure", .seat = true },
 	{ .name = "kvmfault_discard", .seat = true },
+	{ .name = "kvmfault_convert", .seat = true },
 	{ .name = "kvmfault_region_find", .seat = true },
 	{ .name = "kvmfault_memory_failed", .seat = true },
 	{ .name = "kvmfault_cancel", .seat = true, .locks = true },
@@ -119,6 +120,8 @@ static _Thread_local struct thread {
 	pthread_mutex_t *locked;	/* the library's lock that it has */
 	enum fake_name last;		/* its last call */
 } thread;
+
+static const pthread_mutex_t *short_lock;
 
 static void abort_for(const char *what, const char *function)
 {
@@ -211,7 +214,7 @@ void kvmfault__sys_lock(pthread_mutex_t *mutex)
 
 	if (thread.locked)
 		wrong("a lock is taken inside another");
-	if (on && !on->locks)
+	if (on && !on->locks && mutex != short_lock)
 		wrong("a vCPU's fault path takes a lock");
 	pthread_mutex_lock(mutex);
 	thread.locked = mutex;
@@ -735,12 +738,31 @@ static long uffd_ioctl(struct object *uffd, struct fake_call *c)
 	return -ENOTTY;
 }
 
+/* ---- the model: a VM's private memory ---- */
+
+#define GFNS (1ULL << 20)	/* 4 GiB of guest memory */
+static bool private[GFNS];
+
+static long set_attributes(const struct kvmfault__memory_attributes *a)
+{
+	uint64_t gfn = a->address / UNIT, count = a->size / UNIT;
+
+	if (a->flags || !count || (a->address | a->size) % UNIT ||
+	    gfn + count > GFNS || a->attributes & ~KVMFAULT__ATTRIBUTE_PRIVATE)
+		return -EINVAL;
+	memset(private + gfn, !!a->attributes, count);
+	return 0;
+}
+
 static long model_ioctl(struct fake_call *c)
 {
 	struct object *object = object_of(c->fd);
 
 	if (!object)
 		return -EBADF;
+	if (object->kind == FAKE_KVM &&
+	    c->number == KVMFAULT__SET_MEMORY_ATTRIBUTES)
+		return set_attributes(c->arg);
 	if (object->kind == FAKE_UFFD)
 		return uffd_ioctl(object, c);
 	if (object->kind == FAKE_DEVICE &&
@@ -1225,7 +1247,8 @@ int kvmfault__sys_ioctl(int fd, unsigned long request, void *arg)
 
 	/* arg is on the stack: for the record, its range. (Some requests say
 	 * "read" where they mean "write".) */
-	if (_IOC_TYPE(request) == UFFDIO && _IOC_SIZE(request) >= 16) {
+	if ((_IOC_TYPE(request) == UFFDIO && _IOC_SIZE(request) >= 16) ||
+	    request == KVMFAULT__SET_MEMORY_ATTRIBUTES) {
 		memcpy(&call.at, arg, sizeof(call.at));
 		memcpy(&call.length, (char *)arg + 8, sizeof(call.length));
 	}
@@ -1619,6 +1642,33 @@ bool fake_fault(const void *address, bool write)
 	queued = queue(registered_with((uintptr_t)address), &msg);
 	pthread_mutex_unlock(&lock);
 	return queued;
+}
+
+void fake_short_lock(const pthread_mutex_t *mutex)
+{
+	short_lock = mutex;
+}
+
+bool fake_private(uint64_t gpa)
+{
+	bool is;
+
+	pthread_mutex_lock(&lock);
+	is = private[gpa / UNIT];
+	pthread_mutex_unlock(&lock);
+	return is;
+}
+
+bool fake_access(uint64_t gpa, bool wanted, void (*access)(void *), void *arg)
+{
+	bool fits;
+
+	pthread_mutex_lock(&lock);
+	fits = private[gpa / UNIT] == wanted;
+	if (fits)
+		access(arg);
+	pthread_mutex_unlock(&lock);
+	return fits;
 }
 
 void fake_advance(uint64_t nanoseconds)

@@ -27,6 +27,7 @@
 #ifndef KVMFAULT_TESTS_FAKE_SYS_H
 #define KVMFAULT_TESTS_FAKE_SYS_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -118,5 +119,14 @@ bool fake_fault(const void *address, bool write);
 extern long fake_uffd_denied;
 
 void fake_advance(uint64_t nanoseconds);
+
+/* A lock that a vCPU's path may take: nobody has it for long. */
+void fake_short_lock(const pthread_mutex_t *lock);
+
+/* What KVM_SET_MEMORY_ATTRIBUTES has set last; all FAKE_KVMs are one VM. */
+bool fake_private(uint64_t gpa);
+/* A guest's access, as one with what the fake knows: access() may only look at
+ * and change pages. False: it wanted the other kind of memory, and exits. */
+bool fake_access(uint64_t gpa, bool wanted, void (*access)(void *), void *arg);
 
 #endif

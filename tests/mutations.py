@@ -147,6 +147,50 @@ MUTATIONS = [
      '	kvmfault__sys_lock(&service->lock);\n'
      '	answer = kvmfault__resolve(seat, &item->fault, &place);\n'
      '	kvmfault__sys_unlock(&service->lock);', ['path']),
+    ('convert what overlaps at the same time', 'lib/convert.c',
+     '	while (!err && in_the_way(vm, mine)) {',
+     '	while (0 && in_the_way(vm, mine)) {', ['convert-race']),
+    ('discard before KVM is told', 'lib/convert.c',
+     '	if (!err)\n		err = tell_kvm(vm, run, private);\n'
+     '	if (!err) {\n',
+     '	if (!err)\n		discard_other(seat, run, mine, private);\n'
+     '	if (!err)\n		err = tell_kvm(vm, run, private);\n'
+     '	if (!err) {\n', ['convert', 'convert-race']),
+    ('discard a huge page that is private in part', 'lib/convert.c',
+     '		if (private_as_a_whole(part, at, size))',
+     '		if (1)', ['convert']),
+    ('look at a huge page that others convert', 'lib/convert.c',
+     '	widen(seat, &mine.pages);', '', ['convert']),
+    ('share a page whose fetch will take it back', 'lib/convert.c',
+     '			err = kvmfault__page_wait(part->seat, memory, page);',
+     '			err = 0;',
+     ['convert-race']),
+    ('leave a conversion half done', 'lib/convert.c',
+     '	back = converter->set(converter->data, gpa(run.first), bytes(run),\n'
+     '			      !private);', '	back = 0;', ['convert']),
+    ('do not tell the hooks that it was undone', 'lib/convert.c',
+     '	call_after(vm, run, private, asked, !err);',
+     '	if (!err)\n		call_after(vm, run, private, asked, true);',
+     ['convert']),
+    ('forget what KVM was told', 'lib/convert.c',
+     '		kvmfault__attributes_note(vm, run, private);', '',
+     ['convert']),
+    ('convert again what is so already', 'lib/convert.c',
+     '			(struct kvmfault__gfns){ run.end, chunk.end },\n'
+     '			!private);',
+     '			(struct kvmfault__gfns){ run.end, chunk.end },\n'
+     '			private);', ['convert']),
+    ('punch a guest_memfd that may be closed', 'lib/region.c',
+     '		kvmfault__drain(vm, punches, region);', '		;',
+     ['convert-race']),
+    ('take who lost the race for unresolved', 'lib/resolver-convert.c',
+     '		return KVMFAULT_RESOLVED;\n	err =',
+     '		return KVMFAULT_DECLINED;\n	err =', ['convert']),
+    ('a conversion is no progress', 'lib/resolve.c',
+     '	answer.came = answer.action == KVMFAULT_RETRY &&\n'
+     '		      kvmfault__attributes_find(',
+     '	answer.came = 0 &&\n		      kvmfault__attributes_find(',
+     ['convert']),
 ]
 
 

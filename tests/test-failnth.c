@@ -517,6 +517,36 @@ static void expect_second_removed(void)
 	drop_memory();
 }
 
+/* ---- private memory ---- */
+
+static int add_hook(void)
+{
+	static const struct kvmfault_conversion_hook hook = {
+		.size = sizeof(hook),
+	};
+
+	return kvmfault_conversion_hook_add(other, &hook);
+}
+
+static int convert(void)
+{
+	return kvmfault_convert(bed.vm, NULL, ELSEWHERE, PAGE, true, NULL);
+}
+
+static int is_shared(void)
+{
+	return kvmfault_is_private(bed.vm, ELSEWHERE);
+}
+
+static void expect_private(void)
+{
+	ck_assert_int_eq(is_shared(), 1);
+	ck_assert(fake_private(ELSEWHERE));
+	ck_assert_int_eq(kvmfault_convert(bed.vm, NULL, ELSEWHERE, PAGE, false,
+					  NULL), 0);
+	drop_region();
+}
+
 /* ---- the service ---- */
 
 static int make_service(unsigned int threads)
@@ -703,6 +733,9 @@ static const struct row {
 	{ "kvmfault_discard", RETURNS, have_page, discard, expect_removed },
 	{ "kvmfault_discard", RETURNS, have_anonymous_page, discard_second,
 	  expect_second_removed },
+	{ "kvmfault_convert", RETURNS, have_region, convert, expect_private },
+	{ "kvmfault_conversion_hook_add", SILENT, have_vm, add_hook, drop_vm },
+	{ "kvmfault_is_private", SILENT, nothing, is_shared, nothing },
 	{ "kvmfault_service_new", RETURNS, nothing, new_service,
 	  drop_service },
 	{ "kvmfault_service_free", COPES, have_parked, free_service,
@@ -812,6 +845,7 @@ static bool once(const struct row *row, unsigned int nth, bool *returned)
 	bool failed;
 	int err;
 
+	bed_vm_fd = fake_fd(FAKE_KVM);
 	bed_up();
 	row->before();
 	bed_take_seats();
