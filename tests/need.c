@@ -44,6 +44,26 @@ static const char *lacks_kvm(void)
 	return NULL;
 }
 
+static const char *lacks_private(void)
+{
+	const long vm_types = 235, attributes = 233, private = 8;
+	int vm, mask, fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+
+	if (fd < 0)
+		return because("/dev/kvm");
+	/* Type 1 is the one that needs no hardware for it. */
+	mask = ioctl(fd, _IO(0xAE, 0x03), vm_types);
+	vm = mask > 0 && mask & 1 << 1 ? ioctl(fd, _IO(0xAE, 0x01), 1) : -1;
+	close(fd);
+	if (vm < 0)
+		return "KVM has no VM type with private memory in software "
+		       "(CONFIG_KVM_SW_PROTECTED_VM)";
+	mask = ioctl(vm, _IO(0xAE, 0x03), attributes);
+	close(vm);
+	return mask > 0 && mask & private ? NULL :
+		"KVM has no private memory attribute";
+}
+
 static const char *lacks_uffd(void)
 {
 	int fd, device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
@@ -77,6 +97,8 @@ const char *lacks(const char *what)
 {
 	if (!strcmp(what, "kvm"))
 		return lacks_kvm();
+	if (!strcmp(what, "private"))
+		return lacks_private();
 	if (!strcmp(what, "uffd"))
 		return lacks_uffd();
 	if (!strcmp(what, "hugetlb"))

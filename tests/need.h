@@ -13,8 +13,8 @@
 
 #include <stdbool.h>
 
-/* what: "kvm", "uffd" (one that sees the kernel's accesses), "hugetlb" (a free
- * 2 MiB page) or "root". */
+/* what: "kvm", "private" (VMs with private memory, in software), "uffd" (one
+ * that sees the kernel's accesses), "hugetlb" (a free 2 MiB page) or "root". */
 void need(const char *what);
 
 /* The same question without the end: NULL: it is there; else why not. */

@@ -250,6 +250,11 @@ entry guest_jump
 	blr	x9
 	b	done
 
+/* hypercall x0 with x1, x2, x3 */
+entry guest_hypercall
+	hvc	#0
+	b	done
+
 /* count x0 down, in registers alone */
 entry guest_spin
 1:	subs	x0, x0, #1

@@ -138,6 +138,16 @@ entry guest_spin
 	jnz	1b
 	jmp	done
 
+/* hypercall rdi with rsi, rdx, rcx; KVM puts Intel's instruction in its place
+ * where it has to */
+entry guest_hypercall
+	movq	%rdi, %rax
+	movq	%rsi, %rbx
+	xchgq	%rcx, %rdx
+	xorl	%esi, %esi
+	vmmcall
+	jmp	done
+
 /*
  * The scan of machine.h.
  *	rbx page pointer	rcx word index		rax sum

@@ -89,6 +89,9 @@ enum machine_routine {
 	MACHINE_SPIN = 11,
 	/* (): carry out the vCPU's scan job, see below */
 	MACHINE_SCAN = 12,
+	/* (number, a, b, c): KVM's hypercall, for a supervisor only. Result:
+	 * what it returns */
+	MACHINE_HYPERCALL = 13,
 };
 
 /*
