@@ -111,6 +111,16 @@ static void expect_told(size_t n, uint64_t gpa, uint64_t pages)
 	ck_assert_uint_eq(call->length, pages * PAGE);
 }
 
+/* Faults that the resolver has answered. */
+static uint64_t resolved(void)
+{
+	unsigned int i = 0;
+
+	while (strcmp(kvmfault_resolver_name(bed.vm, i), "convert"))
+		i++;
+	return bed_stats().resolver[i];
+}
+
 static const struct kvmfault_result *result(void)
 {
 	return kvmfault_vcpu_result(bed.vcpu);
@@ -132,7 +142,7 @@ START_TEST(access_converts)
 	ck_assert(!fake_present(bed.fd, 3 * PAGE));
 	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
 	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_DISCARD], 1);
-	ck_assert_uint_eq(bed_stats().resolver[3], 1);
+	ck_assert_uint_eq(resolved(), 1);
 
 	fake_put(gmem, 2 * PAGE);
 	fake_put(gmem, 3 * PAGE);
@@ -140,7 +150,7 @@ START_TEST(access_converts)
 	expect(at(3), 1, false);
 	ck_assert(!fake_present(gmem, 3 * PAGE));
 	ck_assert(fake_present(gmem, 2 * PAGE));
-	ck_assert_uint_eq(bed_stats().resolver[3], 2);
+	ck_assert_uint_eq(resolved(), 2);
 	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_EXIT], 2);
 }
 END_TEST
@@ -256,6 +266,33 @@ START_TEST(access_that_fits)
 	ck_assert_int_eq(bed_exit(SECOND_GPA, 0), KVMFAULT_RETRY);
 	ck_assert_str_eq(result()->resolver, "populate");
 	ck_assert_uint_eq(told(), 0);
+}
+END_TEST
+
+/* It is to be shared again, and the fetch that was in flight when it became
+ * private is not over: a vCPU that waits for no page is told so. */
+START_TEST(access_that_does_not_wait)
+{
+	struct kvmfault_vcpu_options options = {
+		.size = sizeof(options), .fd = fake_fd(FAKE_KVM),
+		.run = bed.run, .no_wait = true,
+	};
+	struct kvmfault_vcpu *waits = bed.vcpu;
+
+	ck_assert_int_eq(kvmfault__page_claim(bed.memory, 3, false),
+			 KVMFAULT__ABSENT);
+	ck_assert_int_eq(convert(at(3), 1, true), 0);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__FETCHING_REMOVED);
+	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &bed.vcpu), 0);
+	ck_assert_int_eq(bed_exit(at(3), 0), KVMFAULT_PENDING);
+	expect(at(3), 1, true);
+	ck_assert_uint_eq(fake_count(FAKE_FUTEX_WAIT, FAKE_ANY), 0);
+	kvmfault__page_change(bed.memory, 3, KVMFAULT__FETCHING_REMOVED,
+			      KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_exit(at(3), 0), KVMFAULT_RETRY);
+	expect(at(3), 1, false);
+	kvmfault_vcpu_free(bed.vcpu);
+	bed.vcpu = waits;
 }
 END_TEST
 
@@ -1104,6 +1141,7 @@ int main(void)
 	     access_to_and_fro, access_to_more_than_a_page,
 	     access_without_guest_memfd, access_in_another_address_space,
 	     access_with_more_flags, access_to_failed_memory, access_that_fits,
+	     access_that_does_not_wait,
 	     only_what_differs, across_regions, outside, outlives_the_region,
 	     bad_calls, bad_contexts, no_memory_for_a_seat, in_chunks,
 	     no_memory_for_attributes, discard_that_fails,
