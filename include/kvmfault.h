@@ -1057,7 +1057,7 @@ int kvmfault_conversion_hook_add(struct kvmfault_vm *vm,
  * -ENXIO: to private, and a part is in no region with a guest_memfd; or to
  * shared, in no region, with KVMFAULT_CONVERTER_RAM_ONLY; -EINTR; -EDEADLK:
  * called from a hook or back end, or to shared from a callback that is fetching
- * for this memory; -ENOMEM; and what the hook, the back end or ioctl(2) said.
+ * for this memory; -ENOMEM; and what ioctl(2), a hook or the back end said.
  * Thread class: any; with a vCPU object, its own thread. Since 0.1.
  */
 int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,
