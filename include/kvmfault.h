@@ -985,6 +985,8 @@ int kvmfault_cancel(struct kvmfault_vm *vm, uint32_t address_space,
  *   hooks before -> KVM told -> noted -> other side discarded -> hooks after
  *
  * - Conversions that overlap wait for one another, others run in parallel.
+ * - To shared, a fetch that was in flight when the page became private has to end
+ *   first; a vCPU with no_wait is told PENDING.
  * - If a hook or KVM refuses, the run is what it was: KVM is told so, the hooks
  *   hear of it, and the error comes back.
  * - What was discarded can't come back. So that is last, when nothing can fail
