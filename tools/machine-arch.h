@@ -93,7 +93,7 @@ uint64_t arch_area_gpa(unsigned int vcpu);
 /* The vCPU's fd and run are there. */
 int arch_init_vcpu(struct machine_vcpu *vcpu);
 
-/* The state that routines start from; also after the guest has crashed. */
+/* The state that routines start from; also after one that was left. */
 int arch_reset_vcpu(struct machine_vcpu *vcpu);
 
 /* All vCPUs are there. */

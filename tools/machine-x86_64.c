@@ -267,12 +267,15 @@ static void set_apic(struct kvm_lapic_state *apic, unsigned int reg,
 static int start_timer(struct machine_vcpu *vcpu)
 {
 	struct kvm_lapic_state apic;
+	unsigned int reg;
 	uint32_t period = APIC_HZ / machine_tick_rate(vcpu->machine);
 	int ret;
 
 	ret = kvm_ioctl(vcpu->fd, KVM_GET_LAPIC, &apic);
 	if (ret)
 		return ret;
+	for (reg = 0x100; reg < 0x180; reg += 0x10)	/* none in service */
+		set_apic(&apic, reg, 0);
 	set_apic(&apic, 0x0f0, 0x1ff);			/* enable */
 	set_apic(&apic, 0x320, 0x20000 | TIMER_VECTOR);	/* periodic */
 	set_apic(&apic, 0x3e0, 0xb);			/* undivided */

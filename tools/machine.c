@@ -260,8 +260,9 @@ int machine_call(struct machine_vcpu *vcpu, enum machine_routine routine,
 		 uint64_t a, uint64_t b, uint64_t c, uint64_t d)
 {
 	const uint64_t args[4] = { a, b, c, d };
-	/* The guest crashed; some back ends have reset the vCPU then. */
-	bool crashed = vcpu->run->exit_reason == KVM_EXIT_SHUTDOWN;
+	/* The call before was left, maybe in the middle of an interrupt; or
+	 * the guest crashed, and some back ends have reset the vCPU then. */
+	bool left = !arch_done(vcpu->run);
 	size_t number = (size_t)routine;
 	int ret;
 
@@ -269,7 +270,7 @@ int machine_call(struct machine_vcpu *vcpu, enum machine_routine routine,
 	    !routines[number])
 		return -EINVAL;
 	ret = arch_finish_exit(vcpu);
-	if (!ret && crashed)
+	if (!ret && left)
 		ret = arch_reset_vcpu(vcpu);
 	if (ret)
 		return ret;
