@@ -798,6 +798,18 @@ enum kvmfault_action {
 	KVMFAULT_UNRESOLVED = 5, /* do not run this vCPU: the result says why */
 };
 
+/* One of a vCPU's last faults, and what came of it. */
+struct kvmfault_event {
+	size_t size;		/* what this library fills */
+	const struct kvmfault_fault *fault;
+	enum kvmfault_action action;
+	enum kvmfault_reason reason;
+	int error;
+	uint32_t times;		/* that the same came, one after the other */
+	const char *resolver;
+};
+#define KVMFAULT_HISTORY_COUNT 8
+
 struct kvmfault_result {
 	size_t size;		/* what this library fills */
 	enum kvmfault_action action;
@@ -809,6 +821,10 @@ struct kvmfault_result {
 	bool unfinished;
 	const char *resolver;	/* the one that had the last word, or NULL */
 	const struct kvmfault_fault *fault;
+	/* This vCPU's last faults, up to KVMFAULT_HISTORY_COUNT of them, the
+	 * newest first: how it came to this. Valid as long as the result. */
+	const struct kvmfault_event *const *history;
+	uint32_t history_count;
 };
 
 /*

@@ -530,6 +530,11 @@ void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due);
 /* vcpu.c and its entrances */
 #define KVMFAULT__HISTORY 8
 
+struct kvmfault__past {			/* what an event points to */
+	struct kvmfault_event event;
+	struct kvmfault_fault fault;
+};
+
 struct kvmfault_vcpu {
 	struct kvmfault_vm *vm;
 	struct kvmfault__seat *seat;
@@ -543,6 +548,10 @@ struct kvmfault_vcpu {
 	uint64_t history[KVMFAULT__HISTORY];
 	uint32_t newest;
 	uint32_t streak;
+	/* its last faults, for the result: a ring, and its order */
+	struct kvmfault__past past[KVMFAULT_HISTORY_COUNT];
+	const struct kvmfault_event *events[KVMFAULT_HISTORY_COUNT];
+	uint32_t next_past;
 	/* an MMIO access that was interrupted */
 	uint64_t mmio_gpa;
 	uint32_t mmio_length;

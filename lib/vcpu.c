@@ -62,6 +62,7 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 	new->seat->no_wait = ours.no_wait;
 	new->result.size = sizeof(new->result);
 	new->result.fault = &new->fault;
+	new->result.history = new->events;
 	new->fault.size = sizeof(new->fault);
 	kvmfault__stats_add(&new->before, new->seat);
 	start_guard(new);
@@ -95,6 +96,57 @@ kvmfault_vcpu_result(const struct kvmfault_vcpu *vcpu)
 	return vcpu ? &vcpu->result : NULL;
 }
 
+/* The same as the last one: a storm must not push out what began it. */
+static bool same_again(const struct kvmfault_vcpu *vcpu,
+		       const struct kvmfault_event *event)
+{
+	const struct kvmfault_event *last = vcpu->events[0];
+	const struct kvmfault_fault *now = event->fault, *then;
+
+	if (!last)
+		return false;
+	then = last->fault;
+	return last->action == event->action && last->reason == event->reason &&
+	       last->error == event->error &&
+	       last->resolver == event->resolver &&
+	       then->entrance == now->entrance && then->known == now->known &&
+	       then->address_space == now->address_space &&
+	       then->gpa == now->gpa && then->hva == now->hva &&
+	       then->flags == now->flags;
+}
+
+/* For whoever has to find out why. */
+static void remember(struct kvmfault_vcpu *vcpu)
+{
+	struct kvmfault_result *result = &vcpu->result;
+	struct kvmfault_event event = {
+		.size = sizeof(event),
+		.fault = &vcpu->fault,
+		.action = result->action,
+		.reason = result->reason,
+		.error = result->error,
+		.times = 1,
+		.resolver = result->resolver,
+	};
+	struct kvmfault__past *past;
+	uint32_t next = vcpu->next_past;
+
+	if (same_again(vcpu, &event)) {
+		vcpu->past[(next - 1) % KVMFAULT_HISTORY_COUNT].event.times++;
+		return;
+	}
+	past = &vcpu->past[next % KVMFAULT_HISTORY_COUNT];
+	vcpu->next_past = next + 1;
+	past->fault = vcpu->fault;
+	past->event = event;
+	past->event.fault = &past->fault;
+	memmove(vcpu->events + 1, vcpu->events,
+		sizeof(vcpu->events) - sizeof(vcpu->events[0]));
+	vcpu->events[0] = &past->event;
+	if (result->history_count < KVMFAULT_HISTORY_COUNT)
+		result->history_count++;
+}
+
 static enum kvmfault_action finish(struct kvmfault_vcpu *vcpu,
 				   const struct kvmfault__answer *answer)
 {
@@ -107,6 +159,7 @@ static enum kvmfault_action finish(struct kvmfault_vcpu *vcpu,
 	result->unfinished = vcpu->mmio_length != NO_MMIO;
 	if (answer->action == KVMFAULT_UNRESOLVED)
 		kvmfault__count(vcpu->seat, unresolved);
+	remember(vcpu);
 	return answer->action;
 }
 

@@ -183,6 +183,82 @@ START_TEST(poison_without_an_address)
 }
 END_TEST
 
+/* ---- the history ---- */
+
+static const struct kvmfault_event *past(uint32_t n)
+{
+	ck_assert_uint_lt(n, result()->history_count);
+	return result()->history[n];
+}
+
+START_TEST(history_begins_empty)
+{
+	ck_assert_uint_eq(result()->history_count, 0);
+	bed_other();
+	interrupt();
+	ck_assert_uint_eq(result()->history_count, 0);
+}
+END_TEST
+
+START_TEST(history_says_what_came_of_it)
+{
+	bed_exit(BED_GPA + 2 * PAGE, 0);
+	bed_exit(BED_GPA + 3 * PAGE, 1ULL << 40);
+	ck_assert_uint_eq(result()->history_count, 2);
+	ck_assert_uint_eq(past(0)->size, sizeof(struct kvmfault_event));
+	ck_assert_int_eq(past(0)->action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(past(0)->reason, KVMFAULT_REASON_FLAGS);
+	ck_assert_int_eq(past(0)->error, -EOPNOTSUPP);
+	ck_assert_ptr_null(past(0)->resolver);
+	ck_assert_uint_eq(past(0)->fault->gpa, BED_GPA + 3 * PAGE);
+	ck_assert_uint_eq(past(0)->fault->flags, 1ULL << 40);
+	ck_assert_int_eq(past(1)->action, KVMFAULT_RETRY);
+	ck_assert_int_eq(past(1)->reason, KVMFAULT_REASON_NONE);
+	ck_assert_int_eq(past(1)->error, 0);
+	ck_assert_str_eq(past(1)->resolver, "copy");
+	ck_assert_int_eq(past(1)->fault->entrance, KVMFAULT_ENTRANCE_EXIT);
+	ck_assert_uint_eq(past(1)->fault->gpa, BED_GPA + 2 * PAGE);
+	ck_assert_uint_eq(past(1)->times, 1);
+	/* An exit of another kind is no fault, and takes nothing away. */
+	bed_other();
+	ck_assert_uint_eq(result()->history_count, 2);
+	ck_assert_uint_eq(past(1)->fault->gpa, BED_GPA + 2 * PAGE);
+}
+END_TEST
+
+START_TEST(history_keeps_the_newest)
+{
+	uint32_t i;
+
+	for (i = 0; i < 13; i++)
+		bed_exit(BED_GPA + i * PAGE, 0);
+	ck_assert_uint_eq(result()->history_count, KVMFAULT_HISTORY_COUNT);
+	for (i = 0; i < KVMFAULT_HISTORY_COUNT; i++)
+		ck_assert_uint_eq(past(i)->fault->gpa,
+				  BED_GPA + (12 - i) * PAGE);
+}
+END_TEST
+
+START_TEST(history_counts_a_storm_as_one)
+{
+	bed_exit(BED_GPA, 0);
+	while (bed_bare() == KVMFAULT_RETRY)
+		;
+	ck_assert_uint_eq(result()->history_count, 3);
+	ck_assert_int_eq(past(0)->reason, KVMFAULT_REASON_NO_ADDRESS);
+	ck_assert_uint_eq(past(0)->times, 1);
+	ck_assert_int_eq(past(1)->action, KVMFAULT_RETRY);
+	ck_assert_int_eq(past(1)->fault->entrance, KVMFAULT_ENTRANCE_BARE);
+	ck_assert_uint_eq(past(1)->times, 16);
+	ck_assert_uint_eq(past(2)->fault->gpa, BED_GPA);
+	/* Two that take turns are no storm of one. */
+	bed_exit(BED_GPA, 0);
+	bed_exit(BED_GPA + PAGE, 0);
+	bed_exit(BED_GPA, 0);
+	ck_assert_uint_eq(result()->history_count, 6);
+}
+END_TEST
+
 /* ---- the guard ---- */
 
 #define BUDGET 16
@@ -405,6 +481,12 @@ int main(void)
 	tcase_add_test(t, exit_is_unresolved);
 	tcase_add_test(t, mmio_exit_reason_stays);
 	tcase_add_test(t, poison_without_an_address);
+	t = tests(suite, "history");
+	tcase_add_checked_fixture(t, up, bed_down);
+	tcase_add_test(t, history_begins_empty);
+	tcase_add_test(t, history_says_what_came_of_it);
+	tcase_add_test(t, history_keeps_the_newest);
+	tcase_add_test(t, history_counts_a_storm_as_one);
 	t = tests(suite, "guard");
 	tcase_add_checked_fixture(t, up, bed_down);
 	tcase_add_test(t, bare_within_the_budget);

@@ -155,7 +155,16 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_vcpu_options, run, 16, 8),
 	MEMBER(kvmfault_vcpu_options, no_wait, 24, 1),
 
-	SIZE(kvmfault_result, 40),
+	SIZE(kvmfault_event, 40),
+	MEMBER(kvmfault_event, size, 0, 8),
+	MEMBER(kvmfault_event, fault, 8, 8),
+	MEMBER(kvmfault_event, action, 16, 4),
+	MEMBER(kvmfault_event, reason, 20, 4),
+	MEMBER(kvmfault_event, error, 24, 4),
+	MEMBER(kvmfault_event, times, 28, 4),
+	MEMBER(kvmfault_event, resolver, 32, 8),
+
+	SIZE(kvmfault_result, 56),
 	MEMBER(kvmfault_result, size, 0, 8),
 	MEMBER(kvmfault_result, action, 8, 4),
 	MEMBER(kvmfault_result, reason, 12, 4),
@@ -163,6 +172,8 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_result, unfinished, 20, 1),
 	MEMBER(kvmfault_result, resolver, 24, 8),
 	MEMBER(kvmfault_result, fault, 32, 8),
+	MEMBER(kvmfault_result, history, 40, 8),
+	MEMBER(kvmfault_result, history_count, 48, 4),
 
 	SIZE(kvmfault_service_options, 16),
 	MEMBER(kvmfault_service_options, size, 0, 8),
