@@ -340,6 +340,16 @@ struct kvmfault_vm_options {
 	/* KVM's descriptor of the VM, borrowed until the context is freed: for
 	 * conversions. 0: none. */
 	int fd;
+
+	/* How many times a vCPU's fault whose source failed is tried again
+	 * before the answer is UNRESOLVED, SOURCE: after 1 ms, and then twice
+	 * as long each time up to about a second. A signal or immediate_exit
+	 * ends the pause (INTERRUPTED), and what is left of it is waited when
+	 * the fault comes again: no try is lost by it, and none is won.
+	 * -EHWPOISON is final, and for a vCPU with no_wait any error is. 0: not
+	 * at all; the source knows best whether it
+	 * is worth it, and UNRESOLVED leaves it to the VMM. */
+	uint32_t source_retries;
 };
 
 /*
@@ -842,8 +852,8 @@ struct kvmfault_result {
  * - EINTR: INTERRUPTED.
  *
  * Never allocates, never sleeps but for a page that another thread fetches or
- * converts and in the pauses of the retry budget: a signal ends these, and
- * immediate_exit within 10 ms. Kernel interfaces: UFFDIO_COPY, UFFDIO_ZEROPAGE,
+ * converts and in the pauses of the retry budget and of source_retries: a signal
+ * ends these, and immediate_exit within 10 ms. Kernel interfaces: UFFDIO_COPY, UFFDIO_ZEROPAGE,
  * UFFDIO_CONTINUE, UFFDIO_POISON, UFFDIO_WAKE, madvise, fallocate, private
  * futexes, clock_gettime; lseek or mincore to check on a resolver that did not
  * use kvmfault_request_install(); what the source uses (the built-in file
@@ -1114,6 +1124,8 @@ struct kvmfault_stats {
 	/* Resolved faults by microseconds: [0] under 1, [n] under 2^n, the
 	 * last one everything above. */
 	uint64_t latency[KVMFAULT_LATENCY_COUNT];
+	uint64_t retried;	/* vCPUs' faults that were tried again, because
+				 * the source had failed */
 };
 
 /* Of the whole VM. Returns 0; -EINVAL. Thread class: any. Since 0.1. */

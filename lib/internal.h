@@ -552,6 +552,10 @@ struct kvmfault_vcpu {
 	struct kvmfault__past past[KVMFAULT_HISTORY_COUNT];
 	const struct kvmfault_event *events[KVMFAULT_HISTORY_COUNT];
 	uint32_t next_past;
+	/* a source that failed: for what, how often, when to try again */
+	uint64_t source_key;
+	uint32_t source_failures;
+	uint64_t source_due;
 	/* an MMIO access that was interrupted */
 	uint64_t mmio_gpa;
 	uint32_t mmio_length;

@@ -227,10 +227,12 @@ bool kvmfault__pages_absent(const struct kvmfault_memory *memory)
 
 int kvmfault__pause(struct kvmfault__seat *seat, uint64_t nanoseconds)
 {
-	int err;
+	while (nanoseconds && !kvmfault__exit_wanted(seat)) {
+		uint64_t slice = nanoseconds < SLICE ? nanoseconds : SLICE;
 
-	if (kvmfault__exit_wanted(seat))
-		return -EINTR;
-	err = kvmfault__sys_futex_wait(&seat->pause, 0, nanoseconds);
-	return err == -EINTR || kvmfault__exit_wanted(seat) ? -EINTR : 0;
+		if (kvmfault__sys_futex_wait(&seat->pause, 0, slice) == -EINTR)
+			return -EINTR;
+		nanoseconds -= slice;
+	}
+	return kvmfault__exit_wanted(seat) ? -EINTR : 0;
 }

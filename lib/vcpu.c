@@ -15,6 +15,8 @@
 #define FREE_RETRIES 2			/* then with a pause */
 #define PAUSE_MIN 50000ULL		/* 50 us, doubled each time, */
 #define PAUSE_MAX 10000000ULL		/* up to 10 ms */
+#define SOURCE_PAUSE 1000000ULL		/* a failed source: 1 ms, doubled */
+#define SOURCE_STEPS 10			/* each time, up to about a second */
 #define NO_MMIO 0			/* mmio_length: nothing unfinished */
 
 static void start_guard(struct kvmfault_vcpu *vcpu)
@@ -188,6 +190,16 @@ static bool seen(struct kvmfault_vcpu *vcpu, uint64_t what)
 	return false;
 }
 
+/* The page that faulted, or what stands for it. */
+static uint64_t key(const struct kvmfault_fault *fault)
+{
+	if (fault->known & KVMFAULT_KNOWN_GPA)
+		return fault->gpa / KVMFAULT__PAGE;
+	if (fault->known & KVMFAULT_KNOWN_HVA)
+		return fault->hva / KVMFAULT__PAGE;
+	return UINT64_MAX;
+}
+
 /*
  * Progress is a page that came, a page that did not fault lately, or an exit
  * of another kind (which starts the guard anew). Without it the pauses grow,
@@ -195,14 +207,12 @@ static bool seen(struct kvmfault_vcpu *vcpu, uint64_t what)
  */
 static void guard(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 {
-	uint64_t pause = PAUSE_MIN, what;
+	uint64_t pause = PAUSE_MIN;
 	uint32_t n;
 
 	if (answer->action != KVMFAULT_RETRY)
 		return;
-	what = vcpu->fault.known & KVMFAULT_KNOWN_GPA ?
-		vcpu->fault.gpa / KVMFAULT__PAGE : UINT64_MAX;
-	if (answer->came || !seen(vcpu, what)) {
+	if (answer->came || !seen(vcpu, key(&vcpu->fault))) {
 		vcpu->streak = 0;
 		return;
 	}
@@ -251,6 +261,60 @@ static struct kvmfault__answer resolve(struct kvmfault_vcpu *vcpu)
 	return answer;
 }
 
+/* Once more, after a pause? Failed memory does not come back. */
+static bool source_may_recover(struct kvmfault_vcpu *vcpu,
+			       const struct kvmfault__answer *answer)
+{
+	uint32_t n = vcpu->source_failures;
+
+	if (answer->action != KVMFAULT_UNRESOLVED ||
+	    answer->reason != KVMFAULT_REASON_SOURCE ||
+	    answer->error == -EHWPOISON || vcpu->seat->no_wait ||
+	    n >= vcpu->vm->options.source_retries)
+		return false;
+	vcpu->source_due = kvmfault__sys_now() +
+			   (SOURCE_PAUSE << (n < SOURCE_STEPS ? n :
+							SOURCE_STEPS));
+	vcpu->source_failures++;
+	kvmfault__count(vcpu->seat, retried);
+	return true;
+}
+
+/* What is left of the pause, if this is the fault that it is for. */
+static int source_pause(struct kvmfault_vcpu *vcpu, uint64_t what)
+{
+	uint64_t now;
+
+	if (vcpu->source_failures && vcpu->source_key != what)
+		vcpu->source_failures = 0;
+	vcpu->source_key = what;
+	if (!vcpu->source_failures)
+		return 0;
+	now = kvmfault__sys_now();
+	if (now >= vcpu->source_due)
+		return 0;
+	return kvmfault__pause(vcpu->seat, vcpu->source_due - now);
+}
+
+/* As often as a failing source is worth it. */
+static struct kvmfault__answer resolve_patiently(struct kvmfault_vcpu *vcpu)
+{
+	const struct kvmfault__answer interrupted = {
+		.action = KVMFAULT_INTERRUPTED,
+	};
+	uint64_t what = key(&vcpu->fault);	/* before it is translated */
+	struct kvmfault__answer answer;
+
+	do {
+		if (source_pause(vcpu, what))
+			return interrupted;
+		answer = resolve(vcpu);
+	} while (source_may_recover(vcpu, &answer));
+	if (answer.action != KVMFAULT_INTERRUPTED)
+		vcpu->source_failures = 0;
+	return answer;
+}
+
 /* KVM_RUN was entered although an access was half done: the guest has gone on
  * with whatever bytes were there. */
 static bool lost_mmio(struct kvmfault_vcpu *vcpu)
@@ -278,7 +342,7 @@ static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 			      memory_order_relaxed);
 	vcpu->faulted = true;
 	kvmfault__not_pending(vcpu->seat);
-	answer = resolve(vcpu);
+	answer = resolve_patiently(vcpu);
 	if (answer.action == KVMFAULT_NOT_A_FAULT) {
 		start_guard(vcpu);
 		return pass(vcpu, KVMFAULT_NOT_A_FAULT);

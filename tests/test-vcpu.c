@@ -6,6 +6,7 @@
  * guard's pauses are futex waits; here they end at once and are looked at.
  */
 
+#include <signal.h>
 #include <string.h>
 
 #include "bed.h"
@@ -415,6 +416,233 @@ START_TEST(kernel_never_ready_is_bounded)
 }
 END_TEST
 
+/* ---- a source that fails ---- */
+
+#define MS 1000000ULL
+
+static unsigned int pauses, recovers_in, interrupts;
+static uint64_t slept;
+static int then_says;
+
+/* Time passes as it is slept, unless a signal comes halfway. */
+static bool sleep_well(struct fake_call *call)
+{
+	bool signal = interrupts;
+
+	if (call->arg != &bed.vcpu->seat->pause)
+		return false;
+	pauses++;
+	slept += call->length;
+	fake_advance(signal ? call->length / 2 : call->length);
+	call->result = signal ? -EINTR : -ETIMEDOUT;
+	interrupts -= signal;
+	if (pauses == recovers_in)
+		bed.source_result = then_says;
+	return true;
+}
+
+static void failing(void)
+{
+	pauses = recovers_in = interrupts = 0;
+	slept = 0;
+	then_says = 0;
+	bed_up();
+	bed.source_result = -EIO;
+	bed.vm->options.source_retries = 3;
+	fake_on(FAKE_FUTEX_WAIT, sleep_well);
+}
+
+START_TEST(source_recovers)
+{
+	recovers_in = 2;
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert(bed_has(0, bed_byte(0)));
+	ck_assert_uint_eq(bed.reads, 3);
+	ck_assert_uint_eq(slept, 3 * MS);
+	ck_assert_uint_eq(bed_stats().retried, 2);
+	ck_assert_uint_eq(bed_stats().unresolved, 0);
+	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_EXIT], 1);
+}
+END_TEST
+
+START_TEST(source_does_not_recover)
+{
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
+	ck_assert_int_eq(result()->error, -EIO);
+	ck_assert_uint_eq(bed.reads, 4);
+	ck_assert_uint_eq(bed_stats().retried, 3);
+	ck_assert_uint_eq(bed_stats().unresolved, 1);
+	ck_assert_int_eq(bed_state(0), KVMFAULT__ABSENT);
+	/* Whoever runs it again all the same gets as many. */
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_uint_eq(bed.reads, 8);
+	ck_assert_uint_eq(slept, 2 * (1 + 2 + 4) * MS);
+}
+END_TEST
+
+START_TEST(source_is_final_by_default)
+{
+	struct kvmfault_vm_options none = { .size = sizeof(none) };
+
+	bed.vm->options.source_retries = none.source_retries;
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_uint_eq(bed.reads, 1);
+	ck_assert_uint_eq(pauses, 0);
+}
+END_TEST
+
+START_TEST(source_pauses_grow_to_a_second)
+{
+	size_t n;
+
+	bed.vm->options.source_retries = 13;
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_uint_eq(bed.reads, 14);
+	/* 1 + 2 + ... + 1024, and two more like the last */
+	ck_assert_uint_eq(slept, (2047 + 2 * 1024) * MS);
+	/* immediate_exit is looked at every 10 ms. */
+	for (n = 0; n < pauses; n++)
+		ck_assert_uint_le(fake_nth(FAKE_FUTEX_WAIT, 0, n)->length,
+				  10 * MS);
+}
+END_TEST
+
+START_TEST(source_pause_ends_by_a_signal)
+{
+	interrupts = 1;
+	recovers_in = 3;
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NONE);
+	ck_assert(!result()->unfinished);
+	ck_assert_uint_eq(bed.reads, 1);
+	ck_assert_uint_eq(slept, MS);
+	interrupt();
+	bed_other();
+	/* The rest of this pause, the whole of the next. */
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_uint_eq(bed.reads, 3);
+	ck_assert_uint_eq(slept, MS + MS / 2 + 2 * MS);
+}
+END_TEST
+
+START_TEST(signals_cost_no_try_and_win_none)
+{
+	unsigned int i;
+
+	interrupts = 9;
+	for (i = 0; i < 9; i++) {
+		ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
+		ck_assert_uint_eq(bed.reads, 1);
+	}
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_uint_eq(bed.reads, 4);
+	ck_assert_uint_eq(bed_stats().retried, 3);
+}
+END_TEST
+
+START_TEST(interrupted_source_wins_no_try)
+{
+	recovers_in = 1;
+	then_says = -EINTR;
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
+	ck_assert_uint_eq(bed.reads, 2);
+	bed.source_result = -EIO;
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_uint_eq(bed.reads, 5);
+}
+END_TEST
+
+START_TEST(source_pause_ends_by_immediate_exit)
+{
+	bed.run->immediate_exit = 1;
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
+	ck_assert_uint_eq(bed.reads, 1);
+	ck_assert_uint_eq(pauses, 0);
+	bed.run->immediate_exit = 0;
+	recovers_in = 1;
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+}
+END_TEST
+
+START_TEST(another_fault_does_not_wait)
+{
+	interrupts = 1;
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
+	bed.source_result = 0;
+	ck_assert_int_eq(bed_mmio(0, 4, false), KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(bed_exit(BED_GPA + PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_uint_eq(pauses, 1);
+}
+END_TEST
+
+START_TEST(mmio_is_unfinished_while_the_source_fails)
+{
+	interrupts = 2;
+	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_INTERRUPTED);
+	ck_assert(result()->unfinished);
+	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_INTERRUPTED);
+	ck_assert(result()->unfinished);
+	recovers_in = pauses + 1;
+	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_RETRY);
+	ck_assert(!result()->unfinished);
+	ck_assert_int_eq(bed.run->mmio.data[0], bed_byte(0));
+}
+END_TEST
+
+START_TEST(marker_waits_for_its_source)
+{
+	siginfo_t info = { .si_signo = SIGBUS };
+
+	info.si_code = BUS_MCEERR_AR;
+	info.si_addr = bed_page(5);
+	info.si_addr_lsb = 12;
+	interrupts = 1;
+	recovers_in = 3;
+	ck_assert_int_eq(kvmfault_handle_sigbus(bed.vcpu, &info),
+			 KVMFAULT_INTERRUPTED);
+	ck_assert_uint_eq(bed.reads, 1);
+	/* Its hva is told, and then its gpa: it is the same fault. */
+	ck_assert_int_eq(kvmfault_handle_sigbus(bed.vcpu, &info),
+			 KVMFAULT_RETRY);
+	ck_assert_uint_eq(bed.reads, 3);
+	ck_assert(bed_has(5, bed_byte(5)));
+}
+END_TEST
+
+START_TEST(who_does_not_wait_is_told_at_once)
+{
+	bed.vcpu->seat->no_wait = true;
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
+	ck_assert_uint_eq(bed.reads, 1);
+	ck_assert_uint_eq(pauses, 0);
+}
+END_TEST
+
+static bool no_poison(struct fake_call *call)
+{
+	if (call->number != KVMFAULT__UFFDIO_POISON)
+		return false;
+	call->result = -ENOTTY;
+	return true;
+}
+
+START_TEST(lost_data_is_final)
+{
+	bed.source_result = -EHWPOISON;
+	if (_i)
+		fake_on(FAKE_IOCTL, no_poison);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, _i ? KVMFAULT_REASON_SOURCE :
+						KVMFAULT_REASON_HWPOISON);
+	ck_assert_int_eq(result()->error, -EHWPOISON);
+	ck_assert_uint_eq(bed.reads, 1);
+	ck_assert_uint_eq(pauses, 0);
+}
+END_TEST
+
 /* ---- an MMIO access half done ---- */
 
 START_TEST(unfinished_is_said_and_finished)
@@ -500,6 +728,21 @@ int main(void)
 	tcase_add_test(t, pages_that_come_are_progress);
 	tcase_add_test(t, budget_is_an_option);
 	tcase_add_test(t, kernel_never_ready_is_bounded);
+	t = tests(suite, "source");
+	tcase_add_checked_fixture(t, failing, bed_down);
+	tcase_add_test(t, source_recovers);
+	tcase_add_test(t, source_does_not_recover);
+	tcase_add_test(t, source_is_final_by_default);
+	tcase_add_test(t, source_pauses_grow_to_a_second);
+	tcase_add_test(t, source_pause_ends_by_a_signal);
+	tcase_add_test(t, signals_cost_no_try_and_win_none);
+	tcase_add_test(t, interrupted_source_wins_no_try);
+	tcase_add_test(t, source_pause_ends_by_immediate_exit);
+	tcase_add_test(t, another_fault_does_not_wait);
+	tcase_add_test(t, mmio_is_unfinished_while_the_source_fails);
+	tcase_add_test(t, marker_waits_for_its_source);
+	tcase_add_test(t, who_does_not_wait_is_told_at_once);
+	tcase_add_loop_test(t, lost_data_is_final, 0, 2);
 	t = tests(suite, "unfinished");
 	tcase_add_checked_fixture(t, up, bed_down);
 	tcase_add_test(t, unfinished_is_said_and_finished);

@@ -82,6 +82,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_vm_options, fetches, 104, 4),
 	MEMBER(kvmfault_vm_options, converter, 112, 8),
 	MEMBER(kvmfault_vm_options, fd, 120, 4),
+	MEMBER(kvmfault_vm_options, source_retries, 124, 4),
 
 	SIZE(kvmfault_source, 72),
 	MEMBER(kvmfault_source, size, 0, 8),
@@ -191,7 +192,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_conversion_hook, after, 16, 8),
 	MEMBER(kvmfault_conversion_hook, data, 24, 8),
 
-	SIZE(kvmfault_stats, 528),
+	SIZE(kvmfault_stats, 536),
 	MEMBER(kvmfault_stats, size, 0, 8),
 	MEMBER(kvmfault_stats, fetched, 8, 8),
 	MEMBER(kvmfault_stats, zeroed, 16, 8),
@@ -205,6 +206,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_stats, entrance, 80, 128),
 	MEMBER(kvmfault_stats, resolver, 208, 128),
 	MEMBER(kvmfault_stats, latency, 336, 192),
+	MEMBER(kvmfault_stats, retried, 528, 8),
 };
 
 #define LINES (sizeof(lines) / sizeof(lines[0]))
