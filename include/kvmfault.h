@@ -347,9 +347,18 @@ struct kvmfault_vm_options {
 	 * ends the pause (INTERRUPTED), and what is left of it is waited when
 	 * the fault comes again: no try is lost by it, and none is won.
 	 * -EHWPOISON is final, and for a vCPU with no_wait any error is. 0: not
-	 * at all; the source knows best whether it
-	 * is worth it, and UNRESOLVED leaves it to the VMM. */
+	 * at all; the source knows best whether it is worth it, and UNRESOLVED
+	 * leaves it to the VMM. */
 	uint32_t source_retries;
+
+	/* After a vCPU's fault has brought a window of pages (see enum
+	 * kvmfault_window), have KVM map all of them for the guest, by
+	 * KVM_PRE_FAULT_MEMORY on the vCPU's own thread: the other pages of it
+	 * then cost no exit to KVM. Where the kernel has it (6.11, x86 with
+	 * two-dimensional paging), else nothing; only pages that are present,
+	 * and not in a region with a guest_memfd. kvmfault_vcpu_new() asks the
+	 * vCPU for it, so that is not to run at that time. */
+	bool prefault;
 };
 
 /*
@@ -853,13 +862,13 @@ struct kvmfault_result {
  *
  * Never allocates, never sleeps but for a page that another thread fetches or
  * converts and in the pauses of the retry budget and of source_retries: a signal
- * ends these, and immediate_exit within 10 ms. Kernel interfaces: UFFDIO_COPY, UFFDIO_ZEROPAGE,
- * UFFDIO_CONTINUE, UFFDIO_POISON, UFFDIO_WAKE, madvise, fallocate, private
- * futexes, clock_gettime; lseek or mincore to check on a resolver that did not
- * use kvmfault_request_install(); what the source uses (the built-in file
- * source: pread); for conversions KVM_SET_MEMORY_ATTRIBUTES; for emulation
- * errors KVM_GET_REGS, KVM_GET_SREGS, KVM_TRANSLATE, KVM_GET_VCPU_EVENTS,
- * KVM_SET_VCPU_EVENTS.
+ * ends these, and immediate_exit within 10 ms. Kernel interfaces: UFFDIO_COPY,
+ * UFFDIO_ZEROPAGE, UFFDIO_CONTINUE, UFFDIO_POISON, UFFDIO_WAKE, madvise,
+ * fallocate, private futexes, clock_gettime; lseek or mincore to check on a
+ * resolver that did not use kvmfault_request_install(); what the source uses
+ * (the built-in file source: pread); for conversions KVM_SET_MEMORY_ATTRIBUTES;
+ * with options.prefault KVM_PRE_FAULT_MEMORY; for emulation errors KVM_GET_REGS,
+ * KVM_GET_SREGS, KVM_TRANSLATE, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS.
  *
  * A NULL vcpu is UNRESOLVED. Thread class: object, the vCPU's own thread.
  * Since 0.1.
@@ -1126,6 +1135,7 @@ struct kvmfault_stats {
 	uint64_t latency[KVMFAULT_LATENCY_COUNT];
 	uint64_t retried;	/* vCPUs' faults that were tried again, because
 				 * the source had failed */
+	uint64_t prefaulted;	/* pages that KVM mapped ahead, by request */
 };
 
 /* Of the whole VM. Returns 0; -EINVAL. Thread class: any. Since 0.1. */

@@ -70,6 +70,16 @@ static void decode_exit(const struct kvm_run *run, struct kvmfault_fault *fault)
 	}
 }
 
+uint32_t kvmfault__address_space(const struct kvm_run *run)
+{
+#ifdef __x86_64__
+	return run->flags & RUN_SMM ? 1 : 0;
+#else
+	(void)run;
+	return 0;
+#endif
+}
+
 void kvmfault__decode(int ret, int err, const struct kvm_run *run,
 		      struct kvmfault_fault *fault)
 {
@@ -79,10 +89,8 @@ void kvmfault__decode(int ret, int err, const struct kvm_run *run,
 		decode_error(err, run, fault);
 	else if (!ret && run)
 		decode_exit(run, fault);
-#ifdef __x86_64__
 	if (run && fault->entrance)
-		fault->address_space = run->flags & RUN_SMM ? 1 : 0;
-#endif
+		fault->address_space = kvmfault__address_space(run);
 }
 
 KVMFAULT__EXPORT

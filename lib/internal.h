@@ -31,6 +31,8 @@ int kvmfault__options_out(void *to, const void *from, size_t ours);
 /* decode.c */
 void kvmfault__decode(int ret, int err, const struct kvm_run *run,
 		      struct kvmfault_fault *fault);
+/* The one that the vCPU is in. */
+uint32_t kvmfault__address_space(const struct kvm_run *run);
 
 /* seat.c: hazards. A reader holds what it reads by naming it in its seat; what
  * was taken out of use is freed when no seat names it. */
@@ -502,6 +504,9 @@ struct kvmfault__answer {
 	const char *resolver;
 	bool came;	/* the page was absent, and now it is there */
 	bool detached;	/* a sleeper's fetch is in flight */
+	/* of a window: its gpa, from the region's beginning on, and its length,
+	 * maybe past the region's end; not all of it need have come */
+	uint64_t gpa, length;
 };
 
 /* Resolve one page. */
@@ -560,6 +565,7 @@ struct kvmfault_vcpu {
 	uint64_t mmio_gpa;
 	uint32_t mmio_length;
 	uint64_t emulation_rip;
+	bool prefault;
 };
 
 struct kvmfault__answer kvmfault__mmio(struct kvmfault_vcpu *vcpu);
@@ -580,6 +586,11 @@ bool kvmfault__x86_operand(const struct kvmfault__x86 *cpu,
 struct kvmfault__answer kvmfault__resolve_gpa(struct kvmfault__seat *seat,
 					      const struct kvmfault_fault *f,
 					      uint64_t gpa);
+
+/* prefault.c: have KVM map a window that came */
+bool kvmfault__can_prefault(int vcpu_fd);
+void kvmfault__prefault(struct kvmfault_vcpu *vcpu,
+			const struct kvmfault__answer *answer);
 
 /* failure.c: tell of memory that failed; what becomes of the answer */
 void kvmfault__tell_failure(struct kvmfault__request *rq,

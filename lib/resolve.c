@@ -468,6 +468,24 @@ static bool not_about_the_page(const struct kvmfault_fault *fault)
 		kvmfault__wants_private(fault));
 }
 
+/* What was to come with the page, and where its region shows it. */
+static void tell_window(const struct kvmfault__request *rq,
+			struct kvmfault__answer *answer)
+{
+	const struct kvmfault_region *region = rq->request.region;
+	unsigned int shift = rq->request.memory->page_shift;
+	uint64_t offset = rq->first << shift;
+	uint64_t end = offset + (rq->count << shift);
+
+	if (!region)
+		return;
+	/* A huge page may begin before the region does. */
+	if (offset < region->offset)
+		offset = region->offset;
+	answer->gpa = region->gpa + offset - region->offset;
+	answer->length = end - offset;
+}
+
 struct kvmfault__answer kvmfault__resolve(struct kvmfault__seat *seat,
 					  const struct kvmfault_fault *fault,
 					  const struct kvmfault__place *place)
@@ -501,6 +519,8 @@ struct kvmfault__answer kvmfault__resolve(struct kvmfault__seat *seat,
 	if (answer.reason == KVMFAULT_REASON_HWPOISON && !place->origin &&
 	    fault->entrance != KVMFAULT_ENTRANCE_CALL)
 		kvmfault__tell_failure(&rq, &answer);
+	if (rq.count > 1)
+		tell_window(&rq, &answer);
 	return answer;
 }
 

@@ -67,6 +67,7 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 	new->result.history = new->events;
 	new->fault.size = sizeof(new->fault);
 	kvmfault__stats_add(&new->before, new->seat);
+	new->prefault = vm->options.prefault && kvmfault__can_prefault(new->fd);
 	start_guard(new);
 	kvmfault__sys_lock(&vm->lock);
 	vm->vcpus++;
@@ -352,6 +353,8 @@ static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 	guard(vcpu, &answer);
 	if (answer.action == KVMFAULT_RETRY)
 		kvmfault__latency(vcpu->seat, began);
+	if (answer.action == KVMFAULT_RETRY && vcpu->prefault && answer.length)
+		kvmfault__prefault(vcpu, &answer);
 	return finish(vcpu, &answer);
 }
 

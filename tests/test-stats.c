@@ -63,6 +63,7 @@ START_TEST(every_counter_has_its_place)
 	HAS_ITS_PLACE(resolver[KVMFAULT_RESOLVER_COUNT - 1]);
 	HAS_ITS_PLACE(latency[KVMFAULT_LATENCY_COUNT - 1]);
 	HAS_ITS_PLACE(retried);
+	HAS_ITS_PLACE(prefaulted);
 	ck_assert_uint_eq(stats.fetched, 1);
 	ck_assert_uint_eq(stats.entrance[1], 0);
 }

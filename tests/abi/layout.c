@@ -65,7 +65,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_failure, offset, 32, 8),
 	MEMBER(kvmfault_failure, length, 40, 8),
 
-	SIZE(kvmfault_vm_options, 128),
+	SIZE(kvmfault_vm_options, 136),
 	MEMBER(kvmfault_vm_options, size, 0, 8),
 	MEMBER(kvmfault_vm_options, page_size_max, 8, 8),
 	MEMBER(kvmfault_vm_options, retry_budget, 16, 4),
@@ -83,6 +83,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_vm_options, converter, 112, 8),
 	MEMBER(kvmfault_vm_options, fd, 120, 4),
 	MEMBER(kvmfault_vm_options, source_retries, 124, 4),
+	MEMBER(kvmfault_vm_options, prefault, 128, 1),
 
 	SIZE(kvmfault_source, 72),
 	MEMBER(kvmfault_source, size, 0, 8),
@@ -192,7 +193,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_conversion_hook, after, 16, 8),
 	MEMBER(kvmfault_conversion_hook, data, 24, 8),
 
-	SIZE(kvmfault_stats, 536),
+	SIZE(kvmfault_stats, 544),
 	MEMBER(kvmfault_stats, size, 0, 8),
 	MEMBER(kvmfault_stats, fetched, 8, 8),
 	MEMBER(kvmfault_stats, zeroed, 16, 8),
@@ -207,6 +208,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_stats, resolver, 208, 128),
 	MEMBER(kvmfault_stats, latency, 336, 192),
 	MEMBER(kvmfault_stats, retried, 528, 8),
+	MEMBER(kvmfault_stats, prefaulted, 536, 8),
 };
 
 #define LINES (sizeof(lines) / sizeof(lines[0]))
