@@ -10,6 +10,7 @@
  */
 
 #include "internal.h"
+#include "trace.h"
 
 #define FETCHES 64		/* if the VMM does not say */
 #define MS 1000000ULL
@@ -259,6 +260,8 @@ static void complete(struct kvmfault_fetch *fetch)
 	if (error && again_alone(fetch))
 		return;
 	error = install(fetch, error);
+	KVMFAULT__TRACE(fetch_done, fetch, rq->request.memory,
+			rq->request.offset, rq->request.length, error);
 	/* Of a poisoned page its state says enough. */
 	if (error && !rq->poisoned) {
 		note_failure(fetch, error);

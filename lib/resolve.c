@@ -9,6 +9,7 @@
  */
 
 #include "internal.h"
+#include "trace.h"
 
 static struct kvmfault__answer failed(enum kvmfault_reason reason, int error)
 {
@@ -505,13 +506,15 @@ struct kvmfault__answer kvmfault__resolve(struct kvmfault__seat *seat,
 	struct kvmfault__gfns pages;
 
 	address(&rq, place);
+	KVMFAULT__TRACE(resolve_begin, seat, fault->entrance, place->memory,
+			rq.request.offset);
 	if (kvmfault__convertible(seat->vm, fault, rq.request.region, &pages) &&
 	    kvmfault__attributes_find(seat->vm, pages,
 				      !kvmfault__wants_private(fault)) <
 	    pages.end)
-		return resolve_unconverted(&rq, pages);
-	if (!place->memory || !kvmfault__tracked(place->memory) ||
-	    not_about_the_page(fault))
+		answer = resolve_unconverted(&rq, pages);
+	else if (!place->memory || !kvmfault__tracked(place->memory) ||
+		 not_about_the_page(fault))
 		answer = resolve_unclaimed(&rq, KVMFAULT_PAGE_UNTRACKED);
 	else
 		answer = resolve_tracked(&rq);
@@ -521,6 +524,9 @@ struct kvmfault__answer kvmfault__resolve(struct kvmfault__seat *seat,
 		kvmfault__tell_failure(&rq, &answer);
 	if (rq.count > 1)
 		tell_window(&rq, &answer);
+	KVMFAULT__TRACE(resolve_end, seat, fault->entrance, place->memory,
+			rq.request.offset, answer.action, answer.reason,
+			answer.error, answer.resolver);
 	return answer;
 }
 

@@ -14,6 +14,7 @@
 
 #include "abi.h"
 #include "internal.h"
+#include "trace.h"
 
 #define MESSAGES 16
 #define EVENTS 8
@@ -176,6 +177,8 @@ static void tell(struct kvmfault_vm *vm, const struct parked *item,
 		      kvmfault_access_str(item->fault.access),
 		      (unsigned long long)item->fault.hva,
 		      kvmfault_reason_str(reason), -error);
+	KVMFAULT__TRACE(unresolved, item->fault.entrance, item->fault.gpa,
+			item->fault.hva, reason, error);
 	if (vm->options.unresolved)
 		vm->options.unresolved(vm->options.unresolved_data,
 				       &item->fault, reason, error);
@@ -283,6 +286,8 @@ static void pagefault(struct kvmfault_service *service,
 		.space = space,
 	};
 
+	KVMFAULT__TRACE(message, space, item.fault.hva, item.fault.access,
+			flags);
 	kvmfault__add(seat, KVMFAULT__COUNTER(entrance) +
 		      KVMFAULT_ENTRANCE_UFFD, 1);
 	/* Another thread asks for what is being tried already. */

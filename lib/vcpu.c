@@ -11,6 +11,7 @@
 
 #include "abi.h"
 #include "internal.h"
+#include "trace.h"
 
 #define FREE_RETRIES 2			/* then with a pause */
 #define PAUSE_MIN 50000ULL		/* 50 us, doubled each time, */
@@ -160,8 +161,12 @@ static enum kvmfault_action finish(struct kvmfault_vcpu *vcpu,
 	result->error = answer->error;
 	result->resolver = answer->resolver;
 	result->unfinished = vcpu->mmio_length != NO_MMIO;
-	if (answer->action == KVMFAULT_UNRESOLVED)
+	if (answer->action == KVMFAULT_UNRESOLVED) {
 		kvmfault__count(vcpu->seat, unresolved);
+		KVMFAULT__TRACE(unresolved, vcpu->fault.entrance,
+				vcpu->fault.gpa, vcpu->fault.hva,
+				answer->reason, answer->error);
+	}
 	remember(vcpu);
 	return answer->action;
 }
@@ -336,9 +341,12 @@ static bool not_a_fault(int ret, const struct kvm_run *run)
 
 static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 {
+	const struct kvmfault_fault *fault = &vcpu->fault;
 	uint64_t began = kvmfault__sys_now();
 	struct kvmfault__answer answer;
 
+	KVMFAULT__TRACE(fault, vcpu, fault->entrance, fault->access, fault->gpa,
+			fault->hva, fault->length, fault->flags);
 	atomic_store_explicit(&vcpu->seat->owner, (uintptr_t)pthread_self(),
 			      memory_order_relaxed);
 	vcpu->faulted = true;
@@ -349,7 +357,7 @@ static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 		return pass(vcpu, KVMFAULT_NOT_A_FAULT);
 	}
 	kvmfault__add(vcpu->seat, KVMFAULT__COUNTER(entrance) +
-		      vcpu->fault.entrance, 1);
+		      fault->entrance, 1);
 	guard(vcpu, &answer);
 	if (answer.action == KVMFAULT_RETRY)
 		kvmfault__latency(vcpu->seat, began);
@@ -374,6 +382,7 @@ enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
 			start_guard(vcpu);
 		return pass(vcpu, KVMFAULT_NOT_A_FAULT);
 	}
+	KVMFAULT__TRACE(exit, vcpu, ret, err, vcpu->run->exit_reason);
 	kvmfault__decode(ret, err, vcpu->run, &vcpu->fault);
 	if (lost_mmio(vcpu)) {
 		vcpu->mmio_length = NO_MMIO;
