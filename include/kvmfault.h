@@ -1136,6 +1136,11 @@ struct kvmfault_stats {
 	uint64_t retried;	/* vCPUs' faults that were tried again, because
 				 * the source had failed */
 	uint64_t prefaulted;	/* pages that KVM mapped ahead, by request */
+	uint64_t action[8];	/* faults, by the kvmfault_action that they were
+				 * answered with; a message at each try, a call
+				 * of kvmfault_ensure() as one */
+	uint64_t page[16];	/* requests that resolvers were asked, by
+				 * kvmfault_page */
 };
 
 /* Of the whole VM. Returns 0; -EINVAL. Thread class: any. Since 0.1. */

@@ -27,6 +27,7 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 		.gpa = gpa,
 		.length = length,
 	};
+	struct kvmfault__answer answer;
 	struct kvmfault__seat *seat;
 	uint64_t last;
 	int err = 0;
@@ -39,15 +40,14 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 	kvmfault__add(seat, KVMFAULT__COUNTER(entrance) + fault.entrance, 1);
 	last = gpa + length - 1;
 	for (;;) {
-		struct kvmfault__answer answer =
-			kvmfault__resolve_gpa(seat, &fault, gpa);
-
+		answer = kvmfault__resolve_gpa(seat, &fault, gpa);
 		err = kvmfault__error(&answer);
 		gpa |= KVMFAULT__PAGE - 1;
 		if (err || gpa >= last)
 			break;
 		gpa++;
 	}
+	kvmfault__add(seat, KVMFAULT__COUNTER(action) + answer.action, 1);
 	kvmfault__seat_give(seat);
 	return err;
 }

@@ -28,6 +28,7 @@ static int ask(struct kvmfault__request *rq, struct kvmfault__answer *answer)
 	bool flags = false;
 	unsigned int i;
 
+	kvmfault__add(rq->seat, KVMFAULT__COUNTER(page) + request->page, 1);
 	for (i = 0; i < vm->resolvers; i++) {
 		const struct kvmfault_resolver *r = &vm->chain[i];
 		int verdict;

@@ -243,6 +243,7 @@ static void serve_fault(struct kvmfault_service *service,
 	place.tries = item->tries;
 	answer = kvmfault__resolve(seat, &item->fault, &place);
 	kvmfault__leave(seat);
+	kvmfault__add(seat, KVMFAULT__COUNTER(action) + answer.action, 1);
 	if (answer.detached)
 		return;		/* a fetch in flight has it */
 	if (answer.action == KVMFAULT_RETRY && !answer.error)

@@ -161,6 +161,8 @@ static enum kvmfault_action finish(struct kvmfault_vcpu *vcpu,
 	result->error = answer->error;
 	result->resolver = answer->resolver;
 	result->unfinished = vcpu->mmio_length != NO_MMIO;
+	kvmfault__add(vcpu->seat, KVMFAULT__COUNTER(action) + answer->action,
+		      1);
 	if (answer->action == KVMFAULT_UNRESOLVED) {
 		kvmfault__count(vcpu->seat, unresolved);
 		KVMFAULT__TRACE(unresolved, vcpu->fault.entrance,

@@ -64,8 +64,77 @@ START_TEST(every_counter_has_its_place)
 	HAS_ITS_PLACE(latency[KVMFAULT_LATENCY_COUNT - 1]);
 	HAS_ITS_PLACE(retried);
 	HAS_ITS_PLACE(prefaulted);
+	HAS_ITS_PLACE(action[0]);
+	HAS_ITS_PLACE(action[7]);
+	HAS_ITS_PLACE(page[0]);
+	HAS_ITS_PLACE(page[15]);
 	ck_assert_uint_eq(stats.fetched, 1);
 	ck_assert_uint_eq(stats.entrance[1], 0);
+}
+END_TEST
+
+static void expect_actions(uint64_t retry, uint64_t unresolved)
+{
+	struct kvmfault_stats stats = bed_stats();
+	uint64_t sum = 0;
+	size_t i;
+
+	for (i = 0; i < 8; i++)
+		sum += stats.action[i];
+	ck_assert_uint_eq(stats.action[KVMFAULT_RETRY], retry);
+	ck_assert_uint_eq(stats.action[KVMFAULT_UNRESOLVED], unresolved);
+	ck_assert_uint_eq(sum, retry + unresolved);
+}
+
+START_TEST(by_action)
+{
+	bed_exit(BED_GPA, 0);
+	expect_actions(1, 0);
+	bed_exit(0, 0);
+	expect_actions(1, 1);
+	bed_other();		/* not a fault */
+	bed_mmio(0, 4, false);
+	expect_actions(1, 1);
+	kvmfault_ensure(bed.vm, 0, BED_GPA, 4 * PAGE, false);
+	expect_actions(2, 1);
+	kvmfault_ensure(bed.vm, 0, 0, PAGE, false);
+	expect_actions(2, 2);
+}
+END_TEST
+
+START_TEST(messages_by_action)
+{
+	struct kvmfault_service_options options = { .size = sizeof(options) };
+	struct kvmfault_service *service;
+
+	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
+	fake_fault(bed_page(3), false);
+	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+	expect_actions(1, 0);
+	bed.source_result = -EIO;
+	fake_fault(bed_page(4), false);
+	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+	expect_actions(1, 1);
+	fake_advance(10000000);
+	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+	expect_actions(1, 2);
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+}
+END_TEST
+
+START_TEST(by_kind_of_page)
+{
+	bed_exit(BED_GPA, 0);
+	bed_exit(BED_GPA, 0);
+	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA, PAGE), 0);
+	bed_exit(BED_GPA, 0);
+	bed_exit(BED_GPA + PAGE, 0);
+	bed_exit(0, 0);
+	ck_assert_uint_eq(bed_stats().page[KVMFAULT_PAGE_ABSENT], 2);
+	ck_assert_uint_eq(bed_stats().page[KVMFAULT_PAGE_PRESENT], 1);
+	ck_assert_uint_eq(bed_stats().page[KVMFAULT_PAGE_REMOVED], 1);
+	ck_assert_uint_eq(bed_stats().page[KVMFAULT_PAGE_UNTRACKED], 1);
+	ck_assert_uint_eq(of_vcpu(bed.vcpu).page[KVMFAULT_PAGE_ABSENT], 2);
 }
 END_TEST
 
@@ -127,6 +196,9 @@ int main(void)
 	tcase_add_test(t, begin_with_nothing);
 	tcase_add_test(t, sum_of_all_seats);
 	tcase_add_test(t, every_counter_has_its_place);
+	tcase_add_test(t, by_action);
+	tcase_add_test(t, messages_by_action);
+	tcase_add_test(t, by_kind_of_page);
 	tcase_add_test(t, of_one_vcpu);
 	tcase_add_test(t, next_vcpu_begins_with_nothing);
 	tcase_add_test(t, bad_arguments);

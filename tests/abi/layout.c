@@ -193,7 +193,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_conversion_hook, after, 16, 8),
 	MEMBER(kvmfault_conversion_hook, data, 24, 8),
 
-	SIZE(kvmfault_stats, 544),
+	SIZE(kvmfault_stats, 736),
 	MEMBER(kvmfault_stats, size, 0, 8),
 	MEMBER(kvmfault_stats, fetched, 8, 8),
 	MEMBER(kvmfault_stats, zeroed, 16, 8),
@@ -209,6 +209,8 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_stats, latency, 336, 192),
 	MEMBER(kvmfault_stats, retried, 528, 8),
 	MEMBER(kvmfault_stats, prefaulted, 536, 8),
+	MEMBER(kvmfault_stats, action, 544, 64),
+	MEMBER(kvmfault_stats, page, 608, 128),
 };
 
 #define LINES (sizeof(lines) / sizeof(lines[0]))
