@@ -132,7 +132,7 @@ MUTATIONS = [
     ('a wait that a signal ends says that the page came', 'lib/page.c',
      '	atomic_fetch_sub(&b->waiters, 1);\n	return err;',
      '	atomic_fetch_sub(&b->waiters, 1);\n	return 0;',
-     ['page', 'waits']),
+     ['page', 'waits hangs']),
     ('a message of another process taken for a repeated one',
      'lib/service.c', '		if (service->parked[i].space == space &&\n'
      '		    service->parked[i].fault.hva == hva)',
@@ -149,7 +149,7 @@ MUTATIONS = [
      '	kvmfault__sys_unlock(&service->lock);', ['path']),
     ('convert what overlaps at the same time', 'lib/convert.c',
      '	while (!err && in_the_way(vm, mine)) {',
-     '	while (0 && in_the_way(vm, mine)) {', ['convert-race']),
+     '	while (0 && in_the_way(vm, mine)) {', ['convert-race hangs']),
     ('discard before KVM is told', 'lib/convert.c',
      '	if (!err)\n		err = tell_kvm(vm, run, private);\n'
      '	if (!err) {\n',
@@ -164,7 +164,7 @@ MUTATIONS = [
     ('share a page whose fetch will take it back', 'lib/convert.c',
      '			err = kvmfault__page_wait(part->seat, memory, page);',
      '			err = 0;',
-     ['convert-race']),
+     ['convert-race hangs']),
     ('leave a conversion half done', 'lib/convert.c',
      '	back = converter->set(converter->data, gpa(run.first), bytes(run),\n'
      '			      !private);', '	back = 0;', ['convert']),
@@ -182,7 +182,7 @@ MUTATIONS = [
      '			private);', ['convert']),
     ('punch a guest_memfd that may be closed', 'lib/region.c',
      '		kvmfault__drain(vm, punches, region);', '		;',
-     ['convert-race']),
+     ['convert-race hangs']),
     ('take who lost the race for unresolved', 'lib/resolver-convert.c',
      '		return KVMFAULT_RESOLVED;\n	err =',
      '		return KVMFAULT_DECLINED;\n	err =', ['convert']),
