@@ -273,6 +273,28 @@ static const char *lacks_emulation(void)
 	return why;
 }
 
+static const char *lacks_guest_memfd(void)
+{
+	const struct machine_options options = { .vcpus = 1, .span = RAM };
+	struct machine *machine;
+	int fd;
+
+	if (machine_new(&options, &machine))
+		return "there is no machine to ask";
+	fd = machine_create_guest_memfd(machine, PAGE,
+					MACHINE_GUEST_MEMFD_MMAP |
+					MACHINE_GUEST_MEMFD_INIT_SHARED);
+	if (fd >= 0)
+		close(fd);
+	machine_free(machine);
+	return fd < 0 ? "this KVM has none that can be shared" : NULL;
+}
+
+bool rig_has_guest_memfd(void)
+{
+	return have("guest_memfd", lacks_guest_memfd());
+}
+
 int rig_ways(void)
 {
 	return have("emulation", lacks_emulation()) ? WAYS : EMULATED;

@@ -93,6 +93,10 @@ int rig_ways(void);
  * EMULATED is a supervisor's. */
 void rig_exits(struct rig *rig, int way);
 
+/* Whether a guest_memfd can be what an ordinary slot shows (Linux 6.18). Says so
+ * if not. */
+bool rig_has_guest_memfd(void);
+
 /* RAM without a source. */
 void rig_plain(struct rig *rig);
 void rig_resolver(struct rig *rig,

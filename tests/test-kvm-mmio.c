@@ -151,6 +151,49 @@ START_TEST(string_copy)
 }
 END_TEST
 
+#ifdef __x86_64__
+
+/* The guest copies from a device into absent pages: what it reads is the VMM's
+ * business, where it writes it is ours. Every KVM emulates such an instruction. */
+START_TEST(from_a_device)
+{
+	const uint64_t at = PAGE - 4, device = RAM + (16 << 20);
+	enum kvmfault_action action;
+	struct machine_vcpu *vcpu;
+	char expected[2 * PAGE];
+	int err, ret, bytes = 0;
+	uint64_t i;
+
+	emulated(_i);
+	vcpu = &rig.machine->vcpu[0];
+	ck_assert_int_eq(machine_call(vcpu, MACHINE_COPY, RAM + at, device, 8,
+				      0), 0);
+	for (;;) {
+		ret = rig_run(&rig, 0, &err);
+		action = kvmfault_handle(rig.vcpu[0], ret, err);
+		if (action == KVMFAULT_RETRY)
+			continue;
+		ck_assert_int_eq(action, KVMFAULT_NOT_A_FAULT);
+		if (machine_done(vcpu, ret))
+			break;
+		ck_assert_uint_eq(vcpu->run->exit_reason, KVM_EXIT_MMIO);
+		ck_assert_uint_eq(vcpu->run->mmio.phys_addr,
+				  device + (uint64_t)bytes);
+		vcpu->run->mmio.data[0] = (unsigned char)++bytes;
+	}
+	ck_assert_int_eq(bytes, 8);
+	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_MMIO], 2);
+	ck_assert_int_eq(rig.changes[KVMFAULT_CAUSE_MMIO], 2);
+	for (i = 0; i < sizeof(expected); i += 8)
+		*(uint64_t *)(expected + i) = rig_word(i);
+	memcpy(expected + at, "\1\2\3\4\5\6\7\10", 8);
+	ck_assert_mem_eq(rig.b, expected, sizeof(expected));
+	rig_free(&rig);
+}
+END_TEST
+
+#endif
+
 /* A device's address is the VMM's business, and so is a write to ROM. */
 START_TEST(not_ours)
 {
@@ -362,6 +405,8 @@ int main(void)
 				    ways > EMULATED ? COLUMNS : 0);
 #ifdef __aarch64__
 	tcase_add_loop_test(tcase, no_syndrome, 0, COLUMNS);
+#else
+	tcase_add_loop_test(tcase, from_a_device, 0, COLUMNS);
 #endif
 	return run_suite(suite);
 }

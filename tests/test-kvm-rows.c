@@ -435,8 +435,11 @@ int main(void)
 	const TTest *const all[] = {
 		unmapped, prot_none, prot_read_and_write, bare_race,
 		file_too_short, uffd_sigbus, uffd_user_mode_only, marker,
-		marker_with_sigbus_blocked, uffd_message, closed_guest_memfd,
-		closed_guest_memfd_unclaimed, live_guest_memfd,
+		marker_with_sigbus_blocked, uffd_message,
+	};
+	const TTest *const of_guest_memfds[] = {
+		closed_guest_memfd, closed_guest_memfd_unclaimed,
+		live_guest_memfd,
 	};
 	Suite *suite = suite_create("kvm rows");
 	TCase *tcase = tests(suite, "rows");
@@ -446,5 +449,9 @@ int main(void)
 	need("uffd");
 	for (i = 0; i < sizeof(all) / sizeof(*all); i++)
 		tcase_add_loop_test(tcase, all[i], 0, COLUMNS);
+	if (!rig_has_guest_memfd())
+		return run_suite(suite);
+	for (i = 0; i < sizeof(of_guest_memfds) / sizeof(*of_guest_memfds); i++)
+		tcase_add_loop_test(tcase, of_guest_memfds[i], 0, COLUMNS);
 	return run_suite(suite);
 }
