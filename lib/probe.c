@@ -104,12 +104,13 @@ static finding ask_attributes(int vm_fd)
 		said.value);
 }
 
-/* A vCPU's call, so it takes a VM of its own. Size 0 is refused. */
+/* A vCPU's call, so it takes a VM of its own. To a call that it does not know a
+ * vCPU says -EINVAL, as it does to a bad range: so it is given none at all, which
+ * is -EFAULT from who looks for one. */
 static finding ask_pre_fault(int kvm_fd)
 {
-	struct kvmfault__pre_fault_memory range = { 0 };
 	finding said = by_extension(kvm_fd, KVMFAULT__CAP_PRE_FAULT_MEMORY);
-	int vm, vcpu;
+	int vm, vcpu, err;
 
 	if (said.answer != KVMFAULT_YES)
 		return said;
@@ -120,8 +121,9 @@ static finding ask_pre_fault(int kvm_fd)
 	if (vcpu < 0) {
 		said = could_not(vcpu);
 	} else {
-		said = by_refusal(kvmfault__sys_ioctl(
-			vcpu, KVMFAULT__PRE_FAULT_MEMORY, &range), 0);
+		err = kvmfault__sys_ioctl(vcpu, KVMFAULT__PRE_FAULT_MEMORY,
+					  NULL);
+		said = err == -EFAULT ? yes(0) : no(err);
 		kvmfault__sys_close(vcpu);
 	}
 	kvmfault__sys_close(vm);
