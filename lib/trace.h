@@ -13,6 +13,10 @@
 #ifdef KVMFAULT__SDT
 #define SDT_USE_VARIADIC
 #include <sys/sdt.h>
+/* The macros of sys/sdt.h end in an empty list, which is the compiler's own. */
+#ifdef __clang__
+#pragma clang diagnostic ignored "-Wgnu-zero-variadic-macro-arguments"
+#endif
 #define KVMFAULT__TRACE(name, ...) STAP_PROBEV(kvmfault, name, __VA_ARGS__)
 #else
 #define KVMFAULT__TRACE(name, ...) do { } while (0)

@@ -56,21 +56,21 @@ static uint64_t taken(void)
 {
 	int fd = ioctl(machine->vcpu[0].fd, KVM_GET_STATS_FD, NULL);
 	struct kvm_stats_header header;
-	struct {
-		struct kvm_stats_desc desc;
-		char name[128];
+	union {
+		struct kvm_stats_desc desc;	/* its name stands behind it */
+		char bytes[sizeof(struct kvm_stats_desc) + 128];
 	} entry;
 	uint64_t value = UINT64_MAX;
 	uint32_t i;
 
 	ck_assert_int_eq(read(fd, &header, sizeof(header)), sizeof(header));
-	ck_assert_uint_le(header.name_size, sizeof(entry.name));
+	ck_assert_uint_le(sizeof(entry.desc) + header.name_size, sizeof(entry));
 	for (i = 0; i < header.num_desc && value == UINT64_MAX; i++) {
 		size_t size = sizeof(entry.desc) + header.name_size;
 
 		ck_assert_int_eq(pread(fd, &entry, size, (off_t)
 				       (header.desc_offset + i * size)), size);
-		if (!strcmp(entry.name, "pf_taken"))
+		if (!strcmp(entry.desc.name, "pf_taken"))
 			value = read_at(fd, &header, &entry.desc);
 	}
 	close(fd);
