@@ -165,14 +165,15 @@ static void operand_unmapped(int number)
 /* Tell KVM where to write the clock. What KVM_SET_MSRS said. */
 static int set_clock(void)
 {
-	struct {
-		struct kvm_msrs msrs;
-		struct kvm_msr_entry entry;
-	} arg = {
-		.msrs.nmsrs = 1,
-		.entry = { .index = CLOCK_MSR, .data = RAM | 1 },
-	};
+	union {
+		struct kvm_msrs msrs;	/* the entry stands behind it */
+		char bytes[sizeof(struct kvm_msrs) +
+			   sizeof(struct kvm_msr_entry)];
+	} arg = { .msrs.nmsrs = 1 };
 
+	arg.msrs.entries[0] = (struct kvm_msr_entry){
+		.index = CLOCK_MSR, .data = RAM | 1,
+	};
 	return ioctl(bed.vcpu->fd, KVM_SET_MSRS, &arg);
 }
 
