@@ -9,6 +9,7 @@ usage: tool.py KVMFAULT MINIMAL README MINIMAL.C [TEST]...
 KVMFAULT may be a command that runs it on a kernel of its own: 'run.py ...'
 """
 
+import fcntl
 import json
 import os
 import pty
@@ -20,12 +21,15 @@ import tempfile
 MINIMAL, README, MINIMAL_C = sys.argv[2:5]
 KVMFAULT = shlex.split(sys.argv[1])
 SKIP = 77
+KVM_CREATE_VM = 0xae01
 
 
 def need(what, path):
     """As tests/need.c does."""
     try:
-        os.close(os.open(path, os.O_RDWR))
+        with open(path, 'r+b', 0) as device:
+            if what == 'kvm':	# what stands there may be something else
+                os.close(fcntl.ioctl(device, KVM_CREATE_VM, 0))
         return
     except OSError as error:
         why = f'{what}: {path}: {error.strerror}'

@@ -20,6 +20,7 @@ one, any other is the answer for all.
 """
 
 import configparser
+import fcntl
 import itertools
 import os
 import re
@@ -31,6 +32,7 @@ FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)),
                     'behaviours.ini')
 BEGIN, END = '<!-- behaviour.py doc -->\n', '<!-- end -->\n'
 SKIP = 77
+KVM_CREATE_VM = 0xae01
 VARIANTS = {'level': ('user', 'supervisor'),
             'irqchip': ('no irqchip', 'irqchip')}
 RELEASE = 'kernel'		# the program's first line
@@ -176,10 +178,11 @@ def need_pvm():
         print('SKIP: KVM\'s back end here is not PVM (no module kvm_pvm)')
         sys.exit(SKIP)
     try:
-        os.close(os.open('/dev/kvm', os.O_RDWR))
+        with open('/dev/kvm', 'r+b', 0) as kvm:
+            os.close(fcntl.ioctl(kvm, KVM_CREATE_VM, 0))
         os.close(os.open('/dev/userfaultfd', os.O_RDWR))
     except OSError as error:
-        print(f'SKIP: {error.filename}: {error.strerror}')
+        print(f'SKIP: {error.filename or "/dev/kvm"}: {error.strerror}')
         sys.exit(SKIP)
 
 
