@@ -196,19 +196,36 @@ word:	rolq	$5, %rax
 /*
  * Timer interrupt, taken on the stack of the interrupted code and at its
  * privilege level. A trap gate leads here at CPL 3: iretq could not turn
- * interrupts on again, were they off.
+ * interrupts on again, were they off. So on a host with too much to do the next
+ * one may come right after the end of this one, and so on: who is interrupted in
+ * these last two instructions is gone on with in place of a frame for each.
  */
 entry guest_tick_user
 	incq	%gs:AREA_TICKS
 	pushq	%rax
-	movl	$APIC_EOI, %eax
+	leaq	tick_pop(%rip), %rax
+	cmpq	%rax, 8(%rsp)
+	je	2f
+	leaq	tick_iret(%rip), %rax
+	cmpq	%rax, 8(%rsp)
+	je	3f
+1:	movl	$APIC_EOI, %eax
 	movl	$0, (%rax)
+tick_pop:
 	popq	%rax
+tick_iret:
 	iretq
+2:	movq	32(%rsp), %rsp		/* its rax is on its stack */
+	jmp	1b
+3:	popq	%rax
+	movq	24(%rsp), %rsp
+	pushq	%rax
+	jmp	1b
 
 /*
  * The same at CPL 0, where KVM may have to emulate it and cannot do iretq:
- * rebuild rip, flags and rcx just below the interrupted rsp instead.
+ * rebuild rip, flags and rcx just below the interrupted rsp instead. Who is
+ * interrupted in its last instruction has done it.
  */
 entry guest_tick_supervisor
 	incq	%gs:AREA_TICKS
@@ -219,7 +236,12 @@ entry guest_tick_supervisor
 	pushq	%rdx
 	movq	48(%rsp), %rcx		/* interrupted rsp */
 	movq	24(%rsp), %rax		/* rip */
-	movq	40(%rsp), %rdx		/* flags */
+	leaq	tick_ret(%rip), %rdx
+	cmpq	%rdx, %rax
+	jne	1f
+	movq	(%rcx), %rax
+	addq	$8, %rcx
+1:	movq	40(%rsp), %rdx		/* flags */
 	movq	%rax, -8(%rcx)		/* over the frame, which is read */
 	movq	%rdx, -16(%rcx)
 	movq	16(%rsp), %rax		/* rcx */
@@ -229,6 +251,7 @@ entry guest_tick_supervisor
 	leaq	-24(%rcx), %rsp
 	popq	%rcx
 	popfq
+tick_ret:
 	ret
 
 entry guest_end
