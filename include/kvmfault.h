@@ -132,8 +132,11 @@ enum kvmfault_feature {
 	/* madvise */
 	KVMFAULT_FEATURE_POPULATE_READ = 18,
 	KVMFAULT_FEATURE_POPULATE_WRITE = 19,
+	/* KVM, asked of a scratch guest. No: KVM walks the guest's page tables
+	 * in software (shadow paging). */
+	KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING = 20,
 };
-#define KVMFAULT_FEATURE_COUNT 20
+#define KVMFAULT_FEATURE_COUNT 21
 
 struct kvmfault_finding {
 	uint32_t answer;	/* enum kvmfault_answer */

@@ -28,6 +28,10 @@ int kvmfault__options(void *to, size_t ours, const void *from);
 /* The same for one that we fill: copies out as much as the caller has. */
 int kvmfault__options_out(void *to, const void *from, size_t ours);
 
+/* paging.c: 1: the hardware walks the guest's page tables; 0: KVM does, in
+ * software; -errno: could not ask. Of all VMs of this KVM. */
+int kvmfault__two_dimensional(int kvm_fd);
+
 /* decode.c */
 void kvmfault__decode(int ret, int err, const struct kvm_run *run,
 		      struct kvmfault_fault *fault);

@@ -50,6 +50,8 @@ const char *kvmfault_feature_str(enum kvmfault_feature feature)
 		[KVMFAULT_FEATURE_UFFD_MOVE] = "uffd-move",
 		[KVMFAULT_FEATURE_POPULATE_READ] = "populate-read",
 		[KVMFAULT_FEATURE_POPULATE_WRITE] = "populate-write",
+		[KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING] =
+			"two-dimensional-paging",
 	};
 
 	return NAME(names, feature);

@@ -130,6 +130,15 @@ static finding ask_pre_fault(int kvm_fd)
 	return said;
 }
 
+static finding ask_two_dimensional(int kvm_fd)
+{
+	int said = kvmfault__two_dimensional(kvm_fd);
+
+	if (said < 0)
+		return could_not(said);
+	return said ? yes(0) : no(0);
+}
+
 static void probe_kvm(int kvm_fd, int vm_fd, finding *f)
 {
 	f[KVMFAULT_FEATURE_MEMORY_FAULT_INFO] =
@@ -142,6 +151,8 @@ static void probe_kvm(int kvm_fd, int vm_fd, finding *f)
 		by_extension(vm_fd, KVM_CAP_EXIT_ON_EMULATION_FAILURE);
 	f[KVMFAULT_FEATURE_ADDRESS_SPACES] =
 		by_extension(vm_fd, KVM_CAP_MULTI_ADDRESS_SPACE);
+	f[KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING] =
+		ask_two_dimensional(kvm_fd);
 }
 
 static finding ask_open(unsigned int how)

@@ -191,6 +191,13 @@ MUTATIONS = [
      '		      kvmfault__attributes_find(',
      '	answer.came = 0 &&\n		      kvmfault__attributes_find(',
      ['convert']),
+    ('take an exit that says nothing for shadow paging', 'lib/paging.c',
+     's->run->exit_reason == KVM_EXIT_SHUTDOWN ? 0 : -EIO', '0',
+     ['paging']),
+    ('leave the scratch guest open', 'lib/paging.c',
+     '	scratch_free(&s);\n', '', ['paging', 'probe']),
+    ('ask a guest that has paging off', 'lib/paging.c',
+     '	sregs.cr0 = CR0;\n', '', ['paging']),
 ]
 
 

@@ -106,6 +106,18 @@ static bool kvm_calls(struct fake_call *call)
 		call->result = fake_fd(FAKE_KVM);
 		fake_give((int)call->result);
 		return true;
+	/* The scratch guest. */
+	case KVM_GET_VCPU_MMAP_SIZE:
+		call->result = PAGE;
+		return true;
+	case KVM_SET_USER_MEMORY_REGION:
+	case KVM_GET_SREGS:
+	case KVM_SET_SREGS:
+		call->result = 0;
+		return true;
+	case KVM_RUN:
+		call->result = -EFAULT;
+		return true;
 	}
 	call->result = -EINVAL;		/* known, and refused */
 	return true;

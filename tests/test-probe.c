@@ -58,6 +58,8 @@ static void up(void)
 	call_result[NR(KVMFAULT__CREATE_GUEST_MEMFD)] = FAKE_MODEL;
 	call_result[NR(KVM_CREATE_VM)] = FAKE_MODEL;
 	call_result[NR(KVM_CREATE_VCPU)] = FAKE_MODEL;
+	call_result[NR(KVM_GET_VCPU_MMAP_SIZE)] = 3 * PAGE;
+	call_result[NR(KVM_RUN)] = -EFAULT;
 }
 
 static void down(void)
@@ -124,6 +126,8 @@ START_TEST(no_kvm)
 	for (i = KVMFAULT_FEATURE_MEMORY_FAULT_INFO;
 	     i <= KVMFAULT_FEATURE_ADDRESS_SPACES; i++)
 		check(i, KVMFAULT_COULD_NOT_ASK, -EBADF, 0);
+	check(KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING, KVMFAULT_COULD_NOT_ASK,
+	      -EBADF, 0);
 	check(KVMFAULT_FEATURE_POPULATE_READ, KVMFAULT_YES, 0, 0);
 }
 END_TEST
@@ -133,12 +137,15 @@ START_TEST(old_kvm)
 	int i;
 
 	memset(capability, 0, sizeof(capability));
+	vm_is_refused = true;
 	probe();
 	for (i = KVMFAULT_FEATURE_MEMORY_FAULT_INFO;
 	     i <= KVMFAULT_FEATURE_ADDRESS_SPACES; i++)
 		check(i, KVMFAULT_NO, 0, 0);
-	/* Where the number says no, nothing is tried. */
-	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_CREATE_VM), 0);
+	/* Where the number says no, nothing is tried: the VM is another's. */
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_CREATE_VM), 1);
+	check(KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING, KVMFAULT_COULD_NOT_ASK,
+	      -EMFILE, 0);
 }
 END_TEST
 
@@ -170,6 +177,32 @@ START_TEST(kvm_cannot_say)
 	      0);
 	check(KVMFAULT_FEATURE_PRE_FAULT_MEMORY, KVMFAULT_COULD_NOT_ASK,
 	      -EMFILE, 0);
+	check(KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING, KVMFAULT_COULD_NOT_ASK,
+	      -EMFILE, 0);
+}
+END_TEST
+
+/* The scratch guest takes a page fault, and has nobody to handle it. */
+static bool shadow_paging(struct fake_call *call)
+{
+	const struct fake_call *map;
+	size_t i;
+
+	if (call->number != KVM_RUN)
+		return kvm_calls(call);
+	for (i = 0; (map = fake_nth(FAKE_MMAP, FAKE_ANY, i)); i++)
+		if (map->length == 3 * PAGE)
+			((struct kvm_run *)map->at)->exit_reason =
+				KVM_EXIT_SHUTDOWN;
+	call->result = 0;
+	return true;
+}
+
+START_TEST(kvm_with_shadow_paging)
+{
+	fake_on(FAKE_IOCTL, shadow_paging);
+	probe();
+	check(KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING, KVMFAULT_NO, 0, 0);
 }
 END_TEST
 
@@ -262,6 +295,7 @@ int main(void)
 	tcase_add_test(t, old_kvm);
 	tcase_add_test(t, number_says_yes_and_the_call_no);
 	tcase_add_test(t, kvm_cannot_say);
+	tcase_add_test(t, kvm_with_shadow_paging);
 	tcase_add_test(t, no_right_to_userfaultfd);
 	tcase_add_test(t, no_userfaultfd);
 	tcase_add_loop_test(t, no_memfd, 0, 3);

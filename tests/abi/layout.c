@@ -34,9 +34,9 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_finding, error, 4, 4),
 	MEMBER(kvmfault_finding, value, 8, 8),
 
-	SIZE(kvmfault_features, 328),
+	SIZE(kvmfault_features, 344),
 	MEMBER(kvmfault_features, size, 0, 8),
-	MEMBER(kvmfault_features, feature, 8, 320),
+	MEMBER(kvmfault_features, feature, 8, 336),
 
 	SIZE(kvmfault_fault, 64),
 	MEMBER(kvmfault_fault, size, 0, 8),

@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * paging.c: the scratch guest, on a KVM that is scripted. What a real one says
+ * is test-kvm-paging.c's.
+ */
+
+#include <string.h>
+
+#include "fake-sys.h"
+#include "lib/abi.h"
+#include "lib/internal.h"
+#include "unit.h"
+
+static int kvm;
+
+static void up(void)
+{
+	kvm = fake_fd(FAKE_KVM);
+}
+
+static void down(void)
+{
+	struct fake_held held = fake_held();
+
+	ck_assert_int_eq(held.descriptors, 0);
+	ck_assert_int_eq(held.mappings, 0);
+	ck_assert_int_eq(held.allocations, 0);
+}
+
+#ifdef __x86_64__
+
+#define RUN_SIZE (3 * PAGE)
+
+static long answers[100];	/* of KVM_RUN, one after the other */
+static unsigned int runs;
+static uint32_t exit_reason;
+static uint64_t refused;	/* a request that fails */
+static struct kvm_sregs set;
+static struct kvm_userspace_memory_region slot;
+
+static long give_fd(void)
+{
+	int fd = fake_fd(FAKE_KVM);
+
+	fake_give(fd);
+	return fd;
+}
+
+static long run(void)
+{
+	const struct fake_call *call;
+	size_t i;
+
+	for (i = 0; (call = fake_nth(FAKE_MMAP, FAKE_ANY, i)); i++)
+		if (call->length == RUN_SIZE)
+			((struct kvm_run *)call->at)->exit_reason = exit_reason;
+	return answers[runs++];
+}
+
+static bool kvm_calls(struct fake_call *call)
+{
+	if (call->number == refused) {
+		call->result = -EMFILE;
+		return true;
+	}
+	call->result = 0;
+	switch (call->number) {
+	case KVM_CREATE_VM:
+	case KVM_CREATE_VCPU:
+		call->result = give_fd();
+		return true;
+	case KVM_GET_VCPU_MMAP_SIZE:
+		call->result = RUN_SIZE;
+		return true;
+	case KVM_SET_USER_MEMORY_REGION:
+		memcpy(&slot, call->arg, sizeof(slot));
+		return true;
+	case KVM_GET_SREGS:
+		memset(call->arg, 0, sizeof(struct kvm_sregs));
+		((struct kvm_sregs *)call->arg)->idt.limit = 0xffff;
+		return true;
+	case KVM_SET_SREGS:
+		memcpy(&set, call->arg, sizeof(set));
+		return true;
+	case KVM_RUN:
+		call->result = run();
+		return true;
+	}
+	return false;
+}
+
+static int ask(long answer, uint32_t reason)
+{
+	answers[0] = answer;
+	exit_reason = reason;
+	fake_on(FAKE_IOCTL, kvm_calls);
+	return kvmfault__two_dimensional(kvm);
+}
+
+START_TEST(yes)
+{
+	ck_assert_int_eq(ask(-EFAULT, KVM_EXIT_UNKNOWN), 1);
+	/* A kernel that would say where it was. */
+	runs = 0;
+	ck_assert_int_eq(ask(-EFAULT, KVMFAULT__EXIT_MEMORY_FAULT), 1);
+}
+END_TEST
+
+START_TEST(no)
+{
+	ck_assert_int_eq(ask(0, KVM_EXIT_SHUTDOWN), 0);
+}
+END_TEST
+
+/* What it was not made for says nothing. */
+START_TEST(another_exit)
+{
+	static const uint32_t reasons[] = {
+		KVM_EXIT_UNKNOWN, KVM_EXIT_MMIO, KVM_EXIT_FAIL_ENTRY,
+		KVM_EXIT_INTERNAL_ERROR,
+	};
+
+	ck_assert_int_eq(ask(0, reasons[_i]), -EIO);
+}
+END_TEST
+
+START_TEST(the_guest)
+{
+	ck_assert_int_eq(ask(0, KVM_EXIT_SHUTDOWN), 0);
+	/* Its page table is in the slot, and paging is on. */
+	ck_assert_uint_eq(slot.guest_phys_addr, 0);
+	ck_assert_uint_eq(slot.memory_size, PAGE);
+	ck_assert_uint_ne(slot.userspace_addr, 0);
+	ck_assert_uint_eq(set.cr3, 0);
+	ck_assert_uint_eq(set.cr0 & 0x80000001, 0x80000001);
+	ck_assert_uint_eq(set.efer, 0);
+	ck_assert_uint_eq(set.idt.limit, 0);
+	/* It has no interrupt controller. */
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_CREATE_IRQCHIP), 0);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_ENABLE_CAP), 0);
+}
+END_TEST
+
+START_TEST(signals)
+{
+	size_t i;
+
+	for (i = 0; i < 10; i++)
+		answers[i] = -EINTR;
+	answers[10] = -EFAULT;
+	ck_assert_int_eq(ask(-EINTR, KVM_EXIT_SHUTDOWN), 1);
+	ck_assert_uint_eq(runs, 11);
+}
+END_TEST
+
+START_TEST(nothing_but_signals)
+{
+	size_t i;
+
+	for (i = 0; i < 100; i++)
+		answers[i] = -EINTR;
+	ck_assert_int_eq(ask(-EINTR, KVM_EXIT_SHUTDOWN), -EINTR);
+	ck_assert_uint_lt(runs, 100);
+}
+END_TEST
+
+START_TEST(cannot_ask)
+{
+	static const uint64_t requests[] = {
+		KVM_CREATE_VM, KVM_SET_USER_MEMORY_REGION, KVM_CREATE_VCPU,
+		KVM_GET_VCPU_MMAP_SIZE, KVM_GET_SREGS, KVM_SET_SREGS, KVM_RUN,
+	};
+
+	refused = requests[_i];
+	ck_assert_int_eq(ask(-EFAULT, 0), -EMFILE);
+}
+END_TEST
+
+START_TEST(no_room)
+{
+	size_t i;
+
+	for (i = 0; i < (size_t)_i; i++)
+		fake_push(FAKE_MMAP, FAKE_MODEL);
+	fake_push(FAKE_MMAP, -ENOMEM);
+	ck_assert_int_eq(ask(-EFAULT, 0), -ENOMEM);
+	ck_assert_uint_eq(runs, 0);
+}
+END_TEST
+
+#else
+
+START_TEST(always)
+{
+	ck_assert_int_eq(kvmfault__two_dimensional(kvm), 1);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, FAKE_ANY), 0);
+}
+END_TEST
+
+#endif
+
+START_TEST(without_kvm)
+{
+	ck_assert_int_eq(kvmfault__two_dimensional(0), -EBADF);
+	ck_assert_int_eq(kvmfault__two_dimensional(-1), -EBADF);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, FAKE_ANY), 0);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("paging");
+	TCase *t = tests(suite, "paging");
+
+	tcase_add_checked_fixture(t, up, down);
+#ifdef __x86_64__
+	tcase_add_test(t, yes);
+	tcase_add_test(t, no);
+	tcase_add_loop_test(t, another_exit, 0, 4);
+	tcase_add_test(t, the_guest);
+	tcase_add_test(t, signals);
+	tcase_add_test(t, nothing_but_signals);
+	tcase_add_loop_test(t, cannot_ask, 0, 7);
+	tcase_add_loop_test(t, no_room, 0, 2);
+#else
+	tcase_add_test(t, always);
+#endif
+	tcase_add_test(t, without_kvm);
+	return run_suite(suite);
+}
