@@ -39,7 +39,7 @@ extern "C" {
  * memory and its mappings, the guest-physical ranges that show it (regions),
  * who makes a page present (resolvers), vCPUs and handle, the userfaultfd
  * service, ensure and discard, private and shared memory (convert), statistics,
- * names.
+ * names. How a vCPU's missing page gets here is the context's delivery mode.
  *
  * The whole integration of a VMM, in order:
  *
@@ -288,6 +288,40 @@ enum kvmfault_reason {
 					 * result said unfinished */
 };
 
+/*
+ * Delivery: how a vCPU's missing page gets here. What everybody else misses
+ * comes through userfaultfd in every mode, and so does what a mode does not
+ * catch: each of them only makes a vCPU faster. The VMM's code is the same.
+ */
+enum kvmfault_delivery {
+	/* KERNEL_EXIT, else MARKER_EXIT where it is allowed, else UFFD. */
+	KVMFAULT_DELIVERY_AUTO = 0,
+	/* The vCPU sleeps in the kernel until a thread of the service has read
+	 * its message and brought the page. */
+	KVMFAULT_DELIVERY_UFFD = 1,
+	/* KVM_RUN ends with a SIGBUS, and the vCPU's own thread brings the page:
+	 * absent pages of the memslots' mapping have a marker (UFFDIO_POISON,
+	 * Linux 6.6), once the stretch that they are in was touched. Only in a
+	 * memory with a second mapping, which the VMM itself has to use: who
+	 * touches a marker in another way than KVM_RUN gets that SIGBUS too.
+	 * What KVM itself reads and writes fails where there is one, see
+	 * doc/integration.md: so it has to be allowed by name. */
+	KVMFAULT_DELIVERY_MARKER_EXIT = 2,
+	/* KVM_RUN ends with KVM_EXIT_MEMORY_FAULT: on a kernel with one of the
+	 * proposed KVM_MEM_USERFAULT or KVM_MEM_EXIT_ON_MISSING. No released
+	 * one has them. */
+	KVMFAULT_DELIVERY_KERNEL_EXIT = 3,
+};
+#define KVMFAULT_DELIVERY_COUNT 4
+
+/* kvmfault_vm_options.allow */
+/* AUTO may take MARKER_EXIT. */
+#define KVMFAULT_ALLOW_MARKER_EXIT (1ULL << 0)
+/* MARKER_EXIT also where KVM walks the guest's page tables in software: a table
+ * in a marked page would be a page fault that the guest sees. The VMM sees to it
+ * that they are present. */
+#define KVMFAULT_ALLOW_SHADOW_PAGING (1ULL << 1)
+
 struct kvmfault_vm_options {
 	size_t size;
 
@@ -362,12 +396,21 @@ struct kvmfault_vm_options {
 	 * and not in a region with a guest_memfd. kvmfault_vcpu_new() asks the
 	 * vCPU for it, so that is not to run at that time. */
 	bool prefault;
+
+	/* How missing pages of vCPUs are delivered, and KVMFAULT_ALLOW_*. */
+	uint64_t allow;
+	enum kvmfault_delivery delivery;
+	/* /dev/kvm, borrowed during kvmfault_vm_new(): to ask scratch VMs what
+	 * KVM does, for the modes that end in an exit. 0: they can't be asked
+	 * for, and are not taken. */
+	int kvm_fd;
 };
 
 /*
  * Make a context. options may be NULL: all defaults.
  * Returns 0; -EINVAL: vm is NULL, page_size_max is not a power of two from
- * 4 KiB to 1 GiB, flags of the converter that are not known; -EBADF: fd is
+ * 4 KiB to 1 GiB, flags of the converter or a delivery mode that are not known;
+ * -EOPNOTSUPP: the delivery mode can't be had (the log says why); -EBADF: fd is
  * closed; -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
  * Thread class: any. Since 0.1.
  */
@@ -380,6 +423,39 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
  * was freed. Thread class: object. Since 0.1.
  */
 int kvmfault_vm_free(struct kvmfault_vm *vm);
+
+/* Which mode is in force, and why the others are not. */
+struct kvmfault_delivery_report {
+	size_t size;
+	enum kvmfault_delivery delivery;	/* in force now */
+	/* Of each mode, by kvmfault_delivery: could it be had? error: of what
+	 * was asked. NOT_ASKED: nobody wanted to know. */
+	struct kvmfault_finding mode[KVMFAULT_DELIVERY_COUNT];
+	/* Why it is not in force, one line that lives as long as the library;
+	 * NULL: it is. */
+	const char *why[KVMFAULT_DELIVERY_COUNT];
+};
+
+/*
+ * Returns 0; -EINVAL: a NULL pointer, no size.
+ * Thread class: any. Since 0.1.
+ */
+int kvmfault_vm_delivery(const struct kvmfault_vm *vm,
+			 struct kvmfault_delivery_report *report);
+
+/*
+ * Leave the mode that kvmfault_vm_new() has chosen, or take it up again, also
+ * while vCPUs run. With UFFD everything arrives at the service from the moment
+ * in which this returns, so there has to be one. Kernel interface: MADV_DONTNEED
+ * on the memslots' mappings, which takes the markers and no data.
+ *
+ * Returns 0; -EINVAL: vm is NULL, a mode that is neither UFFD nor the chosen
+ * one; and what madvise(2) said: some markers are left then, and are answered
+ * as before.
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_vm_set_delivery(struct kvmfault_vm *vm,
+			     enum kvmfault_delivery delivery);
 
 /*
  * Sources: where absent pages come from
@@ -561,6 +637,34 @@ struct kvmfault_memory_options {
 int kvmfault_memory_new(struct kvmfault_vm *vm,
 			const struct kvmfault_memory_options *options,
 			struct kvmfault_memory **memory);
+
+/* What kvmfault_memory_create() has made: it is the caller's. */
+struct kvmfault_memory_maps {
+	size_t size;
+	void *memslots;		/* for the memslots' userspace_addr */
+	void *own;		/* for whatever else this process does with it */
+	int fd;			/* the file: the one that was given, or a new
+				 * one; other processes can map it */
+};
+
+/*
+ * Memory in one call: map a memfd or hugetlbfs file twice, once for the memslots
+ * and once for the VMM itself, and take both into care, as the delivery mode
+ * needs it. options as for kvmfault_memory_new(), with host NULL. fd 0: the
+ * library makes a memfd, of huge pages if page_size is one of theirs. Other
+ * pages are asked to stay small (MADV_NOHUGEPAGE), so that they come one by one.
+ *
+ * The memory borrows both mappings and the file. Unmap and close them after
+ * kvmfault_memory_free(), and after the memslots that name them are gone.
+ *
+ * Returns as kvmfault_memory_new(), and -EINVAL: maps is NULL, host is not; and
+ * what mmap(2), memfd_create(2) and ftruncate(2) said.
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_memory_create(struct kvmfault_vm *vm,
+			   const struct kvmfault_memory_options *options,
+			   struct kvmfault_memory_maps *maps,
+			   struct kvmfault_memory **memory);
 
 /*
  * Let go of a memory, fail-closed; NULL is fine. Waits for fetches in flight
@@ -786,6 +890,17 @@ int kvmfault_request_poison(struct kvmfault_request *request);
  * vCPU
  * ----
  */
+/* How the SIGBUS of MARKER_EXIT gets from KVM_RUN to kvmfault_handle(). It has to
+ * be delivered there: blocked, it would leave the vCPU spinning in the kernel. */
+enum kvmfault_sigbus {
+	/* The thread blocks SIGBUS, the library unblocks it in KVM_RUN alone
+	 * (KVM_SET_SIGNAL_MASK), and fetches it with sigtimedwait(2). There is
+	 * no handler. */
+	KVMFAULT_SIGBUS_MASKED = 0,
+	/* The VMM's own handler calls kvmfault_vcpu_sigbus(). */
+	KVMFAULT_SIGBUS_HANDLER = 1,
+};
+
 struct kvmfault_vcpu_options {
 	size_t size;
 	int fd;			/* KVM's descriptor of it, borrowed */
@@ -793,10 +908,24 @@ struct kvmfault_vcpu_options {
 	/* Do not wait for a page that is on its way: kvmfault_handle() returns
 	 * PENDING, and the context's callback settled tells when to go on. */
 	bool no_wait;
+	/* With MARKER_EXIT: the signals that the VMM has blocked in KVM_RUN by a
+	 * KVM_SET_SIGNAL_MASK of its own: bit n - 1 is signal n. NULL: it has
+	 * not, and those count that the calling thread blocks. With
+	 * KVMFAULT_SIGBUS_MASKED the library sets that mask without SIGBUS, and
+	 * as it was when the handle is freed. */
+	const uint64_t *signal_mask;
+	/* And the way of SIGBUS. */
+	enum kvmfault_sigbus sigbus;
 };
 
 /*
- * Returns 0; -EINVAL: a NULL pointer; -EBADF: fd is closed; -E2BIG; -ENOMEM.
+ * With MARKER_EXIT it is called by the vCPU's thread, or by one with the same
+ * signal mask: a vCPU whose SIGBUS would not get through is refused.
+ *
+ * Returns 0; -EINVAL: a NULL pointer, an unknown way of SIGBUS; with MARKER_EXIT
+ * SIGBUS is not blocked, or for KVMFAULT_SIGBUS_HANDLER it is, or has no
+ * handler; -EBADF: fd is closed; -E2BIG; -ENOMEM; with MARKER_EXIT what
+ * KVM_SET_SIGNAL_MASK said, see ioctl(2).
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_vcpu_new(struct kvmfault_vm *vm,
@@ -847,6 +976,10 @@ struct kvmfault_result {
 	 * newest first: how it came to this. Valid as long as the result. */
 	const struct kvmfault_event *const *history;
 	uint32_t history_count;
+	/* With INTERRUPTED: the siginfo_t of a SIGBUS that the library took from
+	 * the thread's queue and that is not guest memory's. Hand it on. Else
+	 * NULL. */
+	const void *siginfo;
 };
 
 /*
@@ -861,7 +994,9 @@ struct kvmfault_result {
  * - bare EFAULT: may have been a race; tried again within the budget;
  * - EHWPOISON, or a page that is poisoned: options.failed is told, and UNRESOLVED
  *   unless it has told the guest;
- * - EINTR: INTERRUPTED.
+ * - EINTR, and with MARKER_EXIT a SIGBUS: the same as kvmfault_handle_sigbus();
+ * - EINTR: INTERRUPTED. Set immediate_exit to stop a vCPU: a signal alone that
+ *   comes together with a fault is a RETRY.
  *
  * Never allocates, never sleeps but for a page that another thread fetches or
  * converts and in the pauses of the retry budget and of source_retries: a signal
@@ -871,7 +1006,8 @@ struct kvmfault_result {
  * resolver that did not use kvmfault_request_install(); what the source uses
  * (the built-in file source: pread); for conversions KVM_SET_MEMORY_ATTRIBUTES;
  * with options.prefault KVM_PRE_FAULT_MEMORY; for emulation errors KVM_GET_REGS,
- * KVM_GET_SREGS, KVM_TRANSLATE, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS.
+ * KVM_GET_SREGS, KVM_TRANSLATE, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS; with
+ * MARKER_EXIT rt_sigtimedwait.
  *
  * A NULL vcpu is UNRESOLVED. Thread class: object, the vCPU's own thread.
  * Since 0.1.
@@ -894,6 +1030,16 @@ enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
  */
 enum kvmfault_action kvmfault_handle_sigbus(struct kvmfault_vcpu *vcpu,
 					    const void *siginfo);
+
+/*
+ * For the VMM's SIGBUS handler, with KVMFAULT_SIGBUS_HANDLER: is this one the
+ * vCPU's, whose thread it is in? Then it is noted, and kvmfault_handle() answers
+ * it after KVM_RUN has ended, with -1 and EINTR. Makes no system call.
+ *
+ * Returns true; false: it is not a fault in memslots' memory, hand it on.
+ * Async-signal-safe. Thread class: object, the vCPU's own thread. Since 0.1.
+ */
+bool kvmfault_vcpu_sigbus(struct kvmfault_vcpu *vcpu, const void *siginfo);
 
 /*
  * The same for a SIGBUS of another thread: memory that failed and that nobody
@@ -1144,6 +1290,7 @@ struct kvmfault_stats {
 				 * of kvmfault_ensure() as one */
 	uint64_t page[16];	/* requests that resolvers were asked, by
 				 * kvmfault_page */
+	uint64_t marked;	/* pages that were given a marker */
 };
 
 /* Of the whole VM. Returns 0; -EINVAL. Thread class: any. Since 0.1. */
@@ -1164,6 +1311,7 @@ const char *kvmfault_feature_str(enum kvmfault_feature feature);
 const char *kvmfault_entrance_str(enum kvmfault_entrance entrance);
 const char *kvmfault_access_str(enum kvmfault_access access);
 const char *kvmfault_cause_str(enum kvmfault_cause cause);
+const char *kvmfault_delivery_str(enum kvmfault_delivery delivery);
 const char *kvmfault_reason_str(enum kvmfault_reason reason);
 const char *kvmfault_page_str(enum kvmfault_page page);
 const char *kvmfault_verdict_str(enum kvmfault_verdict verdict);

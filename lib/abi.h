@@ -29,6 +29,9 @@ struct kvmfault__memory_fault {
 };
 #define KVMFAULT__EXIT_FLAG_PRIVATE (1ULL << 3)
 _Static_assert(offsetof(struct kvm_run, hw) == 32, "kvm_run's union moved");
+/* Proposed, not merged: both have the same flag of a slot. The bitmap is where
+ * kvmfault__memory_region2 has pad2[0]. */
+#define KVMFAULT__MEM_USERFAULT (1U << 3)
 #ifdef KVM_EXIT_MEMORY_FAULT
 KVMFAULT__SAME(KVM_EXIT_MEMORY_FAULT, KVMFAULT__EXIT_MEMORY_FAULT);
 KVMFAULT__SAME(KVM_MEMORY_EXIT_FLAG_PRIVATE, KVMFAULT__EXIT_FLAG_PRIVATE);
@@ -118,9 +121,11 @@ struct kvmfault__uffdio_poison {
 #define KVMFAULT__UFFDIO_POISON \
 	_IOWR(UFFDIO, KVMFAULT__UFFDIO_POISON_NR, \
 	      struct kvmfault__uffdio_poison)
+#define KVMFAULT__POISON_MODE_DONTWAKE (1ULL << 0)
 KVMFAULT__SAME(KVMFAULT__UFFDIO_POISON, 0xc020aa08);
 #ifdef UFFD_FEATURE_POISON
 KVMFAULT__SAME(UFFD_FEATURE_POISON, KVMFAULT__UFFD_FEATURE_POISON);
+KVMFAULT__SAME(UFFDIO_POISON_MODE_DONTWAKE, KVMFAULT__POISON_MODE_DONTWAKE);
 #endif
 #ifdef UFFD_FEATURE_MOVE
 KVMFAULT__SAME(UFFD_FEATURE_MOVE, KVMFAULT__UFFD_FEATURE_MOVE);

@@ -8,6 +8,8 @@
  * an absent page is none of this: that was a marker, and the page is fetched.
  */
 
+#include <sys/mman.h>
+
 #include "abi.h"
 #include "internal.h"
 
@@ -54,13 +56,26 @@ void kvmfault__tell_failure(struct kvmfault__request *rq,
  * have fetched the page since the signal was sent. The kernel knows; one that
  * can't be asked (before 5.14) has no markers (6.6).
  */
-static bool failed(const struct kvmfault_fault *fault)
+static bool failed(const struct kvmfault_fault *fault,
+		   const struct kvmfault__place *place)
 {
-	void *page = (void *)(uintptr_t)(fault->hva & ~(KVMFAULT__PAGE - 1));
+	const struct kvmfault_memory *memory = place->memory;
+	uint64_t size = kvmfault__page_size(memory);
+	void *page = (void *)(uintptr_t)(fault->hva & ~(size - 1));
+	int err;
 
-	return fault->entrance == KVMFAULT_ENTRANCE_FAILURE ||
-	       kvmfault__sys_madvise(page, KVMFAULT__PAGE,
-				     KVMFAULT__MADV_POPULATE_READ);
+	if (fault->entrance == KVMFAULT_ENTRANCE_FAILURE)
+		return true;
+	err = kvmfault__sys_madvise(page, size, KVMFAULT__MADV_POPULATE_READ);
+	/* A page that came past the library, by way of another mapping, has
+	 * left the marker where it was. Without it the file's page counts; one
+	 * that has failed is in the file still. */
+	if (err && memory->marked)
+		err = kvmfault__sys_madvise(page, size, MADV_DONTNEED);
+	else
+		return err;
+	return err || kvmfault__sys_madvise(page, size,
+					    KVMFAULT__MADV_POPULATE_READ);
 }
 
 static bool present(const struct kvmfault__place *place)
@@ -118,7 +133,7 @@ struct kvmfault__answer kvmfault__sigbus(struct kvmfault__seat *seat,
 						place.offset);
 	translate(fault, &place);
 	if (present(&place)) {
-		if (!failed(fault)) {
+		if (!failed(fault, &place)) {
 			kvmfault__leave(seat);
 			answer.action = KVMFAULT_RETRY;
 			return answer;

@@ -72,6 +72,7 @@ struct kvmfault__seat {
 	_Atomic(const void *) uffd;	/* short: a read of messages, or the
 					 * service while something is parked */
 	_Atomic(const void *) punch;	/* short: a hole in its guest_memfd */
+	_Atomic(const void *) marking;	/* short: a memory, given markers */
 	const uint8_t *immediate_exit;	/* of a vCPU, or NULL */
 	struct kvmfault_service *service; /* whose thread has it */
 	struct kvmfault_vcpu *vcpu;	/* whose it is, or NULL */
@@ -147,6 +148,9 @@ struct kvmfault__span *kvmfault__table_at(kvmfault__table *table, uint64_t key);
  * there is memory for a table without it. */
 void kvmfault__table_kill(struct kvmfault_vm *vm, struct kvmfault__span *span);
 void kvmfault__table_sweep(struct kvmfault_vm *vm, kvmfault__table *table);
+/* Every living span, until one says -errno. */
+int kvmfault__table_each(kvmfault__table *table,
+			 int (*each)(struct kvmfault__span *span));
 /* When nobody is left to look anything up. */
 void kvmfault__table_free(struct kvmfault_vm *vm, kvmfault__table *table);
 
@@ -175,6 +179,11 @@ struct kvmfault__conversion {
 
 struct kvmfault_vm {
 	struct kvmfault_vm_options options;
+	enum kvmfault_delivery chosen;	/* the mode that can be had */
+	_Atomic uint32_t delivery;	/* in force: that, or UFFD */
+	struct kvmfault_finding delivery_asked[KVMFAULT_DELIVERY_COUNT];
+	const char *delivery_why[KVMFAULT_DELIVERY_COUNT];
+	uint32_t kernel_exit;		/* enum kvmfault__kernel_exit */
 	kvmfault__table regions;	/* by gpa */
 	kvmfault__table mappings;	/* by hva */
 	_Atomic(struct kvmfault__seat *) seats;
@@ -210,6 +219,20 @@ struct kvmfault_vm {
 __attribute__((format(printf, 3, 4)))
 void kvmfault__log(struct kvmfault_vm *vm, enum kvmfault_log_level level,
 		   const char *format, ...);
+
+/* probe.c */
+struct kvmfault_finding kvmfault__ask_poison(void);
+
+/* userfault.c: which of the proposed slot flags this kernel has */
+enum kvmfault__kernel_exit {
+	KVMFAULT__KERNEL_EXIT_NONE = 0,
+	KVMFAULT__KERNEL_EXIT_USERFAULT = 1,
+	KVMFAULT__KERNEL_EXIT_ON_MISSING = 2,
+};
+int kvmfault__kernel_exit_ask(int kvm_fd, enum kvmfault__kernel_exit *which);
+
+/* delivery.c: how vCPUs' missing pages get here; -EOPNOTSUPP, logged */
+int kvmfault__delivery_choose(struct kvmfault_vm *vm);
 
 /* page.c: the state machine of a memory's pages */
 enum kvmfault__state {
@@ -280,7 +303,9 @@ enum kvmfault__install {
 int kvmfault__uffd_install(int fd, enum kvmfault__install how, uint64_t to,
 			   const void *from, uint64_t length, uint64_t *done);
 int kvmfault__uffd_wake(int fd, uint64_t start, uint64_t length);
-int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length);
+/* Markers: as install; quiet: whoever sleeps there sleeps on. */
+int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length, bool quiet,
+			  uint64_t *done);
 int kvmfault__uffd_open(unsigned int how);
 /* Forget it, but leave its descriptor open: it guards absent pages. */
 void kvmfault__uffd_abandon(struct kvmfault_uffd *uffd);
@@ -318,6 +343,8 @@ struct kvmfault_memory {
 	_Atomic uint64_t *states;
 	_Atomic(const void *) mappings;	/* struct kvmfault__mappings */
 	unsigned int regions;		/* under the VM's lock */
+	_Atomic(const void *) shown;	/* one of them, or NULL */
+	_Atomic uint64_t *marked;	/* stretches that were given markers */
 	atomic_bool warned;		/* of pages that others put there */
 };
 
@@ -427,6 +454,21 @@ struct kvmfault__region *kvmfault__region_find(struct kvmfault__seat *seat,
 struct kvmfault__region *
 kvmfault__region_showing(struct kvmfault__seat *seat,
 			 const struct kvmfault_memory *memory, uint64_t offset);
+
+/* marker.c: markers in the memslots' mapping, by stretch */
+int kvmfault__markers_new(struct kvmfault_memory *memory);
+void kvmfault__markers_free(struct kvmfault_memory *memory);
+/* A thread sleeps on a page there: mark its stretch, if the mode wants it; and
+ * when the thread was answered, what it may come to next. */
+void kvmfault__mark(struct kvmfault__seat *seat,
+		    const struct kvmfault__place *place);
+void kvmfault__mark_ahead(struct kvmfault__seat *seat,
+			  const struct kvmfault__place *place);
+/* Its pages may have lost their markers: to be marked anew. */
+void kvmfault__unmarked(const struct kvmfault_memory *memory, uint64_t offset,
+			uint64_t length);
+/* Take all of them out, of every memory. */
+int kvmfault__unmark_all(struct kvmfault_vm *vm);
 
 /* attributes.c: which pages are private, as KVM was last told */
 bool kvmfault__private(struct kvmfault_vm *vm, uint64_t gfn);
@@ -538,6 +580,7 @@ void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due);
 
 /* vcpu.c and its entrances */
 #define KVMFAULT__HISTORY 8
+#define KVMFAULT__SIGINFO 128		/* bytes of a siginfo_t */
 
 struct kvmfault__past {			/* what an event points to */
 	struct kvmfault_event event;
@@ -570,7 +613,21 @@ struct kvmfault_vcpu {
 	uint32_t mmio_length;
 	uint64_t emulation_rip;
 	bool prefault;
+	/* signal.c: the SIGBUS that ended KVM_RUN */
+	struct kvmfault__seat *handler;	/* the handler's own, or NULL */
+	bool masked;		/* the library has set KVM's signal mask, */
+	uint64_t *own_mask;	/* the VMM's, or NULL */
+	uint64_t own_mask_value;
+	atomic_bool noted;	/* by the handler */
+	_Alignas(8) char siginfo[KVMFAULT__SIGINFO], note[KVMFAULT__SIGINFO];
 };
+
+/* signal.c: the ways of a marker's SIGBUS. -EINVAL: it would not get through */
+int kvmfault__signal_new(struct kvmfault_vcpu *vcpu,
+			 const struct kvmfault_vcpu_options *options);
+void kvmfault__signal_free(struct kvmfault_vcpu *vcpu);
+/* KVM_RUN was interrupted: by a SIGBUS? Then vcpu->siginfo is it. */
+bool kvmfault__signal_take(struct kvmfault_vcpu *vcpu);
 
 struct kvmfault__answer kvmfault__mmio(struct kvmfault_vcpu *vcpu);
 struct kvmfault__answer kvmfault__emulation(struct kvmfault_vcpu *vcpu);

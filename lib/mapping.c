@@ -124,6 +124,7 @@ int kvmfault__poison(struct kvmfault__seat *seat,
 		     uint64_t length)
 {
 	const struct kvmfault__mappings *all = hold_mappings(seat, memory);
+	uint64_t done;
 	int err = 0;
 	size_t i;
 
@@ -133,7 +134,8 @@ int kvmfault__poison(struct kvmfault__seat *seat,
 		if (!mapping->uffd || (only && only != mapping))
 			continue;
 		err = kvmfault__uffd_poison(mapping->uffd->fd,
-					    mapping->host + offset, length);
+					    mapping->host + offset, length,
+					    false, &done);
 		/* It has its marker, and nobody was woken. */
 		if (err == -EEXIST)
 			err = kvmfault__uffd_wake(mapping->uffd->fd,
@@ -307,7 +309,7 @@ static int poison_absent(struct kvmfault_mapping *mapping)
 {
 	struct kvmfault_memory *memory = mapping->span.memory;
 	uint64_t page, pages = memory->length >> memory->page_shift;
-	uint64_t size = kvmfault__page_size(memory);
+	uint64_t size = kvmfault__page_size(memory), done;
 	int err = 0;
 
 	for (page = 0; page < pages && (!err || err == -EEXIST); page++) {
@@ -316,7 +318,7 @@ static int poison_absent(struct kvmfault_mapping *mapping)
 		if (state != KVMFAULT__PRESENT && state != KVMFAULT__REMOVED)
 			err = kvmfault__uffd_poison(mapping->uffd->fd,
 						    mapping->host + page * size,
-						    size);
+						    size, false, &done);
 	}
 	/* A process that is gone reads nothing; likewise a range. */
 	return err == -EEXIST || err == -ESRCH || err == -ENOENT ? 0 : err;

@@ -182,13 +182,18 @@ int kvmfault__memory_resident(const struct kvmfault_memory *memory,
 int kvmfault__memory_punch(const struct kvmfault_memory *memory,
 			   uint64_t offset, uint64_t length)
 {
+	int err;
+
 	if (memory->fd <= 0)
 		return kvmfault__sys_madvise((char *)memory->host + offset,
 					     length, MADV_DONTNEED);
-	return kvmfault__sys_fallocate(memory->fd, FALLOC_FL_PUNCH_HOLE |
-				       FALLOC_FL_KEEP_SIZE,
-				       (off_t)(memory->fd_offset + offset),
-				       (off_t)length);
+	err = kvmfault__sys_fallocate(memory->fd, FALLOC_FL_PUNCH_HOLE |
+				      FALLOC_FL_KEEP_SIZE,
+				      (off_t)(memory->fd_offset + offset),
+				      (off_t)length);
+	if (memory->marked)
+		kvmfault__unmarked(memory, offset, length);
+	return err;
 }
 
 void kvmfault__changed(struct kvmfault_memory *memory, uint64_t offset,
@@ -236,6 +241,7 @@ static void memory_delete(struct kvmfault_memory *memory)
 {
 	if (memory->fill)
 		kvmfault__sys_munmap(memory->fill, memory->length);
+	kvmfault__markers_free(memory);
 	kvmfault__pages_free(memory);
 	kvmfault__sys_free(memory);
 }
@@ -294,6 +300,9 @@ static int memory_make(struct kvmfault_vm *vm,
 		err = check_source(vm, new);
 	if (!err && kvmfault__tracked(new))
 		err = kvmfault__pages_new(new);
+	if (!err && kvmfault__tracked(new) && new->fd > 0 &&
+	    vm->chosen == KVMFAULT_DELIVERY_MARKER_EXIT)
+		err = kvmfault__markers_new(new);
 	if (!err && o->minor)
 		err = map_fill(new);
 	if (!err && new->source.submit)

@@ -103,6 +103,19 @@ const char *kvmfault_cause_str(enum kvmfault_cause cause)
 }
 
 KVMFAULT__EXPORT
+const char *kvmfault_delivery_str(enum kvmfault_delivery delivery)
+{
+	static const char *const names[] = {
+		[KVMFAULT_DELIVERY_AUTO] = "auto",
+		[KVMFAULT_DELIVERY_UFFD] = "uffd",
+		[KVMFAULT_DELIVERY_MARKER_EXIT] = "marker-exit",
+		[KVMFAULT_DELIVERY_KERNEL_EXIT] = "kernel-exit",
+	};
+
+	return NAME(names, delivery);
+}
+
+KVMFAULT__EXPORT
 const char *kvmfault_reason_str(enum kvmfault_reason reason)
 {
 	static const char *const names[] = {

@@ -240,11 +240,34 @@ static finding register_file(int uffd, unsigned int memfd_flags, uint64_t mode)
 	return said;
 }
 
+/* A page of a memfd, as guest memory is: registered, and what can be done? */
+static finding poison(uint64_t features, finding shmem)
+{
+	if (shmem.answer != KVMFAULT_YES)
+		return shmem;
+	return features & KVMFAULT__UFFD_FEATURE_POISON &&
+	       shmem.value & 1ULL << KVMFAULT__UFFDIO_POISON_NR ?
+		yes(0) : no(0);
+}
+
+finding kvmfault__ask_poison(void)
+{
+	uint64_t features = 0;
+	int uffd = handshake(&features);
+	finding said;
+
+	if (uffd < 0)
+		return uffd == -ENOSYS ? no(uffd) : could_not(uffd);
+	said = poison(features, register_file(uffd, 0,
+					      UFFDIO_REGISTER_MODE_MISSING));
+	kvmfault__sys_close(uffd);
+	return said;
+}
+
 static void probe_registered(int uffd, uint64_t features, finding *f)
 {
 	const uint64_t missing = UFFDIO_REGISTER_MODE_MISSING;
 	const uint64_t minor = UFFDIO_REGISTER_MODE_MINOR;
-	finding *poison = &f[KVMFAULT_FEATURE_UFFD_POISON];
 
 	f[KVMFAULT_FEATURE_UFFD_ANON] = ask_register(
 		uffd, ANONYMOUS, kvmfault__sys_page_size(), missing);
@@ -254,9 +277,8 @@ static void probe_registered(int uffd, uint64_t features, finding *f)
 	f[KVMFAULT_FEATURE_UFFD_MINOR_SHMEM] = register_file(uffd, 0, minor);
 	f[KVMFAULT_FEATURE_UFFD_MINOR_HUGETLB] =
 		register_file(uffd, MFD_HUGETLB, minor);
-	*poison = features & KVMFAULT__UFFD_FEATURE_POISON &&
-		  f[KVMFAULT_FEATURE_UFFD_SHMEM].value &
-		  1ULL << KVMFAULT__UFFDIO_POISON_NR ? yes(0) : no(0);
+	f[KVMFAULT_FEATURE_UFFD_POISON] =
+		poison(features, f[KVMFAULT_FEATURE_UFFD_SHMEM]);
 	f[KVMFAULT_FEATURE_UFFD_MOVE] =
 		features & KVMFAULT__UFFD_FEATURE_MOVE ? yes(0) : no(0);
 }

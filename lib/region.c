@@ -51,9 +51,11 @@ static int add(struct kvmfault_vm *vm, struct kvmfault__region *region)
 		return err;
 	}
 	vm->region_count++;
-	if (info->memory)
-		info->memory->regions++;
 	atomic_store(&region->span.dead, false);
+	if (info->memory) {
+		info->memory->regions++;
+		atomic_store(&info->memory->shown, region);
+	}
 	return 0;
 }
 
@@ -87,6 +89,15 @@ int kvmfault_region_add(struct kvmfault_vm *vm,
 	return err;
 }
 
+/* Who looks by its memory must not find it any more. */
+static void hide(const struct kvmfault__region *region)
+{
+	_Atomic(const void *) *shown = &region->span.memory->shown;
+
+	if (atomic_load(shown) == region)
+		atomic_store(shown, NULL);
+}
+
 static bool punches(struct kvmfault__seat *seat, void *region)
 {
 	return atomic_load(&seat->punch) == region;
@@ -113,8 +124,10 @@ int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
 	if (region) {
 		private = region->info.guest_memfd > 0;
 		vm->region_count--;
-		if (span->memory)
+		if (span->memory) {
 			span->memory->regions--;
+			hide(region);
+		}
 		kvmfault__table_kill(vm, span);
 		kvmfault__table_sweep(vm, &vm->regions);
 	}
@@ -145,6 +158,25 @@ static bool shows(const struct kvmfault__span *span, const void *what)
 	       place->offset - region->info.offset < region->info.length;
 }
 
+/* Mostly there is but one, and the memory knows it. That is held until now by a
+ * span of its own, and from then on by this one. */
+static struct kvmfault__region *
+known_region(struct kvmfault__seat *seat, const struct kvmfault__place *place)
+{
+	struct kvmfault__span *span =
+		kvmfault__hold(&seat->table, &place->memory->shown);
+
+	if (span && shows(span, place)) {
+		atomic_store(&seat->span, span);
+		if (atomic_load(&span->dead))
+			span = NULL;
+	} else {
+		span = NULL;
+	}
+	atomic_store_explicit(&seat->table, NULL, memory_order_release);
+	return (struct kvmfault__region *)span;
+}
+
 struct kvmfault__region *
 kvmfault__region_showing(struct kvmfault__seat *seat,
 			 const struct kvmfault_memory *memory, uint64_t offset)
@@ -153,7 +185,10 @@ kvmfault__region_showing(struct kvmfault__seat *seat,
 		.memory = (struct kvmfault_memory *)(uintptr_t)memory,
 		.offset = offset,
 	};
+	struct kvmfault__region *known = known_region(seat, &place);
 
+	if (known)
+		return known;
 	return (struct kvmfault__region *)
 		kvmfault__table_search(seat, &seat->vm->regions, shows, &place);
 }

@@ -154,6 +154,32 @@ size_t kvmfault__sys_page_size(void)
 	return (size_t)sysconf(_SC_PAGESIZE);
 }
 
+int kvmfault__sys_sigmask(uint64_t *mask)
+{
+	return (int)result(syscall(SYS_rt_sigprocmask, SIG_BLOCK, NULL, mask,
+				   sizeof(*mask)));
+}
+
+int kvmfault__sys_handles(int signal)
+{
+	struct sigaction action;
+	long ret = result(sigaction(signal, NULL, &action));
+
+	if (ret < 0)
+		return (int)ret;
+	return action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN;
+}
+
+int kvmfault__sys_sigtake(int signal, void *siginfo)
+{
+	const uint64_t set = 1ULL << (signal - 1);
+	const struct timespec now = { 0 };
+	long ret = result(syscall(SYS_rt_sigtimedwait, &set, siginfo, &now,
+				  sizeof(set)));
+
+	return ret < 0 ? (int)ret : 0;
+}
+
 int kvmfault__sys_futex_wait(_Atomic uint32_t *word, uint32_t value,
 			     uint64_t nanoseconds)
 {

@@ -46,6 +46,13 @@ int kvmfault__sys_mincore(void *address, size_t length, unsigned char *vec);
 int kvmfault__sys_memfd(const char *name, unsigned int flags, off_t length);
 size_t kvmfault__sys_page_size(void);
 
+/* Of the calling thread: the signals that it blocks, bit n - 1 is signal n. */
+int kvmfault__sys_sigmask(uint64_t *mask);
+/* Has the signal a handler? 1 or 0. */
+int kvmfault__sys_handles(int signal);
+/* Take a pending signal, without waiting for one: 0, or -EAGAIN: none is. */
+int kvmfault__sys_sigtake(int signal, void *siginfo);
+
 /* Private futexes. A wait always has a limit, so that a signal handler with
  * SA_RESTART ends it too. */
 int kvmfault__sys_futex_wait(_Atomic uint32_t *word, uint32_t value,

@@ -101,6 +101,19 @@ struct kvmfault__span *kvmfault__table_at(kvmfault__table *table, uint64_t key)
 	return search(atomic_load(table), key);
 }
 
+int kvmfault__table_each(kvmfault__table *table,
+			 int (*each)(struct kvmfault__span *span))
+{
+	const struct table *all = atomic_load(table);
+	size_t i;
+	int err = 0;
+
+	for (i = 0; all && i < all->count && !err; i++)
+		if (!atomic_load(&spans(all)[i]->dead))
+			err = each(spans(all)[i]);
+	return err;
+}
+
 static struct table *table_new(size_t count)
 {
 	struct table *table;

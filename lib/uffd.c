@@ -294,11 +294,25 @@ int kvmfault__uffd_wake(int fd, uint64_t start, uint64_t length)
 	return kvmfault__sys_ioctl(fd, UFFDIO_WAKE, &range);
 }
 
-int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length)
+int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length, bool quiet,
+			  uint64_t *done)
 {
-	struct kvmfault__uffdio_poison poison = {
-		.range = { .start = start, .len = length },
-	};
+	*done = 0;
+	while (*done < length) {
+		struct kvmfault__uffdio_poison poison = {
+			.range = { .start = start + *done,
+				   .len = length - *done },
+			.mode = quiet ? KVMFAULT__POISON_MODE_DONTWAKE : 0,
+		};
+		int err = kvmfault__sys_ioctl(fd, KVMFAULT__UFFDIO_POISON,
+					      &poison);
 
-	return kvmfault__sys_ioctl(fd, KVMFAULT__UFFDIO_POISON, &poison);
+		if (!err)
+			*done = length;
+		else if (poison.updated <= 0)
+			return err;
+		else
+			*done += (uint64_t)poison.updated;
+	}
+	return 0;
 }

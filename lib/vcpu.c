@@ -67,6 +67,12 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 	new->result.fault = &new->fault;
 	new->result.history = new->events;
 	new->fault.size = sizeof(new->fault);
+	err = kvmfault__signal_new(new, &ours);
+	if (err) {
+		kvmfault__seat_give(new->seat);
+		kvmfault__sys_free(new);
+		return err;
+	}
 	kvmfault__stats_add(&new->before, new->seat);
 	new->prefault = vm->options.prefault && kvmfault__can_prefault(new->fd);
 	start_guard(new);
@@ -85,6 +91,7 @@ void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu)
 	if (!vcpu)
 		return;
 	vm = vcpu->vm;
+	kvmfault__signal_free(vcpu);
 	kvmfault__not_pending(vcpu->seat);
 	kvmfault__seat_give(vcpu->seat);
 	kvmfault__sys_lock(&vm->lock);
@@ -160,6 +167,7 @@ static enum kvmfault_action finish(struct kvmfault_vcpu *vcpu,
 	result->reason = answer->reason;
 	result->error = answer->error;
 	result->resolver = answer->resolver;
+	result->siginfo = NULL;
 	result->unfinished = vcpu->mmio_length != NO_MMIO;
 	kvmfault__add(vcpu->seat, KVMFAULT__COUNTER(action) + answer->action,
 		      1);
@@ -182,6 +190,7 @@ static enum kvmfault_action pass(struct kvmfault_vcpu *vcpu,
 	vcpu->result.reason = KVMFAULT_REASON_NONE;
 	vcpu->result.error = 0;
 	vcpu->result.resolver = NULL;
+	vcpu->result.siginfo = NULL;
 	vcpu->result.unfinished = vcpu->mmio_length != NO_MMIO;
 	return action;
 }
@@ -368,10 +377,27 @@ static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 	return finish(vcpu, &answer);
 }
 
+static void decode_signal(struct kvmfault_vcpu *vcpu, const void *siginfo)
+{
+	memset(&vcpu->fault, 0, sizeof(vcpu->fault));
+	vcpu->fault.size = sizeof(vcpu->fault);
+	kvmfault_decode_siginfo(siginfo, &vcpu->fault);
+}
+
+/* Taken from the queue, and not guest memory's: the VMM's to see to. */
+static enum kvmfault_action hand_on(struct kvmfault_vcpu *vcpu)
+{
+	pass(vcpu, KVMFAULT_INTERRUPTED);
+	vcpu->result.siginfo = vcpu->siginfo;
+	return KVMFAULT_INTERRUPTED;
+}
+
 KVMFAULT__EXPORT
 enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
 				     int err)
 {
+	enum kvmfault_action action = KVMFAULT_NOT_A_FAULT;
+	bool interrupted = ret < 0 && err == EINTR, signalled;
 	struct kvmfault__answer lost = {
 		.action = KVMFAULT_UNRESOLVED,
 		.reason = KVMFAULT_REASON_LOST_MMIO,
@@ -390,11 +416,18 @@ enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
 		vcpu->mmio_length = NO_MMIO;
 		return finish(vcpu, &lost);
 	}
+	signalled = interrupted && kvmfault__signal_take(vcpu);
+	if (signalled)
+		decode_signal(vcpu, vcpu->siginfo);
 	if (vcpu->fault.entrance != KVMFAULT_ENTRANCE_NONE)
-		return handle_fault(vcpu);
+		action = handle_fault(vcpu);
+	if (action != KVMFAULT_NOT_A_FAULT)
+		return action;
+	if (signalled)
+		return hand_on(vcpu);
 	/* A signal is no progress: a timer must not keep a spin alive. */
-	return pass(vcpu, ret < 0 && err == EINTR ? KVMFAULT_INTERRUPTED :
-						    KVMFAULT_NOT_A_FAULT);
+	return pass(vcpu, interrupted ? KVMFAULT_INTERRUPTED :
+					KVMFAULT_NOT_A_FAULT);
 }
 
 KVMFAULT__EXPORT
@@ -403,9 +436,7 @@ enum kvmfault_action kvmfault_handle_sigbus(struct kvmfault_vcpu *vcpu,
 {
 	if (!vcpu)
 		return KVMFAULT_UNRESOLVED;
-	memset(&vcpu->fault, 0, sizeof(vcpu->fault));
-	vcpu->fault.size = sizeof(vcpu->fault);
-	kvmfault_decode_siginfo(siginfo, &vcpu->fault);
+	decode_signal(vcpu, siginfo);
 	if (vcpu->fault.entrance != KVMFAULT_ENTRANCE_NONE)
 		return handle_fault(vcpu);
 	return pass(vcpu, KVMFAULT_NOT_A_FAULT);

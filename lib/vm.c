@@ -21,6 +21,8 @@ static int check(struct kvmfault_vm_options *options)
 	if (!options->retry_budget)
 		options->retry_budget = 16;
 	size = options->page_size_max;
+	if (options->delivery >= KVMFAULT_DELIVERY_COUNT)
+		return -EINVAL;
 	return size & (size - 1) || size < KVMFAULT__PAGE || size > 1 << 30 ?
 		-EINVAL : 0;
 }
@@ -51,6 +53,8 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 		return -ENOMEM;
 	new->options = ours;
 	err = kvmfault__converter(new, ours.converter);
+	if (!err)
+		err = kvmfault__delivery_choose(new);
 	if (!err) {
 		new->epoll = kvmfault__sys_epoll_create();
 		err = new->epoll < 0 ? new->epoll : 0;

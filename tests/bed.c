@@ -7,6 +7,7 @@
  */
 
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -16,6 +17,7 @@
 struct bed bed;
 int bed_vm_fd;
 const struct kvmfault_converter *bed_converter;
+enum kvmfault_delivery bed_delivery;
 static pthread_mutex_t bed_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void on_log(void *data, enum kvmfault_log_level level,
@@ -230,6 +232,8 @@ void bed_vm(void)
 		.unresolved = on_unresolved,
 		.fd = bed_vm_fd,
 		.converter = bed_converter,
+		.delivery = bed_delivery,
+		.allow = KVMFAULT_ALLOW_SHADOW_PAGING,
 	};
 
 	memset(&bed, 0, sizeof(bed));
@@ -255,6 +259,8 @@ void bed_add(void)
 	bed.run = calloc(1, sizeof(*bed.run));
 	options.run = bed.run;
 	options.fd = fake_fd(FAKE_KVM);
+	if (bed_delivery == KVMFAULT_DELIVERY_MARKER_EXIT)
+		fake_signal_mask |= 1ULL << (SIGBUS - 1);
 	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &bed.vcpu), 0);
 	bed.seat = kvmfault__seat_take(bed.vm);
 	ck_assert_ptr_nonnull(bed.seat);

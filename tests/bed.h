@@ -53,6 +53,7 @@ extern struct bed bed;
 /* What the next context is made with. */
 extern int bed_vm_fd;
 extern const struct kvmfault_converter *bed_converter;
+extern enum kvmfault_delivery bed_delivery;
 
 void bed_up(void);		/* all of it: */
 void bed_vm(void);		/* the context, */

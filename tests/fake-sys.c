@@ -12,6 +12,8 @@
 #include <linux/fs.h>
 #include <linux/futex.h>
 #include <linux/magic.h>
+#include <linux/memfd.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,6 +54,7 @@ struct object {
 	unsigned char *present;		/* memory: by page */
 	uint64_t host[HOSTS];
 	unsigned char *mapped[HOSTS];	/* by page, for minor faults */
+	unsigned char *marker[HOSTS];	/* by page: UFFDIO_POISON */
 	unsigned int hosts;
 	int real;			/* memory: the memfd behind it */
 	bool api;			/* userfaultfd */
@@ -85,7 +88,11 @@ static bool failed;
 static struct fake_held holds;
 static uint64_t clock_now = 1000000000;
 static _Thread_local bool in_hook;
+static siginfo_t pending;		/* si_signo 0: none */
+static uint64_t run_mask = UINT64_MAX;	/* by KVM_SET_SIGNAL_MASK */
 long fake_uffd_denied;
+uint64_t fake_signal_mask;
+bool fake_sigbus_handler;
 
 _Static_assert(sizeof(struct fake_call) < 128, "one small struct per call");
 
@@ -189,6 +196,8 @@ static bool may_be_locked(const struct fake_call *call)
 		return true;
 	case FAKE_IOCTL:
 		return call->number == UFFDIO_REGISTER;
+	case FAKE_MADVISE:
+		return call->number == MADV_DONTNEED;
 	case FAKE_EPOLL_CTL:
 		return call->number == EPOLL_CTL_ADD;
 	default:
@@ -338,15 +347,21 @@ static struct object *memory_at(uint64_t address, uint64_t *offset)
 	return NULL;
 }
 
-/* Is the page mapped there? It can be told to be. */
-static unsigned char *page_mapped(struct object *m, uint64_t address)
+/* What a mapping has of a page: is it mapped there, is there a marker? */
+static unsigned char *page_of(struct object *m, unsigned char **what,
+			      uint64_t address)
 {
 	unsigned int h;
 
 	for (h = 0; h < m->hosts; h++)
 		if (address >= m->host[h] && address - m->host[h] < m->length)
 			break;
-	return &m->mapped[h][(address - m->host[h]) / m->page_size];
+	return &what[h][(address - m->host[h]) / m->page_size];
+}
+
+static unsigned char *page_mapped(struct object *m, uint64_t address)
+{
+	return page_of(m, m->mapped, address);
 }
 
 static struct range *range_at(struct object *uffd, uint64_t address)
@@ -675,6 +690,7 @@ static long uffd_fill(struct object *uffd, uint64_t to, uint64_t from,
 		else
 			memset(page, 0, m->page_size);
 		m->present[(offset + done) / m->page_size] = 1;
+		*page_of(m, m->marker, to + done) = 0;
 		done += m->page_size;
 	}
 	*count = done ? (int64_t)done : -EEXIST;
@@ -696,6 +712,8 @@ static long uffd_continue(struct object *uffd, struct uffdio_continue *cont)
 			err = -EEXIST;
 		else
 			*page_mapped(m, to + done) = 1;
+		if (!err)
+			*page_of(m, m->marker, to + done) = 0;
 	}
 	cont->mapped = done ? (int64_t)done : err;
 	return err && done ? -EAGAIN : err;
@@ -716,6 +734,30 @@ static long uffd_zero(struct object *uffd, struct uffdio_zeropage *zero)
 	return err;
 }
 
+/* A marker goes where there is nothing, not even another one. */
+static long uffd_poison(struct object *uffd,
+			struct kvmfault__uffdio_poison *poison)
+{
+	uint64_t at = poison->range.start, done = 0, offset;
+	struct object *m = memory_at(at, &offset);
+
+	if (!uffd->api)
+		return -EINVAL;
+	if (!m || !range_at(uffd, at))
+		return poison->updated = -ENOENT;
+	if ((at | poison->range.len) & (m->page_size - 1))
+		return -EINVAL;
+	for (; done < poison->range.len; done += m->page_size) {
+		unsigned char *marker = page_of(m, m->marker, at + done);
+
+		if (*marker || m->present[(offset + done) / m->page_size])
+			break;
+		*marker = 1;
+	}
+	poison->updated = done ? (int64_t)done : -EEXIST;
+	return done == poison->range.len ? 0 : done ? -EAGAIN : -EEXIST;
+}
+
 static long uffd_ioctl(struct object *uffd, struct fake_call *c)
 {
 	switch (c->number) {
@@ -731,8 +773,9 @@ static long uffd_ioctl(struct object *uffd, struct fake_call *c)
 		return uffd_zero(uffd, c->arg);
 	case UFFDIO_CONTINUE:
 		return uffd_continue(uffd, c->arg);
-	case UFFDIO_WAKE:
 	case KVMFAULT__UFFDIO_POISON:
+		return uffd_poison(uffd, c->arg);
+	case UFFDIO_WAKE:
 		return uffd->api ? 0 : -EINVAL;
 	}
 	return -ENOTTY;
@@ -754,12 +797,23 @@ static long set_attributes(const struct kvmfault__memory_attributes *a)
 	return 0;
 }
 
+/* The kernel's struct kvm_signal_mask; none: the thread's own counts. */
+static long set_run_mask(const char *mask)
+{
+	run_mask = fake_signal_mask;
+	if (mask)
+		memcpy(&run_mask, mask + sizeof(uint32_t), sizeof(run_mask));
+	return 0;
+}
+
 static long model_ioctl(struct fake_call *c)
 {
 	struct object *object = object_of(c->fd);
 
 	if (!object)
 		return -EBADF;
+	if (object->kind == FAKE_KVM && c->number == KVM_SET_SIGNAL_MASK)
+		return set_run_mask(c->arg);
 	if (object->kind == FAKE_KVM &&
 	    c->number == KVMFAULT__SET_MEMORY_ATTRIBUTES)
 		return set_attributes(c->arg);
@@ -797,6 +851,7 @@ static void *map_memory(struct object *m)
 	    m->hosts == HOSTS)
 		abort();
 	m->mapped[m->hosts] = calloc(m->length / m->page_size, 1);
+	m->marker[m->hosts] = calloc(m->length / m->page_size, 1);
 	m->host[m->hosts++] = (uintptr_t)host;
 	return host;
 }
@@ -858,6 +913,18 @@ static long model_mprotect(struct fake_call *c)
 	return is_mapped(c->at) ? 0 : -ENOMEM;
 }
 
+/* What is mapped more than once is a file's, and stays in it. */
+static void dont_need(struct object *m, uint64_t address, uint64_t offset,
+		      uint64_t length)
+{
+	uint64_t at;
+
+	if (m->hosts == 1)
+		punch(m, offset, length);
+	for (at = 0; at < length; at += m->page_size)
+		*page_of(m, m->marker, address + at) = 0;
+}
+
 static long model_madvise(struct fake_call *c)
 {
 	uint64_t offset;
@@ -866,7 +933,7 @@ static long model_madvise(struct fake_call *c)
 	if (!m)
 		return is_mapped(c->at) ? 0 : -ENOMEM;
 	if (c->number == MADV_DONTNEED)
-		punch(m, offset, c->length);
+		dont_need(m, c->at, offset, c->length);
 	/* What is registered would wait for its page instead. */
 	if (c->number == KVMFAULT__MADV_POPULATE_WRITE &&
 	    !registered_with(c->at))
@@ -888,13 +955,52 @@ static long model_mincore(struct fake_call *c)
 	return 0;
 }
 
+static void back(struct object *m, uint64_t length, uint64_t page_size)
+{
+	m->length = length;
+	m->page_size = page_size;
+	m->present = calloc(length / page_size, 1);
+	m->real = memfd_create("fake", MFD_CLOEXEC);
+	if (ftruncate(m->real, (off_t)length) ||
+	    memory_count == sizeof(memories) / sizeof(*memories))
+		abort();
+	memories[memory_count++] = m;
+}
+
+/* What is not to be a guest's only has a length. */
 static long model_memfd(struct fake_call *c)
 {
-	int fd = open_new(FAKE_PIPE, 0);
+	bool guest = !strcmp(c->path, "guest memory");
+	int fd = open_new(guest ? FAKE_MEMORY : FAKE_PIPE, 0);
+	unsigned int shift = (unsigned int)(c->number >> MFD_HUGE_SHIFT);
 
-	if (fd >= 0)
+	if (fd >= 0 && guest)
+		back(object_of(fd), c->length, shift ? 1ULL << shift : UNIT);
+	else if (fd >= 0)
 		object_of(fd)->length = c->length;
 	return fd;
+}
+
+/* ---- the model: signals ---- */
+
+static long model_sigmask(struct fake_call *c)
+{
+	*(uint64_t *)c->arg = fake_signal_mask;
+	return 0;
+}
+
+static long model_handles(struct fake_call *c)
+{
+	return c->number == SIGBUS && fake_sigbus_handler;
+}
+
+static long model_sigtake(struct fake_call *c)
+{
+	if (pending.si_signo != (int)c->number)
+		return -EAGAIN;
+	memcpy(c->arg, &pending, sizeof(pending));
+	pending.si_signo = 0;
+	return 0;
 }
 
 /* ---- the model: waiting ---- */
@@ -1096,6 +1202,9 @@ static long (*const models[FAKE_NAMES])(struct fake_call *call) = {
 	[FAKE_MADVISE] = model_madvise,
 	[FAKE_MINCORE] = model_mincore,
 	[FAKE_MEMFD] = model_memfd,
+	[FAKE_SIGMASK] = model_sigmask,
+	[FAKE_HANDLES] = model_handles,
+	[FAKE_SIGTAKE] = model_sigtake,
 	[FAKE_FUTEX_WAIT] = model_futex_wait,
 	[FAKE_FUTEX_WAKE] = model_futex_wake,
 	[FAKE_EPOLL_CREATE] = model_epoll_create,
@@ -1346,6 +1455,22 @@ int kvmfault__sys_memfd(const char *name, unsigned int flags, off_t length)
 			 .length = (uint64_t)length);
 }
 
+int kvmfault__sys_sigmask(uint64_t *mask)
+{
+	return (int)CALL(.name = FAKE_SIGMASK, .arg = mask);
+}
+
+int kvmfault__sys_handles(int number)
+{
+	return (int)CALL(.name = FAKE_HANDLES, .number = (uint64_t)number);
+}
+
+int kvmfault__sys_sigtake(int number, void *siginfo)
+{
+	return (int)CALL(.name = FAKE_SIGTAKE, .number = (uint64_t)number,
+			 .arg = siginfo);
+}
+
 size_t kvmfault__sys_page_size(void)
 {
 	return UNIT;
@@ -1569,15 +1694,8 @@ void *fake_map(int fd)
 int fake_memory(uint64_t length, uint64_t page_size, void **host)
 {
 	int fd = fake_fd(FAKE_MEMORY);
-	struct object *m = object_of(fd);
 
-	m->length = length;
-	m->page_size = page_size ? page_size : UNIT;
-	m->present = calloc(length / m->page_size, 1);
-	m->real = memfd_create("fake", MFD_CLOEXEC);
-	if (ftruncate(m->real, (off_t)length))
-		abort();
-	memories[memory_count++] = m;
+	back(object_of(fd), length, page_size ? page_size : UNIT);
 	*host = fake_map(fd);
 	return fd;
 }
@@ -1594,6 +1712,33 @@ void fake_put(int fd, uint64_t offset)
 	struct object *m = object_of(fd);
 
 	m->present[offset / m->page_size] = 1;
+}
+
+bool fake_marked(const void *address)
+{
+	uint64_t offset;
+	struct object *m = memory_at((uintptr_t)address, &offset);
+
+	return *page_of(m, m->marker, (uintptr_t)address);
+}
+
+uint64_t fake_run_mask(void)
+{
+	return run_mask;
+}
+
+void fake_send(const void *siginfo)
+{
+	pthread_mutex_lock(&lock);
+	memcpy(&pending, siginfo, sizeof(pending));
+	pthread_mutex_unlock(&lock);
+}
+
+void fake_take(int fd, uint64_t offset)
+{
+	struct object *m = object_of(fd);
+
+	m->present[offset / m->page_size] = 0;
 }
 
 int fake_uffd(int flags)

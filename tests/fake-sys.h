@@ -39,6 +39,7 @@ enum fake_name {
 	FAKE_PREAD, FAKE_LSEEK, FAKE_FSTAT, FAKE_FSTATFS, FAKE_CACHED,
 	FAKE_FALLOCATE, FAKE_USERFAULTFD, FAKE_MMAP, FAKE_MUNMAP,
 	FAKE_MPROTECT, FAKE_MADVISE, FAKE_MINCORE, FAKE_MEMFD,
+	FAKE_SIGMASK, FAKE_HANDLES, FAKE_SIGTAKE,
 	FAKE_FUTEX_WAIT, FAKE_FUTEX_WAKE, FAKE_EPOLL_CREATE, FAKE_EPOLL_CTL,
 	FAKE_EPOLL_WAIT, FAKE_EVENTFD, FAKE_EVENTFD_SIGNAL, FAKE_TIMERFD,
 	FAKE_TIMERFD_ARM, FAKE_THREAD, FAKE_JOIN, FAKE_ALLOC, FAKE_FREE,
@@ -108,6 +109,8 @@ int fake_memory(uint64_t length, uint64_t page_size, void **host);
 void *fake_map(int fd);		/* one more mapping of it */
 bool fake_present(int fd, uint64_t offset);
 void fake_put(int fd, uint64_t offset);	/* the page is there */
+void fake_take(int fd, uint64_t offset);	/* and is not */
+bool fake_marked(const void *address);	/* in that mapping of it */
 /* A userfaultfd after UFFDIO_API. flags: O_NONBLOCK or not. */
 int fake_uffd(int flags);
 bool fake_registered(const void *address);
@@ -117,6 +120,13 @@ void fake_message(int fd, const struct uffd_msg *msg);
 bool fake_fault(const void *address, bool write);
 /* May userfaultfds be had? -errno of both ways, 0: yes. */
 extern long fake_uffd_denied;
+
+/* The calling thread's signals: what it blocks, whether SIGBUS has a handler,
+ * one that is pending; and what KVM was told to have blocked in KVM_RUN. */
+extern uint64_t fake_signal_mask;
+extern bool fake_sigbus_handler;
+void fake_send(const void *siginfo);
+uint64_t fake_run_mask(void);
 
 void fake_advance(uint64_t nanoseconds);
 

@@ -166,6 +166,74 @@ static void have_uffd(void)
 	ck_assert_int_eq(new_uffd(), 0);
 }
 
+/* ---- delivery ---- */
+
+static int new_vm_with_markers(void)
+{
+	struct kvmfault_vm_options markers = {
+		.size = sizeof(markers),
+		.delivery = KVMFAULT_DELIVERY_MARKER_EXIT,
+		.allow = KVMFAULT_ALLOW_SHADOW_PAGING,
+	};
+	int err = kvmfault_vm_new(&markers, &other);
+
+	/* What can't be asked for is not there: the log says why. */
+	return err == -EOPNOTSUPP ? -ENOMEM : err;
+}
+
+static struct kvmfault_memory_maps maps;
+
+static int create_memory_in(struct kvmfault_vm *vm)
+{
+	struct kvmfault_memory_options made = {
+		.size = sizeof(made), .length = BED_PAGES * PAGE,
+		.source = &source,
+	};
+
+	source = bed_source();
+	maps.size = sizeof(maps);
+	return kvmfault_memory_create(vm, &made, &maps, &second);
+}
+
+static int create_memory(void)
+{
+	return create_memory_in(bed.vm);
+}
+
+static void drop_created(void)
+{
+	ck_assert_int_eq(kvmfault_memory_free(second), 0);
+	second = NULL;
+	ck_assert_int_eq(kvmfault__sys_munmap(maps.memslots, BED_PAGES * PAGE),
+			 0);
+	ck_assert_int_eq(kvmfault__sys_munmap(maps.own, BED_PAGES * PAGE), 0);
+	ck_assert_int_eq(kvmfault__sys_close(maps.fd), 0);
+}
+
+static void have_markers(void)
+{
+	ck_assert_int_eq(new_vm_with_markers(), 0);
+	ck_assert_int_eq(create_memory_in(other), 0);
+}
+
+static int leave_markers(void)
+{
+	return kvmfault_vm_set_delivery(other, KVMFAULT_DELIVERY_UFFD);
+}
+
+static void drop_markers(void)
+{
+	drop_created();
+	drop_vm();
+}
+
+static int look_at_delivery(void)
+{
+	struct kvmfault_delivery_report report = { .size = sizeof(report) };
+
+	return kvmfault_vm_delivery(bed.vm, &report);
+}
+
 static int free_uffd(void)
 {
 	return kvmfault_uffd_free(uffd);
@@ -387,6 +455,14 @@ static int handle_sigbus(void)
 	siginfo_t info = marker();
 
 	return handled(kvmfault_handle_sigbus(bed.vcpu, &info));
+}
+
+/* Whose SIGBUS is masked does not hear of it from a handler. */
+static int note_sigbus(void)
+{
+	siginfo_t info = marker();
+
+	return kvmfault_vcpu_sigbus(bed.vcpu, &info) ? -EINVAL : 0;
 }
 
 static int memory_failed(void)
@@ -632,6 +708,7 @@ static int names(void)
 	       *kvmfault_entrance_str(KVMFAULT_ENTRANCE_UFFD) &&
 	       *kvmfault_access_str(KVMFAULT_ACCESS_READ) &&
 	       *kvmfault_cause_str(KVMFAULT_CAUSE_FETCH) &&
+	       *kvmfault_delivery_str(KVMFAULT_DELIVERY_UFFD) &&
 	       *kvmfault_reason_str(KVMFAULT_REASON_SOURCE) &&
 	       *kvmfault_page_str(KVMFAULT_PAGE_ABSENT) &&
 	       *kvmfault_verdict_str(KVMFAULT_RESOLVED) &&
@@ -697,6 +774,12 @@ static const struct row {
 	void (*after)(void);	/* how it is now, and back */
 } rows[] = {
 	{ "kvmfault_vm_new", RETURNS, nothing, new_vm, drop_vm },
+	{ "kvmfault_vm_new", RETURNS, nothing, new_vm_with_markers, drop_vm },
+	{ "kvmfault_vm_delivery", SILENT, nothing, look_at_delivery, nothing },
+	{ "kvmfault_vm_set_delivery", RETURNS, have_markers, leave_markers,
+	  drop_markers },
+	{ "kvmfault_memory_create", RETURNS, nothing, create_memory,
+	  drop_created },
 	{ "kvmfault_vm_free", NEVER, have_vm_with_dead_regions, free_vm,
 	  nothing },
 	{ "kvmfault_resolver_add", SILENT, have_vm, add_resolver, drop_vm },
@@ -758,6 +841,7 @@ static const struct row {
 	  drop_descriptors },
 	{ "kvmfault_uffd_fd", SILENT, have_descriptors, descriptors,
 	  drop_descriptors },
+	{ "kvmfault_vcpu_sigbus", SILENT, nothing, note_sigbus, nothing },
 	{ "kvmfault_decode", SILENT, nothing, decode, nothing },
 	{ "kvmfault_decode_siginfo", SILENT, nothing, decode, nothing },
 	{ "kvmfault_vm_stats", SILENT, nothing, look, nothing },
@@ -770,6 +854,7 @@ static const struct row {
 	{ "kvmfault_entrance_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_access_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_cause_str", SILENT, nothing, names, nothing },
+	{ "kvmfault_delivery_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_reason_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_page_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_verdict_str", SILENT, nothing, names, nothing },

@@ -22,6 +22,7 @@
 	X(entrance, enum kvmfault_entrance, 0, KVMFAULT_ENTRANCE_COUNT - 1) \
 	X(access, enum kvmfault_access, 0, KVMFAULT_ACCESS_EXEC) \
 	X(cause, enum kvmfault_cause, 0, KVMFAULT_CAUSE_DISCARD) \
+	X(delivery, enum kvmfault_delivery, 0, KVMFAULT_DELIVERY_KERNEL_EXIT) \
 	X(reason, enum kvmfault_reason, 0, KVMFAULT_REASON_LOST_MMIO) \
 	X(page, enum kvmfault_page, 1, KVMFAULT_PAGE_UNCONVERTED) \
 	X(verdict, enum kvmfault_verdict, 0, KVMFAULT_LATER) \

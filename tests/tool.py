@@ -62,9 +62,45 @@ def verified(*options):
 
 
 def test_ram():
-    report = verified('--memory', '16M', '--vcpus', '3')
+    report = verified('--memory', '16M', '--vcpus', '3', '--delivery', 'uffd')
     assert report['delivery'] == 'uffd' and report['vcpus'] == 3, report
+    assert report['faults']['marker'] == 0, report
     assert report['faults']['uffd'] >= report['pages'] == 4096, report
+
+
+def test_auto_says_what_and_why():
+    report = verified('--memory', '4M')
+    others = {'uffd', 'marker-exit', 'kernel-exit'} - {report['delivery']}
+    assert set(report['not_in_force']) == others, report
+    assert all(report['not_in_force'].values()), report
+    text = demo('--memory', '4M').stdout
+    for mode in others:
+        assert f'not {mode}' in text, text
+
+
+def test_marker_exit():
+    for more in [], ['--no-irqchip']:
+        report = verified('--memory', '32M', '--delivery', 'marker-exit',
+                          *more)
+        assert report['delivery'] == 'marker-exit', report
+        assert bool(report['ticks']) != bool(more), report
+        faults = report['faults']
+        assert faults['marker'] >= 0.9 * report['pages'], report
+        assert faults['uffd'] <= report['bytes'] / (2 << 20), report
+
+
+def test_kernel_exit_or_why_not():
+    done = subprocess.run([*KVMFAULT, 'demo', '--json', '--memory', '4M',
+                           '--delivery', 'kernel-exit'],
+                          capture_output=True, text=True)
+    if done.returncode:
+        assert done.returncode == 1 and not done.stdout, done
+        assert 'kernel-exit' in done.stderr, done
+        assert 'KVM_MEM_USERFAULT' in done.stderr, done
+    else:
+        report = json.loads(done.stdout)
+        assert report['verified'] is True, report
+        assert report['faults']['exit'] >= 0.9 * report['pages'], report
 
 
 def test_more_vcpus_than_cores():
@@ -139,7 +175,7 @@ def test_usage():
                   ['--memory', '4Q'], ['--memory', '-4M'], ['--memory', '0'],
                   ['--memory', '5000'], ['--memory', '4K', '--vcpus', '2'],
                   ['--memory', '99999999999T'], ['--scenario', 'x'],
-                  ['--nonsense'], ['extra']):
+                  ['--delivery', 'x'], ['--nonsense'], ['extra']):
         done = demo(*wrong, code=2)
         assert done.stderr and not done.stdout, (wrong, done)
     run(*KVMFAULT, code=2)

@@ -3,10 +3,10 @@
 
 /*
  * Scenario "ram": RAM is an empty memfd whose pages come from the image, each
- * when a vCPU touches it first.
+ * when a vCPU touches it first. How that is delivered is the library's to choose:
+ * nothing here knows of it.
  */
 
-#include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -18,26 +18,11 @@
 #define SERVICE_THREADS 2
 
 static struct {
-	int memfd;
+	struct kvmfault_memory_maps maps;
 	struct kvmfault_memory *memory;
 	struct kvmfault_service *service;
 	bool region;
 } ram;
-
-static int map(struct demo *demo)
-{
-	ram.memfd = memfd_create("guest-ram", MFD_CLOEXEC);
-	if (ram.memfd < 0 || ftruncate(ram.memfd, (off_t)demo->bytes) < 0)
-		return -errno;
-	demo->ram = mmap(NULL, demo->bytes, PROT_READ | PROT_WRITE,
-			 MAP_SHARED | MAP_NORESERVE, ram.memfd, 0);
-	if (demo->ram == MAP_FAILED) {
-		demo->ram = NULL;
-		return -errno;
-	}
-	return machine_set_slot(demo->machine, SLOT, 0, DEMO_RAM, demo->bytes,
-				demo->ram);
-}
 
 static int add(struct demo *demo)
 {
@@ -50,9 +35,7 @@ static int add(struct demo *demo)
 	};
 	struct kvmfault_memory_options memory = {
 		.size = sizeof(memory),
-		.host = demo->ram,
 		.length = demo->bytes,
-		.fd = ram.memfd,
 		.source = &source,
 	};
 	struct kvmfault_region region = {
@@ -67,14 +50,20 @@ static int add(struct demo *demo)
 	};
 	int err;
 
-	err = kvmfault_memory_new(demo->vm, &memory, &ram.memory);
+	ram.maps.size = sizeof(ram.maps);
+	err = kvmfault_memory_create(demo->vm, &memory, &ram.maps, &ram.memory);
 	if (err)
 		return err;
+	demo->ram = ram.maps.own;
 	region.memory = ram.memory;
 	err = kvmfault_region_add(demo->vm, &region);
 	if (err)
 		return err;
 	ram.region = true;
+	err = machine_set_slot(demo->machine, SLOT, 0, DEMO_RAM, demo->bytes,
+			       ram.maps.memslots);
+	if (err)
+		return err;
 	return kvmfault_service_new(demo->vm, &service, &ram.service);
 }
 
@@ -90,10 +79,7 @@ static int set_up(struct demo *demo)
 	unsigned int i;
 	int err;
 
-	demo->delivery = "uffd";
-	err = map(demo);
-	if (!err)
-		err = add(demo);
+	err = add(demo);
 	if (err)
 		return err;
 	for (i = 0; i < demo->vcpus; i++) {
@@ -145,12 +131,12 @@ static int compare(struct demo *demo, uint64_t *checksum)
 static void take_down(struct demo *demo)
 {
 	release(demo);
-	if (demo->machine && demo->ram)
-		machine_set_slot(demo->machine, SLOT, 0, DEMO_RAM, 0, NULL);
-	if (demo->ram)
-		munmap(demo->ram, demo->bytes);
-	if (ram.memfd > 0)
-		close(ram.memfd);
+	if (!demo->ram)
+		return;
+	machine_set_slot(demo->machine, SLOT, 0, DEMO_RAM, 0, NULL);
+	munmap(ram.maps.memslots, demo->bytes);
+	munmap(ram.maps.own, demo->bytes);
+	close(ram.maps.fd);
 }
 
 const struct demo_scenario demo_ram = {

@@ -33,6 +33,9 @@ static const char help[] =
 	"  --vcpus N        1 to 256 (default 4)\n"
 	"  --scenario NAME  ram (default): missing pages, by userfaultfd\n"
 	"                   guest-memfd: lost guest_memfds, by annotated exits\n"
+	"  --delivery MODE  how a vCPU's missing page is told: auto (default),\n"
+	"                   uffd, marker-exit, kernel-exit\n"
+	"  --no-irqchip     no interrupt controller in the kernel, and no timer\n"
 	"  --json           print one JSON object\n"
 	"  --help           this text\n\n"
 	"Exits with 0 if everything was right, 1 if not, 2 for a wrong option.\n";
@@ -211,6 +214,12 @@ static int set_up(struct demo *demo, const struct demo_scenario *scenario)
 		.log = log_line,
 		.unresolved = unresolved,
 		.unresolved_data = demo,
+		.delivery = demo->wanted,
+		/* The guest's page tables are in its control memory, which is
+		 * always present: it does not matter who walks them. */
+		.allow = KVMFAULT_ALLOW_MARKER_EXIT |
+			 KVMFAULT_ALLOW_SHADOW_PAGING,
+		.kvm_fd = demo->machine->kvm_fd,
 	};
 	unsigned int i;
 	int err;
@@ -279,8 +288,8 @@ static int new_machine(struct demo *demo)
 {
 	struct machine_options options = {
 		.vcpus = demo->vcpus,
-		.irqchip = true,
-		.timer = true,
+		.irqchip = !demo->no_irqchip,
+		.timer = !demo->no_irqchip,
 		.span = DEMO_RAM + demo->bytes,
 	};
 	int err = machine_new(&options, &demo->machine);
@@ -296,9 +305,15 @@ static int new_machine(struct demo *demo)
 static int demo_run(struct demo *demo, const struct demo_scenario *scenario)
 {
 	struct sigaction action = { .sa_handler = kick };
+	sigset_t bus;
 	int err;
 
 	sigaction(SIGUSR1, &action, NULL);
+	/* The library takes it where it is to be taken: all threads inherit
+	 * this. */
+	sigemptyset(&bus);
+	sigaddset(&bus, SIGBUS);
+	pthread_sigmask(SIG_BLOCK, &bus, NULL);
 	err = new_machine(demo);
 	if (!err)
 		err = image_open(&demo->image, demo->image_path, demo->bytes);
@@ -332,6 +347,19 @@ static const struct demo_scenario *find_scenario(const char *name)
 	return NULL;
 }
 
+static bool parse_delivery(const char *name, enum kvmfault_delivery *delivery)
+{
+	unsigned int i;
+
+	for (i = 0; i < KVMFAULT_DELIVERY_COUNT; i++) {
+		*delivery = (enum kvmfault_delivery)i;
+		if (!strcmp(name, kvmfault_delivery_str(*delivery)))
+			return true;
+	}
+	complain("no delivery mode '%s'; see kvmfault demo --help", name);
+	return false;
+}
+
 static bool parse_vcpus(const char *text, unsigned int *vcpus)
 {
 	char *end;
@@ -354,6 +382,8 @@ static int parse(int argc, char **argv, struct demo *demo,
 		{ "memory", required_argument, NULL, 'm' },
 		{ "vcpus", required_argument, NULL, 'v' },
 		{ "scenario", required_argument, NULL, 's' },
+		{ "delivery", required_argument, NULL, 'd' },
+		{ "no-irqchip", no_argument, NULL, 'n' },
 		{ "json", no_argument, NULL, 'j' },
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
@@ -378,6 +408,12 @@ static int parse(int argc, char **argv, struct demo *demo,
 		case 's':
 			*scenario = find_scenario(optarg);
 			good = *scenario;
+			break;
+		case 'd':
+			good = parse_delivery(optarg, &demo->wanted);
+			break;
+		case 'n':
+			demo->no_irqchip = true;
 			break;
 		case 'j':
 			demo->json = true;

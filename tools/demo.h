@@ -34,6 +34,8 @@ struct demo {
 	const char *image_path;
 	uint64_t bytes;
 	unsigned int vcpus;
+	enum kvmfault_delivery wanted;
+	bool no_irqchip;
 	bool json;
 
 	/* what there is */
@@ -45,7 +47,7 @@ struct demo {
 	unsigned int started;
 
 	/* what happened */
-	const char *delivery;
+	const char *delivery;		/* NULL: ask the context */
 	atomic_bool failed;
 	atomic_uint finished;
 	double seconds;

@@ -47,6 +47,29 @@ static struct kvmfault_stats stats_of(const struct demo *demo)
 	return stats;
 }
 
+static struct kvmfault_delivery_report delivery_of(const struct demo *demo)
+{
+	struct kvmfault_delivery_report report = { .size = sizeof(report) };
+
+	kvmfault_vm_delivery(demo->vm, &report);
+	return report;
+}
+
+/* As what the faults come; a scenario may have a way of its own. */
+static const char *delivery_name(const struct demo *demo)
+{
+	return demo->delivery ? demo->delivery :
+		kvmfault_delivery_str(delivery_of(demo).delivery);
+}
+
+/* The modes that are not in force, and why. */
+static const char *why_not(const struct demo *demo,
+			   enum kvmfault_delivery mode)
+{
+	return demo->delivery || mode == KVMFAULT_DELIVERY_AUTO ? NULL :
+		delivery_of(demo).why[mode];
+}
+
 static uint64_t ticks_of(const struct demo *demo)
 {
 	uint64_t ticks = 0;
@@ -81,10 +104,14 @@ static double rate(const struct demo *demo)
 void report_table(const struct demo *demo)
 {
 	struct kvmfault_stats stats = stats_of(demo);
-	const char *name;
+	const char *name, *why;
 	unsigned int i;
 
-	printf("delivery      %s\n", demo->delivery);
+	printf("delivery      %s\n", delivery_name(demo));
+	for (i = 0; i < KVMFAULT_DELIVERY_COUNT; i++)
+		if ((why = why_not(demo, i)))
+			printf("  not %-11s %s\n", kvmfault_delivery_str(i),
+			       why);
 	printf("vCPUs         %u, %" PRIu64 " timer interrupts\n", demo->vcpus,
 	       ticks_of(demo));
 	printf("RAM           %" PRIu64 " bytes, %" PRIu64 " pages\n",
@@ -139,6 +166,20 @@ static struct json_object *resolved_json(const struct demo *demo,
 	return resolved;
 }
 
+static struct json_object *why_json(const struct demo *demo)
+{
+	struct json_object *reasons = json_object_new_object();
+	const char *why;
+	unsigned int i;
+
+	for (i = 0; i < KVMFAULT_DELIVERY_COUNT; i++)
+		if ((why = why_not(demo, i)))
+			json_object_object_add(reasons,
+					       kvmfault_delivery_str(i),
+					       json_object_new_string(why));
+	return reasons;
+}
+
 static struct json_object *latency_json(const struct kvmfault_stats *stats)
 {
 	struct json_object *latency = json_object_new_array();
@@ -156,7 +197,8 @@ void report_json(const struct demo *demo)
 	struct json_object *o = json_object_new_object();
 
 	json_object_object_add(o, "delivery",
-			       json_object_new_string(demo->delivery));
+			       json_object_new_string(delivery_name(demo)));
+	json_object_object_add(o, "not_in_force", why_json(demo));
 	add_number(o, "vcpus", demo->vcpus);
 	add_number(o, "bytes", demo->bytes);
 	add_number(o, "pages", demo->image.pages);

@@ -65,7 +65,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_failure, offset, 32, 8),
 	MEMBER(kvmfault_failure, length, 40, 8),
 
-	SIZE(kvmfault_vm_options, 136),
+	SIZE(kvmfault_vm_options, 152),
 	MEMBER(kvmfault_vm_options, size, 0, 8),
 	MEMBER(kvmfault_vm_options, page_size_max, 8, 8),
 	MEMBER(kvmfault_vm_options, retry_budget, 16, 4),
@@ -84,6 +84,21 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_vm_options, fd, 120, 4),
 	MEMBER(kvmfault_vm_options, source_retries, 124, 4),
 	MEMBER(kvmfault_vm_options, prefault, 128, 1),
+	MEMBER(kvmfault_vm_options, allow, 136, 8),
+	MEMBER(kvmfault_vm_options, delivery, 144, 4),
+	MEMBER(kvmfault_vm_options, kvm_fd, 148, 4),
+
+	SIZE(kvmfault_delivery_report, 112),
+	MEMBER(kvmfault_delivery_report, size, 0, 8),
+	MEMBER(kvmfault_delivery_report, delivery, 8, 4),
+	MEMBER(kvmfault_delivery_report, mode, 16, 64),
+	MEMBER(kvmfault_delivery_report, why, 80, 32),
+
+	SIZE(kvmfault_memory_maps, 32),
+	MEMBER(kvmfault_memory_maps, size, 0, 8),
+	MEMBER(kvmfault_memory_maps, memslots, 8, 8),
+	MEMBER(kvmfault_memory_maps, own, 16, 8),
+	MEMBER(kvmfault_memory_maps, fd, 24, 4),
 
 	SIZE(kvmfault_source, 72),
 	MEMBER(kvmfault_source, size, 0, 8),
@@ -151,11 +166,13 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_resolver, resolve, 32, 8),
 	MEMBER(kvmfault_resolver, data, 40, 8),
 
-	SIZE(kvmfault_vcpu_options, 32),
+	SIZE(kvmfault_vcpu_options, 48),
 	MEMBER(kvmfault_vcpu_options, size, 0, 8),
 	MEMBER(kvmfault_vcpu_options, fd, 8, 4),
 	MEMBER(kvmfault_vcpu_options, run, 16, 8),
 	MEMBER(kvmfault_vcpu_options, no_wait, 24, 1),
+	MEMBER(kvmfault_vcpu_options, signal_mask, 32, 8),
+	MEMBER(kvmfault_vcpu_options, sigbus, 40, 4),
 
 	SIZE(kvmfault_event, 40),
 	MEMBER(kvmfault_event, size, 0, 8),
@@ -166,7 +183,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_event, times, 28, 4),
 	MEMBER(kvmfault_event, resolver, 32, 8),
 
-	SIZE(kvmfault_result, 56),
+	SIZE(kvmfault_result, 64),
 	MEMBER(kvmfault_result, size, 0, 8),
 	MEMBER(kvmfault_result, action, 8, 4),
 	MEMBER(kvmfault_result, reason, 12, 4),
@@ -176,6 +193,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_result, fault, 32, 8),
 	MEMBER(kvmfault_result, history, 40, 8),
 	MEMBER(kvmfault_result, history_count, 48, 4),
+	MEMBER(kvmfault_result, siginfo, 56, 8),
 
 	SIZE(kvmfault_service_options, 16),
 	MEMBER(kvmfault_service_options, size, 0, 8),
@@ -193,7 +211,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_conversion_hook, after, 16, 8),
 	MEMBER(kvmfault_conversion_hook, data, 24, 8),
 
-	SIZE(kvmfault_stats, 736),
+	SIZE(kvmfault_stats, 744),
 	MEMBER(kvmfault_stats, size, 0, 8),
 	MEMBER(kvmfault_stats, fetched, 8, 8),
 	MEMBER(kvmfault_stats, zeroed, 16, 8),
@@ -211,6 +229,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_stats, prefaulted, 536, 8),
 	MEMBER(kvmfault_stats, action, 544, 64),
 	MEMBER(kvmfault_stats, page, 608, 128),
+	MEMBER(kvmfault_stats, marked, 736, 8),
 };
 
 #define LINES (sizeof(lines) / sizeof(lines[0]))

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Before the flow: how vCPUs' missing pages get into it. In: the mode that the
+ * VMM wants, and what it allows. Out: the best of these that the kernel has, and
+ * of each other one why it is not in force. Chosen once; left and taken up again
+ * at any time.
+ */
+
+#include "internal.h"
+
+typedef struct kvmfault_finding finding;
+
+static finding no(int error, const char **why, const char *text)
+{
+	*why = text;
+	return (finding){ .answer = KVMFAULT_NO, .error = error };
+}
+
+static finding could_not(int error, const char **why, const char *text)
+{
+	*why = text;
+	return (finding){ .answer = KVMFAULT_COULD_NOT_ASK, .error = error };
+}
+
+static finding ask_kernel_exit(struct kvmfault_vm *vm, const char **why)
+{
+	enum kvmfault__kernel_exit which = KVMFAULT__KERNEL_EXIT_NONE;
+	int err;
+
+	if (vm->options.kvm_fd <= 0)
+		return could_not(-EBADF, why,
+				 "the option kvm_fd is missing: only a scratch VM tells");
+	err = kvmfault__kernel_exit_ask(vm->options.kvm_fd, &which);
+	if (err)
+		return could_not(err, why, "no scratch VM could be asked");
+	if (which == KVMFAULT__KERNEL_EXIT_NONE)
+		return no(0, why,
+			  "this kernel has neither KVM_MEM_USERFAULT nor KVM_MEM_EXIT_ON_MISSING; no released one has");
+	vm->kernel_exit = which;
+	return (finding){ .answer = KVMFAULT_YES, .value = which };
+}
+
+/* A table page that is marked is a fault for who walks it in software. */
+static finding ask_paging(struct kvmfault_vm *vm, const char **why)
+{
+	int two;
+
+	if (vm->options.allow & KVMFAULT_ALLOW_SHADOW_PAGING)
+		return (finding){ .answer = KVMFAULT_YES };
+	if (vm->options.kvm_fd <= 0)
+		return could_not(-EBADF, why,
+				 "the option kvm_fd is missing: only a scratch guest tells whether KVM walks the guest's page tables in software");
+	two = kvmfault__two_dimensional(vm->options.kvm_fd);
+	if (two < 0)
+		return could_not(two, why,
+				 "no scratch guest could be asked whether KVM walks the guest's page tables in software");
+	if (!two)
+		return no(0, why,
+			  "KVM walks the guest's page tables in software (shadow paging): make them present and set KVMFAULT_ALLOW_SHADOW_PAGING, or load the KVM module with two-dimensional paging (ept=1, npt=1)");
+	return (finding){ .answer = KVMFAULT_YES };
+}
+
+static finding ask_marker_exit(struct kvmfault_vm *vm, const char **why)
+{
+	finding poison;
+
+	if (vm->options.delivery != KVMFAULT_DELIVERY_MARKER_EXIT &&
+	    !(vm->options.allow & KVMFAULT_ALLOW_MARKER_EXIT)) {
+		*why = "it is not allowed: set KVMFAULT_ALLOW_MARKER_EXIT";
+		return (finding){ .answer = KVMFAULT_NOT_ASKED };
+	}
+	poison = kvmfault__ask_poison();
+	if (poison.answer == KVMFAULT_NO)
+		*why = "this kernel has no UFFDIO_POISON for a memfd (Linux 6.6)";
+	else if (poison.answer != KVMFAULT_YES)
+		*why = "no userfaultfd could be asked: allow this process to open /dev/userfaultfd";
+	if (poison.answer != KVMFAULT_YES)
+		return poison;
+	return ask_paging(vm, why);
+}
+
+/* Whether there is one at all shows when memory is registered. */
+static finding ask_uffd(struct kvmfault_vm *vm, const char **why)
+{
+	(void)vm;
+	(void)why;
+	return (finding){ .answer = KVMFAULT_YES };
+}
+
+/* The best first. */
+static const struct {
+	enum kvmfault_delivery delivery;
+	finding (*ask)(struct kvmfault_vm *vm, const char **why);
+} modes[] = {
+	{ KVMFAULT_DELIVERY_KERNEL_EXIT, ask_kernel_exit },
+	{ KVMFAULT_DELIVERY_MARKER_EXIT, ask_marker_exit },
+	{ KVMFAULT_DELIVERY_UFFD, ask_uffd },
+};
+
+int kvmfault__delivery_choose(struct kvmfault_vm *vm)
+{
+	enum kvmfault_delivery wanted = vm->options.delivery;
+	size_t i;
+
+	for (i = 0; i < sizeof(modes) / sizeof(*modes); i++) {
+		enum kvmfault_delivery mode = modes[i].delivery;
+		const char **why = &vm->delivery_why[mode];
+
+		if (wanted && wanted != mode)
+			*why = "another one was asked for";
+		else if (vm->chosen)
+			*why = "a better one can be had";
+		else
+			vm->delivery_asked[mode] = modes[i].ask(vm, why);
+		if (vm->delivery_asked[mode].answer == KVMFAULT_YES)
+			vm->chosen = mode;
+	}
+	if (!vm->chosen) {
+		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
+			      "the delivery mode %s can't be had: %s",
+			      kvmfault_delivery_str(wanted),
+			      vm->delivery_why[wanted]);
+		return -EOPNOTSUPP;
+	}
+	atomic_store(&vm->delivery, vm->chosen);
+	return 0;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_vm_delivery(const struct kvmfault_vm *vm,
+			 struct kvmfault_delivery_report *report)
+{
+	struct kvmfault_delivery_report ours = { .size = sizeof(ours) };
+	size_t i;
+
+	if (!vm)
+		return -EINVAL;
+	ours.delivery = atomic_load(&vm->delivery);
+	for (i = 0; i < KVMFAULT_DELIVERY_COUNT; i++) {
+		ours.mode[i] = vm->delivery_asked[i];
+		ours.why[i] = vm->delivery_why[i];
+	}
+	ours.why[KVMFAULT_DELIVERY_AUTO] = "it stands for the best of the others";
+	if (ours.delivery != vm->chosen) {
+		ours.why[vm->chosen] = "it was left by kvmfault_vm_set_delivery()";
+		ours.why[ours.delivery] = NULL;
+	}
+	return kvmfault__options_out(report, &ours, sizeof(ours));
+}
+
+KVMFAULT__EXPORT
+int kvmfault_vm_set_delivery(struct kvmfault_vm *vm,
+			     enum kvmfault_delivery delivery)
+{
+	if (!vm || (delivery != KVMFAULT_DELIVERY_UFFD &&
+		    delivery != vm->chosen))
+		return -EINVAL;
+	atomic_store(&vm->delivery, delivery);
+	if (vm->chosen == KVMFAULT_DELIVERY_MARKER_EXIT &&
+	    delivery == KVMFAULT_DELIVERY_UFFD)
+		return kvmfault__unmark_all(vm);
+	return 0;
+}

@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Delivery by markers. In: a touch of a stretch of the memslots' mapping that
+ * has none. Out: a marker in each absent page of it, so that the next touch of
+ * one ends KVM_RUN. A marker that is missing makes a fault slow, for then it
+ * comes as a message; one on a page that is present would be an error, and is
+ * never left there.
+ */
+
+#include <sys/mman.h>
+
+#include "internal.h"
+
+/* Pages. Of 4 KiB it is what one page of the host's page tables maps: marking
+ * them takes no more memory than the first page of them does. */
+#define STRETCH 512ULL
+#define BITS 64
+#define AHEAD 4ULL		/* stretches, at most */
+
+static uint64_t stretches(const struct kvmfault_memory *memory)
+{
+	return (memory->length >> memory->page_shift) / STRETCH + 1;
+}
+
+static size_t bytes(const struct kvmfault_memory *memory)
+{
+	return (stretches(memory) / BITS + 1) * sizeof(uint64_t);
+}
+
+int kvmfault__markers_new(struct kvmfault_memory *memory)
+{
+	void *marked;
+	int err = kvmfault__sys_mmap(&marked, bytes(memory),
+				     PROT_READ | PROT_WRITE,
+				     MAP_PRIVATE | MAP_ANONYMOUS |
+				     MAP_NORESERVE, -1, 0);
+
+	if (!err)
+		memory->marked = marked;
+	return err;
+}
+
+void kvmfault__markers_free(struct kvmfault_memory *memory)
+{
+	if (memory->marked)
+		kvmfault__sys_munmap((void *)(uintptr_t)memory->marked,
+				     bytes(memory));
+}
+
+/* Nobody has it, nor is about to. */
+static bool missing(const struct kvmfault_memory *memory, uint64_t page)
+{
+	enum kvmfault__state state = kvmfault__page_state(memory, page);
+
+	return state == KVMFAULT__ABSENT || state == KVMFAULT__REMOVED;
+}
+
+/*
+ * Somebody may have fetched one of these pages meanwhile. If his copy comes
+ * after the marker it takes its place. If it came before, and the kernel has
+ * unmapped the page since, the marker is wrong: in either case taking it away is
+ * right.
+ */
+static int recheck(const struct kvmfault_mapping *mapping, uint64_t page,
+		   uint64_t count)
+{
+	const struct kvmfault_memory *memory = mapping->span.memory;
+	uint64_t size = kvmfault__page_size(memory), end = page + count;
+	int err = 0;
+
+	for (; page < end && !err; page++)
+		if (!missing(memory, page))
+			err = kvmfault__sys_madvise((char *)memory->host +
+						    page * size, size,
+						    MADV_DONTNEED);
+	return err;
+}
+
+/* One call for each run of pages that have neither data nor a marker. */
+static int mark_run(struct kvmfault__seat *seat,
+		    const struct kvmfault_mapping *mapping, uint64_t page,
+		    uint64_t count)
+{
+	uint64_t size = kvmfault__page_size(mapping->span.memory);
+	uint64_t end = page + count, done;
+	int err = 0, gone = 0;
+
+	while (page < end && !err && !gone) {
+		err = kvmfault__uffd_poison(mapping->uffd->fd,
+					    mapping->host + page * size,
+					    (end - page) * size, true, &done);
+		done /= size;
+		kvmfault__add(seat, KVMFAULT__COUNTER(marked), done);
+		gone = recheck(mapping, page, done);
+		page += done;
+		if (err == -EEXIST) {
+			err = 0;
+			page++;
+		}
+	}
+	return err ? err : gone;
+}
+
+static int mark_stretch(struct kvmfault__seat *seat,
+			const struct kvmfault_mapping *mapping,
+			uint64_t stretch)
+{
+	const struct kvmfault_memory *memory = mapping->span.memory;
+	uint64_t pages = memory->length >> memory->page_shift;
+	uint64_t page = stretch * STRETCH, end = page + STRETCH, next;
+	int err = 0;
+
+	if (end > pages)
+		end = pages;
+	for (; page < end && !err; page = next) {
+		for (next = page; next < end && missing(memory, next); next++)
+			;
+		if (next > page)
+			err = mark_run(seat, mapping, page, next - page);
+		else
+			next++;
+	}
+	return err;
+}
+
+/* Who touches a marker through the only mapping there is may be the VMM. */
+static int mark(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
+		uint64_t stretch)
+{
+	const struct kvmfault__mappings *all =
+		kvmfault__hold(&seat->mappings, &memory->mappings);
+	int err = -EAGAIN;
+
+	if (all->count > 1)
+		err = mark_stretch(seat, all->mapping[0], stretch);
+	kvmfault__unhold(seat, &seat->mappings);
+	return err;
+}
+
+static bool wanted(const struct kvmfault_memory *memory)
+{
+	return atomic_load(&memory->vm->delivery) ==
+	       KVMFAULT_DELIVERY_MARKER_EXIT;
+}
+
+static bool is_marked(const struct kvmfault_memory *memory, uint64_t stretch)
+{
+	return atomic_load(&memory->marked[stretch / BITS]) >> stretch % BITS &
+	       1;
+}
+
+/* Unless it is. False: it is not now either. */
+static bool mark_once(struct kvmfault__seat *seat,
+		      struct kvmfault_memory *memory, uint64_t stretch)
+{
+	_Atomic uint64_t *word = &memory->marked[stretch / BITS];
+	uint64_t bit = 1ULL << stretch % BITS;
+
+	/* Who leaves the mode says so, and then looks for who is marking. */
+	atomic_store(&seat->marking, memory);
+	if (wanted(memory) && !(atomic_fetch_or(word, bit) & bit) &&
+	    mark(seat, memory, stretch))
+		atomic_fetch_and(word, ~bit);
+	kvmfault__unhold(seat, &seat->marking);
+	return is_marked(memory, stretch);
+}
+
+static bool by_markers(const struct kvmfault__place *place)
+{
+	return place->origin->memslots && place->memory->marked &&
+	       wanted(place->memory);
+}
+
+static uint64_t stretch_of(const struct kvmfault__place *place)
+{
+	return (place->offset >> place->memory->page_shift) / STRETCH;
+}
+
+void kvmfault__mark(struct kvmfault__seat *seat,
+		    const struct kvmfault__place *place)
+{
+	if (by_markers(place) && !is_marked(place->memory, stretch_of(place)))
+		mark_once(seat, place->memory, stretch_of(place));
+}
+
+/* How many of the next ones that way are marked, or are not, up to AHEAD. */
+static uint64_t run(const struct kvmfault_memory *memory, uint64_t stretch,
+		    int64_t way, bool marked)
+{
+	uint64_t n = 0, end = stretches(memory);
+
+	while (n < AHEAD && (stretch += (uint64_t)way) < end &&
+	       is_marked(memory, stretch) == marked)
+		n++;
+	return n;
+}
+
+/* As windows grow: who walks leaves marked stretches behind, and finds as many
+ * in front. Who jumps about in a large memory has one marked at a time. */
+void kvmfault__mark_ahead(struct kvmfault__seat *seat,
+			  const struct kvmfault__place *place)
+{
+	struct kvmfault_memory *memory = place->memory;
+	uint64_t stretch, below, above, n;
+	int64_t way;
+
+	if (!by_markers(place))
+		return;
+	stretch = stretch_of(place);
+	below = run(memory, stretch, -1, true);
+	above = run(memory, stretch, 1, true);
+	way = below >= above ? 1 : -1;
+	n = run(memory, stretch, way, false);
+	if (n > (way > 0 ? below : above))
+		n = way > 0 ? below : above;
+	while (n-- && mark_once(seat, memory, stretch += (uint64_t)way))
+		;
+}
+
+void kvmfault__unmarked(const struct kvmfault_memory *memory, uint64_t offset,
+			uint64_t length)
+{
+	uint64_t page = offset >> memory->page_shift;
+	uint64_t stretch = page / STRETCH;
+	uint64_t last = (page + (length >> memory->page_shift) - 1) / STRETCH;
+
+	for (; stretch <= last; stretch++) {
+		_Atomic uint64_t *word = &memory->marked[stretch / BITS];
+		uint64_t bit = 1ULL << stretch % BITS;
+
+		if (atomic_load(word) & bit)
+			atomic_fetch_and(word, ~bit);
+	}
+}
+
+static bool is_marking(struct kvmfault__seat *seat, void *unused)
+{
+	(void)unused;
+	return atomic_load(&seat->marking);
+}
+
+/* Of one mapping in the VM's table. What is present in the file stays so. */
+static int unmark(struct kvmfault__span *span)
+{
+	struct kvmfault_mapping *mapping = (struct kvmfault_mapping *)span;
+	struct kvmfault_memory *memory = span->memory;
+	uint64_t i;
+
+	if (!mapping->memslots || !memory->marked)
+		return 0;
+	for (i = 0; i < bytes(memory) / sizeof(uint64_t); i++)
+		atomic_store(&memory->marked[i], 0);
+	return kvmfault__sys_madvise(memory->host, memory->length,
+				     MADV_DONTNEED);
+}
+
+int kvmfault__unmark_all(struct kvmfault_vm *vm)
+{
+	int err;
+
+	/* Marking is no callback: this never waits for the caller itself. */
+	kvmfault__drain(vm, is_marking, NULL);
+	kvmfault__sys_lock(&vm->lock);
+	err = kvmfault__table_each(&vm->mappings, unmark);
+	kvmfault__sys_unlock(&vm->lock);
+	return err;
+}

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * delivery.c: which mode is chosen of what the VMM wants, what it allows and
+ * what the kernel has; and that it is said why the others are not.
+ */
+
+#include <stdio.h>
+#include <string.h>
+
+#include "bed.h"
+
+static struct kvmfault_vm_options options;
+static struct kvmfault_vm *vm;
+static char logged[512];
+
+static void on_log(void *data, enum kvmfault_log_level level,
+		   const char *message)
+{
+	(void)data;
+	ck_assert_int_eq(level, KVMFAULT_LOG_ERROR);
+	snprintf(logged, sizeof(logged), "%s", message);
+}
+
+static void up(void)
+{
+	options = (struct kvmfault_vm_options){
+		.size = sizeof(options), .log = on_log,
+	};
+	*logged = '\0';
+}
+
+static void down(void)
+{
+	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
+	ck_assert_int_eq(fake_held().descriptors, 0);
+	ck_assert_int_eq(fake_held().mappings, 0);
+}
+
+static struct kvmfault_delivery_report report(void)
+{
+	struct kvmfault_delivery_report report = { .size = sizeof(report) };
+
+	ck_assert_int_eq(kvmfault_vm_delivery(vm, &report), 0);
+	return report;
+}
+
+static void expect(enum kvmfault_delivery delivery)
+{
+	struct kvmfault_delivery_report is;
+	int i;
+
+	ck_assert_int_eq(kvmfault_vm_new(&options, &vm), 0);
+	is = report();
+	ck_assert_int_eq(is.delivery, delivery);
+	for (i = 0; i < KVMFAULT_DELIVERY_COUNT; i++)
+		ck_assert_int_eq(is.why[i] == NULL, i == (int)delivery);
+}
+
+static void refused(enum kvmfault_delivery delivery, const char *why)
+{
+	options.delivery = delivery;
+	ck_assert_int_eq(kvmfault_vm_new(&options, &vm), -EOPNOTSUPP);
+	ck_assert_ptr_null(vm);
+	ck_assert_ptr_nonnull(strstr(logged, kvmfault_delivery_str(delivery)));
+	ck_assert_ptr_nonnull(strstr(logged, why));
+}
+
+static void why(enum kvmfault_delivery delivery, enum kvmfault_answer answer,
+		const char *text)
+{
+	ck_assert_int_eq(report().mode[delivery].answer, answer);
+	ck_assert_ptr_nonnull(strstr(report().why[delivery], text));
+}
+
+START_TEST(by_default_uffd)
+{
+	fake_forget();
+	expect(KVMFAULT_DELIVERY_UFFD);
+	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_NOT_ASKED, "not allowed");
+	why(KVMFAULT_DELIVERY_KERNEL_EXIT, KVMFAULT_COULD_NOT_ASK, "kvm_fd");
+	/* And nothing is opened for it. */
+	ck_assert_uint_eq(fake_count(FAKE_OPEN, FAKE_ANY), 0);
+	ck_assert_uint_eq(fake_count(FAKE_USERFAULTFD, FAKE_ANY), 0);
+}
+END_TEST
+
+START_TEST(allowed)
+{
+	options.allow = KVMFAULT_ALLOW_MARKER_EXIT |
+			KVMFAULT_ALLOW_SHADOW_PAGING;
+	expect(KVMFAULT_DELIVERY_MARKER_EXIT);
+	why(KVMFAULT_DELIVERY_UFFD, KVMFAULT_NOT_ASKED, "better");
+}
+END_TEST
+
+START_TEST(asked_for_by_name)
+{
+	options.allow = KVMFAULT_ALLOW_SHADOW_PAGING;
+	options.delivery = KVMFAULT_DELIVERY_MARKER_EXIT;
+	expect(KVMFAULT_DELIVERY_MARKER_EXIT);
+	why(KVMFAULT_DELIVERY_KERNEL_EXIT, KVMFAULT_NOT_ASKED, "another");
+	down();
+	options.delivery = KVMFAULT_DELIVERY_UFFD;
+	options.allow |= KVMFAULT_ALLOW_MARKER_EXIT;
+	expect(KVMFAULT_DELIVERY_UFFD);
+	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_NOT_ASKED, "another");
+}
+END_TEST
+
+START_TEST(markers_need_to_know_who_walks)
+{
+	options.allow = KVMFAULT_ALLOW_MARKER_EXIT;
+	expect(KVMFAULT_DELIVERY_UFFD);
+	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_COULD_NOT_ASK, "kvm_fd");
+	down();
+	refused(KVMFAULT_DELIVERY_MARKER_EXIT, "kvm_fd");
+}
+END_TEST
+
+static bool no_poison(struct fake_call *call)
+{
+	struct uffdio_api *api = call->arg;
+
+	if (call->number != UFFDIO_API)
+		return false;
+	fake_model(call);
+	api->features = 0;
+	return true;
+}
+
+START_TEST(kernel_without_markers)
+{
+	options.allow = KVMFAULT_ALLOW_MARKER_EXIT |
+			KVMFAULT_ALLOW_SHADOW_PAGING;
+	fake_on(FAKE_IOCTL, no_poison);
+	expect(KVMFAULT_DELIVERY_UFFD);
+	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_NO, "UFFDIO_POISON");
+	down();
+	refused(KVMFAULT_DELIVERY_MARKER_EXIT, "UFFDIO_POISON");
+}
+END_TEST
+
+START_TEST(no_right_to_a_userfaultfd)
+{
+	options.allow = KVMFAULT_ALLOW_MARKER_EXIT |
+			KVMFAULT_ALLOW_SHADOW_PAGING;
+	fake_uffd_denied = -EPERM;
+	expect(KVMFAULT_DELIVERY_UFFD);
+	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_COULD_NOT_ASK,
+	    "/dev/userfaultfd");
+	ck_assert_int_eq(report().mode[KVMFAULT_DELIVERY_MARKER_EXIT].error,
+			 -EPERM);
+	fake_uffd_denied = 0;
+}
+END_TEST
+
+START_TEST(left_and_taken_up)
+{
+	options.allow = KVMFAULT_ALLOW_MARKER_EXIT |
+			KVMFAULT_ALLOW_SHADOW_PAGING;
+	expect(KVMFAULT_DELIVERY_MARKER_EXIT);
+	ck_assert_int_eq(kvmfault_vm_set_delivery(
+		vm, KVMFAULT_DELIVERY_UFFD), 0);
+	ck_assert_int_eq(report().delivery, KVMFAULT_DELIVERY_UFFD);
+	ck_assert_ptr_null(report().why[KVMFAULT_DELIVERY_UFFD]);
+	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_YES, "left");
+	ck_assert_int_eq(kvmfault_vm_set_delivery(
+		vm, KVMFAULT_DELIVERY_MARKER_EXIT), 0);
+	ck_assert_int_eq(report().delivery, KVMFAULT_DELIVERY_MARKER_EXIT);
+	ck_assert_ptr_null(report().why[KVMFAULT_DELIVERY_MARKER_EXIT]);
+}
+END_TEST
+
+START_TEST(wrong_arguments)
+{
+	struct kvmfault_delivery_report small = { .size = 1 };
+
+	options.delivery = (enum kvmfault_delivery)KVMFAULT_DELIVERY_COUNT;
+	ck_assert_int_eq(kvmfault_vm_new(&options, &vm), -EINVAL);
+	options.delivery = KVMFAULT_DELIVERY_AUTO;
+	expect(KVMFAULT_DELIVERY_UFFD);
+	ck_assert_int_eq(kvmfault_vm_delivery(NULL, &small), -EINVAL);
+	ck_assert_int_eq(kvmfault_vm_delivery(vm, NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_vm_delivery(vm, &small), -EINVAL);
+	ck_assert_int_eq(kvmfault_vm_set_delivery(
+		NULL, KVMFAULT_DELIVERY_UFFD), -EINVAL);
+	ck_assert_int_eq(kvmfault_vm_set_delivery(
+		vm, KVMFAULT_DELIVERY_MARKER_EXIT), -EINVAL);
+	ck_assert_int_eq(kvmfault_vm_set_delivery(
+		vm, KVMFAULT_DELIVERY_AUTO), -EINVAL);
+	ck_assert_int_eq(kvmfault_vm_set_delivery(
+		vm, KVMFAULT_DELIVERY_UFFD), 0);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("delivery");
+	TCase *t = tests(suite, "delivery");
+
+	tcase_add_checked_fixture(t, up, down);
+	tcase_add_test(t, by_default_uffd);
+	tcase_add_test(t, allowed);
+	tcase_add_test(t, asked_for_by_name);
+	tcase_add_test(t, markers_need_to_know_who_walks);
+	tcase_add_test(t, kernel_without_markers);
+	tcase_add_test(t, no_right_to_a_userfaultfd);
+	tcase_add_test(t, left_and_taken_up);
+	tcase_add_test(t, wrong_arguments);
+	return run_suite(suite);
+}

@@ -1,0 +1,327 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * signal.c: both ways of a marker's SIGBUS from KVM_RUN to kvmfault_handle(). A
+ * vCPU that it would not reach is refused, and one that is not ours is handed
+ * on as it is.
+ */
+
+#include <signal.h>
+#include <string.h>
+
+#include "bed.h"
+
+#define BIT(number) (1ULL << ((number) - 1))
+
+static struct kvm_run run;
+static struct kvmfault_vcpu *vcpu;
+static struct kvmfault_vcpu_options options;
+
+static void up(void)
+{
+	bed_delivery = KVMFAULT_DELIVERY_MARKER_EXIT;
+	bed_up();
+	options = (struct kvmfault_vcpu_options){
+		.size = sizeof(options), .run = &run, .fd = fake_fd(FAKE_KVM),
+	};
+	fake_signal_mask = BIT(SIGBUS) | BIT(SIGUSR1);
+	fake_sigbus_handler = false;
+}
+
+static void down(void)
+{
+	kvmfault_vcpu_free(vcpu);
+	bed_down();
+}
+
+static int new_vcpu(void)
+{
+	return kvmfault_vcpu_new(bed.vm, &options, &vcpu);
+}
+
+static void refused(const char *why)
+{
+	ck_assert_int_eq(new_vcpu(), -EINVAL);
+	ck_assert_ptr_null(vcpu);
+	ck_assert_ptr_nonnull(strstr(bed.log, why));
+}
+
+static siginfo_t sigbus(int code, const void *address)
+{
+	siginfo_t info;
+
+	memset(&info, 0, sizeof(info));
+	info.si_signo = SIGBUS;
+	info.si_code = code;
+	info.si_addr = (void *)(uintptr_t)address;
+	info.si_addr_lsb = 12;
+	return info;
+}
+
+static enum kvmfault_action interrupted(void)
+{
+	return kvmfault_handle(vcpu, -1, EINTR);
+}
+
+/* ---- masked ---- */
+
+START_TEST(unblocked_in_kvm_run_alone)
+{
+	ck_assert_int_eq(new_vcpu(), 0);
+	ck_assert_uint_eq(fake_run_mask(), BIT(SIGUSR1));
+	kvmfault_vcpu_free(vcpu);
+	vcpu = NULL;
+	ck_assert_uint_eq(fake_run_mask(), fake_signal_mask);
+}
+END_TEST
+
+START_TEST(on_top_of_the_vmms_mask)
+{
+	const uint64_t mask = BIT(SIGBUS) | BIT(SIGUSR2) | BIT(SIGTERM);
+
+	options.signal_mask = &mask;
+	ck_assert_int_eq(new_vcpu(), 0);
+	ck_assert_uint_eq(fake_run_mask(), BIT(SIGUSR2) | BIT(SIGTERM));
+	kvmfault_vcpu_free(vcpu);
+	vcpu = NULL;
+	ck_assert_uint_eq(fake_run_mask(), mask);
+}
+END_TEST
+
+/* It would kill the process. */
+START_TEST(not_blocked_is_refused)
+{
+	fake_signal_mask = BIT(SIGUSR1);
+	refused("pthread_sigmask");
+	fake_signal_mask |= BIT(SIGBUS);
+	ck_assert_int_eq(new_vcpu(), 0);
+}
+END_TEST
+
+static bool no_masks(struct fake_call *call)
+{
+	call->result = -EINVAL;
+	return call->number == KVM_SET_SIGNAL_MASK;
+}
+
+START_TEST(kvm_refuses_the_mask)
+{
+	fake_on(FAKE_IOCTL, no_masks);
+	ck_assert_int_eq(new_vcpu(), -EINVAL);
+	ck_assert_ptr_null(vcpu);
+}
+END_TEST
+
+START_TEST(taken_from_the_queue)
+{
+	siginfo_t info = sigbus(BUS_MCEERR_AR, bed_page(3));
+
+	ck_assert_int_eq(new_vcpu(), 0);
+	fake_send(&info);
+	ck_assert_int_eq(interrupted(), KVMFAULT_RETRY);
+	ck_assert(bed_has(3, bed_byte(3)));
+	ck_assert_int_eq(kvmfault_vcpu_result(vcpu)->fault->entrance,
+			 KVMFAULT_ENTRANCE_MARKER);
+	ck_assert_ptr_null(kvmfault_vcpu_result(vcpu)->siginfo);
+	/* Another signal. */
+	ck_assert_int_eq(interrupted(), KVMFAULT_INTERRUPTED);
+	ck_assert_ptr_null(kvmfault_vcpu_result(vcpu)->siginfo);
+}
+END_TEST
+
+START_TEST(not_ours_is_handed_on)
+{
+	siginfo_t info[] = {
+		sigbus(BUS_MCEERR_AR, &info),
+		sigbus(BUS_ADRERR, bed_page(3)),
+		sigbus(SI_USER, bed_page(3)),
+	};
+
+	ck_assert_int_eq(new_vcpu(), 0);
+	fake_send(&info[_i]);
+	ck_assert_int_eq(interrupted(), KVMFAULT_INTERRUPTED);
+	ck_assert_mem_eq(kvmfault_vcpu_result(vcpu)->siginfo, &info[_i],
+			 sizeof(info[_i]));
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+	ck_assert_int_eq(interrupted(), KVMFAULT_INTERRUPTED);
+	ck_assert_ptr_null(kvmfault_vcpu_result(vcpu)->siginfo);
+	run.exit_reason = KVM_EXIT_IO;
+	ck_assert_int_eq(kvmfault_handle(vcpu, 0, 0), KVMFAULT_NOT_A_FAULT);
+}
+END_TEST
+
+/* Memory that has failed comes the same way. */
+START_TEST(failed_memory)
+{
+	siginfo_t info = sigbus(BUS_MCEERR_AR, bed_page(3));
+
+	ck_assert_int_eq(new_vcpu(), 0);
+	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA + 3 * PAGE, 1,
+					 false), 0);
+	fake_send(&info);
+	fake_push(FAKE_MADVISE, -EHWPOISON);
+	fake_push(FAKE_MADVISE, 0);
+	fake_push(FAKE_MADVISE, -EHWPOISON);
+	ck_assert_int_eq(interrupted(), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(kvmfault_vcpu_result(vcpu)->reason,
+			 KVMFAULT_REASON_HWPOISON);
+}
+END_TEST
+
+/* Only where it ended KVM_RUN. */
+START_TEST(looked_for_after_eintr)
+{
+	siginfo_t info = sigbus(BUS_MCEERR_AR, bed_page(3));
+
+	ck_assert_int_eq(new_vcpu(), 0);
+	fake_send(&info);
+	fake_forget();
+	run.exit_reason = KVM_EXIT_IO;
+	ck_assert_int_eq(kvmfault_handle(vcpu, 0, 0), KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(kvmfault_handle(vcpu, -1, EAGAIN),
+			 KVMFAULT_NOT_A_FAULT);
+	ck_assert_uint_eq(fake_count(FAKE_SIGTAKE, FAKE_ANY), 0);
+	ck_assert_int_eq(interrupted(), KVMFAULT_RETRY);
+}
+END_TEST
+
+/* ---- by a handler ---- */
+
+static void have_handler(void)
+{
+	options.sigbus = KVMFAULT_SIGBUS_HANDLER;
+	fake_sigbus_handler = true;
+	fake_signal_mask = BIT(SIGUSR1);
+}
+
+START_TEST(handler_that_would_not_be_called)
+{
+	const uint64_t mask = BIT(SIGBUS);
+
+	have_handler();
+	fake_signal_mask |= BIT(SIGBUS);
+	refused("do not block it");
+	have_handler();
+	options.signal_mask = &mask;
+	refused("KVM_SET_SIGNAL_MASK");
+	options.signal_mask = NULL;
+	fake_sigbus_handler = false;
+	refused("no handler");
+	have_handler();
+	fake_forget();
+	ck_assert_int_eq(new_vcpu(), 0);
+	/* KVM's own mask is none of our business then. */
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_SET_SIGNAL_MASK), 0);
+}
+END_TEST
+
+static bool noted(int code, const void *address)
+{
+	siginfo_t info = sigbus(code, address);
+
+	return kvmfault_vcpu_sigbus(vcpu, &info);
+}
+
+START_TEST(noted_and_answered)
+{
+	size_t i, calls = 0, after = 0;
+
+	have_handler();
+	ck_assert_int_eq(new_vcpu(), 0);
+	for (i = 0; i < FAKE_NAMES; i++)
+		calls += fake_count((enum fake_name)i, FAKE_ANY);
+	ck_assert(noted(BUS_MCEERR_AR, bed_page(3) + 8));
+	for (i = 0; i < FAKE_NAMES; i++)
+		after += fake_count((enum fake_name)i, FAKE_ANY);
+	ck_assert_uint_eq(calls, after);
+	ck_assert_int_eq(interrupted(), KVMFAULT_RETRY);
+	ck_assert(bed_has(3, bed_byte(3)));
+	ck_assert_int_eq(interrupted(), KVMFAULT_INTERRUPTED);
+}
+END_TEST
+
+START_TEST(handler_is_told_what_is_not_ours)
+{
+	struct kvmfault_mapping_options second = { .size = sizeof(second) };
+	struct kvmfault_mapping *mapping;
+	siginfo_t info = sigbus(BUS_MCEERR_AR, bed_page(3));
+
+	have_handler();
+	ck_assert_int_eq(new_vcpu(), 0);
+	second.host = (uintptr_t)fake_map(bed.fd);
+	ck_assert_int_eq(kvmfault_mapping_add(bed.memory, &second, &mapping),
+			 0);
+	ck_assert(!noted(BUS_MCEERR_AR, &info));
+	ck_assert(!noted(BUS_MCEERR_AO, bed_page(3)));
+	ck_assert(!noted(BUS_ADRERR, bed_page(3)));
+	ck_assert(!noted(BUS_MCEERR_AR, (void *)(uintptr_t)second.host));
+	ck_assert(!kvmfault_vcpu_sigbus(vcpu, NULL));
+	ck_assert(!kvmfault_vcpu_sigbus(NULL, &info));
+	ck_assert(!kvmfault_vcpu_sigbus(bed.vcpu, &info));	/* masked */
+	ck_assert_int_eq(interrupted(), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+}
+END_TEST
+
+/* Before the first is answered: the vCPU comes back to it. */
+START_TEST(a_second_one)
+{
+	have_handler();
+	ck_assert_int_eq(new_vcpu(), 0);
+	ck_assert(noted(BUS_MCEERR_AR, bed_page(3)));
+	ck_assert(noted(BUS_MCEERR_AR, bed_page(4)));
+	ck_assert_int_eq(interrupted(), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
+	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
+	ck_assert(noted(BUS_MCEERR_AR, bed_page(4)));
+	ck_assert_int_eq(interrupted(), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(4), KVMFAULT__PRESENT);
+}
+END_TEST
+
+/* ---- */
+
+START_TEST(unknown_way)
+{
+	options.sigbus = (enum kvmfault_sigbus)2;
+	ck_assert_int_eq(new_vcpu(), -EINVAL);
+}
+END_TEST
+
+/* In the other modes nobody has to care about SIGBUS. */
+START_TEST(without_markers_nothing_is_asked)
+{
+	bed.vm->chosen = KVMFAULT_DELIVERY_UFFD;
+	fake_signal_mask = 0;
+	fake_forget();
+	ck_assert_int_eq(new_vcpu(), 0);
+	ck_assert_int_eq(interrupted(), KVMFAULT_INTERRUPTED);
+	ck_assert_uint_eq(fake_count(FAKE_SIGMASK, FAKE_ANY), 0);
+	ck_assert_uint_eq(fake_count(FAKE_SIGTAKE, FAKE_ANY), 0);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_SET_SIGNAL_MASK), 0);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("signal");
+	TCase *t = tests(suite, "signal");
+
+	tcase_add_checked_fixture(t, up, down);
+	tcase_add_test(t, unblocked_in_kvm_run_alone);
+	tcase_add_test(t, on_top_of_the_vmms_mask);
+	tcase_add_test(t, not_blocked_is_refused);
+	tcase_add_test(t, kvm_refuses_the_mask);
+	tcase_add_test(t, taken_from_the_queue);
+	tcase_add_loop_test(t, not_ours_is_handed_on, 0, 3);
+	tcase_add_test(t, failed_memory);
+	tcase_add_test(t, looked_for_after_eintr);
+	tcase_add_test(t, handler_that_would_not_be_called);
+	tcase_add_test(t, noted_and_answered);
+	tcase_add_test(t, handler_is_told_what_is_not_ours);
+	tcase_add_test(t, a_second_one);
+	tcase_add_test(t, unknown_way);
+	tcase_add_test(t, without_markers_nothing_is_asked);
+	return run_suite(suite);
+}
