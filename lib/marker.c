@@ -13,9 +13,10 @@
 
 #include "internal.h"
 
-/* Pages. Of 4 KiB it is what one page of the host's page tables maps: marking
- * them takes no more memory than the first page of them does. */
-#define STRETCH 512ULL
+/* Pages. Of 4 KiB it is what two pages of the host's page tables map, so a lone
+ * touch takes one more of these than it needs; and there is room for vCPUs that
+ * touch a stretch at the same time within one message for each 2 MiB. */
+#define STRETCH 1024ULL
 #define BITS 64
 #define AHEAD 4ULL		/* stretches, at most */
 

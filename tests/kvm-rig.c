@@ -71,6 +71,9 @@ void rig_open_gate(struct rig *rig)
 #define TRIES 100
 
 uint32_t rig_retry_budget;
+enum kvmfault_delivery rig_delivery = KVMFAULT_DELIVERY_UFFD;
+enum kvmfault_sigbus rig_sigbus;
+static _Thread_local struct kvmfault_vcpu *running;
 
 static void pass_gate(struct gate *gate)
 {
@@ -141,6 +144,30 @@ static void log_line(void *data, enum kvmfault_log_level level,
 	printf("# %s\n", message);
 }
 
+static void on_sigbus(int signal, siginfo_t *info, void *unused)
+{
+	(void)signal;
+	(void)unused;
+	if (!running || !kvmfault_vcpu_sigbus(running, info))
+		abort();
+}
+
+/* What the VMM's threads do about SIGBUS, from now on. */
+static void take_sigbus(void)
+{
+	struct sigaction action = {
+		.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO,
+	};
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGBUS);
+	if (rig_sigbus == KVMFAULT_SIGBUS_MASKED)
+		MUST(pthread_sigmask(SIG_BLOCK, &set, NULL));
+	else
+		MUST(sigaction(SIGBUS, &action, NULL));
+}
+
 static void make(struct rig *rig, int column, unsigned int vcpus,
 		 bool supervisor, unsigned int memfd_flags)
 {
@@ -160,8 +187,13 @@ static void make(struct rig *rig, int column, unsigned int vcpus,
 		.unresolved = unresolved,
 		.unresolved_data = rig,
 		.retry_budget = rig_retry_budget,
+		.delivery = rig_delivery,
+		/* The machine's own tables are always present. */
+		.allow = KVMFAULT_ALLOW_SHADOW_PAGING,
 	};
 
+	if (rig_delivery == KVMFAULT_DELIVERY_MARKER_EXIT)
+		take_sigbus();
 	pthread_mutex_init(&rig->gate.lock, NULL);
 	pthread_cond_init(&rig->gate.changed, NULL);
 	MUST(machine_new(&machine, &rig->machine));
@@ -171,6 +203,7 @@ static void make(struct rig *rig, int column, unsigned int vcpus,
 	rig->b = map(rig);
 	MUST(machine_set_slot(rig->machine, SLOT, 0, RAM, rig->pages * PAGE,
 			      rig->a));
+	options.kvm_fd = rig->machine->kvm_fd;
 	MUST(kvmfault_vm_new(&options, &rig->vm));
 }
 
@@ -394,6 +427,7 @@ void rig_vcpus(struct rig *rig)
 			.size = sizeof(options),
 			.fd = rig->machine->vcpu[i].fd,
 			.run = rig->machine->vcpu[i].run,
+			.sigbus = rig_sigbus,
 		};
 
 		MUST(kvmfault_vcpu_new(rig->vm, &options, &rig->vcpu[i]));
@@ -438,6 +472,7 @@ static struct outcome call(struct rig *rig, unsigned int vcpu,
 	struct outcome outcome = { 0 };
 	int ret = 0, err = 0;
 
+	running = rig->vcpu[vcpu];
 	rig_same(machine_call(machine, routine, args[0], args[1], args[2], 0),
 		 0, "machine_call()");
 	do {

@@ -63,6 +63,11 @@ struct rig {
 
 /* Of the contexts that are made from now on; 0: the default. */
 extern uint32_t rig_retry_budget;
+/* And how vCPUs' missing pages are told there, by which way of SIGBUS. It is
+ * blocked for all threads that come from now on, or the rig's handler notes
+ * what is the vCPU's whose rig_call() it has interrupted. */
+extern enum kvmfault_delivery rig_delivery;
+extern enum kvmfault_sigbus rig_sigbus;
 
 /* column: 0 or 1; supervisor: guest code that some of KVM's back ends emulate */
 void rig_new(struct rig *rig, int column, unsigned int vcpus, uint64_t pages,

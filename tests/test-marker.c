@@ -15,7 +15,7 @@
 
 #include "bed.h"
 
-#define STRETCH 512ULL
+#define STRETCH 1024ULL
 
 static char *other;		/* the bed's second mapping */
 static struct kvmfault_mapping *mapping;

@@ -11,6 +11,7 @@
 
 /* struct area and struct machine_scan; machine.c asserts that they match. */
 #define AREA_TICKS	0x00
+#define AREA_INTERRUPTS	0x08
 #define AREA_RESULT	0x10
 #define AREA_SCAN	0x40
 #define SCAN_BASE	(AREA_SCAN + 0x00)
@@ -200,9 +201,13 @@ word:	rolq	$5, %rax
  * one may come right after the end of this one, and so on: who is interrupted in
  * these last two instructions is gone on with in place of a frame for each.
  */
+entry guest_interrupt_user
+	incq	%gs:AREA_INTERRUPTS
+	jmp	0f
+
 entry guest_tick_user
 	incq	%gs:AREA_TICKS
-	pushq	%rax
+0:	pushq	%rax
 	leaq	tick_pop(%rip), %rax
 	cmpq	%rax, 8(%rsp)
 	je	2f
@@ -227,9 +232,13 @@ tick_iret:
  * rebuild rip, flags and rcx just below the interrupted rsp instead. Who is
  * interrupted in its last instruction has done it.
  */
+entry guest_interrupt_supervisor
+	incq	%gs:AREA_INTERRUPTS
+	jmp	0f
+
 entry guest_tick_supervisor
 	incq	%gs:AREA_TICKS
-	pushq	%rcx
+0:	pushq	%rcx
 	pushq	%rax
 	movl	$APIC_EOI, %eax
 	movl	$0, (%rax)

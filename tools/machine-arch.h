@@ -20,7 +20,7 @@
 /* A vCPU's part of the control memory: two pages, the second the stack. */
 struct area {
 	uint64_t ticks;
-	uint64_t unused;
+	uint64_t interrupts;
 	uint64_t result[2];
 	uint64_t unused2[4];
 	struct machine_scan scan;
@@ -32,6 +32,7 @@ struct area {
 
 /* guest_*.S knows these. */
 _Static_assert(offsetof(struct area, ticks) == 0x00, "AREA_TICKS");
+_Static_assert(offsetof(struct area, interrupts) == 0x08, "AREA_INTERRUPTS");
 _Static_assert(offsetof(struct area, result) == 0x10, "AREA_RESULT");
 _Static_assert(offsetof(struct area, scan) == 0x40, "AREA_SCAN");
 _Static_assert(offsetof(struct area, arch) == 0x80, "AREA_ARCH");
@@ -105,6 +106,9 @@ int arch_finish_exit(struct machine_vcpu *vcpu);
 /* Point the vCPU at the code at this offset of the guest's program. */
 int arch_call(struct machine_vcpu *vcpu, uint64_t offset,
 	      const uint64_t args[4]);
+
+/* One interrupt, by the controller in the kernel. */
+int arch_interrupt(struct machine_vcpu *vcpu);
 
 /* KVM_RUN has returned 0: is it a routine's end? */
 bool arch_done(const struct kvm_run *run);

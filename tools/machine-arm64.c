@@ -274,6 +274,12 @@ int arch_call(struct machine_vcpu *vcpu, uint64_t offset,
 	return set_reg(vcpu, CORE(pc), CODE_GPA + guest_offset(guest_enter));
 }
 
+int arch_interrupt(struct machine_vcpu *vcpu)
+{
+	(void)vcpu;
+	return -EOPNOTSUPP;
+}
+
 bool arch_done(const struct kvm_run *run)
 {
 	return run->exit_reason == KVM_EXIT_MMIO && run->mmio.is_write &&

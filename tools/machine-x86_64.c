@@ -34,9 +34,11 @@ enum {
 enum {
 	DONE_PORT = 0xf4,
 	TIMER_VECTOR = 0x40,
+	INTERRUPT_VECTOR = 0x41,
 	APIC_HZ = 1000000000,	/* KVM's APIC bus */
 };
 
+#define APIC_BASE	0xfee00000U
 #define APIC_PAGE	UINT64_C(0xfee00000)
 #define APIC_GIB	(APIC_PAGE / GIB)
 
@@ -49,6 +51,8 @@ enum {
 #define ENTRIES		512
 
 extern const unsigned char guest_tick_user[], guest_tick_supervisor[];
+extern const unsigned char guest_interrupt_user[];
+extern const unsigned char guest_interrupt_supervisor[];
 
 static uint64_t code_gpa(const unsigned char *symbol)
 {
@@ -151,24 +155,32 @@ static uint64_t descriptor(uint64_t access_flags)
 	return UINT64_C(0x000f00000000ffff) | access_flags << 40;
 }
 
+/* A trap gate at CPL 3, see guest_tick_user; an interrupt gate. */
+static void build_gate(struct machine *m, unsigned int vector,
+		       const unsigned char *user,
+		       const unsigned char *supervisor)
+{
+	uint64_t *gate = (uint64_t *)control_at(m, IDT_GPA) +
+			 (size_t)vector * 2;
+
+	if (m->supervisor)
+		*gate = code_gpa(supervisor) | KERNEL_CS << 16 |
+			UINT64_C(0x8e00) << 32;
+	else
+		*gate = code_gpa(user) | USER_CS << 16 | UINT64_C(0xef00) << 32;
+}
+
 static void build_descriptors(struct machine *m)
 {
 	uint64_t *gdt = control_at(m, GDT_GPA);
-	uint64_t *gate = control_at(m, IDT_GPA);
-	uint64_t user = code_gpa(guest_tick_user);
-	uint64_t supervisor = code_gpa(guest_tick_supervisor);
 
 	gdt[KERNEL_CS / 8] = descriptor(0xa09b);
 	gdt[KERNEL_SS / 8] = descriptor(0xc093);
 	gdt[USER_SS / 8] = descriptor(0xc0f3);
 	gdt[USER_CS / 8] = descriptor(0xa0fb);
-
-	/* A trap gate at CPL 3, see guest_tick_user; an interrupt gate. */
-	gate += (size_t)TIMER_VECTOR * 2;
-	if (m->supervisor)
-		*gate = supervisor | KERNEL_CS << 16 | UINT64_C(0x8e00) << 32;
-	else
-		*gate = user | USER_CS << 16 | UINT64_C(0xef00) << 32;
+	build_gate(m, TIMER_VECTOR, guest_tick_user, guest_tick_supervisor);
+	build_gate(m, INTERRUPT_VECTOR, guest_interrupt_user,
+		   guest_interrupt_supervisor);
 }
 
 int arch_map(struct machine *m, uint64_t gibs)
@@ -336,6 +348,18 @@ int arch_call(struct machine_vcpu *vcpu, uint64_t offset,
 	};
 
 	return kvm_ioctl(vcpu->fd, KVM_SET_REGS, &regs);
+}
+
+int arch_interrupt(struct machine_vcpu *vcpu)
+{
+	struct kvm_msi msi = {
+		.address_lo = APIC_BASE | vcpu->id << 12,
+		.data = INTERRUPT_VECTOR,
+	};
+	int ret = kvm_ioctl(vcpu->machine->vm_fd, KVM_SIGNAL_MSI, &msi);
+
+	/* How many it reached. */
+	return ret < 0 ? ret : ret == 1 ? 0 : -ENXIO;
 }
 
 bool arch_done(const struct kvm_run *run)

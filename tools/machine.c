@@ -298,6 +298,17 @@ uint64_t machine_ticks(const struct machine *machine, unsigned int vcpu)
 			       __ATOMIC_RELAXED);
 }
 
+int machine_interrupt(struct machine *machine, unsigned int vcpu)
+{
+	return arch_interrupt(&machine->vcpu[vcpu]);
+}
+
+uint64_t machine_interrupts(const struct machine *machine, unsigned int vcpu)
+{
+	return __atomic_load_n(&area_of(machine, vcpu)->interrupts,
+			       __ATOMIC_RELAXED);
+}
+
 struct machine_scan *machine_scan_job(struct machine *machine,
 				      unsigned int vcpu)
 {

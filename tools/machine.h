@@ -179,6 +179,14 @@ uint64_t machine_result_high(const struct machine_vcpu *vcpu);
  */
 uint64_t machine_ticks(const struct machine *machine, unsigned int vcpu);
 
+/*
+ * Send the vCPU an interrupt, and how many of these it has taken: none is lost
+ * if each is sent after the one before was taken. Any thread. It needs timer;
+ * -EOPNOTSUPP: not on arm64.
+ */
+int machine_interrupt(struct machine *machine, unsigned int vcpu);
+uint64_t machine_interrupts(const struct machine *machine, unsigned int vcpu);
+
 /* The vCPU's scan job, to fill before the call and to read after it. */
 struct machine_scan *machine_scan_job(struct machine *machine,
 				      unsigned int vcpu);

@@ -30,7 +30,7 @@ def main():
         kernels.run(['meson', 'setup', *wipe, '--cross-file', constants,
                      '--cross-file',
                      os.path.join(kernels.HERE, 'arm64.ini'),
-                     '-Dtests=enabled', '-Dtools=disabled', build, source],
+                     '-Dtests=enabled', '-Dtools=enabled', build, source],
                     f'configuring {build}')
     subprocess.run(['ninja', '--quiet', '-C', build, *programs], check=True)
     open(stamp, 'w').close()
