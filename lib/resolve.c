@@ -354,7 +354,9 @@ static bool wait_for_page(struct kvmfault__request *rq,
 			  struct kvmfault__answer *answer)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
-	int err;
+	bool wait = !rq->seat->no_wait ||
+		    rq->request.fault->entrance == KVMFAULT_ENTRANCE_CALL;
+	int err = 0;
 
 	if (!rq->detached)
 		kvmfault__add(rq->seat, rq->origin ?
@@ -362,12 +364,12 @@ static bool wait_for_page(struct kvmfault__request *rq,
 			      KVMFAULT__COUNTER(waited), 1);
 	if (rq->origin)
 		return true;
-	if (rq->seat->no_wait && rq->request.fault->entrance !=
-	    KVMFAULT_ENTRANCE_CALL) {
+	if (wait) {
+		err = kvmfault__page_wait(rq->seat, memory, rq->page);
+	} else if (kvmfault__page_pending(rq->seat, memory, rq->page)) {
 		answer->action = KVMFAULT_PENDING;
-		return kvmfault__page_pending(rq->seat, memory, rq->page);
+		return true;
 	}
-	err = kvmfault__page_wait(rq->seat, memory, rq->page);
 	if (!err)
 		err = kvmfault__fetch_failed(rq);
 	if (err)

@@ -22,7 +22,8 @@ static struct asked {
 } asked[ASKED];
 static _Atomic unsigned int asks;
 static int submit_result;		/* what submit returns */
-static bool at_once;			/* answers before submit returns */
+static bool at_once;			/* answers before submit returns, */
+static int with_error;			/* with that */
 static bool ends_when_cancelled;
 static bool racing;			/* nobody looks who is cancelled */
 static unsigned int settled;
@@ -54,7 +55,7 @@ static int submit(void *data, struct kvmfault_fetch *fetch, uint64_t offset,
 	asked[i] = (struct asked){ fetch, offset, buffer, length, 0 };
 	atomic_fetch_add(&asks, 1);
 	if (at_once)
-		answer(i);
+		answer_with(i, with_error);
 	return 0;
 }
 
@@ -145,6 +146,19 @@ START_TEST(answers_at_once)
 	ck_assert_uint_eq(bed_stats().waited, 0);
 	ck_assert_uint_eq(bed_stats().resolver[0], 1);
 	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_FETCH], 1);
+}
+END_TEST
+
+/* And nobody is told to wait for it, or asks again and again. */
+START_TEST(fails_at_once)
+{
+	at_once = true;
+	with_error = -EIO;
+	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
+	ck_assert_int_eq(result()->error, -EIO);
+	ck_assert_uint_eq(asks, 1);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
 END_TEST
 
@@ -819,6 +833,7 @@ int main(void)
 
 	tcase_add_checked_fixture(t, up_no_wait, bed_down);
 	tcase_add_test(t, answers_at_once);
+	tcase_add_test(t, fails_at_once);
 	tcase_add_test(t, told_to_wait);
 	tcase_add_test(t, told_that_it_failed);
 	tcase_add_test(t, answers_that_are_not_heard);
