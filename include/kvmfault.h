@@ -485,7 +485,8 @@ struct kvmfault_source {
 	int (*submit)(void *data, struct kvmfault_fetch *fetch,
 		      uint64_t offset, void *buffer, size_t length);
 	/* It is not wanted any more: end it soon, by kvmfault_fetch_done() all
-	 * the same. Optional. May come in any thread, once for each fetch. */
+	 * the same. Optional. May come in any thread, once for each fetch that
+	 * submit has begun, and not before that has returned. */
 	void (*cancel)(void *data, struct kvmfault_fetch *fetch);
 	/* A fetch that takes longer is cancelled, in milliseconds; needs a
 	 * service. 0: none is. */
@@ -496,8 +497,9 @@ struct kvmfault_source {
  * For a source's submit: the bytes are in the buffer (error 0), or are not to be
  * had (-errno; a window is then asked for again, its page alone). Installs the
  * pages, wakes those who wait, and calls what the VMM wants to be told, all on
- * this thread. The buffer is the library's again. What was said before is not
- * heard again. NULL is fine.
+ * this thread; before submit has returned, on the thread that it was called by.
+ * The buffer is the library's again. What was said before is not heard again.
+ * NULL is fine.
  * Thread class: any; not in a signal handler. Since 0.1.
  */
 void kvmfault_fetch_done(struct kvmfault_fetch *fetch, int error);

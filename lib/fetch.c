@@ -16,14 +16,15 @@
 #define MS 1000000ULL
 
 /*
- * Whoever sets DONE completes it, unless somebody is cancelling: then that one
- * does, when it is finished with it. So a fetch is never given back, and used
- * again, while cancel() is on its way to the source.
+ * Whoever sets DONE completes it, unless somebody is submitting or cancelling:
+ * then that one does, when it is finished with it. So a fetch is never given
+ * back, and used again, while submit() or cancel() is on its way to the source.
  */
-#define BEGUN (1U << 0)		/* the source has it */
+#define BEGUN (1U << 0)		/* the source has it, or is being given it */
 #define DONE (1U << 1)
 #define CANCELLING (1U << 2)
 #define CANCELLED (1U << 3)
+#define SUBMITTING (1U << 4)
 
 struct kvmfault_fetch {
 	atomic_bool taken;
@@ -174,7 +175,28 @@ static void move_in(struct kvmfault_fetch *fetch,
 	atomic_store(&rq->seat->failed, 0);
 }
 
-/* The source may answer before this returns. */
+/* A source can't be told to end what it does not have yet: who submits tells
+ * it what was cancelled meanwhile. Returns what else became of it. */
+static unsigned int submitted(struct kvmfault_fetch *fetch)
+{
+	const struct kvmfault_source *source =
+		&fetch->rq.request.memory->source;
+	unsigned int state = atomic_load(&fetch->state);
+	bool told = false;
+
+	do {
+		if (state & CANCELLED && !(state & DONE) && !told) {
+			told = true;
+			source->cancel(source->data, fetch);
+		}
+	} while (!atomic_compare_exchange_weak(&fetch->state, &state,
+					       state & ~SUBMITTING));
+	return state;
+}
+
+static void complete(struct kvmfault_fetch *fetch);
+
+/* The source may answer before submit() returns. */
 static int begin(struct kvmfault_fetch *fetch)
 {
 	const struct kvmfault_request *request = &fetch->rq.request;
@@ -187,25 +209,32 @@ static int begin(struct kvmfault_fetch *fetch)
 					request->length);
 	if (err)
 		return err;
-	atomic_store(&fetch->state, BEGUN);
+	atomic_store(&fetch->state, BEGUN | SUBMITTING);
 	err = memory->source.submit(memory->source.data, fetch,
 				    memory->source_offset + request->offset,
 				    request->buffer, request->length);
-	if (!err)
+	if (err > 0)
+		err = -EIO;
+	/* Said to have failed, and yet answered: the answer is heard. */
+	if (err && atomic_fetch_or(&fetch->state, DONE) & DONE)
+		err = 0;
+	if (err) {
+		fetch->rq.source_failed = true;
+		atomic_store(&fetch->error, err);
+	}
+	kvmfault__set_deadline(fetch->seat, atomic_load(&fetch->due));
+	state = submitted(fetch);
+	if (!(state & DONE) || state & CANCELLING)
 		return 0;
-	fetch->rq.source_failed = true;
-	atomic_store(&fetch->error, err < 0 ? err : -EIO);
-	state = atomic_fetch_or(&fetch->state, DONE);
-	/* Said to have failed, and yet answered or being cancelled: whoever
-	 * does that completes it. */
-	return state & (DONE | CANCELLING) ? 0 : err < 0 ? err : -EIO;
+	if (!err)
+		complete(fetch);
+	return err;
 }
 
 int kvmfault__submit(struct kvmfault__request *rq)
 {
 	struct kvmfault__fetches *all = atomic_load(&rq->seat->vm->fetches);
 	struct kvmfault_fetch *fetch;
-	uint64_t due;
 	int err;
 
 	while (!(fetch = take(all))) {
@@ -217,7 +246,6 @@ int kvmfault__submit(struct kvmfault__request *rq)
 			return err;
 	}
 	move_in(fetch, rq);
-	due = atomic_load(&fetch->due);
 	err = begin(fetch);
 	if (err) {
 		rq->source_failed = fetch->rq.source_failed;
@@ -225,7 +253,6 @@ int kvmfault__submit(struct kvmfault__request *rq)
 		return err;
 	}
 	rq->detached = true;
-	kvmfault__set_deadline(rq->seat, due);
 	return KVMFAULT_LATER;
 }
 
@@ -288,7 +315,7 @@ void kvmfault_fetch_done(struct kvmfault_fetch *fetch, int error)
 		error = -EIO;
 	atomic_store(&fetch->error, error);
 	state = atomic_fetch_or(&fetch->state, DONE);
-	if (!(state & (DONE | CANCELLING)))
+	if (!(state & (DONE | CANCELLING | SUBMITTING)))
 		complete(fetch);
 }
 
@@ -305,10 +332,10 @@ static bool stop_it(struct kvmfault_fetch *fetch)
 		while ((state = atomic_load(&fetch->state)) & CANCELLING &&
 		       !(state & CANCELLED))
 			;
-		if (state != BEGUN)
+		if ((state & ~SUBMITTING) != BEGUN)
 			return false;
 	} while (!atomic_compare_exchange_weak(&fetch->state, &state,
-					       BEGUN | CANCELLING));
+					       state | CANCELLING));
 	return true;
 }
 
@@ -318,15 +345,16 @@ static void cancel(struct kvmfault_fetch *fetch,
 		   const void *what)
 {
 	const struct kvmfault_source *source;
+	unsigned int state;
 
 	if (!stop_it(fetch))
 		return;
 	source = &fetch->rq.request.memory->source;
-	if (source->cancel && wanted(fetch, what)) {
-		atomic_fetch_or(&fetch->state, CANCELLED);
+	if (source->cancel && wanted(fetch, what) &&
+	    !(atomic_fetch_or(&fetch->state, CANCELLED) & SUBMITTING))
 		source->cancel(source->data, fetch);
-	}
-	if (atomic_fetch_and(&fetch->state, ~(unsigned int)CANCELLING) & DONE)
+	state = atomic_fetch_and(&fetch->state, ~CANCELLING);
+	if (state & DONE && !(state & SUBMITTING))
 		complete(fetch);
 }
 
@@ -431,7 +459,8 @@ uint64_t kvmfault__fetches_due(struct kvmfault_vm *vm)
 		const struct kvmfault_fetch *fetch = &all->fetch[i];
 		uint64_t its = atomic_load(&fetch->due);
 
-		if (its < due && atomic_load(&fetch->state) == BEGUN)
+		if (its < due &&
+		    (atomic_load(&fetch->state) & ~SUBMITTING) == BEGUN)
 			due = its;
 	}
 	return due;

@@ -147,6 +147,23 @@ MUTATIONS = [
      '	kvmfault__sys_lock(&service->lock);\n'
      '	answer = kvmfault__resolve(seat, &item->fault, &place);\n'
      '	kvmfault__sys_unlock(&service->lock);', ['path']),
+    ('cancel what the source does not have yet', 'lib/fetch.c',
+     '	    !(atomic_fetch_or(&fetch->state, CANCELLED) & SUBMITTING))',
+     '	    atomic_fetch_or(&fetch->state, CANCELLED))', ['fetch']),
+    ('forget what was cancelled while it was submitted', 'lib/fetch.c',
+     '		if (state & CANCELLED && !(state & DONE) && !told) {',
+     '		if (0) {', ['fetch']),
+    ('forget the deadline of a page that is asked for alone', 'lib/fetch.c',
+     '	kvmfault__set_deadline(fetch->seat, atomic_load(&fetch->due));',
+     '	if (fetch->rq.count > 1)\n'
+     '		kvmfault__set_deadline(fetch->seat,\n'
+     '				       atomic_load(&fetch->due));', ['fetch']),
+    ('ask a source that fails at once again and again', 'lib/resolve.c',
+     '		answer->action = KVMFAULT_PENDING;\n'
+     '		return true;\n	}\n	if (!err)',
+     '		answer->action = KVMFAULT_PENDING;\n'
+     '		return true;\n	} else {\n		return false;\n	}\n	if (!err)',
+     ['fetch hangs']),
     ('convert what overlaps at the same time', 'lib/convert.c',
      '	while (!err && in_the_way(vm, mine)) {',
      '	while (0 && in_the_way(vm, mine)) {', ['convert-race hangs']),

@@ -26,6 +26,8 @@ static bool at_once;			/* answers before submit returns, */
 static int with_error;			/* with that */
 static bool ends_when_cancelled;
 static bool racing;			/* nobody looks who is cancelled */
+static void (*before_submit)(void);	/* before it notes what it is asked */
+static void (*when_settled)(void);
 static unsigned int settled;
 
 static void answer_with(unsigned int i, int error)
@@ -49,6 +51,8 @@ static int submit(void *data, struct kvmfault_fetch *fetch, uint64_t offset,
 	unsigned int i;
 
 	(void)data;
+	if (before_submit)
+		before_submit();
 	if (submit_result)
 		return submit_result;
 	i = atomic_load(&asks) % ASKED;
@@ -69,6 +73,7 @@ static void cancel(void *data, struct kvmfault_fetch *fetch)
 	for (i = asks; i--;)
 		if (asked[i].fetch == fetch)
 			break;
+	ck_assert_uint_lt(i, asks);	/* it knows what it was asked for */
 	asked[i].cancelled++;
 	if (ends_when_cancelled)
 		kvmfault_fetch_done(fetch, -ECANCELED);
@@ -82,6 +87,8 @@ static void on_settled(void *data, struct kvmfault_memory *memory,
 	ck_assert_uint_eq(offset % PAGE, 0);
 	ck_assert_uint_eq(length, PAGE);
 	settled++;
+	if (when_settled)
+		when_settled();
 }
 
 static struct kvmfault_source async_source(void)
@@ -634,6 +641,38 @@ START_TEST(ended_within_cancel)
 }
 END_TEST
 
+static void cancel_all(void)
+{
+	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA, 16 * PAGE), 0);
+}
+
+/* The source does not have it yet: it is told when it has. */
+START_TEST(cancelled_while_it_is_submitted)
+{
+	before_submit = cancel_all;
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_uint_eq(asked[0].cancelled, 1);
+	cancel_all();
+	ck_assert_uint_eq(asked[0].cancelled, 1);
+	answer_with(0, -ECANCELED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	/* It ends at once; or was answered, and there is nothing to tell. */
+	ends_when_cancelled = true;
+	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->error, -ECANCELED);
+	ck_assert_uint_eq(asked[1].cancelled, 1);
+	at_once = true;
+	ck_assert_int_eq(fault(3), KVMFAULT_RETRY);
+	ck_assert_uint_eq(asked[2].cancelled, 0);
+	ck_assert(bed_has(3, bed_byte(3)));
+	submit_result = -EIO;
+	ck_assert_int_eq(fault(4), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->error, -EIO);
+	ck_assert_uint_eq(asks, 3);
+}
+END_TEST
+
 START_TEST(window_is_not_asked_for_again)
 {
 	ends_when_cancelled = true;
@@ -687,6 +726,12 @@ static void up_deadline(void)
 	make_service();
 }
 
+static void pass_deadline(void)
+{
+	fake_advance(51000000);
+	serve();
+}
+
 static void down_deadline(void)
 {
 	ck_assert_int_eq(kvmfault_service_free(service), 0);
@@ -712,6 +757,38 @@ START_TEST(deadline)
 	fake_advance(100000000);
 	serve();
 	ck_assert_uint_eq(asked[1].cancelled, 0);
+}
+END_TEST
+
+/* The deadline comes while the source is just asked, */
+START_TEST(deadline_while_it_is_submitted)
+{
+	before_submit = pass_deadline;
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	fake_advance(1);
+	serve();
+	ck_assert_uint_eq(asked[0].cancelled, 1);
+	answer_with(0, -ECANCELED);
+}
+END_TEST
+
+/* or while it has just failed for a window: what is asked for in its place does
+ * not last for ever. */
+START_TEST(deadline_of_a_page_asked_for_alone)
+{
+	bed.memory->window = KVMFAULT_WINDOW_FIXED;
+	bed.memory->window_pages = 4;
+	ck_assert_int_eq(fault(6), KVMFAULT_PENDING);
+	ck_assert_uint_eq(asked[0].length, 4 * PAGE);
+	when_settled = pass_deadline;
+	answer_with(0, -EIO);
+	when_settled = NULL;
+	ck_assert_uint_eq(asks, 2);
+	fake_advance(1);
+	serve();
+	ck_assert_uint_eq(asked[1].cancelled, 1);
+	answer_with(1, -ECANCELED);
+	ck_assert_int_eq(fault(6), KVMFAULT_UNRESOLVED);
 }
 END_TEST
 
@@ -847,6 +924,7 @@ int main(void)
 	tcase_add_test(t, cancelled);
 	tcase_add_test(t, cancelled_and_answered_all_the_same);
 	tcase_add_test(t, ended_within_cancel);
+	tcase_add_test(t, cancelled_while_it_is_submitted);
 	tcase_add_test(t, memory_is_freed);
 	tcase_add_test(t, memory_is_freed_and_the_source_goes_on);
 	t = tests(suite, "wait");
@@ -872,6 +950,8 @@ int main(void)
 	t = tests(suite, "deadline");
 	tcase_add_checked_fixture(t, up_deadline, down_deadline);
 	tcase_add_test(t, deadline);
+	tcase_add_test(t, deadline_while_it_is_submitted);
+	tcase_add_test(t, deadline_of_a_page_asked_for_alone);
 	t = tests(suite, "new");
 	tcase_add_checked_fixture(t, NULL, bed_down);
 	tcase_add_test(t, without_memory);
