@@ -222,6 +222,8 @@ static int begin(struct kvmfault_fetch *fetch)
 		fetch->rq.source_failed = true;
 		atomic_store(&fetch->error, err);
 	}
+	/* From here on it is in flight, and not in this thread's hands. */
+	atomic_store(&fetch->seat->owner, 0);
 	kvmfault__set_deadline(fetch->seat, atomic_load(&fetch->due));
 	state = submitted(fetch);
 	if (!(state & DONE) || state & CANCELLING)

@@ -164,6 +164,9 @@ MUTATIONS = [
      '		answer->action = KVMFAULT_PENDING;\n'
      '		return true;\n	} else {\n		return false;\n	}\n	if (!err)',
      ['fetch hangs']),
+    ('a thread holds on to what it asked for alone', 'lib/fetch.c',
+     '	atomic_store(&fetch->seat->owner, 0);\n	kvmfault__set_deadline',
+     '	kvmfault__set_deadline', ['fetch']),
     ('convert what overlaps at the same time', 'lib/convert.c',
      '	while (!err && in_the_way(vm, mine)) {',
      '	while (0 && in_the_way(vm, mine)) {', ['convert-race hangs']),

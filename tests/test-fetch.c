@@ -673,6 +673,31 @@ START_TEST(cancelled_while_it_is_submitted)
 }
 END_TEST
 
+static void *answer_who_waits(void *arg)
+{
+	while (!bed_stats().waited)
+		sched_yield();
+	answer(1);
+	return arg;
+}
+
+/* The thread that said that a window is not to be had, and so has asked for the
+ * page alone, may wait for it. */
+START_TEST(who_asked_for_the_page_alone_waits_for_it)
+{
+	pthread_t thread;
+
+	ck_assert_int_eq(fault(6), KVMFAULT_PENDING);
+	answer_with(0, -EIO);
+	ck_assert_uint_eq(asks, 2);
+	pthread_create(&thread, NULL, answer_who_waits, NULL);
+	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA + 6 * PAGE, PAGE,
+					 false), 0);
+	pthread_join(thread, NULL);
+	ck_assert(bed_has(6, bed_byte(6)));
+}
+END_TEST
+
 START_TEST(window_is_not_asked_for_again)
 {
 	ends_when_cancelled = true;
@@ -944,6 +969,7 @@ int main(void)
 	tcase_add_test(t, neighbours_trouble);
 	tcase_add_test(t, alone_is_not_begun);
 	tcase_add_test(t, window_is_not_asked_for_again);
+	tcase_add_test(t, who_asked_for_the_page_alone_waits_for_it);
 	t = tests(suite, "minor");
 	tcase_add_checked_fixture(t, up_minor, bed_down);
 	tcase_add_test(t, read_to_where_it_stays);
