@@ -170,4 +170,11 @@ struct kicker {
 void kicker_start(struct kicker *kicker);
 void kicker_stop(struct kicker *kicker);
 
+/* For device processes: a userfaultfd that the library takes, or -1; and a
+ * descriptor from one process to another over a socket, with a number. Nothing
+ * of Check's. */
+int rig_open_uffd(void);
+bool rig_send_fd(int channel, int fd, uint64_t number);
+int rig_receive_fd(int channel, uint64_t *number);
+
 #endif

@@ -9,15 +9,11 @@
  */
 
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/userfaultfd.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -29,51 +25,6 @@
 #define MOMENT 100		/* us, between two looks */
 
 static struct rig rig;
-
-/* ---- descriptors from process to process, each with a number ---- */
-
-union control {
-	struct cmsghdr align;
-	char bytes[CMSG_SPACE(sizeof(int))];
-};
-
-static bool send_fd(int channel, int fd, uint64_t number)
-{
-	union control control = { 0 };
-	struct iovec iov = { .iov_base = &number, .iov_len = sizeof(number) };
-	struct msghdr msg = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof(control),
-	};
-	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
-
-	cmsg->cmsg_level = SOL_SOCKET;
-	cmsg->cmsg_type = SCM_RIGHTS;
-	cmsg->cmsg_len = CMSG_LEN(sizeof(fd));
-	memcpy(CMSG_DATA(cmsg), &fd, sizeof(fd));
-	return sendmsg(channel, &msg, 0) == sizeof(number);
-}
-
-static int receive_fd(int channel, uint64_t *number)
-{
-	union control control;
-	struct iovec iov = { .iov_base = number, .iov_len = sizeof(*number) };
-	struct msghdr msg = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof(control),
-	};
-	int fd;
-
-	if (recvmsg(channel, &msg, 0) != sizeof(*number) ||
-	    !CMSG_FIRSTHDR(&msg))
-		return -1;
-	memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&msg)), sizeof(fd));
-	return fd;
-}
 
 /* ---- the device process: no Check here, it ends with a number ---- */
 
@@ -119,14 +70,6 @@ static struct reply read_all(const char *map)
 	return reply;
 }
 
-static int open_uffd(void)
-{
-	struct uffdio_api api = { .api = UFFD_API };
-	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-
-	return fd >= 0 && ioctl(fd, UFFDIO_API, &api) ? -1 : fd;
-}
-
 static void device(int channel)
 {
 	struct sigaction action = { .sa_handler = stop_here };
@@ -138,12 +81,12 @@ static void device(int channel)
 
 	sigaction(SIGBUS, &action, NULL);
 	sigaction(SIGSEGV, &action, NULL);
-	memfd = receive_fd(channel, &at);
+	memfd = rig_receive_fd(channel, &at);
 	map = mmap((void *)(uintptr_t)at, PAGES * PAGE, PROT_READ | PROT_WRITE,
 		   MAP_SHARED | (at ? MAP_FIXED_NOREPLACE : 0), memfd, 0);
-	uffd = open_uffd();
+	uffd = rig_open_uffd();
 	if (map == MAP_FAILED || uffd < 0 ||
-	    !send_fd(channel, uffd, (uintptr_t)map))
+	    !rig_send_fd(channel, uffd, (uintptr_t)map))
 		_exit(1);
 	while (read(channel, &order, sizeof(order)) == sizeof(order)) {
 		reply = order.what == READ_ALL ? read_all(map) :
@@ -201,8 +144,8 @@ static void adopt(struct process *process, void *at)
 		.remote = true,
 	};
 
-	ck_assert(send_fd(process->channel, rig.memfd, (uintptr_t)at));
-	uffd.fd = receive_fd(process->channel, &process->host);
+	ck_assert(rig_send_fd(process->channel, rig.memfd, (uintptr_t)at));
+	uffd.fd = rig_receive_fd(process->channel, &process->host);
 	ck_assert_int_ge(uffd.fd, 0);
 	if (at)
 		ck_assert_uint_eq(process->host, (uintptr_t)at);
