@@ -19,7 +19,6 @@
 #include "need.h"
 
 #define NEW_UFFD _IO(0xAA, 0x00)
-#define HUGE_PAGE (2UL << 20)
 #define SKIPPED 77
 
 static char reason[160];
@@ -81,15 +80,15 @@ static const char *lacks_uffd(void)
 	return NULL;
 }
 
-static const char *lacks_hugetlb(void)
+static const char *lacks_pages(size_t length, int shift, const char *why)
 {
-	void *page = mmap(NULL, HUGE_PAGE, PROT_READ | PROT_WRITE,
-			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB |
-			  21 << MAP_HUGE_SHIFT, -1, 0);
+	void *pages = mmap(NULL, length, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB |
+			   shift << MAP_HUGE_SHIFT, -1, 0);
 
-	if (page == MAP_FAILED)
-		return because("no free huge page (/proc/sys/vm/nr_hugepages)");
-	munmap(page, HUGE_PAGE);
+	if (pages == MAP_FAILED)
+		return because(why);
+	munmap(pages, length);
 	return NULL;
 }
 
@@ -102,7 +101,12 @@ const char *lacks(const char *what)
 	if (!strcmp(what, "uffd"))
 		return lacks_uffd();
 	if (!strcmp(what, "hugetlb"))
-		return lacks_hugetlb();
+		return lacks_pages(1UL << 21, 21, "no free huge page "
+				   "(/proc/sys/vm/nr_hugepages)");
+	if (!strcmp(what, "gigantic"))
+		return lacks_pages(2UL << 30, 30, "no two free huge pages of "
+				   "1 GiB (/sys/kernel/mm/hugepages/"
+				   "hugepages-1048576kB/nr_hugepages)");
 	if (!strcmp(what, "root"))
 		return geteuid() ? "not root" : NULL;
 	return "this need has no name that need() knows";

@@ -14,7 +14,8 @@
 #include <stdbool.h>
 
 /* what: "kvm", "private" (VMs with private memory, in software), "uffd" (one
- * that sees the kernel's accesses), "hugetlb" (a free 2 MiB page) or "root". */
+ * that sees the kernel's accesses), "hugetlb" (a free 2 MiB page), "gigantic"
+ * (two of 1 GiB) or "root". */
 void need(const char *what);
 
 /* The same question without the end: NULL: it is there; else why not. */

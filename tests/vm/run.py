@@ -9,6 +9,7 @@ usage: run.py [OPTION]... KERNEL PROGRAM [ARG]...
   --cache DIR        where kernels.py keeps the kernels
   --timeout SECONDS  for all of it (600)
   --file PATH        the program finds this file as /files/PATH
+  --gigantic N       so many huge pages of 1 GiB are reserved, of more memory
 
 Its output comes through, and so does its exit status; 128 + N if signal N
 ended it; 125, and why on the standard error output, if it could not be run to
@@ -28,7 +29,7 @@ import kernels
 
 LOST = 125
 COMMON = ['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot',
-          '-m', '2G', '-cpu', 'max', '-chardev', 'stdio,id=port,signal=off']
+          '-cpu', 'max', '-chardev', 'stdio,id=port,signal=off']
 # How to emulate it: the console is the first serial port, records come by the
 # other. Two CPUs in two threads once crashed the kernel inside with qemu 7.2; a
 # timer that is late, since others use this machine too, is not broken.
@@ -42,7 +43,8 @@ MACHINES = {
               ['-device', 'pci-serial,chardev=port'],
               'console=ttyAMA0', 'ttyS0'),
 }
-LARGEST = 1 << 30			# initramfs, of the memory above
+MEMORY = 2				# GiB
+LARGEST = 1 << 30			# initramfs, of that
 EMULATED = {'CK_TIMEOUT_MULTIPLIER': '10', 'KVMFAULT_TEST_DIVISOR': '4'}
 DIRECTORY, FILE, DEVICE = 0o040755, 0o100755, 0o020600
 
@@ -172,11 +174,15 @@ def boot(args, work):
     initramfs(initrd, os.path.join(cache.find(init), 'init'), kernel, args)
     machine, serial, options, port = MACHINES[architecture]
     records = Records()
+    # One more: the kernel has put something of its own into the last one.
+    memory = MEMORY + (args.gigantic and args.gigantic + 1)
     with open(errors, 'wb') as stderr:
         qemu = subprocess.Popen(
-            [*machine, *COMMON, '-serial', 'file:' + console, *serial,
+            [*machine, *COMMON, '-m', f'{memory}G',
+             '-serial', 'file:' + console, *serial,
              '-kernel', os.path.join(kernel, 'vmlinuz'), '-initrd', initrd,
-             '-append', f'{options} panic=-1 oops=panic -- {port}'],
+             '-append', f'{options} panic=-1 oops=panic hugepagesz=1G '
+                        f'hugepages={args.gigantic} -- {port}'],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr)
     try:
         why = watch(qemu, records, time.monotonic() + args.timeout)
@@ -200,6 +206,7 @@ def arguments():
     parser.add_argument('--cache')
     parser.add_argument('--timeout', type=float, default=600)
     parser.add_argument('--file', action='append', default=[])
+    parser.add_argument('--gigantic', type=int, default=0)
     parser.add_argument('kernel', choices=kernels.KERNELS)
     parser.add_argument('program')
     parser.add_argument('argument', nargs=argparse.REMAINDER)
