@@ -228,21 +228,25 @@ class Source(Item):
 
 
 class Built(Item):
-    """A kernel built from source: tinyconfig and a fragment."""
+    """A kernel built from source: a patch, tinyconfig and a fragment."""
 
     suites = ()
     needs = ('source',)
 
-    def __init__(self, config):
+    def __init__(self, config, patch):
         self.config = os.path.join(HERE, config)
+        self.patch = os.path.join(HERE, patch)
 
     def recipe(self, cache):
-        return text_of(self.config) + cache.made_of('source')
+        return text_of(self.config) + text_of(self.patch) + \
+            cache.made_of('source')
 
     def make(self, unpacked, directory, needs):
         run(['tar', '--strip-components=1', '-C', unpacked, '-xf',
              os.path.join(needs['source'], 'linux.tar')],
             'unpacking the source of Linux')
+        run(['patch', '-p1', '-d', unpacked, '-i', self.patch],
+            f'applying {self.patch}, which may be for an older Linux')
 
         def make(*args):
             run(['make', '-C', unpacked, f'-j{os.cpu_count()}', *args],
@@ -313,7 +317,7 @@ NEWEST = ['trixie-backports']		# Debian's newest kernels
 KERNELS = {
     'stock-amd64': Stock('amd64', NEWEST, MODULES),
     'stock-amd64-6.12': Stock('amd64', ['trixie'], MODULES),
-    'private-amd64': Built('private.config'),
+    'private-amd64': Built('private.config', 'userfault.patch'),
     'stock-arm64': Stock('arm64', NEWEST, []),
 }
 ITEMS = {
