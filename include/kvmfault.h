@@ -135,8 +135,12 @@ enum kvmfault_feature {
 	/* KVM, asked of a scratch guest. No: KVM walks the guest's page tables
 	 * in software (shadow paging). */
 	KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING = 20,
+	/* Proposed for KVM and not merged; they have the same flag of memslots,
+	 * so there is one of them at most. Asked of a scratch VM. */
+	KVMFAULT_FEATURE_USERFAULT = 21,	/* KVM_MEM_USERFAULT */
+	KVMFAULT_FEATURE_EXIT_ON_MISSING = 22,	/* KVM_MEM_EXIT_ON_MISSING */
 };
-#define KVMFAULT_FEATURE_COUNT 21
+#define KVMFAULT_FEATURE_COUNT 23
 
 struct kvmfault_finding {
 	uint32_t answer;	/* enum kvmfault_answer */
@@ -764,6 +768,34 @@ int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
 int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
 			 uint64_t gpa, struct kvmfault_region *region);
 
+/* What KVM is told of a region's memslot, beside what the VMM knows. */
+struct kvmfault_memslot {
+	size_t size;
+	uint32_t flags;		/* to be or-ed into the slot's */
+	/* Goes where struct kvm_userspace_memory_region2 has userfault_bitmap,
+	 * or in older headers pad2[0]. Other than 0 only with a flag that needs
+	 * KVM_SET_USER_MEMORY_REGION2. */
+	uint64_t userfault_bitmap;
+};
+
+/*
+ * What makes the missing pages of the region that begins at gpa leave KVM_RUN,
+ * on kernels that have KVM_MEM_USERFAULT or KVM_MEM_EXIT_ON_MISSING: ask before
+ * the slot is created, or changed. 0 and 0 where there is none of these: so a
+ * VMM's code is the same everywhere. 0 also for a region with a guest_memfd or
+ * without a source; with a bitmap, for one whose offset into its memory is not
+ * a multiple of 64 host pages; without, for a READONLY one. Their pages are
+ * served all the same, as userfaultfd tells of them.
+ *
+ * The bitmap is the memory's, and KVM reads it: delete the slot, or set it
+ * without the flag, before the memory is freed. memslot->size must be set.
+ *
+ * Returns 0; -EINVAL: a NULL pointer, or the size is not set; -ENOENT: no region
+ * begins there; -ENOMEM. Thread class: any. Since 0.1.
+ */
+int kvmfault_region_memslot(struct kvmfault_vm *vm, uint32_t address_space,
+			    uint64_t gpa, struct kvmfault_memslot *memslot);
+
 /*
  * Resolvers: who makes a page present
  * -----------------------------------
@@ -820,7 +852,8 @@ struct kvmfault_resolver {
 	/* Which pages it is for: bits (1U << KVMFAULT_PAGE_*). 0: all. */
 	uint32_t pages;
 	/* The fault flags that it understands. A fault with others is not
-	 * given to it: what is not understood fails closed. */
+	 * given to it: what is not understood fails closed. Those by which a
+	 * slot's flag of kvmfault_region_memslot() shows need not be named. */
 	uint64_t flags;
 	/* Returns a kvmfault_verdict, or -errno: it was mine and it failed.
 	 * May be called by any number of threads at once. */

@@ -32,6 +32,15 @@ _Static_assert(offsetof(struct kvm_run, hw) == 32, "kvm_run's union moved");
 /* Proposed, not merged: both have the same flag of a slot. The bitmap is where
  * kvmfault__memory_region2 has pad2[0]. */
 #define KVMFAULT__MEM_USERFAULT (1U << 3)
+#define KVMFAULT__MEM_EXIT_ON_MISSING (1U << 3)
+#define KVMFAULT__EXIT_FLAG_USERFAULT (1ULL << 4)
+#define KVMFAULT__EXIT_FLAG_READ (1ULL << 0)
+#define KVMFAULT__EXIT_FLAG_WRITE (1ULL << 1)
+#define KVMFAULT__EXIT_FLAG_EXEC (1ULL << 2)
+#ifdef KVM_MEM_USERFAULT
+KVMFAULT__SAME(KVM_MEM_USERFAULT, KVMFAULT__MEM_USERFAULT);
+KVMFAULT__SAME(KVM_MEMORY_EXIT_FLAG_USERFAULT, KVMFAULT__EXIT_FLAG_USERFAULT);
+#endif
 #ifdef KVM_EXIT_MEMORY_FAULT
 KVMFAULT__SAME(KVM_EXIT_MEMORY_FAULT, KVMFAULT__EXIT_MEMORY_FAULT);
 KVMFAULT__SAME(KVM_MEMORY_EXIT_FLAG_PRIVATE, KVMFAULT__EXIT_FLAG_PRIVATE);

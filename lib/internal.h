@@ -177,13 +177,20 @@ struct kvmfault__conversion {
 	bool wait;			/* for pages in flight */
 };
 
+/* Which of the proposed ABIs claims flag bit 3 of memslots. */
+enum kvmfault__kernel_exit {
+	KVMFAULT__KERNEL_EXIT_NONE,
+	KVMFAULT__KERNEL_EXIT_USERFAULT,
+	KVMFAULT__KERNEL_EXIT_ON_MISSING,
+};
+
 struct kvmfault_vm {
 	struct kvmfault_vm_options options;
 	enum kvmfault_delivery chosen;	/* the mode that can be had */
 	_Atomic uint32_t delivery;	/* in force: that, or UFFD */
 	struct kvmfault_finding delivery_asked[KVMFAULT_DELIVERY_COUNT];
 	const char *delivery_why[KVMFAULT_DELIVERY_COUNT];
-	uint32_t kernel_exit;		/* enum kvmfault__kernel_exit */
+	enum kvmfault__kernel_exit kernel_exit;
 	kvmfault__table regions;	/* by gpa */
 	kvmfault__table mappings;	/* by hva */
 	_Atomic(struct kvmfault__seat *) seats;
@@ -222,14 +229,6 @@ void kvmfault__log(struct kvmfault_vm *vm, enum kvmfault_log_level level,
 
 /* probe.c */
 struct kvmfault_finding kvmfault__ask_poison(void);
-
-/* userfault.c: which of the proposed slot flags this kernel has */
-enum kvmfault__kernel_exit {
-	KVMFAULT__KERNEL_EXIT_NONE = 0,
-	KVMFAULT__KERNEL_EXIT_USERFAULT = 1,
-	KVMFAULT__KERNEL_EXIT_ON_MISSING = 2,
-};
-int kvmfault__kernel_exit_ask(int kvm_fd, enum kvmfault__kernel_exit *which);
 
 /* delivery.c: how vCPUs' missing pages get here; -EOPNOTSUPP, logged */
 int kvmfault__delivery_choose(struct kvmfault_vm *vm);
@@ -341,6 +340,8 @@ struct kvmfault_memory {
 	void *host;
 	char *fill;		/* the file, not registered: minor faults */
 	_Atomic uint64_t *states;
+	_Atomic(unsigned long) *userfault;	/* KVM's bitmap, or NULL */
+	atomic_bool exits;		/* to be told by exits, see userfault.c */
 	_Atomic(const void *) mappings;	/* struct kvmfault__mappings */
 	unsigned int regions;		/* under the VM's lock */
 	_Atomic(const void *) shown;	/* one of them, or NULL */
@@ -409,6 +410,25 @@ void kvmfault__wake(struct kvmfault__seat *seat,
 		    struct kvmfault_memory *memory,
 		    const struct kvmfault_mapping *only, uint64_t offset,
 		    uint64_t length);
+
+/* userfault.c: pages that leave KVM_RUN. Asked of a scratch VM by what it
+ * accepts; 0, or -errno: could not ask. */
+int kvmfault__kernel_exit_ask(int kvm_fd, enum kvmfault__kernel_exit *which);
+/* The flags of an exit that are this VM's delivery and no resolver's affair;
+ * and what they say of the access. */
+uint64_t kvmfault__exit_flags(const struct kvmfault_vm *vm,
+			      const struct kvmfault_fault *fault);
+void kvmfault__exit_access(const struct kvmfault_vm *vm,
+			   struct kvmfault_fault *fault);
+int kvmfault__userfault_new(struct kvmfault_memory *memory);
+void kvmfault__userfault_free(struct kvmfault_memory *memory);
+/* Have the pages' bits say what their states say now. After a change of states
+ * and before the wakes; before a hole is punched, when the pages are taken. */
+void kvmfault__userfault_follow(struct kvmfault_memory *memory, uint64_t page,
+				uint64_t count);
+/* All by userfaultfd from now on; as it was. Also while vCPUs run. */
+void kvmfault__userfault_leave(struct kvmfault_memory *memory);
+void kvmfault__userfault_enter(struct kvmfault_memory *memory);
 
 /* region.c */
 struct kvmfault__region {

@@ -242,6 +242,7 @@ static void memory_delete(struct kvmfault_memory *memory)
 	if (memory->fill)
 		kvmfault__sys_munmap(memory->fill, memory->length);
 	kvmfault__markers_free(memory);
+	kvmfault__userfault_free(memory);
 	kvmfault__pages_free(memory);
 	kvmfault__sys_free(memory);
 }
@@ -303,6 +304,8 @@ static int memory_make(struct kvmfault_vm *vm,
 	if (!err && kvmfault__tracked(new) && new->fd > 0 &&
 	    vm->chosen == KVMFAULT_DELIVERY_MARKER_EXIT)
 		err = kvmfault__markers_new(new);
+	if (!err && kvmfault__tracked(new))
+		err = kvmfault__userfault_new(new);
 	if (!err && o->minor)
 		err = map_fill(new);
 	if (!err && new->source.submit)

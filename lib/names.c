@@ -52,6 +52,8 @@ const char *kvmfault_feature_str(enum kvmfault_feature feature)
 		[KVMFAULT_FEATURE_POPULATE_WRITE] = "populate-write",
 		[KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING] =
 			"two-dimensional-paging",
+		[KVMFAULT_FEATURE_USERFAULT] = "userfault",
+		[KVMFAULT_FEATURE_EXIT_ON_MISSING] = "exit-on-missing",
 	};
 
 	return NAME(names, feature);

@@ -139,6 +139,20 @@ static finding ask_two_dimensional(int kvm_fd)
 	return said ? yes(0) : no(0);
 }
 
+static void probe_kernel_exit(int kvm_fd, finding *f)
+{
+	finding *userfault = &f[KVMFAULT_FEATURE_USERFAULT];
+	finding *missing = &f[KVMFAULT_FEATURE_EXIT_ON_MISSING];
+	enum kvmfault__kernel_exit which;
+	int err = kvmfault__kernel_exit_ask(kvm_fd, &which);
+
+	*userfault = *missing = err ? could_not(err) : no(-EINVAL);
+	if (which == KVMFAULT__KERNEL_EXIT_USERFAULT)
+		*userfault = yes(0);
+	if (which == KVMFAULT__KERNEL_EXIT_ON_MISSING)
+		*missing = yes(0);
+}
+
 static void probe_kvm(int kvm_fd, int vm_fd, finding *f)
 {
 	f[KVMFAULT_FEATURE_MEMORY_FAULT_INFO] =
@@ -153,6 +167,7 @@ static void probe_kvm(int kvm_fd, int vm_fd, finding *f)
 		by_extension(vm_fd, KVM_CAP_MULTI_ADDRESS_SPACE);
 	f[KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING] =
 		ask_two_dimensional(kvm_fd);
+	probe_kernel_exit(kvm_fd, f);
 }
 
 static finding ask_open(unsigned int how)

@@ -102,6 +102,7 @@ static void put(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 			from = found;
 			wake = true;
 		}
+		kvmfault__userfault_follow(memory, page + i, 1);
 		kvmfault__page_wake(memory, page + i);
 		if (wake)
 			kvmfault__wake(seat, memory, NULL, (page + i) * size,
@@ -151,6 +152,8 @@ static int discard_run(struct kvmfault__seat *seat,
 				done++;
 			continue;
 		}
+		/* Before they are gone: then each is missed by an exit. */
+		kvmfault__userfault_follow(memory, page + done, n);
 		err = kvmfault__memory_punch(memory, (page + done) * size,
 					     n * size);
 		if (!err)

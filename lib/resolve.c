@@ -5,7 +5,7 @@
  * Stages claim, resolve and publish: the one path that every entrance takes.
  * In: a fault, and the span that it is in, held. Out: an answer. Whatever
  * happens between claim and publish, the page ends in a state that is true:
- * data first, then the state, then the wakes.
+ * data first, then the state, then its bit for KVM, then the wakes.
  */
 
 #include "internal.h"
@@ -25,6 +25,8 @@ static int ask(struct kvmfault__request *rq, struct kvmfault__answer *answer)
 {
 	struct kvmfault_request *request = &rq->request;
 	struct kvmfault_vm *vm = rq->seat->vm;
+	uint64_t unknown = request->fault->flags &
+			   ~kvmfault__exit_flags(vm, request->fault);
 	bool flags = false;
 	unsigned int i;
 
@@ -39,7 +41,7 @@ static int ask(struct kvmfault__request *rq, struct kvmfault__answer *answer)
 		if (i >= vm->own_resolvers &&
 		    request->fault->error == EHWPOISON)
 			continue;
-		if (request->fault->flags & ~r->flags) {
+		if (unknown & ~r->flags) {
 			flags = true;
 			continue;
 		}
@@ -146,6 +148,7 @@ static bool publish_page(struct kvmfault__request *rq, uint64_t page,
 			break;
 		from = found;
 	}
+	kvmfault__userfault_follow(memory, page, 1);
 	kvmfault__page_wake(memory, page);
 	return marked;
 }
@@ -340,6 +343,7 @@ static struct kvmfault__answer resolve_present(struct kvmfault__request *rq,
 
 	if (rq->origin)
 		return recheck(rq);
+	kvmfault__userfault_follow(rq->request.memory, rq->page, 1);
 	if (waited || rq->request.fault->entrance == KVMFAULT_ENTRANCE_CALL)
 		return answer;
 	return resolve_unclaimed(rq, KVMFAULT_PAGE_PRESENT);

@@ -11,23 +11,35 @@
 #include "abi.h"
 #include "internal.h"
 
+/* A KVM whose exits say what the access was (KVM_MEM_EXIT_ON_MISSING) has looked
+ * for a page that can be written, also for a read: else it exits for ever. */
+static bool for_writing(const struct kvmfault_request *request)
+{
+	const struct kvmfault_fault *fault = request->fault;
+
+	if (request->region && request->region->flags &
+	    KVMFAULT_REGION_READONLY)
+		return false;
+	if (fault->entrance == KVMFAULT_ENTRANCE_EXIT &&
+	    fault->flags & (KVMFAULT__EXIT_FLAG_READ | KVMFAULT__EXIT_FLAG_EXEC))
+		return true;
+	return fault->access != KVMFAULT_ACCESS_READ &&
+	       fault->access != KVMFAULT_ACCESS_EXEC;
+}
+
 static int resolve(void *data, struct kvmfault_request *request)
 {
-	bool write = request->fault->access != KVMFAULT_ACCESS_READ &&
-		     request->fault->access != KVMFAULT_ACCESS_EXEC;
+	bool write = for_writing(request);
 	int err;
 
 	(void)data;
 	if (!request->host)
 		return KVMFAULT_DECLINED;
-	if (request->region && request->region->flags &
-	    KVMFAULT_REGION_READONLY)
-		write = false;
 	err = kvmfault__sys_madvise(request->host, request->length, write ?
 				    KVMFAULT__MADV_POPULATE_WRITE :
 				    KVMFAULT__MADV_POPULATE_READ);
 	/* Not known to be a write: a mapping that is only readable will do. */
-	if (err == -EINVAL && request->fault->access == KVMFAULT_ACCESS_UNKNOWN)
+	if (err == -EINVAL && request->fault->access != KVMFAULT_ACCESS_WRITE)
 		err = kvmfault__sys_madvise(request->host, request->length,
 					    KVMFAULT__MADV_POPULATE_READ);
 	return err ? err : KVMFAULT_RESOLVED;

@@ -321,8 +321,10 @@ static void removed(struct kvmfault__seat *seat, uint32_t space, uint64_t start,
 			end = mapping->host + memory->length;
 		page = (start - mapping->host) >> memory->page_shift;
 		last = (end - 1 - mapping->host) >> memory->page_shift;
-		for (; page <= last; page++)
+		for (; page <= last; page++) {
 			kvmfault__page_remove(memory, page);
+			kvmfault__userfault_follow(memory, page, 1);
+		}
 	}
 	kvmfault__leave(seat);
 }

@@ -412,6 +412,7 @@ enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
 	}
 	KVMFAULT__TRACE(exit, vcpu, ret, err, vcpu->run->exit_reason);
 	kvmfault__decode(ret, err, vcpu->run, &vcpu->fault);
+	kvmfault__exit_access(vcpu->vm, &vcpu->fault);
 	if (lost_mmio(vcpu)) {
 		vcpu->mmio_length = NO_MMIO;
 		return finish(vcpu, &lost);

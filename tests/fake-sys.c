@@ -115,6 +115,7 @@ static const struct path {
 	{ .name = "kvmfault_discard", .seat = true },
 	{ .name = "kvmfault_convert", .seat = true },
 	{ .name = "kvmfault_region_find", .seat = true },
+	{ .name = "kvmfault_region_memslot", .seat = true },
 	{ .name = "kvmfault_memory_failed", .seat = true },
 	{ .name = "kvmfault_cancel", .seat = true, .locks = true },
 	{ .name = "kvmfault_fetch_done", .locks = true },

@@ -263,6 +263,13 @@ static void have_anonymous_place(void)
 	options.fd = 0;
 }
 
+/* It has a bitmap for KVM, too. */
+static void have_userfault(void)
+{
+	bed.vm->kernel_exit = KVMFAULT__KERNEL_EXIT_USERFAULT;
+	have_place();
+}
+
 static int new_memory(void)
 {
 	return kvmfault_memory_new(bed.vm, &options, &second);
@@ -367,6 +374,13 @@ static int find(uint64_t gpa)
 static int find_region(void)
 {
 	return find(BED_GPA);
+}
+
+static int find_memslot(void)
+{
+	struct kvmfault_memslot memslot = { .size = sizeof(memslot) };
+
+	return kvmfault_region_memslot(bed.vm, 0, BED_GPA, &memslot);
 }
 
 static int remove_region(void)
@@ -793,6 +807,8 @@ static const struct row {
 	  drop_memory },
 	{ "kvmfault_memory_new", RETURNS, have_anonymous_place, new_memory,
 	  drop_memory },
+	{ "kvmfault_memory_new", RETURNS, have_userfault, new_memory,
+	  drop_memory },
 	{ "kvmfault_memory_free", COPES, have_memory, free_memory,
 	  expect_guarded },
 	{ "kvmfault_mapping_add", RETURNS, have_second_place, add_mapping,
@@ -803,6 +819,7 @@ static const struct row {
 	{ "kvmfault_region_remove", COPES, have_region, remove_region,
 	  expect_no_region },
 	{ "kvmfault_region_find", RETURNS, nothing, find_region, nothing },
+	{ "kvmfault_region_memslot", RETURNS, nothing, find_memslot, nothing },
 	{ "kvmfault_vcpu_new", RETURNS, nothing, new_vcpu, drop_vcpu },
 	{ "kvmfault_vcpu_free", NEVER, have_vcpu, free_vcpu, nothing },
 	{ "kvmfault_handle", RETURNS, nothing, handle_exit, expect_page },

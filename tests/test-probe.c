@@ -19,13 +19,28 @@ static int kvm, vm;
 /* What KVM says: of an extension, and of its calls. */
 static long capability[256];
 static long call_result[256];	/* by the request's number */
+static long slot_result;
 static bool vm_is_refused;
+
+/* A slot with the flag of which there are two proposals: this is the one with a
+ * bitmap. */
+static long exits_of_slot(const struct kvmfault__memory_region2 *region)
+{
+	return region->pad2[0] >> 47 ? -EINVAL : slot_result;
+}
 
 static bool kvm_calls(struct fake_call *call)
 {
+	const struct kvmfault__memory_region2 *region = call->arg;
+
 	if (_IOC_TYPE(call->number) != KVMIO)
 		return false;
 	call->result = call_result[_IOC_NR(call->number)];
+	if (call->number == KVMFAULT__SET_USER_MEMORY_REGION2 &&
+	    region->flags) {
+		call->result = exits_of_slot(region);
+		return true;
+	}
 	if (call->number == KVM_CHECK_EXTENSION) {
 		call->result = capability[(uintptr_t)call->arg];
 	} else if (call->number == KVM_CREATE_VM && vm_is_refused) {
@@ -96,7 +111,8 @@ START_TEST(all_of_it)
 
 	probe();
 	for (i = 1; i < KVMFAULT_FEATURE_COUNT; i++)
-		if (i != KVMFAULT_FEATURE_UFFD_MOVE)
+		if (i != KVMFAULT_FEATURE_UFFD_MOVE &&
+		    i != KVMFAULT_FEATURE_EXIT_ON_MISSING)
 			ck_assert_msg(features.feature[i].answer ==
 				      KVMFAULT_YES, "%s",
 				      kvmfault_feature_str(i));
@@ -104,6 +120,8 @@ START_TEST(all_of_it)
 	check(KVMFAULT_FEATURE_GUEST_MEMFD, KVMFAULT_YES, 0, 3);
 	check(KVMFAULT_FEATURE_ADDRESS_SPACES, KVMFAULT_YES, 0, 2);
 	check(KVMFAULT_FEATURE_UFFD_MOVE, KVMFAULT_NO, 0, 0);
+	/* They exclude each other. */
+	check(KVMFAULT_FEATURE_EXIT_ON_MISSING, KVMFAULT_NO, -EINVAL, 0);
 	ck_assert_int_eq(features.feature[KVMFAULT_FEATURE_NONE].answer,
 			 KVMFAULT_NOT_ASKED);
 }
@@ -128,6 +146,9 @@ START_TEST(no_kvm)
 		check(i, KVMFAULT_COULD_NOT_ASK, -EBADF, 0);
 	check(KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING, KVMFAULT_COULD_NOT_ASK,
 	      -EBADF, 0);
+	check(KVMFAULT_FEATURE_USERFAULT, KVMFAULT_COULD_NOT_ASK, -EBADF, 0);
+	check(KVMFAULT_FEATURE_EXIT_ON_MISSING, KVMFAULT_COULD_NOT_ASK, -EBADF,
+	      0);
 	check(KVMFAULT_FEATURE_POPULATE_READ, KVMFAULT_YES, 0, 0);
 }
 END_TEST
@@ -142,10 +163,37 @@ START_TEST(old_kvm)
 	for (i = KVMFAULT_FEATURE_MEMORY_FAULT_INFO;
 	     i <= KVMFAULT_FEATURE_ADDRESS_SPACES; i++)
 		check(i, KVMFAULT_NO, 0, 0);
-	/* Where the number says no, nothing is tried: the VM is another's. */
-	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_CREATE_VM), 1);
+	/* Where the number says no, nothing is tried: the VMs are others'. */
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_CREATE_VM), 2);
 	check(KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING, KVMFAULT_COULD_NOT_ASK,
 	      -EMFILE, 0);
+}
+END_TEST
+
+static bool as_missing(struct fake_call *call)
+{
+	if (call->number == KVMFAULT__SET_USER_MEMORY_REGION2 ||
+	    call->number == KVM_SET_USER_MEMORY_REGION) {
+		call->result = 0;
+		return true;
+	}
+	return kvm_calls(call);
+}
+
+/* There is no number to believe: only what a slot is taken with. */
+START_TEST(kvm_that_exits)
+{
+	slot_result = -EINVAL;
+	probe();
+	check(KVMFAULT_FEATURE_USERFAULT, KVMFAULT_NO, -EINVAL, 0);
+	check(KVMFAULT_FEATURE_EXIT_ON_MISSING, KVMFAULT_NO, -EINVAL, 0);
+	slot_result = -ENOMEM;
+	probe();
+	check(KVMFAULT_FEATURE_USERFAULT, KVMFAULT_COULD_NOT_ASK, -ENOMEM, 0);
+	fake_on(FAKE_IOCTL, as_missing);
+	probe();
+	check(KVMFAULT_FEATURE_USERFAULT, KVMFAULT_NO, -EINVAL, 0);
+	check(KVMFAULT_FEATURE_EXIT_ON_MISSING, KVMFAULT_YES, 0, 0);
 }
 END_TEST
 
@@ -293,6 +341,7 @@ int main(void)
 	tcase_add_test(t, bad_arguments);
 	tcase_add_test(t, no_kvm);
 	tcase_add_test(t, old_kvm);
+	tcase_add_test(t, kvm_that_exits);
 	tcase_add_test(t, number_says_yes_and_the_call_no);
 	tcase_add_test(t, kvm_cannot_say);
 	tcase_add_test(t, kvm_with_shadow_paging);

@@ -189,7 +189,7 @@ def test_usage():
 def test_probe():
     report = json.loads(run(*KVMFAULT, 'probe', '--json').stdout)
     answers = {'yes', 'no', 'could not ask'}
-    assert len(report) == 20, report
+    assert len(report) == 22, report
     for name, finding in report.items():
         assert finding['answer'] in answers, (name, finding)
         assert (finding['answer'] != 'could not ask' or

@@ -34,9 +34,9 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_finding, error, 4, 4),
 	MEMBER(kvmfault_finding, value, 8, 8),
 
-	SIZE(kvmfault_features, 344),
+	SIZE(kvmfault_features, 376),
 	MEMBER(kvmfault_features, size, 0, 8),
-	MEMBER(kvmfault_features, feature, 8, 336),
+	MEMBER(kvmfault_features, feature, 8, 368),
 
 	SIZE(kvmfault_fault, 64),
 	MEMBER(kvmfault_fault, size, 0, 8),
@@ -146,6 +146,11 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_region, guest_memfd_offset, 40, 8),
 	MEMBER(kvmfault_region, memory, 48, 8),
 	MEMBER(kvmfault_region, offset, 56, 8),
+
+	SIZE(kvmfault_memslot, 24),
+	MEMBER(kvmfault_memslot, size, 0, 8),
+	MEMBER(kvmfault_memslot, flags, 8, 4),
+	MEMBER(kvmfault_memslot, userfault_bitmap, 16, 8),
 
 	SIZE(kvmfault_request, 72),
 	MEMBER(kvmfault_request, size, 0, 8),

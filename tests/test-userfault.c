@@ -1,0 +1,898 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * userfault.c: which ABI it is, the bits that follow the states of pages, what
+ * a memslot is told, and what the exits' flags mean.
+ */
+
+#include <linux/falloc.h>
+#include <linux/userfaultfd.h>
+#include <string.h>
+
+#include "bed.h"
+
+#define ALL ((1UL << BED_PAGES) - 1)
+#define READ 1ULL
+#define WRITE 2ULL
+#define EXEC 4ULL
+#define USERFAULT 16ULL
+
+static void up_as(enum kvmfault__kernel_exit which)
+{
+	bed_vm();
+	bed.vm->kernel_exit = which;
+	bed_add();
+}
+
+static void up_userfault(void)
+{
+	up_as(KVMFAULT__KERNEL_EXIT_USERFAULT);
+}
+
+static void up_missing(void)
+{
+	up_as(KVMFAULT__KERNEL_EXIT_ON_MISSING);
+}
+
+static uint64_t gpa(uint64_t page)
+{
+	return BED_GPA + page * PAGE;
+}
+
+static bool bit(uint64_t page)
+{
+	return atomic_load(&bed.memory->userfault[page / 64]) >> page % 64 & 1;
+}
+
+static unsigned long bits(void)
+{
+	return atomic_load(&bed.memory->userfault[0]) & ALL;
+}
+
+/* What the guest's touch of the page is answered with. */
+static enum kvmfault_action touch(uint64_t page)
+{
+	return bed_exit(gpa(page), USERFAULT);
+}
+
+static void expect_unresolved(enum kvmfault_reason reason)
+{
+	const struct kvmfault_result *result = kvmfault_vcpu_result(bed.vcpu);
+
+	ck_assert_int_eq(result->action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result->reason, reason);
+}
+
+/* ---- which of the two: kernels that have neither, one, or something else ---- */
+
+static const struct kernel {
+	int region2;		/* what the flag in a new slot is answered with, */
+	int no_bitmap;		/* where no process can have the bitmap, */
+	int old;		/* in the old call */
+	int answer;
+	enum kvmfault__kernel_exit which;
+} kernels[] = {
+	{ -EINVAL, -EINVAL, -EINVAL, 0, KVMFAULT__KERNEL_EXIT_NONE },
+	{ -ENOTTY, -ENOTTY, -EINVAL, 0, KVMFAULT__KERNEL_EXIT_NONE },
+	{ 0, -EINVAL, -EINVAL, 0, KVMFAULT__KERNEL_EXIT_USERFAULT },
+	{ 0, 0, 0, 0, KVMFAULT__KERNEL_EXIT_ON_MISSING },
+	/* Another meaning of the bit, without a bitmap and only in the new
+	 * call. */
+	{ 0, 0, -EINVAL, 0, KVMFAULT__KERNEL_EXIT_NONE },
+	/* It could not be asked. */
+	{ -ENOMEM, 0, 0, -ENOMEM, KVMFAULT__KERNEL_EXIT_NONE },
+};
+#define KERNELS ((int)(sizeof(kernels) / sizeof(*kernels)))
+
+static const struct kernel *kernel;
+static uint64_t slots;
+
+static bool kvm_calls(struct fake_call *call)
+{
+	const struct kvmfault__memory_region2 *region = call->arg;
+
+	if (call->number == KVM_CREATE_VM) {
+		call->result = fake_fd(FAKE_KVM);
+		fake_give((int)call->result);
+		return true;
+	}
+	/* Each is a slot of its own: a change of one that is there may be
+	 * looked at in another way. */
+	ck_assert_uint_eq(region->flags, 1 << 3);
+	ck_assert_uint_eq(region->guest_phys_addr,
+			  region->slot * region->memory_size);
+	ck_assert_uint_eq(region->memory_size, PAGE);
+	ck_assert_uint_eq(region->userspace_addr % PAGE, 0);
+	ck_assert(!(slots >> region->slot & 1));
+	slots |= 1ULL << region->slot;
+	if (call->number == KVM_SET_USER_MEMORY_REGION)
+		call->result = kernel->old;
+	else if (region->pad2[0] >> 47)
+		call->result = kernel->no_bitmap;
+	else
+		call->result = kernel->region2;
+	return true;
+}
+
+START_TEST(told_apart)
+{
+	enum kvmfault__kernel_exit which = 99;
+
+	kernel = &kernels[_i];
+	fake_on(FAKE_IOCTL, kvm_calls);
+	ck_assert_int_eq(kvmfault__kernel_exit_ask(fake_fd(FAKE_KVM), &which),
+			 kernel->answer);
+	ck_assert_int_eq(which, kernel->which);
+	ck_assert_int_eq(fake_held().descriptors, 0);
+}
+END_TEST
+
+START_TEST(cannot_be_asked)
+{
+	enum kvmfault__kernel_exit which = 99;
+
+	ck_assert_int_eq(kvmfault__kernel_exit_ask(0, &which), -EBADF);
+	ck_assert_int_eq(which, KVMFAULT__KERNEL_EXIT_NONE);
+	fake_push(FAKE_IOCTL, -EMFILE);
+	ck_assert_int_eq(kvmfault__kernel_exit_ask(fake_fd(FAKE_KVM), &which),
+			 -EMFILE);
+}
+END_TEST
+
+/* ---- bits ---- */
+
+START_TEST(set_where_pages_are_absent)
+{
+	ck_assert_uint_eq(bits(), ALL);
+	ck_assert_int_eq(touch(3), KVMFAULT_RETRY);
+	ck_assert(bed_has(3, bed_byte(3)));
+	ck_assert_uint_eq(bits(), ALL & ~(1UL << 3));
+	/* Whoever brings it. */
+	ck_assert_int_eq(bed_resolve(KVMFAULT_ENTRANCE_UFFD, 4, true).action,
+			 KVMFAULT_RETRY);
+	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, gpa(5), 1, false), 0);
+	ck_assert_uint_eq(bits(), ALL & ~(7UL << 3));
+}
+END_TEST
+
+START_TEST(none_without_the_mode)
+{
+	ck_assert_ptr_null(bed.memory->userfault);
+	kvmfault__userfault_leave(bed.memory);
+	kvmfault__userfault_enter(bed.memory);
+	ck_assert(!bed.memory->exits);
+	ck_assert_int_eq(bed_exit(gpa(0), 0), KVMFAULT_RETRY);
+}
+END_TEST
+
+static bool seen;
+
+/* The bit goes after the data and before the wakes. */
+static bool data_and_wakes(struct fake_call *call)
+{
+	if (call->number == UFFDIO_COPY) {
+		ck_assert(bit(2));
+		ck_assert_int_eq(bed_state(2), KVMFAULT__FETCHING_WAITED);
+	}
+	if (call->number == UFFDIO_WAKE) {
+		ck_assert(!bit(2));
+		seen = true;
+	}
+	return false;
+}
+
+static void someone_sleeps(void)
+{
+	kvmfault__page_claim(bed.memory, 2, true);
+}
+
+START_TEST(after_the_data_and_before_the_wake)
+{
+	fake_on(FAKE_IOCTL, data_and_wakes);
+	bed.during_read = someone_sleeps;
+	ck_assert_int_eq(touch(2), KVMFAULT_RETRY);
+	ck_assert(seen);
+}
+END_TEST
+
+static bool no_bit(struct fake_call *call)
+{
+	(void)call;
+	seen = true;
+	ck_assert(!bit(6));
+	return false;
+}
+
+static void *waits(void *arg)
+{
+	struct kvmfault__seat *seat = kvmfault__seat_take(bed.vm);
+
+	kvmfault__page_wait(seat, bed.memory, 6);
+	kvmfault__seat_give(seat);
+	return arg;
+}
+
+static pthread_t waiter;
+
+static void someone_waits(void)
+{
+	pthread_create(&waiter, NULL, waits, NULL);
+	while (!fake_count(FAKE_FUTEX_WAIT, FAKE_ANY))
+		;
+}
+
+START_TEST(before_the_wake_of_who_waits_on_a_futex)
+{
+	fake_on(FAKE_FUTEX_WAKE, no_bit);
+	bed.during_read = someone_waits;
+	ck_assert_int_eq(touch(6), KVMFAULT_RETRY);
+	pthread_join(waiter, NULL);
+	ck_assert(seen);
+}
+END_TEST
+
+START_TEST(a_page_that_did_not_come_keeps_it)
+{
+	bed.source_result = -EIO;
+	ck_assert_int_eq(touch(3), KVMFAULT_UNRESOLVED);
+	ck_assert_uint_eq(bits(), ALL);
+}
+END_TEST
+
+START_TEST(a_poisoned_page_has_none)
+{
+	bed.source_result = -EHWPOISON;
+	ck_assert_int_eq(touch(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
+	ck_assert_uint_eq(bits(), ALL & ~(1UL << 3));
+	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, gpa(3), PAGE), 0);
+	ck_assert_uint_eq(bits(), ALL);
+}
+END_TEST
+
+static void up_window(void)
+{
+	bed_vm();
+	bed.vm->kernel_exit = KVMFAULT__KERNEL_EXIT_USERFAULT;
+	bed.window = KVMFAULT_WINDOW_FIXED;
+	bed.window_length = 4 * PAGE;
+	bed_add();
+}
+
+static bool three_of_four(struct fake_call *call)
+{
+	struct uffdio_copy *copy = call->arg;
+
+	if (call->number != UFFDIO_COPY)
+		return false;
+	if (copy->dst == (uintptr_t)bed_page(7)) {
+		call->result = -ENOMEM;
+		return true;
+	}
+	copy->len = 3 * PAGE;
+	call->result = fake_model(call);
+	copy->copy = 3 * PAGE;
+	call->result = -EAGAIN;
+	return true;
+}
+
+START_TEST(of_a_window_those_that_came)
+{
+	fake_on(FAKE_IOCTL, three_of_four);
+	ck_assert_int_eq(touch(5), KVMFAULT_RETRY);
+	ck_assert_uint_eq(bits(), ALL & ~(7UL << 4));
+}
+END_TEST
+
+/* ---- discards ---- */
+
+static int discard(uint64_t page, uint64_t count)
+{
+	return kvmfault_discard(bed.vm, 0, gpa(page), count * PAGE);
+}
+
+/* Else it would be missed by a message. */
+static bool set_before(struct fake_call *call)
+{
+	(void)call;
+	seen = true;
+	ck_assert(bit(2) && bit(3));
+	return false;
+}
+
+START_TEST(a_discarded_page_exits_again)
+{
+	touch(2);
+	touch(3);
+	fake_on(FAKE_FALLOCATE, set_before);
+	ck_assert_int_eq(discard(2, 2), 0);
+	ck_assert(seen);
+	ck_assert_uint_eq(bits(), ALL);
+	ck_assert_int_eq(touch(2), KVMFAULT_RETRY);
+	ck_assert(bed_has(2, 0));
+	ck_assert_uint_eq(bits(), ALL & ~(1UL << 2));
+}
+END_TEST
+
+START_TEST(a_discard_that_failed_changes_nothing)
+{
+	touch(2);
+	fake_push(FAKE_FALLOCATE, -ENOSYS);
+	ck_assert_int_eq(discard(1, 3), -ENOSYS);
+	ck_assert_uint_eq(bits(), ALL & ~(1UL << 2));
+}
+END_TEST
+
+static void discard_it(void)
+{
+	kvmfault__page_change(bed.memory, 2, KVMFAULT__FETCHING,
+			      KVMFAULT__FETCHING_REMOVED);
+}
+
+START_TEST(a_discard_while_it_is_fetched)
+{
+	bed.during_read = discard_it;
+	ck_assert_int_eq(touch(2), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(2), KVMFAULT__REMOVED);
+	ck_assert_uint_eq(bits(), ALL);
+	/* It could not be freed, and is what was fetched. */
+	bed.during_read = discard_it;
+	kvmfault__page_change(bed.memory, 2, KVMFAULT__REMOVED,
+			      KVMFAULT__ABSENT);
+	fake_push(FAKE_FALLOCATE, -ENOSYS);
+	ck_assert_int_eq(touch(2), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(2), KVMFAULT__PRESENT);
+	ck_assert_uint_eq(bits(), ALL & ~(1UL << 2));
+}
+END_TEST
+
+static struct kvmfault_memory *anonymous(char **host)
+{
+	struct kvmfault_source source = bed_source();
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options),
+		.length = BED_PAGES * PAGE,
+		.source = &source,
+	};
+	struct kvmfault_memory *memory;
+
+	fake_memory(options.length, 0, &options.host);
+	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
+	*host = options.host;
+	return memory;
+}
+
+START_TEST(an_event_says_that_it_is_gone)
+{
+	struct kvmfault_service_options options = { .size = sizeof(options) };
+	struct uffd_msg msg = { .event = UFFD_EVENT_REMOVE };
+	const struct kvmfault__mappings *all;
+	struct kvmfault_service *service;
+	struct kvmfault_memory *memory;
+	char *host;
+
+	memory = anonymous(&host);
+	all = atomic_load(&memory->mappings);
+	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
+	fake_fault(host + 3 * PAGE, false);
+	kvmfault_service_dispatch(service);
+	ck_assert_uint_eq(memory->userfault[0] & ALL, ALL & ~(1UL << 3));
+	msg.arg.remove.start = (uintptr_t)host + 3 * PAGE;
+	msg.arg.remove.end = (uintptr_t)host + 4 * PAGE;
+	fake_message(all->mapping[0]->uffd->fd, &msg);
+	kvmfault_service_dispatch(service);
+	ck_assert_uint_eq(memory->userfault[0] & ALL, ALL);
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+}
+END_TEST
+
+/* ---- a bit that is not as it should be, and whoever is late ---- */
+
+START_TEST(a_bit_without_need_costs_an_exit)
+{
+	touch(2);
+	atomic_fetch_or(&bed.memory->userfault[0], 1UL << 2);
+	ck_assert_int_eq(touch(2), KVMFAULT_RETRY);
+	ck_assert_uint_eq(bits(), ALL & ~(1UL << 2));
+	ck_assert_uint_eq(bed.reads, 1);
+}
+END_TEST
+
+/* What happens right after somebody has looked at a state. */
+static void (*meanwhile)(void);
+enum kvmfault__state
+__real_kvmfault__page_state(const struct kvmfault_memory *memory,
+			    uint64_t page);
+enum kvmfault__state
+__wrap_kvmfault__page_state(const struct kvmfault_memory *memory,
+			    uint64_t page);
+enum kvmfault__state
+__wrap_kvmfault__page_state(const struct kvmfault_memory *memory, uint64_t page)
+{
+	enum kvmfault__state state = __real_kvmfault__page_state(memory, page);
+	void (*now)(void) = meanwhile;
+
+	meanwhile = NULL;
+	if (now)
+		now();
+	return state;
+}
+
+static void it_is_discarded(void)
+{
+	ck_assert_int_eq(discard(2, 1), 0);
+}
+
+static void it_comes(void)
+{
+	ck_assert_int_eq(bed_resolve(KVMFAULT_ENTRANCE_EXIT, 2, false).action,
+			 KVMFAULT_RETRY);
+}
+
+START_TEST(who_is_late_looks_again)
+{
+	it_comes();
+	meanwhile = it_is_discarded;
+	kvmfault__userfault_follow(bed.memory, 2, 1);
+	ck_assert_uint_eq(bits(), ALL);
+	meanwhile = it_comes;
+	kvmfault__userfault_follow(bed.memory, 2, 1);
+	ck_assert_uint_eq(bits(), ALL & ~(1UL << 2));
+}
+END_TEST
+
+#define THREADS 4
+#define TURNS 20000
+
+/* Each change with its follower, by many at once: the last state wins. */
+static void *changes(void *arg)
+{
+	uint64_t state = (uintptr_t)arg * 2 + 1;
+	int i;
+
+	for (i = 0; i < TURNS; i++) {
+		uint64_t page;
+		enum kvmfault__state from, to;
+
+		state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+		page = state >> 60;
+		from = state >> 32 & 1 ? KVMFAULT__PRESENT : KVMFAULT__REMOVED;
+		to = state >> 32 & 1 ? KVMFAULT__REMOVED : KVMFAULT__PRESENT;
+		kvmfault__page_change(bed.memory, page, from, to);
+		kvmfault__userfault_follow(bed.memory, page, 1);
+	}
+	return NULL;
+}
+
+START_TEST(the_last_state_wins)
+{
+	pthread_t thread[THREADS];
+	uint64_t page;
+	uintptr_t i;
+
+	for (page = 0; page < BED_PAGES; page++)
+		kvmfault__page_change(bed.memory, page, KVMFAULT__ABSENT,
+				      KVMFAULT__REMOVED);
+	for (i = 0; i < THREADS; i++)
+		pthread_create(&thread[i], NULL, changes, (void *)i);
+	for (i = 0; i < THREADS; i++)
+		pthread_join(thread[i], NULL);
+	for (page = 0; page < BED_PAGES; page++)
+		ck_assert_int_eq(bit(page),
+				 bed_state(page) == KVMFAULT__REMOVED);
+}
+END_TEST
+
+/* ---- huge pages ---- */
+
+#define HUGE (2ULL << 20)
+
+START_TEST(a_huge_page_has_many)
+{
+	struct kvmfault_source source = bed_source();
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options),
+		.length = 2 * HUGE,
+		.page_size = HUGE,
+		.source = &source,
+	};
+	struct kvmfault_region region = {
+		.size = sizeof(region), .length = 2 * HUGE, .gpa = 1ULL << 30,
+	};
+	struct kvmfault_memory *memory;
+	unsigned int i;
+
+	options.fd = fake_memory(options.length, HUGE, &options.host);
+	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
+	region.memory = memory;
+	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
+	ck_assert_int_eq(bed_exit(region.gpa + HUGE + 5 * PAGE, USERFAULT),
+			 KVMFAULT_RETRY);
+	for (i = 0; i < 16; i++)
+		ck_assert_uint_eq(memory->userfault[i], i < 8 ? ~0UL : 0);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, region.gpa), 0);
+	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+}
+END_TEST
+
+/* ---- flags of exits ---- */
+
+static uint64_t asked_flags;
+static enum kvmfault_access asked_access;
+
+static int own(void *data, struct kvmfault_request *request)
+{
+	(void)data;
+	asked_flags = request->fault->flags;
+	asked_access = request->fault->access;
+	return KVMFAULT_DECLINED;
+}
+
+static void up_own(enum kvmfault__kernel_exit which)
+{
+	static const struct kvmfault_resolver resolver = {
+		.size = sizeof(resolver), .name = "own", .resolve = own,
+	};
+
+	bed_vm();
+	bed.vm->kernel_exit = which;
+	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+	bed_add();
+	asked_flags = UINT64_MAX;
+}
+
+/* Nobody has to name what the delivery itself says; all else, as ever. */
+static const struct {
+	enum kvmfault__kernel_exit mode;
+	uint64_t flags;
+	bool understood;
+	enum kvmfault_access access;
+} exits[] = {
+	{ KVMFAULT__KERNEL_EXIT_NONE, 0, true, KVMFAULT_ACCESS_UNKNOWN },
+	{ KVMFAULT__KERNEL_EXIT_NONE, READ, false, 0 },
+	{ KVMFAULT__KERNEL_EXIT_NONE, WRITE, false, 0 },
+	{ KVMFAULT__KERNEL_EXIT_NONE, EXEC, false, 0 },
+	{ KVMFAULT__KERNEL_EXIT_NONE, USERFAULT, false, 0 },
+	{ KVMFAULT__KERNEL_EXIT_USERFAULT, 0, true, KVMFAULT_ACCESS_UNKNOWN },
+	{ KVMFAULT__KERNEL_EXIT_USERFAULT, USERFAULT, true,
+	  KVMFAULT_ACCESS_UNKNOWN },
+	{ KVMFAULT__KERNEL_EXIT_USERFAULT, USERFAULT | READ, false, 0 },
+	{ KVMFAULT__KERNEL_EXIT_USERFAULT, USERFAULT | 1 << 5, false, 0 },
+	{ KVMFAULT__KERNEL_EXIT_ON_MISSING, READ, true, KVMFAULT_ACCESS_READ },
+	{ KVMFAULT__KERNEL_EXIT_ON_MISSING, WRITE, true,
+	  KVMFAULT_ACCESS_WRITE },
+	{ KVMFAULT__KERNEL_EXIT_ON_MISSING, EXEC, true, KVMFAULT_ACCESS_EXEC },
+	{ KVMFAULT__KERNEL_EXIT_ON_MISSING, READ | USERFAULT, false, 0 },
+	{ KVMFAULT__KERNEL_EXIT_ON_MISSING, READ | 1ULL << 63, false, 0 },
+};
+#define EXITS ((int)(sizeof(exits) / sizeof(*exits)))
+
+START_TEST(flags_of_an_exit)
+{
+	enum kvmfault_action action;
+
+	up_own(exits[_i].mode);
+	action = bed_exit(gpa(1), exits[_i].flags);
+	if (exits[_i].understood) {
+		ck_assert_int_eq(action, KVMFAULT_RETRY);
+		ck_assert_int_eq(bed_state(1), KVMFAULT__PRESENT);
+		ck_assert_uint_eq(asked_flags, exits[_i].flags);
+		ck_assert_int_eq(asked_access, exits[_i].access);
+	} else {
+		expect_unresolved(KVMFAULT_REASON_FLAGS);
+		ck_assert_int_eq(bed_state(1), KVMFAULT__ABSENT);
+		ck_assert_uint_eq(asked_flags, UINT64_MAX);
+	}
+	bed_down();
+}
+END_TEST
+
+/* The private page is not what the bit is of. */
+START_TEST(flags_of_a_private_access)
+{
+	up_own(KVMFAULT__KERNEL_EXIT_USERFAULT);
+	ck_assert_int_eq(bed_exit(gpa(1), USERFAULT | 1 << 3),
+			 KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__ABSENT);
+	bed_down();
+}
+END_TEST
+
+/* A message has the same bits for other things. */
+START_TEST(flags_of_a_message)
+{
+	struct kvmfault_fault fault = {
+		.size = sizeof(fault),
+		.entrance = KVMFAULT_ENTRANCE_UFFD,
+		.known = KVMFAULT_KNOWN_HVA,
+		.length = PAGE,
+		.flags = UFFD_PAGEFAULT_FLAG_WP,
+	};
+	struct kvmfault__place place = { .memory = bed.memory };
+	struct kvmfault__answer answer;
+
+	answer = kvmfault__resolve(bed.seat, &fault, &place);
+	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_FLAGS);
+}
+END_TEST
+
+/* KVM wants one that can be written, or it exits for ever. */
+START_TEST(a_read_of_what_is_not_mapped)
+{
+	ck_assert_int_eq(bed_exit(gpa(1), READ), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(gpa(1), READ), KVMFAULT_RETRY);
+	ck_assert_uint_eq(fake_count(FAKE_MADVISE,
+				     KVMFAULT__MADV_POPULATE_WRITE), 1);
+	/* The mapping can only be read: then that has to do. */
+	fake_push(FAKE_MADVISE, -EINVAL);
+	ck_assert_int_eq(bed_exit(gpa(1), EXEC), KVMFAULT_RETRY);
+	ck_assert_uint_eq(fake_count(FAKE_MADVISE,
+				     KVMFAULT__MADV_POPULATE_READ), 1);
+	fake_push(FAKE_MADVISE, -EINVAL);
+	ck_assert_int_eq(bed_exit(gpa(1), WRITE), KVMFAULT_UNRESOLVED);
+}
+END_TEST
+
+/* ---- memslots ---- */
+
+static struct kvmfault_memslot memslot(uint64_t at)
+{
+	struct kvmfault_memslot memslot = { .size = sizeof(memslot) };
+
+	ck_assert_int_eq(kvmfault_region_memslot(bed.vm, 0, at, &memslot), 0);
+	return memslot;
+}
+
+static void expect_memslot(uint64_t at, uint32_t flags,
+			   const _Atomic(unsigned long) *bitmap)
+{
+	struct kvmfault_memslot got = memslot(at);
+
+	ck_assert_uint_eq(got.flags, flags);
+	ck_assert_uint_eq(got.userfault_bitmap, (uintptr_t)bitmap);
+}
+
+START_TEST(memslot_with_a_bitmap)
+{
+	expect_memslot(BED_GPA, 1 << 3, bed.memory->userfault);
+	kvmfault__userfault_leave(bed.memory);
+	expect_memslot(BED_GPA, 0, NULL);
+	kvmfault__userfault_enter(bed.memory);
+	expect_memslot(BED_GPA, 1 << 3, bed.memory->userfault);
+}
+END_TEST
+
+START_TEST(memslot_that_exits_on_missing)
+{
+	ck_assert_ptr_null(bed.memory->userfault);
+	expect_memslot(BED_GPA, 1 << 3, NULL);
+	kvmfault__userfault_leave(bed.memory);
+	expect_memslot(BED_GPA, 0, NULL);
+	kvmfault__userfault_enter(bed.memory);
+	expect_memslot(BED_GPA, 1 << 3, NULL);
+}
+END_TEST
+
+START_TEST(memslot_of_any_kernel)
+{
+	expect_memslot(BED_GPA, 0, NULL);
+}
+END_TEST
+
+START_TEST(memslot_is_not_known)
+{
+	struct kvmfault_memslot memslot = { .size = sizeof(memslot) };
+
+	ck_assert_int_eq(kvmfault_region_memslot(NULL, 0, BED_GPA, &memslot),
+			 -EINVAL);
+	ck_assert_int_eq(kvmfault_region_memslot(bed.vm, 0, BED_GPA, NULL),
+			 -EINVAL);
+	ck_assert_int_eq(kvmfault_region_memslot(bed.vm, 0, gpa(1), &memslot),
+			 -ENOENT);
+	ck_assert_int_eq(kvmfault_region_memslot(bed.vm, 1, BED_GPA, &memslot),
+			 -ENOENT);
+	memslot.size = 0;
+	ck_assert_int_eq(kvmfault_region_memslot(bed.vm, 0, BED_GPA, &memslot),
+			 -EINVAL);
+}
+END_TEST
+
+START_TEST(memslot_without_memory_for_a_seat)
+{
+	struct kvmfault_memslot memslot = { .size = sizeof(memslot) };
+
+	bed_take_seats();
+	fake_push(FAKE_ALLOC, 0);
+	ck_assert_int_eq(kvmfault_region_memslot(bed.vm, 0, BED_GPA, &memslot),
+			 -ENOMEM);
+	bed_give_seats();
+}
+END_TEST
+
+#define MANY (130 * PAGE)
+#define FIRST (1ULL << 30)
+#define SECOND (2ULL << 30)
+
+/* A memory of its own, with a region from this page on, and its end. */
+static struct kvmfault_memory *memory_with_region(uint64_t page, uint32_t flags,
+						  int guest_memfd, bool tracked)
+{
+	struct kvmfault_source source = bed_source();
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options),
+		.length = MANY,
+		.source = tracked ? &source : NULL,
+	};
+	struct kvmfault_region region = {
+		.size = sizeof(region),
+		.gpa = FIRST,
+		.length = MANY - page * PAGE,
+		.offset = page * PAGE,
+		.flags = flags,
+		.guest_memfd = guest_memfd,
+	};
+	struct kvmfault_memory *memory;
+
+	options.fd = fake_memory(MANY, 0, &options.host);
+	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
+	region.memory = memory;
+	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
+	return memory;
+}
+
+static void drop(struct kvmfault_memory *memory)
+{
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, FIRST), 0);
+	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+}
+
+START_TEST(memslot_in_the_middle_of_a_memory)
+{
+	struct kvmfault_memory *memory;
+
+	memory = memory_with_region(64, 0, 0, true);
+	expect_memslot(FIRST, 1 << 3, &memory->userfault[1]);
+	/* The last long is whole. */
+	ck_assert_uint_eq(memory->userfault[2], ~0UL);
+	ck_assert_int_eq(bed_exit(FIRST + 65 * PAGE, USERFAULT),
+			 KVMFAULT_RETRY);
+	ck_assert_uint_eq(memory->userfault[2], ~2UL);
+	drop(memory);
+	/* Its bits begin within a long: then by userfaultfd. */
+	memory = memory_with_region(65, 0, 0, true);
+	expect_memslot(FIRST, 0, NULL);
+	drop(memory);
+}
+END_TEST
+
+START_TEST(memslots_that_have_none)
+{
+	struct kvmfault_memory *memory;
+
+	memory = memory_with_region(0, 0, 0, false);
+	expect_memslot(FIRST, 0, NULL);
+	/* Nor does it begin to. */
+	kvmfault__userfault_enter(memory);
+	expect_memslot(FIRST, 0, NULL);
+	drop(memory);
+	memory = memory_with_region(0, 0, fake_fd(FAKE_FILE), true);
+	expect_memslot(FIRST, 0, NULL);
+	drop(memory);
+}
+END_TEST
+
+START_TEST(memslot_of_a_rom)
+{
+	struct kvmfault_memory *memory;
+
+	memory = memory_with_region(0, KVMFAULT_REGION_READONLY, 0, true);
+	expect_memslot(FIRST, memory->userfault ? 1 << 3 : 0,
+		       memory->userfault);
+	drop(memory);
+}
+END_TEST
+
+START_TEST(memslot_of_an_older_caller)
+{
+	struct {
+		struct kvmfault_memslot known;
+		uint64_t newer;
+	} longer = { .known.size = sizeof(longer), .newer = 1 };
+	struct kvmfault_memslot shorter = {
+		.size = offsetof(struct kvmfault_memslot, userfault_bitmap),
+		.userfault_bitmap = 5,
+	};
+
+	ck_assert_int_eq(kvmfault_region_memslot(bed.vm, 0, BED_GPA, &shorter),
+			 0);
+	ck_assert_uint_eq(shorter.flags, 1 << 3);
+	ck_assert_uint_eq(shorter.userfault_bitmap, 5);
+	ck_assert_int_eq(kvmfault_region_memslot(bed.vm, 0, BED_GPA,
+						 &longer.known), 0);
+	ck_assert_uint_eq(longer.newer, 0);
+}
+END_TEST
+
+/* ---- leave and enter ---- */
+
+START_TEST(left_and_entered_again)
+{
+	touch(2);
+	touch(3);
+	touch(4);
+	ck_assert_int_eq(discard(3, 1), 0);
+	kvmfault__userfault_leave(bed.memory);
+	ck_assert_uint_eq(bits(), 0);
+	/* By messages now, and by a late exit all the same. */
+	ck_assert_int_eq(discard(4, 1), 0);
+	ck_assert_int_eq(bed_resolve(KVMFAULT_ENTRANCE_UFFD, 5, true).action,
+			 KVMFAULT_RETRY);
+	ck_assert_int_eq(touch(6), KVMFAULT_RETRY);
+	ck_assert_uint_eq(bits(), 0);
+	kvmfault__userfault_enter(bed.memory);
+	ck_assert_uint_eq(bits(), ALL & ~(1UL << 2 | 3UL << 5));
+}
+END_TEST
+
+START_TEST(no_memory_for_the_bitmap)
+{
+	struct kvmfault_memory *memory;
+	void *host;
+	int fd;
+
+	/* The states, then the bitmap. */
+	fake_push(FAKE_MMAP, FAKE_MODEL);
+	fake_push(FAKE_MMAP, -ENOMEM);
+	ck_assert_int_eq(bed_memory(&memory, &fd, &host), -ENOMEM);
+	ck_assert_ptr_null(memory);
+}
+END_TEST
+
+static void add(Suite *suite, const char *name, void (*up)(void),
+		const TTest *const *all, size_t count)
+{
+	TCase *t = tests(suite, name);
+	size_t i;
+
+	tcase_add_checked_fixture(t, up, bed_down);
+	for (i = 0; i < count; i++)
+		tcase_add_test(t, all[i]);
+}
+#define ADD(suite, name, up, ...) \
+	do { \
+		const TTest *const all[] = { __VA_ARGS__ }; \
+		add(suite, name, up, all, sizeof(all) / sizeof(*all)); \
+	} while (0)
+
+int main(void)
+{
+	Suite *suite = suite_create("userfault");
+	TCase *t = tests(suite, "ask");
+
+	tcase_add_loop_test(t, told_apart, 0, KERNELS);
+	tcase_add_test(t, cannot_be_asked);
+	tcase_add_loop_test(t, flags_of_an_exit, 0, EXITS);
+	tcase_add_test(t, flags_of_a_private_access);
+	ADD(suite, "userfault", up_userfault,
+	    set_where_pages_are_absent, after_the_data_and_before_the_wake,
+	    before_the_wake_of_who_waits_on_a_futex,
+	    a_page_that_did_not_come_keeps_it, a_poisoned_page_has_none,
+	    a_discarded_page_exits_again,
+	    a_discard_that_failed_changes_nothing,
+	    a_discard_while_it_is_fetched, an_event_says_that_it_is_gone,
+	    a_bit_without_need_costs_an_exit, who_is_late_looks_again,
+	    the_last_state_wins, a_huge_page_has_many, memslot_with_a_bitmap,
+	    memslot_is_not_known, memslot_without_memory_for_a_seat,
+	    memslot_in_the_middle_of_a_memory, memslots_that_have_none,
+	    memslot_of_a_rom, memslot_of_an_older_caller,
+	    left_and_entered_again, no_memory_for_the_bitmap);
+	ADD(suite, "exit on missing", up_missing, flags_of_a_message,
+	    a_read_of_what_is_not_mapped, memslot_that_exits_on_missing,
+	    memslots_that_have_none, memslot_of_a_rom);
+	ADD(suite, "window", up_window, of_a_window_those_that_came);
+	ADD(suite, "any kernel", bed_up, none_without_the_mode,
+	    memslot_of_any_kernel);
+	return run_suite(suite);
+}
