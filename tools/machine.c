@@ -88,6 +88,22 @@ int machine_set_slot(struct machine *machine, uint32_t slot, uint32_t flags,
 	return kvm_ioctl(machine->vm_fd, KVM_SET_USER_MEMORY_REGION, &region);
 }
 
+int machine_set_userfault_slot(struct machine *machine, uint32_t slot,
+			       uint32_t flags, uint64_t gpa, uint64_t size,
+			       void *host, uint64_t bitmap)
+{
+	struct region2 region = {
+		.slot = slot,
+		.flags = flags,
+		.guest_phys_addr = gpa,
+		.memory_size = size,
+		.userspace_addr = (uintptr_t)host,
+		.pad2 = { bitmap },
+	};
+
+	return kvm_ioctl(machine->vm_fd, SET_USER_MEMORY_REGION2, &region);
+}
+
 int machine_create_guest_memfd(struct machine *machine, uint64_t size,
 			       uint64_t flags)
 {

@@ -149,6 +149,14 @@ void machine_free(struct machine *machine);
 int machine_set_slot(struct machine *machine, uint32_t slot, uint32_t flags,
 		     uint64_t gpa, uint64_t size, void *host);
 
+/*
+ * The same by the newer call, and with the bitmap of pages that leave KVM_RUN
+ * when the guest touches them, for kernels that know of such.
+ */
+int machine_set_userfault_slot(struct machine *machine, uint32_t slot,
+			       uint32_t flags, uint64_t gpa, uint64_t size,
+			       void *host, uint64_t bitmap);
+
 /* The fd (the caller closes it), or -errno. flags: MACHINE_GUEST_MEMFD_* */
 int machine_create_guest_memfd(struct machine *machine, uint64_t size,
 			       uint64_t flags);

@@ -164,6 +164,7 @@ int main(int argc, char **argv)
 		x86_rows,
 #endif
 		guest_memfd_rows,
+		userfault_rows,
 		uffd_rows,
 	};
 	const struct row *row;

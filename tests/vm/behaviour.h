@@ -79,6 +79,7 @@ extern const struct row memory_rows[];
 extern const struct row table_rows[];
 extern const struct row guest_memfd_rows[];
 extern const struct row uffd_rows[];
+extern const struct row userfault_rows[];
 #ifdef __x86_64__
 extern const struct row x86_rows[];
 #endif
