@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,6 +44,18 @@ static const char *lacks_kvm(void)
 	return NULL;
 }
 
+void use_exit_abi(unsigned int abi)
+{
+	int fd = open("/sys/module/kvm/parameters/exit_abi",
+		      O_WRONLY | O_CLOEXEC);
+
+	/* Another kernel than ours is as it is. */
+	if (fd < 0)
+		return;
+	dprintf(fd, "%u", abi);
+	close(fd);
+}
+
 static const char *lacks_private(void)
 {
 	const long vm_types = 235, attributes = 233, private = 8;
@@ -61,6 +74,43 @@ static const char *lacks_private(void)
 	close(vm);
 	return mask > 0 && mask & private ? NULL :
 		"KVM has no private memory attribute";
+}
+
+/* Whether memslots of a new VM may have the flag that two proposals have. */
+static bool takes_flag(int kvm)
+{
+	uint64_t bitmap = 0, page = 4096;
+	struct {
+		uint32_t slot, flags;
+		uint64_t gpa, size, host, memfd[2], bitmap, pad[13];
+	} region = {
+		.flags = 1 << 3,
+		.size = page,
+		.host = (uintptr_t)&region & -page,
+		.bitmap = (uintptr_t)&bitmap,
+	};
+	int ret, vm = ioctl(kvm, _IO(0xAE, 0x01), 0);
+
+	if (vm < 0)
+		return false;
+	ret = ioctl(vm, _IOC(_IOC_WRITE, 0xAE, 0x49, sizeof(region)), &region);
+	close(vm);
+	return !ret;
+}
+
+static const char *lacks_userfault(void)
+{
+	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	bool has;
+
+	if (kvm < 0)
+		return because("/dev/kvm");
+	use_exit_abi(1);
+	has = takes_flag(kvm);
+	use_exit_abi(0);
+	close(kvm);
+	return has ? NULL : "KVM has no memslots whose missing pages exit "
+			    "(KVM_MEM_USERFAULT, KVM_MEM_EXIT_ON_MISSING)";
 }
 
 static const char *lacks_uffd(void)
@@ -98,6 +148,8 @@ const char *lacks(const char *what)
 		return lacks_kvm();
 	if (!strcmp(what, "private"))
 		return lacks_private();
+	if (!strcmp(what, "userfault"))
+		return lacks_userfault();
 	if (!strcmp(what, "uffd"))
 		return lacks_uffd();
 	if (!strcmp(what, "hugetlb"))

@@ -13,9 +13,10 @@
 
 #include <stdbool.h>
 
-/* what: "kvm", "private" (VMs with private memory, in software), "uffd" (one
- * that sees the kernel's accesses), "hugetlb" (a free 2 MiB page), "gigantic"
- * (two of 1 GiB) or "root". */
+/* what: "kvm", "private" (VMs with private memory, in software), "userfault"
+ * (memslots whose missing pages exit), "uffd" (one that sees the kernel's
+ * accesses), "hugetlb" (a free 2 MiB page), "gigantic" (two of 1 GiB) or
+ * "root". */
 void need(const char *what);
 
 /* The same question without the end: NULL: it is there; else why not. */
@@ -24,5 +25,9 @@ const char *lacks(const char *what);
 /* What only a part of the program needs. why: NULL: it is there; else this says
  * so, and the program goes on without that part, or ends if it is required. */
 bool have(const char *what, const char *why);
+
+/* What flag 1 << 3 of memslots is in VMs that are made from now on, on the kernel
+ * with tests/vm/userfault.patch: see there. */
+void use_exit_abi(unsigned int abi);
 
 #endif
