@@ -219,14 +219,14 @@ static void describe(const struct kvmfault_region *region,
 		     struct kvmfault_memslot *memslot)
 {
 	const struct kvmfault_memory *memory = region->memory;
-	uint64_t first = region->offset / kvmfault__sys_page_size();
+	uint64_t span = BITS * kvmfault__sys_page_size();	/* of a long */
 
 	if (!memory || region->guest_memfd > 0 || !atomic_load(&memory->exits))
 		return;
-	if (memory->userfault && !(first % BITS)) {
+	if (memory->userfault && !(region->offset % span)) {
 		memslot->flags = KVMFAULT__MEM_USERFAULT;
 		memslot->userfault_bitmap =
-			(uintptr_t)&memory->userfault[first / BITS];
+			(uintptr_t)&memory->userfault[region->offset / span];
 	} else if (!memory->userfault &&
 		   !(region->flags & KVMFAULT_REGION_READONLY)) {
 		memslot->flags = KVMFAULT__MEM_EXIT_ON_MISSING;

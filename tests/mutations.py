@@ -248,7 +248,7 @@ MUTATIONS = [
     ('a huge page has one word of bits', 'lib/userfault.c',
      '		first += BITS;\n', '', ['userfault']),
     ('a memslot whose bits begin within a long', 'lib/userfault.c',
-     '	if (memory->userfault && !(first % BITS)) {',
+     '	if (memory->userfault && !(region->offset % span)) {',
      '	if (memory->userfault) {', ['userfault']),
     ('private pages by the bits of shared ones', 'lib/userfault.c',
      '	if (!memory || region->guest_memfd > 0 ||',
