@@ -150,6 +150,29 @@ int kvmfault_vm_delivery(const struct kvmfault_vm *vm,
 	return kvmfault__options_out(report, &ours, sizeof(ours));
 }
 
+/* Of the memory that the memslots show by this mapping, if they do. */
+static int leave_kernel_exit(struct kvmfault__span *span)
+{
+	if (((struct kvmfault_mapping *)span)->memslots)
+		kvmfault__userfault_leave(span->memory);
+	return 0;
+}
+
+static int enter_kernel_exit(struct kvmfault__span *span)
+{
+	if (((struct kvmfault_mapping *)span)->memslots)
+		kvmfault__userfault_enter(span->memory);
+	return 0;
+}
+
+static void switch_kernel_exit(struct kvmfault_vm *vm, bool leave)
+{
+	kvmfault__sys_lock(&vm->lock);
+	kvmfault__table_each(&vm->mappings, leave ? leave_kernel_exit :
+						    enter_kernel_exit);
+	kvmfault__sys_unlock(&vm->lock);
+}
+
 KVMFAULT__EXPORT
 int kvmfault_vm_set_delivery(struct kvmfault_vm *vm,
 			     enum kvmfault_delivery delivery)
@@ -158,6 +181,8 @@ int kvmfault_vm_set_delivery(struct kvmfault_vm *vm,
 		    delivery != vm->chosen))
 		return -EINVAL;
 	atomic_store(&vm->delivery, delivery);
+	if (vm->chosen == KVMFAULT_DELIVERY_KERNEL_EXIT)
+		switch_kernel_exit(vm, delivery == KVMFAULT_DELIVERY_UFFD);
 	if (vm->chosen == KVMFAULT_DELIVERY_MARKER_EXIT &&
 	    delivery == KVMFAULT_DELIVERY_UFFD)
 		return kvmfault__unmark_all(vm);

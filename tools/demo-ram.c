@@ -24,6 +24,23 @@ static struct {
 	bool region;
 } ram;
 
+/* As the delivery mode needs it. */
+static int set_slot(struct demo *demo)
+{
+	struct kvmfault_memslot memslot = { .size = sizeof(memslot) };
+	int err = kvmfault_region_memslot(demo->vm, 0, DEMO_RAM, &memslot);
+
+	if (err)
+		return err;
+	if (!memslot.flags)
+		return machine_set_slot(demo->machine, SLOT, 0, DEMO_RAM,
+					demo->bytes, ram.maps.memslots);
+	return machine_set_userfault_slot(demo->machine, SLOT, memslot.flags,
+					  DEMO_RAM, demo->bytes,
+					  ram.maps.memslots,
+					  memslot.userfault_bitmap);
+}
+
 static int add(struct demo *demo)
 {
 	struct kvmfault_source source = {
@@ -60,8 +77,7 @@ static int add(struct demo *demo)
 	if (err)
 		return err;
 	ram.region = true;
-	err = machine_set_slot(demo->machine, SLOT, 0, DEMO_RAM, demo->bytes,
-			       ram.maps.memslots);
+	err = set_slot(demo);
 	if (err)
 		return err;
 	return kvmfault_service_new(demo->vm, &service, &ram.service);
