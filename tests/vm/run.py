@@ -10,6 +10,9 @@ usage: run.py [OPTION]... KERNEL PROGRAM [ARG]...
   --timeout SECONDS  for all of it (600)
   --file PATH        the program finds this file as /files/PATH
   --gigantic N       so many huge pages of 1 GiB are reserved, of more memory
+  --guest KERNEL     the program finds this kernel as /files/KERNEL
+  --icount           the machine's time goes by the instructions that it has
+                     run: it cannot run ahead of a program, however slow
 
 Its output comes through, and so does its exit status; 128 + N if signal N
 ended it; 125, and why on the standard error output, if it could not be run to
@@ -95,7 +98,7 @@ def strings(them):
     return b''.join(os.fsencode(each) + b'\0' for each in them)
 
 
-def initramfs(path, init, kernel, args):
+def initramfs(path, init, kernel, guest, args):
     archive = Archive()
     archive.add_file('init', bytes_of(init))
     archive.add('modules', DIRECTORY)
@@ -107,6 +110,9 @@ def initramfs(path, init, kernel, args):
     archive.add_file(program, bytes_of(args.program))
     for file in args.file:
         archive.add_file('files' + os.path.abspath(file), bytes_of(file))
+    if guest:
+        archive.add_file('files/' + args.guest,
+                         bytes_of(os.path.join(guest, 'vmlinuz')))
     env = EMULATED | {name: value for name, value in os.environ.items()
                       if name.startswith(('CK_', 'KVMFAULT_'))}
     archive.add_file('arguments', strings([program, *args.argument]))
@@ -171,14 +177,16 @@ def boot(args, work):
     cache.bring([init])			# that takes no time, and no network
     initrd, console, errors = (os.path.join(work, name)
                                for name in ('initrd', 'console', 'errors'))
-    initramfs(initrd, os.path.join(cache.find(init), 'init'), kernel, args)
+    guest = cache.find(args.guest) if args.guest else None
+    initramfs(initrd, os.path.join(cache.find(init), 'init'), kernel, guest,
+              args)
     machine, serial, options, port = MACHINES[architecture]
     records = Records()
     # One more: the kernel has put something of its own into the last one.
     memory = MEMORY + (args.gigantic and args.gigantic + 1)
     with open(errors, 'wb') as stderr:
         qemu = subprocess.Popen(
-            [*machine, *COMMON, '-m', f'{memory}G',
+            [*machine, *args.icount, *COMMON, '-m', f'{memory}G',
              '-serial', 'file:' + console, *serial,
              '-kernel', os.path.join(kernel, 'vmlinuz'), '-initrd', initrd,
              '-append', f'{options} panic=-1 oops=panic hugepagesz=1G '
@@ -207,6 +215,9 @@ def arguments():
     parser.add_argument('--timeout', type=float, default=600)
     parser.add_argument('--file', action='append', default=[])
     parser.add_argument('--gigantic', type=int, default=0)
+    parser.add_argument('--guest', choices=kernels.KERNELS)
+    parser.add_argument('--icount', action='store_const', default=[],
+                        const=['-icount', 'shift=2,sleep=off'])
     parser.add_argument('kernel', choices=kernels.KERNELS)
     parser.add_argument('program')
     parser.add_argument('argument', nargs=argparse.REMAINDER)
