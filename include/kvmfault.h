@@ -78,6 +78,7 @@ extern "C" {
  */
 
 struct kvm_run;			/* linux/kvm.h */
+struct kvm_msr_entry;		/* the same, on x86 */
 struct kvmfault_converter;	/* below, at "Convert" */
 
 struct kvmfault_vm;		/* the context: all the library knows of a VM */
@@ -133,7 +134,7 @@ enum kvmfault_feature {
 	KVMFAULT_FEATURE_POPULATE_READ = 18,
 	KVMFAULT_FEATURE_POPULATE_WRITE = 19,
 	/* KVM, asked of a scratch guest. No: KVM walks the guest's page tables
-	 * in software (shadow paging). */
+	 * in software, see kvmfault_ensure_page_tables(). */
 	KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING = 20,
 	/* Proposed for KVM and not merged; they have the same flag of memslots,
 	 * so there is one of them at most. Asked of a scratch VM. */
@@ -1154,6 +1155,63 @@ int kvmfault_service_free(struct kvmfault_service *service);
  */
 int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 		    uint64_t gpa, uint64_t length, bool write);
+
+/*
+ * Make present what KVM itself reads and writes for the features that MSRs turn
+ * on: kvmclock and its wall clock, steal time, PV EOI, asynchronous page faults,
+ * Hyper-V's hypercall, reference TSC, VP assist, event and message pages. An
+ * access of KVM's own waits for an absent page where the guest's would (and no
+ * signal may end that), and where the page has a marker it fails, mostly without
+ * a word. So: before KVM_SET_MSRS, with what is about to be set. Other MSRs, and
+ * pages that are in no region, are passed over.
+ *
+ * msrs, count: as in struct kvm_msrs. again, unless NULL: one of them is of what
+ * KVM writes only when the MSR is set (kvmclock, the wall clock, the reference
+ * TSC). If KVM had it before its page came (the MSRs were read from a vCPU), set
+ * these MSRs again.
+ *
+ * Returns 0; -EINVAL: vm is NULL, msrs is NULL and count is not 0; -EINTR,
+ * -EAGAIN, -EOPNOTSUPP, -ENODATA, -EHWPOISON, -EDEADLK, -ENOMEM, -EIO and others,
+ * what the source or the kernel said: see kvmfault_ensure(); the pages of the
+ * MSRs before that one are present. arm64: 0, it has none.
+ * Thread class: any. Since 0.1.
+ */
+int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
+			 const struct kvm_msr_entry *msrs, uint32_t count,
+			 bool *again);
+
+/*
+ * Make present the page tables that a vCPU's registers lead to, all that its
+ * guest can use without loading CR3: with 2 levels, PAE, 4 and 5, past large
+ * pages. What they map is not touched.
+ *
+ * Where KVM walks a guest's tables in software, and a table's page has a marker
+ * or is not mapped, the guest gets a page fault that it has not earned. With
+ * two-dimensional paging KVM does so for the operands of the few instructions
+ * that it emulates; with shadow paging (see KVMFAULT_FEATURE_TWO_DIMENSIONAL_
+ * PAGING) for every access. So: when a VM is restored, after KVM_SET_SREGS and
+ * before the first KVM_RUN, for each vCPU. Tables that the guest makes from then
+ * on it has written itself. The tables of its other processes come with their
+ * next load of CR3: with two-dimensional paging as faults of the guest's own.
+ * Where the guest uses PAE without long mode, KVM_SET_SREGS has read the first
+ * table: set them again.
+ *
+ * What is in no region is passed over: tables there have to be present always.
+ * So are private pages, which KVM can't read either. Not for a vCPU that runs a
+ * nested guest: its registers are that guest's.
+ *
+ * Kernel interfaces: KVM_GET_SREGS, KVM_GET_VCPU_EVENTS, pread(2) of a memory's
+ * file, and those of kvmfault_ensure().
+ *
+ * Returns 0; -EINVAL: vcpu is NULL; -ELOOP: more than 2^20 tables: the guest's
+ * are not meant to be walked; -EINTR: a signal came while a fetch was waited for,
+ * or immediate_exit is set: call again; -EAGAIN, -EOPNOTSUPP, -ENODATA,
+ * -EHWPOISON, -EDEADLK, -ENOMEM, -EIO and others, what the source or ioctl(2)
+ * said: see kvmfault_ensure(); the tables before that one are present. arm64: 0,
+ * its KVM walks none.
+ * Thread class: object, the vCPU's own thread. Since 0.1.
+ */
+int kvmfault_ensure_page_tables(struct kvmfault_vcpu *vcpu);
 
 /*
  * Discard guest memory: from now on it reads as zero and never comes from the

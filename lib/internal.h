@@ -503,7 +503,10 @@ int kvmfault__attributes_cover(struct kvmfault_vm *vm,
 			       struct kvmfault__gfns pages);
 void kvmfault__attributes_free(struct kvmfault_vm *vm);
 
-/* range.c: whole pages of the memory; wait: for fetches in flight, whose
+/* range.c: make a range present, which does not wrap: 0 or -errno. */
+int kvmfault__ensure(struct kvmfault__seat *seat, uint32_t address_space,
+		     uint64_t gpa, uint64_t length, bool write);
+/* Whole pages of the memory; wait: for fetches in flight, whose
  * fetchers discard their pages in any case. */
 int kvmfault__discard(struct kvmfault__seat *seat,
 		      struct kvmfault_memory *memory, uint64_t offset,

@@ -14,9 +14,8 @@ static bool bad_range(struct kvmfault_vm *vm, uint64_t gpa, uint64_t length)
 	return !vm || !length || gpa + length - 1 < gpa;
 }
 
-KVMFAULT__EXPORT
-int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
-		    uint64_t gpa, uint64_t length, bool write)
+int kvmfault__ensure(struct kvmfault__seat *seat, uint32_t address_space,
+		     uint64_t gpa, uint64_t length, bool write)
 {
 	struct kvmfault_fault fault = {
 		.size = sizeof(fault),
@@ -27,18 +26,11 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 		.gpa = gpa,
 		.length = length,
 	};
+	uint64_t last = gpa + length - 1;
 	struct kvmfault__answer answer;
-	struct kvmfault__seat *seat;
-	uint64_t last;
-	int err = 0;
+	int err;
 
-	if (bad_range(vm, gpa, length))
-		return -EINVAL;
-	seat = kvmfault__seat_take(vm);
-	if (!seat)
-		return -ENOMEM;
 	kvmfault__add(seat, KVMFAULT__COUNTER(entrance) + fault.entrance, 1);
-	last = gpa + length - 1;
 	for (;;) {
 		answer = kvmfault__resolve_gpa(seat, &fault, gpa);
 		err = kvmfault__error(&answer);
@@ -48,6 +40,22 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 		gpa++;
 	}
 	kvmfault__add(seat, KVMFAULT__COUNTER(action) + answer.action, 1);
+	return err;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
+		    uint64_t gpa, uint64_t length, bool write)
+{
+	struct kvmfault__seat *seat;
+	int err;
+
+	if (bad_range(vm, gpa, length))
+		return -EINVAL;
+	seat = kvmfault__seat_take(vm);
+	if (!seat)
+		return -ENOMEM;
+	err = kvmfault__ensure(seat, address_space, gpa, length, write);
 	kvmfault__seat_give(seat);
 	return err;
 }

@@ -112,6 +112,8 @@ static const struct path {
 	bool locks;		/* take the service's, briefly */
 } paths[] = {
 	{ .name = "kvmfault_ensure", .seat = true },
+	{ .name = "kvmfault_ensure_msrs", .seat = true },
+	{ .name = "kvmfault_ensure_page_tables", .seat = true },
 	{ .name = "kvmfault_discard", .seat = true },
 	{ .name = "kvmfault_convert", .seat = true },
 	{ .name = "kvmfault_region_find", .seat = true },
@@ -490,12 +492,15 @@ static long model_pread(struct fake_call *c)
 
 	if (!object)
 		return -EBADF;
-	if (object->kind != FAKE_FILE && object->kind != FAKE_BLOCK)
+	if (object->kind != FAKE_FILE && object->kind != FAKE_BLOCK &&
+	    object->kind != FAKE_MEMORY)
 		return -ESPIPE;
 	if (c->at >= object->length)
 		return 0;
 	if (n > object->length - c->at)
 		n = object->length - c->at;
+	if (object->kind == FAKE_MEMORY)
+		return pread(object->real, c->arg, n, (off_t)c->at);
 	memcpy(c->arg, object->data + c->at, n);
 	return (long)n;
 }

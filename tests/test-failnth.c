@@ -619,6 +619,60 @@ static void expect_second_removed(void)
 	drop_memory();
 }
 
+/* ---- what KVM itself touches ---- */
+
+#ifdef __x86_64__
+
+static bool vcpu_calls(struct fake_call *call)
+{
+	struct kvm_sregs *sregs = call->arg;
+
+	if (call->number != KVM_GET_SREGS &&
+	    call->number != KVM_GET_VCPU_EVENTS)
+		return false;
+	call->result = 0;
+	if (call->number == KVM_GET_VCPU_EVENTS) {
+		memset(call->arg, 0, sizeof(struct kvm_vcpu_events));
+		return true;
+	}
+	memset(sregs, 0, sizeof(*sregs));
+	sregs->cr0 = 0x80000001;
+	sregs->cr3 = BED_GPA;
+	return true;
+}
+
+/* What it has of entries leads to no memory. */
+static void have_table(void)
+{
+	have_page();
+	fake_on(FAKE_IOCTL, vcpu_calls);
+}
+
+static int ensure_page_tables(void)
+{
+	return kvmfault_ensure_page_tables(bed.vcpu);
+}
+
+static int ensure_msrs(void)
+{
+	const struct kvm_msr_entry steal_time = {
+		.index = 0x4b564d03, .data = BED_GPA | 1,
+	};
+
+	return kvmfault_ensure_msrs(bed.vm, &steal_time, 1, NULL);
+}
+
+#else
+
+static int nothing_to_do(void)
+{
+	int err = kvmfault_ensure_page_tables(bed.vcpu);
+
+	return err ? err : kvmfault_ensure_msrs(bed.vm, NULL, 0, NULL);
+}
+
+#endif
+
 /* ---- private memory ---- */
 
 static int add_hook(void)
@@ -830,6 +884,15 @@ static const struct row {
 	{ "kvmfault_memory_failed", RETURNS, nothing, memory_failed,
 	  expect_page },
 	{ "kvmfault_ensure", RETURNS, nothing, ensure, expect_page },
+#ifdef __x86_64__
+	{ "kvmfault_ensure_msrs", RETURNS, nothing, ensure_msrs, expect_page },
+	{ "kvmfault_ensure_page_tables", RETURNS, have_table,
+	  ensure_page_tables, expect_page },
+#else
+	{ "kvmfault_ensure_msrs", SILENT, nothing, nothing_to_do, nothing },
+	{ "kvmfault_ensure_page_tables", SILENT, nothing, nothing_to_do,
+	  nothing },
+#endif
 	{ "kvmfault_fetch_done", RETURNS, have_async_memory, ensure_async,
 	  expect_async },
 	{ "kvmfault_cancel", RETURNS, nothing, cancel, nothing },
