@@ -106,6 +106,8 @@ static int read_source(void *data, uint64_t offset, void *buffer, size_t length)
 	if (rig->overlay_length && rig->overlay_at / PAGE == offset / PAGE)
 		memcpy((char *)buffer + rig->overlay_at % PAGE, rig->overlay,
 		       rig->overlay_length);
+	if (rig->fill)
+		rig->fill(offset, buffer);
 	return 0;
 }
 

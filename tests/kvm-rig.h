@@ -56,6 +56,8 @@ struct rig {
 	uint64_t overlay_at;		/* what it has there instead of words */
 	size_t overlay_length;
 	char overlay[512];
+	/* Changes what the source has in a page; NULL: nothing does. */
+	void (*fill)(uint64_t offset, void *page);
 	atomic_int changes[8];		/* of memory, by cause */
 	atomic_int unresolved;
 	atomic_int logged;		/* lines */

@@ -13,6 +13,7 @@ usage: run.py [OPTION]... KERNEL PROGRAM [ARG]...
   --guest KERNEL     the program finds this kernel as /files/KERNEL
   --icount           the machine's time goes by the instructions that it has
                      run: it cannot run ahead of a program, however slow
+  --boot OPTION      for the kernel's command line
 
 Its output comes through, and so does its exit status; 128 + N if signal N
 ended it; 125, and why on the standard error output, if it could not be run to
@@ -189,8 +190,10 @@ def boot(args, work):
             [*machine, *args.icount, *COMMON, '-m', f'{memory}G',
              '-serial', 'file:' + console, *serial,
              '-kernel', os.path.join(kernel, 'vmlinuz'), '-initrd', initrd,
-             '-append', f'{options} panic=-1 oops=panic hugepagesz=1G '
-                        f'hugepages={args.gigantic} -- {port}'],
+             '-append', ' '.join([options, *args.boot, 'panic=-1',
+                                  'oops=panic', 'hugepagesz=1G',
+                                  f'hugepages={args.gigantic}', '--',
+                                  port])],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr)
     try:
         why = watch(qemu, records, time.monotonic() + args.timeout)
@@ -218,6 +221,7 @@ def arguments():
     parser.add_argument('--guest', choices=kernels.KERNELS)
     parser.add_argument('--icount', action='store_const', default=[],
                         const=['-icount', 'shift=2,sleep=off'])
+    parser.add_argument('--boot', action='append', default=[])
     parser.add_argument('kernel', choices=kernels.KERNELS)
     parser.add_argument('program')
     parser.add_argument('argument', nargs=argparse.REMAINDER)
