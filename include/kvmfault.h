@@ -324,7 +324,7 @@ enum kvmfault_delivery {
 #define KVMFAULT_ALLOW_MARKER_EXIT (1ULL << 0)
 /* MARKER_EXIT also where KVM walks the guest's page tables in software: a table
  * in a marked page would be a page fault that the guest sees. The VMM sees to it
- * that they are present. */
+ * that they are present, see kvmfault_ensure_page_tables(). */
 #define KVMFAULT_ALLOW_SHADOW_PAGING (1ULL << 1)
 
 struct kvmfault_vm_options {
