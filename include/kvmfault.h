@@ -38,8 +38,9 @@ extern "C" {
  * (decode), the context of a VM, where absent pages come from (sources), the
  * memory and its mappings, the guest-physical ranges that show it (regions),
  * who makes a page present (resolvers), vCPUs and handle, the userfaultfd
- * service, ensure and discard, private and shared memory (convert), statistics,
- * names. How a vCPU's missing page gets here is the context's delivery mode.
+ * service, ensure and discard, live snapshots (protect), private and shared
+ * memory (convert), statistics, names. How a vCPU's missing page gets here is
+ * the context's delivery mode.
  *
  * The whole integration of a VMM, in order:
  *
@@ -618,6 +619,10 @@ struct kvmfault_memory_options {
 	 * replace them), and pages larger than page_size_max. Needs a memfd or
 	 * hugetlbfs file and a source. */
 	bool minor;
+	/* Its pages can be protected, see "Protect": its mappings are registered
+	 * for that too. Needs a source (kvmfault_source_zero() will do), and
+	 * for a file Linux 5.19, with minor faults 6.4. */
+	bool write_protect;
 };
 
 /*
@@ -630,8 +635,9 @@ struct kvmfault_memory_options {
  *   that is too short; a page size that is not the backing's, or larger than
  *   the context's page_size_max; a range that wraps; a uffd of another process
  *   or context, or without a source; memory that userfaultfd does not take (a
- *   guest_memfd, or for minor faults before 5.13 and 5.14); a window that is
- *   not known, or its length; minor faults without a file or a source;
+ *   guest_memfd, or for minor faults before 5.13 and 5.14, or for protection
+ *   before 5.19, or 6.4); a window that is not known, or its length; minor
+ *   faults without a file or a source; protection without a source;
  * -ENODATA: the source is shorter than the memory;
  * -EEXIST: there are pages already (preallocated blocks), or another memory
  *   of this context has a part of this host range;
@@ -697,7 +703,8 @@ struct kvmfault_mapping_options {
 };
 
 /*
- * Add a mapping to a memory, also while vCPUs run.
+ * Add a mapping to a memory, also while vCPUs run. Nobody touches it before this
+ * has returned.
  * Returns 0; -EINVAL: a NULL pointer, misaligned host, anonymous memory (it
  * has one mapping), a uffd of another context, or for a memory without a
  * source; -EEXIST: another mapping is known there; -EBUSY: registered with
@@ -805,8 +812,9 @@ int kvmfault_region_memslot(struct kvmfault_vm *vm, uint32_t address_space,
  * and "continue" (of others: read the source, and UFFDIO_COPY, or in a memory
  * with minor faults UFFDIO_CONTINUE), "zero" (discarded pages:
  * UFFDIO_ZEROPAGE), "populate" (present or untracked pages:
- * MADV_POPULATE_READ/WRITE) and "convert" (private pages that are to be shared,
- * and the other way). Each is asked in turn until one does not decline.
+ * MADV_POPULATE_READ/WRITE), "convert" (private pages that are to be shared,
+ * and the other way) and "unprotect" (protected pages: has nothing to save).
+ * Each is asked in turn until one does not decline.
  */
 enum kvmfault_page {
 	KVMFAULT_PAGE_UNTRACKED = 1,	/* memory without a source, or none */
@@ -817,6 +825,8 @@ enum kvmfault_page {
 	KVMFAULT_PAGE_UNCONVERTED = 6,	/* private, and the guest wants it
 					 * shared, or the other way: see
 					 * "Convert". Nothing is claimed */
+	KVMFAULT_PAGE_PROTECTED = 7,	/* present, and about to be written or
+					 * discarded: save it, see "Protect" */
 };
 
 enum kvmfault_verdict {
@@ -839,7 +849,9 @@ struct kvmfault_request {
 	 * kvmfault_request_widen(). Without a memory 4 KiB of the region. */
 	uint64_t offset;		/* into the memory, or the region */
 	uint64_t length;
-	void *host;			/* in the memslots' mapping, or NULL */
+	void *host;			/* in the memslots' mapping, or NULL; a
+					 * protected page's to be read, maybe
+					 * in a mapping of the library's own */
 	/* Where data can be written before it is installed: scratch memory of
 	 * this thread, the context's page_size_max bytes; with minor faults
 	 * the file's own pages, of length bytes, to be written by
@@ -1037,7 +1049,8 @@ struct kvmfault_result {
  * Never allocates, never sleeps but for a page that another thread fetches or
  * converts and in the pauses of the retry budget and of source_retries: a signal
  * ends these, and immediate_exit within 10 ms. Kernel interfaces: UFFDIO_COPY,
- * UFFDIO_ZEROPAGE, UFFDIO_CONTINUE, UFFDIO_POISON, UFFDIO_WAKE, madvise,
+ * UFFDIO_ZEROPAGE, UFFDIO_CONTINUE, UFFDIO_POISON, UFFDIO_WAKE, in memories
+ * that can be protected UFFDIO_WRITEPROTECT, madvise,
  * fallocate, private futexes, clock_gettime; lseek or mincore to check on a
  * resolver that did not use kvmfault_request_install(); what the source uses
  * (the built-in file source: pread); for conversions KVM_SET_MEMORY_ATTRIBUTES;
@@ -1218,14 +1231,15 @@ int kvmfault_ensure_page_tables(struct kvmfault_vcpu *vcpu);
  * source again; its host memory is freed (FALLOC_FL_PUNCH_HOLE, for anonymous
  * memory MADV_DONTNEED). Whole pages of the memory only. Waits for a page whose
  * fetch is in flight, and then takes it: hold no lock that your source takes.
- * Punching a hole or MADV_REMOVE behind the library's back loses that order: use
- * this call.
+ * What is protected is saved first, and for that fetched. Punching a hole or
+ * MADV_REMOVE behind the library's back loses that order: use this call.
  *
  * Returns 0; -EINVAL: vm is NULL, empty, not whole pages; -ENXIO: a part is in
  * no region with memory; -EINTR: a signal came while a fetch was waited for:
  * call again; -EDEADLK: called from a callback that is fetching for this
- * memory; -ENOMEM; and what fallocate(2) or madvise(2) said. All that comes
- * before is discarded then, the rest is as it was.
+ * memory; -ENOMEM; what fallocate(2) or madvise(2) said; and of a protected page
+ * what kvmfault_ensure() says. All that comes before is discarded then, the rest
+ * is as it was.
  * Thread class: any. Since 0.1.
  */
 int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
@@ -1242,6 +1256,67 @@ int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
  */
 int kvmfault_cancel(struct kvmfault_vm *vm, uint32_t address_space,
 		    uint64_t gpa, uint64_t length);
+
+/*
+ * Protect: live snapshots
+ * -----------------------
+ * The memory of a VM as it is at one instant, saved while the VM runs on. A page
+ * that is protected can be read; whoever wants to write to it waits until a
+ * resolver of the VMM's has saved it, whether that is a vCPU, a thread, a device
+ * process, KVM or the library:
+ *
+ *   stop the vCPUs and devices; kvmfault_protect(); let them run
+ *   for each page: kvmfault_ensure(), for writing
+ *
+ * and a resolver for KVMFAULT_PAGE_PROTECTED: it reads the page at
+ * request->host, keeps that, and returns RESOLVED. Each page is put to it once,
+ * when it is written or discarded for the first time, or when its turn comes in
+ * the sweep; with RESOLVED it is not protected any more. It is for the VMM to
+ * pace the sweep.
+ *
+ * - Page by page: at most one thread has a page, and it is as it was when it was
+ *   protected until the resolver returns, also if that takes long.
+ * - If the resolver fails the page stays protected, and nobody goes on: the
+ *   error comes back, or a sleeper is tried again as for a source that fails.
+ *   If it declines, nobody wants the page saved, and it is written.
+ * - Absent pages are protected too: they are fetched, then saved.
+ * - A page that is already discarded when it is protected is saved as zeros. A
+ *   conversion discards shared pages without asking; a hook before it can have
+ *   them saved, by kvmfault_ensure().
+ * - Seen are writes through the mappings that the library knows, of every
+ *   process; not those by write(2) to the file, nor by devices that the kernel
+ *   has mapped the memory for (VFIO).
+ */
+
+/*
+ * Protect guest memory whose options have write_protect. Whole pages of the
+ * memory only. Waits for pages that somebody fetches or saves. What is written
+ * while this runs may be in the snapshot or not: see above. A mapping that is
+ * added later is protected too.
+ *
+ * Returns 0; -EINVAL: vm is NULL, empty, not whole pages; -ENXIO: a part is in
+ * no region with memory; -EOPNOTSUPP: its memory has no write_protect; -EINTR: a
+ * signal came while a page was waited for; -EDEADLK: called from a callback that
+ * is fetching or saving for this memory; -EAGAIN: the mappings are changing just
+ * now; -ENOENT: a mapping is not there any more, or is just being added;
+ * -ENOMEM. After an error some of it is protected: call again, or
+ * kvmfault_unprotect().
+ * Thread class: any. Kernel interface: UFFDIO_WRITEPROTECT. Since 0.1.
+ */
+int kvmfault_protect(struct kvmfault_vm *vm, uint32_t address_space,
+		     uint64_t gpa, uint64_t length);
+
+/*
+ * Lift the protection, and ask nobody: for a snapshot that is given up. When
+ * this returns no resolver has one of these pages to save. What is not protected
+ * is left as it is.
+ *
+ * Returns 0; -EINVAL; -ENXIO; -EOPNOTSUPP; -EINTR; -EDEADLK; -ENOMEM: as
+ * kvmfault_protect(); all that comes before is not protected then.
+ * Thread class: any. Kernel interface: UFFDIO_WRITEPROTECT. Since 0.1.
+ */
+int kvmfault_unprotect(struct kvmfault_vm *vm, uint32_t address_space,
+		       uint64_t gpa, uint64_t length);
 
 /*
  * Convert: private and shared

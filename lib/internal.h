@@ -244,6 +244,13 @@ enum kvmfault__state {
 	KVMFAULT__POISONED = 6,		/* its data is lost */
 };
 
+static inline bool kvmfault__in_flight(enum kvmfault__state state)
+{
+	return state == KVMFAULT__FETCHING ||
+	       state == KVMFAULT__FETCHING_WAITED ||
+	       state == KVMFAULT__FETCHING_REMOVED;
+}
+
 int kvmfault__pages_new(struct kvmfault_memory *memory);
 void kvmfault__pages_free(struct kvmfault_memory *memory);
 enum kvmfault__state kvmfault__page_state(const struct kvmfault_memory *memory,
@@ -257,6 +264,13 @@ enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
  * flight, tell the fetcher to wake the mappings. */
 enum kvmfault__state kvmfault__page_claim(struct kvmfault_memory *memory,
 					  uint64_t page, bool sleeper);
+/* Beside the state, and not changed with it: what the page holds, or will when
+ * it has come, must be saved before it is written. */
+bool kvmfault__page_protected(const struct kvmfault_memory *memory,
+			      uint64_t page);
+/* Returns the state that it had at that moment. */
+enum kvmfault__state kvmfault__page_protect(struct kvmfault_memory *memory,
+					    uint64_t page, bool on);
 /* Its data is gone: removed, or its fetcher is told. */
 void kvmfault__page_remove(struct kvmfault_memory *memory, uint64_t page);
 /* Wait while it is in flight; 0, -EINTR, or -EDEADLK: this thread has it. */
@@ -287,9 +301,10 @@ struct kvmfault_uffd {
 	bool own;		/* made for one mapping, goes with it */
 };
 
-/* ioctls: what can be done there, bits of UFFDIO_* numbers */
+/* mode: UFFDIO_REGISTER_MODE_*, beside that for missing pages; ioctls: what can
+ * be done there, bits of UFFDIO_* numbers */
 int kvmfault__uffd_register(struct kvmfault_uffd *uffd, uint64_t start,
-			    uint64_t length, bool minor, uint64_t *ioctls);
+			    uint64_t length, uint64_t mode, uint64_t *ioctls);
 int kvmfault__uffd_unregister(struct kvmfault_uffd *uffd, uint64_t start,
 			      uint64_t length);
 /* 0, or of the page after *done: -EEXIST: it was there, nobody was woken;
@@ -300,7 +315,10 @@ enum kvmfault__install {
 	KVMFAULT__MAP,		/* what is in the file: UFFDIO_CONTINUE */
 };
 int kvmfault__uffd_install(int fd, enum kvmfault__install how, uint64_t to,
-			   const void *from, uint64_t length, uint64_t *done);
+			   const void *from, uint64_t length, bool protect,
+			   uint64_t *done);
+/* Off: who sleeps there is woken. */
+int kvmfault__uffd_protect(int fd, uint64_t start, uint64_t length, bool on);
 int kvmfault__uffd_wake(int fd, uint64_t start, uint64_t length);
 /* Markers: as install; quiet: whoever sleeps there sleeps on. */
 int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length, bool quiet,
@@ -331,6 +349,7 @@ struct kvmfault_memory {
 	uint64_t length;
 	unsigned int page_shift;
 	bool hugetlb;
+	bool write_protect;	/* it can be */
 	int fd;
 	uint64_t fd_offset;
 	struct kvmfault_source source;	/* read NULL: not tracked */
@@ -396,6 +415,12 @@ int kvmfault__install(struct kvmfault__seat *seat,
  * mapped, nobody was woken; -EFAULT: it is not in the file. */
 int kvmfault__map(const struct kvmfault_mapping *mapping, uint64_t offset,
 		  uint64_t length);
+/* Write-protect the range in every mapping or `only` one; or lift that, and
+ * wake. Where nothing is mapped (any more) there is nothing to lift. */
+int kvmfault__protect(struct kvmfault__seat *seat,
+		      struct kvmfault_memory *memory,
+		      const struct kvmfault_mapping *only, uint64_t offset,
+		      uint64_t length, bool on);
 /* Poison the range in every mapping or `only` one, and wake. */
 int kvmfault__poison(struct kvmfault__seat *seat,
 		     struct kvmfault_memory *memory,
@@ -506,8 +531,16 @@ void kvmfault__attributes_free(struct kvmfault_vm *vm);
 /* range.c: make a range present, which does not wrap: 0 or -errno. */
 int kvmfault__ensure(struct kvmfault__seat *seat, uint32_t address_space,
 		     uint64_t gpa, uint64_t length, bool write);
-/* Whole pages of the memory; wait: for fetches in flight, whose
- * fetchers discard their pages in any case. */
+/* What the regions of a range show, one after the other. -EINVAL: vm is
+ * NULL, not whole pages of 4 KiB, empty, wraps; -ENXIO: a part is in no region
+ * with memory; -ENOMEM. */
+int kvmfault__each_region(struct kvmfault_vm *vm, uint32_t address_space,
+			  uint64_t gpa, uint64_t length,
+			  int (*act)(struct kvmfault__seat *seat,
+				     struct kvmfault_memory *memory,
+				     uint64_t offset, uint64_t length));
+/* Whole pages of the memory; wait: for fetches in flight, whose fetchers
+ * discard their pages in any case, and until protected pages are saved. */
 int kvmfault__discard(struct kvmfault__seat *seat,
 		      struct kvmfault_memory *memory, uint64_t offset,
 		      uint64_t length, bool wait);
@@ -534,6 +567,7 @@ extern const struct kvmfault_resolver kvmfault__resolver_continue;
 extern const struct kvmfault_resolver kvmfault__resolver_zero;
 extern const struct kvmfault_resolver kvmfault__resolver_populate;
 extern const struct kvmfault_resolver kvmfault__resolver_convert;
+extern const struct kvmfault_resolver kvmfault__resolver_unprotect;
 
 /* resolve.c: claim -> chain -> publish, for every entrance */
 struct kvmfault__request {
@@ -562,9 +596,9 @@ void kvmfault__narrow(struct kvmfault__request *rq);
  * are what they were. */
 void kvmfault__conclude(struct kvmfault__request *rq,
 			enum kvmfault__state was);
-/* Claimed pages that were not fetched: absent again. */
+/* Claimed pages whose data is what it was before: absent again, or present. */
 void kvmfault__release(struct kvmfault__request *rq, uint64_t first,
-		       uint64_t count);
+		       uint64_t count, enum kvmfault__state to);
 
 struct kvmfault__answer {
 	enum kvmfault_action action;

@@ -56,10 +56,26 @@ static int write_file(const struct kvmfault_memory *memory, uint64_t offset,
 	return 0;
 }
 
+/* Is one of the pages? Those that come with it are protected too, and the first
+ * write to them finds that it needs not be. */
+static bool any_protected(const struct kvmfault_memory *memory, uint64_t offset,
+			  uint64_t length)
+{
+	uint64_t page = offset >> memory->page_shift;
+	uint64_t end = (offset + length) >> memory->page_shift;
+
+	if (!memory->write_protect)
+		return false;
+	while (page < end && !kvmfault__page_protected(memory, page))
+		page++;
+	return page < end;
+}
+
 /* One call for each run of pages that are not there. */
 static int fill(const struct kvmfault_mapping *mapping,
 		enum kvmfault__install how, uint64_t offset, const char *data,
-		uint64_t length, struct kvmfault__installed *installed)
+		uint64_t length, bool protect,
+		struct kvmfault__installed *installed)
 {
 	uint64_t size = kvmfault__page_size(mapping->span.memory);
 	uint64_t at = 0, done;
@@ -69,7 +85,7 @@ static int fill(const struct kvmfault_mapping *mapping,
 		err = kvmfault__uffd_install(mapping->uffd->fd, how,
 					     mapping->host + offset + at,
 					     data ? data + at : NULL,
-					     length - at, &done);
+					     length - at, protect, &done);
 		at += done;
 		if (err == -EEXIST) {
 			installed->existed++;
@@ -89,6 +105,7 @@ int kvmfault__install(struct kvmfault__seat *seat,
 {
 	const struct kvmfault__mappings *all = hold_mappings(seat, memory);
 	const struct kvmfault_mapping *mapping = all->mapping[0];
+	bool protect = any_protected(memory, offset, length);
 	enum kvmfault__install how = KVMFAULT__COPY;
 	int err = 0;
 
@@ -96,14 +113,15 @@ int kvmfault__install(struct kvmfault__seat *seat,
 	if (memory->fill) {
 		how = KVMFAULT__MAP;
 		err = write_file(memory, offset, data, length);
-	} else if (!data && atomic_load(&mapping->ioctls) &
+	} else if (!data && !protect && atomic_load(&mapping->ioctls) &
 		   1ULL << _UFFDIO_ZEROPAGE) {
-		how = KVMFAULT__ZERO;
+		how = KVMFAULT__ZERO;	/* it knows of no protection */
 	} else if (!data) {
 		data = memset(seat->buffer, 0, length);
 	}
 	if (!err)
-		err = fill(mapping, how, offset, data, length, installed);
+		err = fill(mapping, how, offset, data, length, protect,
+			   installed);
 	kvmfault__unhold(seat, &seat->mappings);
 	return err;
 }
@@ -115,7 +133,37 @@ int kvmfault__map(const struct kvmfault_mapping *mapping, uint64_t offset,
 
 	return kvmfault__uffd_install(mapping->uffd->fd, KVMFAULT__MAP,
 				      mapping->host + offset, NULL, length,
-				      &done);
+				      any_protected(mapping->span.memory,
+						    offset, length), &done);
+}
+
+int kvmfault__protect(struct kvmfault__seat *seat,
+		      struct kvmfault_memory *memory,
+		      const struct kvmfault_mapping *only, uint64_t offset,
+		      uint64_t length, bool on)
+{
+	const struct kvmfault__mappings *all = hold_mappings(seat, memory);
+	int first = 0;
+	size_t i;
+
+	for (i = 0; i < all->count; i++) {
+		const struct kvmfault_mapping *mapping = all->mapping[i];
+		int err;
+
+		if (only && only != mapping)
+			continue;
+		err = kvmfault__uffd_protect(mapping->uffd->fd,
+					     mapping->host + offset, length,
+					     on);
+		/* A process that is gone writes nothing; where nothing is
+		 * mapped nobody sleeps. */
+		if (err == -ESRCH || (!on && err == -ENOENT))
+			err = 0;
+		if (!first)
+			first = err;
+	}
+	kvmfault__unhold(seat, &seat->mappings);
+	return first;
 }
 
 int kvmfault__poison(struct kvmfault__seat *seat,
@@ -207,6 +255,12 @@ list_new(const struct kvmfault__mappings *old, struct kvmfault_mapping *add,
 	return new;
 }
 
+static uint64_t modes(const struct kvmfault_memory *memory)
+{
+	return (memory->fill ? UFFDIO_REGISTER_MODE_MINOR : 0) |
+	       (memory->write_protect ? UFFDIO_REGISTER_MODE_WP : 0);
+}
+
 /* Known by address and in the list before it is registered: a message never
  * comes from where nobody can be found and woken. */
 static int publish(struct kvmfault_mapping *mapping, bool *known)
@@ -230,7 +284,7 @@ static int publish(struct kvmfault_mapping *mapping, bool *known)
 	atomic_store(&memory->mappings, new);
 	if (mapping->uffd)
 		err = kvmfault__uffd_register(mapping->uffd, mapping->host,
-					      memory->length, memory->fill,
+					      memory->length, modes(memory),
 					      &ioctls);
 	if (!err) {
 		if (mapping->uffd)
@@ -246,12 +300,14 @@ static int publish(struct kvmfault_mapping *mapping, bool *known)
 	return err;
 }
 
-static void explain(struct kvmfault_vm *vm, uint64_t host, int err)
+static void explain(const struct kvmfault_memory *memory, uint64_t host,
+		    int err)
 {
 	if (err == -EINVAL)
-		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
-			      "userfaultfd does not take the memory at %#llx: it needs anonymous memory, a memfd or a hugetlbfs file that is mapped there as a whole (not a guest_memfd)",
-			      (unsigned long long)host);
+		kvmfault__log(memory->vm, KVMFAULT_LOG_ERROR,
+			      "userfaultfd does not take the memory at %#llx: it needs anonymous memory, a memfd or a hugetlbfs file that is mapped there as a whole (not a guest_memfd)%s",
+			      (unsigned long long)host, memory->write_protect ?
+			      "; and to write-protect a file, Linux 5.19" : "");
 }
 
 static int mapping_make(struct kvmfault_memory *memory, uint64_t host,
@@ -299,7 +355,7 @@ int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 	err = mapping_make(memory, host, uffd, mapping);
 	if (err && own)
 		kvmfault_uffd_free(uffd);
-	explain(memory->vm, host, err);
+	explain(memory, host, err);
 	return err;
 }
 
@@ -378,30 +434,6 @@ void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard)
 		kvmfault_uffd_free(uffd);
 }
 
-KVMFAULT__EXPORT
-int kvmfault_mapping_add(struct kvmfault_memory *memory,
-			 const struct kvmfault_mapping_options *options,
-			 struct kvmfault_mapping **mapping)
-{
-	struct kvmfault_mapping_options ours;
-	int err;
-
-	if (!mapping)
-		return -EINVAL;
-	*mapping = NULL;
-	err = kvmfault__options(&ours, sizeof(ours), options);
-	if (err)
-		return err;
-	if (!memory || !ours.host || memory->fd <= 0 ||
-	    ours.host & (kvmfault__page_size(memory) - 1) ||
-	    ours.host + memory->length < ours.host)
-		return -EINVAL;
-	if (ours.uffd &&
-	    (ours.uffd->vm != memory->vm || !kvmfault__tracked(memory)))
-		return -EINVAL;
-	return kvmfault__mapping_new(memory, ours.host, ours.uffd, mapping);
-}
-
 /* A seat that came before the list was replaced. */
 static bool uses_old_list(struct kvmfault__seat *seat, void *vm)
 {
@@ -426,15 +458,11 @@ static int unlist(struct kvmfault_mapping *mapping)
 	return 0;
 }
 
-KVMFAULT__EXPORT
-int kvmfault_mapping_remove(struct kvmfault_mapping *mapping)
+static int mapping_end(struct kvmfault_mapping *mapping, bool guard)
 {
-	struct kvmfault_vm *vm;
+	struct kvmfault_vm *vm = mapping->span.memory->vm;
 	int err;
 
-	if (!mapping)
-		return 0;
-	vm = mapping->span.memory->vm;
 	kvmfault__sys_lock(&vm->lock);
 	err = unlist(mapping);
 	kvmfault__sys_unlock(&vm->lock);
@@ -443,10 +471,70 @@ int kvmfault_mapping_remove(struct kvmfault_mapping *mapping)
 	/* Who still wakes through it is inside a system call, not a callback:
 	 * that ends. */
 	kvmfault__drain(vm, uses_old_list, vm);
-	kvmfault__mapping_close(mapping, true);
+	kvmfault__mapping_close(mapping, guard);
 	kvmfault__sys_lock(&vm->lock);
 	kvmfault__table_kill(vm, &mapping->span);
 	kvmfault__table_sweep(vm, &vm->mappings);
 	kvmfault__sys_unlock(&vm->lock);
 	return 0;
+}
+
+/* What was protected before the mapping was known is protected there too. */
+static int protect_too(struct kvmfault_mapping *mapping)
+{
+	struct kvmfault_memory *memory = mapping->span.memory;
+	uint64_t page = 0, end, pages = memory->length >> memory->page_shift;
+	uint64_t size = kvmfault__page_size(memory);
+	int err = 0;
+
+	for (; page < pages && !err; page = end + 1) {
+		for (end = page; end < pages &&
+		     kvmfault__page_protected(memory, end);)
+			end++;
+		if (end > page)
+			err = kvmfault__uffd_protect(mapping->uffd->fd,
+						     mapping->host +
+						     page * size,
+						     (end - page) * size, true);
+	}
+	return err == -ESRCH ? 0 : err;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_mapping_add(struct kvmfault_memory *memory,
+			 const struct kvmfault_mapping_options *options,
+			 struct kvmfault_mapping **mapping)
+{
+	struct kvmfault_mapping_options ours;
+	int err;
+
+	if (!mapping)
+		return -EINVAL;
+	*mapping = NULL;
+	err = kvmfault__options(&ours, sizeof(ours), options);
+	if (err)
+		return err;
+	if (!memory || !ours.host || memory->fd <= 0 ||
+	    ours.host & (kvmfault__page_size(memory) - 1) ||
+	    ours.host + memory->length < ours.host)
+		return -EINVAL;
+	if (ours.uffd &&
+	    (ours.uffd->vm != memory->vm || !kvmfault__tracked(memory)))
+		return -EINVAL;
+	err = kvmfault__mapping_new(memory, ours.host, ours.uffd, mapping);
+	if (err || !memory->write_protect)
+		return err;
+	err = protect_too(*mapping);
+	if (!err)
+		return 0;
+	/* As it was before: nobody was to read zeros there then either. */
+	mapping_end(*mapping, false);
+	*mapping = NULL;
+	return err;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_mapping_remove(struct kvmfault_mapping *mapping)
+{
+	return mapping ? mapping_end(mapping, true) : 0;
 }

@@ -41,6 +41,8 @@ static int check(struct kvmfault_vm *vm, struct kvmfault_memory_options *o)
 	if (o->minor ? o->fd <= 0 || !o->source :
 	    size > vm->options.page_size_max)
 		return -EINVAL;
+	if (o->write_protect && !o->source)
+		return -EINVAL;
 	if (!o->host || !o->length ||
 	    ((uintptr_t)o->host | o->length | o->fd_offset) & (size - 1))
 		return -EINVAL;
@@ -285,6 +287,7 @@ static int memory_make(struct kvmfault_vm *vm,
 	new->vm = vm;
 	new->length = o->length;
 	new->page_shift = (unsigned int)__builtin_ctzll(o->page_size);
+	new->write_protect = o->write_protect;
 	new->hugetlb = o->page_size != kvmfault__sys_page_size();
 	new->fd = o->fd > 0 ? o->fd : 0;
 	new->fd_offset = o->fd_offset;
@@ -333,6 +336,27 @@ static int memory_attach(struct kvmfault_memory *memory,
 	vm->memories++;
 	kvmfault__sys_unlock(&vm->lock);
 	return 0;
+}
+
+/*
+ * What is mapped by UFFDIO_CONTINUE must come protected (6.4): before, a page
+ * that nobody had mapped yet could be written for a moment. Asked where nothing
+ * is registered, since a kernel looks at the mode first.
+ */
+static int check_protect(const struct kvmfault_memory *memory)
+{
+	const struct kvmfault__mappings *all = atomic_load(&memory->mappings);
+	uint64_t done;
+
+	if (!memory->fill || !memory->write_protect ||
+	    kvmfault__uffd_install(all->mapping[0]->uffd->fd, KVMFAULT__MAP,
+				   (uintptr_t)memory->fill, NULL,
+				   kvmfault__page_size(memory), true, &done) !=
+	    -EINVAL)
+		return 0;
+	kvmfault__log(memory->vm, KVMFAULT_LOG_ERROR,
+		      "memory with minor faults can't be write-protected here: it needs Linux 6.4");
+	return -EINVAL;
 }
 
 static void memory_detach(struct kvmfault_memory *memory, bool guard)
@@ -431,7 +455,9 @@ int kvmfault_memory_new(struct kvmfault_vm *vm,
 		memory_delete(new);
 		return err;
 	}
-	err = check_empty(new);
+	err = check_protect(new);
+	if (!err)
+		err = check_empty(new);
 	if (err) {
 		/* Nothing was fetched, nothing is to be guarded. */
 		memory_end(new, false);

@@ -152,6 +152,7 @@ const char *kvmfault_page_str(enum kvmfault_page page)
 		[KVMFAULT_PAGE_PRESENT] = "present",
 		[KVMFAULT_PAGE_POISONED] = "poisoned",
 		[KVMFAULT_PAGE_UNCONVERTED] = "unconverted",
+		[KVMFAULT_PAGE_PROTECTED] = "protected",
 	};
 
 	return NAME(names, page);

@@ -3,23 +3,27 @@
 
 /*
  * Stage claim, and the state part of publish: what is known of each page. In:
- * a page of a tracked memory. Out: who may fetch it, who waits. Three bits a
- * page, changed by compare-and-exchange only; of all threads that want a page
- * exactly one goes from absent to fetching.
+ * a page of a tracked memory. Out: who may fetch it, who waits. Four bits a
+ * page, changed atomically; of all threads that want a page exactly one goes
+ * from absent to fetching. Three of them are the state, and the fourth, that the
+ * page is protected, stays what it is whatever the state becomes.
  */
 
 #include <sys/mman.h>
 
 #include "internal.h"
 
-#define BITS 3
-#define MASK ((1ULL << BITS) - 1)
+#define BITS 4
+#define MASK 7ULL
+#define PROTECTED 8ULL
 #define PER_WORD (64 / BITS)
 #define SLICE 10000000ULL	/* how late immediate_exit may be seen: 10 ms */
 
 static uint64_t words(const struct kvmfault_memory *memory)
 {
-	return (memory->length >> memory->page_shift) / PER_WORD + 1;
+	uint64_t pages = memory->length >> memory->page_shift;
+
+	return (pages + PER_WORD - 1) / PER_WORD;
 }
 
 int kvmfault__pages_new(struct kvmfault_memory *memory)
@@ -90,11 +94,23 @@ enum kvmfault__state kvmfault__page_claim(struct kvmfault_memory *memory,
 	}
 }
 
-static bool in_flight(enum kvmfault__state state)
+bool kvmfault__page_protected(const struct kvmfault_memory *memory,
+			      uint64_t page)
 {
-	return state == KVMFAULT__FETCHING ||
-	       state == KVMFAULT__FETCHING_WAITED ||
-	       state == KVMFAULT__FETCHING_REMOVED;
+	uint64_t word = atomic_load(&memory->states[page / PER_WORD]);
+
+	return word >> (page % PER_WORD * BITS) & PROTECTED;
+}
+
+enum kvmfault__state kvmfault__page_protect(struct kvmfault_memory *memory,
+					    uint64_t page, bool on)
+{
+	_Atomic uint64_t *word = &memory->states[page / PER_WORD];
+	unsigned int shift = page % PER_WORD * BITS;
+	uint64_t old = on ? atomic_fetch_or(word, PROTECTED << shift) :
+			    atomic_fetch_and(word, ~(PROTECTED << shift));
+
+	return (old >> shift) & MASK;
 }
 
 void kvmfault__page_remove(struct kvmfault_memory *memory, uint64_t page)
@@ -103,7 +119,7 @@ void kvmfault__page_remove(struct kvmfault_memory *memory, uint64_t page)
 
 	for (;; state = found) {
 		found = kvmfault__page_change(memory, page, state,
-					      in_flight(state) ?
+					      kvmfault__in_flight(state) ?
 					      KVMFAULT__FETCHING_REMOVED :
 					      KVMFAULT__REMOVED);
 		if (found == state)
@@ -169,7 +185,7 @@ int kvmfault__page_wait(struct kvmfault__seat *seat,
 	while (!err) {
 		uint32_t sequence = atomic_load(&b->sequence);
 
-		if (!in_flight(kvmfault__page_state(memory, page)))
+		if (!kvmfault__in_flight(kvmfault__page_state(memory, page)))
 			break;
 		err = kvmfault__sleep(seat, &b->sequence, sequence);
 	}
@@ -199,7 +215,7 @@ bool kvmfault__page_pending(struct kvmfault__seat *seat,
 		atomic_fetch_add(&seat->vm->pending, 1);
 	seat->pending = true;
 	/* As a waiter: we are counted, then look; who wakes looks afterwards. */
-	if (in_flight(kvmfault__page_state(memory, page)))
+	if (kvmfault__in_flight(kvmfault__page_state(memory, page)))
 		return true;
 	kvmfault__not_pending(seat);
 	return false;

@@ -4,7 +4,8 @@
 /*
  * Ensure and discard: what the VMM itself does with guest memory. In: a range
  * of guest-physical addresses. Out: its pages present, by the one path (ensure
- * is an entrance); or gone, in an order that a fetch in flight can't break.
+ * is an entrance); or gone, in an order that a fetch in flight can't break, and
+ * not before what is protected was saved.
  */
 
 #include "internal.h"
@@ -62,32 +63,6 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 
 #define RUN 256			/* pages that are discarded at once */
 
-/* Take what nobody is fetching; tell the fetcher of what somebody is. Returns
- * how many pages were taken, and for those what they were. */
-static size_t take(struct kvmfault_memory *memory, uint64_t page, size_t count,
-		   enum kvmfault__state *was)
-{
-	size_t n = 0;
-
-	while (n < count) {
-		enum kvmfault__state state =
-			kvmfault__page_state(memory, page + n);
-		enum kvmfault__state to = KVMFAULT__FETCHING;
-
-		if (state == KVMFAULT__FETCHING ||
-		    state == KVMFAULT__FETCHING_WAITED)
-			to = KVMFAULT__FETCHING_REMOVED;
-		if (state != KVMFAULT__FETCHING_REMOVED &&
-		    kvmfault__page_change(memory, page + n, state, to) != state)
-			continue;	/* it has just changed: look again */
-		if (to == KVMFAULT__FETCHING_REMOVED ||
-		    state == KVMFAULT__FETCHING_REMOVED)
-			break;
-		was[n++] = state;
-	}
-	return n;
-}
-
 /* The pages that were taken: to what they are now, or were before. */
 static void put(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 		uint64_t page, size_t count, const enum kvmfault__state *was)
@@ -118,6 +93,74 @@ static void put(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 	}
 }
 
+/* A protected page that holds, or has to fetch, what a discard would lose. */
+static bool unsaved(const struct kvmfault_memory *memory, uint64_t page,
+		    enum kvmfault__state state)
+{
+	return memory->write_protect && state != KVMFAULT__REMOVED &&
+	       state != KVMFAULT__POISONED &&
+	       kvmfault__page_protected(memory, page);
+}
+
+/* Take what nobody is fetching; tell the fetcher of what somebody is. Returns
+ * how many pages were taken, and for those what they were. save: not those that
+ * have to be saved first. */
+static size_t take(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
+		   uint64_t page, size_t count, bool save,
+		   enum kvmfault__state *was)
+{
+	size_t n = 0;
+
+	while (n < count) {
+		enum kvmfault__state state =
+			kvmfault__page_state(memory, page + n);
+		enum kvmfault__state to = KVMFAULT__FETCHING;
+
+		if (save && unsaved(memory, page + n, state))
+			break;
+		if (state == KVMFAULT__FETCHING ||
+		    state == KVMFAULT__FETCHING_WAITED)
+			to = KVMFAULT__FETCHING_REMOVED;
+		if (state != KVMFAULT__FETCHING_REMOVED &&
+		    kvmfault__page_change(memory, page + n, state, to) != state)
+			continue;	/* it has just changed: look again */
+		if (to == KVMFAULT__FETCHING_REMOVED ||
+		    state == KVMFAULT__FETCHING_REMOVED)
+			break;
+		was[n] = state;
+		if (save && unsaved(memory, page + n, state)) {
+			/* Since we looked. */
+			put(seat, memory, page + n, 1, &was[n]);
+			break;
+		}
+		n++;
+	}
+	return n;
+}
+
+/* Ask for it as who writes to it would. */
+static int save_page(struct kvmfault__seat *seat,
+		     struct kvmfault_memory *memory, uint64_t page)
+{
+	uint64_t offset = page << memory->page_shift;
+	const struct kvmfault_fault fault = {
+		.size = sizeof(fault),
+		.entrance = KVMFAULT_ENTRANCE_CALL,
+		.access = KVMFAULT_ACCESS_WRITE,
+		.known = KVMFAULT_KNOWN_HVA | KVMFAULT_KNOWN_LENGTH,
+		.hva = (uintptr_t)memory->host + offset,
+		.length = kvmfault__page_size(memory),
+	};
+	const struct kvmfault__place place = {
+		.memory = memory,
+		.offset = offset,
+	};
+	struct kvmfault__answer answer =
+		kvmfault__resolve(seat, &fault, &place);
+
+	return kvmfault__error(&answer);
+}
+
 /* Poisoned pages become memory again. */
 static int clear_markers(struct kvmfault__seat *seat,
 			 struct kvmfault_memory *memory, uint64_t page,
@@ -144,14 +187,16 @@ static int discard_run(struct kvmfault__seat *seat,
 	int err;
 
 	while (done < count) {
-		n = take(memory, page + done, count - done, was);
+		n = take(seat, memory, page + done, count - done, wait, was);
 		if (!n && !wait) {
 			done++;	/* in flight: its fetcher does it */
 			continue;
 		}
 		if (!n) {
 			/* Until then its data may be seen. */
-			err = kvmfault__page_wait(seat, memory, page + done);
+			err = unsaved(memory, page + done, KVMFAULT__PRESENT) ?
+				save_page(seat, memory, page + done) :
+				kvmfault__page_wait(seat, memory, page + done);
 			if (err)
 				return err;
 			/* Unless the fetcher could not: then it is our turn. */
@@ -203,9 +248,11 @@ int kvmfault__discard(struct kvmfault__seat *seat,
 	return err;
 }
 
-KVMFAULT__EXPORT
-int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
-		     uint64_t gpa, uint64_t length)
+int kvmfault__each_region(struct kvmfault_vm *vm, uint32_t address_space,
+			  uint64_t gpa, uint64_t length,
+			  int (*act)(struct kvmfault__seat *seat,
+				     struct kvmfault_memory *memory,
+				     uint64_t offset, uint64_t length))
 {
 	struct kvmfault__seat *seat;
 	int err = 0;
@@ -226,9 +273,8 @@ int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
 			step = region->info.gpa + region->info.length - gpa;
 			if (step > length)
 				step = length;
-			err = kvmfault__discard(seat, region->span.memory,
-					kvmfault__region_offset(region, gpa),
-					step, true);
+			err = act(seat, region->span.memory,
+				  kvmfault__region_offset(region, gpa), step);
 		}
 		kvmfault__leave(seat);
 		gpa += step;
@@ -236,4 +282,17 @@ int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
 	}
 	kvmfault__seat_give(seat);
 	return err;
+}
+
+static int discard(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
+		   uint64_t offset, uint64_t length)
+{
+	return kvmfault__discard(seat, memory, offset, length, true);
+}
+
+KVMFAULT__EXPORT
+int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
+		     uint64_t gpa, uint64_t length)
+{
+	return kvmfault__each_region(vm, address_space, gpa, length, discard);
 }

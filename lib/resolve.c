@@ -154,13 +154,13 @@ static bool publish_page(struct kvmfault__request *rq, uint64_t page,
 }
 
 void kvmfault__release(struct kvmfault__request *rq, uint64_t first,
-		       uint64_t count)
+		       uint64_t count, enum kvmfault__state to)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	uint64_t size = kvmfault__page_size(memory), page;
 
 	for (page = first; page < first + count; page++)
-		if (publish_page(rq, page, KVMFAULT__ABSENT))
+		if (publish_page(rq, page, to))
 			kvmfault__wake(rq->seat, memory, NULL, page * size,
 				       size);
 }
@@ -282,71 +282,144 @@ static struct kvmfault__answer resolve_claimed(struct kvmfault__request *rq,
 	return answer;
 }
 
-/* With minor faults a page is present in the file, and each mapping has still
- * to be told. False: it is not in the file. */
-static bool mapped(struct kvmfault__request *rq)
+/* What is not known to be a read. */
+static bool may_write(const struct kvmfault__request *rq)
+{
+	return rq->request.fault->access != KVMFAULT_ACCESS_READ &&
+	       rq->request.fault->access != KVMFAULT_ACCESS_EXEC;
+}
+
+static bool must_save(const struct kvmfault__request *rq)
+{
+	return rq->request.memory->write_protect && may_write(rq) &&
+	       kvmfault__page_protected(rq->request.memory, rq->page);
+}
+
+/* Claim a page that is present; false: it is not any more. */
+static bool claim_present(struct kvmfault__request *rq)
+{
+	if (kvmfault__page_change(rq->request.memory, rq->page,
+				  KVMFAULT__PRESENT, KVMFAULT__FETCHING) !=
+	    KVMFAULT__PRESENT)
+		return false;
+	kvmfault__run(rq, rq->page, 1);
+	rq->installed = (struct kvmfault__installed){ 0 };
+	return true;
+}
+
+/*
+ * About to be written, and nobody has saved it yet. While somebody does, it can
+ * be read. Saved, then the bit, then the kernel's protection, and only then not
+ * claimed any more: who protects it anew waits for that.
+ */
+static void save(struct kvmfault__request *rq, struct kvmfault__answer *answer)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	int err;
 
-	if (!memory->fill)
+	if (memory->fill)	/* there it faults for nobody */
+		rq->request.host = memory->fill + rq->request.offset;
+	rq->request.page = KVMFAULT_PAGE_PROTECTED;
+	judge(rq, ask(rq, answer), answer);
+	if (answer->action != KVMFAULT_RETRY || answer->error)
+		return;
+	kvmfault__page_protect(memory, rq->page, false);
+	err = kvmfault__protect(rq->seat, memory, NULL, rq->request.offset,
+				rq->request.length, false);
+	if (err)
+		judge(rq, err, answer);
+	answer->came = !err;
+}
+
+/* True: that is the answer. False: look again. */
+static bool resolve_protected(struct kvmfault__request *rq,
+			      struct kvmfault__answer *answer)
+{
+	*answer = (struct kvmfault__answer){ 0 };
+	if (!claim_present(rq))
 		return false;
-	err = kvmfault__map(rq->origin, rq->request.offset, rq->request.length);
-	if (err == -EEXIST)
-		kvmfault__wake(rq->seat, memory, rq->origin, rq->request.offset,
-			       rq->request.length);
-	return !err || err == -EEXIST;
+	if (must_save(rq))
+		save(rq, answer);
+	kvmfault__release(rq, rq->page, 1, KVMFAULT__PRESENT);
+	/* Who slept is awake, and for others it is like any present page. */
+	return answer->action && (rq->origin || !answer->came);
+}
+
+/* Wake who sleeps in this mapping, also on a protection that is left in the
+ * kernel alone. */
+static int wake_origin(struct kvmfault__request *rq)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+
+	if (memory->write_protect && may_write(rq) &&
+	    !kvmfault__page_protected(memory, rq->page))
+		return kvmfault__protect(rq->seat, memory, rq->origin,
+					 rq->request.offset,
+					 rq->request.length, false);
+	kvmfault__wake(rq->seat, memory, rq->origin, rq->request.offset,
+		       rq->request.length);
+	return 0;
+}
+
+/* With minor faults a page is present in the file, and each mapping has still
+ * to be told. Else, or if it is not in the file, it becomes zero. */
+static int install_again(struct kvmfault__request *rq)
+{
+	int err;
+
+	if (rq->request.memory->fill) {
+		err = kvmfault__map(rq->origin, rq->request.offset,
+				    rq->request.length);
+		if (!err)
+			return 0;
+		if (err == -EEXIST)
+			return wake_origin(rq);
+	}
+	rq->request.page = KVMFAULT_PAGE_REMOVED;
+	err = kvmfault_request_install(&rq->request, NULL);
+	if (err || (!rq->installed.existed && rq->origin->memslots))
+		return err;
+	return wake_origin(rq);
 }
 
 /*
  * A message for a page that is present. Most often it was read late. But a
  * page that somebody took out of the file behind our back would fault for
  * ever: ask the kernel by installing zeros, which is what a hole holds, and
- * which fails where there is a page.
+ * which fails where there is a page. False: look again.
  */
-static struct kvmfault__answer recheck(struct kvmfault__request *rq)
+static bool recheck(struct kvmfault__request *rq,
+		    struct kvmfault__answer *answer)
 {
-	struct kvmfault_memory *memory = rq->request.memory;
-	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY };
-	enum kvmfault__state found;
 	int err;
 
 	kvmfault__count(rq->seat, repeated);
-	if (mapped(rq))
-		return answer;
-	found = kvmfault__page_change(memory, rq->page, KVMFAULT__PRESENT,
-				      KVMFAULT__FETCHING);
-	if (found != KVMFAULT__PRESENT) {
-		answer.error = -EAGAIN;
-		return answer;
-	}
-	rq->request.page = KVMFAULT_PAGE_REMOVED;
-	kvmfault__run(rq, rq->page, 1);
-	err = kvmfault_request_install(&rq->request, NULL);
-	publish(rq, KVMFAULT__PRESENT);
+	if (!claim_present(rq))
+		return false;
+	err = install_again(rq);
+	kvmfault__release(rq, rq->page, 1, KVMFAULT__PRESENT);
 	if (!rq->installed.existed)
 		account(rq, KVMFAULT__REMOVED);
 	if (err == -EAGAIN)
-		answer.error = err;
+		answer->error = err;
 	else if (err)
-		answer = failed(KVMFAULT_REASON_RESOLVER, err);
-	return answer;
+		*answer = failed(KVMFAULT_REASON_RESOLVER, err);
+	return true;
 }
 
-static struct kvmfault__answer resolve_present(struct kvmfault__request *rq,
-					       bool waited)
+static bool resolve_present(struct kvmfault__request *rq, bool waited,
+			    struct kvmfault__answer *answer)
 {
-	struct kvmfault__answer answer = {
+	*answer = (struct kvmfault__answer){
 		.action = KVMFAULT_RETRY,
 		.came = waited,
 	};
-
 	if (rq->origin)
-		return recheck(rq);
+		return recheck(rq, answer);
 	kvmfault__userfault_follow(rq->request.memory, rq->page, 1);
-	if (waited || rq->request.fault->entrance == KVMFAULT_ENTRANCE_CALL)
-		return answer;
-	return resolve_unclaimed(rq, KVMFAULT_PAGE_PRESENT);
+	if (!waited && rq->request.fault->entrance != KVMFAULT_ENTRANCE_CALL)
+		*answer = resolve_unclaimed(rq, KVMFAULT_PAGE_PRESENT);
+	return true;
 }
 
 /*
@@ -386,7 +459,7 @@ static struct kvmfault__answer resolve_tracked(struct kvmfault__request *rq)
 	struct kvmfault_memory *memory = rq->request.memory;
 	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY };
 	const char *fetched_by;
-	bool waited = false;
+	bool done, waited = false;
 	int err;
 
 	rq->page = rq->request.offset >> memory->page_shift;
@@ -404,15 +477,23 @@ static struct kvmfault__answer resolve_tracked(struct kvmfault__request *rq)
 		case KVMFAULT__ABSENT:
 		case KVMFAULT__REMOVED:
 			answer = resolve_claimed(rq, state);
-			if (!rq->detached)
+			if (rq->detached)
+				break;
+			if (!answer.came || !must_save(rq))
 				return answer;
-			break;
+			waited = true;
+			continue;
 		case KVMFAULT__PRESENT:
 			fetched_by = answer.resolver;
-			answer = resolve_present(rq, waited);
+			done = must_save(rq) ?
+				resolve_protected(rq, &answer) :
+				resolve_present(rq, waited, &answer);
 			if (!answer.resolver)
 				answer.resolver = fetched_by;
-			return answer;
+			if (done)
+				return answer;
+			waited |= answer.came;
+			continue;
 		case KVMFAULT__POISONED:
 			resolve_poisoned(rq, &answer);
 			return answer;

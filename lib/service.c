@@ -284,6 +284,7 @@ static void pagefault(struct kvmfault_service *service,
 			.length = KVMFAULT__PAGE,
 			/* What neither access nor the page's state says. */
 			.flags = flags & ~(uint64_t)(UFFD_PAGEFAULT_FLAG_WRITE |
+						     UFFD_PAGEFAULT_FLAG_WP |
 						     UFFD_PAGEFAULT_FLAG_MINOR),
 		},
 		.space = space,

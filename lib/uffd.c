@@ -202,12 +202,11 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd)
 }
 
 int kvmfault__uffd_register(struct kvmfault_uffd *uffd, uint64_t start,
-			    uint64_t length, bool minor, uint64_t *ioctls)
+			    uint64_t length, uint64_t mode, uint64_t *ioctls)
 {
 	struct uffdio_register reg = {
 		.range = { .start = start, .len = length },
-		.mode = UFFDIO_REGISTER_MODE_MISSING |
-			(minor ? UFFDIO_REGISTER_MODE_MINOR : 0),
+		.mode = UFFDIO_REGISTER_MODE_MISSING | mode,
 	};
 	int err = kvmfault__sys_ioctl(uffd->fd, UFFDIO_REGISTER, &reg);
 
@@ -227,12 +226,13 @@ int kvmfault__uffd_unregister(struct kvmfault_uffd *uffd, uint64_t start,
  * -errno: only more than 0 is progress. Then the rest tells why it stopped. */
 
 static int copy(int fd, uint64_t to, const void *from, uint64_t length,
-		int64_t *count)
+		bool protect, int64_t *count)
 {
 	struct uffdio_copy copy = {
 		.dst = to,
 		.src = (uint64_t)(uintptr_t)from,
 		.len = length,
+		.mode = protect ? UFFDIO_COPY_MODE_WP : 0,
 	};
 	int err = kvmfault__sys_ioctl(fd, UFFDIO_COPY, &copy);
 
@@ -251,10 +251,12 @@ static int zero(int fd, uint64_t to, uint64_t length, int64_t *count)
 	return err;
 }
 
-static int map(int fd, uint64_t to, uint64_t length, int64_t *count)
+static int map(int fd, uint64_t to, uint64_t length, bool protect,
+	       int64_t *count)
 {
 	struct uffdio_continue cont = {
 		.range = { .start = to, .len = length },
+		.mode = protect ? KVMFAULT__UFFDIO_CONTINUE_MODE_WP : 0,
 	};
 	int err = kvmfault__sys_ioctl(fd, UFFDIO_CONTINUE, &cont);
 
@@ -263,7 +265,8 @@ static int map(int fd, uint64_t to, uint64_t length, int64_t *count)
 }
 
 int kvmfault__uffd_install(int fd, enum kvmfault__install how, uint64_t to,
-			   const void *from, uint64_t length, uint64_t *done)
+			   const void *from, uint64_t length, bool protect,
+			   uint64_t *done)
 {
 	*done = 0;
 	while (*done < length) {
@@ -273,11 +276,11 @@ int kvmfault__uffd_install(int fd, enum kvmfault__install how, uint64_t to,
 
 		if (how == KVMFAULT__COPY)
 			err = copy(fd, to + *done, (const char *)from + *done,
-				   rest, &count);
+				   rest, protect, &count);
 		else if (how == KVMFAULT__ZERO)
 			err = zero(fd, to + *done, rest, &count);
 		else
-			err = map(fd, to + *done, rest, &count);
+			err = map(fd, to + *done, rest, protect, &count);
 		if (!err)
 			count = (int64_t)rest;
 		else if (count <= 0)
@@ -292,6 +295,16 @@ int kvmfault__uffd_wake(int fd, uint64_t start, uint64_t length)
 	struct uffdio_range range = { .start = start, .len = length };
 
 	return kvmfault__sys_ioctl(fd, UFFDIO_WAKE, &range);
+}
+
+int kvmfault__uffd_protect(int fd, uint64_t start, uint64_t length, bool on)
+{
+	struct uffdio_writeprotect protect = {
+		.range = { .start = start, .len = length },
+		.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
+	};
+
+	return kvmfault__sys_ioctl(fd, UFFDIO_WRITEPROTECT, &protect);
 }
 
 int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length, bool quiet,

@@ -71,7 +71,8 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 	new->chain[3] = kvmfault__resolver_zero;
 	new->chain[4] = kvmfault__resolver_populate;
 	new->chain[5] = kvmfault__resolver_convert;
-	new->resolvers = 6;
+	new->chain[6] = kvmfault__resolver_unprotect;
+	new->resolvers = 7;
 	*vm = new;
 	return 0;
 }

@@ -137,6 +137,7 @@ void kvmfault__narrow(struct kvmfault__request *rq)
 	uint64_t first = rq->first, count = rq->count;
 
 	kvmfault__run(rq, rq->page, 1);
-	kvmfault__release(rq, first, rq->page - first);
-	kvmfault__release(rq, rq->page + 1, first + count - rq->page - 1);
+	kvmfault__release(rq, first, rq->page - first, KVMFAULT__ABSENT);
+	kvmfault__release(rq, rq->page + 1, first + count - rq->page - 1,
+			  KVMFAULT__ABSENT);
 }

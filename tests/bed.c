@@ -120,6 +120,7 @@ int bed_memory(struct kvmfault_memory **memory, int *fd, void **host)
 		.window = bed.window,
 		.window_length = bed.window_length,
 		.minor = bed.minor,
+		.write_protect = bed.write_protect,
 	};
 
 	*fd = fake_memory(options.length, 0, host);

@@ -38,7 +38,7 @@ struct bed {
 	struct kvmfault_source source;	/* in its place, if it has a size */
 	enum kvmfault_window window;	/* of memories made from now on */
 	uint64_t window_length;
-	bool minor;
+	bool minor, write_protect;
 	size_t last_length;
 	void (*during_read)(void);	/* once, inside a read */
 

@@ -43,6 +43,7 @@
 
 struct range {
 	uint64_t start, length;
+	bool write_protect;		/* registered for that too */
 };
 
 struct object {
@@ -55,6 +56,7 @@ struct object {
 	uint64_t host[HOSTS];
 	unsigned char *mapped[HOSTS];	/* by page, for minor faults */
 	unsigned char *marker[HOSTS];	/* by page: UFFDIO_POISON */
+	unsigned char *protected[HOSTS]; /* by page */
 	unsigned int hosts;
 	int real;			/* memory: the memfd behind it */
 	bool api;			/* userfaultfd */
@@ -115,6 +117,8 @@ static const struct path {
 	{ .name = "kvmfault_ensure_msrs", .seat = true },
 	{ .name = "kvmfault_ensure_page_tables", .seat = true },
 	{ .name = "kvmfault_discard", .seat = true },
+	{ .name = "kvmfault_protect", .seat = true },
+	{ .name = "kvmfault_unprotect", .seat = true },
 	{ .name = "kvmfault_convert", .seat = true },
 	{ .name = "kvmfault_region_find", .seat = true },
 	{ .name = "kvmfault_region_memslot", .seat = true },
@@ -365,6 +369,12 @@ static unsigned char *page_of(struct object *m, unsigned char **what,
 static unsigned char *page_mapped(struct object *m, uint64_t address)
 {
 	return page_of(m, m->mapped, address);
+}
+
+/* Is it write-protected there, or will be when it has come? */
+static unsigned char *page_protected(struct object *m, uint64_t address)
+{
+	return page_of(m, m->protected, address);
 }
 
 static struct range *range_at(struct object *uffd, uint64_t address)
@@ -655,6 +665,7 @@ static long uffd_register(struct object *uffd, struct uffdio_register *reg)
 		return -ENOMEM;
 	uffd->range[i].start = reg->range.start;
 	uffd->range[i].length = reg->range.len;
+	uffd->range[i].write_protect = reg->mode & UFFDIO_REGISTER_MODE_WP;
 	reg->ioctls = 1ULL << _UFFDIO_COPY | 1ULL << _UFFDIO_WAKE |
 		      1ULL << KVMFAULT__UFFDIO_POISON_NR;
 	m = memory_at(reg->range.start, &offset);
@@ -673,9 +684,9 @@ static long uffd_unregister(struct object *uffd, struct uffdio_range *range)
 	return 0;
 }
 
-/* from 0: zeros */
+/* from 0: zeros. What comes without protection has none, whatever was there. */
 static long uffd_fill(struct object *uffd, uint64_t to, uint64_t from,
-		      uint64_t length, __s64 *count)
+		      uint64_t length, bool protect, __s64 *count)
 {
 	uint64_t done = 0, offset;
 	struct object *m = memory_at(to, &offset);
@@ -697,6 +708,7 @@ static long uffd_fill(struct object *uffd, uint64_t to, uint64_t from,
 			memset(page, 0, m->page_size);
 		m->present[(offset + done) / m->page_size] = 1;
 		*page_of(m, m->marker, to + done) = 0;
+		*page_protected(m, to + done) = protect;
 		done += m->page_size;
 	}
 	*count = done ? (int64_t)done : -EEXIST;
@@ -720,6 +732,9 @@ static long uffd_continue(struct object *uffd, struct uffdio_continue *cont)
 			*page_mapped(m, to + done) = 1;
 		if (!err)
 			*page_of(m, m->marker, to + done) = 0;
+		if (!err)
+			*page_protected(m, to + done) = cont->mode &
+				KVMFAULT__UFFDIO_CONTINUE_MODE_WP ? 1 : 0;
 	}
 	cont->mapped = done ? (int64_t)done : err;
 	return err && done ? -EAGAIN : err;
@@ -727,14 +742,15 @@ static long uffd_continue(struct object *uffd, struct uffdio_continue *cont)
 
 static long uffd_copy(struct object *uffd, struct uffdio_copy *copy)
 {
-	return uffd_fill(uffd, copy->dst, copy->src, copy->len, &copy->copy);
+	return uffd_fill(uffd, copy->dst, copy->src, copy->len,
+			 copy->mode & UFFDIO_COPY_MODE_WP, &copy->copy);
 }
 
 static long uffd_zero(struct object *uffd, struct uffdio_zeropage *zero)
 {
 	__s64 count = 0;
 	long err = uffd_fill(uffd, zero->range.start, 0, zero->range.len,
-			     &count);
+			     false, &count);
 
 	zero->zeropage = count;
 	return err;
@@ -764,6 +780,23 @@ static long uffd_poison(struct object *uffd,
 	return done == poison->range.len ? 0 : done ? -EAGAIN : -EEXIST;
 }
 
+static long uffd_protect(struct object *uffd, struct uffdio_writeprotect *p)
+{
+	struct range *range = range_at(uffd, p->range.start);
+	uint64_t offset, at;
+	struct object *m = memory_at(p->range.start, &offset);
+
+	if (!m || !range || !range->write_protect ||
+	    p->range.start + p->range.len > range->start + range->length)
+		return -ENOENT;
+	if ((p->range.start | p->range.len) & (m->page_size - 1))
+		return -EINVAL;
+	for (at = 0; at < p->range.len; at += m->page_size)
+		*page_protected(m, p->range.start + at) =
+			p->mode & UFFDIO_WRITEPROTECT_MODE_WP;
+	return 0;
+}
+
 static long uffd_ioctl(struct object *uffd, struct fake_call *c)
 {
 	switch (c->number) {
@@ -779,6 +812,8 @@ static long uffd_ioctl(struct object *uffd, struct fake_call *c)
 		return uffd_zero(uffd, c->arg);
 	case UFFDIO_CONTINUE:
 		return uffd_continue(uffd, c->arg);
+	case UFFDIO_WRITEPROTECT:
+		return uffd_protect(uffd, c->arg);
 	case KVMFAULT__UFFDIO_POISON:
 		return uffd_poison(uffd, c->arg);
 	case UFFDIO_WAKE:
@@ -858,6 +893,7 @@ static void *map_memory(struct object *m)
 		abort();
 	m->mapped[m->hosts] = calloc(m->length / m->page_size, 1);
 	m->marker[m->hosts] = calloc(m->length / m->page_size, 1);
+	m->protected[m->hosts] = calloc(m->length / m->page_size, 1);
 	m->host[m->hosts++] = (uintptr_t)host;
 	return host;
 }
@@ -889,7 +925,10 @@ static long model_mmap(struct fake_call *c)
 		return -ENOMEM;
 	for (i = 0; mapped[i].length; i++)
 		;
-	mapped[i] = (struct range){ (uintptr_t)address, c->length };
+	mapped[i] = (struct range){
+		.start = (uintptr_t)address,
+		.length = c->length,
+	};
 	c->at = (uintptr_t)address;
 	holds.mappings++;
 	return 0;
@@ -1782,14 +1821,33 @@ void fake_message(int fd, const struct uffd_msg *msg)
 	pthread_mutex_unlock(&lock);
 }
 
+bool fake_protected(const void *address)
+{
+	uint64_t offset;
+	struct object *m;
+	bool yes;
+
+	pthread_mutex_lock(&lock);
+	m = memory_at((uintptr_t)address, &offset);
+	yes = m && *page_protected(m, (uintptr_t)address);
+	pthread_mutex_unlock(&lock);
+	return yes;
+}
+
 bool fake_fault(const void *address, bool write)
 {
 	struct uffd_msg msg = { .event = UFFD_EVENT_PAGEFAULT };
+	uint64_t offset;
+	struct object *m;
 	bool queued;
 
 	msg.arg.pagefault.address = (uintptr_t)address;
 	msg.arg.pagefault.flags = write ? UFFD_PAGEFAULT_FLAG_WRITE : 0;
 	pthread_mutex_lock(&lock);
+	m = memory_at((uintptr_t)address, &offset);
+	if (write && m && m->present[offset / m->page_size] &&
+	    *page_protected(m, (uintptr_t)address))
+		msg.arg.pagefault.flags |= UFFD_PAGEFAULT_FLAG_WP;
 	queued = queue(registered_with((uintptr_t)address), &msg);
 	pthread_mutex_unlock(&lock);
 	return queued;

@@ -115,6 +115,8 @@ bool fake_marked(const void *address);	/* in that mapping of it */
 int fake_uffd(int flags);
 bool fake_registered(const void *address);
 void fake_message(int fd, const struct uffd_msg *msg);
+/* Would a write to it be told? Also of a page that is not there yet. */
+bool fake_protected(const void *address);
 /* A thread touches the address, and sleeps: its message is queued at the
  * userfaultfd that is registered there. False: none is. */
 bool fake_fault(const void *address, bool write);

@@ -673,6 +673,81 @@ static int nothing_to_do(void)
 
 #endif
 
+/* ---- protection ---- */
+
+static void have_protectable_place(void)
+{
+	have_place();
+	options.minor = options.write_protect = true;
+}
+
+static void have_protectable_page(void)
+{
+	have_place();
+	options.write_protect = true;
+	ck_assert_int_eq(new_memory(), 0);
+	have_region();
+	ck_assert_int_eq(ensure_second(), 0);
+}
+
+static int protect_second(void)
+{
+	return kvmfault_protect(bed.vm, 0, ELSEWHERE, PAGE);
+}
+
+static void expect_protected(void)
+{
+	ck_assert(fake_protected(place));
+	drop_region();
+	drop_memory();
+}
+
+static void have_protected_page(void)
+{
+	have_protectable_page();
+	ck_assert_int_eq(protect_second(), 0);
+}
+
+static int unprotect_second(void)
+{
+	return kvmfault_unprotect(bed.vm, 0, ELSEWHERE, PAGE);
+}
+
+static int write_second(void)
+{
+	return kvmfault_ensure(bed.vm, 0, ELSEWHERE, PAGE, true);
+}
+
+static void expect_unprotected(void)
+{
+	ck_assert(!kvmfault__page_protected(second, 0));
+	drop_region();
+	drop_memory();
+}
+
+static void have_protected_page_and_place(void)
+{
+	have_protected_page();
+	place = fake_map(options.fd);
+}
+
+static int add_mapping_to_second(void)
+{
+	struct kvmfault_mapping_options another = {
+		.size = sizeof(another), .host = (uintptr_t)place,
+	};
+
+	return kvmfault_mapping_add(second, &another, &mapping);
+}
+
+static void expect_protected_there_too(void)
+{
+	ck_assert(fake_protected(place));
+	ck_assert_int_eq(remove_mapping(), 0);
+	drop_region();
+	drop_memory();
+}
+
 /* ---- private memory ---- */
 
 static int add_hook(void)
@@ -863,10 +938,14 @@ static const struct row {
 	  drop_memory },
 	{ "kvmfault_memory_new", RETURNS, have_userfault, new_memory,
 	  drop_memory },
+	{ "kvmfault_memory_new", RETURNS, have_protectable_place, new_memory,
+	  drop_memory },
 	{ "kvmfault_memory_free", COPES, have_memory, free_memory,
 	  expect_guarded },
 	{ "kvmfault_mapping_add", RETURNS, have_second_place, add_mapping,
 	  drop_mapping },
+	{ "kvmfault_mapping_add", RETURNS, have_protected_page_and_place,
+	  add_mapping_to_second, expect_protected_there_too },
 	{ "kvmfault_mapping_remove", RETURNS, have_mapping, remove_mapping,
 	  expect_guarded },
 	{ "kvmfault_region_add", RETURNS, nothing, add_region, drop_region },
@@ -893,6 +972,8 @@ static const struct row {
 	{ "kvmfault_ensure_page_tables", SILENT, nothing, nothing_to_do,
 	  nothing },
 #endif
+	{ "kvmfault_ensure", RETURNS, have_protected_page, write_second,
+	  expect_unprotected },
 	{ "kvmfault_fetch_done", RETURNS, have_async_memory, ensure_async,
 	  expect_async },
 	{ "kvmfault_cancel", RETURNS, nothing, cancel, nothing },
@@ -908,6 +989,10 @@ static const struct row {
 	{ "kvmfault_discard", RETURNS, have_page, discard, expect_removed },
 	{ "kvmfault_discard", RETURNS, have_anonymous_page, discard_second,
 	  expect_second_removed },
+	{ "kvmfault_protect", RETURNS, have_protectable_page, protect_second,
+	  expect_protected },
+	{ "kvmfault_unprotect", RETURNS, have_protected_page, unprotect_second,
+	  expect_unprotected },
 	{ "kvmfault_convert", RETURNS, have_region, convert, expect_private },
 	{ "kvmfault_conversion_hook_add", SILENT, have_vm, add_hook, drop_vm },
 	{ "kvmfault_is_private", SILENT, nothing, is_shared, nothing },

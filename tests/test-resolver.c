@@ -47,7 +47,8 @@ START_TEST(order_is_the_vmms)
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 5), "zero");
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 6), "populate");
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 7), "convert");
-	ck_assert_ptr_null(kvmfault_resolver_name(bed.vm, 8));
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 8), "unprotect");
+	ck_assert_ptr_null(kvmfault_resolver_name(bed.vm, 9));
 	ck_assert_ptr_null(kvmfault_resolver_name(NULL, 0));
 	bed_add();
 	ck_assert_str_eq(fetch(0).resolver, "copy");
@@ -110,7 +111,7 @@ START_TEST(so_many_and_no_more)
 	for (i = 0; i < KVMFAULT_RESOLVER_COUNT - ours; i++)
 		ck_assert_int_eq(add("one of many", i, 0), 0);
 	ck_assert_int_eq(add("one too many", i, 0), -ENOSPC);
-	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 15), "convert");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 15), "unprotect");
 }
 END_TEST
 

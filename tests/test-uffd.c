@@ -51,7 +51,7 @@ static int copy(uint64_t length)
 {
 	fake_on(FAKE_IOCTL, scripted_copy);
 	return kvmfault__uffd_install(3, KVMFAULT__COPY, TO, FROM, length,
-				      &done);
+				      false, &done);
 }
 
 START_TEST(copied_whole)

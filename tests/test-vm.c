@@ -42,7 +42,8 @@ START_TEST(defaults)
 	ck_assert_str_eq(kvmfault_resolver_name(vm, 3), "zero");
 	ck_assert_str_eq(kvmfault_resolver_name(vm, 4), "populate");
 	ck_assert_str_eq(kvmfault_resolver_name(vm, 5), "convert");
-	ck_assert_ptr_null(kvmfault_resolver_name(vm, 6));
+	ck_assert_str_eq(kvmfault_resolver_name(vm, 6), "unprotect");
+	ck_assert_ptr_null(kvmfault_resolver_name(vm, 7));
 	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
 	ck_assert_int_eq(kvmfault_vm_free(NULL), 0);
 }

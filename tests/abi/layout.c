@@ -129,6 +129,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_memory_options, window, 72, 4),
 	MEMBER(kvmfault_memory_options, window_length, 80, 8),
 	MEMBER(kvmfault_memory_options, minor, 88, 1),
+	MEMBER(kvmfault_memory_options, write_protect, 89, 1),
 
 	SIZE(kvmfault_mapping_options, 24),
 	MEMBER(kvmfault_mapping_options, size, 0, 8),
