@@ -245,6 +245,8 @@ static void add_memory(struct rig *rig, const struct kvmfault_source *source)
 		.fd = rig->memfd,
 		.source = source,
 		.uffd = rig->uffd,
+		.minor = rig->minor,
+		.write_protect = rig->write_protect,
 	};
 	struct kvmfault_region region = {
 		.size = sizeof(region),

@@ -44,6 +44,7 @@ struct rig {
 	struct kvmfault_vm *vm;
 	struct kvmfault_vcpu *vcpu[MACHINE_MAX_VCPUS];
 	bool apart;			/* b has a userfaultfd of its own */
+	bool minor, write_protect;	/* options of the memory */
 	bool marked;			/* absent pages in a, by rig_exits() */
 	struct kvmfault_uffd *uffd;	/* of a, by rig_track() */
 	struct kvmfault_uffd *uffd_b;	/* of b, if apart */
