@@ -62,7 +62,7 @@ MUTATIONS = [
      ['protect']),
     ('protect does not wait for who has the page', 'lib/protect.c',
      '		err = kvmfault__page_wait(seat, memory, page);\n	return err;',
-     '		break;\n	return err;', ['protect']),
+     '		break;\n	return err;', ['protect hangs']),
     ('protect leaves the bit to who had the page', 'lib/protect.c',
      '	while (!err && kvmfault__in_flight(kvmfault__page_protect(memory, page,\n'
      '								  true)))\n',
@@ -106,7 +106,7 @@ MUTATIONS = [
     ('lift the protection of pages that nobody holds', 'lib/protect.c',
      '	       kvmfault__page_change(memory, page + n, *was,\n'
      '				     KVMFAULT__FETCHING) == *was)',
-     '	       1)', ['protect']),
+     '	       1)', ['protect hangs']),
     ('forget the waiter bit', 'lib/page.c',
      '			to = KVMFAULT__FETCHING_WAITED;',
      '			to = KVMFAULT__FETCHING;', ['page', 'resolve']),

@@ -353,6 +353,132 @@ START_TEST(anonymous)
 }
 END_TEST
 
+/* ---- protected ---- */
+
+enum { SHMEM, MINOR, ANONYMOUS, KINDS };
+
+static char *saved;
+static atomic_uint saves[PAGES];
+
+static int save(void *data, struct kvmfault_request *request)
+{
+	(void)data;
+	memcpy(saved + request->offset, request->host, request->length);
+	atomic_fetch_add(&saves[request->offset / PAGE], 1);
+	return KVMFAULT_RESOLVED;
+}
+
+/* A resolver comes before the service. */
+static void add_hook(void)
+{
+	const struct kvmfault_service_options options = {
+		.size = sizeof(options), .threads = 2,
+	};
+	const struct kvmfault_resolver hook = {
+		.size = sizeof(hook),
+		.name = "save",
+		.pages = 1U << KVMFAULT_PAGE_PROTECTED,
+		.resolve = save,
+	};
+
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	ck_assert_int_eq(kvmfault_resolver_add(vm, &hook), 0);
+	ck_assert_int_eq(kvmfault_service_new(vm, &options, &service), 0);
+}
+
+static void up_protected(int kind)
+{
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options), .length = LENGTH, .source = &source,
+		.minor = kind == MINOR, .write_protect = true,
+	};
+
+	add_hook();
+	saved = calloc(PAGES, PAGE);
+	if (kind == ANONYMOUS)
+		host = mmap(NULL, LENGTH, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	else
+		options.fd = backing;
+	options.host = host;
+	ck_assert_int_eq(kvmfault_memory_new(vm, &options, &memory), 0);
+	add_region();
+}
+
+static void *write_all(void *arg)
+{
+	uint64_t i, id = (uintptr_t)arg;
+
+	for (i = 0; i < PAGES; i++)
+		((volatile uint64_t *)(host + (i * 37 + id) % PAGES *
+				       PAGE))[id] = id + 1;
+	return NULL;
+}
+
+static void expect_saved(unsigned int times)
+{
+	uint64_t page;
+
+	for (page = 0; page < PAGES; page++) {
+		ck_assert_uint_eq(saves[page], times);
+		ck_assert_uint_eq(reads[page], 1);
+	}
+}
+
+START_TEST(protected_pages_are_saved_once)
+{
+	pthread_t thread[THREADS];
+	uint64_t page, i;
+
+	up_protected(_i);
+	/* Some are there, and most are absent. */
+	for (page = 0; page < PAGES; page += 4)
+		ck_assert(has_data(host + page * PAGE, page));
+	ck_assert_int_eq(kvmfault_protect(vm, 0, GPA, LENGTH), 0);
+	for (page = 1; page < PAGES; page += 4)
+		ck_assert(has_data(host + page * PAGE, page));
+	ck_assert_uint_eq(stats().page[KVMFAULT_PAGE_PROTECTED], 0);
+	for (i = 0; i < THREADS; i++)
+		pthread_create(&thread[i], NULL, write_all, (void *)i);
+	for (i = 0; i < THREADS; i++)
+		pthread_join(thread[i], NULL);
+	expect_saved(1);
+	for (page = 0; page < PAGES; page++) {
+		ck_assert(has_data(saved + page * PAGE, page));
+		for (i = 0; i < THREADS; i++)
+			ck_assert_uint_eq(((volatile uint64_t *)(host +
+					  page * PAGE))[i], i + 1);
+	}
+	/* The next one: a part is discarded, and the rest is swept. */
+	ck_assert_int_eq(kvmfault_protect(vm, 0, GPA, LENGTH), 0);
+	ck_assert_int_eq(kvmfault_discard(vm, 0, GPA, 8 * PAGE), 0);
+	ck_assert_int_eq(kvmfault_ensure(vm, 0, GPA, LENGTH, true), 0);
+	expect_saved(2);
+	ck_assert_int_eq(memcmp(saved + 8 * PAGE, host + 8 * PAGE,
+				LENGTH - 8 * PAGE), 0);
+	ck_assert_uint_eq(*(uint64_t *)saved, 1);
+	ck_assert(is_zero(host));
+	free(saved);
+}
+END_TEST
+
+START_TEST(protection_is_given_up)
+{
+	uint64_t i, before;
+
+	up_protected(_i);
+	ck_assert_int_eq(kvmfault_ensure(vm, 0, GPA, LENGTH, true), 0);
+	ck_assert_int_eq(kvmfault_protect(vm, 0, GPA, LENGTH), 0);
+	ck_assert_int_eq(kvmfault_unprotect(vm, 0, GPA, LENGTH), 0);
+	before = stats().entrance[KVMFAULT_ENTRANCE_UFFD];
+	for (i = 0; i < THREADS; i++)
+		write_all((void *)i);
+	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_UFFD], before);
+	expect_saved(0);
+	free(saved);
+}
+END_TEST
+
 /* ---- refused ---- */
 
 START_TEST(preallocated)
@@ -811,6 +937,8 @@ int main(void)
 	t = tests(suite, "new");
 	tcase_add_checked_fixture(t, up, down);
 	tcase_add_test(t, anonymous);
+	tcase_add_loop_test(t, protected_pages_are_saved_once, 0, KINDS);
+	tcase_add_loop_test(t, protection_is_given_up, 0, KINDS);
 	tcase_add_test(t, preallocated);
 	tcase_add_test(t, touched_before);
 	tcase_add_test(t, image_is_shorter);

@@ -434,6 +434,25 @@ START_TEST(unprotect_waits_for_a_hook)
 }
 END_TEST
 
+static void *do_discard(void *arg)
+{
+	result = discard(3);
+	return arg;
+}
+
+/* Its fetcher would discard it too, and nobody would have saved it. */
+START_TEST(discard_waits_for_a_fetch)
+{
+	ck_assert_int_eq(protect(), 0);
+	bed.during_read = stand_at_the_gate;
+	against(NULL, do_discard);
+	ck_assert_uint_eq(hook.asked, 1);
+	ck_assert_int_eq(hook.byte, bed_byte(3));
+	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert(!fake_present(bed.fd, 3 * PAGE));
+}
+END_TEST
+
 static bool interrupt(struct fake_call *call)
 {
 	call->result = -EINTR;
@@ -881,6 +900,7 @@ int main(void)
 	tcase_add_test(t, protect_waits_for_a_fetch);
 	tcase_add_test(t, protect_waits_for_a_hook);
 	tcase_add_test(t, unprotect_waits_for_a_hook);
+	tcase_add_test(t, discard_waits_for_a_fetch);
 	tcase_add_test(t, signals_end_the_waits);
 	tcase_add_test(t, discard_is_a_write);
 	tcase_add_test(t, discard_of_what_is_discarded_loses_nothing);
