@@ -1155,7 +1155,8 @@ int kvmfault_service_free(struct kvmfault_service *service);
 
 /*
  * Make guest memory present before the VMM itself, or KVM for it, touches it
- * (what KVM_SET_MSRS writes, what a kernel device reads). write: for writing.
+ * (what KVM_SET_MSRS writes, what a kernel device reads). write: for writing; a
+ * page that is protected is saved first.
  *
  * Returns 0: all of it is; -EINVAL: vm is NULL, empty, wraps; -ENXIO: a part is
  * in no region; -EINTR: a signal came while another thread's fetch was waited
@@ -1237,9 +1238,10 @@ int kvmfault_ensure_page_tables(struct kvmfault_vcpu *vcpu);
  * Returns 0; -EINVAL: vm is NULL, empty, not whole pages; -ENXIO: a part is in
  * no region with memory; -EINTR: a signal came while a fetch was waited for:
  * call again; -EDEADLK: called from a callback that is fetching for this
- * memory; -ENOMEM; what fallocate(2) or madvise(2) said; and of a protected page
- * what kvmfault_ensure() says. All that comes before is discarded then, the rest
- * is as it was.
+ * memory; -ENOMEM; what fallocate(2) or madvise(2) said; of a protected page
+ * -EAGAIN: its resolver said later, or the mappings are changing just now; -EIO and
+ * others: what its resolver or the source said. All that comes before is
+ * discarded then, the rest is as it was.
  * Thread class: any. Since 0.1.
  */
 int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
@@ -1311,8 +1313,8 @@ int kvmfault_protect(struct kvmfault_vm *vm, uint32_t address_space,
  * this returns no resolver has one of these pages to save. What is not protected
  * is left as it is.
  *
- * Returns 0; -EINVAL; -ENXIO; -EOPNOTSUPP; -EINTR; -EDEADLK; -ENOMEM: as
- * kvmfault_protect(); all that comes before is not protected then.
+ * Returns 0; -EINVAL, -ENXIO, -EOPNOTSUPP, -EINTR, -EDEADLK, -ENOMEM: for the
+ * same reasons; all that comes before is not protected then.
  * Thread class: any. Kernel interface: UFFDIO_WRITEPROTECT. Since 0.1.
  */
 int kvmfault_unprotect(struct kvmfault_vm *vm, uint32_t address_space,

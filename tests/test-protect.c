@@ -280,6 +280,7 @@ START_TEST(failing_hook_holds_everybody)
 	ck_assert_int_eq(ensure(3, true), -EINTR);
 	hook.verdict = KVMFAULT_LATER;
 	ck_assert_int_eq(ensure(3, true), -EAGAIN);
+	ck_assert_int_eq(discard(3), -EAGAIN);
 	ck_assert_int_eq(message(3, true).action, KVMFAULT_PENDING);
 	expect_protected(3, true);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
