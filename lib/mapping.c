@@ -181,6 +181,11 @@ int kvmfault__poison(struct kvmfault__seat *seat,
 
 		if (!mapping->uffd || (only && only != mapping))
 			continue;
+		/* Nothing goes over a protection's marker. */
+		if (memory->write_protect)
+			kvmfault__uffd_protect(mapping->uffd->fd,
+					       mapping->host + offset, length,
+					       false);
 		err = kvmfault__uffd_poison(mapping->uffd->fd,
 					    mapping->host + offset, length,
 					    false, &done);

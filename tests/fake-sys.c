@@ -772,7 +772,8 @@ static long uffd_poison(struct object *uffd,
 	for (; done < poison->range.len; done += m->page_size) {
 		unsigned char *marker = page_of(m, m->marker, at + done);
 
-		if (*marker || m->present[(offset + done) / m->page_size])
+		if (*marker || *page_protected(m, at + done) ||
+		    m->present[(offset + done) / m->page_size])
 			break;
 		*marker = 1;
 	}

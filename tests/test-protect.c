@@ -324,6 +324,22 @@ START_TEST(neighbours_come_as_protected_as_the_page)
 }
 END_TEST
 
+/* What is lost cannot be saved, and its markers are poison's from now on. */
+START_TEST(lost_at_the_source)
+{
+	ck_assert_int_eq(protect(), 0);
+	bed.source_result = -EHWPOISON;
+	ck_assert_int_eq(ensure(3, true), -EHWPOISON);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
+	ck_assert(!fake_protected(bed_page(3)));
+	ck_assert_uint_eq(hook.asked, 0);
+	ck_assert_int_eq(discard(3), 0);
+	ck_assert_uint_eq(hook.asked, 0);
+	ck_assert_int_eq(ensure(3, false), 0);
+	expect_protected(3, true);
+}
+END_TEST
+
 /* ---- while a page is being saved ---- */
 
 static void others_want_it(void)
@@ -897,6 +913,7 @@ int main(void)
 	tcase_add_test(t, failing_hook_holds_everybody);
 	tcase_add_test(t, protection_that_cannot_be_lifted_now);
 	tcase_add_test(t, neighbours_come_as_protected_as_the_page);
+	tcase_add_test(t, lost_at_the_source);
 	tcase_add_test(t, who_comes_meanwhile_is_woken);
 	tcase_add_test(t, protect_waits_for_a_fetch);
 	tcase_add_test(t, protect_waits_for_a_hook);
