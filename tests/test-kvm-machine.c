@@ -248,6 +248,34 @@ START_TEST(scans)
 }
 END_TEST
 
+/* Neither in order nor each once; the last page has the table. */
+START_TEST(touches)
+{
+	static const unsigned char order[] = { 3, 0, 7, 7, 14, 1 };
+	uint64_t *table, sum = 0;
+	unsigned int i;
+	int write;
+
+	set_up(_i);
+	table = (uint64_t *)(rig.a + 15 * PAGE);
+	for (i = 0; i < sizeof(order); i++)
+		table[i] = RAM + order[i] * PAGE + 64;
+	for (i = 0; i < sizeof(order); i++)
+		sum = ((sum << 5 | sum >> 59) ^
+		       rig_word(order[i] * PAGE + 64)) * MACHINE_SCAN_MUL;
+	for (write = 0; write <= 1; write++) {
+		ck_assert_uint_eq(run(MACHINE_TOUCH, RAM + 15 * PAGE,
+				      sizeof(order), write), sum);
+		for (i = 0; i < sizeof(order); i++)
+			ck_assert_uint_eq(word_at(order[i] * PAGE + 72),
+					  write ? table[i] :
+					  rig_word(order[i] * PAGE + 72));
+	}
+	ck_assert_uint_eq(run(MACHINE_TOUCH, RAM + 15 * PAGE, 0, 0), 0);
+	rig_free(&rig);
+}
+END_TEST
+
 #define TICKS 5
 
 /* Spin ever longer, until this comes in one call. */
@@ -304,7 +332,7 @@ int main(void)
 	const TTest *const all[] = {
 		reads_and_writes, across_pages, atomic_accesses,
 		atomic_among_vcpus, sixteen_bytes, copies, fpu_state, jumps,
-		called_again_after_a_crash, scans, ticks,
+		called_again_after_a_crash, scans, touches, ticks,
 	};
 	Suite *suite = suite_create("kvm machine");
 	TCase *tcase = tests(suite, "machine");

@@ -261,6 +261,22 @@ entry guest_spin
 	b.ne	1b
 	b	done
 
+/* the words at the x1 addresses at x0; x2: writes first */
+entry guest_touch
+	mov	x9, x0
+	ldr	x15, =SCAN_MUL
+	mov	x0, #0
+	cbz	x1, done
+1:	ldr	x10, [x9], #8
+	cbz	x2, 2f
+	str	x10, [x10, #8]
+2:	ldr	x11, [x10]
+	eor	x0, x11, x0, ror #59
+	mul	x0, x0, x15
+	subs	x1, x1, #1
+	b.ne	1b
+	b	done
+
 /*
  * The scan of machine.h.
  *	x0 sum			x1 page pointer		x2 word, scratch

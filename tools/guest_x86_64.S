@@ -149,6 +149,24 @@ entry guest_hypercall
 	vmmcall
 	jmp	done
 
+/* the words at the rsi addresses at rdi; rdx: writes first */
+entry guest_touch
+	movabsq	$SCAN_MUL, %r13
+	xorl	%eax, %eax
+	testq	%rsi, %rsi
+	jz	done
+1:	movq	(%rdi), %rbx
+	testq	%rdx, %rdx
+	jz	2f
+	movq	%rbx, 8(%rbx)
+2:	rolq	$5, %rax
+	xorq	(%rbx), %rax
+	imulq	%r13, %rax
+	addq	$8, %rdi
+	decq	%rsi
+	jnz	1b
+	jmp	done
+
 /*
  * The scan of machine.h.
  *	rbx page pointer	rcx word index		rax sum

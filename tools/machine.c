@@ -51,7 +51,7 @@ extern const unsigned char guest_read[], guest_write[], guest_exchange[];
 extern const unsigned char guest_add[], guest_read16[], guest_write16[];
 extern const unsigned char guest_copy[], guest_fpu_save[];
 extern const unsigned char guest_fpu_restore[], guest_jump[], guest_spin[];
-extern const unsigned char guest_scan[], guest_hypercall[];
+extern const unsigned char guest_scan[], guest_hypercall[], guest_touch[];
 
 static const unsigned char *const routines[] = {
 	[MACHINE_READ] = guest_read,
@@ -67,6 +67,7 @@ static const unsigned char *const routines[] = {
 	[MACHINE_SPIN] = guest_spin,
 	[MACHINE_SCAN] = guest_scan,
 	[MACHINE_HYPERCALL] = guest_hypercall,
+	[MACHINE_TOUCH] = guest_touch,
 };
 
 static struct area *area_of(const struct machine *m, unsigned int vcpu)

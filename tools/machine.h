@@ -92,6 +92,13 @@ enum machine_routine {
 	/* (number, a, b, c): KVM's hypercall, for a supervisor only. Result:
 	 * what it returns */
 	MACHINE_HYPERCALL = 13,
+	/* (table, count, write): one access to each of many places. table: gpa
+	 * of count gpas; for each, in order, done is (modulo 2^64)
+	 *	if write is not 0: the word at gpa + 8 = gpa
+	 *	sum = (rol(sum, 5) ^ word at gpa) * MACHINE_SCAN_MUL
+	 * from 0 on. Result: sum, which also tells in which order. Of each
+	 * place both words may fault */
+	MACHINE_TOUCH = 14,
 };
 
 /*
