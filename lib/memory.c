@@ -202,16 +202,18 @@ void kvmfault__changed(struct kvmfault_memory *memory, uint64_t offset,
 		       uint64_t length, enum kvmfault_cause cause)
 {
 	const struct kvmfault_vm_options *options = &memory->vm->options;
-	struct kvmfault_change change = {
+	struct kvmfault_change change;
+
+	if (!options->changed)
+		return;
+	change = (struct kvmfault_change){
 		.size = sizeof(change),
 		.memory = memory,
 		.offset = offset,
 		.length = length,
 		.cause = cause,
 	};
-
-	if (options->changed)
-		options->changed(options->changed_data, &change);
+	options->changed(options->changed_data, &change);
 }
 
 /* Checked after it was registered: from then on nothing comes unseen. */

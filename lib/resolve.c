@@ -260,7 +260,8 @@ static struct kvmfault__answer resolve_claimed(struct kvmfault__request *rq,
 
 	rq->request.page = was == KVMFAULT__REMOVED ? KVMFAULT_PAGE_REMOVED :
 						      KVMFAULT_PAGE_ABSENT;
-	kvmfault__run(rq, rq->page, 1);
+	if (rq->count != 1)
+		kvmfault__run(rq, rq->page, 1);
 	judge(rq, ask(rq, &answer), &answer);
 	if (rq->detached)
 		return answer;
@@ -463,6 +464,8 @@ static struct kvmfault__answer resolve_tracked(struct kvmfault__request *rq)
 	int err;
 
 	rq->page = rq->request.offset >> memory->page_shift;
+	rq->first = rq->page;
+	rq->count = 1;
 	/* What it did not wait for has failed meanwhile. */
 	err = rq->seat->no_wait ? kvmfault__fetch_failed(rq) : 0;
 	if (err) {

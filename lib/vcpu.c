@@ -108,49 +108,48 @@ kvmfault_vcpu_result(const struct kvmfault_vcpu *vcpu)
 }
 
 /* The same as the last one: a storm must not push out what began it. */
-static bool same_again(const struct kvmfault_vcpu *vcpu,
-		       const struct kvmfault_event *event)
+static bool same_again(const struct kvmfault_vcpu *vcpu)
 {
 	const struct kvmfault_event *last = vcpu->events[0];
-	const struct kvmfault_fault *now = event->fault, *then;
+	const struct kvmfault_result *result = &vcpu->result;
+	const struct kvmfault_fault *now = &vcpu->fault, *then;
 
 	if (!last)
 		return false;
 	then = last->fault;
-	return last->action == event->action && last->reason == event->reason &&
-	       last->error == event->error &&
-	       last->resolver == event->resolver &&
+	/* What differs most often first. */
+	return then->gpa == now->gpa && then->hva == now->hva &&
 	       then->entrance == now->entrance && then->known == now->known &&
 	       then->address_space == now->address_space &&
-	       then->gpa == now->gpa && then->hva == now->hva &&
-	       then->flags == now->flags;
+	       then->flags == now->flags && last->action == result->action &&
+	       last->reason == result->reason &&
+	       last->error == result->error &&
+	       last->resolver == result->resolver;
 }
 
 /* For whoever has to find out why. */
 static void remember(struct kvmfault_vcpu *vcpu)
 {
 	struct kvmfault_result *result = &vcpu->result;
-	struct kvmfault_event event = {
-		.size = sizeof(event),
-		.fault = &vcpu->fault,
-		.action = result->action,
-		.reason = result->reason,
-		.error = result->error,
-		.times = 1,
-		.resolver = result->resolver,
-	};
 	struct kvmfault__past *past;
 	uint32_t next = vcpu->next_past;
 
-	if (same_again(vcpu, &event)) {
+	if (same_again(vcpu)) {
 		vcpu->past[(next - 1) % KVMFAULT_HISTORY_COUNT].event.times++;
 		return;
 	}
 	past = &vcpu->past[next % KVMFAULT_HISTORY_COUNT];
 	vcpu->next_past = next + 1;
 	past->fault = vcpu->fault;
-	past->event = event;
-	past->event.fault = &past->fault;
+	past->event = (struct kvmfault_event){
+		.size = sizeof(past->event),
+		.fault = &past->fault,
+		.action = result->action,
+		.reason = result->reason,
+		.error = result->error,
+		.times = 1,
+		.resolver = result->resolver,
+	};
 	memmove(vcpu->events + 1, vcpu->events,
 		sizeof(vcpu->events) - sizeof(vcpu->events[0]));
 	vcpu->events[0] = &past->event;
@@ -392,9 +391,10 @@ static enum kvmfault_action hand_on(struct kvmfault_vcpu *vcpu)
 	return KVMFAULT_INTERRUPTED;
 }
 
-KVMFAULT__EXPORT
-enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
-				     int err)
+/* Apart, so that an exit that is no fault pays for none of it. */
+__attribute__((noinline))
+static enum kvmfault_action decode_and_handle(struct kvmfault_vcpu *vcpu,
+					      int ret, int err)
 {
 	enum kvmfault_action action = KVMFAULT_NOT_A_FAULT;
 	bool interrupted = ret < 0 && err == EINTR, signalled;
@@ -403,13 +403,6 @@ enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
 		.reason = KVMFAULT_REASON_LOST_MMIO,
 	};
 
-	if (!vcpu)
-		return KVMFAULT_UNRESOLVED;
-	if (not_a_fault(ret, vcpu->run) && vcpu->mmio_length == NO_MMIO) {
-		if (vcpu->faulted)
-			start_guard(vcpu);
-		return pass(vcpu, KVMFAULT_NOT_A_FAULT);
-	}
 	KVMFAULT__TRACE(exit, vcpu, ret, err, vcpu->run->exit_reason);
 	kvmfault__decode(ret, err, vcpu->run, &vcpu->fault);
 	kvmfault__exit_access(vcpu->vm, &vcpu->fault);
@@ -429,6 +422,19 @@ enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
 	/* A signal is no progress: a timer must not keep a spin alive. */
 	return pass(vcpu, interrupted ? KVMFAULT_INTERRUPTED :
 					KVMFAULT_NOT_A_FAULT);
+}
+
+KVMFAULT__EXPORT
+enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
+				     int err)
+{
+	if (!vcpu)
+		return KVMFAULT_UNRESOLVED;
+	if (!not_a_fault(ret, vcpu->run) || vcpu->mmio_length != NO_MMIO)
+		return decode_and_handle(vcpu, ret, err);
+	if (vcpu->faulted)
+		start_guard(vcpu);
+	return pass(vcpu, KVMFAULT_NOT_A_FAULT);
 }
 
 KVMFAULT__EXPORT

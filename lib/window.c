@@ -118,9 +118,13 @@ void kvmfault__run(struct kvmfault__request *rq, uint64_t first, uint64_t count)
 void kvmfault__widen(struct kvmfault__request *rq)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
-	struct span within = bounds(rq), window = wanted(rq, within);
 	uint64_t first = rq->first, end = first + rq->count;
+	struct span within, window;
 
+	if (memory->window == KVMFAULT_WINDOW_NONE)
+		return;
+	within = bounds(rq);
+	window = wanted(rq, within);
 	if (window.first < within.first)
 		window.first = within.first;
 	if (window.end > within.end)
