@@ -178,10 +178,20 @@ def test_usage():
                   ['--delivery', 'x'], ['--nonsense'], ['extra']):
         done = demo(*wrong, code=2)
         assert done.stderr and not done.stdout, (wrong, done)
+    for wrong in (['--vcpus', '1,0'], ['--vcpus', ''], ['--memory', '5000'],
+                  ['--memory', '4K', '--vcpus', '2'], ['--modes', 'uffd,x'],
+                  ['--modes', 'uffd,uffd'], ['--window', '0'],
+                  ['--window', '1x'], ['--latency-us', '-1'],
+                  ['--pattern', 'x'], ['--page-size', '5K'],
+                  ['--threads', '0'], ['--runs', '0'], ['--source', 'x'],
+                  ['--resolver', 'x'], ['--access', 'x'], ['--nonsense'],
+                  ['--plot'], ['extra']):
+        done = bench(*wrong, code=2)
+        assert done.stderr and not done.stdout, (wrong, done)
     run(*KVMFAULT, code=2)
     run(*KVMFAULT, 'nonsense', code=2)
     run(*KVMFAULT, 'probe', 'extra', code=2)
-    for command in ([], ['demo'], ['probe']):
+    for command in ([], ['bench'], ['demo'], ['probe']):
         assert 'Usage' in run(*KVMFAULT, *command, '--help').stdout
     assert run(*KVMFAULT, '--version').stdout.startswith('kvmfault ')
 
@@ -197,6 +207,93 @@ def test_probe():
     table = run(*KVMFAULT, 'probe').stdout
     for name in report:
         assert name in table, (name, table)
+
+
+def bench(*options, code=0):
+    return run(*KVMFAULT, 'bench', '--runs', '2', '--memory', '1M', *options,
+               code=code)
+
+
+def measured(*options):
+    report = json.loads(bench('--json', *options).stdout)
+    assert set(report['machine']) == {'kernel', 'machine', 'cores', 'in_a_vm',
+                                      'kvm', 'paging', 'load'}, report
+    for result in report['results']:
+        assert len(result['seconds']) == 2, result
+        assert min(result['seconds']) > 0, result
+        assert result['pages_per_second'] > 0, result
+        assert result['cpu_us_per_page'] > 0, result
+        low, high = result['quartiles']
+        assert low <= result['pages_per_second'] <= high, result
+        assert set(result['faults']) >= {'exit', 'marker', 'uffd'}, result
+    results = {(result['mode'], result['vcpus']): result
+               for result in report['results']}
+    if '--modes' not in options:	# all are there, or it says why not
+        assert ({mode for mode, vcpus in results} |
+                set(report['unavailable'])) == {
+            'raw-uffd', 'raw-exit', 'uffd', 'uffd-async', 'marker-exit',
+            'kernel-exit', 'mmap', 'resident'}, report
+    return results
+
+
+def test_bench():
+    results = measured('--vcpus', '1,3', '--latency-us', '10', '--window', '4')
+    modes = {mode for mode, vcpus in results}
+    assert modes >= {'uffd', 'uffd-async', 'raw-uffd', 'mmap',
+                     'resident'}, modes
+    for (mode, vcpus), result in results.items():
+        fetches = mode not in ('mmap', 'resident')
+        assert result['vcpus'] in (1, 3), result
+        assert result['latency_us'] == (10 if fetches else 0), result
+        assert result['pages'] == 256, result
+        assert result['pattern'] == 'sequential', result
+        faults = sum(result['faults'].values())
+        if mode == 'raw-uffd':
+            assert result['window'] == 1, result
+            assert result['faults']['uffd'] == faults >= 256, result
+        elif fetches:
+            assert result['window'] == 4, result
+            assert 64 <= faults < 128, result
+        else:
+            assert faults == 0, result
+
+
+def test_bench_axes():
+    for options in (['--pattern', 'random', '--access', 'write'],
+                    ['--pattern', 'strided', '--source', 'file'],
+                    ['--pattern', 'shared', '--threads', '2'],
+                    ['--resolver', 'continue', '--window', '3']):
+        results = measured('--vcpus', '2', *options)
+        for result in results.values():
+            key = options[0].removeprefix('--')
+            assert result[key] == options[1], result
+    results = measured('--memory', '1G', '--touch', '50', '--modes', 'uffd')
+    assert results['uffd', 1]['faults']['uffd'] >= 50, results
+
+
+def test_bench_table():
+    text = bench('--modes', 'resident,uffd').stdout
+    for word in ('Linux', 'paging', 'pages/s', 'resident', 'uffd'):
+        assert word in text, (word, text)
+    assert 'raw-uffd' not in text, text
+
+
+def test_bench_plot():
+    with tempfile.TemporaryDirectory() as directory:
+        plot = os.path.join(directory, 'picture.svg')
+        done = bench('--plot', plot, '--modes', 'resident,uffd')
+        with open(os.path.join(directory, 'picture.dat')) as data:
+            text = data.read()
+        assert 'resident' in text and 'uffd' in text, text
+        assert os.path.exists(plot) or 'no gnuplot' in done.stderr, done
+
+
+def test_a_mode_that_cannot_be_had():
+    done = bench('--json', '--modes', 'mmap', '--page-size', '2M',
+                 '--memory', '4M', code=1)
+    assert 'mmap is not available: ' in done.stderr, done
+    report = json.loads(done.stdout)
+    assert not report['results'] and report['unavailable']['mmap'], report
 
 
 def test_minimal():

@@ -17,6 +17,7 @@ static const struct {
 	int (*run)(int argc, char **argv);
 	const char *what;
 } commands[] = {
+	{ "bench", cmd_bench, "how fast a guest gets its pages, in several ways" },
 	{ "demo", cmd_demo, "run real vCPUs out of an image, page by page" },
 	{ "probe", cmd_probe, "what this kernel offers" },
 };
