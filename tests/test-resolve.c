@@ -564,7 +564,10 @@ START_TEST(failed_memory_is_not_for_ours)
 
 	ck_assert_uint_eq(asked, 1);
 	ck_assert_uint_eq(bed.reads, 0);
-	ck_assert_uint_eq(fake_count(FAKE_MADVISE, FAKE_ANY), 0);
+	ck_assert_uint_eq(fake_count(FAKE_MADVISE,
+				     KVMFAULT__MADV_POPULATE_READ), 0);
+	ck_assert_uint_eq(fake_count(FAKE_MADVISE,
+				     KVMFAULT__MADV_POPULATE_WRITE), 0);
 	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_HWPOISON);
 	ck_assert_int_eq(answer.error, -EHWPOISON);
