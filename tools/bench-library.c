@@ -172,6 +172,16 @@ static void unresolved(void *data, const struct kvmfault_fault *fault,
 		  kvmfault_reason_str(reason), strerror(-error));
 }
 
+/* Of a kernel that lets missing pages leave KVM_RUN, with what it needs. */
+static int set_slot(struct bench *bench, struct library *lib)
+{
+	struct kvmfault_memslot memslot = { .size = sizeof(memslot) };
+	int err = kvmfault_region_memslot(lib->vm, 0, BENCH_RAM, &memslot);
+
+	return err ? err : bench_set_slot(bench, memslot.flags,
+					  memslot.userfault_bitmap);
+}
+
 static int add_memory(struct bench *bench, struct library *lib)
 {
 	struct kvmfault_source source = {
@@ -211,7 +221,7 @@ static int add_memory(struct bench *bench, struct library *lib)
 	region.memory = lib->memory;
 	err = kvmfault_region_add(lib->vm, &region);
 	lib->region = !err;
-	return err ? err : bench_set_slot(bench);
+	return err ? err : set_slot(bench, lib);
 }
 
 static int add_vcpus(struct bench *bench, struct library *lib)

@@ -202,11 +202,17 @@ static int set_table_slot(struct bench *bench)
 				BENCH_TABLE, size, bench->table);
 }
 
-int bench_set_slot(struct bench *bench)
+int bench_set_slot(struct bench *bench, uint32_t flags, uint64_t bitmap)
 {
-	int err = machine_set_slot(bench->machine, BENCH_SLOT, 0, BENCH_RAM,
-				   bench->bytes, bench->ram);
+	int err;
 
+	if (flags)
+		err = machine_set_userfault_slot(bench->machine, BENCH_SLOT,
+						 flags, BENCH_RAM, bench->bytes,
+						 bench->ram, bitmap);
+	else
+		err = machine_set_slot(bench->machine, BENCH_SLOT, 0,
+				       BENCH_RAM, bench->bytes, bench->ram);
 	if (!err)
 		err = set_table_slot(bench);
 	return err ? bench_why(bench, err, "cannot make a memslot: %s",
@@ -239,7 +245,7 @@ int bench_map(struct bench *bench)
 				 "; reserve enough huge pages of this size first" :
 				 "");
 	bench->ram = ram;
-	return bench_set_slot(bench);
+	return bench_set_slot(bench, 0, 0);
 }
 
 void bench_unmap(struct bench *bench)

@@ -288,8 +288,15 @@ static void mark(struct bench *bench)
 		.range = { (uintptr_t)bench->ram, bench->bytes },
 	};
 
-	if (ioctl(raw->uffd, KVMFAULT__UFFDIO_POISON, &poison) < 0)
-		bench_die("cannot mark absent pages: %s", strerror(errno));
+	while (ioctl(raw->uffd, KVMFAULT__UFFDIO_POISON, &poison) < 0) {
+		if (errno != EAGAIN)
+			bench_die("cannot mark absent pages: %s",
+				  strerror(errno));
+		if (poison.updated > 0) {
+			poison.range.start += (uint64_t)poison.updated;
+			poison.range.len -= (uint64_t)poison.updated;
+		}
+	}
 }
 
 /* All threads block SIGBUS; it is to end KVM_RUN all the same. mask NULL: what
@@ -355,7 +362,7 @@ static int set_up_mmap(struct bench *bench)
 		return bench_why(bench, -errno, "cannot map the image: %s",
 				 strerror(errno));
 	bench->ram = ram;
-	return bench_set_slot(bench);
+	return bench_set_slot(bench, 0, 0);
 }
 
 const struct bench_mode bench_mmap = {

@@ -153,7 +153,8 @@ void bench_unprepare(struct bench *bench);
 uint64_t bench_sum(const struct bench_vcpu *vcpu);
 /* An empty file as RAM, mapped and in its slot. 0 or -errno, with why. */
 int bench_map(struct bench *bench);
-int bench_set_slot(struct bench *bench);
+/* flags, bitmap: a kernel's own for missing pages, or 0. */
+int bench_set_slot(struct bench *bench, uint32_t flags, uint64_t bitmap);
 void bench_unmap(struct bench *bench);
 /* The source: waits for the latency, then has the bytes in the buffer or
  * elsewhere. */
