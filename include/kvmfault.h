@@ -949,6 +949,16 @@ enum kvmfault_sigbus {
 	KVMFAULT_SIGBUS_HANDLER = 1,
 };
 
+/* Who makes the system calls for a vCPU: which ones, see kvmfault_syscalls(). */
+enum kvmfault_profile {
+	KVMFAULT_PROFILE_INLINE = 0,	/* its own thread does all */
+	/* The service does: the vCPU's thread uses private futexes and writes
+	 * to an eventfd. For VMMs that give these threads a narrow filter. It
+	 * needs a service: until there is one its faults wait. The VMM's
+	 * callbacks then come on the service's threads. */
+	KVMFAULT_PROFILE_DELEGATE = 1,
+};
+
 struct kvmfault_vcpu_options {
 	size_t size;
 	int fd;			/* KVM's descriptor of it, borrowed */
@@ -964,15 +974,19 @@ struct kvmfault_vcpu_options {
 	const uint64_t *signal_mask;
 	/* And the way of SIGBUS. */
 	enum kvmfault_sigbus sigbus;
+	/* Who makes the system calls of its faults. */
+	enum kvmfault_profile profile;
 };
 
 /*
  * With MARKER_EXIT it is called by the vCPU's thread, or by one with the same
  * signal mask: a vCPU whose SIGBUS would not get through is refused.
  *
- * Returns 0; -EINVAL: a NULL pointer, an unknown way of SIGBUS; with MARKER_EXIT
+ * Returns 0; -EINVAL: a NULL pointer, an unknown way of SIGBUS or
+ * profile; with MARKER_EXIT
  * SIGBUS is not blocked, or for KVMFAULT_SIGBUS_HANDLER it is, or has no
- * handler; -EBADF: fd is closed; -E2BIG; -ENOMEM; with MARKER_EXIT what
+ * handler, or the profile is delegate and it is not KVMFAULT_SIGBUS_HANDLER; -EBADF: fd is closed; -E2BIG; -ENOMEM; -EMFILE, -ENFILE;
+ * with MARKER_EXIT what
  * KVM_SET_SIGNAL_MASK said, see ioctl(2).
  * Thread class: setup. Since 0.1.
  */
@@ -980,7 +994,8 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 		      const struct kvmfault_vcpu_options *options,
 		      struct kvmfault_vcpu **vcpu);
 
-/* Not while the vCPU's thread is in kvmfault_handle(). NULL is fine.
+/* Not while the vCPU's thread is in kvmfault_handle(), nor in a callback. Waits
+ * for what the service still does for it. NULL is fine.
  * Thread class: setup. Since 0.1. */
 void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu);
 
@@ -1014,9 +1029,10 @@ struct kvmfault_result {
 	enum kvmfault_action action;
 	enum kvmfault_reason reason;	/* of UNRESOLVED */
 	int error;		/* -errno behind the reason, or 0 */
-	/* With INTERRUPTED and PENDING: an MMIO access is half done. Call
+	/* With INTERRUPTED and PENDING: an access is half done. Call
 	 * kvmfault_handle() with the same arguments again before the next
-	 * KVM_RUN, which would complete it with the wrong bytes. */
+	 * KVM_RUN, which would complete MMIO with the wrong bytes, or give the
+	 * guest the #UD of an instruction that was not emulated. */
 	bool unfinished;
 	const char *resolver;	/* the one that had the last word, or NULL */
 	const struct kvmfault_fault *fault;
@@ -1048,15 +1064,12 @@ struct kvmfault_result {
  *
  * Never allocates, never sleeps but for a page that another thread fetches or
  * converts and in the pauses of the retry budget and of source_retries: a signal
- * ends these, and immediate_exit within 10 ms. Kernel interfaces: UFFDIO_COPY,
- * UFFDIO_ZEROPAGE, UFFDIO_CONTINUE, UFFDIO_POISON, UFFDIO_WAKE, in memories
- * that can be protected UFFDIO_WRITEPROTECT, madvise,
- * fallocate, private futexes, clock_gettime; lseek or mincore to check on a
- * resolver that did not use kvmfault_request_install(); what the source uses
- * (the built-in file source: pread); for conversions KVM_SET_MEMORY_ATTRIBUTES;
- * with options.prefault KVM_PRE_FAULT_MEMORY; for emulation errors KVM_GET_REGS,
- * KVM_GET_SREGS, KVM_TRANSLATE, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS; with
- * MARKER_EXIT rt_sigtimedwait.
+ * ends these, and immediate_exit within 10 ms. Kernel interfaces: those of
+ * kvmfault_syscalls(), and what sources, resolvers and other callbacks use.
+ *
+ * With the delegate profile it waits for the service, and so for a free thread
+ * of it and for the source, in the same way. What was begun when a signal came
+ * goes on, and its outcome is that of the next call for the same fault.
  *
  * A NULL vcpu is UNRESOLVED. Thread class: object, the vCPU's own thread.
  * Since 0.1.
@@ -1101,6 +1114,34 @@ bool kvmfault_vcpu_sigbus(struct kvmfault_vcpu *vcpu, const void *siginfo);
  * Thread class: any. Since 0.1.
  */
 int kvmfault_memory_failed(struct kvmfault_vm *vm, const void *siginfo);
+
+/* A system call that the library makes on a vCPU's thread. */
+struct kvmfault_syscall {
+	size_t size;
+	const char *name;
+	int64_t number;		/* on this architecture */
+	/* Which argument, from 0, is always this value, as an int: only its
+	 * low 32 bits count. -1: none is, and the value is 0. */
+	int32_t argument;
+	uint32_t value;
+	const char *value_name;	/* the kernel's, or "" */
+	const char *why;
+};
+
+/*
+ * Which system calls are made on a vCPU's thread with this profile: all that
+ * kvmfault_handle(), kvmfault_handle_sigbus(), and kvmfault_convert() with a
+ * vcpu, do there, and so what a seccomp filter has to let pass. index counts
+ * from 0 until there is none left; one call comes once for each value that its
+ * argument has. Not in it: what a VMM's own callbacks do (with the delegate
+ * profile they come on other threads), and KVM_RUN.
+ *
+ * call->size must be set; strings are the library's, for ever.
+ * Returns 0; -EINVAL: call is NULL, a profile that is not known; -ENOENT: index
+ * is past the end. Thread class: any. Since 0.1.
+ */
+int kvmfault_syscalls(enum kvmfault_profile profile, unsigned int index,
+		      struct kvmfault_syscall *call);
 
 /* More about the last kvmfault_handle() of this vCPU; its own, valid until the
  * next. NULL only for NULL. Thread class: object. Since 0.1. */
@@ -1486,6 +1527,7 @@ const char *kvmfault_reason_str(enum kvmfault_reason reason);
 const char *kvmfault_page_str(enum kvmfault_page page);
 const char *kvmfault_verdict_str(enum kvmfault_verdict verdict);
 const char *kvmfault_action_str(enum kvmfault_action action);
+const char *kvmfault_profile_str(enum kvmfault_profile profile);
 
 /* The version of the library that runs, "0.1.0"; the header's is
  * KVMFAULT_VERSION. Thread class: any. Since 0.1. */

@@ -128,20 +128,25 @@ static bool in_the_way(const struct kvmfault_vm *vm,
 	return false;
 }
 
-static void end(struct kvmfault_vm *vm, struct kvmfault__conversion *mine)
+/* begun: or it gives up waiting. Then only those behind it are told: a job gives
+ * up each time, and would wake itself for ever. */
+static void end(struct kvmfault_vm *vm, struct kvmfault__conversion *mine,
+		bool begun)
 {
 	struct kvmfault__conversion **link = &vm->conversions;
-	bool wake;
+	bool wake = false;
 
 	kvmfault__sys_lock(&vm->conversion_lock);
 	while (*link != mine)
 		link = &(*link)->next;
 	*link = mine->next;
-	wake = vm->conversion_waiters;
-	atomic_fetch_add(&vm->conversion_sequence, 1);
+	if (begun || mine->next) {
+		wake = atomic_load(&vm->conversion_ended.waiters);
+		atomic_fetch_add(&vm->conversion_ended.sequence, 1);
+	}
 	kvmfault__sys_unlock(&vm->conversion_lock);
 	if (wake)
-		kvmfault__sys_futex_wake(&vm->conversion_sequence);
+		kvmfault__sys_futex_wake(&vm->conversion_ended.sequence);
 }
 
 /* In the queue; -EDEADLK: a hook of a conversion would wait for that. */
@@ -164,6 +169,7 @@ static int queue(struct kvmfault_vm *vm, struct kvmfault__conversion *mine)
 static int begin(struct kvmfault__seat *seat, struct kvmfault__conversion *mine)
 {
 	struct kvmfault_vm *vm = seat->vm;
+	struct kvmfault__bucket *ended = &vm->conversion_ended;
 	int err = queue(vm, mine);
 
 	if (err)
@@ -171,17 +177,17 @@ static int begin(struct kvmfault__seat *seat, struct kvmfault__conversion *mine)
 	kvmfault__sys_lock(&vm->conversion_lock);
 	while (!err && in_the_way(vm, mine)) {
 		/* Read under the lock, as it is advanced: no wake is lost. */
-		uint32_t sequence = atomic_load(&vm->conversion_sequence);
+		uint32_t sequence = atomic_load(&ended->sequence);
 
-		vm->conversion_waiters++;
+		atomic_fetch_add(&ended->waiters, 1);
 		kvmfault__sys_unlock(&vm->conversion_lock);
-		err = kvmfault__sleep(seat, &vm->conversion_sequence, sequence);
+		err = kvmfault__await(seat, ended, sequence);
+		atomic_fetch_sub(&ended->waiters, 1);
 		kvmfault__sys_lock(&vm->conversion_lock);
-		vm->conversion_waiters--;
 	}
 	kvmfault__sys_unlock(&vm->conversion_lock);
 	if (err)
-		end(vm, mine);
+		end(vm, mine, false);
 	return err;
 }
 
@@ -485,8 +491,21 @@ static int convert_chunk(struct kvmfault__seat *seat,
 			private);
 		err = convert_run(seat, run, &mine, private);
 	}
-	end(vm, &mine);
+	end(vm, &mine, true);
 	return err;
+}
+
+static struct kvmfault__gfns next_chunk(struct kvmfault__gfns pages,
+					uint64_t first)
+{
+	struct kvmfault__gfns chunk = {
+		.first = first,
+		.end = (first | (CHUNK - 1)) + 1,
+	};
+
+	if (chunk.end > pages.end)
+		chunk.end = pages.end;
+	return chunk;
 }
 
 int kvmfault__convert(struct kvmfault__seat *seat, struct kvmfault__gfns pages,
@@ -497,13 +516,46 @@ int kvmfault__convert(struct kvmfault__seat *seat, struct kvmfault__gfns pages,
 
 	kvmfault__leave(seat);
 	while (chunk.end < pages.end && !err) {
-		chunk.first = chunk.end;
-		chunk.end = (chunk.first | (CHUNK - 1)) + 1;
-		if (chunk.end > pages.end)
-			chunk.end = pages.end;
+		chunk = next_chunk(pages, chunk.end);
 		err = kvmfault__exit_wanted(seat) ? -EINTR : 0;
 		if (!err)
 			err = convert_chunk(seat, chunk, private, wait);
+	}
+	*done = (err ? chunk.first : chunk.end) - pages.first;
+	return err;
+}
+
+static struct kvmfault__answer convert_task(struct kvmfault_vcpu *vcpu)
+{
+	const struct kvmfault__task *task = &vcpu->task;
+	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY };
+	uint64_t done;
+
+	answer.error = kvmfault__convert(vcpu->seat, task->pages, task->private,
+					 true, &done);
+	if (answer.error == -EINTR)
+		answer.action = KVMFAULT_INTERRUPTED;
+	return answer;
+}
+
+/* A job for each chunk: what a signal leaves ends with it. */
+static int by_jobs(struct kvmfault_vcpu *vcpu, struct kvmfault__gfns pages,
+		   bool private, uint64_t *done)
+{
+	struct kvmfault__gfns chunk = { .end = pages.first };
+	int err = 0;
+
+	while (chunk.end < pages.end && !err) {
+		struct kvmfault__task task = {
+			.work = convert_task,
+			.private = private,
+		};
+
+		chunk = next_chunk(pages, chunk.end);
+		task.pages = chunk;
+		err = kvmfault__perform(vcpu, task);
+		if (!err)
+			err = vcpu->task.answer.error;
 	}
 	*done = (err ? chunk.first : chunk.end) - pages.first;
 	return err;
@@ -532,8 +584,12 @@ int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,
 	seat = vcpu ? vcpu->seat : kvmfault__seat_take(vm);
 	if (!seat)
 		return -ENOMEM;
-	atomic_store(&seat->owner, (uintptr_t)pthread_self());
-	err = kvmfault__convert(seat, pages, to_private, true, &count);
+	if (seat->delegate) {
+		err = by_jobs(vcpu, pages, to_private, &count);
+	} else {
+		atomic_store(&seat->owner, (uintptr_t)pthread_self());
+		err = kvmfault__convert(seat, pages, to_private, true, &count);
+	}
 	if (!vcpu)
 		kvmfault__seat_give(seat);
 	if (done)

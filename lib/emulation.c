@@ -15,27 +15,32 @@
 
 #ifdef __x86_64__
 
-#define CODE_MAX 15		/* the longest instruction */
 #define OPERAND_MAX 512		/* the largest operand: FXSAVE's */
 #define UD 6
 
-struct attempt {
-	struct kvmfault_vcpu *vcpu;
-	struct kvmfault__answer answer;
-	bool came;
-};
+/* The vCPU's thread waits meanwhile, or has left. */
+static int ask_vcpu(struct kvmfault_vcpu *vcpu, unsigned long request,
+		    void *arg)
+{
+	int err;
+
+	if (!kvmfault__hold_vcpu(vcpu->seat))
+		return -EINTR;
+	err = kvmfault__sys_ioctl(vcpu->fd, request, arg);
+	kvmfault__free_vcpu(vcpu->seat);
+	return err;
+}
 
 /* Make the page at a linear address present; its gpa, or false: not RAM of
  * ours, or it failed. */
-static bool need(struct attempt *a, uint64_t linear, uint64_t *gpa)
+static bool need(struct kvmfault_vcpu *vcpu, uint64_t linear, uint64_t *gpa)
 {
 	struct kvm_translation translation = { .linear_address = linear };
-	struct kvmfault_vcpu *vcpu = a->vcpu;
-	struct kvmfault_fault fault = vcpu->fault;
+	struct kvmfault__emulation *e = &vcpu->emulation;
+	struct kvmfault_fault fault = vcpu->task.fault;
 	struct kvmfault__answer answer;
 
-	if (kvmfault__sys_ioctl(vcpu->fd, KVM_TRANSLATE, &translation) ||
-	    !translation.valid)
+	if (ask_vcpu(vcpu, KVM_TRANSLATE, &translation) || !translation.valid)
 		return false;
 	*gpa = translation.physical_address;
 	fault.known = KVMFAULT_KNOWN_GPA;
@@ -44,20 +49,21 @@ static bool need(struct attempt *a, uint64_t linear, uint64_t *gpa)
 	answer = kvmfault__resolve_gpa(vcpu->seat, &fault, fault.gpa);
 	if (answer.reason == KVMFAULT_REASON_NO_REGION)
 		return false;
-	if (answer.action != KVMFAULT_RETRY)
-		a->answer = answer;
-	else
-		a->came |= answer.came;
+	if (answer.action == KVMFAULT_RETRY)
+		e->came |= answer.came;
+	else if (!vcpu->seat->awaited)
+		e->answer = answer;
 	return answer.action == KVMFAULT_RETRY;
 }
 
-static void need_range(struct attempt *a, uint64_t linear, uint64_t length)
+static void need_range(struct kvmfault_vcpu *vcpu, uint64_t linear,
+		       uint64_t length)
 {
 	uint64_t gpa, last = linear + length - 1;
 
-	need(a, linear, &gpa);
+	need(vcpu, linear, &gpa);
 	if ((linear ^ last) & ~(KVMFAULT__PAGE - 1))
-		need(a, last, &gpa);
+		need(vcpu, last, &gpa);
 }
 
 static bool registers(struct kvmfault_vcpu *vcpu, struct kvmfault__x86 *cpu)
@@ -65,8 +71,8 @@ static bool registers(struct kvmfault_vcpu *vcpu, struct kvmfault__x86 *cpu)
 	struct kvm_sregs s;
 	struct kvm_regs r;
 
-	if (kvmfault__sys_ioctl(vcpu->fd, KVM_GET_REGS, &r) ||
-	    kvmfault__sys_ioctl(vcpu->fd, KVM_GET_SREGS, &s))
+	if (ask_vcpu(vcpu, KVM_GET_REGS, &r) ||
+	    ask_vcpu(vcpu, KVM_GET_SREGS, &s))
 		return false;
 	*cpu = (struct kvmfault__x86){
 		.gpr = { r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi,
@@ -83,93 +89,161 @@ static bool registers(struct kvmfault_vcpu *vcpu, struct kvmfault__x86 *cpu)
 	return true;
 }
 
-/* The instruction's bytes, out of guest memory that need() made present. */
-static size_t fetch(struct attempt *a, uint64_t linear, uint8_t *code)
+/* ---- the tasks ---- */
+
+/* Whatever became of the pages, it goes on; but a job's that is to wait for one
+ * is done again. */
+static struct kvmfault__answer go_on(const struct kvmfault_vcpu *vcpu)
 {
-	struct kvmfault_vcpu *vcpu = a->vcpu;
-	size_t done = 0;
+	return (struct kvmfault__answer){
+		.action = vcpu->seat->awaited ? KVMFAULT_INTERRUPTED :
+						KVMFAULT_RETRY,
+	};
+}
 
-	while (done < CODE_MAX) {
-		struct kvmfault__region *region;
-		uint64_t gpa, step;
+/* The registers, and the instruction's bytes present. */
+static struct kvmfault__answer find_code(struct kvmfault_vcpu *vcpu)
+{
+	const struct kvmfault__answer none = { .action = KVMFAULT_NOT_A_FAULT };
+	struct kvmfault__emulation *e = &vcpu->emulation;
+	const struct kvmfault__x86 *cpu = &e->cpu;
+	uint64_t gpa, linear;
+	uint32_t done = 0, step;
+	unsigned int n;
 
-		if (!need(a, linear + done, &gpa))
+	if (!vcpu->seat->waited)
+		*e = (struct kvmfault__emulation){ .answer = none };
+	if (!registers(vcpu, &e->cpu))
+		return none;
+	linear = cpu->rip + (cpu->long_mode ? 0 : cpu->segment[1]);
+	for (n = 0; n < 2 && done < KVMFAULT__CODE; n++) {
+		if (!need(vcpu, linear + done, &gpa))
 			break;
-		step = KVMFAULT__PAGE - gpa % KVMFAULT__PAGE;
-		if (step > CODE_MAX - done)
-			step = CODE_MAX - done;
-		region = kvmfault__region_find(vcpu->seat,
-					       vcpu->fault.address_space, gpa);
-		if (region && region->span.memory)
-			memcpy(code + done, (char *)region->span.memory->host +
-			       kvmfault__region_offset(region, gpa), step);
-		kvmfault__leave(vcpu->seat);
-		if (!region || !region->span.memory)
-			break;
+		step = (uint32_t)(KVMFAULT__PAGE - gpa % KVMFAULT__PAGE);
+		if (step > KVMFAULT__CODE - done)
+			step = KVMFAULT__CODE - done;
+		e->code[n] = gpa;
+		e->lengths[n] = step;
 		done += step;
 	}
-	return done;
+	return go_on(vcpu);
+}
+
+static struct kvmfault__answer find_operands(struct kvmfault_vcpu *vcpu)
+{
+	const struct kvmfault__emulation *e = &vcpu->emulation;
+	const struct kvmfault__x86 *cpu = &e->cpu;
+
+	if (e->has_operand)
+		need_range(vcpu, e->operand, OPERAND_MAX);
+	/* Strings and the stack have no ModRM. */
+	need_range(vcpu, cpu->gpr[4], 8);
+	need_range(vcpu, cpu->gpr[6] + cpu->segment[3], 8);
+	need_range(vcpu, cpu->gpr[7] + cpu->segment[0], 8);
+	return go_on(vcpu);
 }
 
 /* Unless the VMM has KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM has queued #UD for
  * the guest by now, which must not see it. */
-static int take_back_ud(struct kvmfault_vcpu *vcpu)
+static struct kvmfault__answer take_back_ud(struct kvmfault_vcpu *vcpu)
 {
+	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY };
 	struct kvm_vcpu_events events;
 	int err;
 
-	err = kvmfault__sys_ioctl(vcpu->fd, KVM_GET_VCPU_EVENTS, &events);
+	err = ask_vcpu(vcpu, KVM_GET_VCPU_EVENTS, &events);
+	if (!err && events.exception.nr == UD &&
+	    (events.exception.injected || events.exception.pending)) {
+		memset(&events.exception, 0, sizeof(events.exception));
+		/* Only what is said to be valid is set: nothing else
+		 * changes. */
+		events.flags &= KVM_VCPUEVENT_VALID_PAYLOAD;
+		err = ask_vcpu(vcpu, KVM_SET_VCPU_EVENTS, &events);
+	}
 	if (err)
-		return err;
-	if (events.exception.nr != UD ||
-	    !(events.exception.injected || events.exception.pending))
-		return 0;
-	memset(&events.exception, 0, sizeof(events.exception));
-	/* Only what is said to be valid is set: nothing else changes. */
-	events.flags &= KVM_VCPUEVENT_VALID_PAYLOAD;
-	return kvmfault__sys_ioctl(vcpu->fd, KVM_SET_VCPU_EVENTS, &events);
+		answer.action = KVMFAULT_NOT_A_FAULT;
+	return answer;
 }
 
-static void verdict(struct attempt *a, uint64_t rip)
+/* ---- the vCPU's thread, between them ---- */
+
+/* The instruction's bytes, out of guest memory. */
+static size_t read_code(struct kvmfault_vcpu *vcpu, uint8_t *code)
 {
+	const struct kvmfault__emulation *e = &vcpu->emulation;
+	size_t done = 0;
+	unsigned int n;
+
+	for (n = 0; n < 2 && e->lengths[n]; n++) {
+		struct kvmfault__region *region;
+
+		region = kvmfault__region_find(vcpu->seat,
+					       vcpu->fault.address_space,
+					       e->code[n]);
+		if (!region || !region->span.memory)
+			break;
+		memcpy(code + done, (char *)region->span.memory->host +
+		       kvmfault__region_offset(region, e->code[n]),
+		       e->lengths[n]);
+		done += e->lengths[n];
+	}
+	kvmfault__leave(vcpu->seat);
+	return done;
+}
+
+static struct kvmfault__answer verdict(const struct kvmfault_vcpu *vcpu)
+{
+	const struct kvmfault__emulation *e = &vcpu->emulation;
+	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY,
+					   .came = e->came };
+
 	/* A page that failed may be one that the instruction has no use for:
 	 * it counts when none came. */
-	if (!a->came && a->answer.action != KVMFAULT_NOT_A_FAULT)
-		return;
-	a->answer = (struct kvmfault__answer){ .action = KVMFAULT_RETRY,
-					       .came = a->came };
+	if (!e->came && e->answer.action != KVMFAULT_NOT_A_FAULT)
+		return e->answer;
 	/* Nothing was absent: maybe another thread was faster. Once. */
-	if (!a->came && a->vcpu->emulation_rip == rip)
-		a->answer.action = KVMFAULT_NOT_A_FAULT;
-	a->vcpu->emulation_rip = rip;
+	if (!e->came && vcpu->emulation_rip == e->cpu.rip)
+		answer.action = KVMFAULT_NOT_A_FAULT;
+	return answer;
+}
+
+static int perform(struct kvmfault_vcpu *vcpu,
+		   struct kvmfault__answer (*work)(struct kvmfault_vcpu *vcpu))
+{
+	int err = kvmfault__perform(vcpu, kvmfault__task(vcpu, work));
+
+	vcpu->emulating = err;
+	return err;
 }
 
 struct kvmfault__answer kvmfault__emulation(struct kvmfault_vcpu *vcpu)
 {
-	struct attempt a = {
-		.vcpu = vcpu,
-		.answer = { .action = KVMFAULT_NOT_A_FAULT },
+	const struct kvmfault__answer interrupted = {
+		.action = KVMFAULT_INTERRUPTED,
 	};
-	uint8_t code[CODE_MAX];
-	struct kvmfault__x86 cpu;
-	uint64_t operand, linear;
-	size_t length;
+	struct kvmfault__emulation *e = &vcpu->emulation;
+	struct kvmfault__answer answer;
+	uint8_t code[KVMFAULT__CODE];
 
-	if (!registers(vcpu, &cpu))
-		return a.answer;
-	linear = cpu.rip + (cpu.long_mode ? 0 : cpu.segment[1]);
-	length = fetch(&a, linear, code);
-	if (kvmfault__x86_operand(&cpu, code, length, &operand))
-		need_range(&a, operand, OPERAND_MAX);
-	/* Strings and the stack have no ModRM. */
-	need_range(&a, cpu.gpr[4], 8);
-	need_range(&a, cpu.gpr[6] + cpu.segment[3], 8);
-	need_range(&a, cpu.gpr[7] + cpu.segment[0], 8);
-	verdict(&a, cpu.rip);
+	if (perform(vcpu, find_code))
+		return interrupted;
+	if (vcpu->task.answer.action == KVMFAULT_NOT_A_FAULT)
+		return vcpu->task.answer;
+	e->has_operand = kvmfault__x86_operand(&e->cpu, code,
+					       read_code(vcpu, code),
+					       &e->operand);
+	if (perform(vcpu, find_operands))
+		return interrupted;
+	answer = verdict(vcpu);
 	/* Whatever comes of it, KVM_RUN may be entered again by then. */
-	if (a.answer.action != KVMFAULT_NOT_A_FAULT && take_back_ud(vcpu))
-		a.answer.action = KVMFAULT_NOT_A_FAULT;
-	return a.answer;
+	if (answer.action != KVMFAULT_NOT_A_FAULT) {
+		if (perform(vcpu, take_back_ud))
+			return interrupted;
+		if (vcpu->task.answer.action == KVMFAULT_NOT_A_FAULT)
+			answer.action = KVMFAULT_NOT_A_FAULT;
+	}
+	vcpu->emulation_rip = e->cpu.rip;
+	return answer;
 }
 
 #else

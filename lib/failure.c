@@ -43,8 +43,18 @@ void kvmfault__tell_failure(struct kvmfault__request *rq,
 		.offset = rq->request.offset,
 		.length = rq->request.length,
 	};
+	int err;
 
-	if (!options->failed || options->failed(options->failed_data, &failure))
+	if (!options->failed)
+		return;
+	/* The callback uses the vCPU's descriptor. */
+	if (!kvmfault__hold_vcpu(rq->seat)) {
+		answer->action = KVMFAULT_INTERRUPTED;
+		return;
+	}
+	err = options->failed(options->failed_data, &failure);
+	kvmfault__free_vcpu(rq->seat);
+	if (err)
 		return;
 	answer->action = KVMFAULT_RETRY;
 	answer->reason = KVMFAULT_REASON_NONE;

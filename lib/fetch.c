@@ -243,6 +243,11 @@ int kvmfault__submit(struct kvmfault__request *rq)
 		/* A message can wait where it is parked. */
 		if (rq->origin)
 			return -EAGAIN;
+		/* A job waits for nobody: its vCPU's thread does. */
+		if (rq->seat->delegate) {
+			rq->seat->vcpu->task.pause = MS;
+			return -EINTR;
+		}
 		err = kvmfault__pause(rq->seat, MS);
 		if (err)
 			return err;
@@ -301,7 +306,8 @@ static void complete(struct kvmfault_fetch *fetch)
 	if (!error) {
 		kvmfault__add(fetch->seat, KVMFAULT__COUNTER(resolver) +
 			      rq->resolver, 1);
-		kvmfault__latency(fetch->seat, fetch->began);
+		kvmfault__latency(fetch->seat,
+				  kvmfault__sys_now() - fetch->began);
 	}
 	give(fetch);
 }

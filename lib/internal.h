@@ -77,6 +77,13 @@ struct kvmfault__seat {
 	struct kvmfault_service *service; /* whose thread has it */
 	struct kvmfault_vcpu *vcpu;	/* whose it is, or NULL */
 	bool no_wait;			/* its vCPU waits for no page */
+	bool delegate;			/* what is done for its vCPU is a job */
+	_Atomic uint32_t job;		/* futex word: delegate.c's */
+	struct kvmfault__seat *next_job;
+	struct kvmfault__bucket *awaited; /* by the job, until it is done again */
+	uint32_t awaited_sequence;
+	bool waited;			/* it has been: this is done again */
+	bool cut_short;			/* the job: its vCPU had left */
 	bool pending;			/* counted in vm->pending */
 	_Atomic uint64_t failed;	/* a fetch that it asked for */
 	_Atomic uint32_t pause;		/* futex word, never changes */
@@ -128,6 +135,8 @@ static inline uint64_t kvmfault__key(uint32_t space, uint64_t address)
 {
 	return (uint64_t)space << 52 | address >> 12;
 }
+
+#define KVMFAULT__JOBS KVMFAULT__SPACES	/* in the epoll set, beside uffds */
 
 typedef _Atomic(const void *) kvmfault__table;
 struct kvmfault__span *kvmfault__table_find(struct kvmfault__seat *seat,
@@ -199,6 +208,10 @@ struct kvmfault_vm {
 	unsigned int own_resolvers;	/* the VMM's, before ours */
 	unsigned int resolvers;
 	int epoll;			/* every uffd is in it */
+	_Atomic int jobs;		/* and this eventfd; -1: none yet */
+	_Atomic(struct kvmfault__seat *) posted;	/* the newest first */
+	struct kvmfault__seat *taken;	/* the oldest first; under the
+					 * service's lock */
 	_Atomic(struct kvmfault__fetches *) fetches;	/* made once */
 	_Atomic uint32_t pending;	/* vCPUs that were told so */
 	_Atomic(const void *) service;	/* struct kvmfault_service */
@@ -216,8 +229,7 @@ struct kvmfault_vm {
 
 	pthread_mutex_t conversion_lock;	/* short; of the following */
 	struct kvmfault__conversion *conversions;	/* the oldest first */
-	unsigned int conversion_waiters;
-	_Atomic uint32_t conversion_sequence;
+	struct kvmfault__bucket conversion_ended;
 
 	_Atomic uint32_t drainers, drain_sequence;
 	struct kvmfault__bucket bucket[KVMFAULT__BUCKETS];
@@ -288,6 +300,11 @@ bool kvmfault__exit_wanted(const struct kvmfault__seat *seat);
  * immediate_exit. */
 int kvmfault__sleep(struct kvmfault__seat *seat, _Atomic uint32_t *word,
 		    uint32_t value);
+/* The same, on a bucket that the caller is counted in. A job sleeps for nobody:
+ * its vCPU's thread will, and this is -EINTR at once. */
+int kvmfault__await(struct kvmfault__seat *seat,
+		    struct kvmfault__bucket *bucket, uint32_t sequence);
+void kvmfault__forget_awaited(struct kvmfault__seat *seat);
 /* Sleep for a moment; as above. */
 int kvmfault__pause(struct kvmfault__seat *seat, uint64_t nanoseconds);
 
@@ -618,7 +635,7 @@ struct kvmfault__answer kvmfault__resolve(struct kvmfault__seat *seat,
 					  const struct kvmfault__place *place);
 /* For callers who are told by an errno. */
 int kvmfault__error(const struct kvmfault__answer *answer);
-void kvmfault__latency(struct kvmfault__seat *seat, uint64_t since);
+void kvmfault__latency(struct kvmfault__seat *seat, uint64_t nanoseconds);
 
 /* fetch.c: sources that answer later */
 int kvmfault__fetches_new(struct kvmfault_vm *vm);
@@ -644,6 +661,42 @@ struct kvmfault__past {			/* what an event points to */
 	struct kvmfault_fault fault;
 };
 
+/* operand.c: the memory operand of an x86 instruction */
+struct kvmfault__x86 {
+	uint64_t gpr[16];	/* rax rcx rdx rbx rsp rbp rsi rdi r8 ... */
+	uint64_t rip;
+	uint64_t segment[6];	/* bases: es cs ss ds fs gs */
+	bool long_mode;		/* 64-bit code */
+	bool big;		/* 32-bit code, if not 64-bit */
+};
+#define KVMFAULT__CODE 15	/* the longest instruction */
+
+/* emulation.c: an instruction that KVM gave up on, and its pages */
+struct kvmfault__emulation {
+	struct kvmfault__x86 cpu;
+	uint64_t code[2];	/* the gpa of its bytes, by page, */
+	uint32_t lengths[2];	/* and how many there */
+	uint64_t operand;	/* linear, if it has one: */
+	bool has_operand;
+	struct kvmfault__answer answer;	/* of a page that failed */
+	bool came;		/* one of them */
+};
+
+/* delegate.c: what is done for a vCPU, with system calls, on whichever thread;
+ * it has its own copy of what it is about. */
+struct kvmfault__task {
+	struct kvmfault__answer (*work)(struct kvmfault_vcpu *vcpu);
+	struct kvmfault_fault fault;
+	uint64_t gpa;			/* mmio: the part's */
+	struct kvmfault__gfns pages;	/* a conversion's, */
+	bool private;			/* and to what */
+	uint64_t due;			/* not before; 0: now */
+	/* what came of it */
+	uint64_t pause;			/* nothing: it is too early by that */
+	struct kvmfault__answer answer;
+	uint64_t began, ended;
+};
+
 struct kvmfault_vcpu {
 	struct kvmfault_vm *vm;
 	struct kvmfault__seat *seat;
@@ -664,11 +717,12 @@ struct kvmfault_vcpu {
 	/* a source that failed: for what, how often, when to try again */
 	uint64_t source_key;
 	uint32_t source_failures;
-	uint64_t source_due;
+	uint64_t source_due;		/* 0: now */
 	/* an MMIO access that was interrupted */
 	uint64_t mmio_gpa;
 	uint32_t mmio_length;
 	uint64_t emulation_rip;
+	bool emulating;			/* interrupted: #UD may be queued */
 	bool prefault;
 	/* signal.c: the SIGBUS that ended KVM_RUN */
 	struct kvmfault__seat *handler;	/* the handler's own, or NULL */
@@ -677,6 +731,12 @@ struct kvmfault_vcpu {
 	uint64_t own_mask_value;
 	atomic_bool noted;	/* by the handler */
 	_Alignas(8) char siginfo[KVMFAULT__SIGINFO], note[KVMFAULT__SIGINFO];
+	/* The task is a job's while that runs; and what came of it, for the
+	 * vCPU's thread: */
+	struct kvmfault__task task;
+	struct kvmfault__emulation emulation;	/* a task's */
+	bool anew;			/* nothing was done for this fault yet */
+	uint64_t began, ended;		/* its first task, its last one; 0: no */
 };
 
 /* signal.c: the ways of a marker's SIGBUS. -EINVAL: it would not get through */
@@ -686,16 +746,26 @@ void kvmfault__signal_free(struct kvmfault_vcpu *vcpu);
 /* KVM_RUN was interrupted: by a SIGBUS? Then vcpu->siginfo is it. */
 bool kvmfault__signal_take(struct kvmfault_vcpu *vcpu);
 
+/* Have it done, here or as a job; what it awaits is slept for, here. 0: it is,
+ * and the answer is in vcpu->task; -EINTR: a signal or immediate_exit came. */
+int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task task);
+/* One that is about the vCPU's fault. */
+struct kvmfault__task
+kvmfault__task(const struct kvmfault_vcpu *vcpu,
+	       struct kvmfault__answer (*work)(struct kvmfault_vcpu *vcpu));
+/* For work: its descriptor and kvm_run may be used until kvmfault__free_vcpu():
+ * the vCPU's thread stays where it is. False: it has gone already. */
+bool kvmfault__hold_vcpu(struct kvmfault__seat *seat);
+void kvmfault__free_vcpu(struct kvmfault__seat *seat);
+/* The set-up of a vCPU whose work is delegated, and its end. */
+int kvmfault__jobs_new(struct kvmfault_vm *vm);
+void kvmfault__job_drop(struct kvmfault_vcpu *vcpu);
+/* Under the service's lock: the oldest job that nobody took, or NULL. */
+struct kvmfault__seat *kvmfault__job_take(struct kvmfault_vm *vm);
+void kvmfault__job_run(struct kvmfault__seat *seat);
+
 struct kvmfault__answer kvmfault__mmio(struct kvmfault_vcpu *vcpu);
 struct kvmfault__answer kvmfault__emulation(struct kvmfault_vcpu *vcpu);
-/* operand.c: the memory operand of an x86 instruction */
-struct kvmfault__x86 {
-	uint64_t gpr[16];	/* rax rcx rdx rbx rsp rbp rsi rdi r8 ... */
-	uint64_t rip;
-	uint64_t segment[6];	/* bases: es cs ss ds fs gs */
-	bool long_mode;		/* 64-bit code */
-	bool big;		/* 32-bit code, if not 64-bit */
-};
 /* Its linear address; false: none, or not to be told from these bytes. */
 bool kvmfault__x86_operand(const struct kvmfault__x86 *cpu,
 			   const uint8_t *code, size_t length,
@@ -716,6 +786,10 @@ void kvmfault__tell_failure(struct kvmfault__request *rq,
 /* A SIGBUS at fault->hva; the gpa is filled in. NOT_A_FAULT: not ours. */
 struct kvmfault__answer kvmfault__sigbus(struct kvmfault__seat *seat,
 					 struct kvmfault_fault *fault);
+
+/* syscalls.c; NULL: past the end */
+const struct kvmfault_syscall *
+kvmfault__syscall(enum kvmfault_profile profile, unsigned int index);
 
 /* stats.c */
 void kvmfault__stats_add(struct kvmfault_stats *sum,

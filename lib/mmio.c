@@ -49,38 +49,63 @@ static void access_page(struct kvmfault_vcpu *vcpu,
 	kvmfault__changed(memory, offset, length, KVMFAULT_CAUSE_MMIO);
 }
 
-static bool is_ram(struct kvmfault_vcpu *vcpu,
-		   const struct kvmfault__region *region)
+/* Held until kvmfault__leave(); NULL: a device's, or ROM that is written. */
+static struct kvmfault__region *ram_at(struct kvmfault_vcpu *vcpu,
+				       const struct kvmfault_fault *fault,
+				       uint64_t gpa)
 {
-	return region && region->span.memory &&
-	       !(vcpu->run->mmio.is_write &&
-		 region->info.flags & KVMFAULT_REGION_READONLY);
+	struct kvmfault__region *region;
+
+	region = kvmfault__region_find(vcpu->seat, fault->address_space, gpa);
+	if (!region || !region->span.memory ||
+	    (fault->access == KVMFAULT_ACCESS_WRITE &&
+	     region->info.flags & KVMFAULT_REGION_READONLY))
+		return NULL;
+	return region;
 }
 
-/* One page's part of it. */
+static struct kvmfault__answer resolve_part(struct kvmfault_vcpu *vcpu)
+{
+	struct kvmfault__answer answer = { .action = KVMFAULT_NOT_A_FAULT };
+	const struct kvmfault__task *task = &vcpu->task;
+	struct kvmfault__region *region;
+	struct kvmfault__place place;
+
+	region = ram_at(vcpu, &task->fault, task->gpa);
+	if (region) {
+		place = kvmfault__region_place(region, task->gpa);
+		answer = kvmfault__resolve(vcpu->seat, &task->fault, &place);
+	}
+	kvmfault__leave(vcpu->seat);
+	return answer;
+}
+
+/* One page's part of it. The bytes are copied by the vCPU's own thread: should
+ * the page be discarded in between, it is the one that sleeps. */
 static struct kvmfault__answer complete(struct kvmfault_vcpu *vcpu,
 					uint64_t done, uint64_t length)
 {
-	struct kvmfault__answer answer = { .action = KVMFAULT_NOT_A_FAULT };
-	uint64_t gpa = vcpu->fault.gpa + done;
+	struct kvmfault__answer answer = { .action = KVMFAULT_INTERRUPTED };
+	struct kvmfault__task task = kvmfault__task(vcpu, resolve_part);
 	struct kvmfault__region *region;
 
-	region = kvmfault__region_find(vcpu->seat, vcpu->fault.address_space,
-				       gpa);
-	if (is_ram(vcpu, region)) {
-		struct kvmfault__place place =
-			kvmfault__region_place(region, gpa);
-
-		answer = kvmfault__resolve(vcpu->seat, &vcpu->fault, &place);
-		/* The mapping is changing: the bytes are not to be had yet,
-		 * and KVM_RUN must not go on without them. */
-		if (answer.action == KVMFAULT_RETRY && answer.error) {
-			kvmfault__pause(vcpu->seat, MOMENT);
-			answer.action = KVMFAULT_INTERRUPTED;
-		}
-		if (answer.action == KVMFAULT_RETRY)
-			access_page(vcpu, region, done, length);
+	task.gpa = vcpu->fault.gpa + done;
+	if (kvmfault__perform(vcpu, task))
+		return answer;
+	answer = vcpu->task.answer;
+	/* The mapping is changing: the bytes are not to be had yet, and KVM_RUN
+	 * must not go on without them. */
+	if (answer.action == KVMFAULT_RETRY && answer.error) {
+		kvmfault__pause(vcpu->seat, MOMENT);
+		answer.action = KVMFAULT_INTERRUPTED;
 	}
+	if (answer.action != KVMFAULT_RETRY)
+		return answer;
+	region = ram_at(vcpu, &vcpu->fault, task.gpa);
+	if (region)
+		access_page(vcpu, region, done, length);
+	else
+		answer.action = KVMFAULT_NOT_A_FAULT;	/* by now */
 	kvmfault__leave(vcpu->seat);
 	return answer;
 }

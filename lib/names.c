@@ -185,6 +185,17 @@ const char *kvmfault_action_str(enum kvmfault_action action)
 }
 
 KVMFAULT__EXPORT
+const char *kvmfault_profile_str(enum kvmfault_profile profile)
+{
+	static const char *const names[] = {
+		[KVMFAULT_PROFILE_INLINE] = "inline",
+		[KVMFAULT_PROFILE_DELEGATE] = "delegate",
+	};
+
+	return NAME(names, profile);
+}
+
+KVMFAULT__EXPORT
 const char *kvmfault_version(void)
 {
 	return KVMFAULT_VERSION;

@@ -436,7 +436,7 @@ static bool wait_for_page(struct kvmfault__request *rq,
 		    rq->request.fault->entrance == KVMFAULT_ENTRANCE_CALL;
 	int err = 0;
 
-	if (!rq->detached)
+	if (!rq->detached && !rq->seat->waited)
 		kvmfault__add(rq->seat, rq->origin ?
 			      KVMFAULT__COUNTER(repeated) :
 			      KVMFAULT__COUNTER(waited), 1);
@@ -460,14 +460,15 @@ static struct kvmfault__answer resolve_tracked(struct kvmfault__request *rq)
 	struct kvmfault_memory *memory = rq->request.memory;
 	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY };
 	const char *fetched_by;
-	bool done, waited = false;
+	bool done, waited = rq->seat->waited;
 	int err;
 
 	rq->page = rq->request.offset >> memory->page_shift;
 	rq->first = rq->page;
 	rq->count = 1;
 	/* What it did not wait for has failed meanwhile. */
-	err = rq->seat->no_wait ? kvmfault__fetch_failed(rq) : 0;
+	err = rq->seat->no_wait || rq->seat->delegate ?
+		kvmfault__fetch_failed(rq) : 0;
 	if (err) {
 		judge(rq, err, &answer);
 		return answer;
@@ -655,9 +656,9 @@ int kvmfault__error(const struct kvmfault__answer *answer)
 	return answer->error ? answer->error : -EOPNOTSUPP;
 }
 
-void kvmfault__latency(struct kvmfault__seat *seat, uint64_t since)
+void kvmfault__latency(struct kvmfault__seat *seat, uint64_t nanoseconds)
 {
-	uint64_t us = (kvmfault__sys_now() - since) / 1000;
+	uint64_t us = nanoseconds / 1000;
 	unsigned int bin = us ? 64 - (unsigned int)__builtin_clzll(us) : 0;
 
 	if (bin >= KVMFAULT_LATENCY_COUNT)

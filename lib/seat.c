@@ -55,6 +55,7 @@ void kvmfault__seat_give(struct kvmfault__seat *seat)
 	seat->immediate_exit = NULL;
 	seat->vcpu = NULL;
 	seat->no_wait = false;
+	seat->delegate = false;
 	atomic_store(&seat->owner, 0);
 	atomic_store(&seat->taken, false);
 }

@@ -24,7 +24,7 @@
 #define DELAY_STEPS 10		/* up to about a second */
 #define TELL_AFTER 3		/* failures before the VMM is told */
 
-enum { TIMER = KVMFAULT__SPACES, DEADLINES, STOP };	/* beside uffds' ids */
+enum { TIMER = KVMFAULT__JOBS + 1, DEADLINES, STOP };	/* beside uffds' ids */
 
 struct parked {
 	struct kvmfault_fault fault;
@@ -249,7 +249,7 @@ static void serve_fault(struct kvmfault_service *service,
 	if (answer.detached)
 		return;		/* a fetch in flight has it */
 	if (answer.action == KVMFAULT_RETRY && !answer.error)
-		kvmfault__latency(seat, began);
+		kvmfault__latency(seat, kvmfault__sys_now() - began);
 	else
 		put_off(service, seat, item, answer.action ==
 			KVMFAULT_UNRESOLVED ? answer.reason :
@@ -412,6 +412,21 @@ static void retry_parked(struct kvmfault_service *service,
 	set_timer(service);
 }
 
+/* What each read takes is one job: the others are for other threads. */
+static void run_job(struct kvmfault_service *service)
+{
+	struct kvmfault__seat *seat;
+	uint64_t one;
+
+	if (kvmfault__sys_read(service->vm->jobs, &one, sizeof(one)) < 0)
+		return;
+	kvmfault__sys_lock(&service->lock);
+	seat = kvmfault__job_take(service->vm);
+	kvmfault__sys_unlock(&service->lock);
+	if (seat)
+		kvmfault__job_run(seat);
+}
+
 /* A userfaultfd that has failed says so for ever: do not listen to it. */
 static void mute(struct kvmfault_vm *vm, uint32_t id,
 		 struct kvmfault__seat *seat)
@@ -441,7 +456,9 @@ static bool serve(struct kvmfault_service *service,
 
 		if (id == STOP)
 			return true;
-		if (id == TIMER)
+		if (id == KVMFAULT__JOBS)
+			run_job(service);
+		else if (id == TIMER)
 			retry_parked(service, seat);
 		else if (id == DEADLINES)
 			cancel_late(service);

@@ -44,7 +44,8 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 	err = kvmfault__options(&ours, sizeof(ours), options);
 	if (err)
 		return err;
-	if (!vm || !ours.run || ours.fd <= 0)
+	if (!vm || !ours.run || ours.fd <= 0 ||
+	    ours.profile > KVMFAULT_PROFILE_DELEGATE)
 		return -EINVAL;
 	err = kvmfault__sys_getfl(ours.fd);
 	if (err < 0)
@@ -53,9 +54,15 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 	if (!new)
 		return -ENOMEM;
 	new->seat = kvmfault__seat_take(vm);
-	if (!new->seat) {
+	err = new->seat ? 0 : -ENOMEM;
+	/* The last that can fail: it stays for others. */
+	if (!err && ours.profile == KVMFAULT_PROFILE_DELEGATE)
+		err = kvmfault__jobs_new(vm);
+	if (err) {
+		if (new->seat)
+			kvmfault__seat_give(new->seat);
 		kvmfault__sys_free(new);
-		return -ENOMEM;
+		return err;
 	}
 	new->vm = vm;
 	new->fd = ours.fd;
@@ -63,6 +70,7 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 	new->seat->immediate_exit = &ours.run->immediate_exit;
 	new->seat->vcpu = new;
 	new->seat->no_wait = ours.no_wait;
+	new->seat->delegate = ours.profile == KVMFAULT_PROFILE_DELEGATE;
 	new->result.size = sizeof(new->result);
 	new->result.fault = &new->fault;
 	new->result.history = new->events;
@@ -91,6 +99,7 @@ void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu)
 	if (!vcpu)
 		return;
 	vm = vcpu->vm;
+	kvmfault__job_drop(vcpu);
 	kvmfault__signal_free(vcpu);
 	kvmfault__not_pending(vcpu->seat);
 	kvmfault__seat_give(vcpu->seat);
@@ -157,6 +166,12 @@ static void remember(struct kvmfault_vcpu *vcpu)
 		result->history_count++;
 }
 
+/* KVM_RUN must not be entered now. */
+static bool unfinished(const struct kvmfault_vcpu *vcpu)
+{
+	return vcpu->mmio_length != NO_MMIO || vcpu->emulating;
+}
+
 static enum kvmfault_action finish(struct kvmfault_vcpu *vcpu,
 				   const struct kvmfault__answer *answer)
 {
@@ -167,7 +182,7 @@ static enum kvmfault_action finish(struct kvmfault_vcpu *vcpu,
 	result->error = answer->error;
 	result->resolver = answer->resolver;
 	result->siginfo = NULL;
-	result->unfinished = vcpu->mmio_length != NO_MMIO;
+	result->unfinished = unfinished(vcpu);
 	kvmfault__add(vcpu->seat, KVMFAULT__COUNTER(action) + answer->action,
 		      1);
 	if (answer->action == KVMFAULT_UNRESOLVED) {
@@ -190,7 +205,7 @@ static enum kvmfault_action pass(struct kvmfault_vcpu *vcpu,
 	vcpu->result.error = 0;
 	vcpu->result.resolver = NULL;
 	vcpu->result.siginfo = NULL;
-	vcpu->result.unfinished = vcpu->mmio_length != NO_MMIO;
+	vcpu->result.unfinished = unfinished(vcpu);
 	return action;
 }
 
@@ -249,6 +264,30 @@ static void guard(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 		answer->action = KVMFAULT_INTERRUPTED;
 }
 
+static struct kvmfault__answer at_gpa(struct kvmfault_vcpu *vcpu)
+{
+	return kvmfault__resolve_gpa(vcpu->seat, &vcpu->task.fault,
+				     vcpu->task.fault.gpa);
+}
+
+static struct kvmfault__answer at_hva(struct kvmfault_vcpu *vcpu)
+{
+	return kvmfault__sigbus(vcpu->seat, &vcpu->task.fault);
+}
+
+/* All of it is one task. */
+static struct kvmfault__answer
+by_task(struct kvmfault_vcpu *vcpu,
+	struct kvmfault__answer (*work)(struct kvmfault_vcpu *vcpu))
+{
+	if (kvmfault__perform(vcpu, kvmfault__task(vcpu, work)))
+		return (struct kvmfault__answer){
+			.action = KVMFAULT_INTERRUPTED,
+		};
+	vcpu->fault = vcpu->task.fault;		/* translated */
+	return vcpu->task.answer;
+}
+
 static struct kvmfault__answer resolve(struct kvmfault_vcpu *vcpu)
 {
 	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY };
@@ -257,15 +296,14 @@ static struct kvmfault__answer resolve(struct kvmfault_vcpu *vcpu)
 	case KVMFAULT_ENTRANCE_EXIT:
 		/* Used up: it must not be taken for the next one's. */
 		vcpu->run->exit_reason = KVM_EXIT_UNKNOWN;
-		return kvmfault__resolve_gpa(vcpu->seat, &vcpu->fault,
-					     vcpu->fault.gpa);
+		return by_task(vcpu, at_gpa);
 	case KVMFAULT_ENTRANCE_MMIO:
 		return kvmfault__mmio(vcpu);
 	case KVMFAULT_ENTRANCE_EMULATION:
 		return kvmfault__emulation(vcpu);
 	case KVMFAULT_ENTRANCE_MARKER:
 	case KVMFAULT_ENTRANCE_FAILURE:
-		return kvmfault__sigbus(vcpu->seat, &vcpu->fault);
+		return by_task(vcpu, at_hva);
 	default:
 		break;
 	}
@@ -288,55 +326,44 @@ static bool source_may_recover(struct kvmfault_vcpu *vcpu,
 	    answer->error == -EHWPOISON || vcpu->seat->no_wait ||
 	    n >= vcpu->vm->options.source_retries)
 		return false;
-	vcpu->source_due = kvmfault__sys_now() +
-			   (SOURCE_PAUSE << (n < SOURCE_STEPS ? n :
-							SOURCE_STEPS));
+	vcpu->source_due = vcpu->ended + (SOURCE_PAUSE << (n < SOURCE_STEPS ?
+							   n : SOURCE_STEPS));
 	vcpu->source_failures++;
 	kvmfault__count(vcpu->seat, retried);
 	return true;
 }
 
-/* What is left of the pause, if this is the fault that it is for. */
-static int source_pause(struct kvmfault_vcpu *vcpu, uint64_t what)
+static void forget_source(struct kvmfault_vcpu *vcpu)
 {
-	uint64_t now;
-
-	if (vcpu->source_failures && vcpu->source_key != what)
-		vcpu->source_failures = 0;
-	vcpu->source_key = what;
-	if (!vcpu->source_failures)
-		return 0;
-	now = kvmfault__sys_now();
-	if (now >= vcpu->source_due)
-		return 0;
-	return kvmfault__pause(vcpu->seat, vcpu->source_due - now);
+	vcpu->source_failures = 0;
+	vcpu->source_due = 0;
 }
 
-/* As often as a failing source is worth it. */
+/* As often as a failing source is worth it, and not before it is due. */
 static struct kvmfault__answer resolve_patiently(struct kvmfault_vcpu *vcpu)
 {
-	const struct kvmfault__answer interrupted = {
-		.action = KVMFAULT_INTERRUPTED,
-	};
 	uint64_t what = key(&vcpu->fault);	/* before it is translated */
 	struct kvmfault__answer answer;
 
-	do {
-		if (source_pause(vcpu, what))
-			return interrupted;
+	if (vcpu->source_key != what)
+		forget_source(vcpu);
+	vcpu->source_key = what;
+	do
 		answer = resolve(vcpu);
-	} while (source_may_recover(vcpu, &answer));
+	while (source_may_recover(vcpu, &answer));
 	if (answer.action != KVMFAULT_INTERRUPTED)
-		vcpu->source_failures = 0;
+		forget_source(vcpu);
 	return answer;
 }
 
 /* KVM_RUN was entered although an access was half done: the guest has gone on
- * with whatever bytes were there. */
-static bool lost_mmio(struct kvmfault_vcpu *vcpu)
+ * with whatever bytes were there, or with a #UD. */
+static bool lost_access(const struct kvmfault_vcpu *vcpu)
 {
 	const struct kvmfault_fault *fault = &vcpu->fault;
 
+	if (vcpu->emulating)
+		return fault->entrance != KVMFAULT_ENTRANCE_EMULATION;
 	return vcpu->mmio_length != NO_MMIO &&
 	       (fault->entrance != KVMFAULT_ENTRANCE_MMIO ||
 		fault->gpa != vcpu->mmio_gpa ||
@@ -352,15 +379,13 @@ static bool not_a_fault(int ret, const struct kvm_run *run)
 static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 {
 	const struct kvmfault_fault *fault = &vcpu->fault;
-	uint64_t began = kvmfault__sys_now();
 	struct kvmfault__answer answer;
 
 	KVMFAULT__TRACE(fault, vcpu, fault->entrance, fault->access, fault->gpa,
 			fault->hva, fault->length, fault->flags);
-	atomic_store_explicit(&vcpu->seat->owner, (uintptr_t)pthread_self(),
-			      memory_order_relaxed);
 	vcpu->faulted = true;
-	kvmfault__not_pending(vcpu->seat);
+	vcpu->anew = true;
+	vcpu->began = vcpu->ended = 0;
 	answer = resolve_patiently(vcpu);
 	if (answer.action == KVMFAULT_NOT_A_FAULT) {
 		start_guard(vcpu);
@@ -370,9 +395,7 @@ static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 		      fault->entrance, 1);
 	guard(vcpu, &answer);
 	if (answer.action == KVMFAULT_RETRY)
-		kvmfault__latency(vcpu->seat, began);
-	if (answer.action == KVMFAULT_RETRY && vcpu->prefault && answer.length)
-		kvmfault__prefault(vcpu, &answer);
+		kvmfault__latency(vcpu->seat, vcpu->ended - vcpu->began);
 	return finish(vcpu, &answer);
 }
 
@@ -406,8 +429,9 @@ static enum kvmfault_action decode_and_handle(struct kvmfault_vcpu *vcpu,
 	KVMFAULT__TRACE(exit, vcpu, ret, err, vcpu->run->exit_reason);
 	kvmfault__decode(ret, err, vcpu->run, &vcpu->fault);
 	kvmfault__exit_access(vcpu->vm, &vcpu->fault);
-	if (lost_mmio(vcpu)) {
+	if (lost_access(vcpu)) {
 		vcpu->mmio_length = NO_MMIO;
+		vcpu->emulating = false;
 		return finish(vcpu, &lost);
 	}
 	signalled = interrupted && kvmfault__signal_take(vcpu);
@@ -430,7 +454,7 @@ enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
 {
 	if (!vcpu)
 		return KVMFAULT_UNRESOLVED;
-	if (!not_a_fault(ret, vcpu->run) || vcpu->mmio_length != NO_MMIO)
+	if (!not_a_fault(ret, vcpu->run) || unfinished(vcpu))
 		return decode_and_handle(vcpu, ret, err);
 	if (vcpu->faulted)
 		start_guard(vcpu);

@@ -52,6 +52,7 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 	if (!new)
 		return -ENOMEM;
 	new->options = ours;
+	atomic_store(&new->jobs, -1);
 	err = kvmfault__converter(new, ours.converter);
 	if (!err)
 		err = kvmfault__delivery_choose(new);
@@ -107,6 +108,8 @@ int kvmfault_vm_free(struct kvmfault_vm *vm)
 	kvmfault__seats_free(vm);
 	kvmfault__attributes_free(vm);
 	kvmfault__sys_close(vm->epoll);
+	if (vm->jobs >= 0)
+		kvmfault__sys_close(vm->jobs);
 	pthread_mutex_destroy(&vm->conversion_lock);
 	pthread_mutex_destroy(&vm->lock);
 	kvmfault__sys_free(vm);

@@ -172,6 +172,26 @@ struct kvmfault__answer bed_resolve(enum kvmfault_entrance entrance,
 	return answer;
 }
 
+enum kvmfault_action bed_handle(int ret, int err)
+{
+	enum kvmfault_action action;
+
+	fake_delegated(bed.profile == KVMFAULT_PROFILE_DELEGATE);
+	action = kvmfault_handle(bed.vcpu, ret, err);
+	fake_delegated(false);
+	return action;
+}
+
+enum kvmfault_action bed_handle_sigbus(const void *siginfo)
+{
+	enum kvmfault_action action;
+
+	fake_delegated(bed.profile == KVMFAULT_PROFILE_DELEGATE);
+	action = kvmfault_handle_sigbus(bed.vcpu, siginfo);
+	fake_delegated(false);
+	return action;
+}
+
 enum kvmfault_action bed_exit(uint64_t gpa, uint64_t flags)
 {
 	struct kvmfault__memory_fault record = {
@@ -180,13 +200,13 @@ enum kvmfault_action bed_exit(uint64_t gpa, uint64_t flags)
 
 	bed.run->exit_reason = KVMFAULT__EXIT_MEMORY_FAULT;
 	memcpy(&bed.run->hw, &record, sizeof(record));
-	return kvmfault_handle(bed.vcpu, -1, EFAULT);
+	return bed_handle(-1, EFAULT);
 }
 
 enum kvmfault_action bed_bare(void)
 {
 	bed.run->exit_reason = KVM_EXIT_UNKNOWN;
-	return kvmfault_handle(bed.vcpu, -1, EFAULT);
+	return bed_handle(-1, EFAULT);
 }
 
 enum kvmfault_action bed_mmio(uint64_t gpa, uint32_t length, bool write)
@@ -195,13 +215,23 @@ enum kvmfault_action bed_mmio(uint64_t gpa, uint32_t length, bool write)
 	bed.run->mmio.phys_addr = gpa;
 	bed.run->mmio.len = length;
 	bed.run->mmio.is_write = write;
-	return kvmfault_handle(bed.vcpu, 0, 0);
+	return bed_handle(0, 0);
 }
 
 enum kvmfault_action bed_other(void)
 {
 	bed.run->exit_reason = KVM_EXIT_IO;
-	return kvmfault_handle(bed.vcpu, 0, 0);
+	return bed_handle(0, 0);
+}
+
+size_t bed_waits(void)
+{
+	const struct fake_call *call;
+	size_t i, waits = 0;
+
+	for (i = 0; (call = fake_nth(FAKE_FUTEX_WAIT, FAKE_ANY, i)); i++)
+		waits += call->arg != &bed.vcpu->seat->job;
+	return waits;
 }
 
 static struct kvmfault__seat *seats[64];
@@ -238,12 +268,17 @@ void bed_vm(void)
 	};
 
 	memset(&bed, 0, sizeof(bed));
+	if (getenv("KVMFAULT_DELEGATED"))
+		bed.profile = KVMFAULT_PROFILE_DELEGATE;
 	ck_assert_int_eq(kvmfault_vm_new(&options, &bed.vm), 0);
 	fake_short_lock(&bed.vm->conversion_lock);
 }
 
 void bed_add(void)
 {
+	const struct kvmfault_service_options service = {
+		.size = sizeof(service), .threads = 1,
+	};
 	struct kvmfault_vcpu_options options = { .size = sizeof(options) };
 	struct kvmfault_region region = {
 		.size = sizeof(region),
@@ -262,7 +297,11 @@ void bed_add(void)
 	options.fd = fake_fd(FAKE_KVM);
 	if (bed_delivery == KVMFAULT_DELIVERY_MARKER_EXIT)
 		fake_signal_mask |= 1ULL << (SIGBUS - 1);
+	options.profile = bed.profile;
 	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &bed.vcpu), 0);
+	if (getenv("KVMFAULT_DELEGATED"))
+		ck_assert_int_eq(kvmfault_service_new(bed.vm, &service,
+						      &bed.service), 0);
 	bed.seat = kvmfault__seat_take(bed.vm);
 	ck_assert_ptr_nonnull(bed.seat);
 }
@@ -281,6 +320,7 @@ void bed_down(void)
 	if (bed.seat)
 		kvmfault__seat_give(bed.seat);
 	kvmfault_vcpu_free(bed.vcpu);
+	ck_assert_int_eq(kvmfault_service_free(bed.service), 0);
 	if (bed.memory) {
 		kvmfault_region_remove(bed.vm, 0, BED_GPA);
 		ck_assert_int_eq(kvmfault_memory_free(bed.memory), 0);

@@ -26,8 +26,12 @@ struct bed {
 	struct kvmfault_memory *memory;
 	int fd;
 	int guest_memfd;		/* of its region; set before bed_add() */
+	/* Of its vCPU; the same. With KVMFAULT_DELEGATED in the environment
+	 * it is that, and the service's one thread is bed.service's. */
+	enum kvmfault_profile profile;
 	char *host;
 	struct kvmfault_vcpu *vcpu;
+	struct kvmfault_service *service;
 	struct kvm_run *run;
 	struct kvmfault__seat *seat;	/* for tests that call resolve */
 
@@ -77,7 +81,11 @@ struct kvmfault_stats bed_stats(void);
 /* Resolve as the entrance would; a message's, with origin. */
 struct kvmfault__answer bed_resolve(enum kvmfault_entrance entrance,
 				    uint64_t page, bool origin);
+/* How often the vCPU's thread has waited, but for what it has delegated. */
+size_t bed_waits(void);
 /* KVM_RUN's results. */
+enum kvmfault_action bed_handle(int ret, int err);
+enum kvmfault_action bed_handle_sigbus(const void *siginfo);
 enum kvmfault_action bed_exit(uint64_t gpa, uint64_t flags);
 enum kvmfault_action bed_bare(void);
 enum kvmfault_action bed_mmio(uint64_t gpa, uint32_t length, bool write);

@@ -29,6 +29,7 @@ UNREACHED = {
     ('kvmfault_uffd_new', 'ENFILE'): 'as EMFILE, which is',
     ('kvmfault_memory_new', 'ENFILE'): 'as EMFILE, which is',
     ('kvmfault_service_new', 'ENFILE'): 'as EMFILE, which is',
+    ('kvmfault_vcpu_new', 'ENFILE'): 'as EMFILE, which is',
     ('kvmfault_mapping_add', 'ENFILE'): 'as EMFILE, which is',
     ('kvmfault_mapping_add', 'EBADF'): 'it adopts none',
 }

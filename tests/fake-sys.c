@@ -133,6 +133,7 @@ static const struct path {
 static _Thread_local struct thread {
 	pthread_mutex_t *locked;	/* the library's lock that it has */
 	enum fake_name last;		/* its last call */
+	bool delegated;			/* a vCPU's, of that profile */
 } thread;
 
 static const pthread_mutex_t *short_lock;
@@ -212,6 +213,58 @@ static bool may_be_locked(const struct fake_call *call)
 	}
 }
 
+/* As kvmfault_syscalls() names it. */
+static const char *syscall_of(const struct fake_call *call, uint32_t *value)
+{
+	static const struct {
+		const char *name;
+		uint32_t value;		/* 0: the call's number */
+	} names[FAKE_NAMES + 1] = {
+		[FAKE_IOCTL] = { "ioctl", 0 },
+		[FAKE_MADVISE] = { "madvise", 0 },
+		[FAKE_FALLOCATE] = { "fallocate", 0 },
+		[FAKE_LSEEK] = { "lseek", 0 },
+		[FAKE_PREAD] = { "pread64", 0 },
+		[FAKE_MINCORE] = { "mincore", 0 },
+		[FAKE_FUTEX_WAIT] = { "futex", FUTEX_WAIT_PRIVATE },
+		[FAKE_FUTEX_WAKE] = { "futex", FUTEX_WAKE_PRIVATE },
+		[FAKE_SIGTAKE] = { "rt_sigtimedwait", 0 },
+		[FAKE_EVENTFD_SIGNAL] = { "write", sizeof(uint64_t) },
+		[FAKE_TIMERFD_ARM] = { "timerfd_settime", 0 },
+		[FAKE_NAMES] = { "clock_gettime", CLOCK_MONOTONIC },
+	};
+	uint32_t fixed = names[call->name].value;
+
+	*value = fixed ? fixed : (uint32_t)call->number;
+	return names[call->name].name;
+}
+
+static bool published(enum kvmfault_profile profile,
+		      const struct fake_call *call)
+{
+	const struct kvmfault_syscall *known;
+	uint32_t value;
+	const char *name = syscall_of(call, &value);
+	unsigned int i;
+
+	for (i = 0; name && (known = kvmfault__syscall(profile, i)); i++)
+		if (!strcmp(known->name, name) &&
+		    (known->argument < 0 || known->value == value))
+			return true;
+	return false;
+}
+
+/* Only there is it known that the thread is a vCPU's, or does what one may. */
+static bool by_a_vcpu(void)
+{
+	static const char request[] = "kvmfault_request_";
+	const char *name = noting_inside->name;
+
+	return !strcmp(name, "kvmfault_handle") ||
+	       !strcmp(name, "kvmfault_handle_sigbus") ||
+	       !strncmp(name, request, sizeof(request) - 1);
+}
+
 static void judge(const struct fake_call *call)
 {
 	const struct path *on = path();
@@ -221,6 +274,12 @@ static void judge(const struct fake_call *call)
 	if (on && makes_something(call->name) &&
 	    !(on->seat && makes_a_seat(call)))
 		wrong("the fault path makes something");
+	else if (on && thread.delegated &&
+		 !published(KVMFAULT_PROFILE_DELEGATE, call))
+		wrong("what is delegated is called");
+	else if (on && by_a_vcpu() && !published(KVMFAULT_PROFILE_INLINE, call) &&
+		 !thread.delegated)
+		wrong("what is called was not published");
 	thread.last = call->name;
 }
 
@@ -248,6 +307,11 @@ void fake_called_back(void)
 {
 	if (thread.locked)
 		wrong("a callback comes with a lock held");
+}
+
+void fake_delegated(bool yes)
+{
+	thread.delegated = yes;
 }
 
 struct aside {
@@ -486,6 +550,12 @@ static long model_read(struct fake_call *c)
 		return -EBADF;
 	if (object->kind == FAKE_UFFD)
 		return read_messages(object, c);
+	if (object->kind == FAKE_EVENT && object->count) {
+		object->count--;
+		return (long)c->length;
+	}
+	if (object->kind == FAKE_EVENT)
+		return -EAGAIN;
 	if (object->kind != FAKE_TIMER)
 		return -EINVAL;
 	if (!object->due || object->due > clock_now)

@@ -19,7 +19,8 @@
  *
  * Every call is judged, too. Under one of the library's locks there is none but
  * what set-up does there; the fault path makes nothing (no memory, no
- * descriptor, no thread), and what of it is a vCPU's takes no lock at all. Who
+ * descriptor, no thread), and what of it is a vCPU's takes no lock at all, and
+ * makes no call that kvmfault_syscalls() does not name. Who
  * breaks that ends the program. tests/errnos.py's wrappers say which function
  * a thread is in.
  */
@@ -77,6 +78,8 @@ bool fake_failed(void);
 extern void (*fake_wrong)(const char *what, const char *function);
 /* A callback says that it was called: with none of the locks held. */
 void fake_called_back(void);
+/* This thread is a vCPU's, of the delegate profile, from now on. */
+void fake_delegated(bool yes);
 /* Run what is not the library's, as on another thread: what it does is judged
  * by itself. A hook is run like that. */
 void fake_aside(void (*run)(void));

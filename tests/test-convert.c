@@ -193,7 +193,7 @@ START_TEST(access_to_and_fro)
 		ck_assert_int_eq(bed_exit(at(3), i % 2 ? 0 : PRIVATE),
 				 KVMFAULT_RETRY);
 	ck_assert_uint_eq(told(), 100);
-	ck_assert_uint_eq(fake_count(FAKE_FUTEX_WAIT, FAKE_ANY), 0);
+	ck_assert_uint_eq(bed_waits(), 0);
 }
 END_TEST
 
@@ -205,7 +205,7 @@ START_TEST(access_to_more_than_a_page)
 
 	bed.run->exit_reason = KVMFAULT__EXIT_MEMORY_FAULT;
 	memcpy(&bed.run->hw, &record, sizeof(record));
-	ck_assert_int_eq(kvmfault_handle(bed.vcpu, -1, EFAULT), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_handle(-1, EFAULT), KVMFAULT_RETRY);
 	/* Of its region: the next one's pages may fault by themselves. */
 	expect_told(0, at(14), 2);
 	expect(at(13), 1, false);
@@ -251,7 +251,7 @@ START_TEST(access_to_failed_memory)
 
 	bed.run->exit_reason = KVMFAULT__EXIT_MEMORY_FAULT;
 	memcpy(&bed.run->hw, &record, sizeof(record));
-	ck_assert_int_eq(kvmfault_handle(bed.vcpu, -1, EHWPOISON),
+	ck_assert_int_eq(bed_handle(-1, EHWPOISON),
 			 KVMFAULT_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
 	ck_assert_uint_eq(told(), 0);
@@ -275,7 +275,7 @@ START_TEST(access_that_does_not_wait)
 {
 	struct kvmfault_vcpu_options options = {
 		.size = sizeof(options), .fd = fake_fd(FAKE_KVM),
-		.run = bed.run, .no_wait = true,
+		.run = bed.run, .no_wait = true, .profile = bed.profile,
 	};
 	struct kvmfault_vcpu *waits = bed.vcpu;
 
@@ -286,7 +286,7 @@ START_TEST(access_that_does_not_wait)
 	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &bed.vcpu), 0);
 	ck_assert_int_eq(bed_exit(at(3), 0), KVMFAULT_PENDING);
 	expect(at(3), 1, true);
-	ck_assert_uint_eq(fake_count(FAKE_FUTEX_WAIT, FAKE_ANY), 0);
+	ck_assert_uint_eq(bed_waits(), 0);
 	kvmfault__page_change(bed.memory, 3, KVMFAULT__FETCHING_REMOVED,
 			      KVMFAULT__REMOVED);
 	ck_assert_int_eq(bed_exit(at(3), 0), KVMFAULT_RETRY);

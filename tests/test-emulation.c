@@ -83,7 +83,7 @@ static enum kvmfault_action give_up(void)
 {
 	bed.run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
 	bed.run->internal.suberror = 1;
-	return kvmfault_handle(bed.vcpu, 0, 0);
+	return bed_handle(0, 0);
 }
 
 static void make_present(uint64_t page)
@@ -263,7 +263,7 @@ START_TEST(other_internal_errors)
 {
 	bed.run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
 	bed.run->internal.suberror = 2;
-	ck_assert_int_eq(kvmfault_handle(bed.vcpu, 0, 0),
+	ck_assert_int_eq(bed_handle(0, 0),
 			 KVMFAULT_NOT_A_FAULT);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_GET_REGS), 0);
 }
@@ -313,7 +313,7 @@ START_TEST(never_a_fault)
 {
 	bed.run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
 	bed.run->internal.suberror = 1;
-	ck_assert_int_eq(kvmfault_handle(bed.vcpu, 0, 0),
+	ck_assert_int_eq(bed_handle(0, 0),
 			 KVMFAULT_NOT_A_FAULT);
 }
 END_TEST

@@ -429,6 +429,16 @@ static void drop_vcpu(void)
 	free_vcpu();
 }
 
+static int new_delegate(void)
+{
+	struct kvmfault_vcpu_options wanted = {
+		.size = sizeof(wanted), .fd = fake_fd(FAKE_KVM),
+		.run = bed.run, .profile = KVMFAULT_PROFILE_DELEGATE,
+	};
+
+	return kvmfault_vcpu_new(bed.vm, &wanted, &vcpu);
+}
+
 static int handled(enum kvmfault_action action)
 {
 	switch (action) {
@@ -844,6 +854,69 @@ static void expect_woken(void)
 
 /* ---- what makes no call ---- */
 
+/* The service is served by who waits for it. */
+static bool serve(struct fake_call *call)
+{
+	call->result = 0;
+	/* Without a seat in reserve it could not. */
+	bed_give_seats();
+	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+	bed_take_seats();
+	return true;
+}
+
+static void have_delegate(void)
+{
+	have_region();
+	ck_assert_int_eq(new_delegate(), 0);
+	ck_assert_int_eq(make_service(0), 0);
+	ck_assert_int_eq(dispatch(), 0);	/* which makes a seat */
+	fake_on(FAKE_FUTEX_WAIT, serve);
+}
+
+static int handle_delegated(void)
+{
+	struct kvmfault_vcpu *own = bed.vcpu;
+	int err;
+
+	bed.vcpu = vcpu;
+	bed.profile = KVMFAULT_PROFILE_DELEGATE;
+	err = handle_exit();
+	bed.profile = KVMFAULT_PROFILE_INLINE;
+	bed.vcpu = own;
+	return err;
+}
+
+static int convert_delegated(void)
+{
+	int err;
+
+	fake_delegated(true);
+	err = kvmfault_convert(bed.vm, vcpu, ELSEWHERE, PAGE, true, NULL);
+	fake_delegated(false);
+	return err;
+}
+
+static void drop_delegate(void)
+{
+	fake_on(FAKE_FUTEX_WAIT, NULL);
+	drop_vcpu();
+	drop_service();
+}
+
+static void expect_delegated(void)
+{
+	expect_page();
+	drop_delegate();
+	drop_region();
+}
+
+static void expect_converted(void)
+{
+	drop_delegate();
+	expect_private();
+}
+
 static int names(void)
 {
 	return *kvmfault_answer_str(KVMFAULT_YES) &&
@@ -856,6 +929,7 @@ static int names(void)
 	       *kvmfault_page_str(KVMFAULT_PAGE_ABSENT) &&
 	       *kvmfault_verdict_str(KVMFAULT_RESOLVED) &&
 	       *kvmfault_action_str(KVMFAULT_RETRY) &&
+	       *kvmfault_profile_str(KVMFAULT_PROFILE_DELEGATE) &&
 	       *kvmfault_version() ? 0 : -EINVAL;
 }
 
@@ -870,11 +944,14 @@ static int decode(void)
 
 static int look(void)
 {
+	struct kvmfault_syscall call = { .size = sizeof(call) };
 	struct kvmfault_stats stats = { .size = sizeof(stats) };
 	int err = kvmfault_vm_stats(bed.vm, &stats);
 
 	if (!err)
 		err = kvmfault_vcpu_stats(bed.vcpu, &stats);
+	if (!err)
+		err = kvmfault_syscalls(KVMFAULT_PROFILE_INLINE, 0, &call);
 	source.size = sizeof(source);
 	if (!err)
 		err = kvmfault_source_zero(&source);
@@ -1020,6 +1097,13 @@ static const struct row {
 	{ "kvmfault_access_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_cause_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_delivery_str", SILENT, nothing, names, nothing },
+	{ "kvmfault_profile_str", SILENT, nothing, names, nothing },
+	{ "kvmfault_syscalls", SILENT, nothing, look, nothing },
+	{ "kvmfault_vcpu_new", RETURNS, nothing, new_delegate, drop_vcpu },
+	{ "kvmfault_handle", RETURNS, have_delegate, handle_delegated,
+	  expect_delegated },
+	{ "kvmfault_convert", RETURNS, have_delegate, convert_delegated,
+	  expect_converted },
 	{ "kvmfault_reason_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_page_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_verdict_str", SILENT, nothing, names, nothing },

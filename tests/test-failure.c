@@ -52,7 +52,7 @@ static enum kvmfault_action touched(uint64_t page)
 	siginfo_t info = sigbus(BUS_MCEERR_AR, (uintptr_t)bed_page(page) + 100,
 				12);
 
-	return kvmfault_handle_sigbus(bed.vcpu, &info);
+	return bed_handle_sigbus(&info);
 }
 
 static const struct kvmfault_result *result(void)
@@ -134,12 +134,12 @@ START_TEST(not_ours)
 {
 	siginfo_t info = sigbus(BUS_ADRERR, (uintptr_t)bed_page(3), 12);
 
-	ck_assert_int_eq(kvmfault_handle_sigbus(bed.vcpu, &info),
+	ck_assert_int_eq(bed_handle_sigbus(&info),
 			 KVMFAULT_NOT_A_FAULT);
 	info = sigbus(BUS_MCEERR_AR, (uintptr_t)&info, 12);
-	ck_assert_int_eq(kvmfault_handle_sigbus(bed.vcpu, &info),
+	ck_assert_int_eq(bed_handle_sigbus(&info),
 			 KVMFAULT_NOT_A_FAULT);
-	ck_assert_int_eq(kvmfault_handle_sigbus(bed.vcpu, NULL),
+	ck_assert_int_eq(bed_handle_sigbus(NULL),
 			 KVMFAULT_NOT_A_FAULT);
 	ck_assert_int_eq(kvmfault_handle_sigbus(NULL, &info),
 			 KVMFAULT_UNRESOLVED);
@@ -226,11 +226,11 @@ START_TEST(memory_without_a_source)
 	options.host = host;
 	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
 	info = sigbus(BUS_MCEERR_AR, (uintptr_t)host + PAGE, 12);
-	ck_assert_int_eq(kvmfault_handle_sigbus(bed.vcpu, &info),
+	ck_assert_int_eq(bed_handle_sigbus(&info),
 			 KVMFAULT_RETRY);
 	ck_assert_uint_eq(tells, 0);
 	populate_says(-EHWPOISON);
-	ck_assert_int_eq(kvmfault_handle_sigbus(bed.vcpu, &info),
+	ck_assert_int_eq(bed_handle_sigbus(&info),
 			 KVMFAULT_RETRY);
 	ck_assert_uint_eq(tells, 1);
 	ck_assert_ptr_eq(told.memory, memory);

@@ -98,7 +98,7 @@ START_TEST(marker_too)
 	info.si_code = BUS_MCEERR_AR;
 	info.si_addr = bed_page(9);
 	info.si_addr_lsb = 12;
-	ck_assert_int_eq(kvmfault_handle_sigbus(bed.vcpu, &info),
+	ck_assert_int_eq(bed_handle_sigbus(&info),
 			 KVMFAULT_RETRY);
 	ck_assert_uint_eq(kernel.calls, 1);
 	expect(0, 8, WINDOW);
@@ -311,7 +311,7 @@ START_TEST(not_in_another_address_space)
 	info.si_addr = bed_page(9);
 	info.si_addr_lsb = 12;
 	bed.run->flags = 1;
-	ck_assert_int_eq(kvmfault_handle_sigbus(bed.vcpu, &info),
+	ck_assert_int_eq(bed_handle_sigbus(&info),
 			 KVMFAULT_RETRY);
 	ck_assert_int_eq(bed_state(8), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(kernel.calls, 0);

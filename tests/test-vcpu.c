@@ -33,7 +33,7 @@ static const struct kvmfault_result *result(void)
 static int interrupt(void)
 {
 	bed.run->exit_reason = KVM_EXIT_INTR;
-	return kvmfault_handle(bed.vcpu, -1, EINTR);
+	return bed_handle(-1, EINTR);
 }
 
 START_TEST(new_vcpu)
@@ -118,7 +118,7 @@ START_TEST(other_errors_are_the_vmms)
 
 	/* 39 was left there: it is stale, and stays for arm64 to look at. */
 	bed.run->exit_reason = KVMFAULT__EXIT_MEMORY_FAULT;
-	ck_assert_int_eq(kvmfault_handle(bed.vcpu, -1, errors[_i]),
+	ck_assert_int_eq(bed_handle(-1, errors[_i]),
 			 KVMFAULT_NOT_A_FAULT);
 	ck_assert_uint_eq(bed.reads, 0);
 }
@@ -131,7 +131,7 @@ START_TEST(interrupted)
 	ck_assert(!result()->unfinished);
 	/* A stale record changes nothing. */
 	bed.run->exit_reason = KVMFAULT__EXIT_MEMORY_FAULT;
-	ck_assert_int_eq(kvmfault_handle(bed.vcpu, -1, EINTR),
+	ck_assert_int_eq(bed_handle(-1, EINTR),
 			 KVMFAULT_INTERRUPTED);
 	ck_assert_uint_eq(bed.reads, 0);
 }
@@ -177,7 +177,7 @@ END_TEST
 START_TEST(poison_without_an_address)
 {
 	bed.run->exit_reason = KVM_EXIT_UNKNOWN;
-	ck_assert_int_eq(kvmfault_handle(bed.vcpu, -1, EHWPOISON),
+	ck_assert_int_eq(bed_handle(-1, EHWPOISON),
 			 KVMFAULT_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
 	ck_assert_int_eq(result()->error, -EHWPOISON);
@@ -558,7 +558,9 @@ START_TEST(source_pause_ends_by_immediate_exit)
 	bed.run->immediate_exit = 1;
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
-	ck_assert_uint_eq(bed.reads, 1);
+	/* What is delegated goes on by itself. */
+	if (bed.profile == KVMFAULT_PROFILE_INLINE)
+		ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(pauses, 0);
 	bed.run->immediate_exit = 0;
 	recovers_in = 1;
@@ -600,11 +602,11 @@ START_TEST(marker_waits_for_its_source)
 	info.si_addr_lsb = 12;
 	interrupts = 1;
 	recovers_in = 3;
-	ck_assert_int_eq(kvmfault_handle_sigbus(bed.vcpu, &info),
+	ck_assert_int_eq(bed_handle_sigbus(&info),
 			 KVMFAULT_INTERRUPTED);
 	ck_assert_uint_eq(bed.reads, 1);
 	/* Its hva is told, and then its gpa: it is the same fault. */
-	ck_assert_int_eq(kvmfault_handle_sigbus(bed.vcpu, &info),
+	ck_assert_int_eq(bed_handle_sigbus(&info),
 			 KVMFAULT_RETRY);
 	ck_assert_uint_eq(bed.reads, 3);
 	ck_assert(bed_has(5, bed_byte(5)));

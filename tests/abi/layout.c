@@ -172,6 +172,15 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_resolver, resolve, 32, 8),
 	MEMBER(kvmfault_resolver, data, 40, 8),
 
+	SIZE(kvmfault_syscall, 48),
+	MEMBER(kvmfault_syscall, size, 0, 8),
+	MEMBER(kvmfault_syscall, name, 8, 8),
+	MEMBER(kvmfault_syscall, number, 16, 8),
+	MEMBER(kvmfault_syscall, argument, 24, 4),
+	MEMBER(kvmfault_syscall, value, 28, 4),
+	MEMBER(kvmfault_syscall, value_name, 32, 8),
+	MEMBER(kvmfault_syscall, why, 40, 8),
+
 	SIZE(kvmfault_vcpu_options, 48),
 	MEMBER(kvmfault_vcpu_options, size, 0, 8),
 	MEMBER(kvmfault_vcpu_options, fd, 8, 4),
@@ -179,6 +188,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_vcpu_options, no_wait, 24, 1),
 	MEMBER(kvmfault_vcpu_options, signal_mask, 32, 8),
 	MEMBER(kvmfault_vcpu_options, sigbus, 40, 4),
+	MEMBER(kvmfault_vcpu_options, profile, 44, 4),
 
 	SIZE(kvmfault_event, 40),
 	MEMBER(kvmfault_event, size, 0, 8),

@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Beside the flow: who does a vCPU's work. In: a task of the vCPU's thread.
+ * Out: done by that thread itself, or with the delegate profile by one of the
+ * service's, as a job. The vCPU's thread then makes no call but to wait for a
+ * futex and to write to an eventfd; and all that the job would wait for is
+ * waited for by that thread, so that the service's never wait for each other.
+ */
+
+#include <sys/epoll.h>
+
+#include "internal.h"
+
+#define SLICE 10000000ULL	/* 10 ms */
+
+/*
+ * A seat's job. Its state says who has the seat and the vCPU's task: while it
+ * is posted or running the job, else the vCPU's thread.
+ */
+enum {
+	IDLE,
+	POSTED,			/* in the list */
+	DROPPED,		/* in the list, and nobody wants it */
+	RUNNING,
+	DONE,			/* what came of it waits to be seen */
+};
+#define STATE 7U
+#define LEFT (1U << 3)		/* the vCPU's thread has left: a signal */
+#define HELD (1U << 4)		/* and it must not */
+
+/* ---- the thread that does it ---- */
+
+static void execute(struct kvmfault_vcpu *vcpu)
+{
+	struct kvmfault__task *task = &vcpu->task;
+
+	atomic_store_explicit(&vcpu->seat->owner, (uintptr_t)pthread_self(),
+			      memory_order_relaxed);
+	task->began = kvmfault__sys_now();
+	task->pause = 0;
+	if (task->due > task->began) {
+		task->pause = task->due - task->began;
+		return;
+	}
+	task->answer = task->work(vcpu);
+	task->ended = kvmfault__sys_now();
+	if (task->answer.action == KVMFAULT_RETRY && vcpu->prefault &&
+	    task->answer.length && kvmfault__hold_vcpu(vcpu->seat)) {
+		kvmfault__prefault(vcpu, &task->answer);
+		kvmfault__free_vcpu(vcpu->seat);
+	}
+}
+
+/* The list is pushed to without a lock, and taken as a whole. */
+struct kvmfault__seat *kvmfault__job_take(struct kvmfault_vm *vm)
+{
+	struct kvmfault__seat *seat, *next;
+
+	if (!vm->taken) {
+		seat = atomic_exchange(&vm->posted, NULL);
+		for (; seat; seat = next) {
+			next = seat->next_job;
+			seat->next_job = vm->taken;
+			vm->taken = seat;
+		}
+	}
+	seat = vm->taken;
+	if (seat)
+		vm->taken = seat->next_job;
+	return seat;
+}
+
+void kvmfault__job_run(struct kvmfault__seat *seat)
+{
+	uint32_t state = atomic_load(&seat->job), to;
+
+	do
+		to = (state & STATE) == DROPPED ? IDLE :
+			RUNNING | (state & LEFT);
+	while (!atomic_compare_exchange_weak(&seat->job, &state, to));
+	if (to == IDLE)
+		return;
+	execute(seat->vcpu);
+	/* The vCPU may be freed from here on; the seat stays. */
+	atomic_store(&seat->job, DONE);
+	kvmfault__sys_futex_wake(&seat->job);
+}
+
+bool kvmfault__hold_vcpu(struct kvmfault__seat *seat)
+{
+	uint32_t state = atomic_load(&seat->job);
+
+	if (!seat->delegate)
+		return true;
+	do {
+		seat->cut_short |= state & LEFT;
+		if (state & LEFT)
+			return false;
+	} while (!atomic_compare_exchange_weak(&seat->job, &state,
+					       state | HELD));
+	return true;
+}
+
+void kvmfault__free_vcpu(struct kvmfault__seat *seat)
+{
+	if (seat->delegate)
+		atomic_fetch_and(&seat->job, ~HELD);
+}
+
+/* ---- the vCPU's thread ---- */
+
+static void post(struct kvmfault_vcpu *vcpu, const struct kvmfault__task *task)
+{
+	struct kvmfault__seat *seat = vcpu->seat;
+	struct kvmfault_vm *vm = vcpu->vm;
+
+	vcpu->task = *task;
+	seat->cut_short = false;
+	/* What was dropped is in its place in the list still. */
+	if (atomic_exchange(&seat->job, POSTED) != DROPPED) {
+		seat->next_job = atomic_load(&vm->posted);
+		while (!atomic_compare_exchange_weak(&vm->posted,
+						     &seat->next_job, seat))
+			;
+	}
+	kvmfault__sys_eventfd_signal(vm->jobs);
+}
+
+static bool unfinished(uint32_t state)
+{
+	return (state & STATE) == POSTED || (state & STATE) == RUNNING;
+}
+
+/* 0: nothing of this vCPU's is posted or running; -EINTR: that may be, or has
+ * just ended. */
+static int await_job(struct kvmfault__seat *seat)
+{
+	uint32_t state = atomic_fetch_and(&seat->job, ~LEFT) & ~LEFT;
+	bool leave = false;
+
+	while (unfinished(state)) {
+		if (!leave)
+			leave = kvmfault__sleep(seat, &seat->job, state);
+		else if (state & HELD)
+			kvmfault__sys_futex_wait(&seat->job, state, SLICE);
+		else if (atomic_compare_exchange_strong(&seat->job, &state,
+							state | LEFT))
+			return -EINTR;
+		state = atomic_load(&seat->job);
+	}
+	return leave ? -EINTR : 0;
+}
+
+static bool same(const struct kvmfault__task *a, const struct kvmfault__task *b)
+{
+	return a->work == b->work && a->gpa == b->gpa &&
+	       a->fault.entrance == b->fault.entrance &&
+	       a->fault.address_space == b->fault.address_space &&
+	       a->fault.flags == b->fault.flags &&
+	       a->fault.gpa == b->fault.gpa && a->fault.hva == b->fault.hva &&
+	       a->pages.first == b->pages.first &&
+	       a->pages.end == b->pages.end && a->private == b->private;
+}
+
+/* What a call that a signal ended has left: is it what is wanted now? */
+static bool left_over(const struct kvmfault_vcpu *vcpu,
+		      const struct kvmfault__task *task)
+{
+	return atomic_load(&vcpu->seat->job) == DONE &&
+	       !vcpu->seat->cut_short && same(&vcpu->task, task);
+}
+
+static int have_done(struct kvmfault_vcpu *vcpu,
+		     const struct kvmfault__task *task)
+{
+	struct kvmfault__seat *seat = vcpu->seat;
+	int err = await_job(seat);
+
+	if (err)
+		return err;
+	if (!left_over(vcpu, task)) {
+		kvmfault__forget_awaited(seat);
+		if (vcpu->anew)
+			kvmfault__not_pending(seat);
+		post(vcpu, task);
+		err = await_job(seat);
+	}
+	if (!err)
+		atomic_store(&seat->job, IDLE);
+	return err;
+}
+
+/* Here and now. */
+static int do_it(struct kvmfault_vcpu *vcpu, const struct kvmfault__task *task)
+{
+	if (vcpu->anew)
+		kvmfault__not_pending(vcpu->seat);
+	vcpu->task = *task;
+	execute(vcpu);
+	return 0;
+}
+
+/* Sleep for what a job could not wait for. */
+static int sleep_for(struct kvmfault__seat *seat)
+{
+	struct kvmfault__bucket *bucket = seat->awaited;
+	int err = 0;
+
+	while (!err && atomic_load(&bucket->sequence) == seat->awaited_sequence)
+		err = kvmfault__sleep(seat, &bucket->sequence,
+				      seat->awaited_sequence);
+	return err;
+}
+
+/* 0: it was done; 1: it is to be done now; -EINTR. */
+static int look(struct kvmfault_vcpu *vcpu)
+{
+	struct kvmfault__seat *seat = vcpu->seat;
+	int err;
+
+	if (vcpu->task.pause) {
+		err = kvmfault__pause(seat, vcpu->task.pause);
+		return err ? err : 1;
+	}
+	if (!vcpu->began)
+		vcpu->began = vcpu->task.began;
+	vcpu->ended = vcpu->task.ended;
+	seat->waited = false;
+	if (!seat->awaited ||
+	    vcpu->task.answer.action != KVMFAULT_INTERRUPTED) {
+		kvmfault__forget_awaited(seat);
+		return 0;
+	}
+	err = sleep_for(seat);
+	kvmfault__forget_awaited(seat);
+	seat->waited = !err;
+	return err ? err : 1;
+}
+
+int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task task)
+{
+	int err;
+
+	do {
+		err = vcpu->seat->delegate ? have_done(vcpu, &task) :
+					     do_it(vcpu, &task);
+		if (err)
+			return err;
+		vcpu->anew = false;
+		task.due = 0;
+		err = look(vcpu);
+	} while (err > 0);
+	return err;
+}
+
+struct kvmfault__task
+kvmfault__task(const struct kvmfault_vcpu *vcpu,
+	       struct kvmfault__answer (*work)(struct kvmfault_vcpu *vcpu))
+{
+	return (struct kvmfault__task){
+		.work = work,
+		.fault = vcpu->fault,
+		.due = vcpu->source_due,
+	};
+}
+
+/* ---- set-up ---- */
+
+int kvmfault__jobs_new(struct kvmfault_vm *vm)
+{
+	struct epoll_event event = {
+		.events = EPOLLIN, .data.u64 = KVMFAULT__JOBS,
+	};
+	int err, fd, none = -1;
+
+	if (atomic_load(&vm->jobs) >= 0)
+		return 0;
+	fd = kvmfault__sys_eventfd();
+	if (fd < 0)
+		return fd;
+	err = kvmfault__sys_epoll_ctl(vm->epoll, EPOLL_CTL_ADD, fd, &event);
+	if (err || !atomic_compare_exchange_strong(&vm->jobs, &none, fd))
+		kvmfault__sys_close(fd);
+	return err;
+}
+
+void kvmfault__job_drop(struct kvmfault_vcpu *vcpu)
+{
+	struct kvmfault__seat *seat = vcpu->seat;
+	uint32_t state = atomic_load(&seat->job);
+
+	while (unfinished(state)) {
+		if ((state & STATE) == RUNNING)
+			kvmfault__sys_futex_wait(&seat->job, state, SLICE);
+		else if (atomic_compare_exchange_strong(&seat->job, &state,
+							DROPPED))
+			break;
+		state = atomic_load(&seat->job);
+	}
+	if ((state & STATE) == DONE)
+		atomic_store(&seat->job, IDLE);
+	kvmfault__forget_awaited(seat);
+}

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Beside the flow: what a vCPU's thread asks of the kernel, for who filters
+ * its calls. In: a profile. Out: each call, and what its argument is. The fake
+ * door of the tests lets no other pass.
+ */
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/futex.h>
+#include <linux/kvm.h>
+#include <linux/userfaultfd.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "abi.h"
+#include "internal.h"
+
+#define INLINE (1U << KVMFAULT_PROFILE_INLINE)
+#define DELEGATE (1U << KVMFAULT_PROFILE_DELEGATE)
+
+#define CALL(call, arg, what, what_name, reason) { \
+	.size = sizeof(struct kvmfault_syscall), \
+	.name = #call, \
+	.number = SYS_##call, \
+	.argument = arg, \
+	.value = (uint32_t)(what), \
+	.value_name = what_name, \
+	.why = reason, \
+}
+#define ANY(call, why) CALL(call, -1, 0, "", why)
+#define WITH(call, arg, value, why) CALL(call, arg, value, #value, why)
+/* Of abi.h: a prefix of the kernel's, and the rest. */
+#define OURS(call, arg, prefix, rest, why) \
+	CALL(call, arg, KVMFAULT__##rest, #prefix #rest, why)
+
+static const struct {
+	unsigned int profiles;
+	struct kvmfault_syscall call;
+} calls[] = {
+	{ INLINE | DELEGATE, WITH(futex, 1, FUTEX_WAIT_PRIVATE,
+	  "waits, with a timeout: for a page, for a conversion, and pauses") },
+	{ INLINE | DELEGATE, WITH(futex, 1, FUTEX_WAKE_PRIVATE,
+	  "waking those who wait for a page, a conversion or a removal") },
+	{ INLINE | DELEGATE, ANY(restart_syscall,
+	  "a wait goes on after SIGSTOP and SIGCONT, or under a debugger") },
+	{ INLINE, ANY(rt_sigtimedwait,
+	  "delivery by markers: the SIGBUS that ended KVM_RUN") },
+	{ DELEGATE, CALL(write, 2, sizeof(uint64_t), "",
+	  "the service's eventfd: there is something to do") },
+	{ INLINE, WITH(clock_gettime, 0, CLOCK_MONOTONIC,
+	  "where the vDSO has no clock") },
+	{ INLINE, WITH(ioctl, 1, UFFDIO_COPY, "a page is installed") },
+	{ INLINE, WITH(ioctl, 1, UFFDIO_ZEROPAGE,
+	  "a discarded page is installed") },
+	{ INLINE, WITH(ioctl, 1, UFFDIO_CONTINUE,
+	  "a page is installed, in memory with minor faults") },
+	{ INLINE, WITH(ioctl, 1, UFFDIO_WRITEPROTECT,
+	  "a page was saved, in memory that can be protected") },
+	{ INLINE, OURS(ioctl, 1, , UFFDIO_POISON, "a page's data is lost") },
+	{ INLINE, WITH(ioctl, 1, UFFDIO_WAKE,
+	  "waking those who sleep in the kernel") },
+	{ INLINE, OURS(madvise, 2, , MADV_POPULATE_READ,
+	  "a present page is out of reach; a SIGBUS may be a failure") },
+	{ INLINE, OURS(madvise, 2, , MADV_POPULATE_WRITE,
+	  "a present page is out of reach; minor faults: a page of the file") },
+	{ INLINE, WITH(madvise, 2, MADV_DONTNEED,
+	  "a discard, of anonymous or poisoned memory") },
+	{ INLINE, CALL(fallocate, 1, FALLOC_FL_PUNCH_HOLE |
+	  FALLOC_FL_KEEP_SIZE, "FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE",
+	  "a discard: a page that was fetched meanwhile, or a conversion's") },
+	{ INLINE, ANY(pread64, "the file source") },
+	{ INLINE, CALL(timerfd_settime, 1, 0, "",
+	  "the deadline of a source that answers later") },
+	{ INLINE, WITH(lseek, 2, SEEK_DATA,
+	  "has a resolver of the VMM's put the page there?") },
+	{ INLINE, ANY(mincore, "the same, of anonymous memory") },
+	{ INLINE, OURS(ioctl, 1, KVM_, SET_MEMORY_ATTRIBUTES,
+	  "a conversion, if the VMM has no back end of its own") },
+	{ INLINE, OURS(ioctl, 1, KVM_, PRE_FAULT_MEMORY,
+	  "a window came, and the context's option prefault is set") },
+#ifdef __x86_64__
+	{ INLINE, WITH(ioctl, 1, KVM_GET_REGS, "an emulation error") },
+	{ INLINE, WITH(ioctl, 1, KVM_GET_SREGS, "an emulation error") },
+	{ INLINE, WITH(ioctl, 1, KVM_TRANSLATE, "an emulation error") },
+	{ INLINE, WITH(ioctl, 1, KVM_GET_VCPU_EVENTS, "an emulation error") },
+	{ INLINE, WITH(ioctl, 1, KVM_SET_VCPU_EVENTS,
+	  "an emulation error: the #UD that is queued is taken back") },
+#endif
+};
+
+const struct kvmfault_syscall *
+kvmfault__syscall(enum kvmfault_profile profile, unsigned int index)
+{
+	size_t i;
+
+	for (i = 0; i < sizeof(calls) / sizeof(*calls); i++)
+		if (calls[i].profiles & 1U << profile && !index--)
+			return &calls[i].call;
+	return NULL;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_syscalls(enum kvmfault_profile profile, unsigned int index,
+		      struct kvmfault_syscall *call)
+{
+	const struct kvmfault_syscall *ours;
+
+	if (!call || profile > KVMFAULT_PROFILE_DELEGATE)
+		return -EINVAL;
+	ours = kvmfault__syscall(profile, index);
+	if (!ours)
+		return -ENOENT;
+	return kvmfault__options_out(call, ours, sizeof(*ours));
+}
