@@ -424,6 +424,12 @@ void rig_resolver(struct rig *rig,
 	MUST(kvmfault_resolver_add(rig->vm, &resolver));
 }
 
+enum kvmfault_profile rig_profile(void)
+{
+	return getenv("KVMFAULT_DELEGATED") ? KVMFAULT_PROFILE_DELEGATE :
+					      KVMFAULT_PROFILE_INLINE;
+}
+
 void rig_vcpus(struct rig *rig)
 {
 	unsigned int i;
@@ -434,6 +440,7 @@ void rig_vcpus(struct rig *rig)
 			.fd = rig->machine->vcpu[i].fd,
 			.run = rig->machine->vcpu[i].run,
 			.sigbus = rig_sigbus,
+			.profile = rig_profile(),
 		};
 
 		MUST(kvmfault_vcpu_new(rig->vm, &options, &rig->vcpu[i]));

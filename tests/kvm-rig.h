@@ -109,6 +109,9 @@ bool rig_has_guest_memfd(void);
 void rig_plain(struct rig *rig);
 void rig_resolver(struct rig *rig,
 		  int (*resolve)(void *, struct kvmfault_request *));
+/* Of the vCPUs: with KVMFAULT_DELEGATED in the environment the service does
+ * their work. */
+enum kvmfault_profile rig_profile(void);
 /* After what is added to the context: the vCPUs' handles. */
 void rig_vcpus(struct rig *rig);
 void rig_free(struct rig *rig);

@@ -183,6 +183,7 @@ static void up(int column, unsigned int vcpus, uint32_t flags)
 		struct kvmfault_vcpu_options vcpu = {
 			.size = sizeof(vcpu), .fd = t.machine->vcpu[i].fd,
 			.run = t.machine->vcpu[i].run,
+			.profile = rig_profile(),
 		};
 
 		MUST(kvmfault_vcpu_new(t.vm, &vcpu, &t.vcpu[i]));
