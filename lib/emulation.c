@@ -176,15 +176,21 @@ static size_t read_code(struct kvmfault_vcpu *vcpu, uint8_t *code)
 
 	for (n = 0; n < 2 && e->lengths[n]; n++) {
 		struct kvmfault__region *region;
+		struct kvmfault_memory *memory;
+		uint64_t offset;
 
 		region = kvmfault__region_find(vcpu->seat,
 					       vcpu->fault.address_space,
 					       e->code[n]);
-		if (!region || !region->span.memory)
+		memory = region ? region->span.memory : NULL;
+		if (!memory)
 			break;
-		memcpy(code + done, (char *)region->span.memory->host +
-		       kvmfault__region_offset(region, e->code[n]),
+		offset = kvmfault__region_offset(region, e->code[n]);
+		if (kvmfault__poisoned(memory, offset))
+			break;
+		memcpy(code + done, kvmfault__bytes(vcpu->seat, memory, offset),
 		       e->lengths[n]);
+		kvmfault__unhold(vcpu->seat, &vcpu->seat->mappings);
 		done += e->lengths[n];
 	}
 	kvmfault__leave(vcpu->seat);

@@ -416,6 +416,20 @@ void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard);
  * file itself, which must be asked for by kvmfault__prepare() first. */
 void *kvmfault__buffer(struct kvmfault__seat *seat,
 		       const struct kvmfault_memory *memory, uint64_t offset);
+const struct kvmfault_mapping *
+kvmfault__own_mapping(const struct kvmfault__mappings *all);
+static inline bool kvmfault__poisoned(const struct kvmfault_memory *memory,
+				      uint64_t offset)
+{
+	return kvmfault__tracked(memory) &&
+	       kvmfault__page_state(memory, offset >> memory->page_shift) ==
+	       KVMFAULT__POISONED;
+}
+/* Where the library itself reads and writes what is there: not by the memslots'
+ * mapping, where a page that was discarded meanwhile may have a marker by now.
+ * The seat's mappings are held for it. */
+char *kvmfault__bytes(struct kvmfault__seat *seat,
+		      struct kvmfault_memory *memory, uint64_t offset);
 int kvmfault__prepare(const struct kvmfault_memory *memory, uint64_t offset,
 		      uint64_t length);
 /* Install through the memslots' mapping; data NULL: zeros. Pages that are there

@@ -27,6 +27,31 @@ void *kvmfault__buffer(struct kvmfault__seat *seat,
 	return memory->fill ? memory->fill + offset : seat->buffer;
 }
 
+/* The first of this process that is not the memslots', or NULL. */
+const struct kvmfault_mapping *
+kvmfault__own_mapping(const struct kvmfault__mappings *all)
+{
+	size_t i;
+
+	for (i = 1; i < all->count; i++)
+		if (!all->mapping[i]->uffd || !all->mapping[i]->uffd->space)
+			return all->mapping[i];
+	return NULL;
+}
+
+char *kvmfault__bytes(struct kvmfault__seat *seat,
+		      struct kvmfault_memory *memory, uint64_t offset)
+{
+	const struct kvmfault__mappings *all = hold_mappings(seat, memory);
+	const struct kvmfault_mapping *own = kvmfault__own_mapping(all);
+
+	if (memory->fill)
+		return memory->fill + offset;
+	if (!own)
+		own = all->mapping[0];
+	return (char *)(uintptr_t)own->host + offset;
+}
+
 /* Touched without it, a file that can't grow would be a SIGBUS for us. */
 int kvmfault__prepare(const struct kvmfault_memory *memory, uint64_t offset,
 		      uint64_t length)

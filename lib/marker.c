@@ -134,7 +134,7 @@ static int mark(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 		kvmfault__hold(&seat->mappings, &memory->mappings);
 	int err = -EAGAIN;
 
-	if (all->count > 1)
+	if (kvmfault__own_mapping(all))
 		err = mark_stretch(seat, all->mapping[0], stretch);
 	kvmfault__unhold(seat, &seat->mappings);
 	return err;

@@ -39,14 +39,22 @@ static void access_page(struct kvmfault_vcpu *vcpu,
 	struct kvm_run *run = vcpu->run;
 	uint64_t offset = kvmfault__region_offset(region, run->mmio.phys_addr +
 						  done);
-	char *host = (char *)memory->host + offset;
+	char *host;
 
-	if (!run->mmio.is_write) {
-		copy(run->mmio.data + done, host, length);
+	/* The guest was told that it is lost. */
+	if (kvmfault__poisoned(memory, offset)) {
+		if (!run->mmio.is_write)
+			memset(run->mmio.data + done, 0xff, length);
 		return;
 	}
-	copy(host, run->mmio.data + done, length);
-	kvmfault__changed(memory, offset, length, KVMFAULT_CAUSE_MMIO);
+	host = kvmfault__bytes(vcpu->seat, memory, offset);
+	if (run->mmio.is_write)
+		copy(host, run->mmio.data + done, length);
+	else
+		copy(run->mmio.data + done, host, length);
+	kvmfault__unhold(vcpu->seat, &vcpu->seat->mappings);
+	if (run->mmio.is_write)
+		kvmfault__changed(memory, offset, length, KVMFAULT_CAUSE_MMIO);
 }
 
 /* Held until kvmfault__leave(); NULL: a device's, or ROM that is written. */

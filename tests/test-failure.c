@@ -318,6 +318,28 @@ START_TEST(vcpu_is_told_at_once)
 }
 END_TEST
 
+/* Its bytes are not to be touched: the guest was told, and gets none. */
+START_TEST(mmio_in_a_lost_page)
+{
+	bed.source_result = -EHWPOISON;
+	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA + 3 * PAGE, 1,
+					 false), -EHWPOISON);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
+	ck_assert_int_eq(mprotect(bed_page(3), PAGE, PROT_NONE), 0);
+	memset(bed.run->mmio.data, 0, 8);
+	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 4, false),
+			 KVMFAULT_RETRY);
+	ck_assert_uint_eq(bed.run->mmio.data[3], 0xff);
+	ck_assert_uint_eq(bed.run->mmio.data[4], 0);
+	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 4, true),
+			 KVMFAULT_RETRY);
+	ck_assert_uint_eq(tells, 2);
+	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_MMIO], 0);
+	ck_assert_int_eq(mprotect(bed_page(3), PAGE, PROT_READ | PROT_WRITE),
+			 0);
+}
+END_TEST
+
 START_TEST(discard_makes_it_memory_again)
 {
 	poison_at_source(3);
@@ -426,6 +448,7 @@ int main(void)
 	tcase_add_test(t, marker_was_there);
 	tcase_add_test(t, kernel_without_poison);
 	tcase_add_test(t, vcpu_is_told_at_once);
+	tcase_add_test(t, mmio_in_a_lost_page);
 	tcase_add_test(t, discard_makes_it_memory_again);
 	tcase_add_test(t, discard_while_it_is_poisoned);
 	t = tests(suite, "own");

@@ -363,6 +363,23 @@ START_TEST(marker_on_a_page_that_is_there)
 }
 END_TEST
 
+/* By then the page may have been discarded, and marked again. */
+START_TEST(bytes_of_mmio_go_past_the_markers)
+{
+	touched(bed_page(3));
+	ck_assert_int_eq(mprotect(bed.host, BED_PAGES * PAGE, PROT_NONE), 0);
+	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 8, false),
+			 KVMFAULT_RETRY);
+	ck_assert_int_eq(bed.run->mmio.data[0], bed_byte(3));
+	memset(bed.run->mmio.data, 77, 8);
+	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 8, true),
+			 KVMFAULT_RETRY);
+	ck_assert_int_eq(other[3 * PAGE + 7], 77);
+	ck_assert_int_eq(mprotect(bed.host, BED_PAGES * PAGE,
+				  PROT_READ | PROT_WRITE), 0);
+}
+END_TEST
+
 /* ---- the mode ---- */
 
 START_TEST(left_and_taken_up)
@@ -445,6 +462,7 @@ int main(void)
 	tcase_add_test(t, page_that_is_mapped_is_passed_over);
 	tcase_add_loop_test(t, tried_again_at_the_next_touch, 0, 2);
 	tcase_add_test(t, marker_on_a_page_that_is_there);
+	tcase_add_test(t, bytes_of_mmio_go_past_the_markers);
 	tcase_add_test(t, left_and_taken_up);
 	tcase_add_test(t, leaving_fails);
 	tcase_add_test(t, leaving_waits_for_who_is_marking);
