@@ -82,12 +82,13 @@ static enum kvmfault__kernel_exit mode(int i)
 static void set_up(int i, bool huge)
 {
 	use_exit_abi(mode(i));
+	rig_delivery = KVMFAULT_DELIVERY_KERNEL_EXIT;
 	if (huge)
 		rig_new_huge(&rig, i % COLUMNS, 1, 4);
 	else
 		rig_new(&rig, i % COLUMNS, VCPUS, PAGES, false);
 	use_exit_abi(0);
-	rig.vm->kernel_exit = mode(i);
+	ck_assert_int_eq(rig.vm->kernel_exit, mode(i));
 	rig.apart = true;
 	rig_track(&rig);
 	set_slot(0);
@@ -384,12 +385,24 @@ END_TEST
 
 /* ---- the mode, left and entered ---- */
 
+static void enter(void)
+{
+	ck_assert_int_eq(kvmfault_vm_set_delivery(
+				 rig.vm, KVMFAULT_DELIVERY_KERNEL_EXIT), 0);
+}
+
+static void leave(void)
+{
+	ck_assert_int_eq(kvmfault_vm_set_delivery(
+				 rig.vm, KVMFAULT_DELIVERY_UFFD), 0);
+}
+
 static void switch_mode(unsigned int turn)
 {
 	if (turn % 2)
-		kvmfault__userfault_enter(rig.memory);
+		enter();
 	else
-		kvmfault__userfault_leave(rig.memory);
+		leave();
 	/* A bitmap does by itself; with it the slot may stay as it is. */
 	if (!rig.memory->userfault || turn / 2 % 2)
 		set_slot(0);
@@ -401,14 +414,14 @@ START_TEST(left_and_entered)
 
 	set_up(_i, false);
 	while_they_walk(switch_mode);
-	kvmfault__userfault_leave(rig.memory);
+	leave();
 	set_slot(0);
 	discard(3);
 	before = exits();
 	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM + 3 * PAGE, 8, 0),
 			  0);
 	ck_assert_uint_eq(exits(), before);
-	kvmfault__userfault_enter(rig.memory);
+	enter();
 	set_slot(0);
 	discard(3);
 	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM + 3 * PAGE, 8, 0),
