@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <kvmfault.h>
 #include <linux/kvm.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -38,58 +39,57 @@ static int check(int ret, const char *what)
 
 int main(void)
 {
-	/* A VM and its memory, as any VMM makes them ... */
+	/* A VM, as any VMM makes it ... */
 	int kvm = check(open("/dev/kvm", O_RDWR), "/dev/kvm");
 	int vm_fd = check(ioctl(kvm, KVM_CREATE_VM, 0), "VM");
 	int fd = check(ioctl(vm_fd, KVM_CREATE_VCPU, 0), "vCPU");
 	int size = check(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "vCPU");
 	struct kvm_run *run = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE,
 				   MAP_SHARED, fd, 0);
-	void *ram = mmap(NULL, RAM, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	struct kvm_userspace_memory_region slot = {
-		.memory_size = RAM, .userspace_addr = (uintptr_t)ram };
+	struct kvm_userspace_memory_region slot = { .memory_size = RAM };
 	struct kvm_regs regs = { .rflags = 2 };
 	struct kvm_sregs sregs;
-	check(ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION, &slot), "memory slot");
 	check(ioctl(fd, KVM_GET_SREGS, &sregs), "registers");
 	sregs.cs.base = sregs.cs.selector = 0;
 	check(ioctl(fd, KVM_SET_SREGS, &sregs), "registers");
 	check(ioctl(fd, KVM_SET_REGS, &regs), "registers");
 	/* ... what the library has to know of it ... */
 	struct kvmfault_source source = { sizeof(source), .read = read_page };
+	struct kvmfault_vm_options options = { sizeof(options),
+		.kvm_fd = kvm, .allow = KVMFAULT_ALLOW_MARKER_EXIT };
 	struct kvmfault_memory_options memory = {
-		sizeof(memory), .host = ram, .length = RAM, .source = &source };
+		sizeof(memory), .length = RAM, .source = &source };
+	struct kvmfault_memory_maps maps = { sizeof(maps) };
 	struct kvmfault_region region = { sizeof(region), .length = RAM };
 	struct kvmfault_service_options threads = { sizeof(threads), 1 };
 	struct kvmfault_vcpu_options o = { sizeof(o), .fd = fd, .run = run };
 	struct kvmfault_service *service;
 	struct kvmfault_vcpu *vcpu;
 	struct kvmfault_vm *vm;
-	check(kvmfault_vm_new(NULL, &vm), "context");
-	check(kvmfault_memory_new(vm, &memory, &region.memory), "RAM");
+	sigset_t bus;
+	sigemptyset(&bus);
+	sigaddset(&bus, SIGBUS);	/* the library's to take */
+	sigprocmask(SIG_BLOCK, &bus, NULL);
+	check(kvmfault_vm_new(&options, &vm), "context");
+	check(kvmfault_memory_create(vm, &memory, &maps, &region.memory), "RAM");
 	check(kvmfault_region_add(vm, &region), "region");
+	slot.userspace_addr = (uintptr_t)maps.memslots;
+	check(ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION, &slot), "memory slot");
 	check(kvmfault_service_new(vm, &threads, &service), "service");
 	check(kvmfault_vcpu_new(vm, &o, &vcpu), "vCPU handle");
-
 	/* ... and the run loop. */
 	for (;;) {
 		int ret = ioctl(fd, KVM_RUN, 0);
-
-		switch (kvmfault_handle(vcpu, ret, errno)) {
-		case KVMFAULT_NOT_A_FAULT:
-			if (run->exit_reason != KVM_EXIT_IO)
-				goto halted;
-			putchar(((char *)run)[run->io.data_offset]);
-			break;
-		case KVMFAULT_UNRESOLVED:
+		enum kvmfault_action action = kvmfault_handle(vcpu, ret, errno);
+		if (action == KVMFAULT_UNRESOLVED)
 			errx(1, "%s", kvmfault_reason_str(
 				kvmfault_vcpu_result(vcpu)->reason));
-		default:	/* RETRY; here INTERRUPTED and PENDING too */
+		if (action != KVMFAULT_NOT_A_FAULT)
+			continue;	/* RETRY; here the others too */
+		if (run->exit_reason != KVM_EXIT_IO)
 			break;
-		}
+		putchar(((char *)run)[run->io.data_offset]);
 	}
-halted:
 	kvmfault_vcpu_free(vcpu);
 	kvmfault_service_free(service);
 	kvmfault_region_remove(vm, 0, 0);

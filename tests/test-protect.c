@@ -226,7 +226,8 @@ START_TEST(exit_is_taken_for_a_write)
 	ck_assert_uint_eq(hook.asked, 1);
 	ck_assert_str_eq(kvmfault_vcpu_result(bed.vcpu)->resolver, "snapshot");
 	/* It can go on: nothing else is to be done. */
-	ck_assert_uint_eq(fake_count(FAKE_MADVISE, FAKE_ANY), 0);
+	ck_assert_uint_eq(fake_count(FAKE_MADVISE,
+				     KVMFAULT__MADV_POPULATE_WRITE), 0);
 }
 END_TEST
 
