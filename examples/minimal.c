@@ -59,7 +59,7 @@ int main(void)
 		.kvm_fd = kvm, .allow = KVMFAULT_ALLOW_MARKER_EXIT };
 	struct kvmfault_memory_options memory = {
 		sizeof(memory), .length = RAM, .source = &source };
-	struct kvmfault_memory_maps maps = { sizeof(maps) };
+	struct kvmfault_memory_maps maps = { .size = sizeof(maps) };
 	struct kvmfault_region region = { sizeof(region), .length = RAM };
 	struct kvmfault_service_options threads = { sizeof(threads), 1 };
 	struct kvmfault_vcpu_options o = { sizeof(o), .fd = fd, .run = run };

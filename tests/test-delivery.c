@@ -156,6 +156,109 @@ START_TEST(no_right_to_a_userfaultfd)
 }
 END_TEST
 
+/* ---- on a KVM that can be asked ---- */
+
+#ifdef __x86_64__
+
+#define RUN_SIZE (3 * PAGE)
+
+static bool hardware_walks, has_userfault;
+
+/* What the scratch guest comes to. */
+static long run(void)
+{
+	const struct fake_call *call;
+	size_t i;
+
+	for (i = 0; (call = fake_nth(FAKE_MMAP, FAKE_ANY, i)); i++)
+		if (call->length == RUN_SIZE)
+			((struct kvm_run *)call->at)->exit_reason =
+				KVM_EXIT_SHUTDOWN;
+	return hardware_walks ? -EFAULT : 0;
+}
+
+/* A bitmap that no process can have is refused. */
+static long set_slot(const struct kvmfault__memory_region2 *region)
+{
+	return region->pad2[0] == UINT64_MAX || !has_userfault ? -EINVAL : 0;
+}
+
+static bool kvm_calls(struct fake_call *call)
+{
+	switch (call->number) {
+	case KVM_CREATE_VM:
+	case KVM_CREATE_VCPU:
+		call->result = fake_fd(FAKE_KVM);
+		fake_give((int)call->result);
+		return true;
+	case KVM_GET_VCPU_MMAP_SIZE:
+		call->result = RUN_SIZE;
+		return true;
+	case KVM_GET_SREGS:
+		memset(call->arg, 0, sizeof(struct kvm_sregs));
+		/* fall through */
+	case KVM_SET_USER_MEMORY_REGION:
+	case KVM_SET_SREGS:
+		call->result = 0;
+		return true;
+	case KVMFAULT__SET_USER_MEMORY_REGION2:
+		call->result = set_slot(call->arg);
+		return true;
+	case KVM_RUN:
+		call->result = run();
+		return true;
+	}
+	return false;
+}
+
+static void can_be_asked(bool hardware, bool userfault)
+{
+	hardware_walks = hardware;
+	has_userfault = userfault;
+	options.kvm_fd = fake_fd(FAKE_KVM);
+	options.allow = KVMFAULT_ALLOW_MARKER_EXIT;
+	fake_on(FAKE_IOCTL, kvm_calls);
+}
+
+START_TEST(the_hardware_walks)
+{
+	can_be_asked(true, false);
+	expect(KVMFAULT_DELIVERY_MARKER_EXIT);
+	why(KVMFAULT_DELIVERY_KERNEL_EXIT, KVMFAULT_NO, "KVM_MEM_USERFAULT");
+}
+END_TEST
+
+START_TEST(kvm_walks)
+{
+	can_be_asked(false, false);
+	expect(KVMFAULT_DELIVERY_UFFD);
+	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_NO, "shadow paging");
+	down();
+	refused(KVMFAULT_DELIVERY_MARKER_EXIT, "shadow paging");
+	options.allow |= KVMFAULT_ALLOW_SHADOW_PAGING;
+	expect(KVMFAULT_DELIVERY_MARKER_EXIT);
+}
+END_TEST
+
+START_TEST(the_kernels_own_way_is_the_best)
+{
+	can_be_asked(true, true);
+	expect(KVMFAULT_DELIVERY_KERNEL_EXIT);
+	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_NOT_ASKED, "better");
+	ck_assert_int_eq(kvmfault_vm_set_delivery(
+		vm, KVMFAULT_DELIVERY_UFFD), 0);
+	ck_assert_int_eq(kvmfault_vm_set_delivery(
+		vm, KVMFAULT_DELIVERY_MARKER_EXIT), -EINVAL);
+	ck_assert_int_eq(kvmfault_vm_set_delivery(
+		vm, KVMFAULT_DELIVERY_KERNEL_EXIT), 0);
+	down();
+	has_userfault = false;
+	refused(KVMFAULT_DELIVERY_KERNEL_EXIT, "no released one");
+}
+END_TEST
+
+#endif
+
 START_TEST(left_and_taken_up)
 {
 	options.allow = KVMFAULT_ALLOW_MARKER_EXIT |
@@ -207,6 +310,11 @@ int main(void)
 	tcase_add_test(t, markers_need_to_know_who_walks);
 	tcase_add_test(t, kernel_without_markers);
 	tcase_add_test(t, no_right_to_a_userfaultfd);
+#ifdef __x86_64__
+	tcase_add_test(t, the_hardware_walks);
+	tcase_add_test(t, kvm_walks);
+	tcase_add_test(t, the_kernels_own_way_is_the_best);
+#endif
 	tcase_add_test(t, left_and_taken_up);
 	tcase_add_test(t, wrong_arguments);
 	return run_suite(suite);
