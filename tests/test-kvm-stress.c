@@ -4,8 +4,9 @@
 /*
  * All at once, at random, in both columns: vCPUs, threads of the VMM's and a
  * device process write and read, while pages are discarded and converted,
- * regions change, the source fails, answers out of order or not at all, fetches
- * are cancelled and everybody is kicked. Round after round, each with another
+ * regions change, the delivery mode is left and taken up again, the source fails,
+ * answers out of order or not at all, fetches are cancelled and everybody is
+ * kicked. Round after round, each with another
  * kind of memory, source and window, until so many faults were answered. Every
  * word that is read was there to be read, and at the end of a round every word
  * of every page is what it must be.
@@ -46,8 +47,9 @@
 /* What makes a round another than the one before. */
 static struct round {
 	unsigned int number;
-	bool exits;		/* vCPUs' faults are told by exits; or else they
-				 * sleep in the kernel until they are answered */
+	bool exits;		/* there is no memslot: all are MMIO */
+	enum kvmfault_delivery delivery;	/* if there is one; left and
+						 * taken up again */
 	bool minor;		/* faults that are answered by continue */
 	bool later;		/* the source answers later */
 	bool failing;		/* and fails, or does not answer at all */
@@ -760,6 +762,16 @@ static void change_regions(uint64_t number, unsigned int who)
 	add_region(0, PAGES);
 }
 
+static void change_delivery(uint64_t number, unsigned int who)
+{
+	(void)who;
+	if (number & 7)
+		return;
+	expect(kvmfault_vm_set_delivery(t.vm, number >> 3 & 1 ?
+					KVMFAULT_DELIVERY_UFFD : now.delivery),
+	       "set_delivery");
+}
+
 static void kick(uint64_t number, unsigned int who)
 {
 	unsigned int id = number % (VCPUS + HOSTS);
@@ -770,7 +782,8 @@ static void kick(uint64_t number, unsigned int who)
 }
 
 static void (*const disturbances[])(uint64_t number, unsigned int who) = {
-	take_away, take_away, cancel_some, change_regions, kick,
+	take_away, take_away, cancel_some, change_regions, change_delivery,
+	kick,
 };
 #define DISTURBERS (sizeof(disturbances) / sizeof(*disturbances))
 
@@ -892,7 +905,12 @@ static void machine_up(int column, bool private)
 		.span = RAM + (64 << 20),
 	};
 	const char *seed = getenv("KVMFAULT_TEST_SEED");
+	sigset_t bus;
 
+	/* The library takes it, of vCPUs whose pages have markers. */
+	sigemptyset(&bus);
+	sigaddset(&bus, SIGBUS);
+	MUST(pthread_sigmask(SIG_BLOCK, &bus, NULL));
 	t.seed = seed ? strtoull(seed, NULL, 0) : SEED;
 	t.private = private;
 	t.slot = false;
@@ -942,6 +960,8 @@ static void choose(unsigned int number)
 	now.threads = 1 + (n >> 24 & 3);
 	now.exit_wanted = n >> 26 & 1;
 	now.signals = n >> 27 & 1 ? SA_RESTART : 0;
+	now.delivery = now.exits || n >> 28 & 1 ? KVMFAULT_DELIVERY_UFFD :
+						  KVMFAULT_DELIVERY_MARKER_EXIT;
 }
 
 static void add_vm(void)
@@ -960,6 +980,8 @@ static void add_vm(void)
 		.source_retries = now.retries,
 		.converter = &converter,
 		.fd = t.machine->vm_fd,
+		.delivery = now.delivery,
+		.allow = KVMFAULT_ALLOW_SHADOW_PAGING,
 	};
 	const struct kvmfault_uffd_options device = {
 		.size = sizeof(device),
@@ -977,6 +999,8 @@ static void empty_file(void)
 {
 	MUST(fallocate(t.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
 		       PAGES * PAGE));
+	/* Markers that are left: in another mode they would not be answered. */
+	MUST(madvise(t.a, PAGES * PAGE, MADV_DONTNEED));
 }
 
 static void add_mapping(const char *host, struct kvmfault_uffd *uffd)
