@@ -348,7 +348,7 @@ static double seconds(void)
 	return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
-/* So long, or once: 60 in the long form. */
+/* KVMFAULT_TEST_SECONDS; what is begun by then is done. */
 static double how_long(void)
 {
 	const char *text = getenv("KVMFAULT_TEST_SECONDS");

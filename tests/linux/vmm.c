@@ -204,6 +204,34 @@ static void log_line(void *data, enum kvmfault_log_level level,
 	printf("# %s\n", message);
 }
 
+/* Linux 6.8; with the bitmap of KVM_MEM_USERFAULT where that has padding. */
+struct region2 {
+	struct kvm_userspace_memory_region old;
+	uint64_t guest_memfd_offset;
+	uint32_t guest_memfd, pad;
+	uint64_t userfault_bitmap;
+	uint64_t pad2[13];
+};
+#define SET_USER_MEMORY_REGION2 _IOW(KVMIO, 0x49, struct region2)
+_Static_assert(SET_USER_MEMORY_REGION2 == 0x40a0ae49, "ioctl number");
+
+/* As the delivery mode wants it; with the newer call where there is a need. */
+static void set_slot(void)
+{
+	struct kvmfault_memslot memslot = { .size = sizeof(memslot) };
+	struct region2 slot = {
+		.old.memory_size = RAM,
+		.old.userspace_addr = (uintptr_t)guest.maps.memslots,
+	};
+
+	must(kvmfault_region_memslot(guest.vm, 0, 0, &memslot), "memslot");
+	slot.old.flags = memslot.flags;
+	slot.userfault_bitmap = memslot.userfault_bitmap;
+	must(ioctl(guest.vm_fd, memslot.userfault_bitmap ?
+		   SET_USER_MEMORY_REGION2 : KVM_SET_USER_MEMORY_REGION, &slot),
+	     "RAM");
+}
+
 static void make_ram(enum kvmfault_delivery delivery)
 {
 	struct kvmfault_vm_options options = {
@@ -227,16 +255,13 @@ static void make_ram(enum kvmfault_delivery delivery)
 		.size = sizeof(region),
 		.length = RAM,
 	};
-	struct kvm_userspace_memory_region slot = { .memory_size = RAM };
-
 	must(kvmfault_vm_new(&options, &guest.vm), "context");
 	guest.maps.size = sizeof(guest.maps);
 	must(kvmfault_memory_create(guest.vm, &memory, &guest.maps,
 				    &guest.memory), "memory");
 	region.memory = guest.memory;
 	must(kvmfault_region_add(guest.vm, &region), "region");
-	slot.userspace_addr = (uintptr_t)guest.maps.memslots;
-	must(ioctl(guest.vm_fd, KVM_SET_USER_MEMORY_REGION, &slot), "RAM");
+	set_slot();
 }
 
 static void start_library(void)
