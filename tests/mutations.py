@@ -128,8 +128,8 @@ MUTATIONS = [
      '		if (discarded(rq, page, to))\n			break;',
      '', ['errnos']),
     ('a discard does not wait for the fetch', 'lib/range.c',
-     '			err = kvmfault__page_wait(seat, memory, page + done);',
-     '			err = 0;\n			done++;',
+     '				kvmfault__page_wait(seat, memory, page + done);',
+     '				0;\n			done++;',
      ['errnos', 'resolve']),
     ('believe who says resolved', 'lib/resolve.c',
      '		if (lied(rq)) {', '		if (0 && lied(rq)) {',
@@ -150,12 +150,12 @@ MUTATIONS = [
      '	/* A signal is no progress: a timer must not keep a spin alive. */',
      '	start_guard(vcpu);', ['vcpu']),
     ('go on after an access that was lost', 'lib/vcpu.c',
-     '	if (lost_mmio(vcpu)) {', '	if (0 && lost_mmio(vcpu)) {',
+     '	if (lost_access(vcpu)) {', '	if (0 && lost_access(vcpu)) {',
      ['vcpu']),
     ('complete an access to ROM', 'lib/mmio.c',
-     '	       !(vcpu->run->mmio.is_write &&\n'
-     '		 region->info.flags & KVMFAULT_REGION_READONLY);',
-     '	       true;', ['mmio']),
+     ' ||\n	    (fault->access == KVMFAULT_ACCESS_WRITE &&\n'
+     '	     region->info.flags & KVMFAULT_REGION_READONLY))',
+     ')', ['mmio']),
     ('free what a reader holds', 'lib/seat.c',
      '		if (held(vm, item)) {', '		if (0 && held(vm, item)) {',
      ['seat']),
@@ -175,11 +175,11 @@ MUTATIONS = [
     ('register before the mapping is known', 'lib/mapping.c',
      '	atomic_store(&memory->mappings, new);\n	if (mapping->uffd)\n'
      '		err = kvmfault__uffd_register(mapping->uffd, mapping->host,\n'
-     '					      memory->length, memory->fill,\n'
+     '					      memory->length, modes(memory),\n'
      '					      &ioctls);',
      '	if (mapping->uffd)\n'
      '		err = kvmfault__uffd_register(mapping->uffd, mapping->host,\n'
-     '					      memory->length, memory->fill,\n'
+     '					      memory->length, modes(memory),\n'
      '					      &ioctls);\n'
      '	atomic_store(&memory->mappings, new);', ['mapping']),
     ('a wait that a signal ends says that the page came', 'lib/page.c',
@@ -281,8 +281,8 @@ MUTATIONS = [
      '	kvmfault__page_wake(memory, page);\n'
      '	kvmfault__userfault_follow(memory, page, 1);', ['userfault']),
     ('leave a bit that is set without need', 'lib/resolve.c',
-     '	kvmfault__userfault_follow(rq->request.memory, rq->page, 1);\n'
-     '	if (waited ||', '	if (waited ||', ['userfault']),
+     '	kvmfault__userfault_follow(rq->request.memory, rq->page, 1);\n',
+     '', ['userfault']),
     ('punch before the bits are set', 'lib/range.c',
      '		kvmfault__userfault_follow(memory, page + done, n);\n', '',
      ['userfault']),

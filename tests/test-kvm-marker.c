@@ -78,7 +78,9 @@ START_TEST(pages_come_by_markers)
 	ck_assert_uint_eq(now.existed, 0);
 	/* 4 MiB are not full: one stretch. */
 	ck_assert_uint_eq(now.entrance[KVMFAULT_ENTRANCE_UFFD], 1);
-	ck_assert_uint_eq(now.entrance[KVMFAULT_ENTRANCE_MARKER], PAGES - 1);
+	/* And if a timer has woken the vCPU before its first page came, it has
+	 * met a marker there too. */
+	ck_assert_uint_ge(now.entrance[KVMFAULT_ENTRANCE_MARKER], PAGES - 1);
 	ck_assert_uint_eq(now.marked, PAGES);
 	for (page = 0; page < PAGES; page++)
 		ck_assert_uint_eq(rig.reads[page], 1);
@@ -182,7 +184,7 @@ START_TEST(huge_pages)
 	for (page = 0; page < 4; page++)
 		guest_reads(0, page * HUGE / PAGE + 5);
 	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_UFFD], 1);
-	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_MARKER], 3);
+	ck_assert_uint_ge(stats().entrance[KVMFAULT_ENTRANCE_MARKER], 3);
 	rig_free(&rig);
 }
 END_TEST
@@ -223,15 +225,16 @@ END_TEST
 
 START_TEST(after_it_was_left_all_are_messages)
 {
-	uint64_t page;
+	uint64_t page, before;
 
 	set_up(_i, 1);
 	guest_reads(0, 0);
 	ck_assert_int_eq(kvmfault_vm_set_delivery(rig.vm,
 						  KVMFAULT_DELIVERY_UFFD), 0);
+	before = stats().entrance[KVMFAULT_ENTRANCE_MARKER];
 	for (page = 1; page < PAGES; page++)
 		guest_reads(0, page);
-	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_MARKER], 0);
+	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_MARKER], before);
 	rig_free(&rig);
 }
 END_TEST

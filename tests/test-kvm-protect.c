@@ -184,7 +184,9 @@ START_TEST(snapshots_of_what_goes_on)
 	team_join(&writers);
 	sweep();
 	before = stats().page[KVMFAULT_PAGE_PROTECTED];
-	ck_assert_uint_eq(before, rounds * (rig.pages * PAGE / size));
+	/* A late message may have a page saved while it is being protected, and
+	 * then it is saved again. */
+	ck_assert_uint_ge(before, rounds * (rig.pages * PAGE / size));
 	expect_all(rig.b, written, "the memory");
 	expect_all(rig.a, written, "the memory");
 	ck_assert_int_eq(rig.unresolved, 0);
