@@ -425,9 +425,10 @@ static inline bool kvmfault__poisoned(const struct kvmfault_memory *memory,
 	       kvmfault__page_state(memory, offset >> memory->page_shift) ==
 	       KVMFAULT__POISONED;
 }
-/* Where the library itself reads and writes what is there: not by the memslots'
- * mapping, where a page that was discarded meanwhile may have a marker by now.
- * The seat's mappings are held for it. */
+/* Where the library itself reads and writes what is there. Should the page have
+ * been discarded meanwhile it sleeps there, as others do: so not by the memslots'
+ * mapping if that has markers, nor where pages are filled. The seat's mappings
+ * are held for it. */
 char *kvmfault__bytes(struct kvmfault__seat *seat,
 		      struct kvmfault_memory *memory, uint64_t offset);
 int kvmfault__prepare(const struct kvmfault_memory *memory, uint64_t offset,

@@ -43,10 +43,10 @@ char *kvmfault__bytes(struct kvmfault__seat *seat,
 		      struct kvmfault_memory *memory, uint64_t offset)
 {
 	const struct kvmfault__mappings *all = hold_mappings(seat, memory);
-	const struct kvmfault_mapping *own = kvmfault__own_mapping(all);
+	const struct kvmfault_mapping *own = NULL;
 
-	if (memory->fill)
-		return memory->fill + offset;
+	if (memory->marked)
+		own = kvmfault__own_mapping(all);
 	if (!own)
 		own = all->mapping[0];
 	return (char *)(uintptr_t)own->host + offset;
@@ -304,13 +304,13 @@ static int publish(struct kvmfault_mapping *mapping, bool *known)
 
 	if (!new)
 		return -ENOMEM;
+	mapping->memslots = !old;
 	err = kvmfault__table_add(vm, &vm->mappings, &mapping->span);
 	if (err) {
 		kvmfault__sys_free(new);
 		return err;
 	}
 	*known = true;		/* from here on it is retired, not freed */
-	mapping->memslots = !old;
 	atomic_store(&memory->mappings, new);
 	if (mapping->uffd)
 		err = kvmfault__uffd_register(mapping->uffd, mapping->host,

@@ -196,7 +196,8 @@ static bool kvm_calls(struct fake_call *call)
 		return true;
 	case KVM_GET_SREGS:
 		memset(call->arg, 0, sizeof(struct kvm_sregs));
-		/* fall through */
+		call->result = 0;
+		return true;
 	case KVM_SET_USER_MEMORY_REGION:
 	case KVM_SET_SREGS:
 		call->result = 0;

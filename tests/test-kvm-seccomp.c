@@ -793,7 +793,8 @@ START_TEST(signal_to_one_of_two)
 	memset(&runners[1], 0, sizeof(runners[1]));
 	r[1] = &runners[1];
 	r[1]->vcpu = 1;
-	r[1]->once = r[1]->running = true;
+	r[1]->once = true;
+	r[1]->running = true;
 	MUST(machine_call(&machine->vcpu[1], MACHINE_READ, RAM + 3 * PAGE, 8,
 			  0, 0));
 	MUST(pthread_create(&r[1]->thread, NULL, run_filtered, r[1]));

@@ -133,7 +133,7 @@ END_TEST
 START_TEST(not_ours_is_handed_on)
 {
 	siginfo_t info[] = {
-		sigbus(BUS_MCEERR_AR, &info),
+		sigbus(BUS_MCEERR_AR, &options),
 		sigbus(BUS_ADRERR, bed_page(3)),
 		sigbus(SI_USER, bed_page(3)),
 	};
@@ -252,7 +252,7 @@ START_TEST(handler_is_told_what_is_not_ours)
 	second.host = (uintptr_t)fake_map(bed.fd);
 	ck_assert_int_eq(kvmfault_mapping_add(bed.memory, &second, &mapping),
 			 0);
-	ck_assert(!noted(BUS_MCEERR_AR, &info));
+	ck_assert(!noted(BUS_MCEERR_AR, &options));
 	ck_assert(!noted(BUS_MCEERR_AO, bed_page(3)));
 	ck_assert(!noted(BUS_ADRERR, bed_page(3)));
 	ck_assert(!noted(BUS_MCEERR_AR, (void *)(uintptr_t)second.host));

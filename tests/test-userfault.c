@@ -401,7 +401,7 @@ START_TEST(a_bit_without_need_costs_an_exit)
 END_TEST
 
 /* What happens right after somebody has looked at a state. */
-static void (*meanwhile)(void);
+static void (*_Atomic meanwhile)(void);
 enum kvmfault__state
 __real_kvmfault__page_state(const struct kvmfault_memory *memory,
 			    uint64_t page);
@@ -412,9 +412,8 @@ enum kvmfault__state
 __wrap_kvmfault__page_state(const struct kvmfault_memory *memory, uint64_t page)
 {
 	enum kvmfault__state state = __real_kvmfault__page_state(memory, page);
-	void (*now)(void) = meanwhile;
+	void (*now)(void) = atomic_exchange(&meanwhile, NULL);
 
-	meanwhile = NULL;
 	if (now)
 		now();
 	return state;

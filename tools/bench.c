@@ -134,7 +134,8 @@ static double run_guest(struct bench *bench, double *cpu)
 		if (vcpu->ended > ended)
 			ended = vcpu->ended;
 		for (f = 0; f < KVMFAULT_ENTRANCE_COUNT; f++)
-			bench->faults[f] += vcpu->faults[f];
+			__atomic_fetch_add(&bench->faults[f], vcpu->faults[f],
+					   __ATOMIC_RELAXED);
 	}
 	*cpu = read_clock(CLOCK_PROCESS_CPUTIME_ID) - *cpu;
 	pthread_barrier_destroy(&bench->ready);
