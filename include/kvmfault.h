@@ -1445,6 +1445,9 @@ int kvmfault_conversion_hook_add(struct kvmfault_vm *vm,
  * already is left alone. vcpu: whose thread calls, or NULL. done, unless it is
  * NULL: how many bytes from gpa on are as they were to be, also on error.
  *
+ * Do not remove a region of the range meanwhile: what is in none any more keeps
+ * its other side.
+ *
  * Goes on in chunks of up to 2 MiB. Between these, and in waits, the vCPU's
  * immediate_exit ends it, in waits a signal too: -EINTR, call again with the
  * rest, before the vCPU runs.

@@ -375,6 +375,10 @@ static int install_again(struct kvmfault__request *rq)
 			return 0;
 		if (err == -EEXIST)
 			return wake_origin(rq);
+		/* Only where it is not in the file may it become zero: a page
+		 * table that is just going is no reason. */
+		if (err != -EFAULT)
+			return err;
 	}
 	rq->request.page = KVMFAULT_PAGE_REMOVED;
 	err = kvmfault_request_install(&rq->request, NULL);

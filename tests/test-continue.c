@@ -216,6 +216,34 @@ START_TEST(repeated_message_is_woken)
 }
 END_TEST
 
+static long continue_says;
+
+static bool continue_fails(struct fake_call *call)
+{
+	struct uffdio_continue *cont = call->arg;
+
+	if (call->number != UFFDIO_CONTINUE)
+		return false;
+	cont->mapped = call->result = continue_says;
+	return true;
+}
+
+/* No reason to take it for a hole: its data stays. */
+START_TEST(page_table_that_is_going)
+{
+	static const int errors[] = { -EAGAIN, -ENOMEM, -EIO };
+
+	ck_assert_int_eq(by_call(3).action, KVMFAULT_RETRY);
+	continue_says = errors[_i];
+	fake_on(FAKE_IOCTL, continue_fails);
+	ck_assert_int_eq(by_message(3).error, errors[_i]);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
+	ck_assert(bed_has(3, bed_byte(3)));
+	fake_on(FAKE_IOCTL, NULL);
+	ck_assert_int_eq(by_message(3).error, 0);
+}
+END_TEST
+
 START_TEST(hole_behind_our_back)
 {
 	by_call(3);
@@ -343,6 +371,7 @@ int main(void)
 	tcase_add_test(t, page_larger_than_scratch);
 	tcase_add_test(t, second_mapping_is_told);
 	tcase_add_test(t, repeated_message_is_woken);
+	tcase_add_loop_test(t, page_table_that_is_going, 0, 3);
 	tcase_add_test(t, hole_behind_our_back);
 	tcase_add_test(t, discarded_page);
 	tcase_add_test(t, source_fails);

@@ -669,6 +669,8 @@ static void discard(uint64_t first, uint64_t count)
 		end(page);
 }
 
+static pthread_rwlock_t regions = PTHREAD_RWLOCK_INITIALIZER;
+
 static void convert(uint64_t first, uint64_t count, bool to_private)
 {
 	uint64_t gpa = RAM + first * PAGE, length = count * PAGE, done;
@@ -682,12 +684,10 @@ static void convert(uint64_t first, uint64_t count, bool to_private)
 		if (changed[i])
 			begin(first + i);
 	}
-	do {
-		err = kvmfault_convert(t.vm, NULL, gpa, length, to_private,
-				       &done);
-		gpa += done;
-		length -= done;
-	} while (err == -ENXIO);
+	/* What is in no region any more would not be discarded. */
+	pthread_rwlock_rdlock(&regions);
+	err = kvmfault_convert(t.vm, NULL, gpa, length, to_private, &done);
+	pthread_rwlock_unlock(&regions);
 	expect(err, "convert");
 	for (i = 0; i < count; i++)
 		if (changed[i])
@@ -752,6 +752,7 @@ static void change_regions(uint64_t number, unsigned int who)
 	uint64_t cut = 1 + number % (PAGES - 1);
 
 	(void)who;
+	pthread_rwlock_wrlock(&regions);
 	remove_region(0);
 	add_region(cut, PAGES - cut);
 	add_region(0, cut);
@@ -760,6 +761,7 @@ static void change_regions(uint64_t number, unsigned int who)
 	remove_region(cut);
 	remove_region(0);
 	add_region(0, PAGES);
+	pthread_rwlock_unlock(&regions);
 }
 
 static void change_delivery(uint64_t number, unsigned int who)
