@@ -497,6 +497,13 @@ struct kvmfault_source {
 	/* A fetch that takes longer is cancelled, in milliseconds; needs a
 	 * service. 0: none is. */
 	uint32_t deadline_ms;
+	/* Beside read, for a source that is mapped in this process: where length
+	 * bytes at offset are, until the fault is answered. They are installed
+	 * from there, without a copy in between. NULL: they are to be read.
+	 * What is not there after all (the file was cut off) is an error of
+	 * the source's, -EFAULT. Called as read is, and not with minor faults,
+	 * which have the bytes written to the file. Optional. */
+	const void *(*view)(void *data, uint64_t offset, size_t length);
 };
 
 /*
@@ -518,6 +525,15 @@ void kvmfault_fetch_done(struct kvmfault_fetch *fetch, int error);
  * Thread class: any. Since 0.1.
  */
 int kvmfault_source_file(int fd, struct kvmfault_source *source);
+
+/*
+ * Memory of this process, such as a mapped snapshot: pages are installed straight
+ * from it. It is borrowed for the source's life, and is not to be guest memory
+ * itself.
+ * Returns 0; -EINVAL: a NULL pointer, no length. Thread class: any. Since 0.1.
+ */
+int kvmfault_source_memory(const void *bytes, uint64_t length,
+			   struct kvmfault_source *source);
 
 /* Zeros without end. Returns 0; -EINVAL. Thread class: any. Since 0.1. */
 int kvmfault_source_zero(struct kvmfault_source *source);
@@ -898,6 +914,16 @@ const char *kvmfault_resolver_name(const struct kvmfault_vm *vm,
  * Thread class: as the request. Since 0.1.
  */
 int kvmfault_request_read(struct kvmfault_request *request, void *buffer);
+
+/*
+ * For resolvers: the same, wherever it is: *data is where the source shows it
+ * (see view), or else what was read into request->buffer; for
+ * kvmfault_request_install() until the resolver returns.
+ * Returns 0; -EINVAL: nothing is claimed, data is NULL; -EOPNOTSUPP: the source
+ * only answers later; or what the source returned. Then *data does not matter.
+ * Thread class: as the request. Since 0.1.
+ */
+int kvmfault_request_data(struct kvmfault_request *request, const void **data);
 
 /*
  * For resolvers: claim the page's neighbours too, as the memory's window says

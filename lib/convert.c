@@ -525,17 +525,18 @@ int kvmfault__convert(struct kvmfault__seat *seat, struct kvmfault__gfns pages,
 	return err;
 }
 
-static struct kvmfault__answer convert_task(struct kvmfault_vcpu *vcpu)
+static void convert_task(struct kvmfault_vcpu *vcpu,
+			 struct kvmfault__answer *answer)
 {
-	const struct kvmfault__task *task = &vcpu->task;
-	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY };
+	const struct kvmfault__task *task = vcpu->task;
 	uint64_t done;
+	int err = kvmfault__convert(vcpu->seat, task->pages, task->private,
+				    true, &done);
 
-	answer.error = kvmfault__convert(vcpu->seat, task->pages, task->private,
-					 true, &done);
-	if (answer.error == -EINTR)
-		answer.action = KVMFAULT_INTERRUPTED;
-	return answer;
+	*answer = (struct kvmfault__answer){
+		.action = err == -EINTR ? KVMFAULT_INTERRUPTED : KVMFAULT_RETRY,
+		.error = err,
+	};
 }
 
 /* A job for each chunk: what a signal leaves ends with it. */
@@ -543,19 +544,21 @@ static int by_jobs(struct kvmfault_vcpu *vcpu, struct kvmfault__gfns pages,
 		   bool private, uint64_t *done)
 {
 	struct kvmfault__gfns chunk = { .end = pages.first };
+	struct kvmfault__answer answer;
 	int err = 0;
 
 	while (chunk.end < pages.end && !err) {
 		struct kvmfault__task task = {
 			.work = convert_task,
+			.fault = &vcpu->fault,
 			.private = private,
 		};
 
 		chunk = next_chunk(pages, chunk.end);
 		task.pages = chunk;
-		err = kvmfault__perform(vcpu, task);
+		err = kvmfault__perform(vcpu, &task, &answer);
 		if (!err)
-			err = vcpu->task.answer.error;
+			err = answer.error;
 	}
 	*done = (err ? chunk.first : chunk.end) - pages.first;
 	return err;

@@ -32,23 +32,25 @@ enum {
 
 /* ---- the thread that does it ---- */
 
-static void execute(struct kvmfault_vcpu *vcpu)
+static void execute(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 {
-	struct kvmfault__task *task = &vcpu->task;
+	struct kvmfault__outcome *outcome = &vcpu->outcome;
+	const struct kvmfault__task *task = vcpu->task;
 
 	atomic_store_explicit(&vcpu->seat->owner, (uintptr_t)pthread_self(),
 			      memory_order_relaxed);
-	task->began = kvmfault__sys_now();
-	task->pause = 0;
-	if (task->due > task->began) {
-		task->pause = task->due - task->began;
+	outcome->began = kvmfault__sys_now();
+	outcome->pause = 0;
+	if (task->due > outcome->began) {
+		outcome->pause = task->due - outcome->began;
 		return;
 	}
-	task->answer = task->work(vcpu);
-	task->ended = kvmfault__sys_now();
-	if (task->answer.action == KVMFAULT_RETRY && vcpu->prefault &&
-	    task->answer.length && kvmfault__hold_vcpu(vcpu->seat)) {
-		kvmfault__prefault(vcpu, &task->answer);
+	task->work(vcpu, answer);
+	outcome->ended = kvmfault__sys_now();
+	if (answer->length && vcpu->prefault &&
+	    answer->action == KVMFAULT_RETRY &&
+	    kvmfault__hold_vcpu(vcpu->seat)) {
+		kvmfault__prefault(vcpu, answer);
 		kvmfault__free_vcpu(vcpu->seat);
 	}
 }
@@ -82,7 +84,7 @@ void kvmfault__job_run(struct kvmfault__seat *seat)
 	while (!atomic_compare_exchange_weak(&seat->job, &state, to));
 	if (to == IDLE)
 		return;
-	execute(seat->vcpu);
+	execute(seat->vcpu, &seat->vcpu->outcome.answer);
 	/* The vCPU may be freed from here on; the seat stays. */
 	atomic_store(&seat->job, DONE);
 	kvmfault__sys_futex_wake(&seat->job);
@@ -116,7 +118,10 @@ static void post(struct kvmfault_vcpu *vcpu, const struct kvmfault__task *task)
 	struct kvmfault__seat *seat = vcpu->seat;
 	struct kvmfault_vm *vm = vcpu->vm;
 
-	vcpu->task = *task;
+	vcpu->job = *task;
+	vcpu->job_fault = *task->fault;
+	vcpu->job.fault = &vcpu->job_fault;
+	vcpu->task = &vcpu->job;
 	seat->cut_short = false;
 	/* What was dropped is in its place in the list still. */
 	if (atomic_exchange(&seat->job, POSTED) != DROPPED) {
@@ -155,11 +160,13 @@ static int await_job(struct kvmfault__seat *seat)
 
 static bool same(const struct kvmfault__task *a, const struct kvmfault__task *b)
 {
+	const struct kvmfault_fault *of_a = a->fault, *of_b = b->fault;
+
 	return a->work == b->work && a->gpa == b->gpa &&
-	       a->fault.entrance == b->fault.entrance &&
-	       a->fault.address_space == b->fault.address_space &&
-	       a->fault.flags == b->fault.flags &&
-	       a->fault.gpa == b->fault.gpa && a->fault.hva == b->fault.hva &&
+	       of_a->entrance == of_b->entrance &&
+	       of_a->address_space == of_b->address_space &&
+	       of_a->flags == of_b->flags &&
+	       of_a->gpa == of_b->gpa && of_a->hva == of_b->hva &&
 	       a->pages.first == b->pages.first &&
 	       a->pages.end == b->pages.end && a->private == b->private;
 }
@@ -169,7 +176,7 @@ static bool left_over(const struct kvmfault_vcpu *vcpu,
 		      const struct kvmfault__task *task)
 {
 	return atomic_load(&vcpu->seat->job) == DONE &&
-	       !vcpu->seat->cut_short && same(&vcpu->task, task);
+	       !vcpu->seat->cut_short && same(&vcpu->job, task);
 }
 
 static int have_done(struct kvmfault_vcpu *vcpu,
@@ -192,16 +199,6 @@ static int have_done(struct kvmfault_vcpu *vcpu,
 	return err;
 }
 
-/* Here and now. */
-static int do_it(struct kvmfault_vcpu *vcpu, const struct kvmfault__task *task)
-{
-	if (vcpu->anew)
-		kvmfault__not_pending(vcpu->seat);
-	vcpu->task = *task;
-	execute(vcpu);
-	return 0;
-}
-
 /* Sleep for what a job could not wait for. */
 static int sleep_for(struct kvmfault__seat *seat)
 {
@@ -214,22 +211,27 @@ static int sleep_for(struct kvmfault__seat *seat)
 	return err;
 }
 
+static void note_times(struct kvmfault_vcpu *vcpu)
+{
+	if (!vcpu->began)
+		vcpu->began = vcpu->outcome.began;
+	vcpu->ended = vcpu->outcome.ended;
+}
+
 /* 0: it was done; 1: it is to be done now; -EINTR. */
 static int look(struct kvmfault_vcpu *vcpu)
 {
 	struct kvmfault__seat *seat = vcpu->seat;
 	int err;
 
-	if (vcpu->task.pause) {
-		err = kvmfault__pause(seat, vcpu->task.pause);
+	if (vcpu->outcome.pause) {
+		err = kvmfault__pause(seat, vcpu->outcome.pause);
 		return err ? err : 1;
 	}
-	if (!vcpu->began)
-		vcpu->began = vcpu->task.began;
-	vcpu->ended = vcpu->task.ended;
+	note_times(vcpu);
 	seat->waited = false;
 	if (!seat->awaited ||
-	    vcpu->task.answer.action != KVMFAULT_INTERRUPTED) {
+	    vcpu->outcome.answer.action != KVMFAULT_INTERRUPTED) {
 		kvmfault__forget_awaited(seat);
 		return 0;
 	}
@@ -239,31 +241,48 @@ static int look(struct kvmfault_vcpu *vcpu)
 	return err ? err : 1;
 }
 
-int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task task)
+static int by_job(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task)
 {
 	int err;
 
 	do {
-		err = vcpu->seat->delegate ? have_done(vcpu, &task) :
-					     do_it(vcpu, &task);
+		err = have_done(vcpu, task);
 		if (err)
 			return err;
 		vcpu->anew = false;
-		task.due = 0;
+		task->due = 0;
 		err = look(vcpu);
 	} while (err > 0);
 	return err;
 }
 
-struct kvmfault__task
-kvmfault__task(const struct kvmfault_vcpu *vcpu,
-	       struct kvmfault__answer (*work)(struct kvmfault_vcpu *vcpu))
+int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
+		      struct kvmfault__answer *answer)
 {
-	return (struct kvmfault__task){
-		.work = work,
-		.fault = vcpu->fault,
-		.due = vcpu->source_due,
-	};
+	struct kvmfault__seat *seat = vcpu->seat;
+	int err = 0;
+
+	if (seat->delegate) {
+		err = by_job(vcpu, task);
+		if (!err)
+			*answer = vcpu->outcome.answer;
+		return err;
+	}
+	/* Here and now, unless it is too early. */
+	if (vcpu->anew && seat->pending)
+		kvmfault__not_pending(seat);
+	vcpu->anew = false;
+	vcpu->task = task;
+	execute(vcpu, answer);
+	if (vcpu->outcome.pause) {
+		err = kvmfault__pause(seat, vcpu->outcome.pause);
+		if (err)
+			return err;
+		task->due = 0;
+		execute(vcpu, answer);
+	}
+	note_times(vcpu);
+	return 0;
 }
 
 /* ---- set-up ---- */

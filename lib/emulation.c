@@ -37,7 +37,7 @@ static bool need(struct kvmfault_vcpu *vcpu, uint64_t linear, uint64_t *gpa)
 {
 	struct kvm_translation translation = { .linear_address = linear };
 	struct kvmfault__emulation *e = &vcpu->emulation;
-	struct kvmfault_fault fault = vcpu->task.fault;
+	struct kvmfault_fault fault = *vcpu->task->fault;
 	struct kvmfault__answer answer;
 
 	if (ask_vcpu(vcpu, KVM_TRANSLATE, &translation) || !translation.valid)
@@ -46,7 +46,7 @@ static bool need(struct kvmfault_vcpu *vcpu, uint64_t linear, uint64_t *gpa)
 	fault.known = KVMFAULT_KNOWN_GPA;
 	fault.gpa = *gpa & ~(KVMFAULT__PAGE - 1);
 	fault.length = KVMFAULT__PAGE;
-	answer = kvmfault__resolve_gpa(vcpu->seat, &fault, fault.gpa);
+	kvmfault__resolve_gpa(vcpu->seat, &fault, fault.gpa, &answer);
 	if (answer.reason == KVMFAULT_REASON_NO_REGION)
 		return false;
 	if (answer.action == KVMFAULT_RETRY)
@@ -91,30 +91,35 @@ static bool registers(struct kvmfault_vcpu *vcpu, struct kvmfault__x86 *cpu)
 
 /* ---- the tasks ---- */
 
+static void say(struct kvmfault__answer *answer, enum kvmfault_action action)
+{
+	*answer = (struct kvmfault__answer){ .action = action };
+}
+
 /* Whatever became of the pages, it goes on; but a job's that is to wait for one
  * is done again. */
-static struct kvmfault__answer go_on(const struct kvmfault_vcpu *vcpu)
+static void go_on(const struct kvmfault_vcpu *vcpu,
+		  struct kvmfault__answer *answer)
 {
-	return (struct kvmfault__answer){
-		.action = vcpu->seat->awaited ? KVMFAULT_INTERRUPTED :
-						KVMFAULT_RETRY,
-	};
+	say(answer, vcpu->seat->awaited ? KVMFAULT_INTERRUPTED :
+					  KVMFAULT_RETRY);
 }
 
 /* The registers, and the instruction's bytes present. */
-static struct kvmfault__answer find_code(struct kvmfault_vcpu *vcpu)
+static void find_code(struct kvmfault_vcpu *vcpu,
+		      struct kvmfault__answer *answer)
 {
-	const struct kvmfault__answer none = { .action = KVMFAULT_NOT_A_FAULT };
 	struct kvmfault__emulation *e = &vcpu->emulation;
 	const struct kvmfault__x86 *cpu = &e->cpu;
 	uint64_t gpa, linear;
 	uint32_t done = 0, step;
 	unsigned int n;
 
+	say(answer, KVMFAULT_NOT_A_FAULT);
 	if (!vcpu->seat->waited)
-		*e = (struct kvmfault__emulation){ .answer = none };
+		*e = (struct kvmfault__emulation){ .answer = *answer };
 	if (!registers(vcpu, &e->cpu))
-		return none;
+		return;
 	linear = cpu->rip + (cpu->long_mode ? 0 : cpu->segment[1]);
 	for (n = 0; n < 2 && done < KVMFAULT__CODE; n++) {
 		if (!need(vcpu, linear + done, &gpa))
@@ -126,10 +131,11 @@ static struct kvmfault__answer find_code(struct kvmfault_vcpu *vcpu)
 		e->lengths[n] = step;
 		done += step;
 	}
-	return go_on(vcpu);
+	go_on(vcpu, answer);
 }
 
-static struct kvmfault__answer find_operands(struct kvmfault_vcpu *vcpu)
+static void find_operands(struct kvmfault_vcpu *vcpu,
+			  struct kvmfault__answer *answer)
 {
 	const struct kvmfault__emulation *e = &vcpu->emulation;
 	const struct kvmfault__x86 *cpu = &e->cpu;
@@ -140,14 +146,14 @@ static struct kvmfault__answer find_operands(struct kvmfault_vcpu *vcpu)
 	need_range(vcpu, cpu->gpr[4], 8);
 	need_range(vcpu, cpu->gpr[6] + cpu->segment[3], 8);
 	need_range(vcpu, cpu->gpr[7] + cpu->segment[0], 8);
-	return go_on(vcpu);
+	go_on(vcpu, answer);
 }
 
 /* Unless the VMM has KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM has queued #UD for
  * the guest by now, which must not see it. */
-static struct kvmfault__answer take_back_ud(struct kvmfault_vcpu *vcpu)
+static void take_back_ud(struct kvmfault_vcpu *vcpu,
+			 struct kvmfault__answer *answer)
 {
-	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY };
 	struct kvm_vcpu_events events;
 	int err;
 
@@ -160,9 +166,7 @@ static struct kvmfault__answer take_back_ud(struct kvmfault_vcpu *vcpu)
 		events.flags &= KVM_VCPUEVENT_VALID_PAYLOAD;
 		err = ask_vcpu(vcpu, KVM_SET_VCPU_EVENTS, &events);
 	}
-	if (err)
-		answer.action = KVMFAULT_NOT_A_FAULT;
-	return answer;
+	say(answer, err ? KVMFAULT_NOT_A_FAULT : KVMFAULT_RETRY);
 }
 
 /* ---- the vCPU's thread, between them ---- */
@@ -197,68 +201,67 @@ static size_t read_code(struct kvmfault_vcpu *vcpu, uint8_t *code)
 	return done;
 }
 
-static struct kvmfault__answer verdict(const struct kvmfault_vcpu *vcpu)
+static void verdict(const struct kvmfault_vcpu *vcpu,
+		    struct kvmfault__answer *answer)
 {
 	const struct kvmfault__emulation *e = &vcpu->emulation;
-	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY,
-					   .came = e->came };
 
+	say(answer, KVMFAULT_RETRY);
+	answer->came = e->came;
 	/* A page that failed may be one that the instruction has no use for:
 	 * it counts when none came. */
 	if (!e->came && e->answer.action != KVMFAULT_NOT_A_FAULT)
-		return e->answer;
+		*answer = e->answer;
 	/* Nothing was absent: maybe another thread was faster. Once. */
-	if (!e->came && vcpu->emulation_rip == e->cpu.rip)
-		answer.action = KVMFAULT_NOT_A_FAULT;
-	return answer;
+	else if (!e->came && vcpu->emulation_rip == e->cpu.rip)
+		answer->action = KVMFAULT_NOT_A_FAULT;
 }
 
-static int perform(struct kvmfault_vcpu *vcpu,
-		   struct kvmfault__answer (*work)(struct kvmfault_vcpu *vcpu))
+static int perform(struct kvmfault_vcpu *vcpu, kvmfault__work *work,
+		   struct kvmfault__answer *answer)
 {
-	int err = kvmfault__perform(vcpu, kvmfault__task(vcpu, work));
+	struct kvmfault__task task = kvmfault__task(vcpu, work);
+	int err = kvmfault__perform(vcpu, &task, answer);
 
 	vcpu->emulating = err;
+	if (err)
+		say(answer, KVMFAULT_INTERRUPTED);
 	return err;
 }
 
-struct kvmfault__answer kvmfault__emulation(struct kvmfault_vcpu *vcpu)
+void kvmfault__emulation(struct kvmfault_vcpu *vcpu,
+			 struct kvmfault__answer *answer)
 {
-	const struct kvmfault__answer interrupted = {
-		.action = KVMFAULT_INTERRUPTED,
-	};
 	struct kvmfault__emulation *e = &vcpu->emulation;
-	struct kvmfault__answer answer;
+	struct kvmfault__answer taken_back;
 	uint8_t code[KVMFAULT__CODE];
 
-	if (perform(vcpu, find_code))
-		return interrupted;
-	if (vcpu->task.answer.action == KVMFAULT_NOT_A_FAULT)
-		return vcpu->task.answer;
+	if (perform(vcpu, find_code, answer) ||
+	    answer->action == KVMFAULT_NOT_A_FAULT)
+		return;
 	e->has_operand = kvmfault__x86_operand(&e->cpu, code,
 					       read_code(vcpu, code),
 					       &e->operand);
-	if (perform(vcpu, find_operands))
-		return interrupted;
-	answer = verdict(vcpu);
+	if (perform(vcpu, find_operands, answer))
+		return;
+	verdict(vcpu, answer);
 	/* Whatever comes of it, KVM_RUN may be entered again by then. */
-	if (answer.action != KVMFAULT_NOT_A_FAULT) {
-		if (perform(vcpu, take_back_ud))
-			return interrupted;
-		if (vcpu->task.answer.action == KVMFAULT_NOT_A_FAULT)
-			answer.action = KVMFAULT_NOT_A_FAULT;
-	}
-	vcpu->emulation_rip = e->cpu.rip;
-	return answer;
+	if (answer->action != KVMFAULT_NOT_A_FAULT &&
+	    (perform(vcpu, take_back_ud, &taken_back) ||
+	     taken_back.action == KVMFAULT_NOT_A_FAULT))
+		*answer = taken_back;
+	if (!vcpu->emulating)
+		vcpu->emulation_rip = e->cpu.rip;
 }
 
 #else
 
 /* arm64 KVM emulates no instruction that could meet an absent page. */
-struct kvmfault__answer kvmfault__emulation(struct kvmfault_vcpu *vcpu)
+void kvmfault__emulation(struct kvmfault_vcpu *vcpu,
+			 struct kvmfault__answer *answer)
 {
 	(void)vcpu;
-	return (struct kvmfault__answer){ .action = KVMFAULT_NOT_A_FAULT };
+	*answer = (struct kvmfault__answer){ .action = KVMFAULT_NOT_A_FAULT };
 }
 
 #endif

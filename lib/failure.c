@@ -123,19 +123,19 @@ static void translate(struct kvmfault_fault *fault,
 	fault->gpa = region->gpa + place->offset - region->offset;
 }
 
-struct kvmfault__answer kvmfault__sigbus(struct kvmfault__seat *seat,
-					 struct kvmfault_fault *fault)
+void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
+		      struct kvmfault__answer *answer)
 {
-	struct kvmfault__answer answer = { .action = KVMFAULT_NOT_A_FAULT };
 	struct kvmfault__place place = { 0 };
 	struct kvmfault_mapping *mapping;
 
+	*answer = (struct kvmfault__answer){ .action = KVMFAULT_NOT_A_FAULT };
 	mapping = (struct kvmfault_mapping *)
 		kvmfault__table_find(seat, &seat->vm->mappings,
 				     kvmfault__key(0, fault->hva));
 	if (!mapping) {
 		kvmfault__leave(seat);
-		return answer;
+		return;
 	}
 	place.memory = mapping->span.memory;
 	place.offset = fault->hva - mapping->host;
@@ -145,16 +145,15 @@ struct kvmfault__answer kvmfault__sigbus(struct kvmfault__seat *seat,
 	if (present(&place)) {
 		if (!failed(fault, &place)) {
 			kvmfault__leave(seat);
-			answer.action = KVMFAULT_RETRY;
-			return answer;
+			answer->action = KVMFAULT_RETRY;
+			return;
 		}
 		fault->error = EHWPOISON;
 		if (kvmfault__tracked(place.memory))
 			poison(place.memory, place.offset, fault->length);
 	}
-	answer = kvmfault__resolve(seat, fault, &place);
+	kvmfault__resolve(seat, fault, &place, answer);
 	kvmfault__leave(seat);
-	return answer;
 }
 
 KVMFAULT__EXPORT
@@ -172,7 +171,7 @@ int kvmfault_memory_failed(struct kvmfault_vm *vm, const void *siginfo)
 	seat = kvmfault__seat_take(vm);
 	if (!seat)
 		return -ENOMEM;
-	answer = kvmfault__sigbus(seat, &fault);
+	kvmfault__sigbus(seat, &fault, &answer);
 	kvmfault__seat_give(seat);
 	if (answer.action == KVMFAULT_NOT_A_FAULT)
 		return -ENOENT;

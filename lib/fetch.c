@@ -245,7 +245,7 @@ int kvmfault__submit(struct kvmfault__request *rq)
 			return -EAGAIN;
 		/* A job waits for nobody: its vCPU's thread does. */
 		if (rq->seat->delegate) {
-			rq->seat->vcpu->task.pause = MS;
+			rq->seat->vcpu->outcome.pause = MS;
 			return -EINTR;
 		}
 		err = kvmfault__pause(rq->seat, MS);

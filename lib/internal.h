@@ -97,11 +97,19 @@ void kvmfault__seat_give(struct kvmfault__seat *seat);
 void kvmfault__seats_free(struct kvmfault_vm *vm);
 
 /* Read *where and hold it in hazard; validated. */
-void *kvmfault__hold(_Atomic(const void *) *hazard,
-		     _Atomic(const void *) *where);
-void kvmfault__unhold(struct kvmfault__seat *seat,
-		      _Atomic(const void *) *hazard);
-void kvmfault__leave(struct kvmfault__seat *seat); /* let go of the span */
+static inline void *kvmfault__hold(_Atomic(const void *) *hazard,
+				   _Atomic(const void *) *where)
+{
+	const void *held;
+
+	do {
+		held = atomic_load(where);
+		atomic_store(hazard, held);
+		/* Still in use after we are seen to hold it: it is ours. */
+	} while (atomic_load(where) != held);
+	return (void *)(uintptr_t)held;
+}
+void kvmfault__tell_drainers(struct kvmfault_vm *vm);
 
 /* Under the VM's lock: it is out of use (NULL is fine). A table or list that
  * was replaced and all that went with it are retired before the next reclaim,
@@ -193,6 +201,8 @@ enum kvmfault__kernel_exit {
 	KVMFAULT__KERNEL_EXIT_ON_MISSING,
 };
 
+#define KVMFAULT__PAGE_KINDS (KVMFAULT_PAGE_PROTECTED + 1)
+
 struct kvmfault_vm {
 	struct kvmfault_vm_options options;
 	enum kvmfault_delivery chosen;	/* the mode that can be had */
@@ -205,6 +215,8 @@ struct kvmfault_vm {
 	_Atomic(struct kvmfault__seat *) seats;
 	_Atomic(const void *) uffds[KVMFAULT__SPACES];
 	struct kvmfault_resolver chain[KVMFAULT_RESOLVER_COUNT];
+	uint32_t asked[KVMFAULT__PAGE_KINDS];	/* of each kind of page: bits
+						 * of the chain's indices */
 	unsigned int own_resolvers;	/* the VMM's, before ours */
 	unsigned int resolvers;
 	int epoll;			/* every uffd is in it */
@@ -235,6 +247,23 @@ struct kvmfault_vm {
 	struct kvmfault__bucket bucket[KVMFAULT__BUCKETS];
 };
 
+/* What a seat held it holds no more, and who waits for that is told. */
+static inline void kvmfault__unhold(struct kvmfault__seat *seat,
+				    _Atomic(const void *) *hazard)
+{
+	atomic_store(hazard, NULL);
+	if (atomic_load(&seat->vm->drainers))
+		kvmfault__tell_drainers(seat->vm);
+}
+
+/* Likewise, its span. */
+static inline void kvmfault__leave(struct kvmfault__seat *seat)
+{
+	atomic_store(&seat->span, NULL);
+	if (atomic_load(&seat->vm->drainers))
+		kvmfault__tell_drainers(seat->vm);
+}
+
 __attribute__((format(printf, 3, 4)))
 void kvmfault__log(struct kvmfault_vm *vm, enum kvmfault_log_level level,
 		   const char *format, ...);
@@ -244,69 +273,6 @@ struct kvmfault_finding kvmfault__ask_poison(void);
 
 /* delivery.c: how vCPUs' missing pages get here; -EOPNOTSUPP, logged */
 int kvmfault__delivery_choose(struct kvmfault_vm *vm);
-
-/* page.c: the state machine of a memory's pages */
-enum kvmfault__state {
-	KVMFAULT__ABSENT = 0,
-	KVMFAULT__FETCHING = 1,		/* exactly one thread has it */
-	KVMFAULT__FETCHING_WAITED = 2,	/* and a thread sleeps in the kernel */
-	KVMFAULT__FETCHING_REMOVED = 3,	/* and it was discarded meanwhile */
-	KVMFAULT__PRESENT = 4,
-	KVMFAULT__REMOVED = 5,
-	KVMFAULT__POISONED = 6,		/* its data is lost */
-};
-
-static inline bool kvmfault__in_flight(enum kvmfault__state state)
-{
-	return state == KVMFAULT__FETCHING ||
-	       state == KVMFAULT__FETCHING_WAITED ||
-	       state == KVMFAULT__FETCHING_REMOVED;
-}
-
-int kvmfault__pages_new(struct kvmfault_memory *memory);
-void kvmfault__pages_free(struct kvmfault_memory *memory);
-enum kvmfault__state kvmfault__page_state(const struct kvmfault_memory *memory,
-					  uint64_t page);
-/* from -> to; returns what was found, from if it was changed. */
-enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
-					   uint64_t page,
-					   enum kvmfault__state from,
-					   enum kvmfault__state to);
-/* absent or removed -> fetching; returns what was found. sleeper: if it is in
- * flight, tell the fetcher to wake the mappings. */
-enum kvmfault__state kvmfault__page_claim(struct kvmfault_memory *memory,
-					  uint64_t page, bool sleeper);
-/* Beside the state, and not changed with it: what the page holds, or will when
- * it has come, must be saved before it is written. */
-bool kvmfault__page_protected(const struct kvmfault_memory *memory,
-			      uint64_t page);
-/* Returns the state that it had at that moment. */
-enum kvmfault__state kvmfault__page_protect(struct kvmfault_memory *memory,
-					    uint64_t page, bool on);
-/* Its data is gone: removed, or its fetcher is told. */
-void kvmfault__page_remove(struct kvmfault_memory *memory, uint64_t page);
-/* Wait while it is in flight; 0, -EINTR, or -EDEADLK: this thread has it. */
-int kvmfault__page_wait(struct kvmfault__seat *seat,
-			struct kvmfault_memory *memory, uint64_t page);
-void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page);
-/* The VMM will be told when it is not in flight any more; false: it is not. */
-bool kvmfault__page_pending(struct kvmfault__seat *seat,
-			    struct kvmfault_memory *memory, uint64_t page);
-void kvmfault__not_pending(struct kvmfault__seat *seat);
-bool kvmfault__pages_absent(const struct kvmfault_memory *memory);
-/* Is the vCPU's immediate_exit set? */
-bool kvmfault__exit_wanted(const struct kvmfault__seat *seat);
-/* Sleep until the word may be another; 0, or -EINTR for a signal or
- * immediate_exit. */
-int kvmfault__sleep(struct kvmfault__seat *seat, _Atomic uint32_t *word,
-		    uint32_t value);
-/* The same, on a bucket that the caller is counted in. A job sleeps for nobody:
- * its vCPU's thread will, and this is -EINTR at once. */
-int kvmfault__await(struct kvmfault__seat *seat,
-		    struct kvmfault__bucket *bucket, uint32_t sequence);
-void kvmfault__forget_awaited(struct kvmfault__seat *seat);
-/* Sleep for a moment; as above. */
-int kvmfault__pause(struct kvmfault__seat *seat, uint64_t nanoseconds);
 
 /* uffd.c: one process's userfaultfd, and its calls with errors made sane */
 struct kvmfault_uffd {
@@ -324,20 +290,20 @@ int kvmfault__uffd_register(struct kvmfault_uffd *uffd, uint64_t start,
 			    uint64_t length, uint64_t mode, uint64_t *ioctls);
 int kvmfault__uffd_unregister(struct kvmfault_uffd *uffd, uint64_t start,
 			      uint64_t length);
-/* 0, or of the page after *done: -EEXIST: it was there, nobody was woken;
- * -EAGAIN: not now; ... */
+/* How many bytes, from the first page on; it may be less than length. Or of that
+ * page: -EEXIST: it was there, nobody was woken; -EAGAIN: not now; ... */
 enum kvmfault__install {
 	KVMFAULT__COPY,		/* from there */
 	KVMFAULT__ZERO,
 	KVMFAULT__MAP,		/* what is in the file: UFFDIO_CONTINUE */
 };
-int kvmfault__uffd_install(int fd, enum kvmfault__install how, uint64_t to,
-			   const void *from, uint64_t length, bool protect,
-			   uint64_t *done);
+int64_t kvmfault__uffd_install(int fd, enum kvmfault__install how, uint64_t to,
+			       const void *from, uint64_t length, bool protect);
 /* Off: who sleeps there is woken. */
 int kvmfault__uffd_protect(int fd, uint64_t start, uint64_t length, bool on);
 int kvmfault__uffd_wake(int fd, uint64_t start, uint64_t length);
-/* Markers: as install; quiet: whoever sleeps there sleeps on. */
+/* Markers, on *done bytes, and then 0 or as above; quiet: whoever sleeps there
+ * sleeps on. */
 int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length, bool quiet,
 			  uint64_t *done);
 int kvmfault__uffd_open(unsigned int how);
@@ -346,7 +312,7 @@ void kvmfault__uffd_abandon(struct kvmfault_uffd *uffd);
 #define KVMFAULT__UFFD_DEVICE (1U << 0)
 #define KVMFAULT__UFFD_SYSCALL (1U << 1)
 
-/* memory.c, mapping.c */
+/* memory.c, mapping.c: what they are */
 struct kvmfault_mapping {
 	struct kvmfault__span span;
 	struct kvmfault_uffd *uffd;	/* NULL: not tracked */
@@ -395,14 +361,116 @@ static inline uint64_t kvmfault__page_size(const struct kvmfault_memory *memory)
 	return 1ULL << memory->page_shift;
 }
 
+/* page.c: the state machine of a memory's pages */
+enum kvmfault__state {
+	KVMFAULT__ABSENT = 0,
+	KVMFAULT__FETCHING = 1,		/* exactly one thread has it */
+	KVMFAULT__FETCHING_WAITED = 2,	/* and a thread sleeps in the kernel */
+	KVMFAULT__FETCHING_REMOVED = 3,	/* and it was discarded meanwhile */
+	KVMFAULT__PRESENT = 4,
+	KVMFAULT__REMOVED = 5,
+	KVMFAULT__POISONED = 6,		/* its data is lost */
+};
+
+static inline bool kvmfault__in_flight(enum kvmfault__state state)
+{
+	return state == KVMFAULT__FETCHING ||
+	       state == KVMFAULT__FETCHING_WAITED ||
+	       state == KVMFAULT__FETCHING_REMOVED;
+}
+
+int kvmfault__pages_new(struct kvmfault_memory *memory);
+void kvmfault__pages_free(struct kvmfault_memory *memory);
+
+/* Four bits a page: three are its state, the fourth says that it is protected. */
+#define KVMFAULT__PAGE_BITS 4
+#define KVMFAULT__PAGE_STATE 7ULL
+#define KVMFAULT__PAGE_PROTECTED 8ULL
+#define KVMFAULT__PAGES_PER_WORD (64 / KVMFAULT__PAGE_BITS)
+
+static inline _Atomic uint64_t *
+kvmfault__page_word(const struct kvmfault_memory *memory, uint64_t page)
+{
+	return &memory->states[page / KVMFAULT__PAGES_PER_WORD];
+}
+
+static inline unsigned int kvmfault__page_shift(uint64_t page)
+{
+	return page % KVMFAULT__PAGES_PER_WORD * KVMFAULT__PAGE_BITS;
+}
+
+static inline enum kvmfault__state
+kvmfault__page_state(const struct kvmfault_memory *memory, uint64_t page)
+{
+	return atomic_load(kvmfault__page_word(memory, page)) >>
+	       kvmfault__page_shift(page) & KVMFAULT__PAGE_STATE;
+}
+
+/* from -> to; returns what was found, from if it was changed. */
+enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
+					   uint64_t page,
+					   enum kvmfault__state from,
+					   enum kvmfault__state to);
+/* absent or removed -> fetching; returns what was found. sleeper: if it is in
+ * flight, tell the fetcher to wake the mappings. */
+enum kvmfault__state kvmfault__page_claim(struct kvmfault_memory *memory,
+					  uint64_t page, bool sleeper);
+/* Beside the state, and not changed with it: what the page holds, or will when
+ * it has come, must be saved before it is written. */
+static inline bool
+kvmfault__page_protected(const struct kvmfault_memory *memory, uint64_t page)
+{
+	return atomic_load(kvmfault__page_word(memory, page)) >>
+	       kvmfault__page_shift(page) & KVMFAULT__PAGE_PROTECTED;
+}
+/* Returns the state that it had at that moment. */
+enum kvmfault__state kvmfault__page_protect(struct kvmfault_memory *memory,
+					    uint64_t page, bool on);
+/* Who touches it needs nobody: present, or poisoned and marked so. */
+bool kvmfault__page_settled(const struct kvmfault_memory *memory,
+			    uint64_t page);
+/* Its data is gone: removed, or its fetcher is told. */
+void kvmfault__page_remove(struct kvmfault_memory *memory, uint64_t page);
+/* Wait while it is in flight; 0, -EINTR, or -EDEADLK: this thread has it. */
+int kvmfault__page_wait(struct kvmfault__seat *seat,
+			struct kvmfault_memory *memory, uint64_t page);
+void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page);
+/* The VMM will be told when it is not in flight any more; false: it is not. */
+bool kvmfault__page_pending(struct kvmfault__seat *seat,
+			    struct kvmfault_memory *memory, uint64_t page);
+void kvmfault__not_pending(struct kvmfault__seat *seat);
+/* Is there a page that nobody may read? */
+bool kvmfault__pages_absent(struct kvmfault_memory *memory);
+/* Is the vCPU's immediate_exit set? */
+bool kvmfault__exit_wanted(const struct kvmfault__seat *seat);
+/* Sleep until the word may be another; 0, or -EINTR for a signal or
+ * immediate_exit. */
+int kvmfault__sleep(struct kvmfault__seat *seat, _Atomic uint32_t *word,
+		    uint32_t value);
+/* The same, on a bucket that the caller is counted in. A job sleeps for nobody:
+ * its vCPU's thread will, and this is -EINTR at once. */
+int kvmfault__await(struct kvmfault__seat *seat,
+		    struct kvmfault__bucket *bucket, uint32_t sequence);
+void kvmfault__forget_awaited(struct kvmfault__seat *seat);
+/* Sleep for a moment; as above. */
+int kvmfault__pause(struct kvmfault__seat *seat, uint64_t nanoseconds);
+
+/* memory.c and mapping.c, what they do */
 /* Is the page in the backing? 1, 0 or -errno. */
 int kvmfault__memory_resident(const struct kvmfault_memory *memory,
 			      uint64_t offset, uint64_t length);
 /* Take pages out of the backing. */
 int kvmfault__memory_punch(const struct kvmfault_memory *memory,
 			   uint64_t offset, uint64_t length);
-void kvmfault__changed(struct kvmfault_memory *memory, uint64_t offset,
-		       uint64_t length, enum kvmfault_cause cause);
+void kvmfault__tell_change(struct kvmfault_memory *memory, uint64_t offset,
+			   uint64_t length, enum kvmfault_cause cause);
+static inline void kvmfault__changed(struct kvmfault_memory *memory,
+				     uint64_t offset, uint64_t length,
+				     enum kvmfault_cause cause)
+{
+	if (memory->vm->options.changed)
+		kvmfault__tell_change(memory, offset, length, cause);
+}
 
 /* The memory's first mapping is the memslots'. A tracked memory's mapping is
  * registered, with a uffd of its own where it was given none. */
@@ -414,8 +482,12 @@ int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard);
 /* Where data for it is to be written: scratch memory, or with minor faults the
  * file itself, which must be asked for by kvmfault__prepare() first. */
-void *kvmfault__buffer(struct kvmfault__seat *seat,
-		       const struct kvmfault_memory *memory, uint64_t offset);
+static inline void *kvmfault__buffer(struct kvmfault__seat *seat,
+				     const struct kvmfault_memory *memory,
+				     uint64_t offset)
+{
+	return memory->fill ? memory->fill + offset : seat->buffer;
+}
 const struct kvmfault_mapping *
 kvmfault__own_mapping(const struct kvmfault__mappings *all);
 static inline bool kvmfault__poisoned(const struct kvmfault_memory *memory,
@@ -481,8 +553,14 @@ int kvmfault__userfault_new(struct kvmfault_memory *memory);
 void kvmfault__userfault_free(struct kvmfault_memory *memory);
 /* Have the pages' bits say what their states say now. After a change of states
  * and before the wakes; before a hole is punched, when the pages are taken. */
-void kvmfault__userfault_follow(struct kvmfault_memory *memory, uint64_t page,
-				uint64_t count);
+void kvmfault__userfault_set(struct kvmfault_memory *memory, uint64_t page,
+			     uint64_t count);
+static inline void kvmfault__userfault_follow(struct kvmfault_memory *memory,
+					      uint64_t page, uint64_t count)
+{
+	if (memory->userfault)
+		kvmfault__userfault_set(memory, page, count);
+}
 /* All by userfaultfd from now on; as it was. Also while vCPUs run. */
 void kvmfault__userfault_leave(struct kvmfault_memory *memory);
 void kvmfault__userfault_enter(struct kvmfault_memory *memory);
@@ -524,8 +602,15 @@ kvmfault__region_place(const struct kvmfault__region *region, uint64_t gpa)
 }
 
 /* Held in the seat until kvmfault__leave(); NULL: none there. */
-struct kvmfault__region *kvmfault__region_find(struct kvmfault__seat *seat,
-					       uint32_t space, uint64_t gpa);
+static inline struct kvmfault__region *
+kvmfault__region_find(struct kvmfault__seat *seat, uint32_t space, uint64_t gpa)
+{
+	if (space >= KVMFAULT__SPACES)
+		return NULL;
+	return (struct kvmfault__region *)
+		kvmfault__table_find(seat, &seat->vm->regions,
+				     kvmfault__key(space, gpa));
+}
 
 /* The first that shows this place of a memory, held like the above. */
 struct kvmfault__region *
@@ -592,7 +677,8 @@ bool kvmfault__wants_private(const struct kvmfault_fault *fault);
 int kvmfault__convert(struct kvmfault__seat *seat, struct kvmfault__gfns pages,
 		      bool private, bool wait, uint64_t *done);
 
-/* resolver-*.c */
+/* resolver.c: the chain, before the VMM adds to it; resolver-*.c */
+void kvmfault__resolvers_new(struct kvmfault_vm *vm);
 extern const struct kvmfault_resolver kvmfault__resolver_async;
 extern const struct kvmfault_resolver kvmfault__resolver_copy;
 extern const struct kvmfault_resolver kvmfault__resolver_continue;
@@ -601,7 +687,8 @@ extern const struct kvmfault_resolver kvmfault__resolver_populate;
 extern const struct kvmfault_resolver kvmfault__resolver_convert;
 extern const struct kvmfault_resolver kvmfault__resolver_unprotect;
 
-/* resolve.c: claim -> chain -> publish, for every entrance */
+/* resolve.c: claim -> chain -> publish, for every entrance. present.c: of pages
+ * that are present. */
 struct kvmfault__request {
 	struct kvmfault_request request;	/* first: what resolvers see */
 	struct kvmfault__seat *seat;
@@ -610,11 +697,12 @@ struct kvmfault__request {
 	uint64_t first, count;	/* pages that are claimed, it among them */
 	/* by kvmfault_request_install(), from the first claimed page on */
 	struct kvmfault__installed installed;
-	bool own_way;		/* or a resolver put it there by itself */
+	const void *view;	/* by kvmfault_request_data(), or NULL */
+	struct kvmfault__tries tries;
+	unsigned int resolver;	/* who is asked, by index */
+	bool own_way;		/* a resolver put it there by itself */
 	bool poisoned;		/* by kvmfault_request_poison() */
 	bool detached;		/* a fetch in flight has it now */
-	unsigned int resolver;	/* who is asked, by index */
-	struct kvmfault__tries tries;
 	bool source_failed;
 };
 /* Claim absent neighbours too, as the memory's window says; or let go of all
@@ -624,14 +712,6 @@ void kvmfault__widen(struct kvmfault__request *rq);	/* window.c */
 void kvmfault__run(struct kvmfault__request *rq, uint64_t first,
 		   uint64_t count);
 void kvmfault__narrow(struct kvmfault__request *rq);
-/* Publish and count what became of the claimed pages: those that did not come
- * are what they were. */
-void kvmfault__conclude(struct kvmfault__request *rq,
-			enum kvmfault__state was);
-/* Claimed pages whose data is what it was before: absent again, or present. */
-void kvmfault__release(struct kvmfault__request *rq, uint64_t first,
-		       uint64_t count, enum kvmfault__state to);
-
 struct kvmfault__answer {
 	enum kvmfault_action action;
 	enum kvmfault_reason reason;
@@ -644,10 +724,55 @@ struct kvmfault__answer {
 	uint64_t gpa, length;
 };
 
+static inline void kvmfault__unresolved(struct kvmfault__answer *answer,
+					enum kvmfault_reason reason, int error)
+{
+	answer->action = KVMFAULT_UNRESOLVED;
+	answer->reason = reason;
+	answer->error = error;
+}
+
+/* What is not known to be a read. */
+static inline bool kvmfault__may_write(const struct kvmfault_fault *fault)
+{
+	return fault->access != KVMFAULT_ACCESS_READ &&
+	       fault->access != KVMFAULT_ACCESS_EXEC;
+}
+
+static inline bool kvmfault__must_save(const struct kvmfault__request *rq)
+{
+	return rq->request.memory->write_protect &&
+	       kvmfault__may_write(rq->request.fault) &&
+	       kvmfault__page_protected(rq->request.memory, rq->page);
+}
+
+/* Ask one resolver after the other, and what its verdict, or an -errno, comes
+ * to; wake whose page nobody has claimed. The answer says nothing yet. */
+void kvmfault__ask(struct kvmfault__request *rq, enum kvmfault_page page,
+		   struct kvmfault__answer *answer);
+void kvmfault__judge(const struct kvmfault__request *rq, int verdict,
+		     struct kvmfault__answer *answer);
+void kvmfault__resolve_unclaimed(struct kvmfault__request *rq,
+				 enum kvmfault_page page,
+				 struct kvmfault__answer *answer);
+/* False: look again, it has changed. */
+bool kvmfault__resolve_present(struct kvmfault__request *rq, bool waited,
+			       struct kvmfault__answer *answer);
+/* Publish and count what became of the claimed pages: those that did not come
+ * are what they were. */
+void kvmfault__conclude(struct kvmfault__request *rq,
+			enum kvmfault__state was);
+/* Claimed pages whose data is what it was before: absent again, or present. */
+void kvmfault__release(struct kvmfault__request *rq, uint64_t first,
+		       uint64_t count, enum kvmfault__state to);
+
+void kvmfault__account(struct kvmfault__request *rq, enum kvmfault__state was);
+
 /* Resolve one page. */
-struct kvmfault__answer kvmfault__resolve(struct kvmfault__seat *seat,
-					  const struct kvmfault_fault *fault,
-					  const struct kvmfault__place *place);
+void kvmfault__resolve(struct kvmfault__seat *seat,
+		       const struct kvmfault_fault *fault,
+		       const struct kvmfault__place *place,
+		       struct kvmfault__answer *answer);
 /* For callers who are told by an errno. */
 int kvmfault__error(const struct kvmfault__answer *answer);
 void kvmfault__latency(struct kvmfault__seat *seat, uint64_t nanoseconds);
@@ -671,7 +796,7 @@ void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due);
 #define KVMFAULT__HISTORY 8
 #define KVMFAULT__SIGINFO 128		/* bytes of a siginfo_t */
 
-struct kvmfault__past {			/* what an event points to */
+struct kvmfault__past {			/* an event, and what it points to */
 	struct kvmfault_event event;
 	struct kvmfault_fault fault;
 };
@@ -697,18 +822,21 @@ struct kvmfault__emulation {
 	bool came;		/* one of them */
 };
 
-/* delegate.c: what is done for a vCPU, with system calls, on whichever thread;
- * it has its own copy of what it is about. */
+/* delegate.c: what is done for a vCPU, with system calls, on whichever thread */
+typedef void kvmfault__work(struct kvmfault_vcpu *vcpu,
+			    struct kvmfault__answer *answer);
 struct kvmfault__task {
-	struct kvmfault__answer (*work)(struct kvmfault_vcpu *vcpu);
-	struct kvmfault_fault fault;
+	kvmfault__work *work;
+	struct kvmfault_fault *fault;	/* the vCPU's; a job's is a copy */
 	uint64_t gpa;			/* mmio: the part's */
 	struct kvmfault__gfns pages;	/* a conversion's, */
 	bool private;			/* and to what */
 	uint64_t due;			/* not before; 0: now */
-	/* what came of it */
+};
+
+struct kvmfault__outcome {
 	uint64_t pause;			/* nothing: it is too early by that */
-	struct kvmfault__answer answer;
+	struct kvmfault__answer answer;	/* a job's */
 	uint64_t began, ended;
 };
 
@@ -725,10 +853,11 @@ struct kvmfault_vcpu {
 	uint64_t history[KVMFAULT__HISTORY];
 	uint32_t newest;
 	uint32_t streak;
-	/* its last faults, for the result: a ring, and its order */
+	/* its last faults: a ring, how many there were; and for who asks for
+	 * the result, in order */
 	struct kvmfault__past past[KVMFAULT_HISTORY_COUNT];
+	uint64_t past_count;
 	const struct kvmfault_event *events[KVMFAULT_HISTORY_COUNT];
-	uint32_t next_past;
 	/* a source that failed: for what, how often, when to try again */
 	uint64_t source_key;
 	uint32_t source_failures;
@@ -746,9 +875,12 @@ struct kvmfault_vcpu {
 	uint64_t own_mask_value;
 	atomic_bool noted;	/* by the handler */
 	_Alignas(8) char siginfo[KVMFAULT__SIGINFO], note[KVMFAULT__SIGINFO];
-	/* The task is a job's while that runs; and what came of it, for the
-	 * vCPU's thread: */
-	struct kvmfault__task task;
+	/* What is done for it, and what came of that: a job's while it runs,
+	 * with copies of its own, and then the vCPU's thread's. */
+	const struct kvmfault__task *task;
+	struct kvmfault__task job;
+	struct kvmfault_fault job_fault;
+	struct kvmfault__outcome outcome;
 	struct kvmfault__emulation emulation;	/* a task's */
 	bool anew;			/* nothing was done for this fault yet */
 	uint64_t began, ended;		/* its first task, its last one; 0: no */
@@ -762,12 +894,19 @@ void kvmfault__signal_free(struct kvmfault_vcpu *vcpu);
 bool kvmfault__signal_take(struct kvmfault_vcpu *vcpu);
 
 /* Have it done, here or as a job; what it awaits is slept for, here. 0: it is,
- * and the answer is in vcpu->task; -EINTR: a signal or immediate_exit came. */
-int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task task);
+ * and there is an answer; -EINTR: a signal or immediate_exit came. */
+int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
+		      struct kvmfault__answer *answer);
 /* One that is about the vCPU's fault. */
-struct kvmfault__task
-kvmfault__task(const struct kvmfault_vcpu *vcpu,
-	       struct kvmfault__answer (*work)(struct kvmfault_vcpu *vcpu));
+static inline struct kvmfault__task
+kvmfault__task(struct kvmfault_vcpu *vcpu, kvmfault__work *work)
+{
+	return (struct kvmfault__task){
+		.work = work,
+		.fault = &vcpu->fault,
+		.due = vcpu->source_due,
+	};
+}
 /* For work: its descriptor and kvm_run may be used until kvmfault__free_vcpu():
  * the vCPU's thread stays where it is. False: it has gone already. */
 bool kvmfault__hold_vcpu(struct kvmfault__seat *seat);
@@ -779,16 +918,18 @@ void kvmfault__job_drop(struct kvmfault_vcpu *vcpu);
 struct kvmfault__seat *kvmfault__job_take(struct kvmfault_vm *vm);
 void kvmfault__job_run(struct kvmfault__seat *seat);
 
-struct kvmfault__answer kvmfault__mmio(struct kvmfault_vcpu *vcpu);
-struct kvmfault__answer kvmfault__emulation(struct kvmfault_vcpu *vcpu);
+void kvmfault__mmio(struct kvmfault_vcpu *vcpu,
+		    struct kvmfault__answer *answer);
+void kvmfault__emulation(struct kvmfault_vcpu *vcpu,
+			 struct kvmfault__answer *answer);
 /* Its linear address; false: none, or not to be told from these bytes. */
 bool kvmfault__x86_operand(const struct kvmfault__x86 *cpu,
 			   const uint8_t *code, size_t length,
 			   uint64_t *address);
 /* Translate a gpa, resolve its page, leave. */
-struct kvmfault__answer kvmfault__resolve_gpa(struct kvmfault__seat *seat,
-					      const struct kvmfault_fault *f,
-					      uint64_t gpa);
+void kvmfault__resolve_gpa(struct kvmfault__seat *seat,
+			   const struct kvmfault_fault *fault, uint64_t gpa,
+			   struct kvmfault__answer *answer);
 
 /* prefault.c: have KVM map a window that came */
 bool kvmfault__can_prefault(int vcpu_fd);
@@ -799,8 +940,8 @@ void kvmfault__prefault(struct kvmfault_vcpu *vcpu,
 void kvmfault__tell_failure(struct kvmfault__request *rq,
 			    struct kvmfault__answer *answer);
 /* A SIGBUS at fault->hva; the gpa is filled in. NOT_A_FAULT: not ours. */
-struct kvmfault__answer kvmfault__sigbus(struct kvmfault__seat *seat,
-					 struct kvmfault_fault *fault);
+void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
+		      struct kvmfault__answer *answer);
 
 /* syscalls.c; NULL: past the end */
 const struct kvmfault_syscall *

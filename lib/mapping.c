@@ -21,12 +21,6 @@ hold_mappings(struct kvmfault__seat *seat, struct kvmfault_memory *memory)
 	return kvmfault__hold(&seat->mappings, &memory->mappings);
 }
 
-void *kvmfault__buffer(struct kvmfault__seat *seat,
-		       const struct kvmfault_memory *memory, uint64_t offset)
-{
-	return memory->fill ? memory->fill + offset : seat->buffer;
-}
-
 /* The first of this process that is not the memslots', or NULL. */
 const struct kvmfault_mapping *
 kvmfault__own_mapping(const struct kvmfault__mappings *all)
@@ -96,31 +90,31 @@ static bool any_protected(const struct kvmfault_memory *memory, uint64_t offset,
 	return page < end;
 }
 
-/* One call for each run of pages that are not there. */
+/* One call for each run of pages that are not there, if the kernel does not stop
+ * in between. */
 static int fill(const struct kvmfault_mapping *mapping,
 		enum kvmfault__install how, uint64_t offset, const char *data,
 		uint64_t length, bool protect,
 		struct kvmfault__installed *installed)
 {
-	uint64_t size = kvmfault__page_size(mapping->span.memory);
-	uint64_t at = 0, done;
-	int err = 0;
+	unsigned int shift = mapping->span.memory->page_shift;
+	uint64_t host = mapping->host + offset, at = 0;
+	int64_t done = 0;
 
 	while (at < length) {
-		err = kvmfault__uffd_install(mapping->uffd->fd, how,
-					     mapping->host + offset + at,
-					     data ? data + at : NULL,
-					     length - at, protect, &done);
-		at += done;
-		if (err == -EEXIST) {
+		done = kvmfault__uffd_install(mapping->uffd->fd, how, host + at,
+					      data ? data + at : NULL,
+					      length - at, protect);
+		if (done == -EEXIST) {
 			installed->existed++;
-			at += size;
-		} else if (err) {
-			break;
+			done = 1LL << shift;
 		}
+		if (done < 0)
+			break;
+		at += (uint64_t)done;
 	}
-	installed->there = at / size;
-	return at < length ? err : 0;
+	installed->there = at >> shift;
+	return done < 0 ? (int)done : 0;
 }
 
 int kvmfault__install(struct kvmfault__seat *seat,
@@ -154,12 +148,13 @@ int kvmfault__install(struct kvmfault__seat *seat,
 int kvmfault__map(const struct kvmfault_mapping *mapping, uint64_t offset,
 		  uint64_t length)
 {
-	uint64_t done;
+	int64_t done = kvmfault__uffd_install(mapping->uffd->fd, KVMFAULT__MAP,
+					      mapping->host + offset, NULL,
+					      length,
+					      any_protected(mapping->span.memory,
+							    offset, length));
 
-	return kvmfault__uffd_install(mapping->uffd->fd, KVMFAULT__MAP,
-				      mapping->host + offset, NULL, length,
-				      any_protected(mapping->span.memory,
-						    offset, length), &done);
+	return done < 0 ? (int)done : 0;
 }
 
 int kvmfault__protect(struct kvmfault__seat *seat,

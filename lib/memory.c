@@ -198,21 +198,18 @@ int kvmfault__memory_punch(const struct kvmfault_memory *memory,
 	return err;
 }
 
-void kvmfault__changed(struct kvmfault_memory *memory, uint64_t offset,
-		       uint64_t length, enum kvmfault_cause cause)
+void kvmfault__tell_change(struct kvmfault_memory *memory, uint64_t offset,
+			   uint64_t length, enum kvmfault_cause cause)
 {
 	const struct kvmfault_vm_options *options = &memory->vm->options;
-	struct kvmfault_change change;
-
-	if (!options->changed)
-		return;
-	change = (struct kvmfault_change){
+	const struct kvmfault_change change = {
 		.size = sizeof(change),
 		.memory = memory,
 		.offset = offset,
 		.length = length,
 		.cause = cause,
 	};
+
 	options->changed(options->changed_data, &change);
 }
 
@@ -348,12 +345,11 @@ static int memory_attach(struct kvmfault_memory *memory,
 static int check_protect(const struct kvmfault_memory *memory)
 {
 	const struct kvmfault__mappings *all = atomic_load(&memory->mappings);
-	uint64_t done;
 
 	if (!memory->fill || !memory->write_protect ||
 	    kvmfault__uffd_install(all->mapping[0]->uffd->fd, KVMFAULT__MAP,
 				   (uintptr_t)memory->fill, NULL,
-				   kvmfault__page_size(memory), true, &done) !=
+				   kvmfault__page_size(memory), true) !=
 	    -EINVAL)
 		return 0;
 	kvmfault__log(memory->vm, KVMFAULT_LOG_ERROR,

@@ -72,74 +72,73 @@ static struct kvmfault__region *ram_at(struct kvmfault_vcpu *vcpu,
 	return region;
 }
 
-static struct kvmfault__answer resolve_part(struct kvmfault_vcpu *vcpu)
+static void resolve_part(struct kvmfault_vcpu *vcpu,
+			 struct kvmfault__answer *answer)
 {
-	struct kvmfault__answer answer = { .action = KVMFAULT_NOT_A_FAULT };
-	const struct kvmfault__task *task = &vcpu->task;
-	struct kvmfault__region *region;
-	struct kvmfault__place place;
+	const struct kvmfault__task *task = vcpu->task;
+	struct kvmfault__region *region =
+		ram_at(vcpu, task->fault, task->gpa);
+	struct kvmfault__place place = kvmfault__region_place(region,
+							      task->gpa);
 
-	region = ram_at(vcpu, &task->fault, task->gpa);
-	if (region) {
-		place = kvmfault__region_place(region, task->gpa);
-		answer = kvmfault__resolve(vcpu->seat, &task->fault, &place);
-	}
+	*answer = (struct kvmfault__answer){ .action = KVMFAULT_NOT_A_FAULT };
+	if (region)
+		kvmfault__resolve(vcpu->seat, task->fault, &place, answer);
 	kvmfault__leave(vcpu->seat);
-	return answer;
 }
 
 /* One page's part of it. The bytes are copied by the vCPU's own thread: should
  * the page be discarded in between, it is the one that sleeps. */
-static struct kvmfault__answer complete(struct kvmfault_vcpu *vcpu,
-					uint64_t done, uint64_t length)
+static void complete(struct kvmfault_vcpu *vcpu, uint64_t done, uint64_t length,
+		     struct kvmfault__answer *answer)
 {
-	struct kvmfault__answer answer = { .action = KVMFAULT_INTERRUPTED };
 	struct kvmfault__task task = kvmfault__task(vcpu, resolve_part);
 	struct kvmfault__region *region;
 
 	task.gpa = vcpu->fault.gpa + done;
-	if (kvmfault__perform(vcpu, task))
-		return answer;
-	answer = vcpu->task.answer;
+	if (kvmfault__perform(vcpu, &task, answer)) {
+		*answer = (struct kvmfault__answer){
+			.action = KVMFAULT_INTERRUPTED,
+		};
+		return;
+	}
 	/* The mapping is changing: the bytes are not to be had yet, and KVM_RUN
 	 * must not go on without them. */
-	if (answer.action == KVMFAULT_RETRY && answer.error) {
+	if (answer->action == KVMFAULT_RETRY && answer->error) {
 		kvmfault__pause(vcpu->seat, MOMENT);
-		answer.action = KVMFAULT_INTERRUPTED;
+		answer->action = KVMFAULT_INTERRUPTED;
 	}
-	if (answer.action != KVMFAULT_RETRY)
-		return answer;
+	if (answer->action != KVMFAULT_RETRY)
+		return;
 	region = ram_at(vcpu, &vcpu->fault, task.gpa);
 	if (region)
 		access_page(vcpu, region, done, length);
 	else
-		answer.action = KVMFAULT_NOT_A_FAULT;	/* by now */
+		answer->action = KVMFAULT_NOT_A_FAULT;	/* by now */
 	kvmfault__leave(vcpu->seat);
-	return answer;
 }
 
-struct kvmfault__answer kvmfault__mmio(struct kvmfault_vcpu *vcpu)
+void kvmfault__mmio(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 {
 	const struct kvmfault_fault *fault = &vcpu->fault;
-	struct kvmfault__answer answer = { .action = KVMFAULT_NOT_A_FAULT };
 	uint64_t done = 0, step;
 
+	*answer = (struct kvmfault__answer){ .action = KVMFAULT_NOT_A_FAULT };
 	vcpu->mmio_length = 0;
 	while (done < fault->length) {
 		step = KVMFAULT__PAGE - (fault->gpa + done) % KVMFAULT__PAGE;
 		if (step > fault->length - done)
 			step = fault->length - done;
-		answer = complete(vcpu, done, step);
-		if (answer.action != KVMFAULT_RETRY)
+		complete(vcpu, done, step, answer);
+		if (answer->action != KVMFAULT_RETRY)
 			break;
 		done += step;
 	}
 	/* Done for the guest: whatever comes next, this was progress. */
-	answer.came = answer.action == KVMFAULT_RETRY;
-	if (answer.action == KVMFAULT_NOT_A_FAULT ||
-	    answer.action == KVMFAULT_RETRY)
-		return answer;
+	answer->came = answer->action == KVMFAULT_RETRY;
+	if (answer->action == KVMFAULT_NOT_A_FAULT ||
+	    answer->action == KVMFAULT_RETRY)
+		return;
 	vcpu->mmio_gpa = fault->gpa;
 	vcpu->mmio_length = (uint32_t)fault->length;
-	return answer;
 }

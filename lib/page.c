@@ -13,17 +13,14 @@
 
 #include "internal.h"
 
-#define BITS 4
-#define MASK 7ULL
-#define PROTECTED 8ULL
-#define PER_WORD (64 / BITS)
 #define SLICE 10000000ULL	/* how late immediate_exit may be seen: 10 ms */
 
 static uint64_t words(const struct kvmfault_memory *memory)
 {
 	uint64_t pages = memory->length >> memory->page_shift;
 
-	return (pages + PER_WORD - 1) / PER_WORD;
+	return (pages + KVMFAULT__PAGES_PER_WORD - 1) /
+	       KVMFAULT__PAGES_PER_WORD;
 }
 
 int kvmfault__pages_new(struct kvmfault_memory *memory)
@@ -53,69 +50,69 @@ void kvmfault__pages_free(struct kvmfault_memory *memory)
 				     words(memory) * sizeof(uint64_t));
 }
 
-enum kvmfault__state kvmfault__page_state(const struct kvmfault_memory *memory,
-					  uint64_t page)
-{
-	uint64_t word = atomic_load(&memory->states[page / PER_WORD]);
-
-	return (word >> (page % PER_WORD * BITS)) & MASK;
-}
-
 enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
 					   uint64_t page,
 					   enum kvmfault__state from,
 					   enum kvmfault__state to)
 {
-	_Atomic uint64_t *word = &memory->states[page / PER_WORD];
-	unsigned int shift = page % PER_WORD * BITS;
-	uint64_t old = atomic_load(word), new;
+	_Atomic uint64_t *word = kvmfault__page_word(memory, page);
+	unsigned int shift = kvmfault__page_shift(page);
+	uint64_t old = atomic_load(word);
+	enum kvmfault__state found;
 
 	do {
-		if (((old >> shift) & MASK) != from)
-			return (old >> shift) & MASK;
-		new = (old & ~(MASK << shift)) | (uint64_t)to << shift;
-	} while (!atomic_compare_exchange_weak(word, &old, new));
+		found = old >> shift & KVMFAULT__PAGE_STATE;
+		if (found != from)
+			return found;
+	} while (!atomic_compare_exchange_weak(word, &old, old ^
+					       (uint64_t)(from ^ to) << shift));
 	return from;
+}
+
+bool kvmfault__page_settled(const struct kvmfault_memory *memory, uint64_t page)
+{
+	enum kvmfault__state state = kvmfault__page_state(memory, page);
+
+	return state == KVMFAULT__PRESENT || state == KVMFAULT__POISONED;
+}
+
+/* What it becomes when somebody asks for it; what it is: somebody has it. */
+static enum kvmfault__state asked_for(enum kvmfault__state state, bool sleeper)
+{
+	if (state == KVMFAULT__ABSENT || state == KVMFAULT__REMOVED)
+		return KVMFAULT__FETCHING;
+	if (state == KVMFAULT__FETCHING && sleeper)
+		return KVMFAULT__FETCHING_WAITED;
+	return state;
 }
 
 enum kvmfault__state kvmfault__page_claim(struct kvmfault_memory *memory,
 					  uint64_t page, bool sleeper)
 {
-	enum kvmfault__state state = kvmfault__page_state(memory, page), to;
+	_Atomic uint64_t *word = kvmfault__page_word(memory, page);
+	unsigned int shift = kvmfault__page_shift(page);
+	uint64_t old = atomic_load(word);
+	enum kvmfault__state state, to;
 
-	for (;;) {
-		enum kvmfault__state found;
-
-		if (state == KVMFAULT__ABSENT || state == KVMFAULT__REMOVED)
-			to = KVMFAULT__FETCHING;
-		else if (state == KVMFAULT__FETCHING && sleeper)
-			to = KVMFAULT__FETCHING_WAITED;
-		else
-			return state;
-		found = kvmfault__page_change(memory, page, state, to);
-		if (found == state)
-			return state;
-		state = found;
-	}
-}
-
-bool kvmfault__page_protected(const struct kvmfault_memory *memory,
-			      uint64_t page)
-{
-	uint64_t word = atomic_load(&memory->states[page / PER_WORD]);
-
-	return word >> (page % PER_WORD * BITS) & PROTECTED;
+	do {
+		state = old >> shift & KVMFAULT__PAGE_STATE;
+		to = asked_for(state, sleeper);
+	} while (to != state &&
+		 !atomic_compare_exchange_weak(word, &old, old ^
+					       (uint64_t)(state ^ to) << shift));
+	return state;
 }
 
 enum kvmfault__state kvmfault__page_protect(struct kvmfault_memory *memory,
 					    uint64_t page, bool on)
 {
-	_Atomic uint64_t *word = &memory->states[page / PER_WORD];
-	unsigned int shift = page % PER_WORD * BITS;
-	uint64_t old = on ? atomic_fetch_or(word, PROTECTED << shift) :
-			    atomic_fetch_and(word, ~(PROTECTED << shift));
+	_Atomic uint64_t *word = kvmfault__page_word(memory, page);
+	unsigned int shift = kvmfault__page_shift(page);
+	uint64_t bit = KVMFAULT__PAGE_PROTECTED << shift;
+	uint64_t old = on ? atomic_fetch_or(word, bit) :
+			    atomic_fetch_and(word, ~bit);
 
-	return (old >> shift) & MASK;
+	return old >> shift & KVMFAULT__PAGE_STATE;
 }
 
 void kvmfault__page_remove(struct kvmfault_memory *memory, uint64_t page)
@@ -254,13 +251,34 @@ void kvmfault__not_pending(struct kvmfault__seat *seat)
 	seat->pending = false;
 }
 
-bool kvmfault__pages_absent(const struct kvmfault_memory *memory)
+/* What is in flight, or just looked at, for a moment: most often it has been
+ * there all the time. */
+static enum kvmfault__state settled(struct kvmfault_memory *memory,
+				    uint64_t page)
+{
+	uint64_t end = kvmfault__sys_now() + SLICE;
+	struct kvmfault__bucket *b = bucket(memory, page);
+	uint32_t sequence;
+
+	atomic_fetch_add(&b->waiters, 1);
+	do
+		sequence = atomic_load(&b->sequence);
+	while (kvmfault__in_flight(kvmfault__page_state(memory, page)) &&
+	       !kvmfault__sys_futex_wait(&b->sequence, sequence, SLICE) &&
+	       kvmfault__sys_now() < end);
+	atomic_fetch_sub(&b->waiters, 1);
+	return kvmfault__page_state(memory, page);
+}
+
+bool kvmfault__pages_absent(struct kvmfault_memory *memory)
 {
 	uint64_t page, pages = memory->length >> memory->page_shift;
 
 	for (page = 0; page < pages; page++) {
 		enum kvmfault__state state = kvmfault__page_state(memory, page);
 
+		if (kvmfault__in_flight(state))
+			state = settled(memory, page);
 		if (state != KVMFAULT__PRESENT && state != KVMFAULT__REMOVED)
 			return true;
 	}

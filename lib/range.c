@@ -33,7 +33,7 @@ int kvmfault__ensure(struct kvmfault__seat *seat, uint32_t address_space,
 
 	kvmfault__add(seat, KVMFAULT__COUNTER(entrance) + fault.entrance, 1);
 	for (;;) {
-		answer = kvmfault__resolve_gpa(seat, &fault, gpa);
+		kvmfault__resolve_gpa(seat, &fault, gpa, &answer);
 		err = kvmfault__error(&answer);
 		gpa |= KVMFAULT__PAGE - 1;
 		if (err || gpa >= last)
@@ -155,9 +155,9 @@ static int save_page(struct kvmfault__seat *seat,
 		.memory = memory,
 		.offset = offset,
 	};
-	struct kvmfault__answer answer =
-		kvmfault__resolve(seat, &fault, &place);
+	struct kvmfault__answer answer;
 
+	kvmfault__resolve(seat, &fault, &place, &answer);
 	return kvmfault__error(&answer);
 }
 

@@ -138,16 +138,6 @@ int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
 	return region ? 0 : -ENOENT;
 }
 
-struct kvmfault__region *kvmfault__region_find(struct kvmfault__seat *seat,
-					       uint32_t space, uint64_t gpa)
-{
-	if (space >= KVMFAULT__SPACES)
-		return NULL;
-	return (struct kvmfault__region *)
-		kvmfault__table_find(seat, &seat->vm->regions,
-				     kvmfault__key(space, gpa));
-}
-
 static bool shows(const struct kvmfault__span *span, const void *what)
 {
 	const struct kvmfault__region *region = (const void *)span;

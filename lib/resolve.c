@@ -11,64 +11,8 @@
 #include "internal.h"
 #include "trace.h"
 
-static struct kvmfault__answer failed(enum kvmfault_reason reason, int error)
-{
-	return (struct kvmfault__answer){
-		.action = KVMFAULT_UNRESOLVED,
-		.reason = reason,
-		.error = error,
-	};
-}
-
-/* Ask one resolver after the other; a verdict or -errno. */
-static int ask(struct kvmfault__request *rq, struct kvmfault__answer *answer)
-{
-	struct kvmfault_request *request = &rq->request;
-	struct kvmfault_vm *vm = rq->seat->vm;
-	uint64_t unknown = request->fault->flags &
-			   ~kvmfault__exit_flags(vm, request->fault);
-	bool flags = false;
-	unsigned int i;
-
-	kvmfault__add(rq->seat, KVMFAULT__COUNTER(page) + request->page, 1);
-	for (i = 0; i < vm->resolvers; i++) {
-		const struct kvmfault_resolver *r = &vm->chain[i];
-		int verdict;
-
-		if (r->pages && !(r->pages & 1U << request->page))
-			continue;
-		/* Ours know nothing of failed memory. */
-		if (i >= vm->own_resolvers &&
-		    request->fault->error == EHWPOISON)
-			continue;
-		if (unknown & ~r->flags) {
-			flags = true;
-			continue;
-		}
-		rq->resolver = i;
-		verdict = r->resolve(r->data, request);
-		if (verdict == KVMFAULT_DECLINED) {
-			if (rq->count > 1)
-				kvmfault__narrow(rq);
-			continue;
-		}
-		answer->resolver = r->name;
-		if (verdict == KVMFAULT_RESOLVED)
-			kvmfault__add(rq->seat, KVMFAULT__COUNTER(resolver) + i,
-				      1);
-		return verdict;
-	}
-	if (request->fault->error == EHWPOISON) {
-		answer->reason = KVMFAULT_REASON_HWPOISON;
-		return -EHWPOISON;
-	}
-	answer->reason = flags ? KVMFAULT_REASON_FLAGS :
-				 KVMFAULT_REASON_DECLINED;
-	return -EOPNOTSUPP;
-}
-
-static void judge(const struct kvmfault__request *rq, int verdict,
-		  struct kvmfault__answer *answer)
+void kvmfault__judge(const struct kvmfault__request *rq, int verdict,
+		     struct kvmfault__answer *answer)
 {
 	switch (verdict) {
 	case KVMFAULT_RESOLVED:
@@ -86,25 +30,80 @@ static void judge(const struct kvmfault__request *rq, int verdict,
 		answer->error = -EAGAIN;
 		return;
 	}
-	answer->action = KVMFAULT_UNRESOLVED;
-	answer->error = verdict < 0 ? verdict : -EINVAL;
-	if (!answer->reason)
-		answer->reason = rq->source_failed ? KVMFAULT_REASON_SOURCE :
-						     KVMFAULT_REASON_RESOLVER;
+	kvmfault__unresolved(answer, rq->source_failed ?
+			     KVMFAULT_REASON_SOURCE : KVMFAULT_REASON_RESOLVER,
+			     verdict < 0 ? verdict : -EINVAL);
+}
+
+/* Nobody has taken it. */
+static void refuse(const struct kvmfault__request *rq, bool flags,
+		   struct kvmfault__answer *answer)
+{
+	if (rq->request.fault->error == EHWPOISON)
+		kvmfault__unresolved(answer, KVMFAULT_REASON_HWPOISON,
+				     -EHWPOISON);
+	else
+		kvmfault__unresolved(answer, flags ? KVMFAULT_REASON_FLAGS :
+				     KVMFAULT_REASON_DECLINED, -EOPNOTSUPP);
+}
+
+/* Flags of the fault that are not this VM's way to tell of it. */
+static uint64_t unknown_flags(const struct kvmfault__request *rq)
+{
+	const struct kvmfault_fault *fault = rq->request.fault;
+
+	return fault->flags ? fault->flags &
+			      ~kvmfault__exit_flags(rq->seat->vm, fault) : 0;
+}
+
+void kvmfault__ask(struct kvmfault__request *rq, enum kvmfault_page page,
+		   struct kvmfault__answer *answer)
+{
+	const struct kvmfault_vm *vm = rq->seat->vm;
+	uint64_t unknown = unknown_flags(rq);
+	uint32_t asked = vm->asked[page];
+	bool flags = false;
+
+	rq->request.page = page;
+	kvmfault__add(rq->seat, KVMFAULT__COUNTER(page) + page, 1);
+	/* Ours know nothing of failed memory. */
+	if (rq->request.fault->error == EHWPOISON)
+		asked &= (1U << vm->own_resolvers) - 1;
+	for (; asked; asked &= asked - 1) {
+		unsigned int i = (unsigned int)__builtin_ctz(asked);
+		const struct kvmfault_resolver *r = &vm->chain[i];
+		int verdict;
+
+		if (unknown & ~r->flags) {
+			flags = true;
+			continue;
+		}
+		rq->resolver = i;
+		verdict = r->resolve(r->data, &rq->request);
+		if (verdict != KVMFAULT_DECLINED) {
+			answer->resolver = r->name;
+			kvmfault__judge(rq, verdict, answer);
+			if (verdict == KVMFAULT_RESOLVED)
+				kvmfault__add(rq->seat,
+					      KVMFAULT__COUNTER(resolver) + i,
+					      1);
+			return;
+		}
+		if (rq->count > 1)
+			kvmfault__narrow(rq);
+	}
+	refuse(rq, flags, answer);
 }
 
 /* A page that nobody fetches: untracked, or present and out of reach. */
-static struct kvmfault__answer resolve_unclaimed(struct kvmfault__request *rq,
-						 enum kvmfault_page page)
+void kvmfault__resolve_unclaimed(struct kvmfault__request *rq,
+				 enum kvmfault_page page,
+				 struct kvmfault__answer *answer)
 {
-	struct kvmfault__answer answer = { 0 };
-
-	rq->request.page = page;
-	judge(rq, ask(rq, &answer), &answer);
-	if (answer.action == KVMFAULT_RETRY && rq->origin)
+	kvmfault__ask(rq, page, answer);
+	if (answer->action == KVMFAULT_RETRY && rq->origin)
 		kvmfault__wake(rq->seat, rq->request.memory, rq->origin,
 			       rq->request.offset, rq->request.length);
-	return answer;
 }
 
 /* A discard came while the page was being fetched: it has the last word. */
@@ -133,24 +132,35 @@ static bool discarded(struct kvmfault__request *rq, uint64_t page,
 	return true;
 }
 
-/* fetching -> to. True: somebody left a mark on it. */
-static bool publish_page(struct kvmfault__request *rq, uint64_t page,
-			 enum kvmfault__state to)
+/* Somebody left a mark on it: a sleeper, or a discard. */
+__attribute__((noinline))
+static void publish_marked(struct kvmfault__request *rq, uint64_t page,
+			   enum kvmfault__state from, enum kvmfault__state to)
 {
-	struct kvmfault_memory *memory = rq->request.memory;
-	enum kvmfault__state found, from = KVMFAULT__FETCHING;
-	bool marked = false;
+	enum kvmfault__state found;
 
-	while ((found = kvmfault__page_change(memory, page, from, to)) !=
-	       from) {
-		marked = true;	/* a reader's, or a discard's */
-		if (discarded(rq, page, to))
+	while (!discarded(rq, page, to)) {
+		found = kvmfault__page_change(rq->request.memory, page, from,
+					      to);
+		if (found == from)
 			break;
 		from = found;
 	}
+}
+
+/* fetching -> to. True: it was marked. */
+static inline bool publish_page(struct kvmfault__request *rq, uint64_t page,
+			 enum kvmfault__state to)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+	enum kvmfault__state found;
+
+	found = kvmfault__page_change(memory, page, KVMFAULT__FETCHING, to);
+	if (found != KVMFAULT__FETCHING)
+		publish_marked(rq, page, found, to);
 	kvmfault__userfault_follow(memory, page, 1);
 	kvmfault__page_wake(memory, page);
-	return marked;
+	return found != KVMFAULT__FETCHING;
 }
 
 void kvmfault__release(struct kvmfault__request *rq, uint64_t first,
@@ -210,16 +220,20 @@ static void warn_existed(struct kvmfault_memory *memory)
 }
 
 /* After it was published: what a callback does may need the page. */
-static void account(struct kvmfault__request *rq, enum kvmfault__state was)
+void kvmfault__account(struct kvmfault__request *rq,
+		       enum kvmfault__state was)
 {
 	const struct kvmfault__installed *installed = &rq->installed;
 	struct kvmfault_memory *memory = rq->request.memory;
 	uint64_t came = installed->there - installed->existed;
 	bool zero = was == KVMFAULT__REMOVED;
 
-	kvmfault__add(rq->seat, KVMFAULT__COUNTER(existed), installed->existed);
-	if (installed->existed && !zero)
-		warn_existed(memory);
+	if (installed->existed) {
+		kvmfault__add(rq->seat, KVMFAULT__COUNTER(existed),
+			      installed->existed);
+		if (!zero)
+			warn_existed(memory);
+	}
 	if (!came)
 		return;
 	kvmfault__add(rq->seat, zero ? KVMFAULT__COUNTER(zeroed) :
@@ -233,7 +247,7 @@ void kvmfault__conclude(struct kvmfault__request *rq,
 			enum kvmfault__state was)
 {
 	publish(rq, rq->poisoned ? KVMFAULT__POISONED : was);
-	account(rq, was);
+	kvmfault__account(rq, was);
 }
 
 /* Its data is lost. Who sleeps on it in the kernel is woken into a SIGBUS. */
@@ -242,6 +256,7 @@ static void resolve_poisoned(struct kvmfault__request *rq,
 {
 	int err = 0;
 
+	*answer = (struct kvmfault__answer){ .resolver = answer->resolver };
 	rq->request.page = KVMFAULT_PAGE_POISONED;
 	if (rq->origin && !rq->poisoned)
 		err = kvmfault__poison(rq->seat, rq->request.memory, rq->origin,
@@ -253,25 +268,24 @@ static void resolve_poisoned(struct kvmfault__request *rq,
 }
 
 /* was: absent or removed, and now ours. */
-static struct kvmfault__answer resolve_claimed(struct kvmfault__request *rq,
-					       enum kvmfault__state was)
+static void resolve_claimed(struct kvmfault__request *rq,
+			    enum kvmfault__state was,
+			    struct kvmfault__answer *answer)
 {
-	struct kvmfault__answer answer = { 0 };
-
-	rq->request.page = was == KVMFAULT__REMOVED ? KVMFAULT_PAGE_REMOVED :
-						      KVMFAULT_PAGE_ABSENT;
+	*answer = (struct kvmfault__answer){ 0 };
 	if (rq->count != 1)
 		kvmfault__run(rq, rq->page, 1);
-	judge(rq, ask(rq, &answer), &answer);
+	kvmfault__ask(rq, was == KVMFAULT__REMOVED ? KVMFAULT_PAGE_REMOVED :
+						     KVMFAULT_PAGE_ABSENT,
+		      answer);
 	if (rq->detached)
-		return answer;
-	answer.came = answer.action == KVMFAULT_RETRY && !answer.error;
-	if (answer.came && !rq->installed.there) {
+		return;
+	answer->came = answer->action == KVMFAULT_RETRY && !answer->error;
+	if (answer->came && !rq->installed.there) {
 		if (lied(rq)) {
-			answer.came = false;
-			answer.action = KVMFAULT_UNRESOLVED;
-			answer.reason = KVMFAULT_REASON_LIE;
-			answer.error = -ENODATA;
+			answer->came = false;
+			kvmfault__unresolved(answer, KVMFAULT_REASON_LIE,
+					     -ENODATA);
 		} else {
 			rq->installed.there = rq->count;
 			rq->own_way = true;
@@ -279,152 +293,7 @@ static struct kvmfault__answer resolve_claimed(struct kvmfault__request *rq,
 	}
 	kvmfault__conclude(rq, was);
 	if (rq->poisoned)
-		resolve_poisoned(rq, &answer);
-	return answer;
-}
-
-/* What is not known to be a read. */
-static bool may_write(const struct kvmfault__request *rq)
-{
-	return rq->request.fault->access != KVMFAULT_ACCESS_READ &&
-	       rq->request.fault->access != KVMFAULT_ACCESS_EXEC;
-}
-
-static bool must_save(const struct kvmfault__request *rq)
-{
-	return rq->request.memory->write_protect && may_write(rq) &&
-	       kvmfault__page_protected(rq->request.memory, rq->page);
-}
-
-/* Claim a page that is present; false: it is not any more. */
-static bool claim_present(struct kvmfault__request *rq)
-{
-	if (kvmfault__page_change(rq->request.memory, rq->page,
-				  KVMFAULT__PRESENT, KVMFAULT__FETCHING) !=
-	    KVMFAULT__PRESENT)
-		return false;
-	kvmfault__run(rq, rq->page, 1);
-	rq->installed = (struct kvmfault__installed){ 0 };
-	return true;
-}
-
-/*
- * About to be written, and nobody has saved it yet. While somebody does, it can
- * be read. Saved, then the bit, then the kernel's protection, and only then not
- * claimed any more: who protects it anew waits for that.
- */
-static void save(struct kvmfault__request *rq, struct kvmfault__answer *answer)
-{
-	struct kvmfault_memory *memory = rq->request.memory;
-	int err;
-
-	if (memory->fill)	/* there it faults for nobody */
-		rq->request.host = memory->fill + rq->request.offset;
-	rq->request.page = KVMFAULT_PAGE_PROTECTED;
-	judge(rq, ask(rq, answer), answer);
-	if (answer->action != KVMFAULT_RETRY || answer->error)
-		return;
-	kvmfault__page_protect(memory, rq->page, false);
-	err = kvmfault__protect(rq->seat, memory, NULL, rq->request.offset,
-				rq->request.length, false);
-	if (err)
-		judge(rq, err, answer);
-	answer->came = !err;
-}
-
-/* True: that is the answer. False: look again. */
-static bool resolve_protected(struct kvmfault__request *rq,
-			      struct kvmfault__answer *answer)
-{
-	*answer = (struct kvmfault__answer){ 0 };
-	if (!claim_present(rq))
-		return false;
-	if (must_save(rq))
-		save(rq, answer);
-	kvmfault__release(rq, rq->page, 1, KVMFAULT__PRESENT);
-	/* Who slept is awake, and for others it is like any present page. */
-	return answer->action && (rq->origin || !answer->came);
-}
-
-/* Wake who sleeps in this mapping, also on a protection that is left in the
- * kernel alone. */
-static int wake_origin(struct kvmfault__request *rq)
-{
-	struct kvmfault_memory *memory = rq->request.memory;
-
-	if (memory->write_protect && may_write(rq) &&
-	    !kvmfault__page_protected(memory, rq->page))
-		return kvmfault__protect(rq->seat, memory, rq->origin,
-					 rq->request.offset,
-					 rq->request.length, false);
-	kvmfault__wake(rq->seat, memory, rq->origin, rq->request.offset,
-		       rq->request.length);
-	return 0;
-}
-
-/* With minor faults a page is present in the file, and each mapping has still
- * to be told. Else, or if it is not in the file, it becomes zero. */
-static int install_again(struct kvmfault__request *rq)
-{
-	int err;
-
-	if (rq->request.memory->fill) {
-		err = kvmfault__map(rq->origin, rq->request.offset,
-				    rq->request.length);
-		if (!err)
-			return 0;
-		if (err == -EEXIST)
-			return wake_origin(rq);
-		/* Only where it is not in the file may it become zero: a page
-		 * table that is just going is no reason. */
-		if (err != -EFAULT)
-			return err;
-	}
-	rq->request.page = KVMFAULT_PAGE_REMOVED;
-	err = kvmfault_request_install(&rq->request, NULL);
-	if (err || (!rq->installed.existed && rq->origin->memslots))
-		return err;
-	return wake_origin(rq);
-}
-
-/*
- * A message for a page that is present. Most often it was read late. But a
- * page that somebody took out of the file behind our back would fault for
- * ever: ask the kernel by installing zeros, which is what a hole holds, and
- * which fails where there is a page. False: look again.
- */
-static bool recheck(struct kvmfault__request *rq,
-		    struct kvmfault__answer *answer)
-{
-	int err;
-
-	kvmfault__count(rq->seat, repeated);
-	if (!claim_present(rq))
-		return false;
-	err = install_again(rq);
-	kvmfault__release(rq, rq->page, 1, KVMFAULT__PRESENT);
-	if (!rq->installed.existed)
-		account(rq, KVMFAULT__REMOVED);
-	if (err == -EAGAIN)
-		answer->error = err;
-	else if (err)
-		*answer = failed(KVMFAULT_REASON_RESOLVER, err);
-	return true;
-}
-
-static bool resolve_present(struct kvmfault__request *rq, bool waited,
-			    struct kvmfault__answer *answer)
-{
-	*answer = (struct kvmfault__answer){
-		.action = KVMFAULT_RETRY,
-		.came = waited,
-	};
-	if (rq->origin)
-		return recheck(rq, answer);
-	kvmfault__userfault_follow(rq->request.memory, rq->page, 1);
-	if (!waited && rq->request.fault->entrance != KVMFAULT_ENTRANCE_CALL)
-		*answer = resolve_unclaimed(rq, KVMFAULT_PAGE_PRESENT);
-	return true;
+		resolve_poisoned(rq, answer);
 }
 
 /*
@@ -455,27 +324,26 @@ static bool wait_for_page(struct kvmfault__request *rq,
 	if (!err)
 		err = kvmfault__fetch_failed(rq);
 	if (err)
-		judge(rq, err, answer);
+		kvmfault__judge(rq, err, answer);
 	return err;
 }
 
-static struct kvmfault__answer resolve_tracked(struct kvmfault__request *rq)
+static void resolve_tracked(struct kvmfault__request *rq,
+			    struct kvmfault__answer *answer)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
-	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY };
-	const char *fetched_by;
-	bool done, waited = rq->seat->waited;
-	int err;
+	bool waited = rq->seat->waited;
+	int err = 0;
 
 	rq->page = rq->request.offset >> memory->page_shift;
 	rq->first = rq->page;
 	rq->count = 1;
 	/* What it did not wait for has failed meanwhile. */
-	err = rq->seat->no_wait || rq->seat->delegate ?
-		kvmfault__fetch_failed(rq) : 0;
+	if (rq->seat->no_wait || rq->seat->delegate)
+		err = kvmfault__fetch_failed(rq);
 	if (err) {
-		judge(rq, err, &answer);
-		return answer;
+		kvmfault__judge(rq, err, answer);
+		return;
 	}
 	for (;;) {
 		enum kvmfault__state state =
@@ -484,76 +352,96 @@ static struct kvmfault__answer resolve_tracked(struct kvmfault__request *rq)
 		switch (state) {
 		case KVMFAULT__ABSENT:
 		case KVMFAULT__REMOVED:
-			answer = resolve_claimed(rq, state);
+			resolve_claimed(rq, state, answer);
 			if (rq->detached)
 				break;
-			if (!answer.came || !must_save(rq))
-				return answer;
+			if (!answer->came || !kvmfault__must_save(rq))
+				return;
 			waited = true;
 			continue;
 		case KVMFAULT__PRESENT:
-			fetched_by = answer.resolver;
-			done = must_save(rq) ?
-				resolve_protected(rq, &answer) :
-				resolve_present(rq, waited, &answer);
-			if (!answer.resolver)
-				answer.resolver = fetched_by;
-			if (done)
-				return answer;
-			waited |= answer.came;
+			if (kvmfault__resolve_present(rq, waited, answer))
+				return;
+			waited |= answer->came;
 			continue;
 		case KVMFAULT__POISONED:
-			resolve_poisoned(rq, &answer);
-			return answer;
+			resolve_poisoned(rq, answer);
+			return;
 		case KVMFAULT__FETCHING:
 		case KVMFAULT__FETCHING_WAITED:
 		case KVMFAULT__FETCHING_REMOVED:
 			break;
 		}
-		answer = (struct kvmfault__answer){
+		*answer = (struct kvmfault__answer){
 			.action = KVMFAULT_RETRY,
 			.detached = rq->detached,
-			.resolver = answer.resolver,
+			.resolver = answer->resolver,
 		};
 		waited = true;
-		if (wait_for_page(rq, &answer))
-			return answer;
+		if (wait_for_page(rq, answer))
+			return;
 		rq->detached = false;
 	}
 }
 
-/* An exit that wants the other kind of page, private or shared. */
-static struct kvmfault__answer
-resolve_unconverted(struct kvmfault__request *rq, struct kvmfault__gfns pages)
+/* Does the fault want the other kind of page, private or shared? */
+static bool unconverted(const struct kvmfault__request *rq,
+			struct kvmfault__gfns *pages)
 {
-	bool private = kvmfault__wants_private(rq->request.fault);
+	const struct kvmfault_fault *fault = rq->request.fault;
 	struct kvmfault_vm *vm = rq->seat->vm;
-	struct kvmfault__answer answer;
 
-	answer = resolve_unclaimed(rq, KVMFAULT_PAGE_UNCONVERTED);
-	answer.came = answer.action == KVMFAULT_RETRY &&
-		      kvmfault__attributes_find(vm, pages, !private) ==
-		      pages.end;
-	return answer;
+	return kvmfault__convertible(vm, fault, rq->request.region, pages) &&
+	       kvmfault__attributes_find(vm, *pages,
+					 !kvmfault__wants_private(fault)) <
+	       pages->end;
 }
 
-static void address(struct kvmfault__request *rq,
-		    const struct kvmfault__place *place)
+static void resolve_unconverted(struct kvmfault__request *rq,
+				struct kvmfault__gfns pages,
+				struct kvmfault__answer *answer)
+{
+	bool private = kvmfault__wants_private(rq->request.fault);
+
+	kvmfault__resolve_unclaimed(rq, KVMFAULT_PAGE_UNCONVERTED, answer);
+	answer->came = answer->action == KVMFAULT_RETRY &&
+		       kvmfault__attributes_find(rq->seat->vm, pages,
+						 !private) == pages.end;
+}
+
+/* Each member by itself: to clear it all costs more than to fill it. */
+static void begin(struct kvmfault__request *rq, struct kvmfault__seat *seat,
+		  const struct kvmfault_fault *fault,
+		  const struct kvmfault__place *place)
 {
 	struct kvmfault_memory *memory = place->memory;
 	uint64_t size = memory ? kvmfault__page_size(memory) : KVMFAULT__PAGE;
 
-	if (!memory && !place->region)
-		return;
-	rq->request.region = place->region ? &place->region->info : NULL;
-	rq->request.memory = memory;
-	rq->request.offset = place->offset & ~(size - 1);
-	rq->request.length = size;
-	if (!memory)
-		return;
-	rq->request.host = (char *)memory->host + rq->request.offset;
-	rq->request.buffer = kvmfault__buffer(rq->seat, memory,
-					      rq->request.offset);
+	rq->request = (struct kvmfault_request){
+		.size = sizeof(rq->request),
+		.fault = fault,
+		.region = place->region ? &place->region->info : NULL,
+		.memory = memory,
+		.page = KVMFAULT_PAGE_UNTRACKED,
+		.buffer = seat->buffer,
+	};
+	rq->seat = seat;
+	rq->origin = place->origin;
+	rq->tries = place->tries;
+	rq->page = rq->first = rq->count = 0;
+	rq->installed = (struct kvmfault__installed){ 0 };
+	rq->view = NULL;
+	rq->resolver = 0;
+	rq->own_way = rq->poisoned = rq->detached = rq->source_failed = false;
+	if (memory || place->region) {
+		rq->request.offset = place->offset & -size;
+		rq->request.length = size;
+	}
+	if (memory) {
+		rq->request.host = (char *)memory->host + rq->request.offset;
+		rq->request.buffer = kvmfault__buffer(seat, memory,
+						      rq->request.offset);
+	}
 }
 
 /* Memory that failed has lost its data whatever its state; and who wants the
@@ -583,64 +471,51 @@ static void tell_window(const struct kvmfault__request *rq,
 	answer->length = end - offset;
 }
 
-struct kvmfault__answer kvmfault__resolve(struct kvmfault__seat *seat,
-					  const struct kvmfault_fault *fault,
-					  const struct kvmfault__place *place)
+void kvmfault__resolve(struct kvmfault__seat *seat,
+		       const struct kvmfault_fault *fault,
+		       const struct kvmfault__place *place,
+		       struct kvmfault__answer *answer)
 {
-	struct kvmfault__answer answer;
-	struct kvmfault__request rq = {
-		.request = {
-			.size = sizeof(rq.request),
-			.fault = fault,
-			.page = KVMFAULT_PAGE_UNTRACKED,
-			.buffer = seat->buffer,
-		},
-		.seat = seat,
-		.origin = place->origin,
-		.tries = place->tries,
-	};
+	struct kvmfault_memory *memory = place->memory;
+	struct kvmfault__request rq;
 	struct kvmfault__gfns pages;
 
-	address(&rq, place);
-	KVMFAULT__TRACE(resolve_begin, seat, fault->entrance, place->memory,
+	begin(&rq, seat, fault, place);
+	*answer = (struct kvmfault__answer){ .action = KVMFAULT_RETRY };
+	KVMFAULT__TRACE(resolve_begin, seat, fault->entrance, memory,
 			rq.request.offset);
-	if (kvmfault__convertible(seat->vm, fault, rq.request.region, &pages) &&
-	    kvmfault__attributes_find(seat->vm, pages,
-				      !kvmfault__wants_private(fault)) <
-	    pages.end)
-		answer = resolve_unconverted(&rq, pages);
-	else if (!place->memory || !kvmfault__tracked(place->memory) ||
+	if (place->region && place->region->info.guest_memfd > 0 &&
+	    unconverted(&rq, &pages))
+		resolve_unconverted(&rq, pages, answer);
+	else if (!memory || !kvmfault__tracked(memory) ||
 		 not_about_the_page(fault))
-		answer = resolve_unclaimed(&rq, KVMFAULT_PAGE_UNTRACKED);
+		kvmfault__resolve_unclaimed(&rq, KVMFAULT_PAGE_UNTRACKED,
+					    answer);
 	else
-		answer = resolve_tracked(&rq);
+		resolve_tracked(&rq, answer);
 	/* A sleeper has its SIGBUS, an ensure() its errno. */
-	if (answer.reason == KVMFAULT_REASON_HWPOISON && !place->origin &&
+	if (answer->reason == KVMFAULT_REASON_HWPOISON && !place->origin &&
 	    fault->entrance != KVMFAULT_ENTRANCE_CALL)
-		kvmfault__tell_failure(&rq, &answer);
+		kvmfault__tell_failure(&rq, answer);
 	if (rq.count > 1)
-		tell_window(&rq, &answer);
-	KVMFAULT__TRACE(resolve_end, seat, fault->entrance, place->memory,
-			rq.request.offset, answer.action, answer.reason,
-			answer.error, answer.resolver);
-	return answer;
+		tell_window(&rq, answer);
+	KVMFAULT__TRACE(resolve_end, seat, fault->entrance, memory,
+			rq.request.offset, answer->action, answer->reason,
+			answer->error, answer->resolver);
 }
 
-struct kvmfault__answer kvmfault__resolve_gpa(struct kvmfault__seat *seat,
-					      const struct kvmfault_fault *f,
-					      uint64_t gpa)
+void kvmfault__resolve_gpa(struct kvmfault__seat *seat,
+			   const struct kvmfault_fault *fault, uint64_t gpa,
+			   struct kvmfault__answer *answer)
 {
-	struct kvmfault__answer answer;
-	struct kvmfault__region *region;
-	struct kvmfault__place place;
+	struct kvmfault__region *region =
+		kvmfault__region_find(seat, fault->address_space, gpa);
+	struct kvmfault__place place = kvmfault__region_place(region, gpa);
 
-	region = kvmfault__region_find(seat, f->address_space, gpa);
-	place = kvmfault__region_place(region, gpa);
-	answer = kvmfault__resolve(seat, f, &place);
-	if (!region && answer.reason == KVMFAULT_REASON_DECLINED)
-		answer.reason = KVMFAULT_REASON_NO_REGION;
+	kvmfault__resolve(seat, fault, &place, answer);
+	if (!region && answer->reason == KVMFAULT_REASON_DECLINED)
+		answer->reason = KVMFAULT_REASON_NO_REGION;
 	kvmfault__leave(seat);
-	return answer;
 }
 
 int kvmfault__error(const struct kvmfault__answer *answer)

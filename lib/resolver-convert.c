@@ -32,7 +32,6 @@ static int resolve(void *data, struct kvmfault_request *request)
 	return err ? err : KVMFAULT_RESOLVED;
 }
 
-/* The last of the chain: a page that somebody can make present is his. */
 const struct kvmfault_resolver kvmfault__resolver_convert = {
 	.size = sizeof(kvmfault__resolver_convert),
 	.name = "convert",

@@ -3,23 +3,25 @@
 
 /*
  * Resolver "copy". In: an absent page, claimed, of a memory without minor
- * faults. Out: the source's bytes, and those of its window, installed by
- * UFFDIO_COPY, which is atomic: no one ever sees a half-filled page.
+ * faults, whose source answers at once. Out: the source's bytes, and those of
+ * its window, installed by UFFDIO_COPY, which is atomic: no one ever sees a
+ * half-filled page.
  */
 
 #include "internal.h"
 
 static int resolve(void *data, struct kvmfault_request *request)
 {
+	const void *bytes;
 	int err;
 
 	(void)data;
-	if (request->memory->fill)
+	if (request->memory->fill || request->memory->source.submit)
 		return KVMFAULT_DECLINED;
 	kvmfault_request_widen(request);
-	err = kvmfault_request_read(request, request->buffer);
+	err = kvmfault_request_data(request, &bytes);
 	if (!err)
-		err = kvmfault_request_install(request, request->buffer);
+		err = kvmfault_request_install(request, bytes);
 	else if (err == -EHWPOISON)
 		kvmfault_request_poison(request);
 	return err ? err : KVMFAULT_RESOLVED;

@@ -23,8 +23,7 @@ static bool for_writing(const struct kvmfault_request *request)
 	if (fault->entrance == KVMFAULT_ENTRANCE_EXIT &&
 	    fault->flags & (KVMFAULT__EXIT_FLAG_READ | KVMFAULT__EXIT_FLAG_EXEC))
 		return true;
-	return fault->access != KVMFAULT_ACCESS_READ &&
-	       fault->access != KVMFAULT_ACCESS_EXEC;
+	return kvmfault__may_write(fault);
 }
 
 static int resolve(void *data, struct kvmfault_request *request)

@@ -11,6 +11,40 @@
 
 #include "internal.h"
 
+/* Who is asked for which kind of page. */
+static void note_asked(struct kvmfault_vm *vm)
+{
+	unsigned int page, i;
+
+	for (page = 0; page < KVMFAULT__PAGE_KINDS; page++) {
+		vm->asked[page] = 0;
+		for (i = 0; i < vm->resolvers; i++)
+			if (!vm->chain[i].pages ||
+			    vm->chain[i].pages & 1U << page)
+				vm->asked[page] |= 1U << i;
+	}
+}
+
+void kvmfault__resolvers_new(struct kvmfault_vm *vm)
+{
+	/* In this order: a page that somebody can make present is not
+	 * converted. */
+	const struct kvmfault_resolver *const ours[] = {
+		&kvmfault__resolver_copy,
+		&kvmfault__resolver_async,
+		&kvmfault__resolver_continue,
+		&kvmfault__resolver_zero,
+		&kvmfault__resolver_populate,
+		&kvmfault__resolver_convert,
+		&kvmfault__resolver_unprotect,
+	};
+	const unsigned int count = sizeof(ours) / sizeof(*ours);
+
+	for (; vm->resolvers < count; vm->resolvers++)
+		vm->chain[vm->resolvers] = *ours[vm->resolvers];
+	note_asked(vm);
+}
+
 KVMFAULT__EXPORT
 int kvmfault_resolver_add(struct kvmfault_vm *vm,
 			  const struct kvmfault_resolver *resolver)
@@ -35,6 +69,7 @@ int kvmfault_resolver_add(struct kvmfault_vm *vm,
 		*slot = ours;
 		vm->own_resolvers++;
 		vm->resolvers++;
+		note_asked(vm);
 	}
 	kvmfault__sys_unlock(&vm->lock);
 	return err;
@@ -58,7 +93,8 @@ int kvmfault_request_widen(struct kvmfault_request *request)
 {
 	if (!claimed(request))
 		return -EINVAL;
-	if (request->page == KVMFAULT_PAGE_ABSENT)
+	if (request->page == KVMFAULT_PAGE_ABSENT &&
+	    request->memory->window != KVMFAULT_WINDOW_NONE)
 		kvmfault__widen((struct kvmfault__request *)request);
 	return 0;
 }
@@ -80,15 +116,16 @@ static int read_source(struct kvmfault__request *rq, void *buffer)
 	return err;
 }
 
-/* own: to the request's own buffer, wherever that is by now. */
+/* To the request's own buffer it is wherever that is by now. */
 static int read_run(struct kvmfault__request *rq, void *buffer, bool own)
 {
+	const struct kvmfault_memory *memory = rq->request.memory;
 	int err = 0;
 
 	if (own)
 		buffer = rq->request.buffer;
-	if (own && rq->request.memory->fill)
-		err = kvmfault__prepare(rq->request.memory, rq->request.offset,
+	if (own && memory->fill)
+		err = kvmfault__prepare(memory, rq->request.offset,
 					rq->request.length);
 	if (err)
 		return err;
@@ -98,22 +135,54 @@ static int read_run(struct kvmfault__request *rq, void *buffer, bool own)
 	return 0;
 }
 
+static int read_patiently(struct kvmfault__request *rq, void *buffer)
+{
+	bool own = buffer == rq->request.buffer;
+	int err = read_run(rq, buffer, own);
+
+	if (!err || rq->count == 1)
+		return err;
+	/* The neighbours' trouble is not the page's. */
+	kvmfault__narrow(rq);
+	return read_run(rq, buffer, own);
+}
+
 KVMFAULT__EXPORT
 int kvmfault_request_read(struct kvmfault_request *request, void *buffer)
 {
-	struct kvmfault__request *ours = (struct kvmfault__request *)request;
-	bool own;
-	int err;
-
 	if (!claimed(request) || !buffer)
 		return -EINVAL;
-	own = buffer == request->buffer;
-	err = read_run(ours, buffer, own);
-	if (!err || ours->count == 1)
-		return err;
-	/* The neighbours' trouble is not the page's. */
-	kvmfault__narrow(ours);
-	return read_run(ours, buffer, own);
+	return read_patiently((struct kvmfault__request *)request, buffer);
+}
+
+/* With minor faults they have to be in the file. */
+static const void *view(struct kvmfault__request *rq)
+{
+	const struct kvmfault_memory *memory = rq->request.memory;
+	const struct kvmfault_source *source = &memory->source;
+
+	if (!source->view || memory->fill ||
+	    rq->request.page != KVMFAULT_PAGE_ABSENT)
+		return NULL;
+	return source->view(source->data,
+			    memory->source_offset + rq->request.offset,
+			    rq->request.length);
+}
+
+KVMFAULT__EXPORT
+int kvmfault_request_data(struct kvmfault_request *request, const void **data)
+{
+	struct kvmfault__request *ours = (struct kvmfault__request *)request;
+	int err = 0;
+
+	if (!claimed(request) || !data)
+		return -EINVAL;
+	*data = ours->view = view(ours);
+	if (!ours->view) {
+		err = read_patiently(ours, request->buffer);
+		*data = request->buffer;
+	}
+	return err;
 }
 
 KVMFAULT__EXPORT
@@ -130,6 +199,9 @@ int kvmfault_request_install(struct kvmfault_request *request,
 		return -EINVAL;
 	err = kvmfault__install(ours->seat, request->memory, request->offset,
 				data, request->length, &ours->installed);
+	/* What the source has shown is not there any more. */
+	if (err == -EFAULT && data && data == ours->view)
+		ours->source_failed = true;
 	/* Of a window it is the page that counts; the others fault again. */
 	return ours->page < ours->first + ours->installed.there ? 0 : err;
 }

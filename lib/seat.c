@@ -73,38 +73,10 @@ void kvmfault__seats_free(struct kvmfault_vm *vm)
 	}
 }
 
-void *kvmfault__hold(_Atomic(const void *) *hazard,
-		     _Atomic(const void *) *where)
+void kvmfault__tell_drainers(struct kvmfault_vm *vm)
 {
-	const void *held;
-
-	do {
-		held = atomic_load(where);
-		atomic_store(hazard, held);
-		/* Still in use after we are seen to hold it: it is ours. */
-	} while (atomic_load(where) != held);
-	return (void *)(uintptr_t)held;
-}
-
-static void tell_drainers(struct kvmfault_vm *vm)
-{
-	if (!atomic_load(&vm->drainers))
-		return;
 	atomic_fetch_add(&vm->drain_sequence, 1);
 	kvmfault__sys_futex_wake(&vm->drain_sequence);
-}
-
-void kvmfault__unhold(struct kvmfault__seat *seat,
-		      _Atomic(const void *) *hazard)
-{
-	atomic_store(hazard, NULL);
-	tell_drainers(seat->vm);
-}
-
-void kvmfault__leave(struct kvmfault__seat *seat)
-{
-	atomic_store(&seat->span, NULL);
-	tell_drainers(seat->vm);
 }
 
 static bool held(struct kvmfault_vm *vm, const void *what)

@@ -242,7 +242,7 @@ static void serve_fault(struct kvmfault_service *service,
 	place.offset = item->fault.hva - mapping->host;
 	place.tries = item->tries;
 	kvmfault__mark(seat, &place);
-	answer = kvmfault__resolve(seat, &item->fault, &place);
+	kvmfault__resolve(seat, &item->fault, &place, &answer);
 	kvmfault__mark_ahead(seat, &place);
 	kvmfault__leave(seat);
 	kvmfault__add(seat, KVMFAULT__COUNTER(action) + answer.action, 1);

@@ -33,6 +33,18 @@ static int file_read(void *data, uint64_t offset, void *buffer, size_t length)
 	return 0;
 }
 
+static const void *memory_view(void *data, uint64_t offset, size_t length)
+{
+	(void)length;
+	return (const char *)data + offset;
+}
+
+static int memory_read(void *data, uint64_t offset, void *buffer, size_t length)
+{
+	memcpy(buffer, memory_view(data, offset, length), length);
+	return 0;
+}
+
 static int zero_read(void *data, uint64_t offset, void *buffer, size_t length)
 {
 	(void)data;
@@ -71,6 +83,23 @@ int kvmfault_source_file(int fd, struct kvmfault_source *source)
 	if (!end)
 		return -ENODATA;
 	ours.length = end;
+	return kvmfault__options_out(source, &ours, sizeof(ours));
+}
+
+KVMFAULT__EXPORT
+int kvmfault_source_memory(const void *bytes, uint64_t length,
+			   struct kvmfault_source *source)
+{
+	struct kvmfault_source ours = {
+		.name = "memory",
+		.read = memory_read,
+		.data = (void *)(uintptr_t)bytes,
+		.length = length,
+		.view = memory_view,
+	};
+
+	if (!bytes || !length)
+		return -EINVAL;
 	return kvmfault__options_out(source, &ours, sizeof(ours));
 }
 

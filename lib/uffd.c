@@ -223,36 +223,40 @@ int kvmfault__uffd_unregister(struct kvmfault_uffd *uffd, uint64_t start,
 }
 
 /* Some errors leave the count of bytes as it was, which is 0, and others write
- * -errno: only more than 0 is progress. Then the rest tells why it stopped. */
+ * -errno: only more than 0 is progress. */
+static int64_t copied(int err, uint64_t length, int64_t count)
+{
+	if (!err)
+		return (int64_t)length;
+	return count > 0 ? count : err;
+}
 
-static int copy(int fd, uint64_t to, const void *from, uint64_t length,
-		bool protect, int64_t *count)
+static int64_t copy(int fd, uint64_t to, const void *from, uint64_t length,
+		    bool protect)
 {
 	struct uffdio_copy copy = {
 		.dst = to,
-		.src = (uint64_t)(uintptr_t)from,
+		.src = (uintptr_t)from,
 		.len = length,
 		.mode = protect ? UFFDIO_COPY_MODE_WP : 0,
 	};
 	int err = kvmfault__sys_ioctl(fd, UFFDIO_COPY, &copy);
 
-	*count = copy.copy;
-	return err;
+	return copied(err, length, copy.copy);
 }
 
-static int zero(int fd, uint64_t to, uint64_t length, int64_t *count)
+static int64_t zero(int fd, uint64_t to, uint64_t length)
 {
 	struct uffdio_zeropage zero = {
 		.range = { .start = to, .len = length },
 	};
 	int err = kvmfault__sys_ioctl(fd, UFFDIO_ZEROPAGE, &zero);
 
-	*count = zero.zeropage;
-	return err;
+	return copied(err, length, zero.zeropage);
 }
 
-static int map(int fd, uint64_t to, uint64_t length, bool protect,
-	       int64_t *count)
+/* What is in the file. */
+static int64_t map(int fd, uint64_t to, uint64_t length, bool protect)
 {
 	struct uffdio_continue cont = {
 		.range = { .start = to, .len = length },
@@ -260,34 +264,17 @@ static int map(int fd, uint64_t to, uint64_t length, bool protect,
 	};
 	int err = kvmfault__sys_ioctl(fd, UFFDIO_CONTINUE, &cont);
 
-	*count = cont.mapped;
-	return err;
+	return copied(err, length, cont.mapped);
 }
 
-int kvmfault__uffd_install(int fd, enum kvmfault__install how, uint64_t to,
-			   const void *from, uint64_t length, bool protect,
-			   uint64_t *done)
+int64_t kvmfault__uffd_install(int fd, enum kvmfault__install how, uint64_t to,
+			       const void *from, uint64_t length, bool protect)
 {
-	*done = 0;
-	while (*done < length) {
-		uint64_t rest = length - *done;
-		int64_t count;
-		int err;
-
-		if (how == KVMFAULT__COPY)
-			err = copy(fd, to + *done, (const char *)from + *done,
-				   rest, protect, &count);
-		else if (how == KVMFAULT__ZERO)
-			err = zero(fd, to + *done, rest, &count);
-		else
-			err = map(fd, to + *done, rest, protect, &count);
-		if (!err)
-			count = (int64_t)rest;
-		else if (count <= 0)
-			return err;
-		*done += (uint64_t)count;
-	}
-	return 0;
+	if (how == KVMFAULT__COPY)
+		return copy(fd, to, from, length, protect);
+	if (how == KVMFAULT__ZERO)
+		return zero(fd, to, length);
+	return map(fd, to, length, protect);
 }
 
 int kvmfault__uffd_wake(int fd, uint64_t start, uint64_t length)

@@ -163,12 +163,9 @@ static void change(struct kvmfault_memory *memory, uint64_t page, bool set)
 	}
 }
 
-/* A page that is poisoned has what it is to have: its marker. */
 static bool wanted(const struct kvmfault_memory *memory, uint64_t page)
 {
-	enum kvmfault__state state = kvmfault__page_state(memory, page);
-
-	return state != KVMFAULT__PRESENT && state != KVMFAULT__POISONED &&
+	return !kvmfault__page_settled(memory, page) &&
 	       atomic_load(&memory->exits);
 }
 
@@ -177,13 +174,11 @@ static bool wanted(const struct kvmfault_memory *memory, uint64_t page)
  * after the bit: so the last to write the bit has seen the last state, and no
  * order among them is needed.
  */
-void kvmfault__userfault_follow(struct kvmfault_memory *memory, uint64_t page,
-				uint64_t count)
+void kvmfault__userfault_set(struct kvmfault_memory *memory, uint64_t page,
+			     uint64_t count)
 {
 	bool set;
 
-	if (!memory->userfault)
-		return;
 	for (; count; page++, count--) {
 		do {
 			set = wanted(memory, page);

@@ -109,61 +109,68 @@ void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu)
 	kvmfault__sys_free(vcpu);
 }
 
+static struct kvmfault__past *past(struct kvmfault_vcpu *vcpu, uint64_t n)
+{
+	return &vcpu->past[n % KVMFAULT_HISTORY_COUNT];
+}
+
 KVMFAULT__EXPORT
 const struct kvmfault_result *
 kvmfault_vcpu_result(const struct kvmfault_vcpu *vcpu)
 {
-	return vcpu ? &vcpu->result : NULL;
+	struct kvmfault_vcpu *ours = (struct kvmfault_vcpu *)(uintptr_t)vcpu;
+	uint64_t n;
+	uint32_t i = 0;
+
+	if (!vcpu)
+		return NULL;
+	/* In order for who asks, and not for each fault. */
+	for (n = vcpu->past_count; n && i < KVMFAULT_HISTORY_COUNT; i++)
+		ours->events[i] = &past(ours, --n)->event;
+	ours->result.history_count = i;
+	return &vcpu->result;
 }
 
 /* The same as the last one: a storm must not push out what began it. */
-static bool same_again(const struct kvmfault_vcpu *vcpu)
+static bool same_again(const struct kvmfault__past *last,
+		       const struct kvmfault_vcpu *vcpu)
 {
-	const struct kvmfault_event *last = vcpu->events[0];
+	const struct kvmfault_fault *now = &vcpu->fault, *then = &last->fault;
 	const struct kvmfault_result *result = &vcpu->result;
-	const struct kvmfault_fault *now = &vcpu->fault, *then;
 
-	if (!last)
-		return false;
-	then = last->fault;
 	/* What differs most often first. */
 	return then->gpa == now->gpa && then->hva == now->hva &&
 	       then->entrance == now->entrance && then->known == now->known &&
 	       then->address_space == now->address_space &&
-	       then->flags == now->flags && last->action == result->action &&
-	       last->reason == result->reason &&
-	       last->error == result->error &&
-	       last->resolver == result->resolver;
+	       then->flags == now->flags &&
+	       last->event.action == result->action &&
+	       last->event.reason == result->reason &&
+	       last->event.error == result->error &&
+	       last->event.resolver == result->resolver;
 }
 
 /* For whoever has to find out why. */
 static void remember(struct kvmfault_vcpu *vcpu)
 {
-	struct kvmfault_result *result = &vcpu->result;
-	struct kvmfault__past *past;
-	uint32_t next = vcpu->next_past;
+	const struct kvmfault_result *result = &vcpu->result;
+	struct kvmfault__past *next = past(vcpu, vcpu->past_count);
 
-	if (same_again(vcpu)) {
-		vcpu->past[(next - 1) % KVMFAULT_HISTORY_COUNT].event.times++;
+	if (vcpu->past_count &&
+	    same_again(past(vcpu, vcpu->past_count - 1), vcpu)) {
+		past(vcpu, vcpu->past_count - 1)->event.times++;
 		return;
 	}
-	past = &vcpu->past[next % KVMFAULT_HISTORY_COUNT];
-	vcpu->next_past = next + 1;
-	past->fault = vcpu->fault;
-	past->event = (struct kvmfault_event){
-		.size = sizeof(past->event),
-		.fault = &past->fault,
+	vcpu->past_count++;
+	next->fault = vcpu->fault;
+	next->event = (struct kvmfault_event){
+		.size = sizeof(next->event),
+		.fault = &next->fault,
 		.action = result->action,
 		.reason = result->reason,
 		.error = result->error,
 		.times = 1,
 		.resolver = result->resolver,
 	};
-	memmove(vcpu->events + 1, vcpu->events,
-		sizeof(vcpu->events) - sizeof(vcpu->events[0]));
-	vcpu->events[0] = &past->event;
-	if (result->history_count < KVMFAULT_HISTORY_COUNT)
-		result->history_count++;
 }
 
 /* KVM_RUN must not be entered now. */
@@ -264,55 +271,63 @@ static void guard(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 		answer->action = KVMFAULT_INTERRUPTED;
 }
 
-static struct kvmfault__answer at_gpa(struct kvmfault_vcpu *vcpu)
+static void at_gpa(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 {
-	return kvmfault__resolve_gpa(vcpu->seat, &vcpu->task.fault,
-				     vcpu->task.fault.gpa);
+	const struct kvmfault_fault *fault = vcpu->task->fault;
+
+	kvmfault__resolve_gpa(vcpu->seat, fault, fault->gpa, answer);
 }
 
-static struct kvmfault__answer at_hva(struct kvmfault_vcpu *vcpu)
+static void at_hva(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 {
-	return kvmfault__sigbus(vcpu->seat, &vcpu->task.fault);
+	kvmfault__sigbus(vcpu->seat, vcpu->task->fault, answer);
 }
 
 /* All of it is one task. */
-static struct kvmfault__answer
-by_task(struct kvmfault_vcpu *vcpu,
-	struct kvmfault__answer (*work)(struct kvmfault_vcpu *vcpu))
+static void by_task(struct kvmfault_vcpu *vcpu, kvmfault__work *work,
+		    struct kvmfault__answer *answer)
 {
-	if (kvmfault__perform(vcpu, kvmfault__task(vcpu, work)))
-		return (struct kvmfault__answer){
+	struct kvmfault__task task = kvmfault__task(vcpu, work);
+
+	if (kvmfault__perform(vcpu, &task, answer))
+		*answer = (struct kvmfault__answer){
 			.action = KVMFAULT_INTERRUPTED,
 		};
-	vcpu->fault = vcpu->task.fault;		/* translated */
-	return vcpu->task.answer;
+	else if (vcpu->seat->delegate)
+		vcpu->fault = vcpu->job_fault;	/* translated */
 }
 
-static struct kvmfault__answer resolve(struct kvmfault_vcpu *vcpu)
+/* No address: run it again, it may have been a race. */
+static void resolve_bare(const struct kvmfault_vcpu *vcpu,
+			 struct kvmfault__answer *answer)
 {
-	struct kvmfault__answer answer = { .action = KVMFAULT_RETRY };
+	*answer = (struct kvmfault__answer){ .action = KVMFAULT_RETRY };
+	if (vcpu->fault.error == EHWPOISON)
+		kvmfault__unresolved(answer, KVMFAULT_REASON_HWPOISON,
+				     -EHWPOISON);
+}
 
+static void resolve(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
+{
 	switch (vcpu->fault.entrance) {
 	case KVMFAULT_ENTRANCE_EXIT:
 		/* Used up: it must not be taken for the next one's. */
 		vcpu->run->exit_reason = KVM_EXIT_UNKNOWN;
-		return by_task(vcpu, at_gpa);
-	case KVMFAULT_ENTRANCE_MMIO:
-		return kvmfault__mmio(vcpu);
-	case KVMFAULT_ENTRANCE_EMULATION:
-		return kvmfault__emulation(vcpu);
+		by_task(vcpu, at_gpa, answer);
+		return;
 	case KVMFAULT_ENTRANCE_MARKER:
 	case KVMFAULT_ENTRANCE_FAILURE:
-		return by_task(vcpu, at_hva);
+		by_task(vcpu, at_hva, answer);
+		return;
+	case KVMFAULT_ENTRANCE_MMIO:
+		kvmfault__mmio(vcpu, answer);
+		return;
+	case KVMFAULT_ENTRANCE_EMULATION:
+		kvmfault__emulation(vcpu, answer);
+		return;
 	default:
-		break;
+		resolve_bare(vcpu, answer);
 	}
-	if (vcpu->fault.error == EHWPOISON) {
-		answer.action = KVMFAULT_UNRESOLVED;
-		answer.reason = KVMFAULT_REASON_HWPOISON;
-		answer.error = -EHWPOISON;
-	}
-	return answer;
 }
 
 /* Once more, after a pause? Failed memory does not come back. */
@@ -340,20 +355,19 @@ static void forget_source(struct kvmfault_vcpu *vcpu)
 }
 
 /* As often as a failing source is worth it, and not before it is due. */
-static struct kvmfault__answer resolve_patiently(struct kvmfault_vcpu *vcpu)
+static void resolve_patiently(struct kvmfault_vcpu *vcpu,
+			      struct kvmfault__answer *answer)
 {
 	uint64_t what = key(&vcpu->fault);	/* before it is translated */
-	struct kvmfault__answer answer;
 
 	if (vcpu->source_key != what)
 		forget_source(vcpu);
 	vcpu->source_key = what;
 	do
-		answer = resolve(vcpu);
-	while (source_may_recover(vcpu, &answer));
-	if (answer.action != KVMFAULT_INTERRUPTED)
+		resolve(vcpu, answer);
+	while (source_may_recover(vcpu, answer));
+	if (answer->action != KVMFAULT_INTERRUPTED)
 		forget_source(vcpu);
-	return answer;
 }
 
 /* KVM_RUN was entered although an access was half done: the guest has gone on
@@ -386,7 +400,7 @@ static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 	vcpu->faulted = true;
 	vcpu->anew = true;
 	vcpu->began = vcpu->ended = 0;
-	answer = resolve_patiently(vcpu);
+	resolve_patiently(vcpu, &answer);
 	if (answer.action == KVMFAULT_NOT_A_FAULT) {
 		start_guard(vcpu);
 		return pass(vcpu, KVMFAULT_NOT_A_FAULT);
@@ -414,38 +428,49 @@ static enum kvmfault_action hand_on(struct kvmfault_vcpu *vcpu)
 	return KVMFAULT_INTERRUPTED;
 }
 
-/* Apart, so that an exit that is no fault pays for none of it. */
-__attribute__((noinline))
-static enum kvmfault_action decode_and_handle(struct kvmfault_vcpu *vcpu,
-					      int ret, int err)
+static enum kvmfault_action lose(struct kvmfault_vcpu *vcpu)
 {
-	enum kvmfault_action action = KVMFAULT_NOT_A_FAULT;
-	bool interrupted = ret < 0 && err == EINTR, signalled;
-	struct kvmfault__answer lost = {
+	const struct kvmfault__answer lost = {
 		.action = KVMFAULT_UNRESOLVED,
 		.reason = KVMFAULT_REASON_LOST_MMIO,
 	};
 
-	KVMFAULT__TRACE(exit, vcpu, ret, err, vcpu->run->exit_reason);
-	kvmfault__decode(ret, err, vcpu->run, &vcpu->fault);
-	kvmfault__exit_access(vcpu->vm, &vcpu->fault);
-	if (lost_access(vcpu)) {
-		vcpu->mmio_length = NO_MMIO;
-		vcpu->emulating = false;
-		return finish(vcpu, &lost);
-	}
-	signalled = interrupted && kvmfault__signal_take(vcpu);
+	vcpu->mmio_length = NO_MMIO;
+	vcpu->emulating = false;
+	return finish(vcpu, &lost);
+}
+
+/* A signal is no progress: a timer must not keep a spin alive. */
+static enum kvmfault_action interrupted(struct kvmfault_vcpu *vcpu)
+{
+	bool signalled = kvmfault__signal_take(vcpu);
+	enum kvmfault_action action = KVMFAULT_NOT_A_FAULT;
+
 	if (signalled)
 		decode_signal(vcpu, vcpu->siginfo);
 	if (vcpu->fault.entrance != KVMFAULT_ENTRANCE_NONE)
 		action = handle_fault(vcpu);
 	if (action != KVMFAULT_NOT_A_FAULT)
 		return action;
-	if (signalled)
-		return hand_on(vcpu);
-	/* A signal is no progress: a timer must not keep a spin alive. */
-	return pass(vcpu, interrupted ? KVMFAULT_INTERRUPTED :
-					KVMFAULT_NOT_A_FAULT);
+	return signalled ? hand_on(vcpu) : pass(vcpu, KVMFAULT_INTERRUPTED);
+}
+
+/* Apart, so that an exit that is no fault pays for none of it. */
+__attribute__((noinline))
+static enum kvmfault_action decode_and_handle(struct kvmfault_vcpu *vcpu,
+					      int ret, int err)
+{
+	KVMFAULT__TRACE(exit, vcpu, ret, err, vcpu->run->exit_reason);
+	kvmfault__decode(ret, err, vcpu->run, &vcpu->fault);
+	if (vcpu->vm->kernel_exit)
+		kvmfault__exit_access(vcpu->vm, &vcpu->fault);
+	if (unfinished(vcpu) && lost_access(vcpu))
+		return lose(vcpu);
+	if (ret < 0 && err == EINTR)
+		return interrupted(vcpu);
+	if (vcpu->fault.entrance != KVMFAULT_ENTRANCE_NONE)
+		return handle_fault(vcpu);
+	return pass(vcpu, KVMFAULT_NOT_A_FAULT);
 }
 
 KVMFAULT__EXPORT

@@ -66,14 +66,7 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 	}
 	pthread_mutex_init(&new->lock, NULL);
 	pthread_mutex_init(&new->conversion_lock, NULL);
-	new->chain[0] = kvmfault__resolver_async;
-	new->chain[1] = kvmfault__resolver_copy;
-	new->chain[2] = kvmfault__resolver_continue;
-	new->chain[3] = kvmfault__resolver_zero;
-	new->chain[4] = kvmfault__resolver_populate;
-	new->chain[5] = kvmfault__resolver_convert;
-	new->chain[6] = kvmfault__resolver_unprotect;
-	new->resolvers = 7;
+	kvmfault__resolvers_new(new);
 	*vm = new;
 	return 0;
 }

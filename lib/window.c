@@ -121,8 +121,6 @@ void kvmfault__widen(struct kvmfault__request *rq)
 	uint64_t first = rq->first, end = first + rq->count;
 	struct span within, window;
 
-	if (memory->window == KVMFAULT_WINDOW_NONE)
-		return;
 	within = bounds(rq);
 	window = wanted(rq, within);
 	if (window.first < within.first)

@@ -159,13 +159,13 @@ struct kvmfault__answer bed_resolve(enum kvmfault_entrance entrance,
 
 	noting_inside = &judged;
 	if (!origin) {
-		answer = kvmfault__resolve_gpa(bed.seat, &fault, fault.gpa);
+		kvmfault__resolve_gpa(bed.seat, &fault, fault.gpa, &answer);
 	} else {
 		fault.known = KVMFAULT_KNOWN_HVA;
 		fault.hva = (uintptr_t)bed_page(page);
 		all = atomic_load(&bed.memory->mappings);
 		place.origin = all->mapping[0];
-		answer = kvmfault__resolve(bed.seat, &fault, &place);
+		kvmfault__resolve(bed.seat, &fault, &place, &answer);
 		kvmfault__leave(bed.seat);
 	}
 	noting_inside = outer;

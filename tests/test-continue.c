@@ -191,9 +191,9 @@ START_TEST(second_mapping_is_told)
 			 0);
 	by_call(3);
 	fake_forget();
-	answer = kvmfault__resolve(bed.seat, &fault, &(struct kvmfault__place){
+	kvmfault__resolve(bed.seat, &fault, &(struct kvmfault__place){
 		.memory = bed.memory, .origin = mapping, .offset = 3 * PAGE,
-	});
+	}, &answer);
 	kvmfault__leave(bed.seat);
 	ck_assert_int_eq(answer.action, KVMFAULT_RETRY);
 	ck_assert_int_eq(answer.error, 0);

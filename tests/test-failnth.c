@@ -587,13 +587,25 @@ static void expect_removed(void)
 	ck_assert(!fake_present(bed.fd, 0));
 }
 
-static void have_memory_of_a_file(void)
+static void have_memory_from_a_file(bool minor)
 {
 	have_place();
+	options.minor = minor;
 	have_file();
 	ck_assert_int_eq(new_source(), 0);
 	ck_assert_int_eq(new_memory(), 0);
 	have_region();
+}
+
+static void have_memory_of_a_file(void)
+{
+	have_memory_from_a_file(false);
+}
+
+/* Where pages are filled in place, and so are read and never shown. */
+static void have_memory_to_fill(void)
+{
+	have_memory_from_a_file(true);
 }
 
 static int ensure_second(void)
@@ -955,6 +967,8 @@ static int look(void)
 	source.size = sizeof(source);
 	if (!err)
 		err = kvmfault_source_zero(&source);
+	if (!err)
+		err = kvmfault_source_memory(&call, sizeof(call), &source);
 	return err || !kvmfault_vcpu_result(bed.vcpu) ||
 	       !kvmfault_resolver_name(bed.vm, 0) ? -EINVAL : 0;
 }
@@ -1058,7 +1072,9 @@ static const struct row {
 	  ensure_second, expect_the_files },
 	{ "kvmfault_request_poison", RETURNS, nothing, ensure_lost,
 	  expect_poisoned },
-	{ "kvmfault_request_read", RETURNS, have_memory_of_a_file,
+	{ "kvmfault_request_read", RETURNS, have_memory_to_fill,
+	  ensure_second, expect_the_files },
+	{ "kvmfault_request_data", RETURNS, have_memory_of_a_file,
 	  ensure_second, expect_the_files },
 	{ "kvmfault_request_install", RETURNS, have_memory_of_a_file,
 	  ensure_second, expect_the_files },
@@ -1091,6 +1107,7 @@ static const struct row {
 	{ "kvmfault_vcpu_result", SILENT, nothing, look, nothing },
 	{ "kvmfault_resolver_name", SILENT, nothing, look, nothing },
 	{ "kvmfault_source_zero", SILENT, nothing, look, nothing },
+	{ "kvmfault_source_memory", SILENT, nothing, look, nothing },
 	{ "kvmfault_answer_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_feature_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_entrance_str", SILENT, nothing, names, nothing },

@@ -64,9 +64,9 @@ static struct kvmfault__answer message(uint64_t page)
 		bed.seat, &bed.vm->mappings,
 		kvmfault__key(options.uffd ? options.uffd->space : 0,
 			      fault.hva)), &mapping->span);
-	answer = kvmfault__resolve(bed.seat, &fault, &(struct kvmfault__place){
+	kvmfault__resolve(bed.seat, &fault, &(struct kvmfault__place){
 		.memory = bed.memory, .origin = mapping, .offset = page * PAGE,
-	});
+	}, &answer);
 	kvmfault__leave(bed.seat);
 	return answer;
 }
@@ -327,6 +327,33 @@ START_TEST(removed_with_absent_pages)
 }
 END_TEST
 
+static bool it_settles(struct fake_call *call)
+{
+	kvmfault__page_change(bed.memory, 3, KVMFAULT__FETCHING,
+			      KVMFAULT__PRESENT);
+	call->result = 0;
+	return true;
+}
+
+/* As one is whose message was read late. */
+START_TEST(removed_while_a_page_is_looked_at)
+{
+	uint64_t page;
+
+	ck_assert_int_eq(add(), 0);
+	for (page = 0; page < BED_PAGES; page++)
+		bed_resolve(KVMFAULT_ENTRANCE_EXIT, page, false);
+	kvmfault__page_change(bed.memory, 3, KVMFAULT__PRESENT,
+			      KVMFAULT__FETCHING);
+	if (_i)
+		fake_on(FAKE_FUTEX_WAIT, it_settles);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	ck_assert_uint_eq(fake_count(FAKE_MPROTECT, PROT_NONE), !_i);
+	kvmfault__page_change(bed.memory, 3, KVMFAULT__FETCHING,
+			      KVMFAULT__PRESENT);
+}
+END_TEST
+
 START_TEST(memory_freed_with_absent_pages)
 {
 	ck_assert_int_eq(add(), 0);
@@ -428,6 +455,7 @@ int main(void)
 	t = tests(suite, "end");
 	tcase_add_checked_fixture(t, up, bed_down);
 	tcase_add_test(t, removed_with_absent_pages);
+	tcase_add_loop_test(t, removed_while_a_page_is_looked_at, 0, 2);
 	tcase_add_test(t, memory_freed_with_absent_pages);
 	tcase_add_test(t, remote_is_poisoned);
 	tcase_add_test(t, remote_that_cannot_be_poisoned);

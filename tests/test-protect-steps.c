@@ -59,7 +59,7 @@ static int message(bool write)
 
 	kvmfault__table_find(seat, &bed.vm->mappings,
 			     kvmfault__key(0, mapping->host));
-	answer = kvmfault__resolve(seat, &fault, &place);
+	kvmfault__resolve(seat, &fault, &place, &answer);
 	kvmfault__leave(seat);
 	kvmfault__seat_give(seat);
 	return kvmfault__error(&answer);

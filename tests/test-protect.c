@@ -103,8 +103,9 @@ static struct kvmfault__answer message_of(struct kvmfault_mapping *origin,
 		.origin = origin,
 		.offset = page * PAGE,
 	};
-	struct kvmfault__answer answer =
-		kvmfault__resolve(bed.seat, &fault, &place);
+	struct kvmfault__answer answer;
+
+	kvmfault__resolve(bed.seat, &fault, &place, &answer);
 
 	kvmfault__leave(bed.seat);
 	return answer;

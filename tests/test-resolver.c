@@ -41,8 +41,8 @@ START_TEST(order_is_the_vmms)
 	ck_assert_int_eq(add("second", 2, 0), 0);
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 0), "first");
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 1), "second");
-	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 2), "async");
-	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 3), "copy");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 2), "copy");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 3), "async");
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 4), "continue");
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 5), "zero");
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 6), "populate");
@@ -55,7 +55,7 @@ START_TEST(order_is_the_vmms)
 	ck_assert_uint_eq(asked, 2);
 	ck_assert_uint_eq(order[0], 1);
 	ck_assert_uint_eq(order[1], 2);
-	ck_assert_uint_eq(bed_stats().resolver[3], 1);
+	ck_assert_uint_eq(bed_stats().resolver[2], 1);
 }
 END_TEST
 
@@ -98,7 +98,7 @@ START_TEST(bad_ones)
 	longer.resolver.size = sizeof(longer);
 	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &longer.resolver),
 			 -E2BIG);
-	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 0), "async");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 0), "copy");
 }
 END_TEST
 
@@ -194,6 +194,142 @@ START_TEST(install_says_what_the_kernel_said)
 	fake_push(FAKE_IOCTL, errors[_i]);
 	ck_assert_int_eq(fetch(3).error, errors[_i]);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+}
+END_TEST
+
+/* ---- a source that shows its bytes ---- */
+
+static char shown[BED_PAGES * PAGE];
+static unsigned int views;
+static bool hides;
+
+static const void *view(void *data, uint64_t offset, size_t length)
+{
+	ck_assert_ptr_eq(data, bed.source.data);
+	ck_assert_uint_le(offset + length, sizeof(shown));
+	views++;
+	return hides ? NULL : shown + offset;
+}
+
+static void viewed_up(void)
+{
+	bed_vm();
+	memset(shown, 42, sizeof(shown));
+	bed.source = bed_source();
+	bed.source.view = view;
+	views = 0;
+	hides = false;
+}
+
+START_TEST(installed_from_where_it_is)
+{
+	bed_add();
+	ck_assert_int_eq(fetch(3).action, KVMFAULT_RETRY);
+	ck_assert(bed_has(3, 42));
+	ck_assert_uint_eq(views, 1);
+	ck_assert_uint_eq(bed.reads, 0);
+}
+END_TEST
+
+START_TEST(read_where_it_is_not)
+{
+	hides = true;
+	bed_add();
+	ck_assert_int_eq(fetch(3).action, KVMFAULT_RETRY);
+	ck_assert(bed_has(3, bed_byte(3)));
+	ck_assert_uint_eq(views, 1);
+	ck_assert_uint_eq(bed.reads, 1);
+}
+END_TEST
+
+START_TEST(a_window_of_it)
+{
+	bed.window = KVMFAULT_WINDOW_FIXED;
+	bed.window_length = 4 * PAGE;
+	bed_add();
+	ck_assert_int_eq(fetch(5).action, KVMFAULT_RETRY);
+	ck_assert_uint_eq(views, 1);
+	ck_assert(bed_has(4, 42) && bed_has(7, 42));
+	ck_assert_int_eq(bed_state(8), KVMFAULT__ABSENT);
+}
+END_TEST
+
+/* Its file was cut off: the source's failure, and no page of zeros. */
+START_TEST(shown_and_not_there)
+{
+	struct kvmfault__answer answer;
+
+	bed_add();
+	fake_push(FAKE_IOCTL, -EFAULT);
+	answer = fetch(3);
+	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_SOURCE);
+	ck_assert_int_eq(answer.error, -EFAULT);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+}
+END_TEST
+
+static int data_by_hand(struct kvmfault_request *request)
+{
+	const void *data = NULL;
+
+	ck_assert_int_eq(kvmfault_request_data(request, NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_request_data(NULL, &data), -EINVAL);
+	if (request->page == KVMFAULT_PAGE_PRESENT) {
+		ck_assert_int_eq(kvmfault_request_data(request, &data),
+				 -EINVAL);
+		return KVMFAULT_DECLINED;
+	}
+	ck_assert_int_eq(kvmfault_request_data(request, &data), 0);
+	ck_assert_ptr_eq(data, hides || bed.minor ||
+			 request->page == KVMFAULT_PAGE_REMOVED ?
+			 request->buffer :
+			 (const void *)(shown + request->offset));
+	ck_assert_int_eq(kvmfault_request_install(request, data), 0);
+	return KVMFAULT_RESOLVED;
+}
+
+START_TEST(data_for_ones_own)
+{
+	ck_assert_int_eq(add("by hand", 1, 0), 0);
+	bed_add();
+	act = data_by_hand;
+	ck_assert_int_eq(fetch(3).action, KVMFAULT_RETRY);
+	ck_assert(bed_has(3, 42));
+	bed_resolve(KVMFAULT_ENTRANCE_EXIT, 3, false);
+	hides = true;
+	ck_assert_int_eq(fetch(4).action, KVMFAULT_RETRY);
+	ck_assert(bed_has(4, bed_byte(4)));
+	ck_assert_uint_eq(asked, 3);
+}
+END_TEST
+
+/* A discarded page is not the source's. */
+START_TEST(no_view_of_zeros)
+{
+	ck_assert_int_eq(add("by hand", 1, 0), 0);
+	bed_add();
+	act = data_by_hand;
+	ck_assert_int_eq(fetch(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA + 3 * PAGE, PAGE),
+			 0);
+	ck_assert_int_eq(fetch(3).action, KVMFAULT_RETRY);
+	ck_assert(bed_has(3, 0));
+	ck_assert_uint_eq(views, 1);
+}
+END_TEST
+
+/* They have to be in the file. */
+START_TEST(no_view_with_minor_faults)
+{
+	ck_assert_int_eq(add("by hand", 1, 0), 0);
+	bed.minor = true;
+	bed_add();
+	act = data_by_hand;
+	ck_assert_int_eq(fetch(3).action, KVMFAULT_RETRY);
+	ck_assert(bed_has(3, bed_byte(3)));
+	ck_assert_uint_eq(views, 0);
+	ck_assert_uint_eq(bed.reads, 1);
 }
 END_TEST
 
@@ -314,5 +450,14 @@ int main(void)
 	tcase_add_test(t, populate_by_access);
 	tcase_add_test(t, populate_what_is_only_readable);
 	tcase_add_loop_test(t, populate_says_why_not, 0, 4);
+	t = tests(suite, "view");
+	tcase_add_checked_fixture(t, viewed_up, bed_down);
+	tcase_add_test(t, installed_from_where_it_is);
+	tcase_add_test(t, read_where_it_is_not);
+	tcase_add_test(t, a_window_of_it);
+	tcase_add_test(t, shown_and_not_there);
+	tcase_add_test(t, data_for_ones_own);
+	tcase_add_test(t, no_view_of_zeros);
+	tcase_add_test(t, no_view_with_minor_faults);
 	return run_suite(suite);
 }

@@ -138,6 +138,22 @@ START_TEST(zero)
 }
 END_TEST
 
+START_TEST(memory)
+{
+	ck_assert_int_eq(kvmfault_source_memory(data, 8192, NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_source_memory(NULL, 8192, &source), -EINVAL);
+	ck_assert_int_eq(kvmfault_source_memory(data, 0, &source), -EINVAL);
+	ck_assert_int_eq(kvmfault_source_memory(data, 8192, &source), 0);
+	ck_assert_str_eq(source.name, "memory");
+	ck_assert_uint_eq(source.length, 8192);
+	ck_assert_ptr_eq(source.view(source.data, 4096, 4096), data + 4096);
+	ck_assert_int_eq(read_source(4096, 4096), 0);
+	ck_assert_mem_eq(buffer, data + 4096, 4096);
+	source.size = 0;
+	ck_assert_int_eq(kvmfault_source_memory(data, 8192, &source), -EINVAL);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("source");
@@ -152,5 +168,6 @@ int main(void)
 	tcase_add_test(t, not_a_source);
 	tcase_add_test(t, block_device);
 	tcase_add_test(t, zero);
+	tcase_add_test(t, memory);
 	return run_suite(suite);
 }

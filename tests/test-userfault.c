@@ -402,21 +402,19 @@ END_TEST
 
 /* What happens right after somebody has looked at a state. */
 static void (*_Atomic meanwhile)(void);
-enum kvmfault__state
-__real_kvmfault__page_state(const struct kvmfault_memory *memory,
-			    uint64_t page);
-enum kvmfault__state
-__wrap_kvmfault__page_state(const struct kvmfault_memory *memory,
-			    uint64_t page);
-enum kvmfault__state
-__wrap_kvmfault__page_state(const struct kvmfault_memory *memory, uint64_t page)
+bool __real_kvmfault__page_settled(const struct kvmfault_memory *memory,
+				   uint64_t page);
+bool __wrap_kvmfault__page_settled(const struct kvmfault_memory *memory,
+				   uint64_t page);
+bool __wrap_kvmfault__page_settled(const struct kvmfault_memory *memory,
+				   uint64_t page)
 {
-	enum kvmfault__state state = __real_kvmfault__page_state(memory, page);
+	bool settled = __real_kvmfault__page_settled(memory, page);
 	void (*now)(void) = atomic_exchange(&meanwhile, NULL);
 
 	if (now)
 		now();
-	return state;
+	return settled;
 }
 
 static void it_is_discarded(void)
@@ -612,7 +610,7 @@ START_TEST(flags_of_a_message)
 	struct kvmfault__place place = { .memory = bed.memory };
 	struct kvmfault__answer answer;
 
-	answer = kvmfault__resolve(bed.seat, &fault, &place);
+	kvmfault__resolve(bed.seat, &fault, &place, &answer);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_FLAGS);
 }
 END_TEST

@@ -36,8 +36,8 @@ START_TEST(defaults)
 	ck_assert_int_eq(kvmfault_vm_new(NULL, &vm), 0);
 	ck_assert_uint_eq(vm->options.page_size_max, 2 << 20);
 	ck_assert_uint_eq(vm->options.retry_budget, 16);
-	ck_assert_str_eq(kvmfault_resolver_name(vm, 0), "async");
-	ck_assert_str_eq(kvmfault_resolver_name(vm, 1), "copy");
+	ck_assert_str_eq(kvmfault_resolver_name(vm, 0), "copy");
+	ck_assert_str_eq(kvmfault_resolver_name(vm, 1), "async");
 	ck_assert_str_eq(kvmfault_resolver_name(vm, 2), "continue");
 	ck_assert_str_eq(kvmfault_resolver_name(vm, 3), "zero");
 	ck_assert_str_eq(kvmfault_resolver_name(vm, 4), "populate");

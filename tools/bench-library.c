@@ -49,6 +49,8 @@ struct library {
 
 /* ---- the source ---- */
 
+/* A file's image is read, and so is one in memory where pages are filled in
+ * place. */
 static int read_now(void *data, uint64_t offset, void *buffer, size_t length)
 {
 	const void *bytes = bench_fetch(data, offset, buffer, length);
@@ -56,6 +58,12 @@ static int read_now(void *data, uint64_t offset, void *buffer, size_t length)
 	if (bytes != buffer)
 		memcpy(buffer, bytes, length);
 	return 0;
+}
+
+/* Else it is installed from where it is, as the others do. */
+static const void *view(void *data, uint64_t offset, size_t length)
+{
+	return bench_fetch(data, offset, NULL, length);
 }
 
 static int submit(void *data, struct kvmfault_fetch *fetch, uint64_t offset,
@@ -189,6 +197,7 @@ static int add_memory(struct bench *bench, struct library *lib)
 		.name = "image",
 		.read = bench->mode->async ? NULL : read_now,
 		.submit = bench->mode->async ? submit : NULL,
+		.view = bench->options->file ? NULL : view,
 		.data = bench->mode->async ? (void *)lib->later : bench,
 		.length = bench->bytes,
 	};

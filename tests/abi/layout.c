@@ -100,7 +100,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_memory_maps, own, 16, 8),
 	MEMBER(kvmfault_memory_maps, fd, 24, 4),
 
-	SIZE(kvmfault_source, 72),
+	SIZE(kvmfault_source, 80),
 	MEMBER(kvmfault_source, size, 0, 8),
 	MEMBER(kvmfault_source, name, 8, 8),
 	MEMBER(kvmfault_source, read, 16, 8),
@@ -110,6 +110,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_source, submit, 48, 8),
 	MEMBER(kvmfault_source, cancel, 56, 8),
 	MEMBER(kvmfault_source, deadline_ms, 64, 4),
+	MEMBER(kvmfault_source, view, 72, 8),
 
 	SIZE(kvmfault_uffd_options, 16),
 	MEMBER(kvmfault_uffd_options, size, 0, 8),
