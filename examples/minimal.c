@@ -61,7 +61,7 @@ int main(void)
 		sizeof(memory), .length = RAM, .source = &source };
 	struct kvmfault_memory_maps maps = { .size = sizeof(maps) };
 	struct kvmfault_region region = { sizeof(region), .length = RAM };
-	struct kvmfault_service_options threads = { sizeof(threads), 1 };
+	struct kvmfault_service_options work = { sizeof(work), .threads = 1 };
 	struct kvmfault_vcpu_options o = { sizeof(o), .fd = fd, .run = run };
 	struct kvmfault_service *service;
 	struct kvmfault_vcpu *vcpu;
@@ -75,7 +75,7 @@ int main(void)
 	check(kvmfault_region_add(vm, &region), "region");
 	slot.userspace_addr = (uintptr_t)maps.memslots;
 	check(ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION, &slot), "memory slot");
-	check(kvmfault_service_new(vm, &threads, &service), "service");
+	check(kvmfault_service_new(vm, &work, &service), "service");
 	check(kvmfault_vcpu_new(vm, &o, &vcpu), "vCPU handle");
 	/* ... and the run loop. */
 	for (;;) {

@@ -502,7 +502,8 @@ struct kvmfault_source {
 	 * from there, without a copy in between. NULL: they are to be read.
 	 * What is not there after all (the file was cut off) is an error of
 	 * the source's, -EFAULT. Called as read is, and not with minor faults,
-	 * which have the bytes written to the file. Optional. */
+	 * which have the bytes read into the file; there read has to cope with
+	 * such a file by itself. Optional. */
 	const void *(*view)(void *data, uint64_t offset, size_t length);
 };
 
@@ -528,8 +529,9 @@ int kvmfault_source_file(int fd, struct kvmfault_source *source);
 
 /*
  * Memory of this process, such as a mapped snapshot: pages are installed straight
- * from it. It is borrowed for the source's life, and is not to be guest memory
- * itself.
+ * from it, but with minor faults, where it is read, and a file that was cut off
+ * is a SIGBUS for who reads. It is borrowed for the source's life, and is not to
+ * be guest memory itself.
  * Returns 0; -EINVAL: a NULL pointer, no length. Thread class: any. Since 0.1.
  */
 int kvmfault_source_memory(const void *bytes, uint64_t length,
@@ -824,12 +826,12 @@ int kvmfault_region_memslot(struct kvmfault_vm *vm, uint32_t address_space,
  * Resolvers: who makes a page present
  * -----------------------------------
  * An ordered chain: the VMM's own, in the order in which they were added, then
- * the library's "async" (absent pages of a source that answers later), "copy"
- * and "continue" (of others: read the source, and UFFDIO_COPY, or in a memory
- * with minor faults UFFDIO_CONTINUE), "zero" (discarded pages:
- * UFFDIO_ZEROPAGE), "populate" (present or untracked pages:
- * MADV_POPULATE_READ/WRITE), "convert" (private pages that are to be shared,
- * and the other way) and "unprotect" (protected pages: has nothing to save).
+ * the library's "copy" (absent pages: read the source, and UFFDIO_COPY), "async"
+ * (of a source that answers later), "continue" (in a memory with minor faults:
+ * UFFDIO_CONTINUE), "zero" (discarded pages: UFFDIO_ZEROPAGE), "populate"
+ * (present or untracked pages: MADV_POPULATE_READ/WRITE), "convert" (private
+ * pages that are to be shared, and the other way) and "unprotect" (protected
+ * pages: has nothing to save).
  * Each is asked in turn until one does not decline.
  */
 enum kvmfault_page {
@@ -1186,6 +1188,13 @@ struct kvmfault_service_options {
 	/* How many threads, up to 256. 0: none; the VMM polls
 	 * kvmfault_service_fd() and calls kvmfault_service_dispatch(). */
 	uint32_t threads;
+	/* How many microseconds one of these threads, having answered, looks
+	 * for the next fault before it sleeps: to wake it then takes longer
+	 * than most faults do. It does so only while nobody else wants its
+	 * CPU, and hardly ever where it was in vain. 0: 100;
+	 * KVMFAULT_NO_POLL: it sleeps at once. */
+	uint32_t poll_us;
+#define KVMFAULT_NO_POLL UINT32_MAX
 };
 
 /*

@@ -788,6 +788,18 @@ void kvmfault__fetches_cancel(struct kvmfault_memory *memory);
 /* Deadlines: the next one, UINT64_MAX if there is none; cancel what is late. */
 uint64_t kvmfault__fetches_due(struct kvmfault_vm *vm);
 void kvmfault__fetches_expire(struct kvmfault_vm *vm, uint64_t now);
+/* poll.c: look for the next message before sleeping? A thread's own. */
+struct kvmfault__poll {
+	uint64_t limit;			/* nanoseconds; 0: never */
+	uint64_t began, looked;
+	uint32_t vain, skip;		/* how often in vain, not to be tried */
+};
+void kvmfault__poll_init(struct kvmfault__poll *poll, uint32_t us);
+/* Then again until that is false or something was found, and then end. */
+bool kvmfault__poll_begin(struct kvmfault__poll *poll);
+bool kvmfault__poll_again(struct kvmfault__poll *poll);
+void kvmfault__poll_end(struct kvmfault__poll *poll, bool found);
+
 /* service.c: a message's fetch has failed: later again. */
 void kvmfault__put_off(struct kvmfault__request *rq, int error);
 void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due);

@@ -39,6 +39,8 @@ struct kvmfault_service {
 	int timer, deadlines, stop;
 	_Atomic uint64_t next_deadline;	/* of fetches in flight */
 	size_t batch;			/* messages that one read takes */
+	uint32_t poll_us;
+	atomic_bool polled;		/* by one of the threads */
 	pthread_mutex_t lock;		/* of what is parked; short */
 	size_t parked_count;
 	struct parked parked[PARKED_MAX];
@@ -442,9 +444,9 @@ static void mute(struct kvmfault_vm *vm, uint32_t id,
 		      "a userfaultfd has failed, and is not listened to any more");
 }
 
-/* One round; true: stop. */
-static bool serve(struct kvmfault_service *service,
-		  struct kvmfault__seat *seat, int timeout)
+/* One round; how many events there were, or -1: stop. */
+static int serve(struct kvmfault_service *service, struct kvmfault__seat *seat,
+		 int timeout)
 {
 	struct epoll_event ready[EVENTS];
 	int i, n;
@@ -455,7 +457,7 @@ static bool serve(struct kvmfault_service *service,
 		uint64_t id = ready[i].data.u64;
 
 		if (id == STOP)
-			return true;
+			return -1;
 		if (id == KVMFAULT__JOBS)
 			run_job(service);
 		else if (id == TIMER)
@@ -467,17 +469,39 @@ static bool serve(struct kvmfault_service *service,
 		else
 			read_messages(service, seat, (uint32_t)id);
 	}
-	return false;
+	return n > 0 ? n : 0;
+}
+
+/* Before it sleeps, for a while; one thread is enough. As serve(). */
+static int look(struct kvmfault_service *service, struct kvmfault__seat *seat,
+		struct kvmfault__poll *poll)
+{
+	int n = 0;
+
+	if (atomic_load(&service->polled) || !kvmfault__poll_begin(poll) ||
+	    atomic_exchange(&service->polled, true))
+		return 0;
+	while (!n && kvmfault__poll_again(poll))
+		n = serve(service, seat, 0);
+	atomic_store(&service->polled, false);
+	kvmfault__poll_end(poll, n);
+	return n;
 }
 
 static void *run(void *arg)
 {
 	struct kvmfault__seat *seat = arg;
 	struct kvmfault_service *service = seat->service;
+	struct kvmfault__poll poll;
+	int n = 0;
 
 	atomic_store(&seat->owner, (uintptr_t)pthread_self());
-	while (!serve(service, seat, -1))
-		;
+	kvmfault__poll_init(&poll, service->poll_us);
+	while (n >= 0) {
+		n = n ? look(service, seat, &poll) : 0;
+		if (!n)
+			n = serve(service, seat, -1);
+	}
 	kvmfault__seat_give(seat);
 	return NULL;
 }
@@ -610,6 +634,7 @@ int kvmfault_service_new(struct kvmfault_vm *vm,
 	new->vm = vm;
 	/* Several readers: none takes what another could begin with. */
 	new->batch = ours.threads > 1 ? 1 : MESSAGES;
+	new->poll_us = ours.poll_us;
 	pthread_mutex_init(&new->lock, NULL);
 	atomic_store(&new->next_deadline, UINT64_MAX);
 	err = open_descriptors(new);

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -273,6 +274,11 @@ int kvmfault__sys_thread(pthread_t *thread, void *(*run)(void *), void *arg,
 void kvmfault__sys_join(pthread_t thread)
 {
 	pthread_join(thread, NULL);
+}
+
+void kvmfault__sys_yield(void)
+{
+	sched_yield();
 }
 
 void kvmfault__sys_lock(pthread_mutex_t *lock)

@@ -74,6 +74,7 @@ uint64_t kvmfault__sys_now(void);	/* monotonic, nanoseconds */
 int kvmfault__sys_thread(pthread_t *thread, void *(*run)(void *), void *arg,
 			 const char *name);
 void kvmfault__sys_join(pthread_t thread);
+void kvmfault__sys_yield(void);		/* to who waits for this CPU */
 
 /* See "Locks" in HACKING.md for what may be called under which. */
 void kvmfault__sys_lock(pthread_mutex_t *lock);

@@ -278,6 +278,7 @@ void bed_add(void)
 {
 	const struct kvmfault_service_options service = {
 		.size = sizeof(service), .threads = 1,
+		.poll_us = KVMFAULT_NO_POLL,	/* time stands still */
 	};
 	struct kvmfault_vcpu_options options = { .size = sizeof(options) };
 	struct kvmfault_region region = {

@@ -13,6 +13,7 @@
 #include <linux/futex.h>
 #include <linux/magic.h>
 #include <linux/memfd.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -1277,6 +1278,14 @@ static long model_join(struct fake_call *c)
 	return 0;
 }
 
+/* Time goes by. */
+static long model_yield(struct fake_call *c)
+{
+	(void)c;
+	clock_now += 1000;
+	return 0;
+}
+
 static long model_alloc(struct fake_call *c)
 {
 	void *memory = NULL;
@@ -1332,6 +1341,7 @@ static long (*const models[FAKE_NAMES])(struct fake_call *call) = {
 	[FAKE_TIMERFD_ARM] = model_timerfd_arm,
 	[FAKE_THREAD] = model_thread,
 	[FAKE_JOIN] = model_join,
+	[FAKE_YIELD] = model_yield,
 	[FAKE_ALLOC] = model_alloc,
 	[FAKE_FREE] = model_free,
 };
@@ -1671,6 +1681,12 @@ int kvmfault__sys_thread(pthread_t *id, void *(*run)(void *), void *arg,
 void kvmfault__sys_join(pthread_t id)
 {
 	CALL(.name = FAKE_JOIN, .arg = &id);
+}
+
+void kvmfault__sys_yield(void)
+{
+	CALL(.name = FAKE_YIELD);
+	sched_yield();
 }
 
 void *kvmfault__sys_alloc(size_t size, size_t align)

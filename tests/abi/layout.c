@@ -215,6 +215,7 @@ static const struct line lines[] = {
 	SIZE(kvmfault_service_options, 16),
 	MEMBER(kvmfault_service_options, size, 0, 8),
 	MEMBER(kvmfault_service_options, threads, 8, 4),
+	MEMBER(kvmfault_service_options, poll_us, 12, 4),
 
 	SIZE(kvmfault_converter, 32),
 	MEMBER(kvmfault_converter, size, 0, 8),
