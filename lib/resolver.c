@@ -185,6 +185,33 @@ int kvmfault_request_data(struct kvmfault_request *request, const void **data)
 	return err;
 }
 
+static int install(struct kvmfault__request *rq, const void *data)
+{
+	return kvmfault__install(rq->seat, rq->request.memory,
+				 rq->request.offset, data, rq->request.length,
+				 &rq->installed);
+}
+
+static bool has_come(const struct kvmfault__request *rq)
+{
+	return rq->page < rq->first + rq->installed.there;
+}
+
+/* Of a view a neighbour before the page is gone: the page alone, as if it had
+ * been read. What came before that stays. */
+static int install_alone(struct kvmfault__request *rq)
+{
+	uint64_t before = rq->page - rq->first, came = rq->installed.there;
+
+	kvmfault__account(rq, KVMFAULT__ABSENT);
+	kvmfault__release(rq, rq->first, came, KVMFAULT__PRESENT);
+	rq->first += came;
+	rq->count -= came;
+	kvmfault__narrow(rq);
+	return install(rq, (const char *)rq->view +
+		       (before << rq->request.memory->page_shift));
+}
+
 KVMFAULT__EXPORT
 int kvmfault_request_install(struct kvmfault_request *request,
 			     const void *data)
@@ -197,11 +224,13 @@ int kvmfault_request_install(struct kvmfault_request *request,
 	/* Zeros for nothing: only where that is what it holds. */
 	if (!data && request->page != KVMFAULT_PAGE_REMOVED)
 		return -EINVAL;
-	err = kvmfault__install(ours->seat, request->memory, request->offset,
-				data, request->length, &ours->installed);
-	/* What the source has shown is not there any more. */
-	if (err == -EFAULT && data && data == ours->view)
-		ours->source_failed = true;
+	err = install(ours, data);
+	if (err == -EFAULT && data && data == ours->view) {
+		if (ours->count > 1 && !has_come(ours))
+			err = install_alone(ours);
+		/* What the source has shown is not there any more. */
+		ours->source_failed = err;
+	}
 	/* Of a window it is the page that counts; the others fault again. */
-	return ours->page < ours->first + ours->installed.there ? 0 : err;
+	return has_come(ours) ? 0 : err;
 }

@@ -269,6 +269,44 @@ START_TEST(shown_and_not_there)
 }
 END_TEST
 
+/* A neighbour's bytes are gone: those before it come, and the page itself. */
+static unsigned int copies;
+
+static bool second_is_gone(struct fake_call *call)
+{
+	struct uffdio_copy *copy = call->arg;
+
+	if (call->number != UFFDIO_COPY || copies++ > 1)
+		return false;
+	if (copies == 1) {
+		copy->len = PAGE;
+		fake_model(call);
+		copy->len = 4 * PAGE;
+		call->result = -EAGAIN;
+	} else {
+		call->result = -EFAULT;
+	}
+	return true;
+}
+
+START_TEST(a_neighbour_is_not_there)
+{
+	bed.window = KVMFAULT_WINDOW_FIXED;
+	bed.window_length = 4 * PAGE;
+	bed_add();
+	copies = 0;
+	fake_on(FAKE_IOCTL, second_is_gone);
+	ck_assert_int_eq(fetch(7).action, KVMFAULT_RETRY);
+	ck_assert_uint_eq(copies, 3);
+	ck_assert(bed_has(4, 42) && bed_has(7, 42));
+	ck_assert_int_eq(bed_state(4), KVMFAULT__PRESENT);
+	ck_assert_int_eq(bed_state(5), KVMFAULT__ABSENT);
+	ck_assert_int_eq(bed_state(6), KVMFAULT__ABSENT);
+	ck_assert_uint_eq(bed_stats().fetched, 2);
+	ck_assert_uint_eq(bed_stats().existed, 0);
+}
+END_TEST
+
 static int data_by_hand(struct kvmfault_request *request)
 {
 	const void *data = NULL;
@@ -456,6 +494,7 @@ int main(void)
 	tcase_add_test(t, read_where_it_is_not);
 	tcase_add_test(t, a_window_of_it);
 	tcase_add_test(t, shown_and_not_there);
+	tcase_add_test(t, a_neighbour_is_not_there);
 	tcase_add_test(t, data_for_ones_own);
 	tcase_add_test(t, no_view_of_zeros);
 	tcase_add_test(t, no_view_with_minor_faults);

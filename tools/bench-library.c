@@ -197,7 +197,8 @@ static int add_memory(struct bench *bench, struct library *lib)
 		.name = "image",
 		.read = bench->mode->async ? NULL : read_now,
 		.submit = bench->mode->async ? submit : NULL,
-		.view = bench->options->file ? NULL : view,
+		.view = bench->mode->async || bench->options->file ?
+			NULL : view,
 		.data = bench->mode->async ? (void *)lib->later : bench,
 		.length = bench->bytes,
 	};
