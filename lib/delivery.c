@@ -150,26 +150,23 @@ int kvmfault_vm_delivery(const struct kvmfault_vm *vm,
 	return kvmfault__options_out(report, &ours, sizeof(ours));
 }
 
-/* Of the memory that the memslots show by this mapping, if they do. */
-static int leave_kernel_exit(struct kvmfault__span *span)
+static int leave_kernel_exit(struct kvmfault_memory *memory)
 {
-	if (((struct kvmfault_mapping *)span)->memslots)
-		kvmfault__userfault_leave(span->memory);
+	kvmfault__userfault_leave(memory);
 	return 0;
 }
 
-static int enter_kernel_exit(struct kvmfault__span *span)
+static int enter_kernel_exit(struct kvmfault_memory *memory)
 {
-	if (((struct kvmfault_mapping *)span)->memslots)
-		kvmfault__userfault_enter(span->memory);
+	kvmfault__userfault_enter(memory);
 	return 0;
 }
 
 static void switch_kernel_exit(struct kvmfault_vm *vm, bool leave)
 {
 	kvmfault__sys_lock(&vm->lock);
-	kvmfault__table_each(&vm->mappings, leave ? leave_kernel_exit :
-						    enter_kernel_exit);
+	kvmfault__each_memory(vm, leave ? leave_kernel_exit :
+					  enter_kernel_exit);
 	kvmfault__sys_unlock(&vm->lock);
 }
 

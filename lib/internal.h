@@ -165,9 +165,10 @@ struct kvmfault__span *kvmfault__table_at(kvmfault__table *table, uint64_t key);
  * there is memory for a table without it. */
 void kvmfault__table_kill(struct kvmfault_vm *vm, struct kvmfault__span *span);
 void kvmfault__table_sweep(struct kvmfault_vm *vm, kvmfault__table *table);
-/* Every living span, until one says -errno. */
+/* Every living span, until that is not 0 for one. */
 int kvmfault__table_each(kvmfault__table *table,
-			 int (*each)(struct kvmfault__span *span));
+			 int (*each)(struct kvmfault__span *span, void *data),
+			 void *data);
 /* When nobody is left to look anything up. */
 void kvmfault__table_free(struct kvmfault_vm *vm, kvmfault__table *table);
 
@@ -477,6 +478,9 @@ static inline void kvmfault__changed(struct kvmfault_memory *memory,
 int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 			  struct kvmfault_uffd *uffd,
 			  struct kvmfault_mapping **mapping);
+/* Under the VM's lock: every memory, until that is not 0 for one. */
+int kvmfault__each_memory(struct kvmfault_vm *vm,
+			  int (*each)(struct kvmfault_memory *memory));
 /* After the mapping's last use: let go of the uffd; guard: where pages are
  * absent nobody may read zeros afterwards. */
 void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard);

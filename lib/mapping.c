@@ -459,6 +459,21 @@ void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard)
 		kvmfault_uffd_free(uffd);
 }
 
+/* A memory has one of these, and as long as it has it is found by it. */
+static int if_memslots(struct kvmfault__span *span, void *data)
+{
+	int (**each)(struct kvmfault_memory *memory) = data;
+
+	return ((struct kvmfault_mapping *)span)->memslots ?
+		(*each)(span->memory) : 0;
+}
+
+int kvmfault__each_memory(struct kvmfault_vm *vm,
+			  int (*each)(struct kvmfault_memory *memory))
+{
+	return kvmfault__table_each(&vm->mappings, if_memslots, &each);
+}
+
 /* A seat that came before the list was replaced. */
 static bool uses_old_list(struct kvmfault__seat *seat, void *vm)
 {

@@ -242,14 +242,12 @@ static bool is_marking(struct kvmfault__seat *seat, void *unused)
 	return atomic_load(&seat->marking);
 }
 
-/* Of one mapping in the VM's table. What is present in the file stays so. */
-static int unmark(struct kvmfault__span *span)
+/* What is present in the file stays so. */
+static int unmark(struct kvmfault_memory *memory)
 {
-	struct kvmfault_mapping *mapping = (struct kvmfault_mapping *)span;
-	struct kvmfault_memory *memory = span->memory;
 	uint64_t i;
 
-	if (!mapping->memslots || !memory->marked)
+	if (!memory->marked)
 		return 0;
 	for (i = 0; i < bytes(memory) / sizeof(uint64_t); i++)
 		atomic_store(&memory->marked[i], 0);
@@ -264,7 +262,7 @@ int kvmfault__unmark_all(struct kvmfault_vm *vm)
 	/* Marking is no callback: this never waits for the caller itself. */
 	kvmfault__drain(vm, is_marking, NULL);
 	kvmfault__sys_lock(&vm->lock);
-	err = kvmfault__table_each(&vm->mappings, unmark);
+	err = kvmfault__each_memory(vm, unmark);
 	kvmfault__sys_unlock(&vm->lock);
 	return err;
 }

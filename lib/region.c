@@ -89,12 +89,24 @@ int kvmfault_region_add(struct kvmfault_vm *vm,
 	return err;
 }
 
+/* Another one that shows the same memory? */
+static int show(struct kvmfault__span *span, void *region)
+{
+	const struct kvmfault__span *removed = region;
+
+	if (span == removed || span->memory != removed->memory)
+		return 0;
+	atomic_store(&span->memory->shown, span);
+	return 1;
+}
+
 /* Who looks by its memory must not find it any more. */
-static void hide(const struct kvmfault__region *region)
+static void hide(struct kvmfault_vm *vm, struct kvmfault__region *region)
 {
 	_Atomic(const void *) *shown = &region->span.memory->shown;
 
-	if (atomic_load(shown) == region)
+	if (atomic_load(shown) == region &&
+	    !kvmfault__table_each(&vm->regions, show, region))
 		atomic_store(shown, NULL);
 }
 
@@ -126,7 +138,7 @@ int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
 		vm->region_count--;
 		if (span->memory) {
 			span->memory->regions--;
-			hide(region);
+			hide(vm, region);
 		}
 		kvmfault__table_kill(vm, span);
 		kvmfault__table_sweep(vm, &vm->regions);

@@ -102,7 +102,8 @@ struct kvmfault__span *kvmfault__table_at(kvmfault__table *table, uint64_t key)
 }
 
 int kvmfault__table_each(kvmfault__table *table,
-			 int (*each)(struct kvmfault__span *span))
+			 int (*each)(struct kvmfault__span *span, void *data),
+			 void *data)
 {
 	const struct table *all = atomic_load(table);
 	size_t i;
@@ -110,7 +111,7 @@ int kvmfault__table_each(kvmfault__table *table,
 
 	for (i = 0; all && i < all->count && !err; i++)
 		if (!atomic_load(&spans(all)[i]->dead))
-			err = each(spans(all)[i]);
+			err = each(spans(all)[i], data);
 	return err;
 }
 

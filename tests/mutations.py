@@ -331,6 +331,10 @@ MUTATIONS = [
     ('a message has the flags of an exit', 'lib/userfault.c',
      '	if (fault->entrance != KVMFAULT_ENTRANCE_EXIT)\n		return 0;\n',
      '', ['userfault']),
+    ('no other region is known when the known one goes', 'lib/region.c',
+     'atomic_load(shown) == region &&\n'
+     '	    !kvmfault__table_each(&vm->regions, show, region)',
+     'atomic_load(shown) == region', ['failure']),
     ('populate for reading what KVM wants to write', 'lib/resolver-populate.c',
      '	if (fault->entrance == KVMFAULT_ENTRANCE_EXIT &&',
      '	if (0 && fault->entrance == KVMFAULT_ENTRANCE_EXIT &&',

@@ -213,6 +213,30 @@ START_TEST(no_region_shows_it)
 }
 END_TEST
 
+/* Of several regions that show the page one is known at once, also when it is
+ * not the one that was. */
+START_TEST(the_region_that_is_known_goes)
+{
+	struct kvmfault_region second = {
+		.size = sizeof(second), .gpa = 2 * BED_GPA,
+		.length = BED_PAGES * PAGE, .memory = bed.memory,
+	};
+	const struct kvmfault__region *known;
+
+	ck_assert_int_eq(kvmfault_region_add(bed.vm, &second), 0);
+	known = atomic_load(&bed.memory->shown);
+	ck_assert_uint_eq(known->info.gpa, 2 * BED_GPA);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, 2 * BED_GPA), 0);
+	known = atomic_load(&bed.memory->shown);
+	ck_assert_uint_eq(known->info.gpa, BED_GPA);
+	ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
+	ck_assert_ptr_null(atomic_load(&bed.memory->shown));
+	second.gpa = BED_GPA;
+	ck_assert_int_eq(kvmfault_region_add(bed.vm, &second), 0);
+}
+END_TEST
+
 START_TEST(memory_without_a_source)
 {
 	struct kvmfault_memory_options options = {
@@ -442,6 +466,7 @@ int main(void)
 	tcase_add_test(t, several_pages_failed);
 	tcase_add_test(t, another_thread);
 	tcase_add_test(t, no_region_shows_it);
+	tcase_add_test(t, the_region_that_is_known_goes);
 	tcase_add_test(t, memory_without_a_source);
 	tcase_add_test(t, source_says_poisoned);
 	tcase_add_test(t, sleeper_gets_its_sigbus);
