@@ -348,7 +348,9 @@ struct kvmfault_memory {
 	_Atomic(const void *) mappings;	/* struct kvmfault__mappings */
 	unsigned int regions;		/* under the VM's lock */
 	_Atomic(const void *) shown;	/* one of them, or NULL */
-	_Atomic uint64_t *marked;	/* stretches that were given markers */
+	_Atomic uint64_t *marked;	/* stretches that were given markers, */
+	_Atomic uint64_t *touched;	/* and those that were only touched */
+	atomic_uint marked_at_once;	/* of the former, not touched before */
 	atomic_bool warned;		/* of pages that others put there */
 };
 
@@ -624,7 +626,7 @@ kvmfault__region_showing(struct kvmfault__seat *seat,
 /* marker.c: markers in the memslots' mapping, by stretch */
 int kvmfault__markers_new(struct kvmfault_memory *memory);
 void kvmfault__markers_free(struct kvmfault_memory *memory);
-/* A thread sleeps on a page there: mark its stretch, if the mode wants it; and
+/* A thread sleeps on a page there: mark its stretch, if that pays; and
  * when the thread was answered, what it may come to next. */
 void kvmfault__mark(struct kvmfault__seat *seat,
 		    const struct kvmfault__place *place);

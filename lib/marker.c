@@ -4,9 +4,10 @@
 /*
  * Delivery by markers. In: a touch of a stretch of the memslots' mapping that
  * has none. Out: a marker in each absent page of it, so that the next touch of
- * one ends KVM_RUN. A marker that is missing makes a fault slow, for then it
- * comes as a message; one on a page that is present would be an error, and is
- * never left there.
+ * one ends KVM_RUN; unless the touch may be a lone one in a large memory, for
+ * which that would be too much work. A marker that is missing makes a fault
+ * slow, for then it comes as a message; one on a page that is present would be
+ * an error, and is never left there.
  */
 
 #include <sys/mman.h>
@@ -19,6 +20,7 @@
 #define STRETCH 1024ULL
 #define BITS 64
 #define AHEAD 4ULL		/* stretches, at most */
+#define AT_ONCE 32U		/* so many without asking: 128 MiB */
 
 static uint64_t stretches(const struct kvmfault_memory *memory)
 {
@@ -33,21 +35,23 @@ static size_t bytes(const struct kvmfault_memory *memory)
 int kvmfault__markers_new(struct kvmfault_memory *memory)
 {
 	void *marked;
-	int err = kvmfault__sys_mmap(&marked, bytes(memory),
+	int err = kvmfault__sys_mmap(&marked, 2 * bytes(memory),
 				     PROT_READ | PROT_WRITE,
 				     MAP_PRIVATE | MAP_ANONYMOUS |
 				     MAP_NORESERVE, -1, 0);
 
-	if (!err)
-		memory->marked = marked;
-	return err;
+	if (err)
+		return err;
+	memory->marked = marked;
+	memory->touched = memory->marked + bytes(memory) / sizeof(uint64_t);
+	return 0;
 }
 
 void kvmfault__markers_free(struct kvmfault_memory *memory)
 {
 	if (memory->marked)
 		kvmfault__sys_munmap((void *)(uintptr_t)memory->marked,
-				     bytes(memory));
+				     2 * bytes(memory));
 }
 
 /* Nobody has it, nor is about to. */
@@ -179,10 +183,30 @@ static uint64_t stretch_of(const struct kvmfault__place *place)
 	return (place->offset >> place->memory->page_shift) / STRETCH;
 }
 
+/*
+ * To mark a stretch costs as much as two messages, and who jumps about in a
+ * large memory never touches it again. So the first ones are marked at once, a
+ * neighbour of a marked one is where somebody walks, and others have to be
+ * touched twice.
+ */
+static bool worth_it(struct kvmfault_memory *memory, uint64_t stretch)
+{
+	uint64_t bit = 1ULL << stretch % BITS;
+
+	if (atomic_load(&memory->marked_at_once) < AT_ONCE &&
+	    atomic_fetch_add(&memory->marked_at_once, 1) < AT_ONCE)
+		return true;
+	if ((stretch && is_marked(memory, stretch - 1)) ||
+	    (stretch + 1 < stretches(memory) && is_marked(memory, stretch + 1)))
+		return true;
+	return atomic_fetch_or(&memory->touched[stretch / BITS], bit) & bit;
+}
+
 void kvmfault__mark(struct kvmfault__seat *seat,
 		    const struct kvmfault__place *place)
 {
-	if (by_markers(place) && !is_marked(place->memory, stretch_of(place)))
+	if (by_markers(place) && !is_marked(place->memory, stretch_of(place)) &&
+	    worth_it(place->memory, stretch_of(place)))
 		mark_once(seat, place->memory, stretch_of(place));
 }
 
@@ -207,7 +231,7 @@ void kvmfault__mark_ahead(struct kvmfault__seat *seat,
 	uint64_t stretch, below, above, n;
 	int64_t way;
 
-	if (!by_markers(place))
+	if (!by_markers(place) || !is_marked(memory, stretch_of(place)))
 		return;
 	stretch = stretch_of(place);
 	below = run(memory, stretch, -1, true);

@@ -244,6 +244,26 @@ START_TEST(who_walks_finds_marks)
 }
 END_TEST
 
+/* In a large memory a lone touch is no reason; a second one is, and so is a
+ * neighbour. */
+START_TEST(who_jumps_about_finds_none)
+{
+	have_large(16);
+	atomic_store(&large_memory->marked_at_once, 31);
+	touch_stretch(2);
+	touch_stretch(8);
+	touch_stretch(14);
+	expect_marked("0010000000000000");
+	touched(large + (8 * STRETCH + 1) * PAGE);
+	expect_marked("0010000010000000");
+	touch_stretch(9);
+	expect_marked("0010000011100000");
+	touch_stretch(1);
+	expect_marked("1110000011100000");
+	drop_large();
+}
+END_TEST
+
 /* Punching keeps some markers and drops others: all are put there again. */
 START_TEST(discarded_pages_are_marked_again)
 {
@@ -457,6 +477,7 @@ int main(void)
 	tcase_add_test(t, only_what_is_missing);
 	tcase_add_test(t, stretch_by_stretch);
 	tcase_add_test(t, who_walks_finds_marks);
+	tcase_add_test(t, who_jumps_about_finds_none);
 	tcase_add_test(t, discarded_pages_are_marked_again);
 	tcase_add_test(t, page_that_came_meanwhile_keeps_no_marker);
 	tcase_add_test(t, page_that_is_mapped_is_passed_over);
