@@ -300,7 +300,7 @@ static void complete(struct kvmfault_fetch *fetch)
 	if (error && !rq->poisoned) {
 		note_failure(fetch, error);
 		if (rq->origin)
-			kvmfault__put_off(rq, error);
+			kvmfault__put_off_fetch(rq, error);
 	}
 	kvmfault__conclude(rq, KVMFAULT__ABSENT);
 	if (!error) {

@@ -806,8 +806,38 @@ bool kvmfault__poll_begin(struct kvmfault__poll *poll);
 bool kvmfault__poll_again(struct kvmfault__poll *poll);
 void kvmfault__poll_end(struct kvmfault__poll *poll, bool found);
 
+/* park.c: messages that are to be tried again, later. The lock is a short one. */
+#define KVMFAULT__PARKED_MAX 256
+struct kvmfault__parked {
+	struct kvmfault_fault fault;
+	uint32_t space;
+	struct kvmfault__tries tries;
+	uint64_t due;
+};
+struct kvmfault__park {
+	pthread_mutex_t lock;
+	int timer;			/* expires when the earliest is due */
+	size_t count;
+	struct kvmfault__parked item[KVMFAULT__PARKED_MAX];
+};
+/* Not now. reason: nobody resolved it; the third time the VMM is told. */
+void kvmfault__put_off(struct kvmfault__park *park, struct kvmfault__seat *seat,
+		       struct kvmfault__parked *item,
+		       enum kvmfault_reason reason, int error);
+bool kvmfault__is_parked(struct kvmfault__park *park, uint32_t space,
+			 uint64_t hva);
+/* One item whose time has come, taken out; false: none. */
+bool kvmfault__unpark(struct kvmfault__park *park, uint64_t now,
+		      struct kvmfault__parked *item);
+/* Set the timer. */
+void kvmfault__park_arm(struct kvmfault__park *park);
+/* At the end, their messages are read: awake they fault again, for the next
+ * service. */
+void kvmfault__wake_parked(struct kvmfault__park *park,
+			   struct kvmfault__seat *seat);
+
 /* service.c: a message's fetch has failed: later again. */
-void kvmfault__put_off(struct kvmfault__request *rq, int error);
+void kvmfault__put_off_fetch(struct kvmfault__request *rq, int error);
 void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due);
 
 /* vcpu.c and its entrances */

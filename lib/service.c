@@ -19,77 +19,22 @@
 #define MESSAGES 16
 #define EVENTS 8
 #define THREADS_MAX 256
-#define PARKED_MAX 256
-#define DELAY_MIN 1000000ULL	/* 1 ms, doubled each time, */
-#define DELAY_STEPS 10		/* up to about a second */
-#define TELL_AFTER 3		/* failures before the VMM is told */
 
 enum { TIMER = KVMFAULT__JOBS + 1, DEADLINES, STOP };	/* beside uffds' ids */
-
-struct parked {
-	struct kvmfault_fault fault;
-	uint32_t space;
-	struct kvmfault__tries tries;
-	uint64_t due;
-};
 
 struct kvmfault_service {
 	struct kvmfault_vm *vm;
 	struct kvmfault__seat *seat;	/* for its end, which cannot fail */
-	int timer, deadlines, stop;
+	int deadlines, stop;
 	_Atomic uint64_t next_deadline;	/* of fetches in flight */
 	size_t batch;			/* messages that one read takes */
 	uint32_t poll_us;
 	atomic_bool polled;		/* by one of the threads */
-	pthread_mutex_t lock;		/* of what is parked; short */
-	size_t parked_count;
-	struct parked parked[PARKED_MAX];
+	pthread_mutex_t lock;		/* of the VM's jobs; short */
+	struct kvmfault__park park;
 	unsigned int threads;
 	pthread_t thread[];
 };
-
-/* Under the service's lock. */
-static struct parked *find_parked(struct kvmfault_service *service,
-				  uint32_t space, uint64_t hva)
-{
-	size_t i;
-
-	for (i = 0; i < service->parked_count; i++)
-		if (service->parked[i].space == space &&
-		    service->parked[i].fault.hva == hva)
-			return &service->parked[i];
-	return NULL;
-}
-
-static uint64_t earliest(struct kvmfault_service *service)
-{
-	uint64_t due = UINT64_MAX;
-	size_t i;
-
-	kvmfault__sys_lock(&service->lock);
-	for (i = 0; i < service->parked_count; i++)
-		if (service->parked[i].due < due)
-			due = service->parked[i].due;
-	kvmfault__sys_unlock(&service->lock);
-	return due;
-}
-
-/* The timer is set without the lock: who sets it looks again afterwards, so
- * that the last one to set it has seen the earliest. */
-static void set_timer(struct kvmfault_service *service)
-{
-	uint64_t due = earliest(service), armed, now;
-
-	do {
-		armed = due;
-		if (due == UINT64_MAX)
-			return;
-		now = kvmfault__sys_now();
-		kvmfault__sys_timerfd_arm(service->timer,
-					  due > now ? due - now : 1);
-		due = earliest(service);
-	} while (due != armed);
-}
 
 /* Who lowers it last sets the timer last, without a lock: vCPUs come here. */
 static void set_deadline(struct kvmfault_service *service, uint64_t due)
@@ -130,81 +75,13 @@ static void cancel_late(struct kvmfault_service *service)
 	set_deadline(service, kvmfault__fetches_due(service->vm));
 }
 
-static void wake_sleeper(struct kvmfault__seat *seat,
-			 const struct parked *item)
-{
-	struct kvmfault_mapping *mapping = (struct kvmfault_mapping *)
-		kvmfault__table_find(seat, &seat->vm->mappings,
-				     kvmfault__key(item->space,
-						   item->fault.hva));
-
-	if (mapping) {
-		struct kvmfault_memory *memory = mapping->span.memory;
-		uint64_t size = kvmfault__page_size(memory);
-
-		kvmfault__wake(seat, memory, mapping,
-			       (item->fault.hva - mapping->host) & ~(size - 1),
-			       size);
-	}
-	kvmfault__leave(seat);
-}
-
-static void park(struct kvmfault_service *service, struct kvmfault__seat *seat,
-		 struct parked *item)
-{
-	unsigned int step = item->tries.count < DELAY_STEPS ?
-		item->tries.count : DELAY_STEPS;
-	bool full;
-
-	item->due = kvmfault__sys_now() + (DELAY_MIN << step);
-	item->tries.count++;
-	kvmfault__count(seat, parked);
-	kvmfault__sys_lock(&service->lock);
-	full = service->parked_count == PARKED_MAX;
-	if (!full && !find_parked(service, item->space, item->fault.hva))
-		service->parked[service->parked_count++] = *item;
-	kvmfault__sys_unlock(&service->lock);
-	/* No room: awake, it faults again and so comes back by itself. */
-	if (full)
-		wake_sleeper(seat, item);
-	else
-		set_timer(service);
-}
-
-static void tell(struct kvmfault_vm *vm, const struct parked *item,
-		 enum kvmfault_reason reason, int error)
-{
-	kvmfault__log(vm, KVMFAULT_LOG_ERROR,
-		      "a %s at host address %#llx sleeps: %s (error %d); trying again until it works or the VM is stopped",
-		      kvmfault_access_str(item->fault.access),
-		      (unsigned long long)item->fault.hva,
-		      kvmfault_reason_str(reason), -error);
-	KVMFAULT__TRACE(unresolved, item->fault.entrance, item->fault.gpa,
-			item->fault.hva, reason, error);
-	if (vm->options.unresolved)
-		vm->options.unresolved(vm->options.unresolved_data,
-				       &item->fault, reason, error);
-}
-
-/* Not now: later. reason: nobody resolved it. */
-static void put_off(struct kvmfault_service *service,
-		    struct kvmfault__seat *seat, struct parked *item,
-		    enum kvmfault_reason reason, int error)
-{
-	if (reason && ++item->tries.failures == TELL_AFTER) {
-		kvmfault__count(seat, unresolved);
-		tell(seat->vm, item, reason, error);
-	}
-	park(service, seat, item);
-}
-
 /* Its fetch has failed, on any thread; without a service it is woken and faults
  * again for the next one. */
-void kvmfault__put_off(struct kvmfault__request *rq, int error)
+void kvmfault__put_off_fetch(struct kvmfault__request *rq, int error)
 {
 	struct kvmfault__seat *seat = rq->seat;
 	struct kvmfault_service *service;
-	struct parked item = {
+	struct kvmfault__parked item = {
 		.fault = *rq->request.fault,
 		.space = rq->origin->uffd->space,
 		.tries = rq->tries,
@@ -217,13 +94,13 @@ void kvmfault__put_off(struct kvmfault__request *rq, int error)
 		reason = KVMFAULT_REASON_SOURCE;
 	service = kvmfault__hold(&seat->uffd, &seat->vm->service);
 	if (service)
-		put_off(service, seat, &item, reason, error);
+		kvmfault__put_off(&service->park, seat, &item, reason, error);
 	kvmfault__unhold(seat, &seat->uffd);
 }
 
 /* Resolve, or park. */
 static void serve_fault(struct kvmfault_service *service,
-			struct kvmfault__seat *seat, struct parked *item)
+			struct kvmfault__seat *seat, struct kvmfault__parked *item)
 {
 	uint64_t began = kvmfault__sys_now();
 	struct kvmfault__place place = { 0 };
@@ -253,20 +130,9 @@ static void serve_fault(struct kvmfault_service *service,
 	if (answer.action == KVMFAULT_RETRY && !answer.error)
 		kvmfault__latency(seat, kvmfault__sys_now() - began);
 	else
-		put_off(service, seat, item, answer.action ==
-			KVMFAULT_UNRESOLVED ? answer.reason :
-			KVMFAULT_REASON_NONE, answer.error);
-}
-
-static bool is_parked(struct kvmfault_service *service, uint32_t space,
-		      uint64_t hva)
-{
-	bool found;
-
-	kvmfault__sys_lock(&service->lock);
-	found = service->parked_count && find_parked(service, space, hva);
-	kvmfault__sys_unlock(&service->lock);
-	return found;
+		kvmfault__put_off(&service->park, seat, item, answer.action ==
+				  KVMFAULT_UNRESOLVED ? answer.reason :
+				  KVMFAULT_REASON_NONE, answer.error);
 }
 
 static void pagefault(struct kvmfault_service *service,
@@ -274,7 +140,7 @@ static void pagefault(struct kvmfault_service *service,
 		      const struct uffd_msg *msg)
 {
 	uint64_t flags = msg->arg.pagefault.flags;
-	struct parked item = {
+	struct kvmfault__parked item = {
 		.fault = {
 			.size = sizeof(item.fault),
 			.entrance = KVMFAULT_ENTRANCE_UFFD,
@@ -297,7 +163,7 @@ static void pagefault(struct kvmfault_service *service,
 	kvmfault__add(seat, KVMFAULT__COUNTER(entrance) +
 		      KVMFAULT_ENTRANCE_UFFD, 1);
 	/* Another thread asks for what is being tried already. */
-	if (is_parked(service, space, item.fault.hva)) {
+	if (kvmfault__is_parked(&service->park, space, item.fault.hva)) {
 		kvmfault__count(seat, repeated);
 		return;
 	}
@@ -382,36 +248,18 @@ static void read_messages(struct kvmfault_service *service,
 			pagefault(service, seat, space, &msg[i]);
 }
 
-/* One item whose time has come, taken out; false: none. */
-static bool take_due(struct kvmfault_service *service, uint64_t now,
-		     struct parked *item)
-{
-	bool found = false;
-	size_t i;
-
-	kvmfault__sys_lock(&service->lock);
-	for (i = 0; i < service->parked_count && !found; i++) {
-		if (service->parked[i].due > now)
-			continue;
-		*item = service->parked[i];
-		service->parked[i] = service->parked[--service->parked_count];
-		found = true;
-	}
-	kvmfault__sys_unlock(&service->lock);
-	return found;
-}
-
 static void retry_parked(struct kvmfault_service *service,
 			 struct kvmfault__seat *seat)
 {
 	uint64_t expirations, now = kvmfault__sys_now();
-	struct parked item;
+	struct kvmfault__parked item;
 
-	kvmfault__sys_read(service->timer, &expirations, sizeof(expirations));
+	kvmfault__sys_read(service->park.timer, &expirations,
+			   sizeof(expirations));
 	/* What is parked again is due later than now: this ends. */
-	while (take_due(service, now, &item))
+	while (kvmfault__unpark(&service->park, now, &item))
 		serve_fault(service, seat, &item);
-	set_timer(service);
+	kvmfault__park_arm(&service->park);
 }
 
 /* What each read takes is one job: the others are for other threads. */
@@ -541,31 +389,19 @@ static int open_descriptors(struct kvmfault_service *service)
 	int err;
 
 	service->stop = service->deadlines = -1;
-	service->timer = kvmfault__sys_timerfd();
-	if (service->timer < 0)
-		return service->timer;
+	service->park.timer = kvmfault__sys_timerfd();
+	if (service->park.timer < 0)
+		return service->park.timer;
 	service->deadlines = kvmfault__sys_timerfd();
 	if (service->deadlines < 0)
 		return service->deadlines;
 	service->stop = kvmfault__sys_eventfd();
 	if (service->stop < 0)
 		return service->stop;
-	err = add_event(service->vm, service->timer, TIMER);
+	err = add_event(service->vm, service->park.timer, TIMER);
 	if (!err)
 		err = add_event(service->vm, service->deadlines, DEADLINES);
 	return err ? err : add_event(service->vm, service->stop, STOP);
-}
-
-/* Their messages are read: awake they fault again, for the next service. */
-static void wake_parked(struct kvmfault_service *service)
-{
-	if (!service->seat)
-		return;
-	atomic_store(&service->seat->owner, (uintptr_t)pthread_self());
-	while (service->parked_count)
-		wake_sleeper(service->seat,
-			     &service->parked[--service->parked_count]);
-	kvmfault__seat_give(service->seat);
 }
 
 static void service_delete(struct kvmfault_service *service)
@@ -577,10 +413,14 @@ static void service_delete(struct kvmfault_service *service)
 		kvmfault__sys_eventfd_signal(service->stop);
 	for (i = 0; i < service->threads; i++)
 		kvmfault__sys_join(service->thread[i]);
-	wake_parked(service);
+	if (service->seat) {
+		atomic_store(&service->seat->owner, (uintptr_t)pthread_self());
+		kvmfault__wake_parked(&service->park, service->seat);
+		kvmfault__seat_give(service->seat);
+	}
 	/* Closing takes them out of the epoll set: nobody else has them. */
-	if (service->timer >= 0)
-		kvmfault__sys_close(service->timer);
+	if (service->park.timer >= 0)
+		kvmfault__sys_close(service->park.timer);
 	if (service->deadlines >= 0)
 		kvmfault__sys_close(service->deadlines);
 	if (service->stop >= 0)
@@ -588,6 +428,7 @@ static void service_delete(struct kvmfault_service *service)
 	kvmfault__sys_lock(&vm->lock);
 	vm->services--;
 	kvmfault__sys_unlock(&vm->lock);
+	pthread_mutex_destroy(&service->park.lock);
 	pthread_mutex_destroy(&service->lock);
 	kvmfault__sys_free(service);
 }
@@ -636,6 +477,7 @@ int kvmfault_service_new(struct kvmfault_vm *vm,
 	new->batch = ours.threads > 1 ? 1 : MESSAGES;
 	new->poll_us = ours.poll_us;
 	pthread_mutex_init(&new->lock, NULL);
+	pthread_mutex_init(&new->park.lock, NULL);
 	atomic_store(&new->next_deadline, UINT64_MAX);
 	err = open_descriptors(new);
 	if (!err) {

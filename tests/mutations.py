@@ -185,11 +185,11 @@ MUTATIONS = [
      ['memory', 'mapping']),
     ('take preallocated memory for empty', 'lib/memory.c',
      '	return -EEXIST;', '	return 0;', ['memory']),
-    ('forget a fault that has to wait', 'lib/service.c',
-     '		service->parked[service->parked_count++] = *item;',
+    ('forget a fault that has to wait', 'lib/park.c',
+     '		park->item[park->count++] = *item;',
      '		;', ['service']),
-    ('try what is parked again at once', 'lib/service.c',
-     '		if (service->parked[i].due > now)\n			continue;',
+    ('try what is parked again at once', 'lib/park.c',
+     '		if (park->item[i].due > now)\n			continue;',
      '', ['service hangs']),
     ('register before the mapping is known', 'lib/mapping.c',
      '	atomic_store(&memory->mappings, new);\n	if (mapping->uffd)\n'
@@ -206,10 +206,10 @@ MUTATIONS = [
      '	atomic_fetch_sub(&b->waiters, 1);\n	return 0;',
      ['page', 'waits hangs']),
     ('a message of another process taken for a repeated one',
-     'lib/service.c', '		if (service->parked[i].space == space &&\n'
-     '		    service->parked[i].fault.hva == hva)',
+     'lib/park.c', '		if (park->item[i].space == space &&\n'
+     '		    park->item[i].fault.hva == hva)',
      '		if (space < KVMFAULT__SPACES &&\n'
-     '		    service->parked[i].fault.hva == hva)', ['service']),
+     '		    park->item[i].fault.hva == hva)', ['service']),
     ('an allocation on the fault path', 'lib/resolver-copy.c',
      '	err = kvmfault_request_data(request, &bytes);',
      '	kvmfault__sys_free(kvmfault__sys_alloc(1, 0));\n'

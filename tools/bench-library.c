@@ -97,6 +97,19 @@ static bool next(struct later *later, struct asked *asked)
 	return found;
 }
 
+/* To set a timer for what is due already would take longer than to answer. */
+static void wait_until(double due)
+{
+	struct timespec at = {
+		.tv_sec = (time_t)due,
+		.tv_nsec = (long)((due - (double)(time_t)due) * 1e9),
+	};
+
+	while (bench_now() < due &&
+	       clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL))
+		;
+}
+
 static void *answer(void *arg)
 {
 	struct later *later = arg;
@@ -104,16 +117,7 @@ static void *answer(void *arg)
 	const void *bytes;
 
 	while (next(later, &asked)) {
-		struct timespec due = {
-			.tv_sec = (time_t)asked.due,
-			.tv_nsec = (long)((asked.due -
-					   (double)(time_t)asked.due) * 1e9),
-		};
-
-		if (later->bench->options->latency_us)
-			while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME,
-					       &due, NULL))
-				;
+		wait_until(asked.due);
 		bytes = bench_fetch_now(later->bench, asked.offset,
 					asked.buffer, asked.length);
 		if (bytes != asked.buffer)
