@@ -238,8 +238,8 @@ def measured(*options):
     if '--modes' not in options:	# all are there, or it says why not
         assert ({mode for mode, vcpus in results} |
                 set(report['unavailable'])) == {
-            'raw-uffd', 'raw-exit', 'uffd', 'uffd-async', 'marker-exit',
-            'kernel-exit', 'mmap', 'resident'}, report
+            'raw-uffd', 'raw-exit', 'uffd', 'uffd-sleep', 'uffd-async',
+            'marker-exit', 'kernel-exit', 'mmap', 'resident'}, report
     return results
 
 

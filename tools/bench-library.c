@@ -273,6 +273,7 @@ static int set_up_all(struct bench *bench, struct library *lib)
 	struct kvmfault_service_options service = {
 		.size = sizeof(service),
 		.threads = (uint32_t)bench->options->threads,
+		.poll_us = bench->mode->no_poll ? KVMFAULT_NO_POLL : 0,
 	};
 	int err;
 
@@ -382,9 +383,17 @@ const struct bench_mode bench_uffd = {
 	LIBRARY,
 };
 
+const struct bench_mode bench_uffd_sleep = {
+	.name = "uffd-sleep",
+	.what = "the library: the same, with threads that sleep at once",
+	.delivery = KVMFAULT_DELIVERY_UFFD,
+	.no_poll = true,
+	LIBRARY,
+};
+
 const struct bench_mode bench_uffd_async = {
 	.name = "uffd-async",
-	.what = "the library: the same, from a source that answers later",
+	.what = "the library: as uffd, from a source that answers later",
 	.delivery = KVMFAULT_DELIVERY_UFFD,
 	.async = true,
 	LIBRARY,

@@ -24,9 +24,9 @@
 #include "tool.h"
 
 const struct bench_mode *const bench_modes[] = {
-	&bench_raw_uffd, &bench_raw_exit, &bench_uffd, &bench_uffd_async,
-	&bench_marker_exit, &bench_kernel_exit, &bench_mmap, &bench_resident,
-	NULL,
+	&bench_raw_uffd, &bench_raw_exit, &bench_uffd, &bench_uffd_sleep,
+	&bench_uffd_async, &bench_marker_exit, &bench_kernel_exit, &bench_mmap,
+	&bench_resident, NULL,
 };
 
 void bench_die(const char *format, ...)

@@ -45,12 +45,13 @@ struct bench_mode {
 	/* What the library's modes differ in. */
 	enum kvmfault_delivery delivery;
 	bool async;		/* the source answers later */
+	bool no_poll;		/* the service's threads sleep at once */
 };
 
 extern const struct bench_mode *const bench_modes[];	/* ends with NULL */
 extern const struct bench_mode bench_raw_uffd, bench_raw_exit, bench_mmap,
-	bench_resident, bench_uffd, bench_uffd_async, bench_marker_exit,
-	bench_kernel_exit;
+	bench_resident, bench_uffd, bench_uffd_sleep, bench_uffd_async,
+	bench_marker_exit, bench_kernel_exit;
 
 struct bench_pattern {
 	const char *name;
