@@ -190,16 +190,22 @@ static void warm_up(const struct bench *bench)
 	munmap(memory, length);
 }
 
-/* All modes on all sizes of RAM, of one number of vCPUs. */
+/* All modes on all sizes of RAM, of one number of vCPUs. Each round begins with
+ * another, and every second one goes backwards: what a mode leaves behind (whose
+ * pages the next one gets, what is in the caches) is not always the same one's. */
 static void run_round(struct bench_case *cases, size_t count, unsigned int run)
 {
 	size_t i;
 
 	for (i = 0; i < count; i++) {
-		if (cases[i].unavailable)
+		struct bench_case *c =
+			&cases[((run % 2 ? count - 1 - i : i) + run / 2) %
+			       count];
+
+		if (c->unavailable)
 			continue;
-		bench_progress(&cases[i], run);
-		run_case(&cases[i], !run);
+		bench_progress(c, run);
+		run_case(c, !run);
 	}
 }
 
