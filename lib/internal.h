@@ -414,6 +414,11 @@ enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
 					   uint64_t page,
 					   enum kvmfault__state from,
 					   enum kvmfault__state to);
+/* The same for as many as there are in that state, from the first on; how many.
+ * A word's at a time. */
+uint64_t kvmfault__pages_change(struct kvmfault_memory *memory, uint64_t first,
+				uint64_t count, enum kvmfault__state from,
+				enum kvmfault__state to);
 /* absent or removed -> fetching; returns what was found. sleeper: if it is in
  * flight, tell the fetcher to wake the mappings. */
 enum kvmfault__state kvmfault__page_claim(struct kvmfault_memory *memory,

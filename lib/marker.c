@@ -222,6 +222,12 @@ static uint64_t run(const struct kvmfault_memory *memory, uint64_t stretch,
 	return n;
 }
 
+/* So few are marked that it does not matter which. */
+static bool few(struct kvmfault_memory *memory)
+{
+	return atomic_load(&memory->marked_at_once) < AT_ONCE / 4;
+}
+
 /* As windows grow: who walks leaves marked stretches behind, and finds as many
  * in front. Who jumps about in a large memory has one marked at a time. */
 void kvmfault__mark_ahead(struct kvmfault__seat *seat,
@@ -238,7 +244,7 @@ void kvmfault__mark_ahead(struct kvmfault__seat *seat,
 	above = run(memory, stretch, 1, true);
 	way = below >= above ? 1 : -1;
 	n = run(memory, stretch, way, false);
-	if (n > (way > 0 ? below : above))
+	if (n > (way > 0 ? below : above) && !few(memory))
 		n = way > 0 ? below : above;
 	while (n-- && mark_once(seat, memory, stretch += (uint64_t)way))
 		;

@@ -69,6 +69,57 @@ enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
 	return from;
 }
 
+/* Each of so many pages in the same state, whatever it is. */
+static uint64_t all(enum kvmfault__state state, unsigned int pages)
+{
+	uint64_t one = 0x1111111111111111ULL >>
+		(64 - pages * KVMFAULT__PAGE_BITS);
+
+	return one * state;
+}
+
+/* Those in one word, all of them or none. */
+static bool change_word(struct kvmfault_memory *memory, uint64_t page,
+			unsigned int count, enum kvmfault__state from,
+			enum kvmfault__state to)
+{
+	_Atomic uint64_t *word = kvmfault__page_word(memory, page);
+	unsigned int shift = kvmfault__page_shift(page);
+	uint64_t mask = all(KVMFAULT__PAGE_STATE, count) << shift;
+	uint64_t old = atomic_load(word);
+
+	do {
+		if ((old & mask) != all(from, count) << shift)
+			return false;
+	} while (!atomic_compare_exchange_weak(word, &old, old ^
+					       all(from ^ to, count) << shift));
+	return true;
+}
+
+uint64_t kvmfault__pages_change(struct kvmfault_memory *memory, uint64_t first,
+				uint64_t count, enum kvmfault__state from,
+				enum kvmfault__state to)
+{
+	uint64_t n = 0;
+
+	while (n < count) {
+		uint64_t page = first + n;
+		uint64_t step = KVMFAULT__PAGES_PER_WORD -
+				page % KVMFAULT__PAGES_PER_WORD;
+
+		if (step > count - n)
+			step = count - n;
+		if (!change_word(memory, page, (unsigned int)step, from, to)) {
+			if (kvmfault__page_change(memory, page, from, to) !=
+			    from)
+				break;
+			step = 1;
+		}
+		n += step;
+	}
+	return n;
+}
+
 bool kvmfault__page_settled(const struct kvmfault_memory *memory, uint64_t page)
 {
 	enum kvmfault__state state = kvmfault__page_state(memory, page);

@@ -148,8 +148,14 @@ static void publish_marked(struct kvmfault__request *rq, uint64_t page,
 	}
 }
 
+static void tell_page(struct kvmfault_memory *memory, uint64_t page)
+{
+	kvmfault__userfault_follow(memory, page, 1);
+	kvmfault__page_wake(memory, page);
+}
+
 /* fetching -> to. True: it was marked. */
-static inline bool publish_page(struct kvmfault__request *rq, uint64_t page,
+static bool publish_page(struct kvmfault__request *rq, uint64_t page,
 			 enum kvmfault__state to)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
@@ -158,9 +164,26 @@ static inline bool publish_page(struct kvmfault__request *rq, uint64_t page,
 	found = kvmfault__page_change(memory, page, KVMFAULT__FETCHING, to);
 	if (found != KVMFAULT__FETCHING)
 		publish_marked(rq, page, found, to);
-	kvmfault__userfault_follow(memory, page, 1);
-	kvmfault__page_wake(memory, page);
+	tell_page(memory, page);
 	return found != KVMFAULT__FETCHING;
+}
+
+/* A run of them: mostly nobody has marked any. */
+static bool publish_run(struct kvmfault__request *rq, uint64_t first,
+			uint64_t count, enum kvmfault__state to)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+	uint64_t done = 0, page = first;
+	bool marked = false;
+
+	if (count > 1)
+		done = kvmfault__pages_change(memory, first, count,
+					      KVMFAULT__FETCHING, to);
+	for (; page < first + done; page++)
+		tell_page(memory, page);
+	for (; page < first + count; page++)
+		marked |= publish_page(rq, page, to);
+	return marked;
 }
 
 void kvmfault__release(struct kvmfault__request *rq, uint64_t first,
@@ -183,13 +206,12 @@ static void publish(struct kvmfault__request *rq, enum kvmfault__state was)
 {
 	const struct kvmfault__installed *installed = &rq->installed;
 	struct kvmfault_memory *memory = rq->request.memory;
-	bool marked = false;
-	uint64_t i;
+	uint64_t there = installed->there;
+	bool marked = publish_run(rq, rq->first, there, KVMFAULT__PRESENT);
 
-	for (i = 0; i < rq->count; i++)
-		if (publish_page(rq, rq->first + i, i < installed->there ?
-				 KVMFAULT__PRESENT : was))
-			marked = true;
+	if (there < rq->count)
+		marked |= publish_run(rq, rq->first + there, rq->count - there,
+				      was);
 	if (marked)
 		kvmfault__wake(rq->seat, memory, NULL, rq->request.offset,
 			       rq->request.length);

@@ -127,8 +127,10 @@ void kvmfault__widen(struct kvmfault__request *rq)
 		window.first = within.first;
 	if (window.end > within.end)
 		window.end = within.end;
-	while (end < window.end && claim(memory, end))
-		end++;
+	if (end < window.end)
+		end += kvmfault__pages_change(memory, end, window.end - end,
+					      KVMFAULT__ABSENT,
+					      KVMFAULT__FETCHING);
 	while (first > window.first && claim(memory, first - 1))
 		first--;
 	kvmfault__run(rq, first, end - first);

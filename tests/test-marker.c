@@ -182,6 +182,8 @@ static void have_large(uint64_t count)
 	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &large_memory),
 			 0);
 	add_mapping(large_memory, options.fd);
+	/* As if a few stretches were marked elsewhere. */
+	atomic_store(&large_memory->marked_at_once, 8);
 }
 
 static void drop_large(void)
@@ -240,6 +242,21 @@ START_TEST(who_walks_finds_marks)
 	expect_marked("1111111111111100");
 	touch_stretch(14);
 	expect_marked("1111111111111111");
+	drop_large();
+}
+END_TEST
+
+/* The first ones bring the next ones along, whoever touches them. */
+START_TEST(a_few_at_once)
+{
+	have_large(16);
+	atomic_store(&large_memory->marked_at_once, 0);
+	touch_stretch(2);
+	expect_marked("0011111000000000");
+	touch_stretch(9);
+	expect_marked("0011111001111100");
+	touch_stretch(15);
+	expect_marked("0011111001111101");
 	drop_large();
 }
 END_TEST
@@ -477,6 +494,7 @@ int main(void)
 	tcase_add_test(t, only_what_is_missing);
 	tcase_add_test(t, stretch_by_stretch);
 	tcase_add_test(t, who_walks_finds_marks);
+	tcase_add_test(t, a_few_at_once);
 	tcase_add_test(t, who_jumps_about_finds_none);
 	tcase_add_test(t, discarded_pages_are_marked_again);
 	tcase_add_test(t, page_that_came_meanwhile_keeps_no_marker);

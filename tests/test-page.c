@@ -317,6 +317,42 @@ START_TEST(pause_is_interrupted)
 }
 END_TEST
 
+/* A run goes as far as it is alike, however it lies in the words. */
+START_TEST(runs)
+{
+	const uint64_t first = 5 + (uint64_t)_i, count = 40;
+	uint64_t page, odd;
+
+	for (odd = first; odd < first + count; odd++) {
+		ck_assert_uint_eq(kvmfault__pages_change(&memory, first, count,
+							 KVMFAULT__ABSENT,
+							 KVMFAULT__FETCHING),
+				  count);
+		kvmfault__page_protect(&memory, odd, true);
+		kvmfault__page_change(&memory, odd, KVMFAULT__FETCHING,
+				      KVMFAULT__FETCHING_WAITED);
+		ck_assert_uint_eq(kvmfault__pages_change(&memory, first, count,
+							 KVMFAULT__FETCHING,
+							 KVMFAULT__PRESENT),
+				  odd - first);
+		for (page = 0; page < first + count + 5; page++)
+			ck_assert_int_eq(kvmfault__page_state(&memory, page),
+					 page < first || page >= first + count ?
+					 KVMFAULT__ABSENT : page < odd ?
+					 KVMFAULT__PRESENT : page == odd ?
+					 KVMFAULT__FETCHING_WAITED :
+					 KVMFAULT__FETCHING);
+		ck_assert(kvmfault__page_protected(&memory, odd));
+		kvmfault__page_protect(&memory, odd, false);
+		for (page = first; page < first + count; page++)
+			kvmfault__page_change(&memory, page,
+					      kvmfault__page_state(&memory,
+								   page),
+					      KVMFAULT__ABSENT);
+	}
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("page");
@@ -330,6 +366,7 @@ int main(void)
 	tcase_add_test(t, claim);
 	tcase_add_loop_test(t, remove_page, 0, 6);
 	tcase_add_test(t, absent_or_in_flight);
+	tcase_add_loop_test(t, runs, 0, 16);
 	t = tests(suite, "threads");
 	tcase_add_checked_fixture(t, up, down);
 	tcase_add_test(t, exactly_one_has_it);

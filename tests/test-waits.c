@@ -68,6 +68,21 @@ START_TEST(a_fetch_that_ends_wakes)
 }
 END_TEST
 
+/* So does one that came for its neighbour. */
+START_TEST(a_window_that_comes_wakes)
+{
+	bed.memory->window = KVMFAULT_WINDOW_FIXED;
+	bed.memory->window_pages = 4;
+	bed.during_read = start_waiters;
+	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA + PAGE, PAGE,
+					 false), 0);
+	join_waiters(0);
+	ck_assert_uint_eq(bed.reads, 1);
+	ck_assert_uint_eq(bed_stats().fetched, 4);
+	bed_down();
+}
+END_TEST
+
 /* It fails: each waiter tries for itself, and says what it got. */
 START_TEST(a_fetch_that_fails_wakes)
 {
@@ -181,6 +196,7 @@ int main(void)
 
 	tcase_add_checked_fixture(tcase, up, NULL);
 	tcase_add_test(tcase, a_fetch_that_ends_wakes);
+	tcase_add_test(tcase, a_window_that_comes_wakes);
 	tcase_add_test(tcase, a_fetch_that_fails_wakes);
 	tcase_add_test(tcase, a_discard_is_woken);
 	tcase_add_test(tcase, a_signal_ends_waits);
