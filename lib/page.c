@@ -35,10 +35,6 @@ int kvmfault__pages_new(struct kvmfault_memory *memory)
 				 -1, 0);
 	if (err)
 		return err;
-	/* Who jumps about in a terabyte would have a fault of ours for each of
-	 * his. Only a wish: a kernel without huge pages is as good. */
-	kvmfault__sys_madvise(states, words(memory) * sizeof(uint64_t),
-			      MADV_HUGEPAGE);
 	memory->states = states;
 	return 0;
 }
