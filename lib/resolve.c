@@ -148,14 +148,14 @@ static void publish_marked(struct kvmfault__request *rq, uint64_t page,
 	}
 }
 
-static void tell_page(struct kvmfault_memory *memory, uint64_t page)
+static inline void tell_page(struct kvmfault_memory *memory, uint64_t page)
 {
 	kvmfault__userfault_follow(memory, page, 1);
 	kvmfault__page_wake(memory, page);
 }
 
 /* fetching -> to. True: it was marked. */
-static bool publish_page(struct kvmfault__request *rq, uint64_t page,
+static inline bool publish_page(struct kvmfault__request *rq, uint64_t page,
 			 enum kvmfault__state to)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
