@@ -463,7 +463,7 @@ static void write_script(const struct bench_report *report, FILE *to,
 	else
 		fputs("set logscale x 2\n", to);
 	fprintf(to, "plot for [i=0:%zu] '%s' index i using %d:3:4:5 "
-		"with yerrorlines pointtype 7 pointsize 0.5 "
+		"with yerrorlines pointtype i+4 pointsize 0.7 "
 		"title columnheader(1)\n", o->modes - 1, data, x);
 }
 
