@@ -757,16 +757,19 @@ static inline bool kvmfault__must_save(const struct kvmfault__request *rq)
 	       kvmfault__page_protected(rq->request.memory, rq->page);
 }
 
-/* Ask one resolver after the other, and what its verdict, or an -errno, comes
- * to; wake whose page nobody has claimed. The answer says nothing yet. */
+/* Ask one resolver after the other. The answer says nothing yet; then what the
+ * verdict comes to. */
 void kvmfault__ask(struct kvmfault__request *rq, enum kvmfault_page page,
 		   struct kvmfault__answer *answer);
+/* What a verdict, or an -errno, comes to. */
 void kvmfault__judge(const struct kvmfault__request *rq, int verdict,
 		     struct kvmfault__answer *answer);
+/* Ask, of a page that nobody claims; and wake who sleeps on it. */
 void kvmfault__resolve_unclaimed(struct kvmfault__request *rq,
 				 enum kvmfault_page page,
 				 struct kvmfault__answer *answer);
-/* False: look again, it has changed. */
+/* The page was present; waited: not when it was asked for first. False: look
+ * again, it has changed. */
 bool kvmfault__resolve_present(struct kvmfault__request *rq, bool waited,
 			       struct kvmfault__answer *answer);
 /* Publish and count what became of the claimed pages: those that did not come
@@ -776,7 +779,7 @@ void kvmfault__conclude(struct kvmfault__request *rq,
 /* Claimed pages whose data is what it was before: absent again, or present. */
 void kvmfault__release(struct kvmfault__request *rq, uint64_t first,
 		       uint64_t count, enum kvmfault__state to);
-
+/* Count what came, and tell the VMM. */
 void kvmfault__account(struct kvmfault__request *rq, enum kvmfault__state was);
 
 /* Resolve one page. */
