@@ -77,19 +77,34 @@ static void wake_sleeper(struct kvmfault__seat *seat,
 	kvmfault__leave(seat);
 }
 
+/* Under the lock. A sleeper that was woken meanwhile has sent a second message,
+ * and another thread was faster with that: what was tried counts for it too. */
+static void merge(struct kvmfault__parked *other,
+		  const struct kvmfault__parked *item)
+{
+	if (other->tries.count < item->tries.count)
+		other->tries.count = item->tries.count;
+	if (other->tries.failures < item->tries.failures)
+		other->tries.failures = item->tries.failures;
+}
+
 static void put(struct kvmfault__park *park, struct kvmfault__seat *seat,
 		struct kvmfault__parked *item)
 {
 	unsigned int step = item->tries.count < DELAY_STEPS ?
 		item->tries.count : DELAY_STEPS;
+	struct kvmfault__parked *other;
 	bool full;
 
 	item->due = kvmfault__sys_now() + (DELAY_MIN << step);
 	item->tries.count++;
 	kvmfault__count(seat, parked);
 	kvmfault__sys_lock(&park->lock);
-	full = park->count == KVMFAULT__PARKED_MAX;
-	if (!full && !find(park, item->space, item->fault.hva))
+	other = find(park, item->space, item->fault.hva);
+	full = !other && park->count == KVMFAULT__PARKED_MAX;
+	if (other)
+		merge(other, item);
+	else if (!full)
 		park->item[park->count++] = *item;
 	kvmfault__sys_unlock(&park->lock);
 	/* No room: awake, it faults again and so comes back by itself. */

@@ -199,6 +199,8 @@ MUTATIONS = [
     ('forget a fault that has to wait', 'lib/park.c',
      '		park->item[park->count++] = *item;',
      '		;', ['service']),
+    ('a second message forgets what was tried', 'lib/park.c',
+     '		merge(other, item);', '		;', ['service']),
     ('try what is parked again at once', 'lib/park.c',
      '		if (park->item[i].due > now)\n			continue;',
      '', ['service hangs']),

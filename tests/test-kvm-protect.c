@@ -142,8 +142,10 @@ static void expect_all(const char *memory, const uint64_t *words,
 static void begin(void)
 {
 	pthread_rwlock_wrlock(&running);
-	ck_assert_int_eq(kvmfault_protect(rig.vm, 0, RAM, rig.pages * PAGE), 0);
+	/* Before: a message of a write that is read late has a page saved at
+	 * once, also while this goes on. */
 	memset(saves, 0, sizeof(saves));
+	ck_assert_int_eq(kvmfault_protect(rig.vm, 0, RAM, rig.pages * PAGE), 0);
 	memcpy(then, written, sizeof(then));
 	pthread_rwlock_unlock(&running);
 }
@@ -157,12 +159,16 @@ static void sweep(void)
 						 true), 0);
 }
 
-static void expect_each_saved_once(void)
+/* Where somebody goes on a late message may have a page saved while it is being
+ * protected, and then it is saved once more. */
+static void expect_each_saved(bool quiet)
 {
 	uint64_t page;
 
 	for (page = 0; page < rig.pages * PAGE / size; page++)
-		rig_same(atomic_load(&saves[page]), 1, "how often it is saved");
+		if (quiet || atomic_load(&saves[page]) != 2)
+			rig_same(atomic_load(&saves[page]), 1,
+				 "how often it is saved");
 }
 
 START_TEST(snapshots_of_what_goes_on)
@@ -177,15 +183,13 @@ START_TEST(snapshots_of_what_goes_on)
 	for (round = 0; round < rounds; round++) {
 		begin();
 		sweep();
-		expect_each_saved_once();
+		expect_each_saved(false);
 		expect_all(saved, then, "the snapshot");
 	}
 	atomic_store(&stop, true);
 	team_join(&writers);
 	sweep();
 	before = stats().page[KVMFAULT_PAGE_PROTECTED];
-	/* A late message may have a page saved while it is being protected, and
-	 * then it is saved again. */
 	ck_assert_uint_ge(before, rounds * (rig.pages * PAGE / size));
 	expect_all(rig.b, written, "the memory");
 	expect_all(rig.a, written, "the memory");
@@ -243,7 +247,7 @@ START_TEST(discards_of_what_is_protected)
 						 size, true), 0);
 	begin();
 	ck_assert_int_eq(kvmfault_discard(rig.vm, 0, RAM, rig.pages * PAGE), 0);
-	expect_each_saved_once();
+	expect_each_saved(true);
 	expect_all(saved, then, "the snapshot");
 	for (page = 0; page < pages; page++)
 		ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ,

@@ -346,6 +346,33 @@ START_TEST(told_after_three_tries)
 }
 END_TEST
 
+/* A sleeper that was woken has sent a second message, and another thread has
+ * parked that first. */
+START_TEST(told_once_for_two_messages)
+{
+	struct kvmfault__parked first = {
+		.fault.hva = (uintptr_t)bed_page(3), .tries = { 2, 2 },
+	}, second = { .fault.hva = (uintptr_t)bed_page(3) };
+	struct kvmfault__park park = { .timer = kvmfault__sys_timerfd() };
+
+	pthread_mutex_init(&park.lock, NULL);
+	kvmfault__put_off(&park, bed.seat, &second, KVMFAULT_REASON_SOURCE,
+			  -EIO);
+	ck_assert_uint_eq(bed.unresolved, 0);
+	kvmfault__put_off(&park, bed.seat, &first, KVMFAULT_REASON_SOURCE,
+			  -EIO);
+	ck_assert_uint_eq(bed.unresolved, 1);
+	ck_assert_uint_eq(park.count, 1);
+	ck_assert(kvmfault__unpark(&park, UINT64_MAX, &second));
+	ck_assert_uint_eq(second.tries.count, 3);
+	kvmfault__put_off(&park, bed.seat, &second, KVMFAULT_REASON_SOURCE,
+			  -EIO);
+	ck_assert_uint_eq(bed.unresolved, 1);
+	kvmfault__sys_close(park.timer);
+	pthread_mutex_destroy(&park.lock);
+}
+END_TEST
+
 START_TEST(told_after_a_mixed_series)
 {
 	static const int results[] = { -EIO, -EIO, -EAGAIN, -EIO, -EIO };
@@ -679,6 +706,7 @@ int main(void)
 	tcase_add_test(t, parked_ones_are_woken_without_memory);
 	tcase_add_test(t, memory_of_a_parked_one_is_gone);
 	tcase_add_test(t, told_after_three_tries);
+	tcase_add_test(t, told_once_for_two_messages);
 	tcase_add_test(t, told_after_a_mixed_series);
 	tcase_add_test(t, failing_fetch_does_not_flood);
 	t = tests(suite, "new");
