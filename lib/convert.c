@@ -533,10 +533,9 @@ static void convert_task(struct kvmfault_vcpu *vcpu,
 	int err = kvmfault__convert(vcpu->seat, task->pages, task->private,
 				    true, &done);
 
-	*answer = (struct kvmfault__answer){
-		.action = err == -EINTR ? KVMFAULT_INTERRUPTED : KVMFAULT_RETRY,
-		.error = err,
-	};
+	kvmfault__say(answer, err == -EINTR ? KVMFAULT_INTERRUPTED :
+					      KVMFAULT_RETRY);
+	answer->error = err;
 }
 
 /* A job for each chunk: what a signal leaves ends with it. */

@@ -180,7 +180,8 @@ static bool left_over(const struct kvmfault_vcpu *vcpu,
 }
 
 static int have_done(struct kvmfault_vcpu *vcpu,
-		     const struct kvmfault__task *task)
+		     const struct kvmfault__task *task,
+		     struct kvmfault__answer *answer)
 {
 	struct kvmfault__seat *seat = vcpu->seat;
 	int err = await_job(seat);
@@ -194,9 +195,22 @@ static int have_done(struct kvmfault_vcpu *vcpu,
 		post(vcpu, task);
 		err = await_job(seat);
 	}
-	if (!err)
-		atomic_store(&seat->job, IDLE);
-	return err;
+	if (err)
+		return err;
+	*answer = vcpu->outcome.answer;
+	atomic_store(&seat->job, IDLE);
+	return 0;
+}
+
+/* Here and now. */
+static int do_it(struct kvmfault_vcpu *vcpu, const struct kvmfault__task *task,
+		 struct kvmfault__answer *answer)
+{
+	if (vcpu->anew)
+		kvmfault__not_pending(vcpu->seat);
+	vcpu->task = task;
+	execute(vcpu, answer);
+	return 0;
 }
 
 /* Sleep for what a job could not wait for. */
@@ -211,15 +225,9 @@ static int sleep_for(struct kvmfault__seat *seat)
 	return err;
 }
 
-static void note_times(struct kvmfault_vcpu *vcpu)
-{
-	if (!vcpu->began)
-		vcpu->began = vcpu->outcome.began;
-	vcpu->ended = vcpu->outcome.ended;
-}
-
 /* 0: it was done; 1: it is to be done now; -EINTR. */
-static int look(struct kvmfault_vcpu *vcpu)
+static int look(struct kvmfault_vcpu *vcpu,
+		const struct kvmfault__answer *answer)
 {
 	struct kvmfault__seat *seat = vcpu->seat;
 	int err;
@@ -228,10 +236,11 @@ static int look(struct kvmfault_vcpu *vcpu)
 		err = kvmfault__pause(seat, vcpu->outcome.pause);
 		return err ? err : 1;
 	}
-	note_times(vcpu);
+	if (!vcpu->began)
+		vcpu->began = vcpu->outcome.began;
+	vcpu->ended = vcpu->outcome.ended;
 	seat->waited = false;
-	if (!seat->awaited ||
-	    vcpu->outcome.answer.action != KVMFAULT_INTERRUPTED) {
+	if (!seat->awaited || answer->action != KVMFAULT_INTERRUPTED) {
 		kvmfault__forget_awaited(seat);
 		return 0;
 	}
@@ -241,48 +250,23 @@ static int look(struct kvmfault_vcpu *vcpu)
 	return err ? err : 1;
 }
 
-static int by_job(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task)
+int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
+		      struct kvmfault__answer *answer)
 {
 	int err;
 
 	do {
-		err = have_done(vcpu, task);
+		err = vcpu->seat->delegate ? have_done(vcpu, task, answer) :
+					     do_it(vcpu, task, answer);
 		if (err)
-			return err;
+			break;
 		vcpu->anew = false;
 		task->due = 0;
-		err = look(vcpu);
+		err = look(vcpu, answer);
 	} while (err > 0);
+	if (err)
+		kvmfault__say(answer, KVMFAULT_INTERRUPTED);
 	return err;
-}
-
-int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
-		      struct kvmfault__answer *answer)
-{
-	struct kvmfault__seat *seat = vcpu->seat;
-	int err = 0;
-
-	if (seat->delegate) {
-		err = by_job(vcpu, task);
-		if (!err)
-			*answer = vcpu->outcome.answer;
-		return err;
-	}
-	/* Here and now, unless it is too early. */
-	if (vcpu->anew && seat->pending)
-		kvmfault__not_pending(seat);
-	vcpu->anew = false;
-	vcpu->task = task;
-	execute(vcpu, answer);
-	if (vcpu->outcome.pause) {
-		err = kvmfault__pause(seat, vcpu->outcome.pause);
-		if (err)
-			return err;
-		task->due = 0;
-		execute(vcpu, answer);
-	}
-	note_times(vcpu);
-	return 0;
 }
 
 /* ---- set-up ---- */

@@ -91,18 +91,13 @@ static bool registers(struct kvmfault_vcpu *vcpu, struct kvmfault__x86 *cpu)
 
 /* ---- the tasks ---- */
 
-static void say(struct kvmfault__answer *answer, enum kvmfault_action action)
-{
-	*answer = (struct kvmfault__answer){ .action = action };
-}
-
 /* Whatever became of the pages, it goes on; but a job's that is to wait for one
  * is done again. */
 static void go_on(const struct kvmfault_vcpu *vcpu,
 		  struct kvmfault__answer *answer)
 {
-	say(answer, vcpu->seat->awaited ? KVMFAULT_INTERRUPTED :
-					  KVMFAULT_RETRY);
+	kvmfault__say(answer, vcpu->seat->awaited ? KVMFAULT_INTERRUPTED :
+						    KVMFAULT_RETRY);
 }
 
 /* The registers, and the instruction's bytes present. */
@@ -115,7 +110,7 @@ static void find_code(struct kvmfault_vcpu *vcpu,
 	uint32_t done = 0, step;
 	unsigned int n;
 
-	say(answer, KVMFAULT_NOT_A_FAULT);
+	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
 	if (!vcpu->seat->waited)
 		*e = (struct kvmfault__emulation){ .answer = *answer };
 	if (!registers(vcpu, &e->cpu))
@@ -166,7 +161,7 @@ static void take_back_ud(struct kvmfault_vcpu *vcpu,
 		events.flags &= KVM_VCPUEVENT_VALID_PAYLOAD;
 		err = ask_vcpu(vcpu, KVM_SET_VCPU_EVENTS, &events);
 	}
-	say(answer, err ? KVMFAULT_NOT_A_FAULT : KVMFAULT_RETRY);
+	kvmfault__say(answer, err ? KVMFAULT_NOT_A_FAULT : KVMFAULT_RETRY);
 }
 
 /* ---- the vCPU's thread, between them ---- */
@@ -206,7 +201,7 @@ static void verdict(const struct kvmfault_vcpu *vcpu,
 {
 	const struct kvmfault__emulation *e = &vcpu->emulation;
 
-	say(answer, KVMFAULT_RETRY);
+	kvmfault__say(answer, KVMFAULT_RETRY);
 	answer->came = e->came;
 	/* A page that failed may be one that the instruction has no use for:
 	 * it counts when none came. */
@@ -224,8 +219,6 @@ static int perform(struct kvmfault_vcpu *vcpu, kvmfault__work *work,
 	int err = kvmfault__perform(vcpu, &task, answer);
 
 	vcpu->emulating = err;
-	if (err)
-		say(answer, KVMFAULT_INTERRUPTED);
 	return err;
 }
 
@@ -261,7 +254,7 @@ void kvmfault__emulation(struct kvmfault_vcpu *vcpu,
 			 struct kvmfault__answer *answer)
 {
 	(void)vcpu;
-	*answer = (struct kvmfault__answer){ .action = KVMFAULT_NOT_A_FAULT };
+	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
 }
 
 #endif

@@ -129,10 +129,8 @@ void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 	struct kvmfault__place place = { 0 };
 	struct kvmfault_mapping *mapping;
 
-	*answer = (struct kvmfault__answer){ .action = KVMFAULT_NOT_A_FAULT };
-	mapping = (struct kvmfault_mapping *)
-		kvmfault__table_find(seat, &seat->vm->mappings,
-				     kvmfault__key(0, fault->hva));
+	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+	mapping = kvmfault__mapping_find(seat, 0, fault->hva);
 	if (!mapping) {
 		kvmfault__leave(seat);
 		return;

@@ -109,7 +109,7 @@ static inline void *kvmfault__hold(_Atomic(const void *) *hazard,
 	} while (atomic_load(where) != held);
 	return (void *)(uintptr_t)held;
 }
-void kvmfault__tell_drainers(struct kvmfault_vm *vm);
+void kvmfault__wake_drainers(struct kvmfault_vm *vm);
 
 /* Under the VM's lock: it is out of use (NULL is fine). A table or list that
  * was replaced and all that went with it are retired before the next reclaim,
@@ -248,21 +248,25 @@ struct kvmfault_vm {
 	struct kvmfault__bucket bucket[KVMFAULT__BUCKETS];
 };
 
+static inline void kvmfault__tell_drainers(struct kvmfault_vm *vm)
+{
+	if (atomic_load(&vm->drainers))
+		kvmfault__wake_drainers(vm);
+}
+
 /* What a seat held it holds no more, and who waits for that is told. */
 static inline void kvmfault__unhold(struct kvmfault__seat *seat,
 				    _Atomic(const void *) *hazard)
 {
 	atomic_store(hazard, NULL);
-	if (atomic_load(&seat->vm->drainers))
-		kvmfault__tell_drainers(seat->vm);
+	kvmfault__tell_drainers(seat->vm);
 }
 
 /* Likewise, its span. */
 static inline void kvmfault__leave(struct kvmfault__seat *seat)
 {
 	atomic_store(&seat->span, NULL);
-	if (atomic_load(&seat->vm->drainers))
-		kvmfault__tell_drainers(seat->vm);
+	kvmfault__tell_drainers(seat->vm);
 }
 
 __attribute__((format(printf, 3, 4)))
@@ -322,6 +326,16 @@ struct kvmfault_mapping {
 	bool memslots;		/* the first one, which pages go through */
 };
 
+/* Of an address of that process; held in the seat until kvmfault__leave(), NULL:
+ * none there. */
+static inline struct kvmfault_mapping *
+kvmfault__mapping_find(struct kvmfault__seat *seat, uint32_t space, uint64_t hva)
+{
+	return (struct kvmfault_mapping *)
+		kvmfault__table_find(seat, &seat->vm->mappings,
+				     kvmfault__key(space, hva));
+}
+
 struct kvmfault__mappings {		/* immutable; [0] is the memslots' */
 	struct kvmfault__retired retired;
 	size_t count;
@@ -348,8 +362,8 @@ struct kvmfault_memory {
 	_Atomic(const void *) mappings;	/* struct kvmfault__mappings */
 	unsigned int regions;		/* under the VM's lock */
 	_Atomic(const void *) shown;	/* one of them, or NULL */
-	_Atomic uint64_t *marked;	/* stretches that were given markers, */
-	_Atomic uint64_t *touched;	/* and those that were only touched */
+	_Atomic uint64_t *marked;	/* stretches that were given markers;
+					 * behind them those only touched */
 	atomic_uint marked_at_once;	/* of the former, not touched before */
 	atomic_bool warned;		/* of pages that others put there */
 };
@@ -735,6 +749,13 @@ struct kvmfault__answer {
 	uint64_t gpa, length;
 };
 
+/* That, and nothing more. */
+static inline void kvmfault__say(struct kvmfault__answer *answer,
+				 enum kvmfault_action action)
+{
+	*answer = (struct kvmfault__answer){ .action = action };
+}
+
 static inline void kvmfault__unresolved(struct kvmfault__answer *answer,
 					enum kvmfault_reason reason, int error)
 {
@@ -949,8 +970,8 @@ void kvmfault__signal_free(struct kvmfault_vcpu *vcpu);
 /* KVM_RUN was interrupted: by a SIGBUS? Then vcpu->siginfo is it. */
 bool kvmfault__signal_take(struct kvmfault_vcpu *vcpu);
 
-/* Have it done, here or as a job; what it awaits is slept for, here. 0: it is,
- * and there is an answer; -EINTR: a signal or immediate_exit came. */
+/* Have it done, here or as a job; what it awaits is slept for, here. 0: it is;
+ * -EINTR: a signal or immediate_exit came. The answer says either. */
 int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
 		      struct kvmfault__answer *answer);
 /* One that is about the vCPU's fault. */

@@ -148,11 +148,10 @@ int kvmfault__install(struct kvmfault__seat *seat,
 int kvmfault__map(const struct kvmfault_mapping *mapping, uint64_t offset,
 		  uint64_t length)
 {
+	bool protect = any_protected(mapping->span.memory, offset, length);
 	int64_t done = kvmfault__uffd_install(mapping->uffd->fd, KVMFAULT__MAP,
 					      mapping->host + offset, NULL,
-					      length,
-					      any_protected(mapping->span.memory,
-							    offset, length));
+					      length, protect);
 
 	return done < 0 ? (int)done : 0;
 }

@@ -40,11 +40,9 @@ int kvmfault__markers_new(struct kvmfault_memory *memory)
 				     MAP_PRIVATE | MAP_ANONYMOUS |
 				     MAP_NORESERVE, -1, 0);
 
-	if (err)
-		return err;
-	memory->marked = marked;
-	memory->touched = memory->marked + bytes(memory) / sizeof(uint64_t);
-	return 0;
+	if (!err)
+		memory->marked = marked;
+	return err;
 }
 
 void kvmfault__markers_free(struct kvmfault_memory *memory)
@@ -191,6 +189,8 @@ static uint64_t stretch_of(const struct kvmfault__place *place)
  */
 static bool worth_it(struct kvmfault_memory *memory, uint64_t stretch)
 {
+	_Atomic uint64_t *touched = memory->marked +
+				    bytes(memory) / sizeof(uint64_t);
 	uint64_t bit = 1ULL << stretch % BITS;
 
 	if (atomic_load(&memory->marked_at_once) < AT_ONCE &&
@@ -199,7 +199,7 @@ static bool worth_it(struct kvmfault_memory *memory, uint64_t stretch)
 	if ((stretch && is_marked(memory, stretch - 1)) ||
 	    (stretch + 1 < stretches(memory) && is_marked(memory, stretch + 1)))
 		return true;
-	return atomic_fetch_or(&memory->touched[stretch / BITS], bit) & bit;
+	return atomic_fetch_or(&touched[stretch / BITS], bit) & bit;
 }
 
 void kvmfault__mark(struct kvmfault__seat *seat,

@@ -81,7 +81,7 @@ static void resolve_part(struct kvmfault_vcpu *vcpu,
 	struct kvmfault__place place = kvmfault__region_place(region,
 							      task->gpa);
 
-	*answer = (struct kvmfault__answer){ .action = KVMFAULT_NOT_A_FAULT };
+	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
 	if (region)
 		kvmfault__resolve(vcpu->seat, task->fault, &place, answer);
 	kvmfault__leave(vcpu->seat);
@@ -96,12 +96,7 @@ static void complete(struct kvmfault_vcpu *vcpu, uint64_t done, uint64_t length,
 	struct kvmfault__region *region;
 
 	task.gpa = vcpu->fault.gpa + done;
-	if (kvmfault__perform(vcpu, &task, answer)) {
-		*answer = (struct kvmfault__answer){
-			.action = KVMFAULT_INTERRUPTED,
-		};
-		return;
-	}
+	kvmfault__perform(vcpu, &task, answer);
 	/* The mapping is changing: the bytes are not to be had yet, and KVM_RUN
 	 * must not go on without them. */
 	if (answer->action == KVMFAULT_RETRY && answer->error) {
@@ -123,7 +118,7 @@ void kvmfault__mmio(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 	const struct kvmfault_fault *fault = &vcpu->fault;
 	uint64_t done = 0, step;
 
-	*answer = (struct kvmfault__answer){ .action = KVMFAULT_NOT_A_FAULT };
+	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
 	vcpu->mmio_length = 0;
 	while (done < fault->length) {
 		step = KVMFAULT__PAGE - (fault->gpa + done) % KVMFAULT__PAGE;

@@ -65,55 +65,52 @@ enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
 	return from;
 }
 
-/* Each of so many pages in the same state, whatever it is. */
-static uint64_t all(enum kvmfault__state state, unsigned int pages)
+/* The same three bits for each of so many pages. */
+static uint64_t each(uint64_t bits, unsigned int pages)
 {
-	uint64_t one = 0x1111111111111111ULL >>
-		(64 - pages * KVMFAULT__PAGE_BITS);
-
-	return one * state;
+	return bits * (0x1111111111111111ULL >>
+		       (64 - pages * KVMFAULT__PAGE_BITS));
 }
 
-/* Those in one word, all of them or none. */
-static bool change_word(struct kvmfault_memory *memory, uint64_t page,
-			unsigned int count, enum kvmfault__state from,
-			enum kvmfault__state to)
+/* Of pages in one word; how many, from the first on. */
+static unsigned int change_run(struct kvmfault_memory *memory, uint64_t page,
+			       unsigned int count, enum kvmfault__state from,
+			       enum kvmfault__state to)
 {
 	_Atomic uint64_t *word = kvmfault__page_word(memory, page);
-	unsigned int shift = kvmfault__page_shift(page);
-	uint64_t mask = all(KVMFAULT__PAGE_STATE, count) << shift;
-	uint64_t old = atomic_load(word);
+	unsigned int shift = kvmfault__page_shift(page), alike;
+	uint64_t old = atomic_load(word), other;
 
 	do {
-		if ((old & mask) != all(from, count) << shift)
-			return false;
-	} while (!atomic_compare_exchange_weak(word, &old, old ^
-					       all(from ^ to, count) << shift));
-	return true;
+		other = (old >> shift ^ each(from, count)) &
+			each(KVMFAULT__PAGE_STATE, count);
+		alike = other ? (unsigned int)__builtin_ctzll(other) /
+				KVMFAULT__PAGE_BITS : count;
+	} while (alike &&
+		 !atomic_compare_exchange_weak(word, &old, old ^
+					       each(from ^ to, alike) << shift));
+	return alike;
 }
 
 uint64_t kvmfault__pages_change(struct kvmfault_memory *memory, uint64_t first,
 				uint64_t count, enum kvmfault__state from,
 				enum kvmfault__state to)
 {
-	uint64_t n = 0;
+	uint64_t page = first, end = first + count;
 
-	while (n < count) {
-		uint64_t page = first + n;
-		uint64_t step = KVMFAULT__PAGES_PER_WORD -
-				page % KVMFAULT__PAGES_PER_WORD;
+	while (page < end) {
+		unsigned int step = KVMFAULT__PAGES_PER_WORD -
+				    page % KVMFAULT__PAGES_PER_WORD;
+		unsigned int alike;
 
-		if (step > count - n)
-			step = count - n;
-		if (!change_word(memory, page, (unsigned int)step, from, to)) {
-			if (kvmfault__page_change(memory, page, from, to) !=
-			    from)
-				break;
-			step = 1;
-		}
-		n += step;
+		if (step > end - page)
+			step = (unsigned int)(end - page);
+		alike = change_run(memory, page, step, from, to);
+		page += alike;
+		if (alike < step)
+			break;
 	}
-	return n;
+	return page - first;
 }
 
 bool kvmfault__page_settled(const struct kvmfault_memory *memory, uint64_t page)
@@ -300,8 +297,8 @@ void kvmfault__not_pending(struct kvmfault__seat *seat)
 
 /* What is in flight, or just looked at, for a moment: most often it has been
  * there all the time. */
-static enum kvmfault__state settled(struct kvmfault_memory *memory,
-				    uint64_t page)
+static enum kvmfault__state after_a_moment(struct kvmfault_memory *memory,
+					   uint64_t page)
 {
 	uint64_t end = kvmfault__sys_now() + SLICE;
 	struct kvmfault__bucket *b = bucket(memory, page);
@@ -325,7 +322,7 @@ bool kvmfault__pages_absent(struct kvmfault_memory *memory)
 		enum kvmfault__state state = kvmfault__page_state(memory, page);
 
 		if (kvmfault__in_flight(state))
-			state = settled(memory, page);
+			state = after_a_moment(memory, page);
 		if (state != KVMFAULT__PRESENT && state != KVMFAULT__REMOVED)
 			return true;
 	}

@@ -61,10 +61,8 @@ void kvmfault__park_arm(struct kvmfault__park *park)
 static void wake_sleeper(struct kvmfault__seat *seat,
 			 const struct kvmfault__parked *item)
 {
-	struct kvmfault_mapping *mapping = (struct kvmfault_mapping *)
-		kvmfault__table_find(seat, &seat->vm->mappings,
-				     kvmfault__key(item->space,
-						   item->fault.hva));
+	struct kvmfault_mapping *mapping =
+		kvmfault__mapping_find(seat, item->space, item->fault.hva);
 
 	if (mapping) {
 		struct kvmfault_memory *memory = mapping->span.memory;

@@ -6,14 +6,14 @@
  * that there was one, or not. Out: whether to look for the next before it
  * sleeps, since to be woken on a CPU that has gone idle takes longer than most
  * faults. Only while nobody else wants that CPU, and only where it pays: each
- * time in vain doubles the number of times that it is not tried.
+ * time in vain it is not tried four times as often, up to a limit.
  */
 
 #include "internal.h"
 
 #define DEFAULT 100		/* us */
 #define SOMEBODY 2500ULL	/* ns: who yields for so long has yielded */
-#define SOON 10000ULL
+#define SOON 10000ULL		/* ns: sooner, sleeping would have cost nothing */
 #define VAIN_MAX 10U		/* then it is tried one time in 1024 */
 
 void kvmfault__poll_init(struct kvmfault__poll *poll, uint32_t us)
@@ -48,7 +48,8 @@ bool kvmfault__poll_again(struct kvmfault__poll *poll)
 void kvmfault__poll_end(struct kvmfault__poll *poll, bool found)
 {
 	if (found && poll->looked - poll->began > SOON) {
-		poll->vain -= !!poll->vain;
+		if (poll->vain)
+			poll->vain--;
 		return;
 	}
 	poll->skip = 1U << poll->vain;

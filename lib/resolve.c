@@ -156,7 +156,7 @@ static inline void tell_page(struct kvmfault_memory *memory, uint64_t page)
 
 /* fetching -> to. True: it was marked. */
 static inline bool publish_page(struct kvmfault__request *rq, uint64_t page,
-			 enum kvmfault__state to)
+				enum kvmfault__state to)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	enum kvmfault__state found;
@@ -503,7 +503,7 @@ void kvmfault__resolve(struct kvmfault__seat *seat,
 	struct kvmfault__gfns pages;
 
 	begin(&rq, seat, fault, place);
-	*answer = (struct kvmfault__answer){ .action = KVMFAULT_RETRY };
+	kvmfault__say(answer, KVMFAULT_RETRY);
 	KVMFAULT__TRACE(resolve_begin, seat, fault->entrance, memory,
 			rq.request.offset);
 	if (place->region && place->region->info.guest_memfd > 0 &&

@@ -73,7 +73,7 @@ void kvmfault__seats_free(struct kvmfault_vm *vm)
 	}
 }
 
-void kvmfault__tell_drainers(struct kvmfault_vm *vm)
+void kvmfault__wake_drainers(struct kvmfault_vm *vm)
 {
 	atomic_fetch_add(&vm->drain_sequence, 1);
 	kvmfault__sys_futex_wake(&vm->drain_sequence);

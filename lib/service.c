@@ -100,17 +100,15 @@ void kvmfault__put_off_fetch(struct kvmfault__request *rq, int error)
 
 /* Resolve, or park. */
 static void serve_fault(struct kvmfault_service *service,
-			struct kvmfault__seat *seat, struct kvmfault__parked *item)
+			struct kvmfault__seat *seat,
+			struct kvmfault__parked *item)
 {
 	uint64_t began = kvmfault__sys_now();
 	struct kvmfault__place place = { 0 };
 	struct kvmfault__answer answer;
 	struct kvmfault_mapping *mapping;
 
-	mapping = (struct kvmfault_mapping *)
-		kvmfault__table_find(seat, &seat->vm->mappings,
-				     kvmfault__key(item->space,
-						   item->fault.hva));
+	mapping = kvmfault__mapping_find(seat, item->space, item->fault.hva);
 	if (!mapping) {
 		/* Removed meanwhile: the kernel has woken its sleepers. */
 		kvmfault__leave(seat);
@@ -178,9 +176,8 @@ static void pagefault(struct kvmfault_service *service,
 static void removed(struct kvmfault__seat *seat, uint32_t space, uint64_t start,
 		    uint64_t end)
 {
-	struct kvmfault_mapping *mapping = (struct kvmfault_mapping *)
-		kvmfault__table_find(seat, &seat->vm->mappings,
-				     kvmfault__key(space, start));
+	struct kvmfault_mapping *mapping =
+		kvmfault__mapping_find(seat, space, start);
 	struct kvmfault_memory *memory = mapping ? mapping->span.memory : NULL;
 	uint64_t page, last;
 

@@ -105,13 +105,10 @@ void kvmfault__signal_free(struct kvmfault_vcpu *vcpu)
 static bool of_guest(struct kvmfault_vcpu *vcpu,
 		     const struct kvmfault_fault *fault)
 {
-	const struct kvmfault_mapping *mapping;
-	bool ours;
+	const struct kvmfault_mapping *mapping =
+		kvmfault__mapping_find(vcpu->handler, 0, fault->hva);
+	bool ours = mapping && mapping->memslots;
 
-	mapping = (const struct kvmfault_mapping *)
-		kvmfault__table_find(vcpu->handler, &vcpu->vm->mappings,
-				     kvmfault__key(0, fault->hva));
-	ours = mapping && mapping->memslots;
 	atomic_store(&vcpu->handler->span, NULL);
 	return ours;
 }

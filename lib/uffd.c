@@ -223,8 +223,8 @@ int kvmfault__uffd_unregister(struct kvmfault_uffd *uffd, uint64_t start,
 }
 
 /* Some errors leave the count of bytes as it was, which is 0, and others write
- * -errno: only more than 0 is progress. */
-static int64_t copied(int err, uint64_t length, int64_t count)
+ * -errno: only more than 0 is progress. Returns it, or why there is none. */
+static int64_t progress(int err, uint64_t length, int64_t count)
 {
 	if (!err)
 		return (int64_t)length;
@@ -242,7 +242,7 @@ static int64_t copy(int fd, uint64_t to, const void *from, uint64_t length,
 	};
 	int err = kvmfault__sys_ioctl(fd, UFFDIO_COPY, &copy);
 
-	return copied(err, length, copy.copy);
+	return progress(err, length, copy.copy);
 }
 
 static int64_t zero(int fd, uint64_t to, uint64_t length)
@@ -252,7 +252,7 @@ static int64_t zero(int fd, uint64_t to, uint64_t length)
 	};
 	int err = kvmfault__sys_ioctl(fd, UFFDIO_ZEROPAGE, &zero);
 
-	return copied(err, length, zero.zeropage);
+	return progress(err, length, zero.zeropage);
 }
 
 /* What is in the file. */
@@ -264,7 +264,7 @@ static int64_t map(int fd, uint64_t to, uint64_t length, bool protect)
 	};
 	int err = kvmfault__sys_ioctl(fd, UFFDIO_CONTINUE, &cont);
 
-	return copied(err, length, cont.mapped);
+	return progress(err, length, cont.mapped);
 }
 
 int64_t kvmfault__uffd_install(int fd, enum kvmfault__install how, uint64_t to,
@@ -306,13 +306,11 @@ int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length, bool quiet,
 		};
 		int err = kvmfault__sys_ioctl(fd, KVMFAULT__UFFDIO_POISON,
 					      &poison);
+		int64_t count = progress(err, length - *done, poison.updated);
 
-		if (!err)
-			*done = length;
-		else if (poison.updated <= 0)
-			return err;
-		else
-			*done += (uint64_t)poison.updated;
+		if (count < 0)
+			return (int)count;
+		*done += (uint64_t)count;
 	}
 	return 0;
 }

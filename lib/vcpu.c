@@ -289,11 +289,7 @@ static void by_task(struct kvmfault_vcpu *vcpu, kvmfault__work *work,
 {
 	struct kvmfault__task task = kvmfault__task(vcpu, work);
 
-	if (kvmfault__perform(vcpu, &task, answer))
-		*answer = (struct kvmfault__answer){
-			.action = KVMFAULT_INTERRUPTED,
-		};
-	else if (vcpu->seat->delegate)
+	if (!kvmfault__perform(vcpu, &task, answer) && vcpu->seat->delegate)
 		vcpu->fault = vcpu->job_fault;	/* translated */
 }
 
@@ -301,7 +297,7 @@ static void by_task(struct kvmfault_vcpu *vcpu, kvmfault__work *work,
 static void resolve_bare(const struct kvmfault_vcpu *vcpu,
 			 struct kvmfault__answer *answer)
 {
-	*answer = (struct kvmfault__answer){ .action = KVMFAULT_RETRY };
+	kvmfault__say(answer, KVMFAULT_RETRY);
 	if (vcpu->fault.error == EHWPOISON)
 		kvmfault__unresolved(answer, KVMFAULT_REASON_HWPOISON,
 				     -EHWPOISON);
@@ -413,6 +409,13 @@ static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 	return finish(vcpu, &answer);
 }
 
+static enum kvmfault_action handle_decoded(struct kvmfault_vcpu *vcpu)
+{
+	if (vcpu->fault.entrance != KVMFAULT_ENTRANCE_NONE)
+		return handle_fault(vcpu);
+	return pass(vcpu, KVMFAULT_NOT_A_FAULT);
+}
+
 static void decode_signal(struct kvmfault_vcpu *vcpu, const void *siginfo)
 {
 	memset(&vcpu->fault, 0, sizeof(vcpu->fault));
@@ -443,16 +446,13 @@ static enum kvmfault_action lose(struct kvmfault_vcpu *vcpu)
 /* A signal is no progress: a timer must not keep a spin alive. */
 static enum kvmfault_action interrupted(struct kvmfault_vcpu *vcpu)
 {
-	bool signalled = kvmfault__signal_take(vcpu);
-	enum kvmfault_action action = KVMFAULT_NOT_A_FAULT;
+	enum kvmfault_action action;
 
-	if (signalled)
-		decode_signal(vcpu, vcpu->siginfo);
-	if (vcpu->fault.entrance != KVMFAULT_ENTRANCE_NONE)
-		action = handle_fault(vcpu);
-	if (action != KVMFAULT_NOT_A_FAULT)
-		return action;
-	return signalled ? hand_on(vcpu) : pass(vcpu, KVMFAULT_INTERRUPTED);
+	if (!kvmfault__signal_take(vcpu))
+		return pass(vcpu, KVMFAULT_INTERRUPTED);
+	decode_signal(vcpu, vcpu->siginfo);
+	action = handle_decoded(vcpu);
+	return action == KVMFAULT_NOT_A_FAULT ? hand_on(vcpu) : action;
 }
 
 /* Apart, so that an exit that is no fault pays for none of it. */
@@ -464,13 +464,11 @@ static enum kvmfault_action decode_and_handle(struct kvmfault_vcpu *vcpu,
 	kvmfault__decode(ret, err, vcpu->run, &vcpu->fault);
 	if (vcpu->vm->kernel_exit)
 		kvmfault__exit_access(vcpu->vm, &vcpu->fault);
-	if (unfinished(vcpu) && lost_access(vcpu))
+	if (lost_access(vcpu))
 		return lose(vcpu);
 	if (ret < 0 && err == EINTR)
 		return interrupted(vcpu);
-	if (vcpu->fault.entrance != KVMFAULT_ENTRANCE_NONE)
-		return handle_fault(vcpu);
-	return pass(vcpu, KVMFAULT_NOT_A_FAULT);
+	return handle_decoded(vcpu);
 }
 
 KVMFAULT__EXPORT
@@ -493,7 +491,5 @@ enum kvmfault_action kvmfault_handle_sigbus(struct kvmfault_vcpu *vcpu,
 	if (!vcpu)
 		return KVMFAULT_UNRESOLVED;
 	decode_signal(vcpu, siginfo);
-	if (vcpu->fault.entrance != KVMFAULT_ENTRANCE_NONE)
-		return handle_fault(vcpu);
-	return pass(vcpu, KVMFAULT_NOT_A_FAULT);
+	return handle_decoded(vcpu);
 }
