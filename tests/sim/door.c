@@ -1,0 +1,811 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The door of lib/ in the simulator. In: a call of lib/sys.h. Out: a point, then
+ * the model's answer, or an error that the kernel may give there. What the fault
+ * path must not do is judged here, and what the library makes is counted.
+ */
+
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <linux/futex.h>
+#include <linux/magic.h>
+#include <linux/memfd.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/timerfd.h>
+#include <time.h>
+
+#include "lib/abi.h"
+#include "lib/internal.h"
+#include "sim.h"
+#include "world.h"
+
+#define MADE 4096
+#define ERRNOS 3
+
+uint32_t door_fail_one_in;
+uint64_t door_failed;
+
+enum made_by { BY_ALLOC = 1, BY_MMAP, BY_MAP };	/* BY_MAP: of a file */
+static struct made {
+	void *at;
+	size_t length;
+	enum made_by by;
+} made[MADE];
+static unsigned int made_count;
+
+void door_reset(void)
+{
+	while (made_count)
+		if (made[--made_count].by != BY_MAP)
+			free(made[made_count].at);
+	door_fail_one_in = 0;
+	door_failed = 0;
+}
+
+void door_check_leaks(void)
+{
+	if (made_count)
+		sim_fail("leak", "%u blocks of memory are left, one of %zu bytes",
+			 made_count, made[0].length);
+	if (fds_of_library())
+		sim_fail("leak", "%u descriptors are left", fds_of_library());
+}
+
+/* ---- rules ---- */
+
+struct call {
+	const char *name;
+	const char *syscall;		/* as kvmfault_syscalls() has it, or NULL */
+	uint64_t value;
+	bool makes;			/* memory, a descriptor, a thread */
+	bool lockable;			/* set-up may do it under the VM's lock */
+	int errnos[ERRNOS];		/* that the kernel may give */
+};
+
+static bool published(enum kvmfault_profile profile, const struct call *call)
+{
+	const struct kvmfault_syscall *known;
+	unsigned int i;
+
+	for (i = 0; (known = kvmfault__syscall(profile, i)); i++)
+		if (!strcmp(known->name, call->syscall) &&
+		    (known->argument < 0 || known->value == (uint32_t)call->value))
+			return true;
+	return false;
+}
+
+static void judge(const struct call *call)
+{
+	const char *in = current->call ? current->call : "no call";
+
+	if (current->locked && !call->lockable)
+		sim_fail("a lock is held across a system call", "%s in %s",
+			 call->name, in);
+	if (current->on_path && call->makes && !current->callbacks)
+		sim_fail("the fault path makes something", "%s in %s",
+			 call->name, in);
+	if (world_is_vcpu(current) && !current->callbacks && call->syscall &&
+	    !published(world_profile(current), call))
+		sim_fail("a system call that is not published",
+			 "%s %#llx on a vCPU's thread in %s", call->name,
+			 (unsigned long long)call->value, in);
+}
+
+/* 0: the model's answer; or -errno. */
+static int begin(const struct call *call)
+{
+	unsigned int n = 0;
+
+	judge(call);
+	sim_point();
+	sim_pass(500);
+	while (n < ERRNOS && call->errnos[n])
+		n++;
+	if (!n || !door_fail_one_in || sched_is_fair() ||
+	    !sim_one_in(door_fail_one_in))
+		return 0;
+	n = sim_below(n);
+	door_failed++;
+	current->injected++;
+	tell("%s: %d, by bad luck", call->name, -call->errnos[n]);
+	return -call->errnos[n];
+}
+
+#define BEGIN(...) begin(&(const struct call){ .name = __VA_ARGS__ })
+
+static int end(const char *name, int fd, int64_t ret)
+{
+	tell("%s(%d): %lld", name, fd, (long long)ret);
+	return (int)ret;
+}
+
+/* ---- descriptors ---- */
+
+int kvmfault__sys_open(const char *path, int flags)
+{
+	struct open *open;
+	int err = BEGIN("open", .makes = true, .errnos = { EMFILE });
+
+	(void)flags;
+	if (err)
+		return err;
+	if (strcmp(path, "/dev/userfaultfd") || world.no_device)
+		return -ENOENT;
+	return fd_new(KIND_DEVICE, true, &open);
+}
+
+int kvmfault__sys_close(int fd)
+{
+	BEGIN("close", .lockable = false);
+	return end("close", fd, fd_close(fd, true));
+}
+
+int kvmfault__sys_dup(int fd)
+{
+	int err = BEGIN("dup", .makes = true, .errnos = { EMFILE });
+
+	return err ? err : fd_dup(fd, true);
+}
+
+int kvmfault__sys_getfl(int fd)
+{
+	struct open *open;
+
+	BEGIN("fcntl");
+	open = fd_open(fd);
+	return open ? O_RDWR | open->flags : -EBADF;
+}
+
+static int new_uffd(int flags)
+{
+	struct open *open;
+	int fd;
+
+	if (world.no_uffd)
+		return -EPERM;
+	fd = fd_new(KIND_UFFD, true, &open);
+	if (fd < 0)
+		return fd;
+	open->flags = flags & O_NONBLOCK;
+	open->uffd = uffd_new(our_mm);
+	return fd;
+}
+
+int kvmfault__sys_userfaultfd(int flags)
+{
+	int err = BEGIN("userfaultfd", .makes = true, .errnos = { EMFILE });
+
+	return err ? err : new_uffd(flags);
+}
+
+static const char *name_of(unsigned long request)
+{
+	switch (request) {
+	case UFFDIO_API: return "UFFDIO_API";
+	case UFFDIO_REGISTER: return "UFFDIO_REGISTER";
+	case UFFDIO_UNREGISTER: return "UFFDIO_UNREGISTER";
+	case UFFDIO_COPY: return "UFFDIO_COPY";
+	case UFFDIO_ZEROPAGE: return "UFFDIO_ZEROPAGE";
+	case UFFDIO_CONTINUE: return "UFFDIO_CONTINUE";
+	case UFFDIO_WRITEPROTECT: return "UFFDIO_WRITEPROTECT";
+	case UFFDIO_WAKE: return "UFFDIO_WAKE";
+	case KVMFAULT__UFFDIO_POISON: return "UFFDIO_POISON";
+	case KVMFAULT__SET_MEMORY_ATTRIBUTES: return "KVM_SET_MEMORY_ATTRIBUTES";
+	}
+	return "ioctl";
+}
+
+/* What the kernel may say to it at any time. */
+static struct call ioctl_call(unsigned long request)
+{
+	struct call call = { .name = name_of(request), .syscall = "ioctl",
+			     .value = request };
+
+	switch (request) {
+	case UFFDIO_REGISTER:
+		call.lockable = true;
+		call.errnos[0] = ENOMEM;
+		break;
+	case UFFDIO_COPY:
+	case UFFDIO_ZEROPAGE:
+	case UFFDIO_CONTINUE:
+	case KVMFAULT__UFFDIO_POISON:
+		call.errnos[0] = EAGAIN;
+		call.errnos[1] = ENOMEM;
+		break;
+	case UFFDIO_WRITEPROTECT:
+		call.errnos[0] = EAGAIN;
+		break;
+	case KVMFAULT__SET_MEMORY_ATTRIBUTES:
+		call.errnos[0] = ENOMEM;
+		break;
+	}
+	return call;
+}
+
+static int ioctl_of(struct open *open, unsigned long request, void *arg)
+{
+	switch (open->kind) {
+	case KIND_UFFD:
+		return uffd_ioctl(open->uffd, request, arg);
+	case KIND_DEVICE:
+		return request == KVMFAULT__USERFAULTFD_IOC_NEW ?
+			new_uffd((int)(uintptr_t)arg) : -ENOTTY;
+	case KIND_KVM:
+	case KIND_VM:
+	case KIND_VCPU:
+		return kvm_ioctl(open, request, arg);
+	case KIND_IMAGE:
+		if (request != BLKGETSIZE64)
+			return -ENOTTY;
+		*(uint64_t *)arg = open->length;
+		return 0;
+	default:
+		return -ENOTTY;
+	}
+}
+
+int kvmfault__sys_ioctl(int fd, unsigned long request, void *arg)
+{
+	const struct call call = ioctl_call(request);
+	struct uffdio_range range = { 0 };
+	int err = begin(&call);
+	struct open *open = fd_open(fd);
+
+	if (err)
+		return err;
+	if (!open)
+		return -EBADF;
+	if (open->kind == KIND_UFFD && arg)
+		memcpy(&range, arg, sizeof(range));
+	err = ioctl_of(open, request, arg);
+	tell("%s(%d) %#llx: %d", call.name, fd, (unsigned long long)range.start,
+	     err);
+	return err;
+}
+
+static ssize_t read_uffd(struct open *open, void *buffer, size_t length)
+{
+	ssize_t n;
+
+	while ((n = uffd_read(open->uffd, buffer, length)) == -EAGAIN &&
+	       !(open->flags & O_NONBLOCK))
+		task_sleep(open, "read() of a userfaultfd that blocks", NEVER,
+			   false);
+	return n;
+}
+
+ssize_t kvmfault__sys_read(int fd, void *buffer, size_t length)
+{
+	int err = BEGIN("read", .syscall = "read", .errnos = { EAGAIN });
+	struct open *open = fd_open(fd);
+
+	if (err)
+		return err;
+	if (!open)
+		return -EBADF;
+	switch (open->kind) {
+	case KIND_UFFD:
+		return end("read", fd, read_uffd(open, buffer, length));
+	case KIND_EVENT:
+		if (!open->count)
+			return -EAGAIN;
+		open->count--;
+		return 8;
+	case KIND_TIMER:
+		if (open->due > sim_now())
+			return -EAGAIN;
+		open->due = NEVER;
+		memset(buffer, 0, length);
+		return 8;
+	default:
+		return -EINVAL;
+	}
+}
+
+ssize_t kvmfault__sys_pread(int fd, void *buffer, size_t length, off_t offset)
+{
+	int err = BEGIN("pread", .syscall = "pread64", .errnos = { EIO, EINTR });
+	struct open *open = fd_open(fd);
+	uint64_t at = (uint64_t)offset;
+
+	if (err)
+		return err;
+	if (!open)
+		return -EBADF;
+	if (open->kind == KIND_FILE)
+		return file_read(open->file, at, buffer, length);
+	if (open->kind != KIND_IMAGE)
+		return -ESPIPE;
+	if (at >= open->length)
+		return 0;
+	if (length > open->length - at)
+		length = open->length - at;
+	/* Short, as a signal may leave it. */
+	if (length > 8 && sim_one_in(8))
+		length = 1 + sim_below((uint32_t)length - 1);
+	memcpy(buffer, open->image + at, length);
+	return (ssize_t)length;
+}
+
+off_t kvmfault__sys_lseek(int fd, off_t offset, int whence)
+{
+	struct open *open;
+
+	BEGIN("lseek", .syscall = "lseek", .value = (uint64_t)whence);
+	open = fd_open(fd);
+	if (!open || open->kind != KIND_FILE || whence != SEEK_DATA)
+		return open ? -EINVAL : -EBADF;
+	return file_seek_data(open->file, (uint64_t)offset);
+}
+
+int kvmfault__sys_fstat(int fd, struct stat *stat)
+{
+	struct open *open;
+
+	BEGIN("fstat");
+	open = fd_open(fd);
+	if (!open)
+		return -EBADF;
+	memset(stat, 0, sizeof(*stat));
+	stat->st_mode = open->kind == KIND_FILE || open->kind == KIND_IMAGE ?
+			S_IFREG : S_IFIFO;
+	stat->st_size = (off_t)open->length;
+	if (open->file) {
+		stat->st_size = open->file->pages * (off_t)PAGE;
+		stat->st_blocks = (blkcnt_t)(file_blocks(open->file) * PAGE / 512);
+	}
+	return 0;
+}
+
+int kvmfault__sys_fstatfs(int fd, struct statfs *fs)
+{
+	struct open *open;
+
+	BEGIN("fstatfs");
+	open = fd_open(fd);
+	if (!open)
+		return -EBADF;
+	memset(fs, 0, sizeof(*fs));
+	fs->f_type = TMPFS_MAGIC;
+	fs->f_bsize = PAGE;
+	if (open->file && open->file->hugetlb) {
+		fs->f_type = HUGETLBFS_MAGIC;
+		fs->f_bsize = HUGE_PAGES * PAGE;
+	}
+	return 0;
+}
+
+int kvmfault__sys_cached(int fd, uint64_t offset, uint64_t length)
+{
+	struct open *open;
+
+	BEGIN("cachestat");
+	open = fd_open(fd);
+	if (world.no_cachestat)
+		return -ENOSYS;
+	return open && open->file ? file_cached(open->file, offset, length) :
+				    -EBADF;
+}
+
+int kvmfault__sys_fallocate(int fd, int mode, off_t offset, off_t length)
+{
+	int err = BEGIN("fallocate", .syscall = "fallocate",
+			.value = (uint64_t)mode, .errnos = { EINTR, ENOMEM });
+	struct open *open = fd_open(fd);
+
+	if (err)
+		return err;
+	if (!open || !open->file)
+		return open ? -EOPNOTSUPP : -EBADF;
+	err = file_punch(open->file, (uint64_t)offset, (uint64_t)length);
+	tell("fallocate(%d, PUNCH_HOLE) %#llx+%#llx: %d", fd,
+	     (unsigned long long)offset, (unsigned long long)length, err);
+	return err;
+}
+
+/* ---- memory ---- */
+
+static void note_made(void *at, size_t length, enum made_by by)
+{
+	if (made_count == MADE)
+		abort();
+	made[made_count++] = (struct made){ at, length, by };
+}
+
+static bool forget_made(const void *at, enum made_by by)
+{
+	unsigned int i;
+
+	for (i = made_count; i--;) {
+		if (made[i].at != at || made[i].by != by)
+			continue;
+		memmove(&made[i], &made[i + 1],
+			(--made_count - i) * sizeof(*made));
+		return true;
+	}
+	return false;
+}
+
+static int map_descriptor(void **address, size_t length, int prot, int flags,
+			  struct open *open, uint64_t offset)
+{
+	uint64_t at;
+
+	if (open->kind == KIND_VCPU) {
+		*address = calloc(1, length);
+		open->vcpu->run = *address;
+		note_made(*address, length, BY_MMAP);
+		return 0;
+	}
+	if (!open->file)
+		return -ENODEV;
+	at = mm_map(our_mm, open->file, (unsigned int)(offset / PAGE),
+		    (unsigned int)(length / PAGE), prot, flags & MAP_PRIVATE);
+	*address = (void *)(uintptr_t)at;
+	note_made(*address, length, BY_MAP);
+	return 0;
+}
+
+int kvmfault__sys_mmap(void **address, size_t length, int prot, int flags,
+		       int fd, off_t offset)
+{
+	int err = BEGIN("mmap", .makes = !world_makes_seat(),
+			.errnos = { ENOMEM });
+	struct open *open = fd >= 0 ? fd_open(fd) : NULL;
+
+	*address = NULL;
+	if (err)
+		return err;
+	if (fd >= 0)
+		return open ? map_descriptor(address, length, prot, flags, open,
+					     (uint64_t)offset) : -EBADF;
+	if (prot == PROT_NONE) {
+		/* A page that nobody may read: the model's. */
+		*address = (void *)(uintptr_t)mm_map(our_mm, NULL, 0,
+			(unsigned int)(length / PAGE), prot, true);
+		note_made(*address, length, BY_MAP);
+		return 0;
+	}
+	if (posix_memalign(address, PAGE, length))
+		return -ENOMEM;
+	memset(*address, 0, length);
+	note_made(*address, length, BY_MMAP);
+	return 0;
+}
+
+int kvmfault__sys_munmap(void *address, size_t length)
+{
+	BEGIN("munmap", .makes = true);
+	if (forget_made(address, BY_MMAP)) {
+		free(address);
+		return 0;
+	}
+	if (forget_made(address, BY_MAP))
+		return mm_unmap(our_mm, (uintptr_t)address, length);
+	sim_fail("the library unmaps what it has not mapped", "%p", address);
+}
+
+int kvmfault__sys_mprotect(void *address, size_t length, int prot)
+{
+	int err = BEGIN("mprotect", .syscall = "mprotect", .errnos = { ENOMEM });
+
+	if (!err)
+		err = mm_protect(our_mm, (uintptr_t)address, length, prot);
+	tell("mprotect %p+%#zx: %d", address, length, err);
+	return err;
+}
+
+int kvmfault__sys_madvise(void *address, size_t length, int advice)
+{
+	int err = BEGIN("madvise", .syscall = "madvise",
+			.value = (uint64_t)advice,
+			.lockable = advice == MADV_DONTNEED,
+			.errnos = { EAGAIN, ENOMEM });
+	unsigned int page;
+
+	if (err)
+		return err;
+	/* Memory that only the library has: a probe's page. */
+	if (!map_at(our_mm, (uintptr_t)address, &page))
+		return forget_made(address, BY_MMAP) ?
+			(note_made(address, length, BY_MMAP), 0) : -ENOMEM;
+	err = mm_madvise(our_mm, (uintptr_t)address, length, advice);
+	tell("madvise(%d) %p+%#zx: %d", advice, address, length, err);
+	return err;
+}
+
+int kvmfault__sys_mincore(void *address, size_t length, unsigned char *vec)
+{
+	int err = BEGIN("mincore", .syscall = "mincore", .errnos = { EAGAIN });
+
+	return err ? err : mm_mincore(our_mm, (uintptr_t)address, length, vec);
+}
+
+int kvmfault__sys_memfd(const char *name, unsigned int flags, off_t length)
+{
+	int err = BEGIN("memfd_create", .makes = true, .errnos = { EMFILE });
+	unsigned int shift = flags >> MFD_HUGE_SHIFT;
+	struct open *open;
+	int fd;
+
+	(void)name;
+	if (err)
+		return err;
+	if (shift && 1ULL << shift != HUGE_PAGES * PAGE)
+		return -EINVAL;
+	fd = fd_new(KIND_FILE, true, &open);
+	if (fd >= 0)
+		open->file = file_new((unsigned int)((uint64_t)length / PAGE),
+				      flags & MFD_HUGETLB, false);
+	return fd;
+}
+
+size_t kvmfault__sys_page_size(void)
+{
+	return PAGE;
+}
+
+/* ---- signals ---- */
+
+int kvmfault__sys_sigmask(uint64_t *mask)
+{
+	BEGIN("rt_sigprocmask");
+	*mask = current->blocked;
+	return 0;
+}
+
+int kvmfault__sys_handles(int signo)
+{
+	BEGIN("rt_sigaction");
+	return signo == SIGBUS && current->on_signal;
+}
+
+int kvmfault__sys_sigtake(int signo, void *siginfo)
+{
+	BEGIN("rt_sigtimedwait", .syscall = "rt_sigtimedwait");
+	if (!task_take_signal(current, signo))
+		return -EAGAIN;
+	memcpy(siginfo, &current->sigbus, sizeof(current->sigbus));
+	return 0;
+}
+
+/* ---- waiting ---- */
+
+int kvmfault__sys_futex_wait(_Atomic uint32_t *word, uint32_t value,
+			     uint64_t nanoseconds)
+{
+	int err = BEGIN("futex", .syscall = "futex", .value = FUTEX_WAIT_PRIVATE);
+
+	if (err)
+		return err;
+	if (__atomic_load_n((uint32_t *)(uintptr_t)word, __ATOMIC_SEQ_CST) !=
+	    value)
+		return -EAGAIN;
+	if (!sched_is_fair() && sim_one_in(64))
+		return 0;	/* for no reason */
+	switch (task_sleep((const void *)(uintptr_t)word, "futex",
+			   sim_now() + nanoseconds, true)) {
+	case WOKEN:
+		return 0;
+	case LATE:
+		return -ETIMEDOUT;
+	case SIGNALLED:
+		break;
+	}
+	task_handle_signals();
+	return -EINTR;
+}
+
+int kvmfault__sys_futex_wake(_Atomic uint32_t *word)
+{
+	BEGIN("futex", .syscall = "futex", .value = FUTEX_WAKE_PRIVATE);
+	return (int)task_wake((const void *)(uintptr_t)word, TASKS);
+}
+
+int kvmfault__sys_epoll_create(void)
+{
+	struct open *open;
+	int err = BEGIN("epoll_create1", .makes = true, .errnos = { EMFILE });
+
+	return err ? err : fd_new(KIND_EPOLL, true, &open);
+}
+
+int kvmfault__sys_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev)
+{
+	int err = BEGIN("epoll_ctl", .lockable = op == EPOLL_CTL_ADD,
+			.errnos = { op == EPOLL_CTL_ADD ? ENOMEM : 0 });
+	struct open *epoll = fd_open(epfd);
+
+	if (err || !epoll)
+		return err ? err : -EBADF;
+	return op == EPOLL_CTL_DEL ? epoll_delete(epoll, fd) :
+				     epoll_add(epoll, fd, ev);
+}
+
+int kvmfault__sys_epoll_wait(int epfd, struct epoll_event *events, int count,
+			     int timeout)
+{
+	int err = BEGIN("epoll_wait");
+	struct open *epoll = fd_open(epfd);
+
+	if (err || !epoll)
+		return err ? err : -EBADF;
+	return epoll_await(epoll, events, count, timeout);
+}
+
+int kvmfault__sys_eventfd(void)
+{
+	struct open *open;
+	int err = BEGIN("eventfd", .makes = true, .errnos = { EMFILE });
+
+	return err ? err : fd_new(KIND_EVENT, true, &open);
+}
+
+int kvmfault__sys_eventfd_signal(int fd)
+{
+	struct open *open;
+
+	BEGIN("write", .syscall = "write", .value = sizeof(uint64_t));
+	open = fd_open(fd);
+	if (!open)
+		return -EBADF;
+	open->count++;
+	fds_changed();
+	return 8;
+}
+
+int kvmfault__sys_timerfd(void)
+{
+	struct open *open;
+	int err = BEGIN("timerfd_create", .makes = true, .errnos = { EMFILE });
+
+	return err ? err : fd_new(KIND_TIMER, true, &open);
+}
+
+int kvmfault__sys_timerfd_arm(int fd, uint64_t nanoseconds)
+{
+	struct open *open;
+
+	BEGIN("timerfd_settime", .syscall = "timerfd_settime");
+	open = fd_open(fd);
+	if (!open)
+		return -EBADF;
+	open->due = nanoseconds ? sim_now() + nanoseconds : NEVER;
+	tell("a timer is set: %.3f ms", (double)nanoseconds / 1e6);
+	return 0;
+}
+
+uint64_t kvmfault__sys_now(void)
+{
+	BEGIN("clock_gettime", .syscall = "clock_gettime",
+	      .value = CLOCK_MONOTONIC);
+	return sim_now();
+}
+
+/* ---- threads ---- */
+
+pthread_t sim_pthread_self(void);
+
+pthread_t sim_pthread_self(void)
+{
+	return current->id + 1;
+}
+
+struct start {
+	void *(*run)(void *);
+	void *arg;
+};
+
+static struct start starts[TASKS];
+
+static void run_thread(void *arg)
+{
+	struct start *start = arg;
+
+	current->service = true;
+	current->on_path = true;
+	current->call = "a thread of the service";
+	start->run(start->arg);
+}
+
+int kvmfault__sys_thread(pthread_t *thread, void *(*run)(void *), void *arg,
+			 const char *name)
+{
+	int err = BEGIN("clone", .makes = true, .errnos = { EAGAIN });
+	struct task *task;
+	struct start *start;
+
+	if (err)
+		return err;
+	task = task_new(name, our_mm, run_thread, NULL);
+	if (!task)
+		return -EAGAIN;
+	start = &starts[task->id];
+	*start = (struct start){ .run = run, .arg = arg };
+	task->arg = start;
+	task->blocked = UINT64_MAX;
+	*thread = task->id + 1;
+	return 0;
+}
+
+void kvmfault__sys_join(pthread_t thread)
+{
+	BEGIN("join", .makes = true);
+	task_wait_end(task_nth((unsigned int)thread - 1));
+}
+
+void kvmfault__sys_yield(void)
+{
+	BEGIN("sched_yield");
+	sim_pass(500);
+}
+
+/* The first word of the mutex says who has it. */
+void kvmfault__sys_lock(pthread_mutex_t *mutex)
+{
+	unsigned int *owner = (unsigned int *)(void *)mutex;
+
+	if (current->locked)
+		sim_fail("a lock is taken inside another", "in %s",
+			 current->call ? current->call : "no call");
+	sim_point();
+	while (*owner)
+		task_sleep(mutex, "a lock of the library", NEVER, false);
+	*owner = current->id + 1;
+	current->locked = mutex;
+}
+
+void kvmfault__sys_unlock(pthread_mutex_t *mutex)
+{
+	unsigned int *owner = (unsigned int *)(void *)mutex;
+
+	if (current->locked != mutex)
+		sim_fail("a lock is let go that is not held", "in %s",
+			 current->call ? current->call : "no call");
+	*owner = 0;
+	current->locked = NULL;
+	task_wake(mutex, TASKS);
+	sim_point();
+}
+
+/* ---- the allocator ---- */
+
+static bool allocating_seat;
+
+bool world_makes_seat(void)
+{
+	return !current->on_path || allocating_seat;
+}
+
+void *kvmfault__sys_alloc(size_t size, size_t align)
+{
+	bool seat = size == sizeof(struct kvmfault__seat);
+	int err = BEGIN("malloc", .makes = !seat || world_is_vcpu(current) ||
+				  current->service,
+			.lockable = true, .errnos = { ENOMEM });
+	void *memory = NULL;
+
+	if (err || posix_memalign(&memory, align < sizeof(void *) ?
+				  sizeof(void *) : align, size))
+		return NULL;
+	memset(memory, 0, size);
+	note_made(memory, size, BY_ALLOC);
+	allocating_seat = seat;
+	return memory;
+}
+
+void kvmfault__sys_free(void *memory)
+{
+	BEGIN("free", .lockable = true);
+	if (!memory)
+		return;
+	if (!forget_made(memory, BY_ALLOC))
+		sim_fail("the library frees what it has not allocated", "%p",
+			 memory);
+	free(memory);
+}

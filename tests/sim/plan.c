@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Plans. In: a seed, or text. Out: the same plan each time. Each option is on in
+ * a part of the plans only, so that a fault of one does not hide what another
+ * would find.
+ */
+
+#include <string.h>
+
+#include "plan.h"
+
+const char *const option_name[OPTION_COUNT] = {
+#define OPTION(name, values, often) #name,
+	OPTIONS(OPTION)
+#undef OPTION
+};
+
+const uint8_t option_values[OPTION_COUNT] = {
+#define OPTION(name, values, often) values,
+	OPTIONS(OPTION)
+#undef OPTION
+};
+
+static const uint8_t option_often[OPTION_COUNT] = {
+#define OPTION(name, values, often) often,
+	OPTIONS(OPTION)
+#undef OPTION
+};
+
+const char *const step_name[STEP_COUNT] = {
+#define STEP(name, role, weight, arguments) #name,
+	STEPS(STEP)
+#undef STEP
+};
+
+static const struct {
+	uint8_t role, weight;
+} kinds[STEP_COUNT] = {
+#define STEP(name, role, weight, arguments) { ROLE_##role, weight },
+	STEPS(STEP)
+#undef STEP
+};
+
+static const char *const role_name[ROLE_COUNT] = {
+	"vcpu", "thread", "device", "kernel",
+};
+
+static uint32_t draw(uint64_t *state, uint32_t below)
+{
+	uint64_t z = (*state += 0x9e3779b97f4a7c15ULL);
+
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ULL;
+	z = (z ^ z >> 27) * 0x94d049bb133111ebULL;
+	return (uint32_t)((z ^ z >> 31) >> 16) % below;
+}
+
+/* In a plan some kinds of steps are frequent, and others do not come at all. */
+static void draw_step(uint64_t *state, struct step *step, uint8_t role,
+		      const uint8_t weight[STEP_COUNT], uint32_t total,
+		      uint32_t pages)
+{
+	uint32_t n = draw(state, total);
+	unsigned int i;
+
+	for (i = 0; i < STEP_COUNT; i++) {
+		if (kinds[i].role != role)
+			continue;
+		if (n < weight[i])
+			break;
+		n -= weight[i];
+	}
+	step->what = (uint8_t)i;
+	/* Mostly the same few pages: there they meet. */
+	step->a = (uint16_t)draw(state, draw(state, 3) ? 4 : pages);
+	step->b = (uint16_t)draw(state, 4);
+	step->c = (uint16_t)draw(state, 2);
+}
+
+static void draw_actor(uint64_t *state, struct actor *actor, uint8_t role,
+		       const bool allowed[STEP_COUNT], uint32_t pages)
+{
+	uint8_t weight[STEP_COUNT];
+	uint32_t total = 0;
+	unsigned int i;
+
+	actor->role = role;
+	for (i = 0; i < STEP_COUNT; i++) {
+		weight[i] = allowed[i] && draw(state, 2) ? kinds[i].weight : 0;
+		if (kinds[i].role == role)
+			total += weight[i];
+	}
+	for (i = 0; !total && i < STEP_COUNT; i++)
+		if (kinds[i].role == role && allowed[i])
+			total += weight[i] = kinds[i].weight;
+	actor->steps = total ? (uint8_t)(1 + draw(state, ACTOR_STEPS)) : 0;
+	if (role == ROLE_KERNEL && actor->steps > 4)
+		actor->steps = 4;
+	for (i = 0; i < actor->steps; i++)
+		draw_step(state, &actor->step[i], role, weight, total, pages);
+}
+
+void plan_from_seed(struct plan *plan, uint64_t seed,
+		    const bool allowed[OPTION_COUNT],
+		    const bool allowed_step[STEP_COUNT])
+{
+	uint64_t state = seed * 0x2545f4914f6cdd1dULL;
+	unsigned int i, vcpus, threads;
+	uint32_t pages;
+
+	memset(plan, 0, sizeof(*plan));
+	plan->choices = seed;
+	for (i = 0; i < OPTION_COUNT; i++) {
+		bool on = !draw(&state, option_often[i]);
+		uint32_t value = draw(&state, option_values[i]);
+
+		if (on && allowed[i])
+			plan->option[i] = (uint8_t)value;
+	}
+	pages = 4U << plan->option[OPT_pages];
+	vcpus = draw(&state, 3);
+	threads = 1 + draw(&state, 3);
+	for (i = 0; i < vcpus; i++)
+		draw_actor(&state, &plan->actor[plan->actors++], ROLE_VCPU,
+			   allowed_step, pages);
+	for (i = 0; i < threads; i++)
+		draw_actor(&state, &plan->actor[plan->actors++], ROLE_THREAD,
+			   allowed_step, pages);
+	if (plan->option[OPT_device])
+		draw_actor(&state, &plan->actor[plan->actors++], ROLE_DEVICE,
+			   allowed_step, pages);
+	if (!draw(&state, 3))
+		draw_actor(&state, &plan->actor[plan->actors++], ROLE_KERNEL,
+			   allowed_step, pages);
+}
+
+void plan_write(const struct plan *plan, FILE *file)
+{
+	unsigned int i, k;
+
+	fprintf(file, "choices %llu\n", (unsigned long long)plan->choices);
+	for (i = 0; i < OPTION_COUNT; i++)
+		if (plan->option[i])
+			fprintf(file, "option %s %u\n", option_name[i],
+				plan->option[i]);
+	for (i = 0; i < plan->actors; i++) {
+		const struct actor *actor = &plan->actor[i];
+
+		fprintf(file, "%s\n", role_name[actor->role]);
+		for (k = 0; k < actor->steps; k++)
+			fprintf(file, "\t%s %u %u %u\n",
+				step_name[actor->step[k].what],
+				actor->step[k].a, actor->step[k].b,
+				actor->step[k].c);
+	}
+}
+
+static int find(const char *const *names, int count, const char *name)
+{
+	int i;
+
+	for (i = 0; i < count; i++)
+		if (!strcmp(names[i], name))
+			return i;
+	return -1;
+}
+
+int plan_option(const char *name)
+{
+	return find(option_name, OPTION_COUNT, name);
+}
+
+int plan_step(const char *name)
+{
+	return find(step_name, STEP_COUNT, name);
+}
+
+static bool read_line(struct plan *plan, const char *line)
+{
+	unsigned int a = 0, b = 0, c = 0;
+	unsigned long long seed;
+	struct actor *actor;
+	char word[64];
+	int n;
+
+	if (sscanf(line, "choices %llu", &seed) == 1) {
+		plan->choices = seed;
+		return true;
+	}
+	if (sscanf(line, "option %63s %u", word, &a) == 2) {
+		n = plan_option(word);
+		if (n < 0 || a >= option_values[n])
+			return false;
+		plan->option[n] = (uint8_t)a;
+		return true;
+	}
+	if (sscanf(line, "%63s %u %u %u", word, &a, &b, &c) < 1)
+		return true;
+	n = find(role_name, ROLE_COUNT, word);
+	if (n >= 0) {
+		if (plan->actors == ACTORS)
+			return false;
+		plan->actor[plan->actors++].role = (uint8_t)n;
+		return true;
+	}
+	n = plan_step(word);
+	if (n < 0 || !plan->actors)
+		return false;
+	actor = &plan->actor[plan->actors - 1];
+	if (actor->steps == ACTOR_STEPS || kinds[n].role != actor->role)
+		return false;
+	actor->step[actor->steps++] = (struct step){
+		.what = (uint8_t)n, .a = (uint16_t)a, .b = (uint16_t)b,
+		.c = (uint16_t)c,
+	};
+	return true;
+}
+
+bool plan_read(struct plan *plan, FILE *file)
+{
+	char line[256];
+
+	memset(plan, 0, sizeof(*plan));
+	while (fgets(line, sizeof(line), file)) {
+		line[strcspn(line, "#\n")] = '\0';
+		if (!strncmp(line, "schedule", 8))
+			return true;
+		if (!read_line(plan, line)) {
+			fprintf(stderr, "not understood: %s\n", line);
+			return false;
+		}
+	}
+	return true;
+}

@@ -1,0 +1,567 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The model's threads. In: points, sleeps and wakes. Out: exactly one task runs,
+ * the schedule says which; and when all sleep, the clock goes on to the next
+ * time at which one is to wake. A run that has nobody left to wake is stuck.
+ */
+
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "run.h"
+#include "sim.h"
+
+#define CHANGES (1U << 16)
+#define READY_STEPS (1U << 14)
+#define QUANTUM 40U		/* steps of a turn, when all is fair */
+#define ALONE 4000U		/* PCT: so many steps, then others have a turn */
+#define LONG 1500000U		/* a run is not to be so long */
+#define POINTS 16U		/* PCT: changes of priority, at most */
+
+struct task *current;
+bool telling, telling_atomics;
+uint64_t sched_step_limit = 400000, sched_steps;
+
+static struct task tasks[TASKS];
+static unsigned int task_count;
+static struct fiber host;
+static struct outcome *result;
+static struct schedule how;
+static uint64_t clock_now, idle_steps;
+static uint64_t choices, schedule_random;	/* generators' states */
+static uint64_t next_decision;
+static bool fair;
+static uint32_t switches, given_at;
+static uint64_t pct_point[POINTS];
+static unsigned int pct_next;
+static struct change made[CHANGES];
+static uint32_t made_count;
+static uint8_t ready_at[READY_STEPS];
+
+/* ---- choices ---- */
+
+static uint32_t draw(uint64_t *state)
+{
+	uint64_t z = (*state += 0x9e3779b97f4a7c15ULL);
+
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ULL;
+	z = (z ^ z >> 27) * 0x94d049bb133111ebULL;
+	return (uint32_t)((z ^ z >> 31) >> 16);
+}
+
+uint32_t sim_random(void)
+{
+	return draw(&choices);
+}
+
+uint32_t sim_below(uint32_t n)
+{
+	return n ? sim_random() % n : 0;
+}
+
+uint64_t sim_now(void)
+{
+	return clock_now;
+}
+
+void sim_pass(uint64_t nanoseconds)
+{
+	clock_now += nanoseconds;
+}
+
+void tell(const char *format, ...)
+{
+	va_list args;
+
+	if (!telling)
+		return;
+	printf("%7llu %10.3f ms  %-10s ", (unsigned long long)sched_steps,
+	       (double)clock_now / 1e6, current ? current->name : "");
+	va_start(args, format);
+	vprintf(format, args);
+	va_end(args);
+	putchar('\n');
+}
+
+void sim_fail(const char *kind, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(result->text, sizeof(result->text), format, args);
+	va_end(args);
+	snprintf(result->kind, sizeof(result->kind), "%s", kind);
+	tell("FAILS: %s: %s", kind, result->text);
+	fiber_switch(&current->fiber, &host, true);
+	abort();
+}
+
+/* ---- who goes on ---- */
+
+static bool is_ready(unsigned int id)
+{
+	return tasks[id].state == READY;
+}
+
+static unsigned int count_ready(void)
+{
+	unsigned int i, n = 0;
+
+	for (i = 0; i < task_count; i++)
+		n += is_ready(i);
+	return n;
+}
+
+/* The next that is ready, after this one. */
+static struct task *next_in_order(void)
+{
+	unsigned int i, id;
+
+	for (i = 1; i <= task_count; i++) {
+		id = (current->id + i) % task_count;
+		if (is_ready(id))
+			return &tasks[id];
+	}
+	return NULL;
+}
+
+static struct task *any_ready(void)
+{
+	unsigned int n = count_ready(), i;
+
+	if (!n)
+		return NULL;
+	n = draw(&schedule_random) % n;
+	for (i = 0; !is_ready(i) || n--; i++)
+		;
+	return &tasks[i];
+}
+
+static struct task *highest(void)
+{
+	struct task *best = NULL;
+	unsigned int i;
+
+	for (i = 0; i < task_count; i++)
+		if (is_ready(i) && (!best || tasks[i].priority > best->priority))
+			best = &tasks[i];
+	return best;
+}
+
+static struct task *given(void)
+{
+	struct task *task = NULL;
+
+	while (given_at < how.given_count &&
+	       how.given[given_at].at < sched_steps)
+		given_at++;
+	if (given_at < how.given_count &&
+	    how.given[given_at].at == sched_steps &&
+	    how.given[given_at].to < task_count &&
+	    is_ready(how.given[given_at].to))
+		task = &tasks[how.given[given_at++].to];
+	return task;
+}
+
+/* The step of the next decision. */
+static void plan_decision(void)
+{
+	uint32_t every = how.every ? how.every : 1;
+
+	if (fair) {
+		next_decision = sched_steps + QUANTUM;
+		return;
+	}
+	switch (how.strategy) {
+	case RANDOM_WALK:
+		next_decision = sched_steps + 1 +
+				draw(&schedule_random) % (2 * every);
+		return;
+	case PCT:
+		next_decision = sched_steps + ALONE;
+		if (pct_next < how.depth && pct_point[pct_next] < next_decision)
+			next_decision = pct_point[pct_next];
+		if (next_decision <= sched_steps)
+			next_decision = sched_steps + 1;
+		return;
+	case GIVEN:
+		next_decision = NEVER;
+		while (given_at < how.given_count &&
+		       how.given[given_at].at <= sched_steps)
+			given_at++;
+		if (given_at < how.given_count)
+			next_decision = how.given[given_at].at;
+		return;
+	}
+}
+
+/* blocked: the current one can't go on. NULL: nobody can. */
+static struct task *choose(bool blocked)
+{
+	struct task *task = NULL;
+
+	if (fair)
+		return next_in_order();
+	switch (how.strategy) {
+	case RANDOM_WALK:
+		return any_ready();
+	case PCT:
+		if (!blocked)
+			current->priority = how.depth - pct_next;
+		if (!blocked && pct_next < how.depth)
+			pct_next++;
+		return highest();
+	case GIVEN:
+		task = given();
+		if (!task)
+			task = blocked ? next_in_order() : current;
+		return task;
+	}
+	return task;
+}
+
+static void flush_late(struct task *task)
+{
+	if (!task->late.object)
+		return;
+	memcpy((void *)(uintptr_t)task->late.object, &task->late.value,
+	       task->late.size);
+	task->late.object = NULL;
+}
+
+static void go_on(struct task *task)
+{
+	struct task *from = current;
+
+	if (task == from)
+		return;
+	switches++;
+	if (made_count < CHANGES)
+		made[made_count++] = (struct change){
+			.at = (uint32_t)sched_steps, .to = (uint8_t)task->id,
+		};
+	current = task;
+	fiber_switch(&from->fiber, &task->fiber, from->state == ENDED);
+}
+
+static void wake(struct task *task, enum woken why)
+{
+	task->state = READY;
+	task->how = why;
+	task->channel = NULL;
+}
+
+/* All sleep: what comes next? False: nothing ever does. */
+static bool let_time_pass(void)
+{
+	uint64_t next = fds_next_timer();
+	unsigned int i;
+
+	for (i = 0; i < task_count; i++)
+		if (tasks[i].state == ASLEEP && tasks[i].until < next)
+			next = tasks[i].until;
+	if (next == NEVER)
+		return false;
+	if (next > clock_now)
+		clock_now = next;
+	idle_steps = sched_steps;
+	for (i = 0; i < task_count; i++)
+		if (tasks[i].state == ASLEEP && tasks[i].until <= clock_now)
+			wake(&tasks[i], LATE);
+	if (fds_next_timer() <= clock_now)
+		fds_changed();
+	return true;
+}
+
+static void leave(void)
+{
+	struct task *next;
+
+	while (!(next = choose(true))) {
+		if (!let_time_pass() && !run_stuck())
+			sim_fail("stuck", "nobody is left who could wake anybody");
+	}
+	plan_decision();
+	go_on(next);
+}
+
+void sim_point(void)
+{
+	windows_close();
+	if (sched_steps < READY_STEPS && how.strategy == GIVEN)
+		ready_at[sched_steps] = (uint8_t)count_ready();
+	sched_steps++;
+	if (current->late.object && sim_one_in(8))
+		flush_late(current);
+	if (sched_steps - idle_steps > sched_step_limit)
+		sim_fail("spins", "%s in %s, and nobody waits: steps without end",
+			 current->name, current->call ? current->call : "no call");
+	if (sched_steps > LONG)
+		sim_fail("a run without end", "%s in %s", current->name,
+			 current->call ? current->call : "no call");
+	if (sched_steps < next_decision)
+		return;
+	if (how.strategy == GIVEN && !fair) {
+		struct task *task = given();
+
+		plan_decision();
+		if (task)
+			go_on(task);
+		return;
+	}
+	{
+		struct task *task = choose(false);
+
+		plan_decision();
+		go_on(task);
+	}
+}
+
+/* ---- atomic operations ---- */
+
+void sim_atomic(const volatile void *object, const char *operation,
+		const char *function);
+void sim_atomic_load(const volatile void *object, const char *operation,
+		     const char *function);
+_Bool sim_store_late(volatile void *object, const void *value, size_t size,
+		     const char *operation, const char *function);
+
+void sim_atomic(const volatile void *object, const char *operation,
+		const char *function)
+{
+	(void)object;
+	if (!current)
+		return;
+	flush_late(current);
+	if (telling_atomics)
+		tell("%s: %s", function, operation);
+	sim_point();
+}
+
+void sim_atomic_load(const volatile void *object, const char *operation,
+		     const char *function)
+{
+	if (!current)
+		return;
+	if (current->late.object == object)
+		flush_late(current);
+	if (telling_atomics)
+		tell("%s: %s", function, operation);
+	sim_point();
+}
+
+_Bool sim_store_late(volatile void *object, const void *value, size_t size,
+		     const char *operation, const char *function)
+{
+	if (!current || size > sizeof(current->late.value))
+		return false;
+	/* In the order in which they were made, but for those of counters. */
+	flush_late(current);
+	if (telling_atomics)
+		tell("%s: late %s", function, operation);
+	current->late.object = object;
+	current->late.size = size;
+	memcpy(&current->late.value, value, size);
+	sim_point();
+	return true;
+}
+
+/* ---- tasks ---- */
+
+static void begin_task(void)
+{
+	fiber_begun();
+	current->run(current->arg);
+	flush_late(current);
+	tell("ends");
+	current->state = ENDED;
+	task_wake(current, TASKS);
+	if (!current->id)
+		fiber_switch(&current->fiber, &host, true);
+	leave();
+	abort();
+}
+
+struct task *task_new(const char *name, struct mm *mm, void (*run)(void *),
+		      void *arg)
+{
+	struct task *task;
+	struct fiber fiber;
+
+	if (task_count == TASKS)
+		return NULL;
+	task = &tasks[task_count];
+	fiber = task->fiber;
+	memset(task, 0, sizeof(*task));
+	task->fiber = fiber;
+	task->id = task_count++;
+	snprintf(task->name, sizeof(task->name), "%s", name);
+	task->mm = mm;
+	task->run = run;
+	task->arg = arg;
+	task->until = NEVER;
+	task->priority = 1000 + draw(&schedule_random) % 100000;
+	fiber_init(&task->fiber, begin_task);
+	return task;
+}
+
+struct task *task_nth(unsigned int n)
+{
+	return n < task_count ? &tasks[n] : NULL;
+}
+
+enum woken task_sleep(const void *channel, const char *why, uint64_t until,
+		      bool interruptible)
+{
+	windows_close();
+	flush_late(current);
+	sched_steps++;
+	if (interruptible && current->pending & ~current->blocked)
+		return SIGNALLED;
+	current->channel = channel;
+	current->why = why;
+	current->until = until;
+	current->interruptible = interruptible;
+	current->state = ASLEEP;
+	leave();
+	current->until = NEVER;
+	current->interruptible = false;
+	return current->how;
+}
+
+void task_wait_end(struct task *task)
+{
+	while (task->state != ENDED)
+		task_sleep(task, "the end of a thread", NEVER, false);
+}
+
+void task_pause(uint64_t nanoseconds, const char *why)
+{
+	uint64_t until = clock_now + nanoseconds;
+
+	while (clock_now < until)
+		task_sleep(NULL, why, until, false);
+}
+
+unsigned int task_wake(const void *channel, unsigned int count)
+{
+	unsigned int i, n = 0;
+
+	for (i = 0; channel && i < task_count && n < count; i++) {
+		if (tasks[i].state != ASLEEP || tasks[i].channel != channel)
+			continue;
+		wake(&tasks[i], WOKEN);
+		n++;
+	}
+	return n;
+}
+
+void task_wake_one(struct task *task)
+{
+	if (task->state == ASLEEP)
+		wake(task, WOKEN);
+}
+
+void task_signal(struct task *task, int signo)
+{
+	uint64_t bit = 1ULL << (signo - 1);
+
+	task->pending |= bit;
+	if (!(task->blocked & bit) && task->state == ASLEEP &&
+	    task->interruptible)
+		wake(task, SIGNALLED);
+}
+
+bool task_take_signal(struct task *task, int signo)
+{
+	uint64_t bit = 1ULL << (signo - 1);
+
+	if (!(task->pending & bit))
+		return false;
+	task->pending &= ~bit;
+	return true;
+}
+
+bool task_handle_signals(void)
+{
+	uint64_t now = current->pending & ~current->blocked;
+	bool any = now;
+	int signo;
+
+	for (; now; now &= now - 1) {
+		signo = __builtin_ctzll(now) + 1;
+		current->pending &= ~(1ULL << (signo - 1));
+		if (current->on_signal)
+			current->on_signal(current, signo);
+	}
+	return any;
+}
+
+/* ---- a run ---- */
+
+void sched_be_fair(void)
+{
+	fair = true;
+	plan_decision();
+}
+
+bool sched_is_fair(void)
+{
+	return fair;
+}
+
+const struct change *sched_changes(uint32_t *count)
+{
+	*count = made_count;
+	return made;
+}
+
+const uint8_t *sched_ready(uint32_t *steps)
+{
+	*steps = sched_steps < READY_STEPS ? (uint32_t)sched_steps : READY_STEPS;
+	return ready_at;
+}
+
+static int by_value(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+void sched_run(const struct schedule *schedule, uint64_t seed,
+	       void (*main_task)(void *), void *arg, struct outcome *outcome)
+{
+	uint32_t i;
+
+	result = outcome;
+	memset(outcome, 0, sizeof(*outcome));
+	how = *schedule;
+	choices = seed;
+	schedule_random = schedule->seed ^ 0x5ca1ab1e0ddba11ULL;
+	task_count = 0;
+	clock_now = 1000 * MS;
+	sched_steps = idle_steps = 0;
+	switches = made_count = given_at = 0;
+	fair = false;
+	pct_next = 0;
+	if (how.depth > POINTS)
+		how.depth = POINTS;
+	for (i = 0; how.strategy == PCT && i < how.depth; i++)
+		pct_point[i] = 1 + draw(&schedule_random) %
+				   (how.length ? how.length : 1);
+	qsort(pct_point, how.strategy == PCT ? how.depth : 0,
+	      sizeof(pct_point[0]), by_value);
+	current = NULL;
+	current = task_new("main", our_mm, main_task, arg);
+	plan_decision();
+	fiber_switch(&host, &current->fiber, false);
+	current = NULL;
+	windows_close();
+	outcome->steps = sched_steps;
+	outcome->now = clock_now;
+	outcome->switches = switches;
+}

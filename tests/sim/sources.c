@@ -1,0 +1,517 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Sources and resolvers of the VMM. In: what the library asks them. Out: the
+ * bytes, an error, an answer later, twice or never, or a lie; as the plan's
+ * options say, and from the time on that all is well: the bytes.
+ */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "sources.h"
+
+#define CODE 64				/* where FXSAVE stands in each page */
+#define PENDING 64
+
+static char *image[MEMORIES];
+static struct task *answerer;
+
+void callback_begin(const char *what)
+{
+	if (current->locked)
+		sim_fail("a lock is held over a callback", "%s, in %s", what,
+			 current->call ? current->call : "no call");
+	if (world_is_vcpu(current) && option(OPT_delegate) &&
+	    strcmp(what, "log"))
+		sim_fail("a callback on a vCPU's thread that delegates", "%s",
+			 what);
+	current->callbacks++;
+	sim_point();
+}
+
+void callback_end(void)
+{
+	sim_point();
+	current->callbacks--;
+}
+
+/* ---- the bytes ---- */
+
+uint64_t source_word(const struct sim_memory *memory, unsigned int page,
+		     unsigned int word)
+{
+	if (option(OPT_source) == 4)
+		return 0;
+	return oracle_source(memory->id, page * PAGE + oracle_word[word]);
+}
+
+static void make_images(void)
+{
+	static const unsigned char code[] = { 0x0f, 0xae, 0x00, 0xc3 };
+	unsigned int i, page, word;
+
+	for (i = 0; i < MEMORIES; i++) {
+		image[i] = malloc(MEMORY_PAGES * PAGE);
+		for (page = 0; page < MEMORY_PAGES; page++) {
+			char *at = image[i] + page * PAGE;
+
+			memset(at, 0x80 + (int)page, PAGE);
+			memcpy(at + CODE, code, sizeof(code));
+			for (word = 0; word < WORDS; word++) {
+				uint64_t value = oracle_source(i,
+					page * PAGE + oracle_word[word]);
+
+				memcpy(at + oracle_word[word], &value, 8);
+			}
+		}
+	}
+}
+
+static int fails(void)
+{
+	static const uint32_t one_in[] = { 0, 8, 2 };
+
+	if (world.healed)
+		return 0;
+	if (option(OPT_source_poisons) && sim_one_in(8)) {
+		world.poisons++;
+		return -EHWPOISON;
+	}
+	if (option(OPT_source_fails) &&
+	    sim_one_in(one_in[option(OPT_source_fails)])) {
+		world.source_errors++;
+		return -EIO;
+	}
+	return 0;
+}
+
+static uint64_t slowness(void)
+{
+	if (world.healed)
+		return 10000;
+	switch (option(OPT_source_slow)) {
+	case 1:
+		return sim_below(2 * MS);
+	case 2:
+		return 3000 * MS;
+	}
+	return 0;
+}
+
+static void lose(struct sim_memory *memory, uint64_t offset, uint64_t length)
+{
+	truth_lose(&memory->truth, (unsigned int)(offset / PAGE),
+		   (unsigned int)(length / PAGE));
+}
+
+static int read_now(void *data, uint64_t offset, void *buffer, size_t length)
+{
+	struct sim_memory *memory = data;
+	int err;
+
+	callback_begin("read");
+	tell("the source is asked for %#llx+%#zx", (unsigned long long)offset,
+	     length);
+	if (slowness())
+		task_pause(slowness() + 1, "a slow source");
+	err = fails();
+	if (!err)
+		memcpy(buffer, image[memory->id] + offset, length);
+	if (err == -EHWPOISON)
+		lose(memory, offset, length);
+	tell("the source says %d", err);
+	callback_end();
+	return err;
+}
+
+static const void *view(void *data, uint64_t offset, size_t length)
+{
+	struct sim_memory *memory = data;
+
+	(void)length;
+	callback_begin("view");
+	callback_end();
+	return image[memory->id] + offset;
+}
+
+/* ---- a source that answers later ---- */
+
+static struct pending {
+	struct kvmfault_fetch *fetch;	/* NULL: free */
+	struct sim_memory *memory;
+	uint64_t offset, due;
+	void *buffer;
+	size_t length;
+	bool submitting, cancelled;
+} pending[PENDING];
+
+static struct pending *pending_of(const struct kvmfault_fetch *fetch)
+{
+	unsigned int i;
+
+	for (i = 0; i < PENDING; i++)
+		if (pending[i].fetch == fetch)
+			return &pending[i];
+	return NULL;
+}
+
+bool sources_have(const struct sim_memory *memory)
+{
+	unsigned int i;
+
+	for (i = 0; i < PENDING; i++)
+		if (pending[i].fetch && pending[i].memory == memory &&
+		    !pending[i].cancelled)
+			return true;
+	return false;
+}
+
+/* It is the library's again. again: it is said twice, which counts once. */
+static void answer(struct pending *item, bool again)
+{
+	struct pending now = *item;
+	int err = now.cancelled ? -ECANCELED : fails();
+
+	if (!err)
+		memcpy(now.buffer, image[now.memory->id] + now.offset,
+		       now.length);
+	if (err == -EHWPOISON)
+		lose(now.memory, now.offset, now.length);
+	item->fetch = NULL;
+	tell("the source answers %#llx+%#zx: %d", (unsigned long long)now.offset,
+	     now.length, err);
+	CALL(kvmfault_fetch_done, true, (kvmfault_fetch_done(now.fetch, err), 0));
+	if (again)
+		CALL(kvmfault_fetch_done, true,
+		     (kvmfault_fetch_done(now.fetch, -EIO), 0));
+}
+
+/* -EAGAIN for a tenth of a second after the first one was asked for. */
+static bool not_yet(void)
+{
+	static uint64_t since;
+
+	if (option(OPT_answers) != 4 || world.healed)
+		return false;
+	if (!since || since > sim_now() || sim_now() - since > 400 * MS)
+		since = sim_now();
+	return sim_now() - since < 100 * MS;
+}
+
+static int submit(void *data, struct kvmfault_fetch *fetch, uint64_t offset,
+		  void *buffer, size_t length)
+{
+	struct pending *item = pending_of(NULL);
+	unsigned int how = option(OPT_answers);
+	int err = 0;
+
+	callback_begin("submit");
+	tell("the source is to bring %#llx+%#zx", (unsigned long long)offset,
+	     length);
+	if (pending_of(fetch))
+		sim_fail("a fetch is submitted twice", "%p", (void *)fetch);
+	if (not_yet() || !item) {
+		callback_end();
+		return -EAGAIN;
+	}
+	*item = (struct pending){
+		.fetch = fetch, .memory = data, .offset = offset,
+		.buffer = buffer, .length = length, .submitting = true,
+		.due = sim_now() + slowness(),
+	};
+	if (how == 3 && !world.healed && !option(OPT_no_cancel))
+		item->due = NEVER;
+	if ((how == 1 || how == 2 || how == 5) && !world.healed) {
+		/* Who calls is the library, and it calls us: no other call. */
+		answer(item, how == 2);
+		if (how == 5) {
+			err = -EIO;
+			world.source_errors++;
+		}
+	} else {
+		sim_point();
+		item->submitting = false;
+		task_wake(&answerer, TASKS);
+	}
+	callback_end();
+	return err;
+}
+
+static void cancel(void *data, struct kvmfault_fetch *fetch)
+{
+	struct pending *item = pending_of(fetch);
+
+	(void)data;
+	callback_begin("cancel");
+	world.cancels++;
+	/* Answered meanwhile: that crosses. */
+	if (item && item->submitting)
+		sim_fail("a fetch is cancelled before it was submitted", "%p",
+			 (void *)fetch);
+	if (item && item->cancelled)
+		sim_fail("a fetch is cancelled twice", "%p", (void *)fetch);
+	if (item) {
+		item->cancelled = true;
+		item->due = sim_now();
+		task_wake(&answerer, TASKS);
+	}
+	callback_end();
+}
+
+static struct pending *due_now(uint64_t *next)
+{
+	unsigned int i, first = sim_below(PENDING), k;
+
+	*next = NEVER;
+	for (k = 0; k < PENDING; k++) {
+		i = (first + k) % PENDING;
+		if (!pending[i].fetch || pending[i].submitting)
+			continue;
+		if (pending[i].due <= sim_now())
+			return &pending[i];
+		if (pending[i].due < *next)
+			*next = pending[i].due;
+	}
+	return NULL;
+}
+
+static void run_answerer(void *arg)
+{
+	struct pending *item;
+	uint64_t next;
+
+	(void)arg;
+	while (world.vm) {
+		item = due_now(&next);
+		if (item)
+			answer(item, false);
+		else
+			task_sleep(&answerer, "fetches", next, false);
+	}
+}
+
+void sources_heal(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < PENDING; i++)
+		if (pending[i].fetch && pending[i].due > sim_now() + MS)
+			pending[i].due = sim_now() + MS;
+	task_wake(&answerer, TASKS);
+}
+
+void sources_end(void)
+{
+	if (answerer) {
+		task_wake(&answerer, TASKS);
+		task_wait_end(answerer);
+	}
+}
+
+void sources_reset(void)
+{
+	if (!image[0])
+		make_images();
+	memset(pending, 0, sizeof(pending));
+	answerer = NULL;
+}
+
+void source_make(struct sim_memory *memory, struct kvmfault_source *source)
+{
+	struct open *open;
+
+	memset(source, 0, sizeof(*source));
+	source->size = sizeof(*source);
+	source->data = memory;
+	source->length = memory->pages * PAGE;
+	source->chunk = 2 * PAGE;
+	source->read = read_now;
+	switch (option(OPT_source)) {
+	case 1:
+		if (option(OPT_source_fails) || option(OPT_source_poisons))
+			source->view = view;
+		else
+			CALL(kvmfault_source_memory, false,
+			     kvmfault_source_memory(image[memory->id],
+						    memory->pages * PAGE,
+						    source));
+		return;
+	case 2:
+		source->read = NULL;
+		source->submit = submit;
+		if (!option(OPT_no_cancel))
+			source->cancel = cancel;
+		source->deadline_ms = option(OPT_deadline) == 1 ? 5 :
+				      option(OPT_deadline) ? 50 : 0;
+		if (!answerer)
+			answerer = task_new("source", our_mm, run_answerer, NULL);
+		return;
+	case 3:
+		if (!memory->image_fd) {
+			memory->image_fd = fd_new(KIND_IMAGE, false, &open);
+			open->image = image[memory->id];
+			open->length = memory->pages * PAGE;
+		}
+		CALL(kvmfault_source_file, false,
+		     kvmfault_source_file(memory->image_fd, source));
+		return;
+	case 4:
+		CALL(kvmfault_source_zero, false, kvmfault_source_zero(source));
+		return;
+	}
+}
+
+/* ---- the VMM's resolver ---- */
+
+static struct sim_memory *memory_of(const struct kvmfault_request *request)
+{
+	unsigned int i;
+
+	for (i = 0; i < world.memories; i++)
+		if (world.memory[i].handle == request->memory ||
+		    request->host == (void *)(uintptr_t)
+				     (world.memory[i].memslots + request->offset))
+			return &world.memory[i];
+	return NULL;
+}
+
+/* Each page once, and as it was when it was protected. */
+static int save(struct kvmfault_request *request)
+{
+	struct sim_memory *memory = memory_of(request);
+	unsigned int page, first, word;
+	uint64_t value;
+
+	if (!memory || !memory->snapshot)
+		return KVMFAULT_DECLINED;
+	first = (unsigned int)(request->offset / PAGE);
+	for (page = first; page < first + request->length / PAGE; page++) {
+		if (page < memory->first || page - memory->first >= memory->count)
+			return KVMFAULT_DECLINED;
+		for (word = 0; word < WORDS; word++) {
+			const struct word *then = &memory->then[page * WORDS +
+								word];
+
+			memcpy(&value, (char *)request->host + (page - first) *
+			       PAGE + oracle_word[word], sizeof(value));
+			if (!word_may_be(then, value))
+				sim_fail("a snapshot has bytes of another time",
+					 "page %u, word %u: %#llx", page, word,
+					 (unsigned long long)value);
+		}
+	}
+	if (!world.healed && option(OPT_resolver) == 6 && sim_one_in(2)) {
+		world.resolver_errors++;
+		return -EIO;
+	}
+	for (page = first; page < first + request->length / PAGE; page++)
+		if (memory->saved[page]++)
+			sim_fail("a page is saved twice", "page %u", page);
+	tell("page %u is saved", first);
+	return KVMFAULT_RESOLVED;
+}
+
+static int install_all(struct kvmfault_request *request)
+{
+	const void *data;
+	int err;
+
+	CALL(kvmfault_request_widen, true, kvmfault_request_widen(request));
+	err = CALL(kvmfault_request_data, true,
+		   kvmfault_request_data(request, &data));
+	if (!err)
+		err = CALL(kvmfault_request_install, true,
+			   kvmfault_request_install(request, data));
+	return err;
+}
+
+/* Past the library: into the file; in part, the page that is asked for. */
+static int own_way(struct kvmfault_request *request, bool all)
+{
+	struct sim_memory *memory = memory_of(request);
+	uint64_t at, page = request->offset;
+
+	if (!memory || !memory->file || memory->file->hugetlb)
+		return KVMFAULT_DECLINED;
+	CALL(kvmfault_request_widen, true, kvmfault_request_widen(request));
+	for (at = request->offset; at < request->offset + request->length;
+	     at += PAGE) {
+		if (!all && at != page && sim_one_in(2))
+			continue;
+		if (file_write(memory->file, at, image[memory->id] + at, PAGE))
+			return -ENOMEM;
+		sim_point();
+	}
+	if (!all)
+		world.lies++;
+	return KVMFAULT_RESOLVED;
+}
+
+static int resolve_absent(struct kvmfault_request *request)
+{
+	int err;
+
+	switch (option(OPT_resolver)) {
+	case 1:
+		err = install_all(request);
+		return err ? err : KVMFAULT_RESOLVED;
+	case 2:
+		install_all(request);
+		return KVMFAULT_DECLINED;
+	case 3:
+		install_all(request);
+		err = install_all(request);
+		return err ? err : KVMFAULT_RESOLVED;
+	case 4:
+		return own_way(request, true);
+	case 5:
+		return own_way(request, false);
+	case 6:
+		if (!sim_one_in(3))
+			return KVMFAULT_DECLINED;
+		world.resolver_errors++;
+		return -EIO;
+	case 7:
+		if (!world.later_until && sim_one_in(3))
+			world.later_until = sim_now() + MS;
+		return sim_now() < world.later_until ? KVMFAULT_LATER :
+						       KVMFAULT_DECLINED;
+	case 8:
+		if (!sim_one_in(3))
+			return KVMFAULT_DECLINED;
+		world.lies++;
+		return KVMFAULT_RESOLVED;
+	}
+	return KVMFAULT_DECLINED;
+}
+
+static int resolve(void *data, struct kvmfault_request *request)
+{
+	int verdict = KVMFAULT_DECLINED;
+
+	(void)data;
+	callback_begin("a resolver");
+	if (request->page == KVMFAULT_PAGE_PROTECTED)
+		verdict = save(request);
+	else if (request->page == KVMFAULT_PAGE_ABSENT && !world.healed)
+		verdict = resolve_absent(request);
+	/* The library itself can't read there and answer: else as it likes. */
+	if (verdict == -EOPNOTSUPP)
+		verdict = KVMFAULT_DECLINED;
+	callback_end();
+	return verdict;
+}
+
+int resolver_make(void)
+{
+	const struct kvmfault_resolver resolver = {
+		.size = sizeof(resolver),
+		.name = "the VMM's",
+		.resolve = resolve,
+	};
+
+	return CALL(kvmfault_resolver_add, false,
+		    kvmfault_resolver_add(world.vm, &resolver));
+}

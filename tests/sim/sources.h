@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The VMM's sources and its resolver: what the library calls for a page.
+ */
+
+#ifndef KVMFAULT_SIM_SOURCES_H
+#define KVMFAULT_SIM_SOURCES_H
+
+#include "world.h"
+
+/* Around each callback: no lock of the library's is held, on whose thread it
+ * comes, and how long the call was not the library's own. */
+void callback_begin(const char *what);
+void callback_end(void);
+
+void source_make(struct sim_memory *memory, struct kvmfault_source *source);
+uint64_t source_word(const struct sim_memory *memory, unsigned int page,
+		     unsigned int word);
+int resolver_make(void);
+void sources_reset(void);
+void sources_heal(void);
+void sources_end(void);
+/* A fetch of that memory that the source has, and that nobody has cancelled. */
+bool sources_have(const struct sim_memory *memory);
+
+#endif

@@ -1,0 +1,1235 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The grammar's steps. In: a plan's actors. Out: each a task that does its steps,
+ * one after the other, as a VMM may that has read the manual; and what comes back
+ * is compared with what it has to be. A step that would be a bug of the VMM's
+ * (a handle that another thread is just freeing) is passed over.
+ */
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "sources.h"
+#include "world.h"
+
+#define CODE 64
+
+struct acting {
+	const struct actor *actor;
+	struct sim_vcpu *vcpu;
+	struct task *task;
+	unsigned int done;		/* steps */
+	uint64_t last;			/* a value that it has written */
+};
+
+static struct acting acting[ACTORS];
+static unsigned int acting_count;
+
+static struct task *dispatcher;		/* of messages; NULL: the service has threads */
+
+/* ---- what steps are about ---- */
+
+static struct sim_memory *memory_for(const struct step *step)
+{
+	return &world.memory[step->a / 2 % world.memories];
+}
+
+static unsigned int page_of(const struct sim_memory *memory, uint16_t n)
+{
+	return n * memory->unit % memory->pages;
+}
+
+/* As many pages from the first on, whole ones of the memory. */
+static unsigned int count_of(const struct sim_memory *memory, unsigned int page,
+			     uint16_t n)
+{
+	unsigned int count = (1 + n) * memory->unit;
+
+	return count < memory->pages - page ? count : memory->pages - page;
+}
+
+static uint64_t new_value(struct acting *a)
+{
+	return ++a->last << 8 | (uint64_t)(a - acting + 1) << 48 | 1;
+}
+
+/* A writer waits while a snapshot begins. */
+static void begin_write(void)
+{
+	while (world.paused)
+		task_sleep(&world.paused, "the end of a pause", NEVER, false);
+	world.writing++;
+}
+
+static void end_write(void)
+{
+	world.writing--;
+	task_wake(&world.writing, TASKS);
+}
+
+static bool giving_up(const struct acting *a)
+{
+	return a->vcpu && a->vcpu->stopped;
+}
+
+/* ---- vCPUs ---- */
+
+static void take_marker(struct task *task, int signo)
+{
+	struct sim_vcpu *vcpu = world_vcpu(task);
+
+	if (signo == SIGBUS && vcpu && vcpu->handle &&
+	    !kvmfault_vcpu_sigbus(vcpu->handle, &task->sigbus))
+		sim_fail("a marker's SIGBUS is nobody's", "%p",
+			 task->sigbus.si_addr);
+	tell("a signal: %d", signo);
+}
+
+static void await_settled(uint64_t before)
+{
+	uint64_t limit = sim_now() + 50 * MS;
+
+	/* A resolver's "later" is the VMM's own affair. */
+	if (option(OPT_resolver) == 7)
+		limit = sim_now() + 2 * MS;
+	while (world.settled == before && sim_now() < limit)
+		task_sleep(&world.settled, "settled()", limit, true);
+	if (current->pending)
+		task_handle_signals();
+}
+
+/* What the guest saw or did: at the moment when KVM_RUN did it. */
+static void account(struct sim_vcpu *vcpu, bool by_library)
+{
+	const struct access_wanted *did = &vcpu->kvm->now;
+	struct sim_memory *memory = world_memory_at(did->gpa);
+	unsigned int page, word;
+	struct truth *truth;
+
+	if (!memory)
+		return;
+	page = (unsigned int)((did->gpa - memory->gpa) / PAGE);
+	truth = did->private ? &memory->hidden : &memory->truth;
+
+	for (word = 0; word < WORDS; word++)
+		if (oracle_word[word] == did->gpa % PAGE)
+			break;
+	if (by_library || word == WORDS)
+		return;
+	if (did->write)
+		truth_write(truth, page, word, did->value);
+	else
+		truth_read(truth, page, word, did->value, "the guest");
+}
+
+struct mmio {				/* the library does an access */
+	bool on;
+	struct sim_memory *memory;
+	unsigned int page, word;
+	uint32_t version;
+	struct word before;
+};
+
+static void mmio_begin(struct sim_vcpu *vcpu, struct mmio *mmio)
+{
+	const struct access_wanted *did = &vcpu->kvm->now;
+
+	*mmio = (struct mmio){ .memory = world_memory_at(did->gpa) };
+	mmio->on = vcpu->run.exit_reason == KVM_EXIT_MMIO && mmio->memory;
+	if (!mmio->on)
+		return;
+	mmio->page = (unsigned int)((did->gpa - mmio->memory->gpa) / PAGE);
+	while (mmio->word < WORDS && oracle_word[mmio->word] != did->gpa % PAGE)
+		mmio->word++;
+	mmio->before = *truth_word(&mmio->memory->truth, mmio->page, mmio->word);
+	if (did->write)
+		mmio->version = truth_write_begin(&mmio->memory->truth, mmio->page,
+						  mmio->word, did->value);
+	else
+		mmio->version = mmio->before.version;
+}
+
+static void mmio_end(struct sim_vcpu *vcpu, struct mmio *mmio)
+{
+	const struct access_wanted *did = &vcpu->kvm->now;
+	struct word *word;
+	uint64_t value;
+
+	if (!mmio->on)
+		return;
+	word = truth_word(&mmio->memory->truth, mmio->page, mmio->word);
+	if (did->write) {
+		truth_write_end(&mmio->memory->truth, mmio->page, mmio->word,
+				did->value, mmio->version);
+		return;
+	}
+	memcpy(&value, vcpu->run.mmio.data, sizeof(value));
+	tell("MMIO has read %#llx", (unsigned long long)value);
+	if (word->version > mmio->version + 1 ||
+	    word_may_be(&mmio->before, value) || word_may_be(word, value))
+		return;
+	sim_fail(value ? "wrong bytes" : "zeros in place of data",
+		 "MMIO reads page %u, word %u: %#llx", mmio->page, mmio->word,
+		 (unsigned long long)value);
+}
+
+/* What an exit with KVM_EXIT_MEMORY_FAULT may have converted. */
+static void conversion_begin(struct sim_vcpu *vcpu, bool *begun)
+{
+	const struct access_wanted *did = &vcpu->kvm->now;
+	struct sim_memory *memory = world_memory_at(did->gpa);
+	unsigned int page;
+
+	*begun = vcpu->run.exit_reason == 39 && memory && memory->guest_memfd;
+	if (!*begun)
+		return;
+	page = (unsigned int)((did->gpa - memory->gpa) / PAGE);
+	page -= page % memory->unit;
+	world.conversions++;
+	truth_discard_begin(&memory->truth, page, memory->unit);
+	truth_discard_begin(&memory->hidden, page, memory->unit);
+}
+
+static void conversion_end(struct sim_vcpu *vcpu, bool begun)
+{
+	const struct access_wanted *did = &vcpu->kvm->now;
+	struct sim_memory *memory = world_memory_at(did->gpa);
+	unsigned int page;
+
+	if (!begun)
+		return;
+	page = (unsigned int)((did->gpa - memory->gpa) / PAGE);
+	page -= page % memory->unit;
+	truth_discard_end(&memory->truth, page, memory->unit, false);
+	truth_discard_end(&memory->hidden, page, memory->unit, false);
+}
+
+static enum kvmfault_action handle(struct sim_vcpu *vcpu, int ret, int err)
+{
+	unsigned int injected = current->injected;
+	enum kvmfault_action action;
+	struct mmio mmio = { 0 };
+	bool converts = false;
+
+	if (!ret)
+		mmio_begin(vcpu, &mmio);
+	else
+		conversion_begin(vcpu, &converts);
+	action = CALL(kvmfault_handle, true,
+		      kvmfault_handle(vcpu->handle, ret, err));
+	conversion_end(vcpu, converts);
+	if (action == KVMFAULT_RETRY)
+		mmio_end(vcpu, &mmio);
+	if (action == KVMFAULT_UNRESOLVED)
+		check_unresolved(kvmfault_vcpu_result(vcpu->handle), injected);
+	return action;
+}
+
+/* An exit that is no fault. True: the access is over. */
+static bool other_exit(struct sim_vcpu *vcpu)
+{
+	struct vcpu *kvm_vcpu = vcpu->kvm;
+
+	switch (vcpu->run.exit_reason) {
+	case KVM_EXIT_MMIO:
+		/* A device's, or memory that is in no region just now. */
+		if (!world.regions_changed && world_memory_at(kvm_vcpu->now.gpa))
+			sim_fail("MMIO in RAM is not a fault", "gpa %#llx",
+				 (unsigned long long)kvm_vcpu->now.gpa);
+		kvm_vcpu->mmio = kvm_vcpu->wanting = false;
+		return true;
+	case KVM_EXIT_INTERNAL_ERROR:
+		if (!world.regions_changed && !world.lies && !world.poisons &&
+		    !world.failures && !world.holes && !option(OPT_bad_luck))
+			sim_fail("an instruction is given up",
+				 "rip %#llx", (unsigned long long)
+				 kvm_vcpu->regs.rip);
+		kvm_vcpu->ud = kvm_vcpu->wanting = false;
+		return true;
+	default:
+		return kvm_vcpu->done;
+	}
+}
+
+/* Done with for now: it may be given up. */
+static bool interrupted(struct sim_vcpu *vcpu, const struct acting *a)
+{
+	const struct kvmfault_result *result =
+		kvmfault_vcpu_result(vcpu->handle);
+
+	if (result->siginfo)
+		sim_fail("a SIGBUS of the guest's is handed on", "%s", a->task->name);
+	if (vcpu->run.immediate_exit) {
+		tell("immediate_exit is taken back");
+		vcpu->run.immediate_exit = 0;
+	}
+	return result->unfinished;
+}
+
+/* The VMM's loop, until the access is over or the vCPU is stopped. */
+static void run_access(struct acting *a, const struct access_wanted *access)
+{
+	struct sim_vcpu *vcpu = a->vcpu;
+	int ret = 0, err = 0, unresolved = 0;
+	bool again = false;
+
+	kvm_want(vcpu->kvm, access);
+	while (!giving_up(a)) {
+		uint64_t settled = world.settled;
+
+		if (!again) {
+			ret = kvm_run(vcpu->kvm, &err);
+			if (vcpu->kvm->done)
+				account(vcpu, false);
+		}
+		again = false;
+		switch (handle(vcpu, ret, err)) {
+		case KVMFAULT_RETRY:
+			break;
+		case KVMFAULT_NOT_A_FAULT:
+			if (other_exit(vcpu))
+				return;
+			break;
+		case KVMFAULT_INTERRUPTED:
+			again = interrupted(vcpu, a);
+			break;
+		case KVMFAULT_PENDING:
+			again = kvmfault_vcpu_result(vcpu->handle)->unfinished;
+			await_settled(settled);
+			break;
+		case KVMFAULT_UNRESOLVED:
+			/* As a VMM does that hopes for better times. */
+			again = kvmfault_vcpu_result(vcpu->handle)->unfinished;
+			task_pause(MS, "better times");
+			if (!world.healed && ++unresolved == 3)
+				vcpu->stopped = true;
+			break;
+		}
+		/* Its MMIO is done: what the guest reads is what we gave it. */
+	}
+}
+
+static void touch_with(struct acting *a, const struct step *step,
+		       struct access_wanted access)
+{
+	struct sim_memory *memory = memory_for(step);
+
+	if (!a->vcpu || !a->vcpu->handle)
+		return;
+	access.gpa = memory->gpa + page_of(memory, step->a) * PAGE +
+		     oracle_word[step->b % WORDS];
+	/* Of a huge page any. */
+	access.gpa += step->b % memory->unit * PAGE;
+	access.write = step->c;
+	access.value = new_value(a);
+	if (access.write)
+		begin_write();
+	run_access(a, &access);
+	if (access.write)
+		end_write();
+}
+
+static void touch(struct acting *a, const struct step *step)
+{
+	touch_with(a, step, (struct access_wanted){ 0 });
+}
+
+static void touch_emulated(struct acting *a, const struct step *step)
+{
+	touch_with(a, step, (struct access_wanted){ .emulated = true });
+}
+
+static void touch_unknown(struct acting *a, const struct step *step)
+{
+#ifdef __x86_64__
+	struct sim_memory *memory = memory_for(step);
+	struct step read = *step;
+	uint64_t page = memory->gpa + page_of(memory, (uint16_t)(step->a + 1)) *
+			PAGE;
+
+	if (!a->vcpu || option(OPT_source) == 4)
+		return;
+	read.b = 0;
+	read.c = 0;
+	a->vcpu->kvm->regs.rip = page + CODE;
+	a->vcpu->kvm->regs.rax = memory->gpa + page_of(memory, step->a) * PAGE;
+	/* Where these lead is looked at too. */
+	a->vcpu->kvm->regs.rsp = a->vcpu->kvm->regs.rax;
+	a->vcpu->kvm->regs.rsi = a->vcpu->kvm->regs.rax;
+	a->vcpu->kvm->regs.rdi = a->vcpu->kvm->regs.rax;
+	touch_with(a, &read, (struct access_wanted){
+		.emulated = true, .unknown = true,
+	});
+#else
+	(void)a;
+	(void)step;
+#endif
+}
+
+static void touch_private(struct acting *a, const struct step *step)
+{
+	if (!option(OPT_guest_memfd) || option(OPT_converter) == 3)
+		return;
+	world.ever_private = true;
+	touch_with(a, step, (struct access_wanted){ .private = true });
+}
+
+static void touch_nothing(struct acting *a, const struct step *step)
+{
+	struct access_wanted access = { .gpa = 0x900000, .value = 1 };
+	int ret, err;
+
+	(void)step;
+	if (!a->vcpu || !a->vcpu->handle)
+		return;
+	kvm_want(a->vcpu->kvm, &access);
+	ret = kvm_run(a->vcpu->kvm, &err);
+	if (handle(a->vcpu, ret, err) == KVMFAULT_NOT_A_FAULT && ret)
+		sim_fail("an error is not a fault", "%d", err);
+	a->vcpu->run.immediate_exit = 0;
+	a->vcpu->kvm->mmio = a->vcpu->kvm->wanting = false;
+}
+
+static void page_tables(struct acting *a, const struct step *step)
+{
+#ifdef __x86_64__
+	unsigned int injected = current->injected;
+	struct kvm_sregs *s;
+
+	if (!a->vcpu || !a->vcpu->handle)
+		return;
+	s = &a->vcpu->kvm->sregs;
+	s->cr0 = 0x80000011;
+	s->cr4 = 1 << 5;
+	s->efer = 1 << 10;
+	s->cr3 = world.memory[0].gpa + page_of(&world.memory[0], step->a) * PAGE;
+	check_error("kvmfault_ensure_page_tables",
+		    CALL(kvmfault_ensure_page_tables, true,
+			 kvmfault_ensure_page_tables(a->vcpu->handle)), injected);
+#else
+	(void)a;
+	(void)step;
+#endif
+}
+
+static void convert_with(struct sim_vcpu *vcpu, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+	unsigned int page = page_of(memory, step->a), injected;
+	unsigned int count = count_of(memory, page, step->b), i;
+	uint64_t done = 0;
+	bool alone;
+	int err;
+
+	if (!option(OPT_guest_memfd))
+		return;
+	world.ever_private |= step->c;
+	injected = current->injected;
+	alone = !world.conversions++;
+	truth_discard_begin(&memory->truth, page, count);
+	truth_discard_begin(&memory->hidden, page, count);
+	err = CALL(kvmfault_convert, true,
+		   kvmfault_convert(world.vm, vcpu ? vcpu->handle : NULL,
+				    memory->gpa + page * PAGE, count * PAGE,
+				    step->c, &done));
+	truth_discard_end(&memory->truth, page, count, false);
+	truth_discard_end(&memory->hidden, page, count, false);
+	alone &= world.conversions == 1;
+	world.conversions--;
+	check_error("kvmfault_convert", err, injected);
+	if (!err && done != count * PAGE)
+		sim_fail("a conversion is short", "%#llx of %#llx",
+			 (unsigned long long)done,
+			 (unsigned long long)(count * PAGE));
+	for (i = 0; alone && i < done / PAGE; i++)
+		if (kvm.private[memory->gpa / PAGE + page + i] != step->c)
+			sim_fail("a conversion that was not made",
+				 "page %u is not %s", page + i,
+				 step->c ? "private" : "shared");
+}
+
+static void convert_here(struct acting *a, const struct step *step)
+{
+	if (a->vcpu && a->vcpu->handle && !giving_up(a))
+		convert_with(a->vcpu, step);
+	if (a->vcpu)
+		a->vcpu->run.immediate_exit = 0;
+}
+
+static void vcpu_again(struct acting *a, const struct step *step)
+{
+	(void)step;
+	if (!a->vcpu || !a->vcpu->handle)
+		return;
+	CALL(kvmfault_vcpu_free, false,
+	     (kvmfault_vcpu_free(a->vcpu->handle), 0));
+	a->vcpu->handle = NULL;
+	if (world_make_vcpu(a->vcpu))
+		a->vcpu->handle = NULL;
+}
+
+static void stand(struct acting *a, const struct step *step)
+{
+	(void)a;
+	(void)step;
+	task_pause(sim_below(3) * MS, "nothing");
+}
+
+/* ---- threads of the VMM ---- */
+
+static void read_at(struct sim_memory *memory, struct mm *mm, uint64_t base,
+		    const struct step *step, const char *who)
+{
+	unsigned int page = page_of(memory, step->a);
+	uint64_t value;
+	enum access access;
+
+	if (!base)
+		return;
+	access = mm_read(mm, base + page * PAGE + oracle_word[step->b % WORDS],
+			 &value);
+	if (access == ACCESS_OK)
+		truth_read(&memory->truth, page, step->b % WORDS, value, who);
+	else if (memory->exists && !memory->busy && mm == our_mm &&
+		 !truth_word(&memory->truth, page, step->b % WORDS)->lost &&
+		 !world.holes && !world.no_memory)
+		sim_fail("memory that can't be read", "%s, page %u: %d", who,
+			 page, access);
+}
+
+static void read_memslots(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+
+	(void)a;
+	/* With markers it is KVM's alone, where there is another. */
+	if (option(OPT_delivery) == 1 && memory->own)
+		return;
+	read_at(memory, our_mm, memory->memslots, step, "a thread of the VMM's");
+}
+
+static void read_own(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+
+	(void)a;
+	read_at(memory, our_mm, memory->own, step, "a thread of the VMM's");
+}
+
+static void write_at(struct acting *a, struct sim_memory *memory, struct mm *mm,
+		     uint64_t base, const struct step *step)
+{
+	unsigned int page = page_of(memory, step->a);
+	uint64_t value = new_value(a);
+	enum access access;
+
+	if (!base)
+		return;
+	begin_write();
+	access = mm_write(mm, base + page * PAGE + oracle_word[step->b % WORDS],
+			  value);
+	if (access == ACCESS_OK)
+		truth_write(&memory->truth, page, step->b % WORDS, value);
+	end_write();
+}
+
+static void write_own(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+
+	/* A private page's other side is nobody's to write. */
+	if (!option(OPT_guest_memfd))
+		write_at(a, memory, our_mm, memory->own, step);
+}
+
+static void ensure(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+	unsigned int page = page_of(memory, step->a);
+	unsigned int count = count_of(memory, page, step->b);
+	unsigned int injected = current->injected, tries = 0;
+	int err;
+
+	(void)a;
+	do {
+		err = CALL(kvmfault_ensure, true,
+			   kvmfault_ensure(world.vm, 0,
+					   memory->gpa + page * PAGE,
+					   count * PAGE, step->c));
+		if (!memory->shown || memory->busy)
+			return;
+		check_error("kvmfault_ensure", err, injected);
+		if (err)
+			task_pause(MS, "better times");
+	} while (err && ++tries < (world.healed ? 1000 : 3));
+}
+
+static void discard(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+	unsigned int page = page_of(memory, step->a);
+	unsigned int count = count_of(memory, page, step->b);
+	unsigned int injected = current->injected;
+	int err;
+
+	(void)a;
+	truth_discard_begin(&memory->truth, page, count);
+	err = CALL(kvmfault_discard, true,
+		   kvmfault_discard(world.vm, 0, memory->gpa + page * PAGE,
+				    count * PAGE));
+	truth_discard_end(&memory->truth, page, count, !err);
+	check_error("kvmfault_discard", err, injected);
+}
+
+/* Until nobody writes; false: somebody is asleep in the middle of it. */
+static bool pause_writers(void)
+{
+	uint64_t limit = sim_now() + 20 * MS;
+
+	if (world.paused)
+		return false;
+	world.paused = true;
+	while (world.writing && sim_now() < limit)
+		task_sleep(&world.writing, "writers", limit, false);
+	return !world.writing;
+}
+
+static void resume_writers(void)
+{
+	world.paused = false;
+	task_wake(&world.paused, TASKS);
+}
+
+static int begin_snapshot(struct sim_memory *memory, unsigned int page,
+			  unsigned int count)
+{
+	int err;
+
+	memcpy(memory->then, memory->truth.word, (size_t)memory->pages * WORDS *
+	       sizeof(*memory->then));
+	memset(memory->saved, 0, memory->pages);
+	memory->first = page;
+	memory->count = count;
+	memory->snapshot = true;
+	err = CALL(kvmfault_protect, true,
+		   kvmfault_protect(world.vm, 0, memory->gpa + page * PAGE,
+				    count * PAGE));
+	memory->watched = !err;
+	return err;
+}
+
+static void sweep(struct sim_memory *memory, unsigned int page,
+		  unsigned int count)
+{
+	unsigned int i, tries = 0, injected = current->injected;
+	int err;
+
+	for (i = page; i < page + count; i += memory->unit) {
+		do {
+			err = CALL(kvmfault_ensure, true,
+				   kvmfault_ensure(world.vm, 0,
+						   memory->gpa + i * PAGE,
+						   memory->unit * PAGE, true));
+			if (!memory->shown || memory->busy)
+				return;
+			check_error("kvmfault_ensure", err, injected);
+			if (err)
+				task_pause(MS, "better times");
+		} while (err && ++tries < 1000);
+		if (!err && !memory->saved[i] &&
+		    !truth_word(&memory->truth, i, 0)->lost)
+			sim_fail("a page is not saved", "page %u", i);
+	}
+}
+
+static void snapshot(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+	unsigned int page = page_of(memory, step->a), injected;
+	unsigned int count = count_of(memory, page, step->b);
+	int err;
+
+	(void)a;
+	if (!option(OPT_write_protect) || memory->snapshot || memory->busy ||
+	    world.ever_private)
+		return;
+	if (!pause_writers()) {
+		resume_writers();
+		return;
+	}
+	injected = current->injected;
+	memory->users++;
+	err = begin_snapshot(memory, page, count);
+	resume_writers();
+	check_error("kvmfault_protect", err, injected);
+	if (!err && step->c)
+		sweep(memory, page, count);
+	if (err || step->c) {
+		err = CALL(kvmfault_unprotect, true,
+			   kvmfault_unprotect(world.vm, 0,
+					      memory->gpa + page * PAGE,
+					      count * PAGE));
+		check_error("kvmfault_unprotect", err, injected);
+		if (!err)
+			memory->snapshot = memory->watched = false;
+	}
+	memory->users--;
+	task_wake(&memory->users, TASKS);
+}
+
+static void unprotect(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+	unsigned int injected = current->injected;
+	int err;
+
+	(void)a;
+	if (!option(OPT_write_protect) || memory->users || memory->busy)
+		return;
+	memory->users++;
+	err = CALL(kvmfault_unprotect, true,
+		   kvmfault_unprotect(world.vm, 0, memory->gpa,
+				      memory->pages * PAGE));
+	check_error("kvmfault_unprotect", err, injected);
+	if (!err)
+		memory->snapshot = memory->watched = false;
+	memory->users--;
+	task_wake(&memory->users, TASKS);
+}
+
+static void convert(struct acting *a, const struct step *step)
+{
+	(void)a;
+	convert_with(NULL, step);
+}
+
+static void cancel(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+	unsigned int page = page_of(memory, step->a);
+	unsigned int injected = current->injected;
+
+	(void)a;
+	check_error("kvmfault_cancel",
+		    CALL(kvmfault_cancel, true,
+			 kvmfault_cancel(world.vm, 0, memory->gpa + page * PAGE,
+					 count_of(memory, page, step->b) *
+					 PAGE)), injected);
+}
+
+/* One thread at a time makes and removes what is a memory's. */
+static bool take(struct sim_memory *memory)
+{
+	uint64_t limit = sim_now() + 100 * MS;
+
+	if (memory->busy || !memory->exists)
+		return false;
+	memory->busy = true;
+	while (memory->users && sim_now() < limit)
+		task_sleep(&memory->users, "other users", limit, false);
+	if (!memory->users)
+		return true;
+	memory->busy = false;
+	return false;
+}
+
+static bool hide(struct sim_memory *memory)
+{
+	int err;
+
+	world.regions_changed++;
+	err = CALL(kvmfault_region_remove, false,
+		   kvmfault_region_remove(world.vm, 0, memory->gpa));
+	if (err)
+		sim_fail("a region can't be removed", "%d", err);
+	memory->shown = false;
+	return true;
+}
+
+static void show(struct sim_memory *memory)
+{
+	unsigned int injected = current->injected;
+	int err, tries = 0;
+
+	do {
+		err = world_add_region(memory);
+		check_error("kvmfault_region_add", err, injected);
+	} while (err && ++tries < 100);
+	task_wake(&world.settled, TASKS);
+}
+
+static void region_again(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+
+	(void)a;
+	if (!take(memory))
+		return;
+	hide(memory);
+	task_pause(sim_below(2) * MS, "no region");
+	show(memory);
+	memory->busy = false;
+}
+
+/* A device of memory is unplugged, and another one plugged in. Whoever sleeps in
+ * KVM_RUN is woken. */
+static void memory_again(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+	struct slot none = { 0 };
+
+	(void)a;
+	/* Nobody else reads it meanwhile. */
+	if (!take(memory))
+		return;
+	hide(memory);
+	world.holes++;
+	kvm_set_slot(memory->id, &none);
+	memory->snapshot = memory->watched = false;
+	world_free_memory(memory);
+}
+
+static void mapping_again(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+	struct kvmfault_mapping **mapping;
+	unsigned int injected = current->injected;
+	int err;
+
+	(void)a;
+	if (!take(memory))
+		return;
+	mapping = step->b % 2 ? &memory->remote_mapping : &memory->own_mapping;
+	/* With markers the VMM needs a second one. */
+	if (!*mapping || (option(OPT_delivery) == 1 && !(step->b % 2))) {
+		memory->busy = false;
+		return;
+	}
+	world.holes++;
+	err = CALL(kvmfault_mapping_remove, false,
+		   kvmfault_mapping_remove(*mapping));
+	check_error("kvmfault_mapping_remove", err, injected);
+	if (!err) {
+		*mapping = NULL;
+		if (step->b % 2 && !world.device->dead)
+			world_check_closed(memory, world.device, memory->remote,
+					   "a process whose mapping was removed");
+		else if (!(step->b % 2))
+			world_check_closed(memory, our_mm, memory->own,
+					   "who reads a mapping that was removed");
+	}
+	memory->busy = false;
+}
+
+static void service_again(struct acting *a, const struct step *step)
+{
+	unsigned int injected = current->injected, tries = 0;
+	int err;
+
+	(void)a;
+	if (world.service_busy || !world.service)
+		return;
+	world.service_busy = true;
+	err = CALL(kvmfault_service_free, false,
+		   kvmfault_service_free(world.service));
+	if (err)
+		sim_fail("a service can't be freed", "%d", err);
+	world.service = NULL;
+	task_pause(sim_below(2) * MS, "no service");
+	do {
+		err = world_make_service(option(OPT_service) ? 1 + step->b % 3 :
+							       0);
+		if (err != -EAGAIN && err != -EMFILE)
+			check_error("kvmfault_service_new", err, injected);
+	} while (err && ++tries < 1000);
+	world.service_busy = false;
+}
+
+static void set_delivery(struct acting *a, const struct step *step)
+{
+	static const enum kvmfault_delivery mode[] = {
+		KVMFAULT_DELIVERY_UFFD, KVMFAULT_DELIVERY_MARKER_EXIT,
+		KVMFAULT_DELIVERY_KERNEL_EXIT, KVMFAULT_DELIVERY_KERNEL_EXIT,
+	};
+	unsigned int injected = current->injected;
+	int err;
+
+	(void)a;
+	err = CALL(kvmfault_vm_set_delivery, false,
+		   kvmfault_vm_set_delivery(world.vm, step->b % 2 ?
+			KVMFAULT_DELIVERY_UFFD : mode[option(OPT_delivery)]));
+	if (err != -ENOMEM || !world.holes)
+		check_error("kvmfault_vm_set_delivery", err, injected);
+}
+
+static void kick(struct acting *a, const struct step *step)
+{
+	struct sim_vcpu *vcpu;
+
+	(void)a;
+	if (!world.vcpus)
+		return;
+	vcpu = &world.vcpu[step->a % world.vcpus];
+	if (!vcpu->task || vcpu->task->state == ENDED)
+		return;
+	world.signalled = true;
+	if (step->b % 2)
+		__atomic_store_n(&vcpu->run.immediate_exit, 1, __ATOMIC_RELAXED);
+	task_signal(vcpu->task, SIGUSR1);
+}
+
+/* Behind the library's back, with an event that it reads. */
+static void balloon(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+	unsigned int page = page_of(memory, step->a);
+	unsigned int count = count_of(memory, page, step->b);
+
+	(void)a;
+	if (!option(OPT_events) || memory->file || memory->busy ||
+	    !memory->exists || memory->snapshot)
+		return;
+	world.removes++;
+	truth_discard_begin(&memory->truth, page, count);
+	mm_madvise(our_mm, memory->memslots + page * PAGE, count * PAGE,
+		   MADV_DONTNEED);
+	truth_discard_end(&memory->truth, page, count, true);
+	world.removes++;
+}
+
+static void run_child(void *arg)
+{
+	struct step step = { .a = (uint16_t)(uintptr_t)arg };
+	unsigned int i;
+
+	for (i = 0; i < 3; i++, step.a++) {
+		struct sim_memory *memory = memory_for(&step);
+
+		if (memory->file)
+			read_at(memory, world.child, memory->memslots, &step,
+				"a child that was forked");
+		task_pause(sim_below(3) * MS, "a child");
+	}
+	mm_exit(world.child);
+	fds_child_gone();
+}
+
+static void fork_child(struct acting *a, const struct step *step)
+{
+	(void)a;
+	if (world.child)
+		return;
+	world.child = mm_fork(our_mm);
+	fds_fork();
+	if (!task_new("child", world.child, run_child,
+		      (void *)(uintptr_t)step->a))
+		fds_child_gone();
+}
+
+/* A machine check: memory that nobody has touched has failed. */
+static void failed(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+	unsigned int page = page_of(memory, step->a), injected;
+	unsigned int large = step->b % 2, first = page, count = memory->unit;
+	siginfo_t info;
+	int err;
+
+	(void)a;
+	if (memory->busy || !memory->exists)
+		return;
+	if (large && memory->unit == 1) {
+		first = page - page % 4;
+		count = 4 < memory->pages - first ? 4 : memory->pages - first;
+	}
+	memset(&info, 0, sizeof(info));
+	info.si_signo = SIGBUS;
+	info.si_code = BUS_MCEERR_AO;
+	info.si_addr = (void *)(uintptr_t)(memory->memslots + page * PAGE);
+	info.si_addr_lsb = (short)(12 + (large ? 2 : 0));
+	if (memory->unit > 1)
+		info.si_addr_lsb = 14;
+	injected = current->injected;
+	memory->users++;
+	world.failures++;
+	truth_lose(&memory->truth, first, count);
+	err = CALL(kvmfault_memory_failed, true,
+		   kvmfault_memory_failed(world.vm, &info));
+	check_error("kvmfault_memory_failed", err, injected);
+	memory->users--;
+	task_wake(&memory->users, TASKS);
+}
+
+static void msrs(struct acting *a, const struct step *step)
+{
+#ifdef __x86_64__
+	struct sim_memory *memory = memory_for(step);
+	const struct kvm_msr_entry entry = {
+		.index = 0x4b564d01,
+		.data = memory->gpa + page_of(memory, step->a) * PAGE + 1,
+	};
+	unsigned int injected = current->injected;
+	bool again;
+
+	(void)a;
+	check_error("kvmfault_ensure_msrs",
+		    CALL(kvmfault_ensure_msrs, true,
+			 kvmfault_ensure_msrs(world.vm, &entry, 1, &again)),
+		    injected);
+#else
+	(void)a;
+	(void)step;
+#endif
+}
+
+static void ask(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+	struct kvmfault_stats stats = { .size = sizeof(stats) };
+	struct kvmfault_region region = { .size = sizeof(region) };
+	int err;
+
+	(void)a;
+	CALL(kvmfault_vm_stats, true, kvmfault_vm_stats(world.vm, &stats));
+	err = CALL(kvmfault_region_find, true,
+		   kvmfault_region_find(world.vm, 0, memory->gpa, &region));
+	if (!err && region.length != memory->pages * PAGE)
+		sim_fail("another region is found", "%#llx",
+			 (unsigned long long)region.length);
+	if (err == -ENOENT && memory->shown && !world.regions_changed)
+		sim_fail("a region is not found", "%#llx",
+			 (unsigned long long)memory->gpa);
+}
+
+static void wait_a_while(struct acting *a, const struct step *step)
+{
+	(void)a;
+	task_pause((1 + step->b) * MS, "nothing");
+}
+
+/* ---- the device process ---- */
+
+static void read_device(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+
+	(void)a;
+	read_at(memory, world.device, memory->remote, step, "a device process");
+}
+
+static void write_device(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+
+	if (!option(OPT_guest_memfd))
+		write_at(a, memory, world.device, memory->remote, step);
+}
+
+static void unmap_device(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+
+	(void)a;
+	if (memory->remote)
+		mm_unmap(world.device, memory->remote +
+			 page_of(memory, step->a) * PAGE, memory->unit * PAGE);
+	world.holes++;
+}
+
+static void die(struct acting *a, const struct step *step)
+{
+	(void)a;
+	(void)step;
+	world.holes++;
+	mm_exit(world.device);
+}
+
+/* ---- the kernel, and the machine ---- */
+
+static void reclaim(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+	uint64_t at = step->b % 2 ? memory->own : memory->memslots;
+	unsigned int page;
+	struct map *map;
+
+	(void)a;
+	map = at ? map_at(our_mm, at + page_of(memory, step->a) * PAGE, &page) :
+		   NULL;
+	if (map)
+		mm_reclaim(map, page);
+	sim_point();
+}
+
+static void split_vma(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+	unsigned int page = page_of(memory, step->a);
+
+	(void)a;
+	if (option(OPT_split) && memory->unit == 1)
+		mm_split(our_mm, memory->memslots + page * PAGE,
+			 count_of(memory, page, step->b) * PAGE);
+	sim_point();
+}
+
+/* A timer of the process's. */
+static void tick(struct acting *a, const struct step *step)
+{
+	struct task *task = task_nth(step->a % TASKS);
+
+	(void)a;
+	if (!option(OPT_signals) || !task || task->service ||
+	    task->state == ENDED)
+		return;
+	world.signalled = true;
+	task_signal(task, SIGUSR1);
+	sim_point();
+	task_pause(sim_below(2) * MS, "nothing");
+}
+
+/* ---- doing them ---- */
+
+static void (*const functions[STEP_COUNT])(struct acting *a,
+					   const struct step *step) = {
+	[STEP_touch] = touch,
+	[STEP_touch_emulated] = touch_emulated,
+	[STEP_touch_unknown] = touch_unknown,
+	[STEP_touch_private] = touch_private,
+	[STEP_touch_nothing] = touch_nothing,
+	[STEP_page_tables] = page_tables,
+	[STEP_convert_here] = convert_here,
+	[STEP_vcpu_again] = vcpu_again,
+	[STEP_stand] = stand,
+	[STEP_read_memslots] = read_memslots,
+	[STEP_read_own] = read_own,
+	[STEP_write_own] = write_own,
+	[STEP_ensure] = ensure,
+	[STEP_discard] = discard,
+	[STEP_snapshot] = snapshot,
+	[STEP_unprotect] = unprotect,
+	[STEP_convert] = convert,
+	[STEP_cancel] = cancel,
+	[STEP_region_again] = region_again,
+	[STEP_memory_again] = memory_again,
+	[STEP_mapping_again] = mapping_again,
+	[STEP_service_again] = service_again,
+	[STEP_set_delivery] = set_delivery,
+	[STEP_kick] = kick,
+	[STEP_balloon] = balloon,
+	[STEP_fork] = fork_child,
+	[STEP_failed] = failed,
+	[STEP_msrs] = msrs,
+	[STEP_ask] = ask,
+	[STEP_wait] = wait_a_while,
+	[STEP_read_device] = read_device,
+	[STEP_write_device] = write_device,
+	[STEP_unmap_device] = unmap_device,
+	[STEP_die] = die,
+	[STEP_reclaim] = reclaim,
+	[STEP_vma] = split_vma,
+	[STEP_tick] = tick,
+};
+
+static void run_actor(void *arg)
+{
+	struct acting *a = arg;
+
+	for (; a->done < a->actor->steps; a->done++) {
+		const struct step *step = &a->actor->step[a->done];
+
+		if (giving_up(a) || current->mm->dead)
+			break;
+		tell("step %s %u %u %u", step_name[step->what], step->a, step->b,
+		     step->c);
+		functions[step->what](a, step);
+		sim_point();
+	}
+}
+
+/* Where the VMM has no threads of the library's. */
+static void run_dispatcher(void *arg)
+{
+	(void)arg;
+	while (!world.ending) {
+		if (!world.service || world.service_busy) {
+			task_pause(MS, "a service");
+			continue;
+		}
+		if (!epoll_await_any(kvmfault_service_fd(world.service),
+				     sim_now() + 20 * MS) ||
+		    !world.service || world.service_busy)
+			continue;
+		world.service_busy = true;
+		CALL(kvmfault_service_dispatch, true,
+		     kvmfault_service_dispatch(world.service));
+		world.service_busy = false;
+	}
+}
+
+void steps_start(void)
+{
+	static const char *const names[] = { "vcpu", "thread", "device", "kernel" };
+	unsigned int i, vcpus = 0;
+	char name[24];
+
+	acting_count = 0;
+	for (i = 0; i < world.plan->actors; i++) {
+		struct acting *a = &acting[acting_count++];
+		const struct actor *actor = &world.plan->actor[i];
+
+		snprintf(name, sizeof(name), "%s%u", names[actor->role], i);
+		*a = (struct acting){ .actor = actor };
+		a->task = task_new(name, actor->role == ROLE_DEVICE ?
+				   world.device : our_mm, run_actor, a);
+		if (actor->role != ROLE_VCPU || vcpus == world.vcpus)
+			continue;
+		a->vcpu = &world.vcpu[vcpus++];
+		a->vcpu->task = a->task;
+		a->task->on_signal = take_marker;
+		if (!option(OPT_handler) && !option(OPT_delegate))
+			a->task->blocked = 1ULL << (SIGBUS - 1);
+	}
+	dispatcher = option(OPT_service) ? NULL :
+		task_new("dispatcher", our_mm, run_dispatcher, NULL);
+}
+
+void steps_end(void)
+{
+	world.ending = true;
+	if (dispatcher)
+		task_wait_end(dispatcher);
+}
+
+bool steps_over(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < acting_count; i++)
+		if (acting[i].task->state != ENDED)
+			return false;
+	return true;
+}
+
+void steps_tell_who_waits(char *text, size_t size)
+{
+	unsigned int i;
+	int n = 0;
+
+	text[0] = '\0';
+	for (i = 0; i < acting_count && n >= 0 && (size_t)n < size; i++) {
+		const struct task *task = acting[i].task;
+
+		if (task->state == ASLEEP)
+			n += snprintf(text + n, size - (size_t)n,
+				      "%s%s in %s waits for %s", n ? "; " : "",
+				      task->name, acting[i].done <
+				      acting[i].actor->steps ?
+				      step_name[acting[i].actor->step
+						[acting[i].done].what] : "?",
+				      task->why ? task->why : "?");
+	}
+}

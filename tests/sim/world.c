@@ -1,0 +1,796 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The VMM. In: a plan's options. Out: a context with memories, regions, vCPUs and
+ * a service, and callbacks that behave as the plan says: well, slowly, or badly.
+ */
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "sources.h"
+#include "world.h"
+
+#define LIMIT (25 * MS)			/* of a vCPU that does not wait */
+
+struct world world;
+
+/* ---- who is who ---- */
+
+struct sim_vcpu *world_vcpu(const struct task *task)
+{
+	unsigned int i;
+
+	for (i = 0; i < world.vcpus; i++)
+		if (world.vcpu[i].task == task)
+			return &world.vcpu[i];
+	return NULL;
+}
+
+bool world_is_vcpu(const struct task *task)
+{
+	return task->on_path && world_vcpu(task) && task->call &&
+	       (!strcmp(task->call, "kvmfault_handle") ||
+		!strcmp(task->call, "kvmfault_handle_sigbus"));
+}
+
+enum kvmfault_profile world_profile(const struct task *task)
+{
+	(void)task;
+	return option(OPT_delegate) ? KVMFAULT_PROFILE_DELEGATE :
+				      KVMFAULT_PROFILE_INLINE;
+}
+
+struct sim_memory *world_memory_at(uint64_t gpa)
+{
+	unsigned int i;
+
+	for (i = 0; i < world.memories; i++)
+		if (gpa >= world.memory[i].gpa && gpa - world.memory[i].gpa <
+		    world.memory[i].pages * PAGE)
+			return &world.memory[i];
+	return NULL;
+}
+
+/* ---- calls ---- */
+
+void call_begin(struct in_call *in, const char *name, bool path)
+{
+	*in = (struct in_call){
+		.call = current->call, .on_path = current->on_path,
+		.callbacks = current->callbacks, .began = sim_now(),
+	};
+	current->call = name;
+	current->on_path = path;
+	current->callbacks = 0;
+	tell("%s()", name);
+}
+
+void call_end(const struct in_call *in, int64_t ret)
+{
+	tell("%s() = %lld", current->call, (long long)ret);
+	if (current->locked)
+		sim_fail("a call returns with a lock held", "%s", current->call);
+	if (option(OPT_no_wait) && !option(OPT_source_slow) &&
+	    world_is_vcpu(current) && sim_now() - in->began > LIMIT &&
+	    !world.service_busy)
+		sim_fail("a vCPU with no_wait waits", "%s for %llu ms",
+			 current->call,
+			 (unsigned long long)((sim_now() - in->began) / MS));
+	current->call = in->call;
+	current->on_path = in->on_path;
+	current->callbacks = in->callbacks;
+	sim_point();
+}
+
+/* ---- what has a reason ---- */
+
+static bool bad_luck(unsigned int injected)
+{
+	return current->injected != injected || option(OPT_bad_luck);
+}
+
+static bool excused(int err, unsigned int injected)
+{
+	switch (err) {
+	case -EINTR:
+		return world.signalled || bad_luck(injected);
+	case -EAGAIN:
+		return bad_luck(injected) || world.removes ||
+		       option(OPT_resolver) == 7 || option(OPT_answers) == 4;
+	case -EIO:
+		return world.source_errors || world.resolver_errors;
+	case -EHWPOISON:
+		return world.poisons || world.failures;
+	case -ECANCELED:
+		return world.cancels;
+	case -ENXIO:
+		return world.regions_changed;
+	case -ENODATA:
+		return world.lies;
+	case -ENOMEM:
+		return bad_luck(injected) || world.no_memory || world.holes ||
+		       option(OPT_huge_pool);
+	case -ENOENT:
+	case -EFAULT:
+		return world.holes;
+	case -EDEADLK:
+		return current->callbacks;
+	default:
+		return false;
+	}
+}
+
+void check_error(const char *call, int err, unsigned int injected)
+{
+	if (err && !excused(err, injected))
+		sim_fail("an error without a reason", "%s: %s (%d)", call,
+			 strerrorname_np(-err) ? strerrorname_np(-err) : "?", err);
+}
+
+void check_unresolved(const struct kvmfault_result *result,
+		      unsigned int injected)
+{
+	bool fine = false;
+
+	switch (result->reason) {
+	case KVMFAULT_REASON_NO_REGION:
+		fine = world.regions_changed;
+		break;
+	case KVMFAULT_REASON_SOURCE:
+		fine = world.source_errors || world.poisons || world.cancels;
+		break;
+	case KVMFAULT_REASON_RESOLVER:
+		fine = excused(result->error, injected);
+		break;
+	case KVMFAULT_REASON_LIE:
+		fine = world.lies;
+		break;
+	case KVMFAULT_REASON_HWPOISON:
+		fine = world.poisons || world.failures;
+		break;
+	case KVMFAULT_REASON_DECLINED:
+	case KVMFAULT_REASON_FLAGS:
+		fine = world.regions_changed;
+		break;
+	case KVMFAULT_REASON_NO_ADDRESS:
+	case KVMFAULT_REASON_NO_PROGRESS:
+		fine = bad_luck(injected) || world.holes || world.lies ||
+		       world.conversions || world.regions_changed;
+		break;
+	default:
+		break;
+	}
+	if (!fine)
+		sim_fail("a fault is not resolved, without a reason",
+			 "reason %s, error %d, entrance %s",
+			 kvmfault_reason_str(result->reason), result->error,
+			 result->fault ?
+			 kvmfault_entrance_str(result->fault->entrance) : "?");
+}
+
+/* ---- callbacks ---- */
+
+static void on_log(void *data, enum kvmfault_log_level level,
+		   const char *message)
+{
+	(void)data;
+	callback_begin("log");
+	tell("log %d: %s", level, message);
+	callback_end();
+}
+
+static void on_changed(void *data, const struct kvmfault_change *change)
+{
+	(void)data;
+	callback_begin("changed");
+	if (!change->length)
+		sim_fail("a change of nothing", "cause %d", change->cause);
+	callback_end();
+}
+
+static void on_unresolved(void *data, const struct kvmfault_fault *fault,
+			  enum kvmfault_reason reason, int error)
+{
+	(void)data;
+	callback_begin("unresolved");
+	tell("unresolved: %#llx, %s, %d", (unsigned long long)fault->hva,
+	     kvmfault_reason_str(reason), error);
+	if (reason == KVMFAULT_REASON_RESOLVER)
+		check_error("a sleeper", error, 0);
+	callback_end();
+}
+
+static int on_failed(void *data, const struct kvmfault_failure *failure)
+{
+	(void)data;
+	callback_begin("failed");
+	if (!world.poisons && !world.failures)
+		sim_fail("memory is said to have failed, and has not",
+			 "offset %#llx", (unsigned long long)failure->offset);
+	callback_end();
+	return 0;
+}
+
+static void on_settled(void *data, struct kvmfault_memory *memory,
+		       uint64_t offset, uint64_t length)
+{
+	(void)data;
+	(void)memory;
+	(void)offset;
+	(void)length;
+	callback_begin("settled");
+	world.settled++;
+	task_wake(&world.settled, TASKS);
+	callback_end();
+}
+
+static int before_conversion(void *data, uint64_t gpa, uint64_t length,
+			     bool private)
+{
+	int err = 0;
+
+	(void)data;
+	(void)gpa;
+	(void)length;
+	(void)private;
+	callback_begin("before a conversion");
+	if (option(OPT_hooks) == 2 && !world.healed && sim_one_in(4)) {
+		world.resolver_errors++;
+		err = -EIO;
+	}
+	callback_end();
+	return err;
+}
+
+static void after_conversion(void *data, uint64_t gpa, uint64_t length,
+			     bool private, bool done)
+{
+	uint64_t at;
+
+	(void)data;
+	callback_begin("after a conversion");
+	for (at = gpa; done && at < gpa + length; at += PAGE)
+		if (kvm.private[at / PAGE] != private)
+			sim_fail("a hook is told of what is not so",
+				 "gpa %#llx", (unsigned long long)at);
+	callback_end();
+}
+
+/* ---- making it ---- */
+
+static const enum kvmfault_delivery deliveries[] = {
+	KVMFAULT_DELIVERY_UFFD, KVMFAULT_DELIVERY_MARKER_EXIT,
+	KVMFAULT_DELIVERY_KERNEL_EXIT, KVMFAULT_DELIVERY_KERNEL_EXIT,
+};
+
+static int make_vm(void)
+{
+	static const uint32_t flags[] = {
+		0, KVMFAULT_CONVERTER_KEEP_SHARED,
+		KVMFAULT_CONVERTER_KEEP_PRIVATE, KVMFAULT_CONVERTER_CALLS_ONLY,
+	};
+	const struct kvmfault_converter converter = {
+		.size = sizeof(converter),
+		.flags = flags[option(OPT_converter)],
+	};
+	const struct kvmfault_vm_options options = {
+		.size = sizeof(options),
+		.page_size_max = HUGE_PAGES * PAGE,
+		.retry_budget = option(OPT_retry_budget) ? 3 : 0,
+		.log = on_log,
+		.changed = on_changed,
+		.unresolved = on_unresolved,
+		.failed = on_failed,
+		.settled = on_settled,
+		.fetches = 1 + option(OPT_fetches),
+		.converter = &converter,
+		.fd = world.vm_fd,
+		.source_retries = option(OPT_source_retries),
+		.prefault = option(OPT_prefault),
+		.allow = option(OPT_shadow) ? KVMFAULT_ALLOW_SHADOW_PAGING : 0,
+		.delivery = deliveries[option(OPT_delivery)],
+		.kvm_fd = world.kvm_fd,
+	};
+
+	return CALL(kvmfault_vm_new, false, kvmfault_vm_new(&options, &world.vm));
+}
+
+static int make_hooks(void)
+{
+	const struct kvmfault_conversion_hook hook = {
+		.size = sizeof(hook),
+		.before = before_conversion,
+		.after = after_conversion,
+	};
+
+	if (!option(OPT_hooks))
+		return 0;
+	return CALL(kvmfault_conversion_hook_add, false,
+		    kvmfault_conversion_hook_add(world.vm, &hook));
+}
+
+/* Where it comes from, and where it is mapped. */
+static void back_memory(struct sim_memory *memory)
+{
+	unsigned int backing = option(OPT_backing);
+	struct open *open;
+
+	memory->unit = backing == 1 ? HUGE_PAGES : 1;
+	memory->pages = (4U << option(OPT_pages)) * memory->unit;
+	if (memory->pages > MEMORY_PAGES)
+		memory->pages = MEMORY_PAGES;
+	if (backing != 2) {
+		memory->file = file_new(memory->pages, backing == 1, false);
+		memory->fd = fd_new(KIND_FILE, false, &open);
+		open->file = memory->file;
+	}
+	memory->memslots = mm_map(our_mm, memory->file, 0, memory->pages,
+				  PROT_READ | PROT_WRITE, !memory->file);
+	if (memory->file && option(OPT_own))
+		memory->own = mm_map(our_mm, memory->file, 0, memory->pages,
+				     PROT_READ | PROT_WRITE, false);
+	if (memory->file && world.device)
+		memory->remote = mm_map(world.device, memory->file, 0,
+					memory->pages, PROT_READ | PROT_WRITE,
+					false);
+	if (option(OPT_split) && memory->unit == 1)
+		mm_split(our_mm, memory->memslots + PAGE, 2 * PAGE);
+}
+
+/* It was a guest's before: old bytes, and page tables that have them. */
+static void use_before(struct sim_memory *memory)
+{
+	unsigned int i;
+	frame_t frame;
+
+	for (i = 0; i < memory->pages; i += 1 + sim_below(3)) {
+		uint64_t old = 0xdeadUL;
+
+		file_write(memory->file, i * PAGE, &old, sizeof(old));
+		if (sim_one_in(2))
+			mm_access(our_mm, memory->memslots + i * PAGE, true, false,
+				  &frame);
+	}
+}
+
+static int make_uffd(struct kvmfault_uffd **uffd, bool adopt)
+{
+	struct kvmfault_uffd_options options = { .size = sizeof(options) };
+	struct uffdio_api api = {
+		.api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE,
+	};
+	struct open *open;
+	int err;
+
+	if (adopt) {
+		options.fd = fd_new(KIND_UFFD, false, &open);
+		open->flags = O_NONBLOCK;
+		open->uffd = uffd_new(our_mm);
+		uffd_ioctl(open->uffd, UFFDIO_API, &api);
+	}
+	err = CALL(kvmfault_uffd_new, false,
+		   kvmfault_uffd_new(world.vm, &options, uffd));
+	if (adopt)
+		fd_close(options.fd, false);
+	return err;
+}
+
+int world_make_memory(struct sim_memory *memory)
+{
+	struct kvmfault_source source;
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options),
+		.host = (void *)(uintptr_t)memory->memslots,
+		.length = memory->pages * PAGE,
+		.page_size = memory->unit * PAGE,
+		.fd = memory->fd,
+		.source = &source,
+		.window = option(OPT_window),
+		.window_length = memory->unit * PAGE,
+		.minor = option(OPT_minor) && memory->file,
+		.write_protect = option(OPT_write_protect),
+		.uffd = memory->adopted,
+	};
+	int err;
+
+	while (options.window_length < PAGE << option(OPT_window_pages))
+		options.window_length *= 2;
+	if (options.window_length > HUGE_PAGES * PAGE)
+		options.window_length = HUGE_PAGES * PAGE;
+	source_make(memory, &source);
+	err = CALL(kvmfault_memory_new, false,
+		   kvmfault_memory_new(world.vm, &options, &memory->handle));
+	memory->exists = !err;
+	return err;
+}
+
+int world_add_own(struct sim_memory *memory)
+{
+	const struct kvmfault_mapping_options options = {
+		.size = sizeof(options), .host = memory->own,
+		.uffd = memory->own_uffd,
+	};
+
+	return CALL(kvmfault_mapping_add, false,
+		    kvmfault_mapping_add(memory->handle, &options,
+					 &memory->own_mapping));
+}
+
+int world_add_remote(struct sim_memory *memory)
+{
+	const struct kvmfault_mapping_options options = {
+		.size = sizeof(options), .host = memory->remote,
+		.uffd = world.device_uffd,
+	};
+
+	return CALL(kvmfault_mapping_add, false,
+		    kvmfault_mapping_add(memory->handle, &options,
+					 &memory->remote_mapping));
+}
+
+int world_add_region(struct sim_memory *memory)
+{
+	const struct kvmfault_region region = {
+		.size = sizeof(region),
+		.gpa = memory->gpa,
+		.length = memory->pages * PAGE,
+		.memory = memory->handle,
+		.guest_memfd = memory->guest_memfd_fd,
+	};
+	struct kvmfault_memslot memslot = { .size = sizeof(memslot) };
+	struct slot slot = {
+		.used = true, .gpa = region.gpa, .length = region.length,
+		.host = memory->memslots, .guest_memfd = memory->guest_memfd,
+	};
+	int err;
+
+	err = CALL(kvmfault_region_add, false,
+		   kvmfault_region_add(world.vm, &region));
+	if (err)
+		return err;
+	err = CALL(kvmfault_region_memslot, false,
+		   kvmfault_region_memslot(world.vm, 0, region.gpa, &memslot));
+	if (err)
+		return err;
+	slot.flags = memslot.flags;
+	slot.bitmap = memslot.userfault_bitmap;
+	memory->shown = true;
+	return kvm_set_slot(memory->id, &slot);
+}
+
+static void set_truth(struct sim_memory *memory)
+{
+	static const char *const names[] = { "memory 0", "memory 1" };
+	static const char *const hidden[] = { "private 0", "private 1" };
+	unsigned int page, word;
+
+	truth_init(&memory->truth, names[memory->id], memory->pages);
+	truth_init(&memory->hidden, hidden[memory->id], memory->pages);
+	memory->then = calloc((size_t)memory->pages * WORDS,
+			      sizeof(*memory->then));
+	memory->saved = calloc(memory->pages, 1);
+	for (page = 0; page < memory->pages; page++)
+		for (word = 0; word < WORDS; word++) {
+			truth_write(&memory->truth, page, word,
+				    source_word(memory, page, word));
+			truth_write(&memory->hidden, page, word, 0);
+		}
+}
+
+static void must(int err, const char *what)
+{
+	if (err)
+		sim_fail("set-up fails", "%s: %d", what, err);
+}
+
+static void make_memory(struct sim_memory *memory, unsigned int id)
+{
+	struct open *open;
+
+	memory->id = id;
+	memory->gpa = id * MEMORY_PAGES * PAGE;
+	back_memory(memory);
+	set_truth(memory);
+	if (option(OPT_guest_memfd)) {
+		memory->guest_memfd = file_new(memory->pages, false, true);
+		memory->guest_memfd_fd = fd_new(KIND_FILE, false, &open);
+		open->file = memory->guest_memfd;
+	}
+	if (option(OPT_populated) && option(OPT_minor) && memory->file)
+		use_before(memory);
+	if (option(OPT_events))
+		must(make_uffd(&memory->adopted, true), "a userfaultfd");
+	if (memory->own && option(OPT_own_uffd))
+		must(make_uffd(&memory->own_uffd, false), "a userfaultfd");
+	must(world_make_memory(memory), "a memory");
+	if (memory->own)
+		must(world_add_own(memory), "a mapping");
+	if (memory->remote)
+		must(world_add_remote(memory), "another process's mapping");
+	must(world_add_region(memory), "a region");
+}
+
+int world_make_vcpu(struct sim_vcpu *vcpu)
+{
+	const struct kvmfault_vcpu_options options = {
+		.size = sizeof(options),
+		.fd = vcpu->kvm->fd,
+		.run = &vcpu->run,
+		.no_wait = option(OPT_no_wait),
+		.sigbus = option(OPT_handler) || option(OPT_delegate) ?
+			KVMFAULT_SIGBUS_HANDLER : KVMFAULT_SIGBUS_MASKED,
+		.profile = world_profile(NULL),
+	};
+
+	return CALL(kvmfault_vcpu_new, false,
+		    kvmfault_vcpu_new(world.vm, &options, &vcpu->handle));
+}
+
+static void make_vcpus(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < world.vcpus; i++) {
+		struct sim_vcpu *vcpu = &world.vcpu[i];
+
+		vcpu->id = i;
+		vcpu->kvm = vcpu_of(kvm_new_vcpu(&vcpu->run));
+		must(world_make_vcpu(vcpu), "a vCPU");
+	}
+}
+
+int world_make_service(unsigned int threads)
+{
+	const struct kvmfault_service_options options = {
+		.size = sizeof(options), .threads = threads,
+		.poll_us = sim_one_in(2) ? 0 : KVMFAULT_NO_POLL,
+	};
+
+	return CALL(kvmfault_service_new, false,
+		    kvmfault_service_new(world.vm, &options, &world.service));
+}
+
+static void ignore(struct task *task, int signo)
+{
+	(void)task;
+	(void)signo;
+}
+
+static void make_device(void)
+{
+	struct kvmfault_uffd_options options = {
+		.size = sizeof(options), .remote = true,
+	};
+	struct uffdio_api api = { .api = UFFD_API };
+	struct open *open;
+
+	options.fd = fd_new(KIND_UFFD, false, &open);
+	open->flags = O_NONBLOCK;
+	open->uffd = uffd_new(world.device);
+	uffd_ioctl(open->uffd, UFFDIO_API, &api);
+	must(CALL(kvmfault_uffd_new, false,
+		  kvmfault_uffd_new(world.vm, &options, &world.device_uffd)),
+	     "another process's userfaultfd");
+}
+
+static void make_kvm(void)
+{
+	struct open *open;
+
+	world.kvm_fd = fd_new(KIND_KVM, false, &open);
+	world.vm_fd = fd_new(KIND_VM, false, &open);
+	kvm.abi = option(OPT_delivery) >= 2 ? (int)option(OPT_delivery) - 1 : 0;
+	kvm.two_dimensional = !option(OPT_shadow);
+	kvm.prefault = option(OPT_prefault);
+	world.no_cachestat = option(OPT_no_cachestat);
+	huge_exists = sim_one_in(2);
+}
+
+static unsigned int count_role(enum role role)
+{
+	unsigned int i, n = 0;
+
+	for (i = 0; i < world.plan->actors; i++)
+		n += world.plan->actor[i].role == role;
+	return n;
+}
+
+void world_make(void)
+{
+	static const uint32_t luck[] = { 0, 200, 30 };
+	unsigned int i;
+
+	world.vcpus = count_role(ROLE_VCPU);
+	if (world.vcpus > VCPUS_MAX)
+		world.vcpus = VCPUS_MAX;
+	world.memories = 1 + option(OPT_memories);
+	/* As a vCPU's thread has it. */
+	if (option(OPT_handler) || option(OPT_delegate))
+		current->on_signal = ignore;
+	else
+		current->blocked = 1ULL << (SIGBUS - 1);
+	make_kvm();
+	must(make_vm(), "a context");
+	must(make_hooks(), "a hook");
+	must(resolver_make(), "a resolver");
+	if (count_role(ROLE_DEVICE)) {
+		world.device = mm_new(false);
+		make_device();
+	}
+	if (option(OPT_late_memory))
+		make_vcpus();
+	for (i = 0; i < world.memories; i++)
+		make_memory(&world.memory[i], i);
+	if (!option(OPT_late_memory))
+		make_vcpus();
+	must(world_make_service(option(OPT_service)), "a service");
+	if (option(OPT_huge_pool))
+		huge_pool = 1 + sim_below(3);
+	door_fail_one_in = luck[option(OPT_bad_luck)];
+}
+
+void world_heal(void)
+{
+	tell("---- from here on all is well ----");
+	world.healed = true;
+	world.paused = false;
+	world.later_until = 0;
+	door_fail_one_in = 0;
+	huge_pool = 1000;
+	sources_heal();
+	task_wake(&world.paused, TASKS);
+	task_wake(&world.settled, TASKS);
+}
+
+/* ---- the end ---- */
+
+/* Whatever can be read there without sleeping has to be right. */
+void world_check_closed(struct sim_memory *memory, struct mm *mm, uint64_t at,
+			const char *who)
+{
+	unsigned int page, word;
+	struct uffd *uffd;
+	uint64_t flags, value;
+	frame_t frame;
+
+	for (page = 0; at && page < memory->pages; page++) {
+		if (mm_try(mm, at + page * PAGE, false, &frame, &uffd, &flags) !=
+		    ACCESS_OK || uffd)
+			continue;
+		for (word = 0; word < WORDS; word++) {
+			memcpy(&value, frame_bytes(frame) + oracle_word[word], 8);
+			truth_read(&memory->truth, page, word, value, who);
+		}
+	}
+}
+
+void world_free_memory(struct sim_memory *memory)
+{
+	int err = CALL(kvmfault_memory_free, false,
+		       kvmfault_memory_free(memory->handle));
+
+	if (err)
+		sim_fail("a memory can't be freed", "%d", err);
+	memory->exists = false;
+	memory->handle = NULL;
+	memory->own_mapping = memory->remote_mapping = NULL;
+	/* Whether these did work or not: nobody is to read zeros. */
+	world_check_closed(memory, our_mm, memory->memslots,
+			   "who reads memory that was freed");
+	world_check_closed(memory, our_mm, memory->own,
+			   "who reads memory that was freed");
+	if (world.device && !world.device->dead)
+		world_check_closed(memory, world.device, memory->remote,
+				   "a process whose memory was freed");
+}
+
+static void check_memory(struct sim_memory *memory, struct mm *mm, uint64_t at,
+			 const char *who)
+{
+	unsigned int page, word;
+	uint64_t value;
+
+	for (page = 0; page < memory->pages; page++) {
+		for (word = 0; word < WORDS; word++) {
+			enum access access = mm_read(mm, at + page * PAGE +
+						     oracle_word[word], &value);
+
+			if (access != ACCESS_OK &&
+			    !truth_word(&memory->truth, page, word)->lost &&
+			    !world.holes)
+				sim_fail("memory that can't be read",
+					 "%s, page %u: %d", who, page, access);
+			if (access != ACCESS_OK)
+				break;
+			truth_read(&memory->truth, page, word, value, who);
+		}
+	}
+}
+
+void world_check(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < world.memories; i++) {
+		struct sim_memory *memory = &world.memory[i];
+
+		if (!memory->exists)
+			continue;
+		check_memory(memory, our_mm, memory->own ? memory->own :
+			     memory->memslots, "the last reader");
+		if (memory->own && option(OPT_delivery) != 1)
+			check_memory(memory, our_mm, memory->memslots,
+				     "the last reader of the memslots'");
+	}
+}
+
+void world_end(void)
+{
+	unsigned int i;
+
+	steps_end();
+	for (i = 0; i < world.vcpus; i++)
+		if (world.vcpu[i].handle)
+			CALL(kvmfault_vcpu_free, false,
+			     (kvmfault_vcpu_free(world.vcpu[i].handle), 0));
+	if (world.service)
+		must(CALL(kvmfault_service_free, false,
+			  kvmfault_service_free(world.service)),
+		     "to free the service");
+	for (i = 0; i < world.memories; i++) {
+		struct sim_memory *memory = &world.memory[i];
+
+		if (memory->shown)
+			must(CALL(kvmfault_region_remove, false,
+				  kvmfault_region_remove(world.vm, 0,
+							 memory->gpa)),
+			     "to remove a region");
+		if (memory->exists)
+			world_free_memory(memory);
+		if (memory->own_uffd)
+			must(CALL(kvmfault_uffd_free, false,
+				  kvmfault_uffd_free(memory->own_uffd)),
+			     "to free a userfaultfd");
+		if (memory->adopted)
+			must(CALL(kvmfault_uffd_free, false,
+				  kvmfault_uffd_free(memory->adopted)),
+			     "to free a userfaultfd");
+	}
+	if (world.device_uffd)
+		must(CALL(kvmfault_uffd_free, false,
+			  kvmfault_uffd_free(world.device_uffd)),
+		     "to free a userfaultfd");
+	must(CALL(kvmfault_vm_free, false, kvmfault_vm_free(world.vm)),
+	     "to free the context");
+	world.vm = NULL;
+	sources_end();
+	door_check_leaks();
+}
+
+void world_reset(const struct plan *plan)
+{
+	world_free();
+	memset(&world, 0, sizeof(world));
+	world.plan = plan;
+	fds_reset();
+	mm_reset();
+	kvm_reset();
+	door_reset();
+	sources_reset();
+}
+
+void world_free(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < MEMORIES; i++) {
+		truth_free(&world.memory[i].truth);
+		truth_free(&world.memory[i].hidden);
+		free(world.memory[i].then);
+		free(world.memory[i].saved);
+	}
+}

@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * A VMM of the model: what it has made of the library's objects, and the sources,
+ * resolvers and callbacks that it gives to them, which do what the plan says.
+ */
+
+#ifndef KVMFAULT_SIM_WORLD_H
+#define KVMFAULT_SIM_WORLD_H
+
+#include "plan.h"
+#include "sim.h"
+
+#define MEMORIES 2
+#define VCPUS_MAX 2
+#define MEMORY_PAGES 256U		/* at most; of PAGE */
+
+struct sim_memory {
+	unsigned int id;
+	bool exists;			/* its handle does */
+	bool busy;			/* a step makes or frees something of it */
+	unsigned int users;		/* steps that hold its handle */
+	struct kvmfault_memory *handle;
+	struct file *file;		/* NULL: anonymous */
+	int fd;
+	uint64_t memslots, own, remote;	/* where it is mapped; 0: not */
+	struct kvmfault_mapping *own_mapping, *remote_mapping;
+	struct kvmfault_uffd *own_uffd, *adopted;
+	unsigned int pages, unit;
+	uint64_t gpa;
+	bool shown;			/* by a region */
+	struct truth truth;
+	struct file *guest_memfd;
+	int guest_memfd_fd;
+	struct truth hidden;		/* what is in the guest_memfd */
+	int image_fd;
+	/* a snapshot */
+	bool snapshot, watched;
+	unsigned int first, count;	/* its pages */
+	struct word *then;
+	uint8_t *saved;
+};
+
+struct sim_vcpu {
+	unsigned int id;
+	struct vcpu *kvm;
+	struct kvm_run run;
+	struct kvmfault_vcpu *handle;
+	struct task *task;
+	bool stopped;			/* UNRESOLVED: it does not run any more */
+};
+
+extern struct world {
+	const struct plan *plan;
+	struct kvmfault_vm *vm;
+	struct kvmfault_service *service;
+	int kvm_fd, vm_fd;
+	bool service_busy, no_device, no_uffd, no_cachestat;
+	struct sim_memory memory[MEMORIES];
+	struct sim_vcpu vcpu[VCPUS_MAX];
+	unsigned int memories, vcpus;
+	struct mm *device;		/* the other process */
+	struct kvmfault_uffd *device_uffd;
+	struct mm *child;		/* a fork */
+	/* the course of the run */
+	bool healed;			/* all is well from now on */
+	bool paused;			/* writers wait: a snapshot begins */
+	unsigned int writing;		/* accesses that write, in progress */
+	unsigned int writers;		/* waiting for the pause's end */
+	uint64_t settled;		/* how often settled() came */
+	uint64_t later_until;		/* the resolver's "later" */
+	/* what excuses an error */
+	unsigned int source_errors, poisons, cancels, lies, resolver_errors;
+	unsigned int regions_changed, holes, no_memory, removes, failures;
+	unsigned int conversions;
+	bool signalled, ever_private;
+	bool ending;			/* the dispatcher is not needed any more */
+} world;
+
+static inline unsigned int option(enum option which)
+{
+	return world.plan->option[which];
+}
+
+void world_reset(const struct plan *plan);
+void world_make(void);
+void world_heal(void);
+/* All objects go, in the order of the manual; and nothing reads zeros. */
+void world_end(void);
+/* No page reads wrong bytes, by any mapping. */
+void world_check(void);
+void world_free(void);
+
+bool world_makes_seat(void);		/* door.c: the path may map a buffer */
+bool world_is_vcpu(const struct task *task);
+enum kvmfault_profile world_profile(const struct task *task);
+struct sim_vcpu *world_vcpu(const struct task *task);
+/* The memory whose region shows that gpa. */
+struct sim_memory *world_memory_at(uint64_t gpa);
+
+/* A call of a public function, by the current task. path: it may run for a
+ * fault. Calls nest: a callback may call. */
+struct in_call {
+	const char *call;
+	bool on_path;
+	uint64_t began, asleep_before;
+	unsigned int callbacks;
+};
+void call_begin(struct in_call *in, const char *name, bool path);
+void call_end(const struct in_call *in, int64_t ret);
+#define CALL(name, path, expression) __extension__({ \
+	struct in_call in__; \
+	call_begin(&in__, #name, (path)); \
+	__auto_type ret__ = (expression); \
+	call_end(&in__, (int64_t)ret__); \
+	ret__; })
+
+/* Whether an error of a call about guest memory has a reason; else the run has
+ * failed. injected: of this task's, when the call began. */
+void check_error(const char *call, int err, unsigned int injected);
+void check_unresolved(const struct kvmfault_result *result,
+		      unsigned int injected);
+
+int world_make_memory(struct sim_memory *memory);
+int world_add_region(struct sim_memory *memory);
+int world_make_vcpu(struct sim_vcpu *vcpu);
+int world_add_own(struct sim_memory *memory);
+int world_add_remote(struct sim_memory *memory);
+int world_make_service(unsigned int threads);
+/* Free it, and see that nothing reads zeros then. */
+void world_free_memory(struct sim_memory *memory);
+void world_check_closed(struct sim_memory *memory, struct mm *mm, uint64_t at,
+			const char *who);
+
+/* steps.c */
+void steps_start(void);
+bool steps_over(void);
+void steps_end(void);
+void steps_tell_who_waits(char *text, size_t size);
+
+#endif
