@@ -579,17 +579,20 @@ int kvmfault__sys_sigtake(int signo, void *siginfo)
 int kvmfault__sys_futex_wait(_Atomic uint32_t *word, uint32_t value,
 			     uint64_t nanoseconds)
 {
-	int err = BEGIN("futex", .syscall = "futex", .value = FUTEX_WAIT_PRIVATE);
+	enum woken how;
+	uint64_t began;
 
-	if (err)
-		return err;
+	BEGIN("futex", .syscall = "futex", .value = FUTEX_WAIT_PRIVATE);
 	if (__atomic_load_n((uint32_t *)(uintptr_t)word, __ATOMIC_SEQ_CST) !=
 	    value)
 		return -EAGAIN;
 	if (!sched_is_fair() && sim_one_in(64))
 		return 0;	/* for no reason */
-	switch (task_sleep((const void *)(uintptr_t)word, "futex",
-			   sim_now() + nanoseconds, true)) {
+	began = sim_now();
+	how = task_sleep((const void *)(uintptr_t)word, "futex",
+			 began + nanoseconds, true);
+	current->waited += sim_now() - began;
+	switch (how) {
 	case WOKEN:
 		return 0;
 	case LATE:

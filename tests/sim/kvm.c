@@ -140,7 +140,7 @@ static int sigbus(uint64_t hva)
 	siginfo_t *info = &current->sigbus;
 	unsigned int page;
 	struct map *map = map_at(our_mm, hva, &page);
-	unsigned int unit = map ? map->unit : 1;
+	unsigned int unit = map && kvm.lsb_of_memory ? map->unit : 1;
 
 	if (current->blocked >> (SIGBUS - 1) & 1)
 		sim_fail("a vCPU spins at a marker",
@@ -188,7 +188,7 @@ static bool bit_is_set(const struct slot *slot, uint64_t gpa)
 /* What only the proposed ABIs and private memory have; 0: go on. */
 static int leave_early(struct vcpu *vcpu, const struct slot *slot)
 {
-	const struct access_wanted *now = &vcpu->now;
+	struct access_wanted *now = &vcpu->now;
 	bool private = kvm.private[now->gpa / PAGE % GFNS];
 	struct uffd *uffd;
 	unsigned int page;
@@ -196,6 +196,9 @@ static int leave_early(struct vcpu *vcpu, const struct slot *slot)
 	frame_t frame;
 	struct map *map;
 
+	/* Unless it has just changed. */
+	if (slot->guest_memfd && kvm.decides && !sim_one_in(16))
+		now->private = private;
 	if (slot->guest_memfd && private != now->private)
 		return exit_fault(vcpu, now->private ?
 				  KVMFAULT__EXIT_FLAG_PRIVATE : 0);

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "lib/abi.h"
+#include "run.h"
 #include "sim.h"
 
 #define FRAMES 16384
@@ -713,7 +714,8 @@ enum access mm_access(struct mm *mm, uint64_t address, bool write, bool kernel,
 		if (!uffd)
 			return access;
 		/* Neither sees the kernel's accesses, or sleeps for them. */
-		if (uffd->features & UFFD_FEATURE_SIGBUS)
+		if (uffd->features & UFFD_FEATURE_SIGBUS ||
+		    (kernel && uffd->user_mode_only))
 			return ACCESS_BUS;
 		if (uffd_sleep(uffd, page, flags, true) == SIGNALLED) {
 			if (kernel)
@@ -749,8 +751,15 @@ enum access mm_write(struct mm *mm, uint64_t address, uint64_t value)
 
 static uint64_t opened[64];
 static unsigned int opened_count;
+static bool straddling;			/* the access is of two pages */
 
 void windows_close(void)
+{
+	if (!straddling)
+		windows_close_all();
+}
+
+void windows_close_all(void)
 {
 	while (opened_count)
 		if (mmap((void *)(uintptr_t)opened[--opened_count], PAGE,
@@ -809,9 +818,14 @@ static void on_segv(int signo, siginfo_t *info, void *context)
 		__sanitizer_print_stack_trace();
 		abort();
 	}
+	straddling = opened_count && (opened[opened_count - 1] + PAGE == address ||
+				      opened[opened_count - 1] - PAGE == address);
 	access = mm_access(our_mm, address, write, false, &frame);
+	straddling = false;
 	tell("the library itself %s %#llx", write ? "writes" : "reads",
 	     (unsigned long long)address);
+	if (access != ACCESS_OK && run_kill_is_fine())
+		sim_stop();
 	if (access != ACCESS_OK)
 		sim_fail("the library's own access kills the VMM",
 			 "%s in %s: it %s guest memory and gets %s",

@@ -99,9 +99,15 @@ void truth_read(struct truth *truth, unsigned int page, unsigned int word,
 	if (w->lost)
 		return;
 	/* While it may still be discarded, what it was may still be seen. */
-	if (truth->discarding[page] && value)
+	if (truth->loose || (truth->discarding[page] && value))
 		return;
 	set(w, value);
+}
+
+void truth_first(struct truth *truth, unsigned int page, unsigned int word,
+		 uint64_t value)
+{
+	set(truth_word(truth, page, word), value);
 }
 
 void truth_write(struct truth *truth, unsigned int page, unsigned int word,

@@ -17,4 +17,7 @@ uint64_t fds_next_timer(void);
  * that was to be waited for. */
 bool run_stuck(void);
 
+/* Memory has failed: who touches it is killed. */
+bool run_kill_is_fine(void);
+
 #endif

@@ -39,7 +39,7 @@ static uint64_t pct_point[POINTS];
 static unsigned int pct_next;
 static struct change made[CHANGES];
 static uint32_t made_count;
-static uint8_t ready_at[READY_STEPS];
+static uint32_t ready_at[READY_STEPS];
 
 /* ---- choices ---- */
 
@@ -99,6 +99,13 @@ void sim_fail(const char *kind, const char *format, ...)
 	abort();
 }
 
+void sim_stop(void)
+{
+	tell("the run ends here");
+	fiber_switch(&current->fiber, &host, true);
+	abort();
+}
+
 /* ---- who goes on ---- */
 
 static bool is_ready(unsigned int id)
@@ -113,6 +120,19 @@ static unsigned int count_ready(void)
 	for (i = 0; i < task_count; i++)
 		n += is_ready(i);
 	return n;
+}
+
+/* For the search that tries all: who could go on from this step. */
+static void note_ready(void)
+{
+	uint32_t ready = 0;
+	unsigned int i;
+
+	if (how.strategy != GIVEN || sched_steps >= READY_STEPS)
+		return;
+	for (i = 0; !fair && i < task_count; i++)
+		ready |= (uint32_t)is_ready(i) << i;
+	ready_at[sched_steps] = ready;
 }
 
 /* The next that is ready, after this one. */
@@ -203,6 +223,7 @@ static struct task *choose(bool blocked)
 {
 	struct task *task = NULL;
 
+	note_ready();
 	if (fair)
 		return next_in_order();
 	switch (how.strategy) {
@@ -238,6 +259,7 @@ static void go_on(struct task *task)
 
 	if (task == from)
 		return;
+	windows_close_all();
 	switches++;
 	if (made_count < CHANGES)
 		made[made_count++] = (struct change){
@@ -271,8 +293,7 @@ static bool let_time_pass(void)
 	for (i = 0; i < task_count; i++)
 		if (tasks[i].state == ASLEEP && tasks[i].until <= clock_now)
 			wake(&tasks[i], LATE);
-	if (fds_next_timer() <= clock_now)
-		fds_changed();
+	fds_changed();
 	return true;
 }
 
@@ -291,9 +312,8 @@ static void leave(void)
 void sim_point(void)
 {
 	windows_close();
-	if (sched_steps < READY_STEPS && how.strategy == GIVEN)
-		ready_at[sched_steps] = (uint8_t)count_ready();
 	sched_steps++;
+	note_ready();
 	if (current->late.object && sim_one_in(8))
 		flush_late(current);
 	if (sched_steps - idle_steps > sched_step_limit)
@@ -381,6 +401,8 @@ static void begin_task(void)
 	task_wake(current, TASKS);
 	if (!current->id)
 		fiber_switch(&current->fiber, &host, true);
+	/* A step of its own: else its change would be the last point's. */
+	sched_steps++;
 	leave();
 	abort();
 }
@@ -519,7 +541,7 @@ const struct change *sched_changes(uint32_t *count)
 	return made;
 }
 
-const uint8_t *sched_ready(uint32_t *steps)
+const uint32_t *sched_ready(uint32_t *steps)
 {
 	*steps = sched_steps < READY_STEPS ? (uint32_t)sched_steps : READY_STEPS;
 	return ready_at;
@@ -546,6 +568,8 @@ void sched_run(const struct schedule *schedule, uint64_t seed,
 	clock_now = 1000 * MS;
 	sched_steps = idle_steps = 0;
 	switches = made_count = given_at = 0;
+	if (how.strategy == GIVEN)
+		memset(ready_at, 0, sizeof(ready_at));
 	fair = false;
 	pct_next = 0;
 	if (how.depth > POINTS)
@@ -560,7 +584,7 @@ void sched_run(const struct schedule *schedule, uint64_t seed,
 	plan_decision();
 	fiber_switch(&host, &current->fiber, false);
 	current = NULL;
-	windows_close();
+	windows_close_all();
 	outcome->steps = sched_steps;
 	outcome->now = clock_now;
 	outcome->switches = switches;

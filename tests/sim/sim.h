@@ -91,8 +91,7 @@ struct task {
 	uint32_t priority;		/* PCT: the highest goes first */
 	/* the public function that it is in: see world.c */
 	const char *call;
-	unsigned int depth;		/* of calls and callbacks */
-	uint64_t call_began, call_steps;
+	uint64_t waited;		/* on futexes, since the call began */
 	unsigned int callbacks;		/* that it is in */
 	bool on_path;			/* in what a fault may run */
 	bool service;			/* a thread of the service */
@@ -151,6 +150,8 @@ void tell(const char *format, ...);
  * fault; the rest for people. */
 __attribute__((format(printf, 2, 3), noreturn))
 void sim_fail(const char *kind, const char *format, ...);
+/* The run ends here, and nothing is wrong. */
+__attribute__((noreturn)) void sim_stop(void);
 
 /* How the scheduler chooses. */
 enum strategy { RANDOM_WALK, PCT, GIVEN };
@@ -180,8 +181,9 @@ struct outcome {
 
 /* The changes of the last run, in order. */
 const struct change *sched_changes(uint32_t *count);
-/* How many tasks were ready at a step of the last run: exhaustive search. */
-const uint8_t *sched_ready(uint32_t *steps);
+/* Who was ready at each step of the last run, a bit a task, the one that runs
+ * too: exhaustive search. None: there was no choice. */
+const uint32_t *sched_ready(uint32_t *steps);
 
 /* Run main_task, and all that it makes, until it ends. */
 void sched_run(const struct schedule *schedule, uint64_t seed,
@@ -308,6 +310,7 @@ void pte_clear(struct map *map, unsigned int page, bool keep_poison);
 /* Accesses of the library's own code to guest memory: opened by the SIGSEGV that
  * they are, closed at the next point. */
 void windows_close(void);
+void windows_close_all(void);		/* another task goes on */
 void windows_init(void);
 
 /* ---- uffd.c ---- */
@@ -315,7 +318,7 @@ void windows_init(void);
 struct uffd {
 	struct mm *mm;			/* whose memory it watches */
 	uint64_t features;
-	bool api, closed;
+	bool api, closed, user_mode_only;
 	unsigned int changing;		/* somebody waits for an event's reader */
 	struct sleeper *sleepers;
 	struct uffd_event *events, **last_event;
@@ -400,7 +403,8 @@ extern struct kvm {
 	bool private[GFNS];		/* attributes */
 	int abi;			/* 0, 1: userfault, 2: on missing */
 	bool two_dimensional, prefault;
-	bool irqchip;			/* asynchronous page faults */
+	bool decides;			/* attributes say what an access is */
+	bool lsb_of_memory;		/* arm64: si_addr_lsb is its page's */
 	unsigned int vcpus;
 } kvm;
 
@@ -464,6 +468,7 @@ struct word {
 
 struct truth {				/* of a memory, or a guest_memfd */
 	const char *name;
+	bool loose;			/* what was read may change by itself */
 	unsigned int pages;
 	struct word *word;		/* by page and word */
 	uint8_t *discarding;		/* by page: discards in progress */
@@ -474,6 +479,9 @@ void truth_init(struct truth *truth, const char *name, unsigned int pages);
 void truth_free(struct truth *truth);
 struct word *truth_word(struct truth *truth, unsigned int page,
 			unsigned int word);
+/* What it is at first. */
+void truth_first(struct truth *truth, unsigned int page, unsigned int word,
+		 uint64_t value);
 /* Somebody has read it, or written. */
 void truth_read(struct truth *truth, unsigned int page, unsigned int word,
 		uint64_t value, const char *who);

@@ -24,7 +24,7 @@ void callback_begin(const char *what)
 		sim_fail("a lock is held over a callback", "%s, in %s", what,
 			 current->call ? current->call : "no call");
 	if (world_is_vcpu(current) && option(OPT_delegate) &&
-	    strcmp(what, "log"))
+	    strcmp(what, "log") && strcmp(what, "changed"))
 		sim_fail("a callback on a vCPU's thread that delegates", "%s",
 			 what);
 	current->callbacks++;
@@ -67,6 +67,13 @@ static void make_images(void)
 			}
 		}
 	}
+}
+
+static const char *bytes_of(const struct sim_memory *memory, uint64_t offset)
+{
+	static const char zeros[PAGE];
+
+	return option(OPT_source) == 4 ? zeros : image[memory->id] + offset;
 }
 
 static int fails(void)
@@ -203,11 +210,12 @@ static bool not_yet(void)
 static int submit(void *data, struct kvmfault_fetch *fetch, uint64_t offset,
 		  void *buffer, size_t length)
 {
-	struct pending *item = pending_of(NULL);
 	unsigned int how = option(OPT_answers);
+	struct pending *item;
 	int err = 0;
 
 	callback_begin("submit");
+	item = pending_of(NULL);
 	tell("the source is to bring %#llx+%#zx", (unsigned long long)offset,
 	     length);
 	if (pending_of(fetch))
@@ -440,7 +448,7 @@ static int own_way(struct kvmfault_request *request, bool all)
 	     at += PAGE) {
 		if (!all && at != page && sim_one_in(2))
 			continue;
-		if (file_write(memory->file, at, image[memory->id] + at, PAGE))
+		if (file_write(memory->file, at, bytes_of(memory, at), PAGE))
 			return -ENOMEM;
 		sim_point();
 	}
@@ -461,8 +469,9 @@ static int resolve_absent(struct kvmfault_request *request)
 		install_all(request);
 		return KVMFAULT_DECLINED;
 	case 3:
-		install_all(request);
 		err = install_all(request);
+		if (err == -EAGAIN)
+			err = install_all(request);
 		return err ? err : KVMFAULT_RESOLVED;
 	case 4:
 		return own_way(request, true);

@@ -28,7 +28,8 @@ struct acting {
 static struct acting acting[ACTORS];
 static unsigned int acting_count;
 
-static struct task *dispatcher;		/* of messages; NULL: the service has threads */
+static struct task *dispatcher;		/* NULL: the service has threads */
+static struct task *checker;		/* the last reader; NULL: not yet */
 
 /* ---- what steps are about ---- */
 
@@ -81,11 +82,14 @@ static void take_marker(struct task *task, int signo)
 {
 	struct sim_vcpu *vcpu = world_vcpu(task);
 
-	if (signo == SIGBUS && vcpu && vcpu->handle &&
-	    !kvmfault_vcpu_sigbus(vcpu->handle, &task->sigbus))
-		sim_fail("a marker's SIGBUS is nobody's", "%p",
-			 task->sigbus.si_addr);
 	tell("a signal: %d", signo);
+	if (signo != SIGBUS || !vcpu || !vcpu->handle)
+		return;
+	if (option(OPT_delivery) == 1 &&
+	    kvmfault_vcpu_sigbus(vcpu->handle, &task->sigbus))
+		return;
+	vcpu->info = task->sigbus;
+	vcpu->bus = true;
 }
 
 static void await_settled(uint64_t before)
@@ -96,9 +100,9 @@ static void await_settled(uint64_t before)
 	if (option(OPT_resolver) == 7)
 		limit = sim_now() + 2 * MS;
 	while (world.settled == before && sim_now() < limit)
-		task_sleep(&world.settled, "settled()", limit, true);
-	if (current->pending)
-		task_handle_signals();
+		if (task_sleep(&world.settled, "settled()", limit, true) ==
+		    SIGNALLED)
+			task_handle_signals();
 }
 
 /* What the guest saw or did: at the moment when KVM_RUN did it. */
@@ -218,8 +222,13 @@ static enum kvmfault_action handle(struct sim_vcpu *vcpu, int ret, int err)
 		mmio_begin(vcpu, &mmio);
 	else
 		conversion_begin(vcpu, &converts);
-	action = CALL(kvmfault_handle, true,
-		      kvmfault_handle(vcpu->handle, ret, err));
+	if (vcpu->bus && ret)
+		action = CALL(kvmfault_handle_sigbus, true,
+			      kvmfault_handle_sigbus(vcpu->handle, &vcpu->info));
+	else
+		action = CALL(kvmfault_handle, true,
+			      kvmfault_handle(vcpu->handle, ret, err));
+	vcpu->bus = false;
 	conversion_end(vcpu, converts);
 	if (action == KVMFAULT_RETRY)
 		mmio_end(vcpu, &mmio);
@@ -260,7 +269,7 @@ static bool interrupted(struct sim_vcpu *vcpu, const struct acting *a)
 	const struct kvmfault_result *result =
 		kvmfault_vcpu_result(vcpu->handle);
 
-	if (result->siginfo)
+	if (result->siginfo && !world.regions_changed)
 		sim_fail("a SIGBUS of the guest's is handed on", "%s", a->task->name);
 	if (vcpu->run.immediate_exit) {
 		tell("immediate_exit is taken back");
@@ -278,7 +287,7 @@ static void run_access(struct acting *a, const struct access_wanted *access)
 
 	kvm_want(vcpu->kvm, access);
 	while (!giving_up(a)) {
-		uint64_t settled = world.settled;
+		uint64_t settled = world.settled, told = world.told;
 
 		if (!again) {
 			ret = kvm_run(vcpu->kvm, &err);
@@ -288,6 +297,11 @@ static void run_access(struct acting *a, const struct access_wanted *access)
 		again = false;
 		switch (handle(vcpu, ret, err)) {
 		case KVMFAULT_RETRY:
+			/* A machine check: the guest gives the page up. */
+			if (world.told != told) {
+				vcpu->kvm->mmio = vcpu->kvm->wanting = false;
+				return;
+			}
 			break;
 		case KVMFAULT_NOT_A_FAULT:
 			if (other_exit(vcpu))
@@ -377,20 +391,15 @@ static void touch_private(struct acting *a, const struct step *step)
 	touch_with(a, step, (struct access_wanted){ .private = true });
 }
 
+/* A device's register: nothing that the library has to do with. */
 static void touch_nothing(struct acting *a, const struct step *step)
 {
-	struct access_wanted access = { .gpa = 0x900000, .value = 1 };
-	int ret, err;
+	const struct access_wanted access = {
+		.gpa = 0x900000, .value = 1, .write = step->c,
+	};
 
-	(void)step;
-	if (!a->vcpu || !a->vcpu->handle)
-		return;
-	kvm_want(a->vcpu->kvm, &access);
-	ret = kvm_run(a->vcpu->kvm, &err);
-	if (handle(a->vcpu, ret, err) == KVMFAULT_NOT_A_FAULT && ret)
-		sim_fail("an error is not a fault", "%d", err);
-	a->vcpu->run.immediate_exit = 0;
-	a->vcpu->kvm->mmio = a->vcpu->kvm->wanting = false;
+	if (a->vcpu && a->vcpu->handle)
+		run_access(a, &access);
 }
 
 static void page_tables(struct acting *a, const struct step *step)
@@ -576,11 +585,13 @@ static void discard(struct acting *a, const struct step *step)
 	int err;
 
 	(void)a;
+	begin_write();
 	truth_discard_begin(&memory->truth, page, count);
 	err = CALL(kvmfault_discard, true,
 		   kvmfault_discard(world.vm, 0, memory->gpa + page * PAGE,
 				    count * PAGE));
 	truth_discard_end(&memory->truth, page, count, !err);
+	end_write();
 	check_error("kvmfault_discard", err, injected);
 }
 
@@ -654,14 +665,16 @@ static void snapshot(struct acting *a, const struct step *step)
 
 	(void)a;
 	if (!option(OPT_write_protect) || memory->snapshot || memory->busy ||
-	    world.ever_private)
+	    memory->users || world.ever_private)
 		return;
+	memory->users++;
 	if (!pause_writers()) {
+		memory->users--;
+		task_wake(&memory->users, TASKS);
 		resume_writers();
 		return;
 	}
 	injected = current->injected;
-	memory->users++;
 	err = begin_snapshot(memory, page, count);
 	resume_writers();
 	check_error("kvmfault_protect", err, injected);
@@ -755,7 +768,8 @@ static void show(struct sim_memory *memory)
 	int err, tries = 0;
 
 	do {
-		err = world_add_region(memory);
+		err = memory->shown ? world_set_slot(memory) :
+				      world_add_region(memory);
 		check_error("kvmfault_region_add", err, injected);
 	} while (err && ++tries < 100);
 	task_wake(&world.settled, TASKS);
@@ -840,8 +854,8 @@ static void service_again(struct acting *a, const struct step *step)
 	world.service = NULL;
 	task_pause(sim_below(2) * MS, "no service");
 	do {
-		err = world_make_service(option(OPT_service) ? 1 + step->b % 3 :
-							       0);
+		err = world_make_service(world_service_threads(
+			option(OPT_service) ? 1 + step->b % 3 : 0));
 		if (err != -EAGAIN && err != -EMFILE)
 			check_error("kvmfault_service_new", err, injected);
 	} while (err && ++tries < 1000);
@@ -892,12 +906,10 @@ static void balloon(struct acting *a, const struct step *step)
 	if (!option(OPT_events) || memory->file || memory->busy ||
 	    !memory->exists || memory->snapshot)
 		return;
-	world.removes++;
 	truth_discard_begin(&memory->truth, page, count);
 	mm_madvise(our_mm, memory->memslots + page * PAGE, count * PAGE,
 		   MADV_DONTNEED);
 	truth_discard_end(&memory->truth, page, count, true);
-	world.removes++;
 }
 
 static void run_child(void *arg)
@@ -1177,6 +1189,7 @@ void steps_start(void)
 	char name[24];
 
 	acting_count = 0;
+	checker = NULL;
 	for (i = 0; i < world.plan->actors; i++) {
 		struct acting *a = &acting[acting_count++];
 		const struct actor *actor = &world.plan->actor[i];
@@ -1190,10 +1203,10 @@ void steps_start(void)
 		a->vcpu = &world.vcpu[vcpus++];
 		a->vcpu->task = a->task;
 		a->task->on_signal = take_marker;
-		if (!option(OPT_handler) && !option(OPT_delegate))
+		if (world_masks_sigbus())
 			a->task->blocked = 1ULL << (SIGBUS - 1);
 	}
-	dispatcher = option(OPT_service) ? NULL :
+	dispatcher = world_service_threads(option(OPT_service)) ? NULL :
 		task_new("dispatcher", our_mm, run_dispatcher, NULL);
 }
 
@@ -1204,9 +1217,23 @@ void steps_end(void)
 		task_wait_end(dispatcher);
 }
 
+static void run_checker(void *arg)
+{
+	(void)arg;
+	world_check();
+}
+
+void steps_check(void)
+{
+	checker = task_new("reader", our_mm, run_checker, NULL);
+}
+
 bool steps_over(void)
 {
 	unsigned int i;
+
+	if (checker && checker->state != ENDED)
+		return false;
 
 	for (i = 0; i < acting_count; i++)
 		if (acting[i].task->state != ENDED)
@@ -1216,20 +1243,16 @@ bool steps_over(void)
 
 void steps_tell_who_waits(char *text, size_t size)
 {
+	const struct task *task;
 	unsigned int i;
 	int n = 0;
 
 	text[0] = '\0';
-	for (i = 0; i < acting_count && n >= 0 && (size_t)n < size; i++) {
-		const struct task *task = acting[i].task;
-
+	for (i = 1; (task = task_nth(i)) && n >= 0 && (size_t)n < size; i++)
 		if (task->state == ASLEEP)
 			n += snprintf(text + n, size - (size_t)n,
-				      "%s%s in %s waits for %s", n ? "; " : "",
-				      task->name, acting[i].done <
-				      acting[i].actor->steps ?
-				      step_name[acting[i].actor->step
-						[acting[i].done].what] : "?",
+				      "%s%s%s%s waits for %s", n ? "; " : "",
+				      task->name, task->call ? " in " : "",
+				      task->call ? task->call : "",
 				      task->why ? task->why : "?");
-	}
 }

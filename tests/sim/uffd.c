@@ -142,6 +142,8 @@ static bool next_message(struct uffd *uffd, struct uffd_msg *msg)
 		msg->event = UFFD_EVENT_PAGEFAULT;
 		msg->arg.pagefault.address = sleeper->address;
 		msg->arg.pagefault.flags = sleeper->flags;
+		if (uffd->features & UFFD_FEATURE_THREAD_ID)
+			msg->arg.pagefault.feat.ptid = sleeper->task->id + 1;
 		return true;
 	}
 	for (event = uffd->events; event; event = event->next) {

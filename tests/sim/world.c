@@ -37,6 +37,12 @@ bool world_is_vcpu(const struct task *task)
 		!strcmp(task->call, "kvmfault_handle_sigbus"));
 }
 
+bool world_masks_sigbus(void)
+{
+	return option(OPT_delivery) == 1 && !option(OPT_handler) &&
+	       !option(OPT_delegate);
+}
+
 enum kvmfault_profile world_profile(const struct task *task)
 {
 	(void)task;
@@ -61,8 +67,9 @@ void call_begin(struct in_call *in, const char *name, bool path)
 {
 	*in = (struct in_call){
 		.call = current->call, .on_path = current->on_path,
-		.callbacks = current->callbacks, .began = sim_now(),
+		.callbacks = current->callbacks, .waited = current->waited,
 	};
+	current->waited = 0;
 	current->call = name;
 	current->on_path = path;
 	current->callbacks = 0;
@@ -74,12 +81,13 @@ void call_end(const struct in_call *in, int64_t ret)
 	tell("%s() = %lld", current->call, (long long)ret);
 	if (current->locked)
 		sim_fail("a call returns with a lock held", "%s", current->call);
-	if (option(OPT_no_wait) && !option(OPT_source_slow) &&
-	    world_is_vcpu(current) && sim_now() - in->began > LIMIT &&
-	    !world.service_busy)
+	/* With the delegate profile it waits for a thread of the service. */
+	if (option(OPT_no_wait) && world_is_vcpu(current) &&
+	    !option(OPT_delegate) && current->waited > LIMIT)
 		sim_fail("a vCPU with no_wait waits", "%s for %llu ms",
 			 current->call,
-			 (unsigned long long)((sim_now() - in->began) / MS));
+			 (unsigned long long)(current->waited / MS));
+	current->waited = in->waited;
 	current->call = in->call;
 	current->on_path = in->on_path;
 	current->callbacks = in->callbacks;
@@ -99,10 +107,11 @@ static bool excused(int err, unsigned int injected)
 	case -EINTR:
 		return world.signalled || bad_luck(injected);
 	case -EAGAIN:
-		return bad_luck(injected) || world.removes ||
+		return bad_luck(injected) || option(OPT_events) ||
 		       option(OPT_resolver) == 7 || option(OPT_answers) == 4;
 	case -EIO:
-		return world.source_errors || world.resolver_errors;
+		return bad_luck(injected) || world.source_errors ||
+		       world.resolver_errors;
 	case -EHWPOISON:
 		return world.poisons || world.failures;
 	case -ECANCELED:
@@ -180,6 +189,7 @@ static void on_log(void *data, enum kvmfault_log_level level,
 	(void)data;
 	callback_begin("log");
 	tell("log %d: %s", level, message);
+	world.unprotected |= strstr(message, "could not be protected") != NULL;
 	callback_end();
 }
 
@@ -211,6 +221,8 @@ static int on_failed(void *data, const struct kvmfault_failure *failure)
 	if (!world.poisons && !world.failures)
 		sim_fail("memory is said to have failed, and has not",
 			 "offset %#llx", (unsigned long long)failure->offset);
+	if (failure->vcpu)
+		world.told++;
 	callback_end();
 	return 0;
 }
@@ -432,6 +444,24 @@ int world_add_remote(struct sim_memory *memory)
 					 &memory->remote_mapping));
 }
 
+int world_set_slot(struct sim_memory *memory)
+{
+	struct kvmfault_memslot memslot = { .size = sizeof(memslot) };
+	struct slot slot = {
+		.used = true, .gpa = memory->gpa, .length = memory->pages * PAGE,
+		.host = memory->memslots, .guest_memfd = memory->guest_memfd,
+	};
+	int err;
+
+	err = CALL(kvmfault_region_memslot, false,
+		   kvmfault_region_memslot(world.vm, 0, memory->gpa, &memslot));
+	if (err)
+		return err;
+	slot.flags = memslot.flags;
+	slot.bitmap = memslot.userfault_bitmap;
+	return kvm_set_slot(memory->id, &slot);
+}
+
 int world_add_region(struct sim_memory *memory)
 {
 	const struct kvmfault_region region = {
@@ -441,25 +471,11 @@ int world_add_region(struct sim_memory *memory)
 		.memory = memory->handle,
 		.guest_memfd = memory->guest_memfd_fd,
 	};
-	struct kvmfault_memslot memslot = { .size = sizeof(memslot) };
-	struct slot slot = {
-		.used = true, .gpa = region.gpa, .length = region.length,
-		.host = memory->memslots, .guest_memfd = memory->guest_memfd,
-	};
-	int err;
+	int err = CALL(kvmfault_region_add, false,
+		       kvmfault_region_add(world.vm, &region));
 
-	err = CALL(kvmfault_region_add, false,
-		   kvmfault_region_add(world.vm, &region));
-	if (err)
-		return err;
-	err = CALL(kvmfault_region_memslot, false,
-		   kvmfault_region_memslot(world.vm, 0, region.gpa, &memslot));
-	if (err)
-		return err;
-	slot.flags = memslot.flags;
-	slot.bitmap = memslot.userfault_bitmap;
-	memory->shown = true;
-	return kvm_set_slot(memory->id, &slot);
+	memory->shown = !err;
+	return err ? err : world_set_slot(memory);
 }
 
 static void set_truth(struct sim_memory *memory)
@@ -470,14 +486,16 @@ static void set_truth(struct sim_memory *memory)
 
 	truth_init(&memory->truth, names[memory->id], memory->pages);
 	truth_init(&memory->hidden, hidden[memory->id], memory->pages);
+	/* Of what is private the shared side goes when it can. */
+	memory->truth.loose = memory->hidden.loose = option(OPT_guest_memfd);
 	memory->then = calloc((size_t)memory->pages * WORDS,
 			      sizeof(*memory->then));
 	memory->saved = calloc(memory->pages, 1);
 	for (page = 0; page < memory->pages; page++)
 		for (word = 0; word < WORDS; word++) {
-			truth_write(&memory->truth, page, word,
+			truth_first(&memory->truth, page, word,
 				    source_word(memory, page, word));
-			truth_write(&memory->hidden, page, word, 0);
+			truth_first(&memory->hidden, page, word, 0);
 		}
 }
 
@@ -521,8 +539,8 @@ int world_make_vcpu(struct sim_vcpu *vcpu)
 		.fd = vcpu->kvm->fd,
 		.run = &vcpu->run,
 		.no_wait = option(OPT_no_wait),
-		.sigbus = option(OPT_handler) || option(OPT_delegate) ?
-			KVMFAULT_SIGBUS_HANDLER : KVMFAULT_SIGBUS_MASKED,
+		.sigbus = world_masks_sigbus() ? KVMFAULT_SIGBUS_MASKED :
+						 KVMFAULT_SIGBUS_HANDLER,
 		.profile = world_profile(NULL),
 	};
 
@@ -541,6 +559,13 @@ static void make_vcpus(void)
 		vcpu->kvm = vcpu_of(kvm_new_vcpu(&vcpu->run));
 		must(world_make_vcpu(vcpu), "a vCPU");
 	}
+}
+
+/* Who waits for an event of its own needs another thread to read it: the manual
+ * says two. */
+unsigned int world_service_threads(unsigned int threads)
+{
+	return option(OPT_events) && threads < 2 ? 2 : threads;
 }
 
 int world_make_service(unsigned int threads)
@@ -586,6 +611,9 @@ static void make_kvm(void)
 	kvm.abi = option(OPT_delivery) >= 2 ? (int)option(OPT_delivery) - 1 : 0;
 	kvm.two_dimensional = !option(OPT_shadow);
 	kvm.prefault = option(OPT_prefault);
+	/* As arm64, which has no such call. */
+	kvm.lsb_of_memory = kvm.two_dimensional && !kvm.prefault;
+	kvm.decides = option(OPT_converter) == 3;
 	world.no_cachestat = option(OPT_no_cachestat);
 	huge_exists = sim_one_in(2);
 }
@@ -609,9 +637,8 @@ void world_make(void)
 		world.vcpus = VCPUS_MAX;
 	world.memories = 1 + option(OPT_memories);
 	/* As a vCPU's thread has it. */
-	if (option(OPT_handler) || option(OPT_delegate))
-		current->on_signal = ignore;
-	else
+	current->on_signal = ignore;
+	if (world_masks_sigbus())
 		current->blocked = 1ULL << (SIGBUS - 1);
 	make_kvm();
 	must(make_vm(), "a context");
@@ -627,7 +654,8 @@ void world_make(void)
 		make_memory(&world.memory[i], i);
 	if (!option(OPT_late_memory))
 		make_vcpus();
-	must(world_make_service(option(OPT_service)), "a service");
+	must(world_make_service(world_service_threads(option(OPT_service))),
+	     "a service");
 	if (option(OPT_huge_pool))
 		huge_pool = 1 + sim_below(3);
 	door_fail_one_in = luck[option(OPT_bad_luck)];
@@ -768,7 +796,9 @@ void world_end(void)
 	     "to free the context");
 	world.vm = NULL;
 	sources_end();
-	door_check_leaks();
+	/* What guards absent pages stays open, as the manual says. */
+	if (!world.unprotected)
+		door_check_leaks();
 }
 
 void world_reset(const struct plan *plan)

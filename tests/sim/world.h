@@ -49,6 +49,8 @@ struct sim_vcpu {
 	struct kvmfault_vcpu *handle;
 	struct task *task;
 	bool stopped;			/* UNRESOLVED: it does not run any more */
+	bool bus;			/* its handler has kept a SIGBUS: */
+	siginfo_t info;
 };
 
 extern struct world {
@@ -68,13 +70,15 @@ extern struct world {
 	bool paused;			/* writers wait: a snapshot begins */
 	unsigned int writing;		/* accesses that write, in progress */
 	unsigned int writers;		/* waiting for the pause's end */
-	uint64_t settled;		/* how often settled() came */
+	uint64_t settled;		/* how often settled() came, */
+	uint64_t told;			/* and failed(), for a vCPU */
 	uint64_t later_until;		/* the resolver's "later" */
 	/* what excuses an error */
 	unsigned int source_errors, poisons, cancels, lies, resolver_errors;
-	unsigned int regions_changed, holes, no_memory, removes, failures;
+	unsigned int regions_changed, holes, no_memory, failures;
 	unsigned int conversions;
 	bool signalled, ever_private;
+	bool unprotected;		/* the log says that absent pages are */
 	bool ending;			/* the dispatcher is not needed any more */
 } world;
 
@@ -93,6 +97,8 @@ void world_check(void);
 void world_free(void);
 
 bool world_makes_seat(void);		/* door.c: the path may map a buffer */
+/* vCPUs' threads block SIGBUS, and the library fetches it. */
+bool world_masks_sigbus(void);
 bool world_is_vcpu(const struct task *task);
 enum kvmfault_profile world_profile(const struct task *task);
 struct sim_vcpu *world_vcpu(const struct task *task);
@@ -104,7 +110,7 @@ struct sim_memory *world_memory_at(uint64_t gpa);
 struct in_call {
 	const char *call;
 	bool on_path;
-	uint64_t began, asleep_before;
+	uint64_t waited;
 	unsigned int callbacks;
 };
 void call_begin(struct in_call *in, const char *name, bool path);
@@ -123,10 +129,12 @@ void check_unresolved(const struct kvmfault_result *result,
 		      unsigned int injected);
 
 int world_make_memory(struct sim_memory *memory);
+int world_set_slot(struct sim_memory *memory);
 int world_add_region(struct sim_memory *memory);
 int world_make_vcpu(struct sim_vcpu *vcpu);
 int world_add_own(struct sim_memory *memory);
 int world_add_remote(struct sim_memory *memory);
+unsigned int world_service_threads(unsigned int threads);
 int world_make_service(unsigned int threads);
 /* Free it, and see that nothing reads zeros then. */
 void world_free_memory(struct sim_memory *memory);
@@ -137,6 +145,7 @@ void world_check_closed(struct sim_memory *memory, struct mm *mm, uint64_t at,
 void steps_start(void);
 bool steps_over(void);
 void steps_end(void);
+void steps_check(void);			/* a task that reads everything */
 void steps_tell_who_waits(char *text, size_t size);
 
 #endif

@@ -8,6 +8,9 @@ usage: behaviour.py check KERNEL COMMAND [ARG]...
                              run the program `behaviour`, and compare
        behaviour.py record KERNEL COMMAND [ARG]...
                              run it twice, and write its answers into the file
+       behaviour.py model KERNEL COMMAND [ARG]...
+                             the same as check, for the model of tests/sim: the
+                             rows of MODEL_TABLES, but for MODEL_LACKS
        behaviour.py doc      the tables of doc/kernels.md
        behaviour.py documented KERNELS.MD
                              are those in there, and the sections that are named
@@ -21,6 +24,7 @@ one, any other is the answer for all.
 
 import configparser
 import fcntl
+import fnmatch
 import itertools
 import os
 import re
@@ -37,6 +41,22 @@ VARIANTS = {'level': ('user', 'supervisor'),
             'irqchip': ('no irqchip', 'irqchip')}
 RELEASE = 'kernel'		# the program's first line
 TEXTS = ('table', 'says', 'sections', 'matters', 'variants')
+
+# What tests/sim/behaviour*.c asks the model: the tables of behaviour-memory.c,
+# -uffd.c and -edges.c.
+MODEL_TABLES = ('An ordinary slot', 'Poison markers', 
+                'userfaultfd at the edges', 'What userfaultfd has')
+# What of these the model can't be asked, and why.
+MODEL_LACKS = {
+    '*, irqchip': 'it has no asynchronous page faults, which are all that an '
+                  'interrupt controller changes',
+    'marker in hugetlb, supervisor, no irqchip':
+        'the kernel that emulates that level is not asked for it',
+    'read-modify-write unmapped, *, no irqchip':
+        'its guest reads or writes 8 bytes: as far as KVM comes it is '
+        '[unmapped]',
+    '16 bytes unmapped, *, no irqchip': 'the same',
+}
 
 
 def load():
@@ -166,6 +186,10 @@ def tell(file, key, expected, got):
 def ask(kernel, command):
     if kernel == 'pvm':
         need_pvm()
+    return run(command)
+
+
+def run(command):
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(done.returncode)
@@ -199,6 +223,54 @@ def check(kernel, command):
         sys.exit(f'\n{kernel} behaves in another way than the library and '
                  'doc/kernels.md say.\nIf that is right, so that both are '
                  f'now: behaviour.py record {kernel} ...')
+
+
+def lacks(key):
+    """The patterns that excuse the model from an answer"""
+    return [pattern for pattern in MODEL_LACKS
+            if fnmatch.fnmatchcase(key, pattern)]
+
+
+def expected_of_model(file, kernel):
+    """key -> answer; what that kernel is not asked, as the first that is"""
+    columns = [kernel, *(k for k in kernels(file) if k != kernel)]
+    found = {}
+    for name, row in rows(file).items():
+        if row['table'] not in MODEL_TABLES:
+            continue
+        for column in reversed(columns):
+            found.update((key, answer) for key, answer
+                         in answers(name, row, column).items()
+                         if not answer.startswith('not asked: '))
+    return {key: answer for key, answer in found.items() if not lacks(key)}
+
+
+def needless(file):
+    """Tables that are not there, excuses that excuse nothing"""
+    tables = {row['table'] for row in rows(file).values()}
+    yield from set(MODEL_TABLES) - tables
+    keys = [', '.join((name, *variant)) for name, row in rows(file).items()
+            if row['table'] in MODEL_TABLES for variant in variants(row)]
+    used = {pattern for key in keys for pattern in lacks(key)}
+    yield from MODEL_LACKS.keys() - used
+
+
+def model(kernel, command):
+    file = load()
+    for what in needless(file):
+        sys.exit(f'behaviour.py: nothing in the file is {what!r}')
+    got = run(command)[1]
+    found = list(compare(expected_of_model(file, kernel), got))
+    print(f'the model as {kernel}: {len(got)} answers, {len(found)} of them '
+          'not as the kernel\'s; not asked:')
+    for pattern, why in MODEL_LACKS.items():
+        print(wrapped(pattern, why))
+    for difference in found:
+        tell(file, *difference)
+    if found:
+        sys.exit('\nThe model is to do what the kernel does '
+                 '(tests/sim/mm.c, uffd.c, kvm.c), and tests/sim/behaviour*.c '
+                 'to ask it\nevery row, or MODEL_LACKS to say why not.')
 
 
 def record(kernel, command):
@@ -323,12 +395,27 @@ def twin(path):
         file = load()
     file['unmapped']['sections'] = 'No such heading'
     assert list(slips(file, text))
+    twin_of_model(load())
     print('each doctored input was noticed')
+
+
+def twin_of_model(file):
+    assert not list(needless(file))
+    expected = expected_of_model(file, 'pvm')
+    assert len(expected) > 80 and not [key for key in expected if lacks(key)]
+    assert 'unmapped, user, irqchip' not in expected
+    assert list(compare(expected, {**expected,
+                                   'unmapped, user, irqchip': 'bare EFAULT'}))
+    file['a new row'] = {'table': MODEL_TABLES[0], 'pvm': 'yes'}
+    assert [('a new row', 'yes', None)] == list(
+        compare(expected_of_model(file, 'pvm'), expected))
+    MODEL_LACKS['no such row'] = 'none'
+    assert ['no such row'] == list(needless(file))
 
 
 def main():
     command, args = sys.argv[1], sys.argv[2:]
-    if command in ('check', 'record'):
+    if command in ('check', 'model', 'record'):
         globals()[command](args[0], args[1:])
     elif command == 'doc':
         print(doc(load()), end='')
