@@ -78,6 +78,7 @@ static void note_crash(const char *kind, const char *text)
 	snprintf(shared->outcome.text, sizeof(shared->outcome.text), "%s", text);
 	shared->outcome.steps = sched_steps;
 	shared->crashed = true;
+	shared->tries++;
 	note_switches();
 }
 

@@ -239,7 +239,8 @@ static int touch(struct vcpu *vcpu)
 	if (ret)
 		return ret;
 	hva = slot->host + now->gpa - slot->gpa;
-	access = mm_access(our_mm, hva, now->write, true, &frame);
+	access = now->emulated ? mm_copy(our_mm, hva, now->write, &frame) :
+		 mm_access(our_mm, hva, now->write, true, &frame);
 	switch (access) {
 	case ACCESS_OK:
 		transfer(vcpu, frame);

@@ -339,6 +339,8 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	crash_init();
-	windows_init();
+	/* Two workers of a search are not to have the same machine. */
+	if (strcmp(words[0], "search"))
+		windows_init();
 	return run_command(words[0], count - 1, words + 1);
 }

@@ -430,6 +430,13 @@ static void forget_page(struct map *map, unsigned int page, int arg)
 	pte_clear(map, page, false);
 }
 
+/* Who touches a page, and so what a signal does to his sleep: the VMM handles it
+ * and faults again; it ends KVM_RUN; the kernel, that copies, comes back and
+ * faults again, until the page is there; and madvise() sleeps on. */
+enum toucher { BY_VMM, BY_KVM, BY_COPY, BY_MADVISE };
+static enum access access_as(enum toucher who, struct mm *mm, uint64_t address,
+			     bool write, frame_t *frame);
+
 static int populate_error(enum access access, const struct map *map,
 			  unsigned int page)
 {
@@ -460,7 +467,7 @@ static int populate(struct mm *mm, uint64_t start, uint64_t length, bool write)
 		unsigned int page = 0;
 		frame_t frame;
 
-		access = mm_access(mm, at, write, true, &frame);
+		access = access_as(BY_MADVISE, mm, at, write, &frame);
 		err = populate_error(access, map_at(mm, at, &page), page);
 	}
 	return err;
@@ -550,6 +557,17 @@ void mm_reclaim(struct map *map, unsigned int page)
 			pte_clear(map, i, true);
 }
 
+/* Of what has no page of its own nothing is copied: a touch brings it again. */
+static bool has_own_page(const struct map *map)
+{
+	unsigned int i;
+
+	for (i = 0; i < map->pages; i++)
+		if (owns_frame(map, &map->pte[i]))
+			return true;
+	return false;
+}
+
 struct mm *mm_fork(struct mm *mm)
 {
 	struct mm *child = mm_new(false);
@@ -570,6 +588,9 @@ struct mm *mm_fork(struct mm *mm)
 				.vma = map->pte[i].vma, .prot = map->pte[i].prot,
 				.frame = -1,
 			};
+			if (map->pte[i].kind == PTE_POISON &&
+			    has_own_page(map))
+				new->pte[i].kind = PTE_POISON;
 			if (!owns_frame(map, &map->pte[i]))
 				continue;
 			new->pte[i].kind = PTE_PRESENT;
@@ -701,9 +722,10 @@ enum access mm_try(struct mm *mm, uint64_t address, bool write, frame_t *frame,
 	return ACCESS_OK;
 }
 
-enum access mm_access(struct mm *mm, uint64_t address, bool write, bool kernel,
-		      frame_t *frame)
+static enum access access_as(enum toucher who, struct mm *mm, uint64_t address,
+			     bool write, frame_t *frame)
 {
+	bool interruptible = who != BY_MADVISE;
 	uint64_t page = address & ~(PAGE - 1), flags;
 	enum access access;
 	struct uffd *uffd;
@@ -715,14 +737,28 @@ enum access mm_access(struct mm *mm, uint64_t address, bool write, bool kernel,
 			return access;
 		/* Neither sees the kernel's accesses, or sleeps for them. */
 		if (uffd->features & UFFD_FEATURE_SIGBUS ||
-		    (kernel && uffd->user_mode_only))
+		    (who != BY_VMM && uffd->user_mode_only))
 			return ACCESS_BUS;
-		if (uffd_sleep(uffd, page, flags, true) == SIGNALLED) {
-			if (kernel)
-				return ACCESS_SIGNAL;
+		if (uffd_sleep(uffd, page, flags, interruptible) != SIGNALLED)
+			continue;
+		if (who == BY_KVM)
+			return ACCESS_SIGNAL;
+		if (who == BY_VMM)
 			task_handle_signals();
-		}
+		else			/* once stands for many times */
+			interruptible = false;
 	}
+}
+
+enum access mm_access(struct mm *mm, uint64_t address, bool write, bool kernel,
+		      frame_t *frame)
+{
+	return access_as(kernel ? BY_KVM : BY_VMM, mm, address, write, frame);
+}
+
+enum access mm_copy(struct mm *mm, uint64_t address, bool write, frame_t *frame)
+{
+	return access_as(BY_COPY, mm, address, write, frame);
 }
 
 enum access mm_read(struct mm *mm, uint64_t address, uint64_t *value)

@@ -185,6 +185,7 @@ static pid_t start_worker(unsigned int number)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	signal(SIGINT, SIG_IGN);
 	job = number;
+	windows_init();
 	if (!freopen("/dev/null", "w", stderr))
 		_exit(1);
 	work();

@@ -296,9 +296,11 @@ enum access {
 	ACCESS_DEAD,			/* its process is gone */
 };
 /* Touch a page as the current task, sleep where a userfaultfd says so, and give
- * its frame. kernel: by a system call or KVM (a signal ends the sleep). */
+ * its frame. kernel: by KVM (a signal ends the sleep). */
 enum access mm_access(struct mm *mm, uint64_t address, bool write, bool kernel,
 		      frame_t *frame);
+/* The same by a copy of the kernel's: no signal ends it. */
+enum access mm_copy(struct mm *mm, uint64_t address, bool write, frame_t *frame);
 /* One step of that without sleeping: would it sleep? Then *uffd and *flags. */
 enum access mm_try(struct mm *mm, uint64_t address, bool write,
 		   frame_t *frame, struct uffd **uffd, uint64_t *flags);

@@ -107,10 +107,21 @@ static uint64_t slowness(void)
 	return 0;
 }
 
+/* A snapshot can't have it either. */
+void source_lose(struct sim_memory *memory, unsigned int page,
+		 unsigned int count)
+{
+	unsigned int i;
+
+	truth_lose(&memory->truth, page, count);
+	for (i = page * WORDS; i < (page + count) * WORDS; i++)
+		memory->then[i].lost = true;
+}
+
 static void lose(struct sim_memory *memory, uint64_t offset, uint64_t length)
 {
-	truth_lose(&memory->truth, (unsigned int)(offset / PAGE),
-		   (unsigned int)(length / PAGE));
+	source_lose(memory, (unsigned int)(offset / PAGE),
+		    (unsigned int)(length / PAGE));
 }
 
 static int read_now(void *data, uint64_t offset, void *buffer, size_t length)

@@ -16,6 +16,9 @@ void callback_begin(const char *what);
 void callback_end(void);
 
 void source_make(struct sim_memory *memory, struct kvmfault_source *source);
+/* These pages' data is lost. */
+void source_lose(struct sim_memory *memory, unsigned int page,
+		 unsigned int count);
 uint64_t source_word(const struct sim_memory *memory, unsigned int page,
 		     unsigned int word);
 int resolver_make(void);

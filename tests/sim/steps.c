@@ -967,7 +967,7 @@ static void failed(struct acting *a, const struct step *step)
 	injected = current->injected;
 	memory->users++;
 	world.failures++;
-	truth_lose(&memory->truth, first, count);
+	source_lose(memory, first, count);
 	err = CALL(kvmfault_memory_failed, true,
 		   kvmfault_memory_failed(world.vm, &info));
 	check_error("kvmfault_memory_failed", err, injected);

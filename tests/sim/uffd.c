@@ -282,13 +282,32 @@ static int uffd_register(struct uffd *uffd, struct uffdio_register *reg)
 	return 0;
 }
 
+static int check_unregister(struct uffd *uffd, const struct uffdio_range *range)
+{
+	bool any = false;
+	uint64_t at;
+
+	for (at = range->start; at < range->start + range->len; at += PAGE) {
+		unsigned int page;
+		struct map *map = map_at(uffd->mm, at, &page);
+
+		if (!map || !map->pte[page].vma)
+			continue;
+		any = true;
+		if (map->pte[page].uffd && map->pte[page].uffd != uffd)
+			return -EINVAL;
+	}
+	return any ? 0 : -EINVAL;
+}
+
 static int uffd_unregister(struct uffd *uffd, const struct uffdio_range *range)
 {
 	uint64_t at;
 
 	if (uffd->mm->dead)
 		return -ENOMEM;
-	if (!whole_pages(range->start, range->len))
+	if (!whole_pages(range->start, range->len) ||
+	    check_unregister(uffd, range))
 		return -EINVAL;
 	for (at = range->start; at < range->start + range->len; at += PAGE) {
 		unsigned int page;
@@ -296,11 +315,13 @@ static int uffd_unregister(struct uffd *uffd, const struct uffdio_range *range)
 
 		if (!map || map->pte[page].uffd != uffd)
 			continue;
+		/* Who sleeps elsewhere sleeps on. */
+		if (map->pte[page].modes & UFFDIO_REGISTER_MODE_MISSING)
+			uffd_wake(uffd, at, PAGE);
 		map->pte[page].uffd = NULL;
 		map->pte[page].modes = 0;
 		map->pte[page].wp = false;
 	}
-	uffd_wake(uffd, range->start, range->len);
 	return 0;
 }
 
@@ -383,11 +404,13 @@ static bool can_be_read(const char *bytes)
 	       (size_t)(bytes - unreadable) >= unreadable_length;
 }
 
-static int install_anonymous(struct pte *pte, const char *from)
+/* The data is read before anybody looks. Zeros do not go over a marker. */
+static int install_anonymous(const struct pte *pte, const char *from)
 {
-	if (pte->kind != PTE_NONE && pte->kind != PTE_POISON)
-		return -EEXIST;
-	return from && !can_be_read(from) ? -EFAULT : 1;
+	if (from && !can_be_read(from))
+		return -EFAULT;
+	return pte->kind == PTE_NONE || (from && pte->kind == PTE_POISON) ?
+	       1 : -EEXIST;
 }
 
 /* 1: to be filled; -errno */
@@ -397,24 +420,23 @@ static int install_file(const struct map *map, unsigned int page,
 	const struct file *file = map->file;
 	unsigned int at = map->pgoff + page;
 
-	if (at >= file->pages)
-		return -EFAULT;
-	if (map->pte[page].kind == PTE_PRESENT)
-		return -EEXIST;
+	bool there = map->pte[page].kind == PTE_PRESENT ||
+		     (at < file->pages && file->frame[at] >= 0);
+
 	if (file->hugetlb) {
-		if (file->frame[at] >= 0)
+		if (at < file->pages && there)
 			return -EEXIST;
 		/* Before the page is looked at. */
 		if (!huge_pool)
 			return huge_exists ? -EEXIST : -ENOMEM;
+	} else if (!shmem_left) {
+		return -ENOMEM;
 	}
 	if (from && !can_be_read(from))
 		return -EFAULT;
-	if (file->frame[at] >= 0)
-		return -EEXIST;
-	if (!file->hugetlb && !shmem_left)
-		return -ENOMEM;
-	return 1;
+	if (at >= file->pages)
+		return -EFAULT;
+	return there ? -EEXIST : 1;
 }
 
 static void put_page(struct map *map, unsigned int page, const char *from,
@@ -577,6 +599,8 @@ static int uffd_poison(struct uffd *uffd,
 		const struct pte *pte = &t.map->pte[t.page + i];
 
 		err = pte->kind != PTE_NONE || pte->wp ? -EEXIST : 1;
+		if (t.map->file && t.map->pgoff + t.page + i >= t.map->file->pages)
+			err = -EFAULT;
 		if (err < 0)
 			break;
 		for (k = 0; k < t.map->unit; k++)

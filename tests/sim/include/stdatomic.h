@@ -24,8 +24,6 @@ void sim_atomic_load(const volatile void *object, const char *operation,
 _Bool sim_store_late(volatile void *object, const void *value, size_t size,
 		     const char *operation, const char *function);
 
-#define SIM__AT(p, op) sim_atomic((p), op "(" #p ")", __func__)
-
 #undef atomic_load
 #undef atomic_load_explicit
 #undef atomic_store
@@ -49,7 +47,7 @@ _Bool sim_store_late(volatile void *object, const void *value, size_t size,
 #define atomic_store(p, v) __extension__({ \
 	__auto_type sim__p = (p); \
 	__typeof__((void)0, *sim__p) sim__v = (v); \
-	SIM__AT(sim__p, "store"); \
+	sim_atomic(sim__p, "store(" #p ")", __func__); \
 	__atomic_store(sim__p, &sim__v, __ATOMIC_SEQ_CST); })
 #define atomic_store_explicit(p, v, order) __extension__({ \
 	__auto_type sim__q = (p); \
@@ -63,14 +61,14 @@ _Bool sim_store_late(volatile void *object, const void *value, size_t size,
 #define atomic_exchange(p, v) __extension__({ \
 	__auto_type sim__p = (p); \
 	__typeof__((void)0, *sim__p) sim__v = (v), sim__r; \
-	SIM__AT(sim__p, "exchange"); \
+	sim_atomic(sim__p, "exchange(" #p ")", __func__); \
 	__atomic_exchange(sim__p, &sim__v, &sim__r, __ATOMIC_SEQ_CST); \
 	sim__r; })
 
 #define atomic_compare_exchange_strong(p, e, v) __extension__({ \
 	__auto_type sim__p = (p); \
 	__typeof__((void)0, *sim__p) sim__v = (v); \
-	SIM__AT(sim__p, "compare_exchange"); \
+	sim_atomic(sim__p, "compare_exchange(" #p ")", __func__); \
 	__atomic_compare_exchange(sim__p, (e), &sim__v, 0, __ATOMIC_SEQ_CST, \
 				  __ATOMIC_SEQ_CST); })
 #define atomic_compare_exchange_weak(p, e, v) \
@@ -78,19 +76,19 @@ _Bool sim_store_late(volatile void *object, const void *value, size_t size,
 
 #define atomic_fetch_add(p, v) __extension__({ \
 	__auto_type sim__p = (p); \
-	SIM__AT(sim__p, "fetch_add"); \
+	sim_atomic(sim__p, "fetch_add(" #p ")", __func__); \
 	__atomic_fetch_add(sim__p, (v), __ATOMIC_SEQ_CST); })
 #define atomic_fetch_sub(p, v) __extension__({ \
 	__auto_type sim__p = (p); \
-	SIM__AT(sim__p, "fetch_sub"); \
+	sim_atomic(sim__p, "fetch_sub(" #p ")", __func__); \
 	__atomic_fetch_sub(sim__p, (v), __ATOMIC_SEQ_CST); })
 #define atomic_fetch_or(p, v) __extension__({ \
 	__auto_type sim__p = (p); \
-	SIM__AT(sim__p, "fetch_or"); \
+	sim_atomic(sim__p, "fetch_or(" #p ")", __func__); \
 	__atomic_fetch_or(sim__p, (v), __ATOMIC_SEQ_CST); })
 #define atomic_fetch_and(p, v) __extension__({ \
 	__auto_type sim__p = (p); \
-	SIM__AT(sim__p, "fetch_and"); \
+	sim_atomic(sim__p, "fetch_and(" #p ")", __func__); \
 	__atomic_fetch_and(sim__p, (v), __ATOMIC_SEQ_CST); })
 
 #endif
