@@ -17,7 +17,7 @@
 #include "crash.h"
 #include "explore.h"
 
-#define SMALL_ONE_IN 1009U		/* seeds, for each takes that many runs */
+#define SMALL_ONE_IN 1009U		/* seeds; each is some 500 runs */
 #define SMALL_ACTORS 3U
 #define SMALL_STEPS 3U
 
@@ -74,9 +74,11 @@ static void note_switches(void)
 
 static void note_crash(const char *kind, const char *text)
 {
-	snprintf(shared->outcome.kind, sizeof(shared->outcome.kind), "%s", kind);
-	snprintf(shared->outcome.text, sizeof(shared->outcome.text), "%s", text);
-	shared->outcome.steps = sched_steps;
+	struct outcome *outcome = &shared->outcome;
+
+	snprintf(outcome->kind, sizeof(outcome->kind), "%s", kind);
+	snprintf(outcome->text, sizeof(outcome->text), "%s", text);
+	outcome->steps = sched_steps;
 	shared->crashed = true;
 	shared->tries++;
 	note_switches();

@@ -2,7 +2,8 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * A run, and what it was: its plan and its switches, so that it can be repeated.
+ * A run, and what it was: its plan and its switches, so that it can be made
+ * again.
  */
 
 #ifndef KVMFAULT_SIM_ATTEMPT_H
@@ -29,8 +30,8 @@ struct failure {
 	struct change change[SWITCHES];
 };
 
-/* What a seed stands for: a plan and a schedule; or, one seed in so many, a small
- * plan and all its schedules within a bound. */
+/* What a seed stands for: a plan and a schedule; or, one seed in so many, a
+ * small plan and all its schedules within a bound. */
 bool seed_is_small(uint64_t seed);
 void seed_plan(struct plan *plan, uint64_t seed);
 void seed_schedule(struct schedule *schedule, uint64_t seed);

@@ -2,9 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * What ends the process that runs a plan. In: a sanitizer's report, a signal, too
- * long a time. Out: a kind, made of what it is and of the first two functions of
- * the library that were in it; and the process has ended.
+ * What ends the process that runs a plan. In: a sanitizer's report, a signal,
+ * too long a time. Out: a kind, made of what it is and of the first two functions
+ * of the library that were in it; and the process has ended.
  */
 
 #include <execinfo.h>

@@ -3,11 +3,11 @@
 
 /*
  * Exhaustive search within a bound, as CHESS does it. The scheduler without a
- * choice of its own lets each task go on until it sleeps, and then the next one in
- * order. In: a plan, and how often a run may do otherwise: another task goes on at
- * a point where the running one could, or another than the next where it sleeps.
- * Out: the first run that fails, of all that there are; those with fewer such
- * switches come first.
+ * choice of its own lets each task go on until it sleeps, and then the next one
+ * in order. In: a plan, and how often a run may do otherwise: another task goes
+ * on at a point where the running one could, or another than the next where it
+ * sleeps. Out: the first run that fails, of all that there are; those with fewer
+ * such switches come first.
  */
 
 #include <stdlib.h>

@@ -2,9 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * What is known before a search. In: options of the command line, and a file that
- * has the faults that the library is known to have. Out: what plans are made of,
- * and which fault's a failure is.
+ * What is known before a search. In: options of the command line, and a file
+ * with the faults that the library is known to have. Out: what plans are made
+ * of, and which fault's a failure is.
  */
 
 #include <string.h>

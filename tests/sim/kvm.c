@@ -223,6 +223,13 @@ static int leave_early(struct vcpu *vcpu, const struct slot *slot)
 	return 0;
 }
 
+/* Is it the other kind of page by now? */
+static bool must_leave(const struct vcpu *vcpu, const struct slot *slot)
+{
+	return slot->guest_memfd && vcpu->now.private !=
+	       kvm.private[vcpu->now.gpa / PAGE % GFNS];
+}
+
 /* 0 or -errno of KVM_RUN, or DONE. */
 static int touch(struct vcpu *vcpu)
 {
@@ -243,6 +250,10 @@ static int touch(struct vcpu *vcpu)
 		 mm_access(our_mm, hva, now->write, true, &frame);
 	switch (access) {
 	case ACCESS_OK:
+		/* Slots and attributes may have changed while it slept: then
+		 * KVM begins anew. */
+		if (slot_at(now->gpa) != slot || must_leave(vcpu, slot))
+			return touch(vcpu);
 		transfer(vcpu, frame);
 		return DONE;
 	case ACCESS_SIGNAL:

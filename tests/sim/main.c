@@ -2,8 +2,8 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * The simulator's command line. In: a command, and a seed or a file. Out: what a
- * run did, in words; or what many did.
+ * The simulator's command line. In: a command, and a seed or a file. Out: what
+ * a run did, in words; or what many did.
  */
 
 #include <ctype.h>
@@ -18,7 +18,8 @@
 #include "shrink.h"
 
 static const char usage[] =
-"usage: sim search [--seconds N] [--jobs N] [--from SEED] [--json] [PLANS]\n"
+"usage: sim search [--seconds N] [--jobs N] [--from SEED] [--json]\n"
+"                  [--by-text] [PLANS]\n"
 "       sim run SEED|FILE [COUNT] [--tell] [--atomics] [PLANS]\n"
 "       sim shrink SEED|FILE [--seconds N] [--expect \"KIND[ ~ TEXT]\"]\n"
 "                  [--fault NAME] [-o FILE] [PLANS]\n"
@@ -31,7 +32,7 @@ static const char usage[] =
 
 static struct {
 	uint64_t seconds, jobs, preemptions, from;
-	bool json;
+	bool json, by_text;
 	const char *expected, *fault, *output;
 	char replay[512];		/* of the options: those about plans */
 } options = { .seconds = 60, .jobs = 2, .preemptions = 2, .from = 1 };
@@ -237,6 +238,7 @@ static const struct {
 	bool (*plans)(const char *value);
 } known_options[] = {
 	{ "--json", .flag = &options.json },
+	{ "--by-text", .flag = &options.by_text },
 	{ "--tell", .flag = &telling },
 	{ "--atomics", .flag = &telling_atomics },
 	{ "--seconds", .number = &options.seconds, .most = 1000000 },
@@ -297,6 +299,7 @@ static int run_command(const char *command, int count, char **words)
 		.seconds = (unsigned int)options.seconds,
 		.jobs = (unsigned int)options.jobs,
 		.json = options.json,
+		.by_text = options.by_text,
 		.replay = options.replay,
 	};
 

@@ -67,8 +67,12 @@ static void add(struct word *word, uint64_t value)
 
 static void set(struct word *word, uint64_t value)
 {
+	unsigned int i;
+
 	word->count = 1;
 	word->value[0] = value;
+	for (i = 0; i < word->pendings; i++)
+		add(word, word->pending[i]);
 }
 
 static const char *describe(const struct word *word, char *text, size_t size)
@@ -130,17 +134,24 @@ uint32_t truth_write_begin(struct truth *truth, unsigned int page,
 	struct word *w = truth_word(truth, page, word);
 
 	add(w, value);
+	if (w->pendings < PENDING_WRITES)
+		w->pending[w->pendings++] = value;
 	w->written = true;
 	return ++w->version;
 }
 
 void truth_write_end(struct truth *truth, unsigned int page, unsigned int word,
-		     uint64_t value, uint32_t version)
+		     uint64_t value, uint32_t version, bool done)
 {
 	struct word *w = truth_word(truth, page, word);
+	unsigned int i;
 
+	for (i = 0; i < w->pendings && w->pending[i] != value; i++)
+		;
+	if (i < w->pendings)
+		w->pending[i] = w->pending[--w->pendings];
 	/* Nobody else has touched it: it was the last to write. */
-	if (w->version == version && !truth->discarding[page])
+	if (done && w->version == version && !truth->discarding[page])
 		set(w, value);
 }
 

@@ -13,8 +13,8 @@
  *   schedule
  *   STEP TASK		at that step this task goes on
  *
- * Out: whether it is as the file says. The schedule is that of the library as it
- * was then; the others are there because it has changed since.
+ * Out: whether it is as the file says. The schedule is that of the library as
+ * it was then; the others are there because it has changed since.
  */
 
 #include <dirent.h>

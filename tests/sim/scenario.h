@@ -14,7 +14,7 @@ struct scenario {
 	char fault[64];			/* of the library: its name; or empty */
 	bool open;			/* it has that fault now */
 	char expected[192];		/* a pattern; empty: any failure */
-	uint32_t schedules;		/* that are tried beside the given one */
+	uint32_t schedules;		/* tried beside the given one */
 	struct replay replay;
 };
 

@@ -253,6 +253,14 @@ static void flush_late(struct task *task)
 	task->late.object = NULL;
 }
 
+static void note_change(const struct task *task)
+{
+	if (made_count < CHANGES)
+		made[made_count++] = (struct change){
+			.at = (uint32_t)sched_steps, .to = (uint8_t)task->id,
+		};
+}
+
 static void go_on(struct task *task)
 {
 	struct task *from = current;
@@ -261,10 +269,7 @@ static void go_on(struct task *task)
 		return;
 	windows_close_all();
 	switches++;
-	if (made_count < CHANGES)
-		made[made_count++] = (struct change){
-			.at = (uint32_t)sched_steps, .to = (uint8_t)task->id,
-		};
+	note_change(task);
 	current = task;
 	fiber_switch(&from->fiber, &task->fiber, from->state == ENDED);
 }
@@ -306,6 +311,9 @@ static void leave(void)
 			sim_fail("stuck", "nobody is left who could wake anybody");
 	}
 	plan_decision();
+	/* One that slept and is the next itself: of others that woke too. */
+	if (next == current)
+		note_change(next);
 	go_on(next);
 }
 

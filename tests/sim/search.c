@@ -51,6 +51,7 @@ static struct group {
 	uint64_t count;
 } groups[KINDS];
 static unsigned int group_count;
+static bool by_text;
 static struct timespec began;
 static double time_limit;		/* seconds since then */
 
@@ -99,7 +100,8 @@ static uint64_t run_digest(const struct outcome *outcome)
 	const struct change *change = sched_changes(&count);
 
 	for (i = 0; i < count; i++)
-		digest = mix(digest, (uint64_t)change[i].at << 8 | change[i].to);
+		digest = mix(digest,
+			     (uint64_t)change[i].at << 8 | change[i].to);
 	for (i = 0; outcome->kind[i]; i++)
 		digest = mix(digest, (uint8_t)outcome->kind[i]);
 	return digest;
@@ -194,14 +196,43 @@ static pid_t start_worker(unsigned int number)
 
 /* ---- their parent ---- */
 
+/* Texts that differ in their numbers only are the same. */
+static bool same_words(const char *a, const char *b)
+{
+	static const char digits[] = "0123456789";
+
+	for (;;) {
+		a += strspn(a, digits);
+		b += strspn(b, digits);
+		if (!strncmp(a, "x", 1) && !strncmp(b, "x", 1)) {
+			a += strspn(a, "x0123456789abcdef");
+			b += strspn(b, "x0123456789abcdef");
+		}
+		if (*a != *b)
+			return false;
+		if (!*a)
+			return true;
+		a++;
+		b++;
+	}
+}
+
+static bool is_like(const struct group *group, const struct outcome *outcome,
+		    const char *fault)
+{
+	return group->fault == fault &&
+	       !strcmp(group->first.outcome.kind, outcome->kind) &&
+	       (!by_text || same_words(group->first.outcome.text,
+				       outcome->text));
+}
+
 static void add_record(const struct record *record)
 {
 	const char *fault = known_fault(&record->outcome);
 	unsigned int i;
 
 	for (i = 0; i < group_count; i++)
-		if (groups[i].fault == fault &&
-		    !strcmp(groups[i].first.outcome.kind, record->outcome.kind))
+		if (is_like(&groups[i], &record->outcome, fault))
 			break;
 	if (i == KINDS)
 		return;
@@ -236,33 +267,51 @@ static void note_end(unsigned int number, int status)
 	send_record(kind, "a worker was ended by it");
 }
 
-static void watch_workers(const struct search_options *options)
+/* Those that have ended: how many are not to be replaced. */
+static unsigned int replace_workers(pid_t *worker, unsigned int jobs)
 {
-	pid_t pid, worker[MAX_JOBS];
-	unsigned int i, left = options->jobs;
+	unsigned int i, ended = 0;
 	int status;
+	pid_t pid;
 
-	for (i = 0; i < options->jobs; i++)
+	while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+		for (i = 0; i < jobs && worker[i] != pid; i++)
+			;
+		if (i == jobs)
+			continue;
+		note_end(i, status);
+		worker[i] = 0;
+		if (status && !is_over())
+			worker[i] = start_worker(i);
+		else
+			ended++;
+	}
+	return ended;
+}
+
+static void print_progress(void)
+{
+	static double next;
+	double now = seconds_since();
+
+	if (now < next || !isatty(STDERR_FILENO))
+		return;
+	next = now + 0.2;
+	fprintf(stderr, "\r%6.0f s  %llu runs  %u kinds of failure ", now,
+		(unsigned long long)shared->runs, group_count);
+}
+
+static void watch_workers(unsigned int jobs)
+{
+	pid_t worker[MAX_JOBS];
+	unsigned int i, left = jobs;
+
+	for (i = 0; i < jobs; i++)
 		worker[i] = start_worker(i);
 	while (left) {
 		read_records(200);
-		while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
-			for (i = 0; i < options->jobs && worker[i] != pid; i++)
-				;
-			if (i == options->jobs)
-				continue;
-			note_end(i, status);
-			worker[i] = 0;
-			if (status && !is_over())
-				worker[i] = start_worker(i);
-			else
-				left--;
-		}
-		if (isatty(STDERR_FILENO))
-			fprintf(stderr,
-				"\r%6.0f s  %llu runs  %u kinds of failure ",
-				seconds_since(),
-				(unsigned long long)shared->runs, group_count);
+		left -= replace_workers(worker, jobs);
+		print_progress();
 	}
 	read_records(0);
 	if (isatty(STDERR_FILENO))
@@ -284,6 +333,7 @@ static void prepare(const struct search_options *options)
 	fcntl(records[0], F_SETFL, O_NONBLOCK);
 	shared->next = options->from;
 	time_limit = options->seconds;
+	by_text = options->by_text;
 	signal(SIGINT, on_interrupt);
 	clock_gettime(CLOCK_MONOTONIC, &began);
 }
@@ -374,7 +424,8 @@ static void print_json(void)
 	for (i = 0; i < group_count; i++) {
 		const struct group *group = &groups[i];
 
-		printf("%s\n{\"seed\": %llu, \"times\": %llu, \"after\": %.3f, ",
+		printf("%s\n{\"seed\": %llu, \"times\": %llu, "
+		       "\"after\": %.3f, ",
 		       i ? "," : "", (unsigned long long)group->first.seed,
 		       (unsigned long long)group->count, group->after);
 		print_string("known", group->fault ? group->fault : "");
@@ -392,7 +443,7 @@ bool search(const struct search_options *options)
 	uint64_t runs;
 
 	prepare(options);
-	watch_workers(options);
+	watch_workers(options->jobs);
 	if (options->json)
 		print_json();
 	else

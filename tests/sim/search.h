@@ -17,6 +17,7 @@ struct search_options {
 	uint64_t from;			/* the first seed */
 	unsigned int seconds, jobs;
 	bool json;
+	bool by_text;			/* kinds, and their texts apart */
 	const char *replay;		/* what the command line needs again */
 };
 

@@ -459,10 +459,13 @@ struct task *door_service_thread(unsigned int n);
 #define WORDS 4U			/* words of a page that are watched */
 extern const unsigned int oracle_word[WORDS];	/* where they are */
 #define VALUES 6U
+#define PENDING_WRITES 4U
 
 struct word {
 	uint64_t value[VALUES];		/* that it may have */
 	uint8_t count;
+	uint64_t pending[PENDING_WRITES];	/* that may come at any time */
+	uint8_t pendings;
 	bool written;			/* since the discard began */
 	uint32_t version;		/* how often it was changed */
 	bool lost;			/* poisoned: anything, or a SIGBUS */
@@ -492,8 +495,9 @@ void truth_write(struct truth *truth, unsigned int page, unsigned int word,
 /* The library writes it for somebody, some time between these two. */
 uint32_t truth_write_begin(struct truth *truth, unsigned int page,
 			   unsigned int word, uint64_t value);
+/* done: it has been, or may never be. */
 void truth_write_end(struct truth *truth, unsigned int page, unsigned int word,
-		     uint64_t value, uint32_t version);
+		     uint64_t value, uint32_t version, bool done);
 void truth_discard_begin(struct truth *truth, unsigned int page,
 			 unsigned int count);
 void truth_discard_end(struct truth *truth, unsigned int page,

@@ -106,7 +106,7 @@ static void await_settled(uint64_t before)
 }
 
 /* What the guest saw or did: at the moment when KVM_RUN did it. */
-static void account(struct sim_vcpu *vcpu, bool by_library)
+static void account(struct sim_vcpu *vcpu)
 {
 	const struct access_wanted *did = &vcpu->kvm->now;
 	struct sim_memory *memory = world_memory_at(did->gpa);
@@ -121,7 +121,7 @@ static void account(struct sim_vcpu *vcpu, bool by_library)
 	for (word = 0; word < WORDS; word++)
 		if (oracle_word[word] == did->gpa % PAGE)
 			break;
-	if (by_library || word == WORDS)
+	if (word == WORDS)
 		return;
 	if (did->write)
 		truth_write(truth, page, word, did->value);
@@ -156,7 +156,7 @@ static void mmio_begin(struct sim_vcpu *vcpu, struct mmio *mmio)
 		mmio->version = mmio->before.version;
 }
 
-static void mmio_end(struct sim_vcpu *vcpu, struct mmio *mmio)
+static void mmio_end(struct sim_vcpu *vcpu, struct mmio *mmio, bool done)
 {
 	const struct access_wanted *did = &vcpu->kvm->now;
 	struct word *word;
@@ -167,9 +167,11 @@ static void mmio_end(struct sim_vcpu *vcpu, struct mmio *mmio)
 	word = truth_word(&mmio->memory->truth, mmio->page, mmio->word);
 	if (did->write) {
 		truth_write_end(&mmio->memory->truth, mmio->page, mmio->word,
-				did->value, mmio->version);
+				did->value, mmio->version, done);
 		return;
 	}
+	if (!done)
+		return;
 	memcpy(&value, vcpu->run.mmio.data, sizeof(value));
 	tell("MMIO has read %#llx", (unsigned long long)value);
 	if (word->version > mmio->version + 1 ||
@@ -230,8 +232,7 @@ static enum kvmfault_action handle(struct sim_vcpu *vcpu, int ret, int err)
 			      kvmfault_handle(vcpu->handle, ret, err));
 	vcpu->bus = false;
 	conversion_end(vcpu, converts);
-	if (action == KVMFAULT_RETRY)
-		mmio_end(vcpu, &mmio);
+	mmio_end(vcpu, &mmio, action == KVMFAULT_RETRY);
 	if (action == KVMFAULT_UNRESOLVED)
 		check_unresolved(kvmfault_vcpu_result(vcpu->handle), injected);
 	return action;
@@ -290,9 +291,12 @@ static void run_access(struct acting *a, const struct access_wanted *access)
 		uint64_t settled = world.settled, told = world.told;
 
 		if (!again) {
+			bool mmio = vcpu->kvm->mmio;
+
 			ret = kvm_run(vcpu->kvm, &err);
-			if (vcpu->kvm->done)
-				account(vcpu, false);
+			/* MMIO was the library's: see mmio_end(). */
+			if (vcpu->kvm->done && !mmio)
+				account(vcpu);
 		}
 		again = false;
 		switch (handle(vcpu, ret, err)) {
@@ -587,9 +591,13 @@ static void discard(struct acting *a, const struct step *step)
 	(void)a;
 	begin_write();
 	truth_discard_begin(&memory->truth, page, count);
-	err = CALL(kvmfault_discard, true,
-		   kvmfault_discard(world.vm, 0, memory->gpa + page * PAGE,
-				    count * PAGE));
+	/* What a signal has interrupted may go on by itself: until it is over. */
+	do
+		err = CALL(kvmfault_discard, true,
+			   kvmfault_discard(world.vm, 0,
+					    memory->gpa + page * PAGE,
+					    count * PAGE));
+	while (err == -EINTR);
 	truth_discard_end(&memory->truth, page, count, !err);
 	end_write();
 	check_error("kvmfault_discard", err, injected);

@@ -150,7 +150,8 @@ void check_unresolved(const struct kvmfault_result *result,
 		fine = world.regions_changed;
 		break;
 	case KVMFAULT_REASON_SOURCE:
-		fine = world.source_errors || world.poisons || world.cancels;
+		fine = bad_luck(injected) || world.source_errors ||
+		       world.poisons || world.cancels;
 		break;
 	case KVMFAULT_REASON_RESOLVER:
 		fine = excused(result->error, injected);

@@ -9,6 +9,7 @@
 
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -122,6 +123,31 @@ static void missing(int arg)
 	start();
 	reader.fd = uffd_of_ram(0, UFFD_FEATURE_THREAD_ID);
 	conclude_message(&reader);
+}
+
+/* All signals are for who sleeps. */
+static void *give_up(void *arg)
+{
+	(void)arg;
+	sleep(10);
+	answer("kicks do not end it");
+}
+
+static void kicked(int arg)
+{
+	sigset_t all, old;
+	pthread_t thread;
+
+	(void)arg;
+	start();
+	uffd = uffd_of_ram(0, 0);
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	errno = pthread_create(&thread, NULL, give_up, NULL);
+	must(errno ? -1 : 0, "thread");
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	touch_read();
+	answer("%s", bed.said);
 }
 
 /* In the file, and not mapped. */
@@ -267,6 +293,7 @@ const struct row memory_rows[] = {
 	{ "marker, SIGBUS blocked", BOTH, marker, true },
 	{ "marker in hugetlb", BOTH, huge_marker, 0 },
 	{ "uffd missing", BOTH, missing, 0 },
+	{ "uffd missing, kicked", BOTH, kicked, 0 },
 	{ "uffd minor", BOTH, minor, 0 },
 	{ "no slot", BOTH, no_slot, 0 },
 	{ "write to a read-only slot", BOTH, read_only_slot, 0 },

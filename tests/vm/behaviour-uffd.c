@@ -39,9 +39,7 @@ static void features_without_a_name(int bit)
 	answer("%#llx", (unsigned long long)(api.features >> bit << bit));
 }
 
-enum { ANONYMOUS, SHMEM, HUGETLB };
-
-static char *map_kind(int kind)
+char *map_kind(int kind)
 {
 	const int prot = PROT_READ | PROT_WRITE;
 	int fd;
@@ -111,7 +109,7 @@ static char *map_shared(int fd, size_t length)
 			     fd, 0), "mmap");
 }
 
-static int watch(void *start, size_t length, uint64_t features)
+int watch(void *start, size_t length, uint64_t features)
 {
 	int fd = uffd_new(0, features);
 
@@ -136,8 +134,7 @@ static void mark(int uffd, char *page, size_t length)
 	may(errno ? -1 : 0);
 }
 
-/* The errno of a call, or 0, by name. */
-static const char *name_of(int ret)
+const char *name_of(int ret)
 {
 	return ret ? strerrorname_np(-ret) : "0";
 }

@@ -166,6 +166,7 @@ int main(int argc, char **argv)
 		guest_memfd_rows,
 		userfault_rows,
 		uffd_rows,
+		edge_rows,
 	};
 	const struct row *row;
 	struct utsname name;

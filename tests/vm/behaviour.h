@@ -79,6 +79,7 @@ extern const struct row memory_rows[];
 extern const struct row table_rows[];
 extern const struct row guest_memfd_rows[];
 extern const struct row uffd_rows[];
+extern const struct row edge_rows[];
 extern const struct row userfault_rows[];
 #ifdef __x86_64__
 extern const struct row x86_rows[];
@@ -151,6 +152,14 @@ int uffd_copy(int fd, void *to, const void *from, size_t length);
 int uffd_poison(int fd, void *start, size_t length);
 int uffd_continue(int fd, void *start, size_t length);
 const void *filled(uint64_t word);	/* a page of it */
+
+/* behaviour-uffd.c: HUGE of that memory, and one that watches for what is missing
+ * there. */
+enum { ANONYMOUS, SHMEM, HUGETLB };
+char *map_kind(int kind);
+int watch(void *start, size_t length, uint64_t features);
+/* The errno of a call, or 0, by name. */
+const char *name_of(int ret);
 
 /* A thread that waits for one message and answers it. */
 struct reader {

@@ -44,7 +44,7 @@ TEXTS = ('table', 'says', 'sections', 'matters', 'variants')
 
 # What tests/sim/behaviour*.c asks the model: the tables of behaviour-memory.c,
 # -uffd.c and -edges.c.
-MODEL_TABLES = ('An ordinary slot', 'Poison markers', 
+MODEL_TABLES = ('An ordinary slot', 'Poison markers', 'Protected pages',
                 'userfaultfd at the edges', 'What userfaultfd has')
 # What of these the model can't be asked, and why.
 MODEL_LACKS = {
