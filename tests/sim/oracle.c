@@ -161,12 +161,14 @@ void truth_discard_begin(struct truth *truth, unsigned int page,
 	unsigned int i, k;
 
 	for (i = page; i < page + count; i++) {
-		truth->discarding[i]++;
 		for (k = 0; k < WORDS; k++) {
-			truth_word(truth, i, k)->written = false;
+			if (!truth->discarding[i])
+				truth_word(truth, i, k)->written =
+					truth_word(truth, i, k)->pendings;
 			truth_word(truth, i, k)->version++;
 			add(truth_word(truth, i, k), 0);
 		}
+		truth->discarding[i]++;
 	}
 }
 

@@ -195,6 +195,7 @@ static void conversion_begin(struct sim_vcpu *vcpu, bool *begun)
 	page = (unsigned int)((did->gpa - memory->gpa) / PAGE);
 	page -= page % memory->unit;
 	world.conversions++;
+	world.converting++;
 	truth_discard_begin(&memory->truth, page, memory->unit);
 	truth_discard_begin(&memory->hidden, page, memory->unit);
 }
@@ -211,6 +212,7 @@ static void conversion_end(struct sim_vcpu *vcpu, bool begun)
 	page -= page % memory->unit;
 	truth_discard_end(&memory->truth, page, memory->unit, false);
 	truth_discard_end(&memory->hidden, page, memory->unit, false);
+	world.converting--;
 }
 
 static enum kvmfault_action handle(struct sim_vcpu *vcpu, int ret, int err)
@@ -284,17 +286,16 @@ static void run_access(struct acting *a, const struct access_wanted *access)
 {
 	struct sim_vcpu *vcpu = a->vcpu;
 	int ret = 0, err = 0, unresolved = 0;
-	bool again = false;
+	bool again = false, mmio = false;
 
 	kvm_want(vcpu->kvm, access);
 	while (!giving_up(a)) {
 		uint64_t settled = world.settled, told = world.told;
 
 		if (!again) {
-			bool mmio = vcpu->kvm->mmio;
-
+			/* That is the library's: see mmio_end(). */
+			mmio |= vcpu->kvm->mmio;
 			ret = kvm_run(vcpu->kvm, &err);
-			/* MMIO was the library's: see mmio_end(). */
 			if (vcpu->kvm->done && !mmio)
 				account(vcpu);
 		}
@@ -433,6 +434,7 @@ static void convert_with(struct sim_vcpu *vcpu, const struct step *step)
 	struct sim_memory *memory = memory_for(step);
 	unsigned int page = page_of(memory, step->a), injected;
 	unsigned int count = count_of(memory, page, step->b), i;
+	unsigned int began;
 	uint64_t done = 0;
 	bool alone;
 	int err;
@@ -441,7 +443,8 @@ static void convert_with(struct sim_vcpu *vcpu, const struct step *step)
 		return;
 	world.ever_private |= step->c;
 	injected = current->injected;
-	alone = !world.conversions++;
+	alone = !world.converting++;
+	began = ++world.conversions;
 	truth_discard_begin(&memory->truth, page, count);
 	truth_discard_begin(&memory->hidden, page, count);
 	err = CALL(kvmfault_convert, true,
@@ -450,8 +453,8 @@ static void convert_with(struct sim_vcpu *vcpu, const struct step *step)
 				    step->c, &done));
 	truth_discard_end(&memory->truth, page, count, false);
 	truth_discard_end(&memory->hidden, page, count, false);
-	alone &= world.conversions == 1;
-	world.conversions--;
+	alone &= world.conversions == began;
+	world.converting--;
 	check_error("kvmfault_convert", err, injected);
 	if (!err && done != count * PAGE)
 		sim_fail("a conversion is short", "%#llx of %#llx",
@@ -541,12 +544,16 @@ static void write_at(struct acting *a, struct sim_memory *memory, struct mm *mm,
 
 	if (!base)
 		return;
+	/* The mapping does not go meanwhile. */
+	memory->users++;
 	begin_write();
 	access = mm_write(mm, base + page * PAGE + oracle_word[step->b % WORDS],
 			  value);
 	if (access == ACCESS_OK)
 		truth_write(&memory->truth, page, step->b % WORDS, value);
 	end_write();
+	memory->users--;
+	task_wake(&memory->users, TASKS);
 }
 
 static void write_own(struct acting *a, const struct step *step)
@@ -554,7 +561,7 @@ static void write_own(struct acting *a, const struct step *step)
 	struct sim_memory *memory = memory_for(step);
 
 	/* A private page's other side is nobody's to write. */
-	if (!option(OPT_guest_memfd))
+	if (!option(OPT_guest_memfd) && memory->own_mapping && !memory->busy)
 		write_at(a, memory, our_mm, memory->own, step);
 }
 
@@ -1044,7 +1051,7 @@ static void write_device(struct acting *a, const struct step *step)
 {
 	struct sim_memory *memory = memory_for(step);
 
-	if (!option(OPT_guest_memfd))
+	if (!option(OPT_guest_memfd) && memory->remote_mapping && !memory->busy)
 		write_at(a, memory, world.device, memory->remote, step);
 }
 

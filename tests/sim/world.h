@@ -76,7 +76,8 @@ extern struct world {
 	/* what excuses an error */
 	unsigned int source_errors, poisons, cancels, lies, resolver_errors;
 	unsigned int regions_changed, holes, no_memory, failures;
-	unsigned int conversions;
+	unsigned int conversions;	/* that were begun, */
+	unsigned int converting;	/* and are in progress */
 	bool signalled, ever_private;
 	bool unprotected;		/* the log says that absent pages are */
 	bool ending;			/* the dispatcher is not needed any more */
