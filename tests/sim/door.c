@@ -100,6 +100,8 @@ static int begin(const struct call *call)
 {
 	unsigned int n = 0;
 
+	if (strcmp(call->name, "clock_gettime"))
+		door_check_wake();
 	judge(call);
 	sim_point();
 	sim_pass(500);
@@ -576,12 +578,47 @@ int kvmfault__sys_sigtake(int signo, void *siginfo)
 
 /* ---- waiting ---- */
 
+#define SLICE (10 * MS)			/* how long a wait of the library's is */
+
+/* A futex on which nobody is ever woken: it is slept on for the time alone. */
+static bool is_pause(const _Atomic uint32_t *word)
+{
+	const struct kvmfault__seat *seat = atomic_load(&world.vm->seats);
+
+	while (seat && &seat->pause != word)
+		seat = seat->next;
+	return seat;
+}
+
+/*
+ * Whoever waits for something is woken when it has come. That he looks again
+ * after a while is for a stop that comes without a wake; if he then finds that it
+ * has come, a wake was lost.
+ */
+void door_check_wake(void)
+{
+	const struct sim_vcpu *vcpu = world_vcpu(current);
+	const char *in = current->call ? current->call : "no call";
+
+	if (!current->napped)
+		return;
+	current->napped = NULL;
+	if ((vcpu && vcpu->run.immediate_exit) || world.signalled ||
+	    current->callbacks || !strcmp(in, "kvmfault_memory_free") ||
+	    !strcmp(in, "kvmfault_mapping_remove"))
+		return;
+	sim_fail("a wake is lost", "%s in %s goes on after its time was over",
+		 current->name, in);
+}
+
 int kvmfault__sys_futex_wait(_Atomic uint32_t *word, uint32_t value,
 			     uint64_t nanoseconds)
 {
 	enum woken how;
 	uint64_t began;
 
+	if (current->napped == (const void *)(uintptr_t)word)
+		current->napped = NULL;
 	BEGIN("futex", .syscall = "futex", .value = FUTEX_WAIT_PRIVATE);
 	if (__atomic_load_n((uint32_t *)(uintptr_t)word, __ATOMIC_SEQ_CST) !=
 	    value)
@@ -592,6 +629,8 @@ int kvmfault__sys_futex_wait(_Atomic uint32_t *word, uint32_t value,
 	how = task_sleep((const void *)(uintptr_t)word, "futex",
 			 began + nanoseconds, true);
 	current->waited += sim_now() - began;
+	if (how == LATE && nanoseconds >= SLICE && !is_pause(word))
+		current->napped = (const void *)(uintptr_t)word;
 	switch (how) {
 	case WOKEN:
 		return 0;

@@ -35,10 +35,9 @@ struct pattern {
 void pattern_read(struct pattern *pattern, const char *text);
 bool pattern_fits(const struct pattern *pattern, const struct outcome *outcome);
 
-/* The lines of a file: known FAULT KIND [~ TEXT], without option NAME, without
- * step NAME. False: it can't be read. */
+/* The lines of a file, as open.txt describes them. False: it can't be read. */
 bool known_read(const char *path);
 /* The fault whose failure that is, or NULL. */
-const char *known_fault(const struct outcome *outcome);
+const char *known_fault(const struct plan *plan, const struct outcome *outcome);
 
 #endif

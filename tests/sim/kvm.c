@@ -140,7 +140,7 @@ static int sigbus(uint64_t hva)
 	siginfo_t *info = &current->sigbus;
 	unsigned int page;
 	struct map *map = map_at(our_mm, hva, &page);
-	unsigned int unit = map && kvm.lsb_of_memory ? map->unit : 1;
+	unsigned int unit = map && kvm.arm64 ? map->unit : 1;
 
 	if (current->blocked >> (SIGBUS - 1) & 1)
 		sim_fail("a vCPU spins at a marker",
@@ -246,8 +246,10 @@ static int touch(struct vcpu *vcpu)
 	if (ret)
 		return ret;
 	hva = slot->host + now->gpa - slot->gpa;
-	access = now->emulated ? mm_copy(our_mm, hva, now->write, &frame) :
-		 mm_access(our_mm, hva, now->write, true, &frame);
+	if (now->emulated || kvm.arm64)
+		access = mm_copy(our_mm, hva, now->write, &frame);
+	else
+		access = mm_access(our_mm, hva, now->write, true, &frame);
 	switch (access) {
 	case ACCESS_OK:
 		/* Slots and attributes may have changed while it slept: then

@@ -228,9 +228,12 @@ static bool is_like(const struct group *group, const struct outcome *outcome,
 
 static void add_record(const struct record *record)
 {
-	const char *fault = known_fault(&record->outcome);
+	struct plan plan;
+	const char *fault;
 	unsigned int i;
 
+	seed_plan(&plan, record->seed);
+	fault = known_fault(&plan, &record->outcome);
 	for (i = 0; i < group_count; i++)
 		if (is_like(&groups[i], &record->outcome, fault))
 			break;

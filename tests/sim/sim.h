@@ -92,6 +92,7 @@ struct task {
 	/* the public function that it is in: see world.c */
 	const char *call;
 	uint64_t waited;		/* on futexes, since the call began */
+	const void *napped;		/* a futex on which nobody has woken it */
 	unsigned int callbacks;		/* that it is in */
 	bool on_path;			/* in what a fault may run */
 	bool service;			/* a thread of the service */
@@ -406,7 +407,8 @@ extern struct kvm {
 	int abi;			/* 0, 1: userfault, 2: on missing */
 	bool two_dimensional, prefault;
 	bool decides;			/* attributes say what an access is */
-	bool lsb_of_memory;		/* arm64: si_addr_lsb is its page's */
+	bool arm64;			/* no signal ends a sleep in KVM_RUN, and
+					 * si_addr_lsb is the memory's page's */
 	unsigned int vcpus;
 } kvm;
 
@@ -448,6 +450,8 @@ int kvm_set_slot(unsigned int slot, const struct slot *what);
 extern uint32_t door_fail_one_in;
 extern uint64_t door_failed;		/* how many did */
 void door_reset(void);
+/* Nobody finds only by chance that what he waits for has come. */
+void door_check_wake(void);
 /* What the library has and does not give back is a leak. */
 void door_check_leaks(void);
 bool door_owns_range(const void *address);

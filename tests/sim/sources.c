@@ -144,14 +144,21 @@ static int read_now(void *data, uint64_t offset, void *buffer, size_t length)
 	return err;
 }
 
+/* A mapped file that was cut off: a page of what is shown is not there. */
 static const void *view(void *data, uint64_t offset, size_t length)
 {
 	struct sim_memory *memory = data;
+	const char *shown = image[memory->id] + offset;
 
-	(void)length;
 	callback_begin("view");
+	tell("the source shows %#llx+%#zx", (unsigned long long)offset, length);
+	if (!world.healed && sim_one_in(3)) {
+		world.cuts++;
+		uffd_cut(shown + sim_below((uint32_t)(length / PAGE)) * PAGE,
+			 PAGE);
+	}
 	callback_end();
-	return image[memory->id] + offset;
+	return shown;
 }
 
 /* ---- a source that answers later ---- */
@@ -315,6 +322,8 @@ void sources_heal(void)
 {
 	unsigned int i;
 
+	uffd_cut(NULL, 0);
+
 	for (i = 0; i < PENDING; i++)
 		if (pending[i].fetch && pending[i].due > sim_now() + MS)
 			pending[i].due = sim_now() + MS;
@@ -334,6 +343,7 @@ void sources_reset(void)
 	if (!image[0])
 		make_images();
 	memset(pending, 0, sizeof(pending));
+	uffd_cut(NULL, 0);
 	answerer = NULL;
 }
 
@@ -518,6 +528,9 @@ static int resolve(void *data, struct kvmfault_request *request)
 		verdict = save(request);
 	else if (request->page == KVMFAULT_PAGE_ABSENT && !world.healed)
 		verdict = resolve_absent(request);
+	else if (request->page == KVMFAULT_PAGE_REMOVED &&
+		 option(OPT_resolver) == 1 && !install_all(request))
+		verdict = KVMFAULT_RESOLVED;
 	/* The library itself can't read there and answer: else as it likes. */
 	if (verdict == -EOPNOTSUPP)
 		verdict = KVMFAULT_DECLINED;

@@ -429,7 +429,8 @@ static int install_file(const struct map *map, unsigned int page,
 		/* Before the page is looked at. */
 		if (!huge_pool)
 			return huge_exists ? -EEXIST : -ENOMEM;
-	} else if (!shmem_left) {
+	} else if (!shmem_left && (huge_exists || !there)) {
+		/* As 6.18, where it is not looked at before either. */
 		return -ENOMEM;
 	}
 	if (from && !can_be_read(from))
@@ -485,6 +486,11 @@ static int fill(struct uffd *uffd, uint64_t to, const char *from,
 	if (protect && !(t.map->pte[t.page].modes & UFFDIO_REGISTER_MODE_WP))
 		return *count = -EINVAL;
 	for (i = 0; i < t.pages; i += t.map->unit) {
+		/* It may stop in between, and say how far it has come. */
+		if (i && !sched_is_fair() && sim_one_in(32)) {
+			err = -EAGAIN;
+			break;
+		}
 		const char *bytes = from ? from + i * PAGE : NULL;
 
 		err = t.map->file ? install_file(t.map, t.page + i, bytes) :
@@ -599,7 +605,8 @@ static int uffd_poison(struct uffd *uffd,
 		const struct pte *pte = &t.map->pte[t.page + i];
 
 		err = pte->kind != PTE_NONE || pte->wp ? -EEXIST : 1;
-		if (t.map->file && t.map->pgoff + t.page + i >= t.map->file->pages)
+		if (t.map->file && t.map->pgoff + t.page + i >=
+				   t.map->file->pages)
 			err = -EFAULT;
 		if (err < 0)
 			break;

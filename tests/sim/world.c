@@ -79,6 +79,7 @@ void call_begin(struct in_call *in, const char *name, bool path)
 void call_end(const struct in_call *in, int64_t ret)
 {
 	tell("%s() = %lld", current->call, (long long)ret);
+	door_check_wake();
 	if (current->locked)
 		sim_fail("a call returns with a lock held", "%s", current->call);
 	/* With the delegate profile it waits for a thread of the service. */
@@ -124,8 +125,9 @@ static bool excused(int err, unsigned int injected)
 		return bad_luck(injected) || world.no_memory || world.holes ||
 		       option(OPT_huge_pool);
 	case -ENOENT:
-	case -EFAULT:
 		return world.holes;
+	case -EFAULT:
+		return world.holes || world.cuts;
 	case -EDEADLK:
 		return current->callbacks;
 	default:
@@ -151,10 +153,12 @@ void check_unresolved(const struct kvmfault_result *result,
 		break;
 	case KVMFAULT_REASON_SOURCE:
 		fine = bad_luck(injected) || world.source_errors ||
-		       world.poisons || world.cancels;
+		       world.cuts || world.poisons || world.cancels;
 		break;
 	case KVMFAULT_REASON_RESOLVER:
-		fine = excused(result->error, injected);
+		/* A view that is gone is the source's failure. */
+		fine = excused(result->error, injected) &&
+		       (result->error != -EFAULT || world.holes);
 		break;
 	case KVMFAULT_REASON_LIE:
 		fine = world.lies;
@@ -612,8 +616,8 @@ static void make_kvm(void)
 	kvm.abi = option(OPT_delivery) >= 2 ? (int)option(OPT_delivery) - 1 : 0;
 	kvm.two_dimensional = !option(OPT_shadow);
 	kvm.prefault = option(OPT_prefault);
-	/* As arm64, which has no such call. */
-	kvm.lsb_of_memory = kvm.two_dimensional && !kvm.prefault;
+	/* Which has no such call. */
+	kvm.arm64 = kvm.two_dimensional && !kvm.prefault;
 	kvm.decides = option(OPT_converter) == 3;
 	world.no_cachestat = option(OPT_no_cachestat);
 	huge_exists = sim_one_in(2);

@@ -74,7 +74,7 @@ extern struct world {
 	uint64_t told;			/* and failed(), for a vCPU */
 	uint64_t later_until;		/* the resolver's "later" */
 	/* what excuses an error */
-	unsigned int source_errors, poisons, cancels, lies, resolver_errors;
+	unsigned int source_errors, cuts, poisons, cancels, lies, resolver_errors;
 	unsigned int regions_changed, holes, no_memory, failures;
 	unsigned int conversions;	/* that were begun, */
 	unsigned int converting;	/* and are in progress */
