@@ -603,6 +603,9 @@ void door_check_wake(void)
 	if (!current->napped)
 		return;
 	current->napped = NULL;
+	/* Somebody else has gone on since: it may be about to wake. */
+	if (current->napped_at != sched_switches())
+		return;
 	if ((vcpu && vcpu->run.immediate_exit) || world.signalled ||
 	    current->callbacks || !strcmp(in, "kvmfault_memory_free") ||
 	    !strcmp(in, "kvmfault_mapping_remove"))
@@ -629,8 +632,10 @@ int kvmfault__sys_futex_wait(_Atomic uint32_t *word, uint32_t value,
 	how = task_sleep((const void *)(uintptr_t)word, "futex",
 			 began + nanoseconds, true);
 	current->waited += sim_now() - began;
-	if (how == LATE && nanoseconds >= SLICE && !is_pause(word))
+	if (how == LATE && nanoseconds >= SLICE && !is_pause(word)) {
 		current->napped = (const void *)(uintptr_t)word;
+		current->napped_at = sched_switches();
+	}
 	switch (how) {
 	case WOKEN:
 		return 0;

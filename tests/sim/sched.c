@@ -532,6 +532,11 @@ bool task_handle_signals(void)
 
 /* ---- a run ---- */
 
+uint32_t sched_switches(void)
+{
+	return switches;
+}
+
 void sched_be_fair(void)
 {
 	fair = true;

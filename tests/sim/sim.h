@@ -92,7 +92,8 @@ struct task {
 	/* the public function that it is in: see world.c */
 	const char *call;
 	uint64_t waited;		/* on futexes, since the call began */
-	const void *napped;		/* a futex on which nobody has woken it */
+	const void *napped;		/* a futex on which nobody has woken it, */
+	uint32_t napped_at;		/* and the count of switches then */
 	unsigned int callbacks;		/* that it is in */
 	bool on_path;			/* in what a fault may run */
 	bool service;			/* a thread of the service */
@@ -189,6 +190,8 @@ const uint32_t *sched_ready(uint32_t *steps);
 /* Run main_task, and all that it makes, until it ends. */
 void sched_run(const struct schedule *schedule, uint64_t seed,
 	       void (*main_task)(void *), void *arg, struct outcome *outcome);
+/* How often another task has gone on. */
+uint32_t sched_switches(void);
 /* From now on everybody has his turn, one after the other, each so many steps
  * at most: within them all has to be well. */
 void sched_be_fair(void);
