@@ -13,12 +13,18 @@ A failure, too: a text that is not found exactly once (it has to follow the
 code), and a mutation that does not compile, which no test would have to notice.
 Twins, which are wrong in each of these ways, have to be found wrong.
 
-usage: mutations.py SOURCE [--only NAME]...
+With --simulate it asks the simulator (tests/sim) instead of the tests, which
+looks for a failure that is not known for so many seconds each, and succeeds if
+that finds four of five.
 
-Works in a copy of the tree; takes about a second for each mutation.
+usage: mutations.py SOURCE [--simulate SECONDS] [--only NAME]...
+
+Works in a copy of the tree; takes about a second for each mutation, with
+--simulate some more, and all the time that is given for what is not found.
 """
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -513,6 +519,43 @@ def wrong(tree, build, mutation, patience):
             if came[test] != expected[test]]
 
 
+def simulated(tree, build, mutation, seconds):
+    """What the simulator says to it; nothing, if it does not notice."""
+    undo = mutate(tree, mutation)
+    if not undo:
+        sys.exit(f'{mutation[0]}: its text is not found exactly once')
+    try:
+        subprocess.run(['ninja', '-C', build, 'tests/sim/sim'], check=True,
+                       stdout=subprocess.DEVNULL)
+        done = subprocess.run(
+            [os.path.join(build, 'tests/sim/sim'), 'search', '--first',
+             '--json', '--seconds', str(seconds), '--known',
+             os.path.join(tree, 'tests/sim/open.txt')],
+            capture_output=True, text=True)
+    finally:
+        undo()
+    if done.returncode not in (0, 1):
+        sys.exit(f'{mutation[0]}: the simulator ends with {done.returncode}')
+    return [failure for failure in json.loads(done.stdout)['failures']
+            if not failure['known']]
+
+
+def simulate(tree, build, chosen, seconds):
+    nothing = ('nothing is changed', 'lib/memory.c', '	return -EEXIST;',
+               '	return -EEXIST;', None)
+    if simulated(tree, build, nothing, seconds):
+        sys.exit('the simulator fails without any mutation')
+    caught = 0
+    for mutation in chosen:
+        failures = simulated(tree, build, mutation, seconds)
+        caught += bool(failures)
+        print(f'{"ok" if failures else "MISSED"}: {mutation[0]}'
+              + ''.join(f': {f["kind"]}, seed {f["seed"]}, {f["after"]:.1f} s'
+                        for f in failures[:1]), flush=True)
+    print(f'{caught} of {len(chosen)} mutations are noticed by the simulator')
+    sys.exit(5 * caught < 4 * len(chosen))
+
+
 def copy(source, work):
     tree = os.path.join(work, 'tree')
     shutil.copytree(source, tree, ignore=shutil.ignore_patterns(
@@ -551,6 +594,7 @@ def twins():
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('source')
+    parser.add_argument('--simulate', type=int, metavar='SECONDS')
     parser.add_argument('--only', action='append')
     options = parser.parse_args()
     chosen = [m for m in MUTATIONS
@@ -559,6 +603,8 @@ def main():
 
     with tempfile.TemporaryDirectory() as work:
         tree, build = copy(options.source, work)
+        if options.simulate:
+            simulate(tree, build, chosen, options.simulate)
         doctored = dict(twins())
         patience = measure(build, sorted({
             test.split()[0] for m in (*chosen, *doctored.values())

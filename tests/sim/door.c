@@ -632,7 +632,8 @@ int kvmfault__sys_futex_wait(_Atomic uint32_t *word, uint32_t value,
 	how = task_sleep((const void *)(uintptr_t)word, "futex",
 			 began + nanoseconds, true);
 	current->waited += sim_now() - began;
-	if (how == LATE && nanoseconds >= SLICE && !is_pause(word)) {
+	if (how == LATE && nanoseconds >= SLICE && !is_pause(word) &&
+	    sched_was_idle()) {
 		current->napped = (const void *)(uintptr_t)word;
 		current->napped_at = sched_switches();
 	}

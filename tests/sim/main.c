@@ -18,8 +18,8 @@
 #include "shrink.h"
 
 static const char usage[] =
-"usage: sim search [--seconds N] [--jobs N] [--from SEED] [--json]\n"
-"                  [--by-text] [PLANS]\n"
+"usage: sim search [--seconds N] [--seeds N] [--jobs N] [--from SEED]\n"
+"                  [--json] [--by-text] [--first] [PLANS]\n"
 "       sim run SEED|FILE [COUNT] [--tell] [--atomics] [PLANS]\n"
 "       sim shrink SEED|FILE [--seconds N] [--expect \"KIND[ ~ TEXT]\"]\n"
 "                  [--fault NAME] [-o FILE] [PLANS]\n"
@@ -31,11 +31,12 @@ static const char usage[] =
 "Status: 0, nothing failed; 1, something did; 2, it can't be done.\n";
 
 static struct {
-	uint64_t seconds, jobs, preemptions, from;
-	bool json, by_text;
+	uint64_t seconds, seeds, jobs, preemptions, from;
+	bool json, by_text, first;
 	const char *expected, *fault, *output;
 	char replay[512];		/* of the options: those about plans */
-} options = { .seconds = 60, .jobs = 2, .preemptions = 2, .from = 1 };
+} options = { .seconds = 60, .jobs = 2, .preemptions = 2, .from = 1,
+	      .seeds = UINT64_MAX };
 
 const char *__asan_default_options(void);
 
@@ -239,9 +240,11 @@ static const struct {
 } known_options[] = {
 	{ "--json", .flag = &options.json },
 	{ "--by-text", .flag = &options.by_text },
+	{ "--first", .flag = &options.first },
 	{ "--tell", .flag = &telling },
 	{ "--atomics", .flag = &telling_atomics },
 	{ "--seconds", .number = &options.seconds, .most = 1000000 },
+	{ "--seeds", .number = &options.seeds, .most = UINT64_MAX },
 	{ "--jobs", .number = &options.jobs, .most = MAX_JOBS },
 	{ "--from", .number = &options.from, .most = UINT64_MAX },
 	{ "--preemptions", .number = &options.preemptions,
@@ -298,7 +301,9 @@ static int run_command(const char *command, int count, char **words)
 		.from = options.from,
 		.seconds = (unsigned int)options.seconds,
 		.jobs = (unsigned int)options.jobs,
+		.seeds = options.seeds,
 		.json = options.json,
+		.first = options.first,
 		.by_text = options.by_text,
 		.replay = options.replay,
 	};

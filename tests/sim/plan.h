@@ -42,7 +42,7 @@
 	option(handler, 2, 3)		/* of SIGBUS */ \
 	option(no_wait, 2, 4) \
 	option(service, 4, 1)		/* threads; 0: a thread dispatches */ \
-	option(retry_budget, 2, 4)	/* 16, 3 */ \
+	option(retry_budget, 2, 4)	/* 16, 6 */ \
 	option(source_retries, 3, 3) \
 	option(fetches, 3, 2)		/* 1 + n */ \
 	option(resolver, 9, 3)		/* none, plain, declines after it has

@@ -537,6 +537,11 @@ uint32_t sched_switches(void)
 	return switches;
 }
 
+bool sched_was_idle(void)
+{
+	return sched_steps == idle_steps;
+}
+
 void sched_be_fair(void)
 {
 	fair = true;

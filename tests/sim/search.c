@@ -35,7 +35,7 @@ struct record {
 
 /* What the workers and their parent share. */
 static struct shared {
-	uint64_t next, runs, steps, switches, distinct;
+	uint64_t next, end, runs, steps, switches, distinct;
 	uint64_t seed[MAX_JOBS];		/* that a worker is at */
 	bool stop;
 	uint64_t seen[SEEN_BITS / 64];	/* by digest of a run's switches */
@@ -51,7 +51,7 @@ static struct group {
 	uint64_t count;
 } groups[KINDS];
 static unsigned int group_count;
-static bool by_text;
+static bool by_text, first_only;
 static struct timespec began;
 static double time_limit;		/* seconds since then */
 
@@ -66,7 +66,8 @@ static double seconds_since(void)
 
 static bool is_over(void)
 {
-	return shared->stop || seconds_since() >= time_limit;
+	return shared->stop || shared->next >= shared->end ||
+		seconds_since() >= time_limit;
 }
 
 /* ---- a worker ---- */
@@ -244,6 +245,7 @@ static void add_record(const struct record *record)
 		groups[i].fault = fault;
 		groups[i].after = seconds_since();
 		group_count++;
+		shared->stop |= first_only && !fault;
 	}
 	groups[i].count++;
 }
@@ -335,8 +337,11 @@ static void prepare(const struct search_options *options)
 		abort();
 	fcntl(records[0], F_SETFL, O_NONBLOCK);
 	shared->next = options->from;
+	shared->end = options->seeds > UINT64_MAX - options->from ?
+		UINT64_MAX : options->from + options->seeds;
 	time_limit = options->seconds;
 	by_text = options->by_text;
+	first_only = options->first;
 	signal(SIGINT, on_interrupt);
 	clock_gettime(CLOCK_MONOTONIC, &began);
 }

@@ -16,7 +16,9 @@
 struct search_options {
 	uint64_t from;			/* the first seed */
 	unsigned int seconds, jobs;
+	uint64_t seeds;			/* how many at most */
 	bool json;
+	bool first;			/* it ends with one that is not known */
 	bool by_text;			/* kinds, and their texts apart */
 	const char *replay;		/* what the command line needs again */
 };

@@ -192,6 +192,7 @@ void sched_run(const struct schedule *schedule, uint64_t seed,
 	       void (*main_task)(void *), void *arg, struct outcome *outcome);
 /* How often another task has gone on. */
 uint32_t sched_switches(void);
+bool sched_was_idle(void);	/* nobody has run since all were asleep */
 /* From now on everybody has his turn, one after the other, each so many steps
  * at most: within them all has to be well. */
 void sched_be_fair(void);

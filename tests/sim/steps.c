@@ -610,6 +610,12 @@ static void discard(struct acting *a, const struct step *step)
 	check_error("kvmfault_discard", err, injected);
 }
 
+static void resume_writers(void)
+{
+	world.paused = false;
+	task_wake(&world.paused, TASKS);
+}
+
 /* Until nobody writes; false: somebody is asleep in the middle of it. */
 static bool pause_writers(void)
 {
@@ -620,13 +626,9 @@ static bool pause_writers(void)
 	world.paused = true;
 	while (world.writing && sim_now() < limit)
 		task_sleep(&world.writing, "writers", limit, false);
+	if (world.writing)
+		resume_writers();
 	return !world.writing;
-}
-
-static void resume_writers(void)
-{
-	world.paused = false;
-	task_wake(&world.paused, TASKS);
 }
 
 static int begin_snapshot(struct sim_memory *memory, unsigned int page,
@@ -686,7 +688,6 @@ static void snapshot(struct acting *a, const struct step *step)
 	if (!pause_writers()) {
 		memory->users--;
 		task_wake(&memory->users, TASKS);
-		resume_writers();
 		return;
 	}
 	injected = current->injected;

@@ -297,7 +297,7 @@ static int make_vm(void)
 	const struct kvmfault_vm_options options = {
 		.size = sizeof(options),
 		.page_size_max = HUGE_PAGES * PAGE,
-		.retry_budget = option(OPT_retry_budget) ? 3 : 0,
+		.retry_budget = option(OPT_retry_budget) ? 6 : 0,
 		.log = on_log,
 		.changed = on_changed,
 		.unresolved = on_unresolved,
@@ -670,12 +670,10 @@ void world_heal(void)
 {
 	tell("---- from here on all is well ----");
 	world.healed = true;
-	world.paused = false;
 	world.later_until = 0;
 	door_fail_one_in = 0;
 	huge_pool = 1000;
 	sources_heal();
-	task_wake(&world.paused, TASKS);
 	task_wake(&world.settled, TASKS);
 }
 
