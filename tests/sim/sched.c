@@ -355,7 +355,8 @@ void sim_atomic(const volatile void *object, const char *operation,
 void sim_atomic_load(const volatile void *object, const char *operation,
 		     const char *function);
 _Bool sim_store_late(volatile void *object, const void *value, size_t size,
-		     const char *operation, const char *function);
+		     _Bool relaxed, const char *operation,
+		     const char *function);
 
 void sim_atomic(const volatile void *object, const char *operation,
 		const char *function)
@@ -381,12 +382,17 @@ void sim_atomic_load(const volatile void *object, const char *operation,
 	sim_point();
 }
 
+/* A release comes after all that was before it; what is relaxed may come before. */
 _Bool sim_store_late(volatile void *object, const void *value, size_t size,
-		     const char *operation, const char *function)
+		     _Bool relaxed, const char *operation,
+		     const char *function)
 {
 	if (!current || size > sizeof(current->late.value))
 		return false;
-	/* In the order in which they were made, but for those of counters. */
+	if (relaxed && current->late.object && current->late.object != object) {
+		sim_atomic_load(object, operation, function);
+		return false;
+	}
 	flush_late(current);
 	if (telling_atomics)
 		tell("%s: late %s", function, operation);

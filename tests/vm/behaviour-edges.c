@@ -49,7 +49,8 @@ static int copy_as(int fd, struct uffdio_copy copy)
 static int copy(int fd, const char *to)
 {
 	return copy_as(fd, (struct uffdio_copy){
-		.dst = (uintptr_t)to, .src = (uintptr_t)filled(1), .len = PAGE });
+		.dst = (uintptr_t)to, .src = (uintptr_t)filled(1),
+		.len = PAGE });
 }
 
 static int zero(int fd, const char *page)

@@ -153,8 +153,8 @@ int uffd_poison(int fd, void *start, size_t length);
 int uffd_continue(int fd, void *start, size_t length);
 const void *filled(uint64_t word);	/* a page of it */
 
-/* behaviour-uffd.c: HUGE of that memory, and one that watches for what is missing
- * there. */
+/* behaviour-uffd.c: HUGE of that memory, and a userfaultfd that watches for what
+ * is missing there. */
 enum { ANONYMOUS, SHMEM, HUGETLB };
 char *map_kind(int kind);
 int watch(void *start, size_t length, uint64_t features);

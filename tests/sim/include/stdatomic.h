@@ -22,7 +22,8 @@ void sim_atomic_load(const volatile void *object, const char *operation,
 		     const char *function);
 /* Whether this store is put off; then the value is copied from there. */
 _Bool sim_store_late(volatile void *object, const void *value, size_t size,
-		     const char *operation, const char *function);
+		     _Bool relaxed, const char *operation,
+		     const char *function);
 
 #undef atomic_load
 #undef atomic_load_explicit
@@ -55,6 +56,7 @@ _Bool sim_store_late(volatile void *object, const void *value, size_t size,
 	if ((order) == __ATOMIC_SEQ_CST) \
 		atomic_store(sim__q, sim__w); \
 	else if (!sim_store_late(sim__q, &sim__w, sizeof(sim__w), \
+				 (order) == __ATOMIC_RELAXED, \
 				 "store(" #p ")", __func__)) \
 		__atomic_store(sim__q, &sim__w, (order)); })
 
