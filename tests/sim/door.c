@@ -319,8 +319,10 @@ ssize_t kvmfault__sys_pread(int fd, void *buffer, size_t length, off_t offset)
 		return err;
 	if (!open)
 		return -EBADF;
-	if (open->kind == KIND_FILE)
+	if (open->kind == KIND_FILE) {
+		tables_note_read(open->file, at, length);
 		return file_read(open->file, at, buffer, length);
+	}
 	if (open->kind != KIND_IMAGE)
 		return -ESPIPE;
 	if (at >= open->length)
@@ -540,6 +542,8 @@ int kvmfault__sys_memfd(const char *name, unsigned int flags, off_t length)
 		return err;
 	if (shift && 1ULL << shift != HUGE_PAGES * PAGE)
 		return -EINVAL;
+	if (length > (4 << 20))
+		return -ENOMEM;	/* the machine is a small one */
 	fd = fd_new(KIND_FILE, true, &open);
 	if (fd >= 0)
 		open->file = file_new((unsigned int)((uint64_t)length / PAGE),

@@ -20,7 +20,7 @@
 
 struct kvm kvm;
 
-#define VCPUS 24
+#define VCPUS 128
 static struct vcpu *vcpus[VCPUS];
 static unsigned int vcpu_count;
 static bool scratch_slot[SLOTS];
@@ -106,7 +106,7 @@ static int exit_mmio(struct vcpu *vcpu)
 	struct kvm_run *run = vcpu->run;
 
 	run->exit_reason = KVM_EXIT_MMIO;
-	run->mmio.phys_addr = vcpu->now.gpa;
+	run->mmio.phys_addr = vcpu->told = vcpu->now.gpa;
 	run->mmio.len = 8;
 	run->mmio.is_write = vcpu->now.write;
 	if (vcpu->now.write)
@@ -123,6 +123,13 @@ static int exit_fault(struct vcpu *vcpu, uint64_t flags)
 	fault->flags = flags;
 	fault->gpa = vcpu->now.gpa & ~(PAGE - 1);
 	fault->size = PAGE;
+	vcpu->told = fault->gpa;
+	if (kvm.newer) {
+		fault->gpa = vcpu->now.gpa;
+		fault->size = 8;
+	}
+	if (kvm.newer && !sched_is_fair() && sim_one_in(4))
+		fault->flags |= KVM_FLAG_NOBODY_KNOWS;
 	return -EFAULT;
 }
 
@@ -349,6 +356,13 @@ int kvm_run(struct vcpu *vcpu, int *err)
 /* A scratch guest whose only page is its page table, which nobody can read. */
 static int run_scratch(struct vcpu *vcpu)
 {
+	/* Of whatever it may come back with: a signal, or that the processor
+	 * does not run it. Neither says who walks tables. */
+	if (kvm.unlucky && sim_one_in(8)) {
+		current->injected++;
+		vcpu->run->exit_reason = KVM_EXIT_FAIL_ENTRY;
+		return sim_one_in(2) ? -EINTR : 0;
+	}
 	if (!(vcpu->sregs.cr0 & 0x80000000UL)) {
 		vcpu->run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
 		return 0;

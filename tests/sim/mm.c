@@ -41,7 +41,7 @@ static unsigned int free_count;
 static char *addresses;			/* the VMM's, where nothing is mapped */
 static uint16_t next_vma;
 
-static struct file *files[64];
+static struct file *files[256];
 static unsigned int file_count;
 
 /* ---- frames ---- */

@@ -122,6 +122,7 @@ void truth_write(struct truth *truth, unsigned int page, unsigned int word,
 	tell("%s, page %u, word %u is now %#llx", truth->name, page, word,
 	     (unsigned long long)value);
 	set(w, value);
+	truth->changes++;
 	w->written = true;
 	w->version++;
 	if (truth->discarding[page])
@@ -133,6 +134,7 @@ uint32_t truth_write_begin(struct truth *truth, unsigned int page,
 {
 	struct word *w = truth_word(truth, page, word);
 
+	truth->changes++;
 	add(w, value);
 	if (w->pendings < PENDING_WRITES)
 		w->pending[w->pendings++] = value;
@@ -146,6 +148,7 @@ void truth_write_end(struct truth *truth, unsigned int page, unsigned int word,
 	struct word *w = truth_word(truth, page, word);
 	unsigned int i;
 
+	truth->changes++;
 	for (i = 0; i < w->pendings && w->pending[i] != value; i++)
 		;
 	if (i < w->pendings)
@@ -160,6 +163,8 @@ void truth_discard_begin(struct truth *truth, unsigned int page,
 {
 	unsigned int i, k;
 
+	truth->open++;
+	truth->changes++;
 	for (i = page; i < page + count; i++) {
 		for (k = 0; k < WORDS; k++) {
 			if (!truth->discarding[i])
@@ -177,6 +182,8 @@ void truth_discard_end(struct truth *truth, unsigned int page,
 {
 	unsigned int i, k;
 
+	truth->open--;
+	truth->changes++;
 	for (i = page; i < page + count; i++) {
 		truth->discarding[i]--;
 		for (k = 0; k < WORDS; k++) {
@@ -192,6 +199,7 @@ void truth_lose(struct truth *truth, unsigned int page, unsigned int count)
 {
 	unsigned int i, k;
 
+	truth->changes++;
 	for (i = page; i < page + count; i++)
 		for (k = 0; k < WORDS; k++)
 			truth_word(truth, i, k)->lost = true;

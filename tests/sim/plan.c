@@ -57,6 +57,32 @@ static uint32_t draw(uint64_t *state, uint32_t below)
 }
 
 /* In a plan some kinds of steps are frequent, and others do not come at all. */
+/* Steps that are nothing without an option, and are what it is about. */
+static const struct {
+	uint8_t step, option;
+} belong[] = {
+	{ STEP_snapshot, OPT_write_protect },
+	{ STEP_unprotect, OPT_write_protect },
+	{ STEP_touch_private, OPT_guest_memfd },
+	{ STEP_convert, OPT_guest_memfd },
+	{ STEP_convert_here, OPT_guest_memfd },
+	{ STEP_read_own, OPT_own },
+	{ STEP_write_own, OPT_own },
+	{ STEP_balloon, OPT_events },
+	{ STEP_set_delivery, OPT_delivery },
+};
+
+static uint8_t weight_of(const struct plan *plan, unsigned int step)
+{
+	unsigned int i;
+
+	for (i = 0; i < sizeof(belong) / sizeof(*belong); i++)
+		if (belong[i].step == step)
+			return plan->option[belong[i].option] ?
+				2 * kinds[step].weight : 0;
+	return kinds[step].weight;
+}
+
 static void draw_step(uint64_t *state, struct step *step, uint8_t role,
 		      const uint8_t weight[STEP_COUNT], uint32_t total,
 		      uint32_t pages)
@@ -78,16 +104,18 @@ static void draw_step(uint64_t *state, struct step *step, uint8_t role,
 	step->c = (uint16_t)draw(state, 2);
 }
 
-static void draw_actor(uint64_t *state, struct actor *actor, uint8_t role,
+static void draw_actor(uint64_t *state, struct plan *plan, uint8_t role,
 		       const bool allowed[STEP_COUNT], uint32_t pages)
 {
+	struct actor *actor = &plan->actor[plan->actors++];
 	uint8_t weight[STEP_COUNT];
 	uint32_t total = 0;
 	unsigned int i;
 
 	actor->role = role;
 	for (i = 0; i < STEP_COUNT; i++) {
-		weight[i] = allowed[i] && draw(state, 2) ? kinds[i].weight : 0;
+		weight[i] = allowed[i] && draw(state, 2) ?
+			weight_of(plan, i) : 0;
 		if (kinds[i].role == role)
 			total += weight[i];
 	}
@@ -122,16 +150,16 @@ void plan_from_seed(struct plan *plan, uint64_t seed,
 	vcpus = draw(&state, 3);
 	threads = 1 + draw(&state, 3);
 	for (i = 0; i < vcpus; i++)
-		draw_actor(&state, &plan->actor[plan->actors++], ROLE_VCPU,
+		draw_actor(&state, plan, ROLE_VCPU,
 			   allowed_step, pages);
 	for (i = 0; i < threads; i++)
-		draw_actor(&state, &plan->actor[plan->actors++], ROLE_THREAD,
+		draw_actor(&state, plan, ROLE_THREAD,
 			   allowed_step, pages);
 	if (plan->option[OPT_device])
-		draw_actor(&state, &plan->actor[plan->actors++], ROLE_DEVICE,
+		draw_actor(&state, plan, ROLE_DEVICE,
 			   allowed_step, pages);
 	if (!draw(&state, 3))
-		draw_actor(&state, &plan->actor[plan->actors++], ROLE_KERNEL,
+		draw_actor(&state, plan, ROLE_KERNEL,
 			   allowed_step, pages);
 }
 

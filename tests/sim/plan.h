@@ -29,7 +29,7 @@
 	option(source, 5, 2)		/* read, memory, later, file, zero */ \
 	option(source_slow, 3, 3)	/* at once, 1 ms, 3 s */ \
 	option(source_fails, 3, 4)	/* never, one in 8, one in 2 */ \
-	option(source_poisons, 2, 10)	/* one in 8 */ \
+	option(source_poisons, 2, 8)	/* one page in 8 is gone */ \
 	option(answers, 6, 2)		/* soon, at once, twice, if cancelled,
 					 * -EAGAIN, an error and yet an answer */ \
 	option(no_cancel, 2, 5) \
@@ -60,7 +60,12 @@
 	option(no_cachestat, 2, 5) \
 	option(shadow, 2, 4)		/* page tables in shadow */ \
 	option(signals, 2, 3) \
-	option(late_memory, 2, 3)	/* the vCPUs' handles are made first */
+	option(exits, 2, 8)		/* as a newer kernel's may be: flags that
+					 * nobody knows, a gpa within a page */ \
+	option(rom, 2, 6)		/* the first memory's region is one */ \
+	option(late_memory, 2, 3)	/* the vCPUs' handles are made first */ \
+	option(tables, 6, 2)		/* of the guest: none, 32 bits, the same
+					 * with PSE, PAE, 4 and 5 levels */
 
 enum option {
 #define OPTION(name, values, often) OPT_##name,
@@ -78,7 +83,7 @@ enum role { ROLE_VCPU, ROLE_THREAD, ROLE_DEVICE, ROLE_KERNEL, ROLE_COUNT };
 	step(touch_unknown, VCPU, 2, "page - -") \
 	step(touch_private, VCPU, 6, "page word write") \
 	step(touch_nothing, VCPU, 1, "- - -") \
-	step(page_tables, VCPU, 1, "- - -") \
+	step(page_tables, VCPU, 2, "page - -") \
 	step(convert_here, VCPU, 2, "page count private") \
 	step(vcpu_again, VCPU, 1, "- - -") \
 	step(stand, VCPU, 1, "- - -") \
@@ -100,7 +105,8 @@ enum role { ROLE_VCPU, ROLE_THREAD, ROLE_DEVICE, ROLE_KERNEL, ROLE_COUNT };
 	step(balloon, THREAD, 2, "page count -") \
 	step(fork, THREAD, 1, "page - -") \
 	step(failed, THREAD, 1, "page size -") \
-	step(msrs, THREAD, 1, "page - -") \
+	step(msrs, THREAD, 2, "page - -") \
+	step(another_vm, THREAD, 1, "- - probe") \
 	step(ask, THREAD, 2, "page - -") \
 	step(wait, THREAD, 2, "ms - -") \
 	step(read_device, DEVICE, 10, "page word -") \

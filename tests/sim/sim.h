@@ -404,6 +404,7 @@ struct slot {
 };
 #define SLOTS 8
 #define GFNS 4096U
+#define KVM_FLAG_NOBODY_KNOWS (1ULL << 40)	/* of an exit */
 
 extern struct kvm {
 	struct slot slot[SLOTS];
@@ -411,6 +412,8 @@ extern struct kvm {
 	int abi;			/* 0, 1: userfault, 2: on missing */
 	bool two_dimensional, prefault;
 	bool decides;			/* attributes say what an access is */
+	bool newer;			/* exits have more in them */
+	bool unlucky;			/* scratch guests run badly too */
 	bool arm64;			/* no signal ends a sleep in KVM_RUN, and
 					 * si_addr_lsb is the memory's page's */
 	unsigned int vcpus;
@@ -436,6 +439,7 @@ struct vcpu {
 	struct kvm_regs regs;
 	struct kvm_sregs sregs;
 	bool done;			/* the access is over */
+	uint64_t told;			/* the gpa of its last exit */
 };
 
 void kvm_reset(void);
@@ -484,7 +488,9 @@ struct truth {				/* of a memory, or a guest_memfd */
 	bool loose;			/* what was read may change by itself */
 	unsigned int pages;
 	struct word *word;		/* by page and word */
-	uint8_t *discarding;		/* by page: discards in progress */
+	uint8_t *discarding;		/* by page: discards in progress, */
+	unsigned int open;		/* and in all */
+	unsigned int changes;		/* whatever has happened to it */
 };
 
 uint64_t oracle_source(unsigned int source, uint64_t offset);	/* its word */

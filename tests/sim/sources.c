@@ -12,7 +12,6 @@
 
 #include "sources.h"
 
-#define CODE 64				/* where FXSAVE stands in each page */
 #define PENDING 64
 
 static char *image[MEMORIES];
@@ -47,25 +46,41 @@ uint64_t source_word(const struct sim_memory *memory, unsigned int page,
 	return oracle_source(memory->id, page * PAGE + oracle_word[word]);
 }
 
-static void make_images(void)
+char *source_image(unsigned int memory)
+{
+	return image[memory];
+}
+
+static void fill_page(unsigned int memory, uint64_t offset, int byte)
 {
 	static const unsigned char code[] = { 0x0f, 0xae, 0x00, 0xc3 };
-	unsigned int i, page, word;
+	char *at = image[memory] + offset;
+	unsigned int word;
+
+	memset(at, byte, PAGE);
+	memcpy(at + SOURCE_CODE, code, sizeof(code));
+	for (word = 0; word < WORDS; word++) {
+		uint64_t value = oracle_source(memory,
+					       offset + oracle_word[word]);
+
+		memcpy(at + oracle_word[word], &value, 8);
+	}
+}
+
+void source_fill_page(uint64_t gpa, int byte)
+{
+	fill_page((unsigned int)(gpa / PAGE / MEMORY_PAGES),
+		  gpa / PAGE % MEMORY_PAGES * PAGE, byte);
+}
+
+static void make_images(void)
+{
+	unsigned int i, page;
 
 	for (i = 0; i < MEMORIES; i++) {
 		image[i] = malloc(MEMORY_PAGES * PAGE);
-		for (page = 0; page < MEMORY_PAGES; page++) {
-			char *at = image[i] + page * PAGE;
-
-			memset(at, 0x80 + (int)page, PAGE);
-			memcpy(at + CODE, code, sizeof(code));
-			for (word = 0; word < WORDS; word++) {
-				uint64_t value = oracle_source(i,
-					page * PAGE + oracle_word[word]);
-
-				memcpy(at + oracle_word[word], &value, 8);
-			}
-		}
+		for (page = 0; page < MEMORY_PAGES; page++)
+			fill_page(i, page * PAGE, 0x80 + (int)page);
 	}
 }
 
@@ -76,16 +91,47 @@ static const char *bytes_of(const struct sim_memory *memory, uint64_t offset)
 	return option(OPT_source) == 4 ? zeros : image[memory->id] + offset;
 }
 
-static int fails(void)
+/* A snapshot can't have it either. */
+void source_lose(struct sim_memory *memory, unsigned int page,
+		 unsigned int count)
+{
+	unsigned int i;
+
+	truth_lose(&memory->truth, page, count);
+	for (i = page * WORDS; i < (page + count) * WORDS; i++)
+		memory->then[i].lost = true;
+}
+
+/* Some pages nobody has any more: always the same ones, until all is well. */
+bool source_lacks(const struct sim_memory *memory, unsigned int page)
+{
+	return option(OPT_source_poisons) && !world.healed &&
+		oracle_source(memory->id, page / memory->unit) % 8 == 0;
+}
+
+static bool lacks(struct sim_memory *memory, uint64_t offset, uint64_t length)
+{
+	unsigned int page, first = (unsigned int)(offset / PAGE);
+	bool lost = false;
+
+	for (page = first; page < first + length / PAGE; page++) {
+		if (!source_lacks(memory, page))
+			continue;
+		lost = true;
+		source_lose(memory, page, 1);
+	}
+	world.poisons += lost;
+	return lost;
+}
+
+static int fails(struct sim_memory *memory, uint64_t offset, uint64_t length)
 {
 	static const uint32_t one_in[] = { 0, 8, 2 };
 
 	if (world.healed)
 		return 0;
-	if (option(OPT_source_poisons) && sim_one_in(8)) {
-		world.poisons++;
+	if (lacks(memory, offset, length))
 		return -EHWPOISON;
-	}
 	if (option(OPT_source_fails) &&
 	    sim_one_in(one_in[option(OPT_source_fails)])) {
 		world.source_errors++;
@@ -107,38 +153,20 @@ static uint64_t slowness(void)
 	return 0;
 }
 
-/* A snapshot can't have it either. */
-void source_lose(struct sim_memory *memory, unsigned int page,
-		 unsigned int count)
-{
-	unsigned int i;
-
-	truth_lose(&memory->truth, page, count);
-	for (i = page * WORDS; i < (page + count) * WORDS; i++)
-		memory->then[i].lost = true;
-}
-
-static void lose(struct sim_memory *memory, uint64_t offset, uint64_t length)
-{
-	source_lose(memory, (unsigned int)(offset / PAGE),
-		    (unsigned int)(length / PAGE));
-}
-
 static int read_now(void *data, uint64_t offset, void *buffer, size_t length)
 {
 	struct sim_memory *memory = data;
 	int err;
 
 	callback_begin("read");
+	tables_note_fetch(memory, offset, length);
 	tell("the source is asked for %#llx+%#zx", (unsigned long long)offset,
 	     length);
 	if (slowness())
 		task_pause(slowness() + 1, "a slow source");
-	err = fails();
+	err = fails(memory, offset, length);
 	if (!err)
 		memcpy(buffer, image[memory->id] + offset, length);
-	if (err == -EHWPOISON)
-		lose(memory, offset, length);
 	tell("the source says %d", err);
 	callback_end();
 	return err;
@@ -151,6 +179,7 @@ static const void *view(void *data, uint64_t offset, size_t length)
 	const char *shown = image[memory->id] + offset;
 
 	callback_begin("view");
+	tables_note_fetch(memory, offset, length);
 	tell("the source shows %#llx+%#zx", (unsigned long long)offset, length);
 	if (!world.healed && sim_one_in(3)) {
 		world.cuts++;
@@ -197,13 +226,12 @@ bool sources_have(const struct sim_memory *memory)
 static void answer(struct pending *item, bool again)
 {
 	struct pending now = *item;
-	int err = now.cancelled ? -ECANCELED : fails();
+	int err = now.cancelled ? -ECANCELED :
+				  fails(now.memory, now.offset, now.length);
 
 	if (!err)
 		memcpy(now.buffer, image[now.memory->id] + now.offset,
 		       now.length);
-	if (err == -EHWPOISON)
-		lose(now.memory, now.offset, now.length);
 	item->fetch = NULL;
 	tell("the source answers %#llx+%#zx: %d", (unsigned long long)now.offset,
 	     now.length, err);
@@ -233,6 +261,7 @@ static int submit(void *data, struct kvmfault_fetch *fetch, uint64_t offset,
 	int err = 0;
 
 	callback_begin("submit");
+	tables_note_fetch(data, offset, length);
 	item = pending_of(NULL);
 	tell("the source is to bring %#llx+%#zx", (unsigned long long)offset,
 	     length);
@@ -437,8 +466,14 @@ static int save(struct kvmfault_request *request)
 		return -EIO;
 	}
 	for (page = first; page < first + request->length / PAGE; page++)
-		if (memory->saved[page]++)
-			sim_fail("a page is saved twice", "page %u", page);
+		if (memory->saved[page])
+			sim_fail("a page is saved twice", "page %u, and %s",
+				 page, memory->saved[page] == SAVED_EARLY ?
+				 "before kvmfault_protect() had returned" :
+				 "both times after it was protected");
+		else
+			memory->saved[page] = memory->watched ? SAVED :
+							SAVED_EARLY;
 	tell("page %u is saved", first);
 	return KVMFAULT_RESOLVED;
 }

@@ -19,8 +19,15 @@ void source_make(struct sim_memory *memory, struct kvmfault_source *source);
 /* These pages' data is lost. */
 void source_lose(struct sim_memory *memory, unsigned int page,
 		 unsigned int count);
+/* Nobody has that page any more. */
+bool source_lacks(const struct sim_memory *memory, unsigned int page);
 uint64_t source_word(const struct sim_memory *memory, unsigned int page,
 		     unsigned int word);
+/* The bytes that a source has of a memory, for who lays something out there; and
+ * a page that has that byte everywhere but in its words, and CODE. */
+#define SOURCE_CODE 64			/* where FXSAVE stands in each page */
+char *source_image(unsigned int memory);
+void source_fill_page(uint64_t gpa, int byte);
 int resolver_make(void);
 void sources_reset(void);
 void sources_heal(void);

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "lib/abi.h"
 #include "sources.h"
 #include "world.h"
 
@@ -76,6 +77,18 @@ static bool giving_up(const struct acting *a)
 	return a->vcpu && a->vcpu->stopped;
 }
 
+/* In a snapshot each page is saved before somebody writes to it. */
+static void check_saved(const struct sim_memory *memory, unsigned int page,
+			const char *who)
+{
+	if (memory->watched && page >= memory->first &&
+	    page - memory->first < memory->count && !memory->saved[page] &&
+	    !memory->then[page * WORDS].lost && !world.ever_private &&
+	    !world.unprotected)
+		sim_fail("a page is written that was not saved", "%s, page %u",
+			 who, page);
+}
+
 /* ---- vCPUs ---- */
 
 static void take_marker(struct task *task, int signo)
@@ -123,6 +136,8 @@ static void account(struct sim_vcpu *vcpu)
 			break;
 	if (word == WORDS)
 		return;
+	if (did->write && !did->private)
+		check_saved(memory, page, "the guest");
 	if (did->write)
 		truth_write(truth, page, word, did->value);
 	else
@@ -142,7 +157,8 @@ static void mmio_begin(struct sim_vcpu *vcpu, struct mmio *mmio)
 	const struct access_wanted *did = &vcpu->kvm->now;
 
 	*mmio = (struct mmio){ .memory = world_memory_at(did->gpa) };
-	mmio->on = vcpu->run.exit_reason == KVM_EXIT_MMIO && mmio->memory;
+	mmio->on = vcpu->run.exit_reason == KVM_EXIT_MMIO && mmio->memory &&
+		!(did->write && world_is_rom(mmio->memory));
 	if (!mmio->on)
 		return;
 	mmio->page = (unsigned int)((did->gpa - mmio->memory->gpa) / PAGE);
@@ -165,6 +181,8 @@ static void mmio_end(struct sim_vcpu *vcpu, struct mmio *mmio, bool done)
 	if (!mmio->on)
 		return;
 	word = truth_word(&mmio->memory->truth, mmio->page, mmio->word);
+	if (did->write && done)
+		check_saved(mmio->memory, mmio->page, "MMIO");
 	if (did->write) {
 		truth_write_end(&mmio->memory->truth, mmio->page, mmio->word,
 				did->value, mmio->version, done);
@@ -215,6 +233,34 @@ static void conversion_end(struct sim_vcpu *vcpu, bool begun)
 	world.converting--;
 }
 
+/* What is said of an exit is what the model's KVM did. */
+static void check_decoded(const struct sim_vcpu *vcpu, int ret, int err)
+{
+	struct kvmfault_fault fault = { .size = sizeof(fault) };
+	bool exit = ret && err != EINTR && vcpu->run.exit_reason == 39;
+	bool mmio = !ret && vcpu->run.exit_reason == KVM_EXIT_MMIO;
+	uint64_t gpa = vcpu->kvm->told;
+
+	CALL(kvmfault_decode, true,
+	     kvmfault_decode(ret, err, &vcpu->run, &fault));
+	if (!(fault.known & KVMFAULT_KNOWN_GPA) != !(exit || mmio) ||
+	    ((exit || mmio) && fault.gpa != gpa))
+		sim_fail("an exit is decoded otherwise", "gpa %#llx, and it is %#llx",
+			 (unsigned long long)fault.gpa, (unsigned long long)gpa);
+}
+
+/* Whoever does not know what an exit says can't know that it was answered. */
+static void check_flags(const struct sim_vcpu *vcpu, int ret,
+			enum kvmfault_action action)
+{
+	const struct kvmfault__memory_fault *fault = (const void *)&vcpu->run.hw;
+
+	if (ret && vcpu->run.exit_reason == 39 && action == KVMFAULT_RETRY &&
+	    fault->flags & KVM_FLAG_NOBODY_KNOWS)
+		sim_fail("a flag that nobody knows is passed over", "gpa %#llx",
+			 (unsigned long long)fault->gpa);
+}
+
 static enum kvmfault_action handle(struct sim_vcpu *vcpu, int ret, int err)
 {
 	unsigned int injected = current->injected;
@@ -222,6 +268,8 @@ static enum kvmfault_action handle(struct sim_vcpu *vcpu, int ret, int err)
 	struct mmio mmio = { 0 };
 	bool converts = false;
 
+	if (!vcpu->bus)
+		check_decoded(vcpu, ret, err);
 	if (!ret)
 		mmio_begin(vcpu, &mmio);
 	else
@@ -235,6 +283,7 @@ static enum kvmfault_action handle(struct sim_vcpu *vcpu, int ret, int err)
 	vcpu->bus = false;
 	conversion_end(vcpu, converts);
 	mmio_end(vcpu, &mmio, action == KVMFAULT_RETRY);
+	check_flags(vcpu, ret, action);
 	if (action == KVMFAULT_UNRESOLVED)
 		check_unresolved(kvmfault_vcpu_result(vcpu->handle), injected);
 	return action;
@@ -244,11 +293,14 @@ static enum kvmfault_action handle(struct sim_vcpu *vcpu, int ret, int err)
 static bool other_exit(struct sim_vcpu *vcpu)
 {
 	struct vcpu *kvm_vcpu = vcpu->kvm;
+	const struct sim_memory *memory;
 
 	switch (vcpu->run.exit_reason) {
 	case KVM_EXIT_MMIO:
 		/* A device's, or memory that is in no region just now. */
-		if (!world.regions_changed && world_memory_at(kvm_vcpu->now.gpa))
+		memory = world_memory_at(kvm_vcpu->now.gpa);
+		if (!world.regions_changed && memory &&
+		    !(kvm_vcpu->now.write && world_is_rom(memory)))
 			sim_fail("MMIO in RAM is not a fault", "gpa %#llx",
 				 (unsigned long long)kvm_vcpu->now.gpa);
 		kvm_vcpu->mmio = kvm_vcpu->wanting = false;
@@ -409,24 +461,8 @@ static void touch_nothing(struct acting *a, const struct step *step)
 
 static void page_tables(struct acting *a, const struct step *step)
 {
-#ifdef __x86_64__
-	unsigned int injected = current->injected;
-	struct kvm_sregs *s;
-
-	if (!a->vcpu || !a->vcpu->handle)
-		return;
-	s = &a->vcpu->kvm->sregs;
-	s->cr0 = 0x80000011;
-	s->cr4 = 1 << 5;
-	s->efer = 1 << 10;
-	s->cr3 = world.memory[0].gpa + page_of(&world.memory[0], step->a) * PAGE;
-	check_error("kvmfault_ensure_page_tables",
-		    CALL(kvmfault_ensure_page_tables, true,
-			 kvmfault_ensure_page_tables(a->vcpu->handle)), injected);
-#else
-	(void)a;
-	(void)step;
-#endif
+	if (a->vcpu && a->vcpu->handle)
+		tables_walk(a->vcpu, page_of(&world.memory[0], step->a));
 }
 
 static void convert_with(struct sim_vcpu *vcpu, const struct step *step)
@@ -549,8 +585,10 @@ static void write_at(struct acting *a, struct sim_memory *memory, struct mm *mm,
 	begin_write();
 	access = mm_write(mm, base + page * PAGE + oracle_word[step->b % WORDS],
 			  value);
-	if (access == ACCESS_OK)
+	if (access == ACCESS_OK) {
+		check_saved(memory, page, mm == our_mm ? "the VMM" : "a device");
 		truth_write(&memory->truth, page, step->b % WORDS, value);
+	}
 	end_write();
 	memory->users--;
 	task_wake(&memory->users, TASKS);
@@ -697,6 +735,7 @@ static void snapshot(struct acting *a, const struct step *step)
 	if (!err && step->c)
 		sweep(memory, page, count);
 	if (err || step->c) {
+		memory->watched = false;
 		err = CALL(kvmfault_unprotect, true,
 			   kvmfault_unprotect(world.vm, 0,
 					      memory->gpa + page * PAGE,
@@ -719,6 +758,7 @@ static void unprotect(struct acting *a, const struct step *step)
 	if (!option(OPT_write_protect) || memory->users || memory->busy)
 		return;
 	memory->users++;
+	memory->watched = false;
 	err = CALL(kvmfault_unprotect, true,
 		   kvmfault_unprotect(world.vm, 0, memory->gpa,
 				      memory->pages * PAGE));
@@ -822,6 +862,22 @@ static void memory_again(struct acting *a, const struct step *step)
 	world_free_memory(memory);
 }
 
+/* One that was removed, back as it was. */
+static void map_again(struct sim_memory *memory, bool remote)
+{
+	unsigned int injected = current->injected;
+	int err = 0;
+
+	if (remote && memory->remote && !world.device->dead)
+		err = world_add_remote(memory);
+	else if (!remote && memory->own)
+		err = world_add_own(memory);
+	/* Where it could not be closed it is held for ever. */
+	if (err != -EBUSY || !option(OPT_bad_luck))
+		check_error("kvmfault_mapping_add", err, injected);
+	memory->busy = false;
+}
+
 static void mapping_again(struct acting *a, const struct step *step)
 {
 	struct sim_memory *memory = memory_for(step);
@@ -833,8 +889,12 @@ static void mapping_again(struct acting *a, const struct step *step)
 	if (!take(memory))
 		return;
 	mapping = step->b % 2 ? &memory->remote_mapping : &memory->own_mapping;
+	if (!*mapping) {
+		map_again(memory, step->b % 2);
+		return;
+	}
 	/* With markers the VMM needs a second one. */
-	if (!*mapping || (option(OPT_delivery) == 1 && !(step->b % 2))) {
+	if (option(OPT_delivery) == 1 && !(step->b % 2)) {
 		memory->busy = false;
 		return;
 	}
@@ -993,24 +1053,16 @@ static void failed(struct acting *a, const struct step *step)
 
 static void msrs(struct acting *a, const struct step *step)
 {
-#ifdef __x86_64__
 	struct sim_memory *memory = memory_for(step);
-	const struct kvm_msr_entry entry = {
-		.index = 0x4b564d01,
-		.data = memory->gpa + page_of(memory, step->a) * PAGE + 1,
-	};
-	unsigned int injected = current->injected;
-	bool again;
 
 	(void)a;
-	check_error("kvmfault_ensure_msrs",
-		    CALL(kvmfault_ensure_msrs, true,
-			 kvmfault_ensure_msrs(world.vm, &entry, 1, &again)),
-		    injected);
-#else
+	tables_msrs(memory->gpa + page_of(memory, step->a) * PAGE);
+}
+
+static void another_vm(struct acting *a, const struct step *step)
+{
 	(void)a;
-	(void)step;
-#endif
+	tables_ask(step->c);
 }
 
 static void ask(struct acting *a, const struct step *step)
@@ -1151,6 +1203,7 @@ static void (*const functions[STEP_COUNT])(struct acting *a,
 	[STEP_fork] = fork_child,
 	[STEP_failed] = failed,
 	[STEP_msrs] = msrs,
+	[STEP_another_vm] = another_vm,
 	[STEP_ask] = ask,
 	[STEP_wait] = wait_a_while,
 	[STEP_read_device] = read_device,

@@ -142,6 +142,19 @@ void check_error(const char *call, int err, unsigned int injected)
 			 strerrorname_np(-err) ? strerrorname_np(-err) : "?", err);
 }
 
+/* Of the page that faulted; a neighbour that is gone is no reason. */
+static bool is_gone(const struct kvmfault_fault *fault)
+{
+	const struct sim_memory *memory;
+
+	if (!fault || !(fault->known & KVMFAULT_KNOWN_GPA))
+		return world.poisons;
+	memory = world_memory_at(fault->gpa);
+	return world.poisons && (!memory || world.regions_changed ||
+		source_lacks(memory,
+			     (unsigned int)((fault->gpa - memory->gpa) / PAGE)));
+}
+
 void check_unresolved(const struct kvmfault_result *result,
 		      unsigned int injected)
 {
@@ -164,11 +177,14 @@ void check_unresolved(const struct kvmfault_result *result,
 		fine = world.lies;
 		break;
 	case KVMFAULT_REASON_HWPOISON:
-		fine = world.poisons || world.failures;
+		fine = world.failures || is_gone(result->fault);
 		break;
 	case KVMFAULT_REASON_DECLINED:
-	case KVMFAULT_REASON_FLAGS:
 		fine = world.regions_changed;
+		break;
+	case KVMFAULT_REASON_FLAGS:
+		fine = world.regions_changed || (result->fault &&
+			result->fault->flags & KVM_FLAG_NOBODY_KNOWS);
 		break;
 	case KVMFAULT_REASON_NO_ADDRESS:
 	case KVMFAULT_REASON_NO_PROGRESS:
@@ -449,12 +465,19 @@ int world_add_remote(struct sim_memory *memory)
 					 &memory->remote_mapping));
 }
 
+/* Private memory is never read-only. */
+bool world_is_rom(const struct sim_memory *memory)
+{
+	return option(OPT_rom) && !memory->id && !option(OPT_guest_memfd);
+}
+
 int world_set_slot(struct sim_memory *memory)
 {
 	struct kvmfault_memslot memslot = { .size = sizeof(memslot) };
 	struct slot slot = {
 		.used = true, .gpa = memory->gpa, .length = memory->pages * PAGE,
 		.host = memory->memslots, .guest_memfd = memory->guest_memfd,
+		.readonly = world_is_rom(memory),
 	};
 	int err;
 
@@ -475,6 +498,7 @@ int world_add_region(struct sim_memory *memory)
 		.length = memory->pages * PAGE,
 		.memory = memory->handle,
 		.guest_memfd = memory->guest_memfd_fd,
+		.flags = world_is_rom(memory) ? KVMFAULT_REGION_READONLY : 0,
 	};
 	int err = CALL(kvmfault_region_add, false,
 		       kvmfault_region_add(world.vm, &region));
@@ -616,6 +640,7 @@ static void make_kvm(void)
 	kvm.abi = option(OPT_delivery) >= 2 ? (int)option(OPT_delivery) - 1 : 0;
 	kvm.two_dimensional = !option(OPT_shadow);
 	kvm.prefault = option(OPT_prefault);
+	kvm.newer = option(OPT_exits);
 	/* Which has no such call. */
 	kvm.arm64 = kvm.two_dimensional && !kvm.prefault;
 	kvm.decides = option(OPT_converter) == 3;
@@ -657,6 +682,7 @@ void world_make(void)
 		make_vcpus();
 	for (i = 0; i < world.memories; i++)
 		make_memory(&world.memory[i], i);
+	tables_make();
 	if (!option(OPT_late_memory))
 		make_vcpus();
 	must(world_make_service(world_service_threads(option(OPT_service))),
@@ -664,6 +690,7 @@ void world_make(void)
 	if (option(OPT_huge_pool))
 		huge_pool = 1 + sim_below(3);
 	door_fail_one_in = luck[option(OPT_bad_luck)];
+	kvm.unlucky = option(OPT_bad_luck);
 }
 
 void world_heal(void)
@@ -672,6 +699,7 @@ void world_heal(void)
 	world.healed = true;
 	world.later_until = 0;
 	door_fail_one_in = 0;
+	kvm.unlucky = false;
 	huge_pool = 1000;
 	sources_heal();
 	task_wake(&world.settled, TASKS);
@@ -814,6 +842,7 @@ void world_reset(const struct plan *plan)
 	kvm_reset();
 	door_reset();
 	sources_reset();
+	tables_reset();
 }
 
 void world_free(void)

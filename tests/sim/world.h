@@ -39,8 +39,10 @@ struct sim_memory {
 	bool snapshot, watched;
 	unsigned int first, count;	/* its pages */
 	struct word *then;
-	uint8_t *saved;
+	uint8_t *saved;			/* of each: SAVED... */
 };
+
+enum { SAVED = 1, SAVED_EARLY };	/* while protecting it was going on */
 
 struct sim_vcpu {
 	unsigned int id;
@@ -130,6 +132,7 @@ void check_unresolved(const struct kvmfault_result *result,
 		      unsigned int injected);
 
 int world_make_memory(struct sim_memory *memory);
+bool world_is_rom(const struct sim_memory *memory);
 int world_set_slot(struct sim_memory *memory);
 int world_add_region(struct sim_memory *memory);
 int world_make_vcpu(struct sim_vcpu *vcpu);
@@ -141,6 +144,18 @@ int world_make_service(unsigned int threads);
 void world_free_memory(struct sim_memory *memory);
 void world_check_closed(struct sim_memory *memory, struct mm *mm, uint64_t at,
 			const char *who);
+
+/* tables.c */
+void tables_reset(void);
+void tables_make(void);			/* in the sources' images */
+void tables_walk(struct sim_vcpu *vcpu, unsigned int page);
+void tables_msrs(uint64_t page);	/* its gpa */
+void tables_ask(bool everything);	/* who walks them, and what else it has */
+/* What the source is asked for, and what is read of a memory's file: by whom is
+ * it? */
+void tables_note_fetch(const struct sim_memory *memory, uint64_t offset,
+		       uint64_t length);
+void tables_note_read(const struct file *file, uint64_t offset, size_t length);
 
 /* steps.c */
 void steps_start(void);
