@@ -55,6 +55,22 @@ void door_check_leaks(void)
 		sim_fail("leak", "%u descriptors are left", fds_of_library());
 }
 
+void door_check_bits(const struct kvmfault_memory *memory)
+{
+	unsigned int shift = memory->page_shift - __builtin_ctzll(PAGE);
+	uint64_t i, pages = memory->length / PAGE;
+	bool set, wanted;
+
+	for (i = 0; memory->userfault && i < pages; i++) {
+		set = atomic_load(&memory->userfault[i / 64]) >> i % 64 & 1;
+		wanted = !kvmfault__page_settled(memory, i >> shift) &&
+			atomic_load(&memory->exits);
+		if (set != wanted)
+			sim_fail("a bit does not follow its page", "page %u: %d",
+				 (unsigned int)i, set);
+	}
+}
+
 /* ---- rules ---- */
 
 struct call {
@@ -258,6 +274,7 @@ int kvmfault__sys_ioctl(int fd, unsigned long request, void *arg)
 	int err = begin(&call);
 	struct open *open = fd_open(fd);
 
+	kvm.refuses |= err && request == KVMFAULT__SET_MEMORY_ATTRIBUTES;
 	if (err)
 		return err;
 	if (!open)

@@ -36,7 +36,8 @@
 	option(deadline, 3, 5)		/* none, 5 ms, 50 ms */ \
 	option(own, 2, 2)		/* a second mapping, the VMM's */ \
 	option(own_uffd, 2, 2)		/* that has an object of the VMM's */ \
-	option(device, 2, 3)		/* another process has a mapping */ \
+	option(device, 3, 3)		/* another process has a mapping; at our
+					 * addresses */ \
 	option(delivery, 4, 2)		/* uffd, markers, userfault, on missing */ \
 	option(delegate, 2, 3) \
 	option(handler, 2, 3)		/* of SIGBUS */ \
@@ -55,7 +56,7 @@
 	option(bad_luck, 3, 4)		/* never, one call in 200, in 30 */ \
 	option(events, 2, 6)		/* an adopted userfaultfd with REMOVE */ \
 	option(split, 2, 5)		/* a VMA border in the memslots' mapping */ \
-	option(populated, 2, 6)		/* minor: the file has been used before */ \
+	option(populated, 2, 6)		/* the file has been used before */ \
 	option(huge_pool, 2, 6)		/* few huge pages are left */ \
 	option(no_cachestat, 2, 5) \
 	option(shadow, 2, 4)		/* page tables in shadow */ \

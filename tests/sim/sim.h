@@ -13,6 +13,7 @@
  *   door.c     the door of lib/ (lib/sys.h), which leads to these
  *   oracle.c   what each word of guest memory may be
  *   world.c    a VMM: its objects, sources, resolvers and callbacks
+ *   tables.c   the guest's page tables, what its MSRs name
  *   steps.c    the grammar: what the VMM's threads do
  *   plan.c     a plan: which threads do which steps; made from a seed, or text
  *   run.c      one run of a plan, with one schedule
@@ -413,6 +414,7 @@ extern struct kvm {
 	bool two_dimensional, prefault;
 	bool decides;			/* attributes say what an access is */
 	bool newer;			/* exits have more in them */
+	bool refuses;			/* to be told of private pages, once */
 	bool unlucky;			/* scratch guests run badly too */
 	bool arm64;			/* no signal ends a sleep in KVM_RUN, and
 					 * si_addr_lsb is the memory's page's */
@@ -462,6 +464,8 @@ void door_reset(void);
 void door_check_wake(void);
 /* What the library has and does not give back is a leak. */
 void door_check_leaks(void);
+/* The bitmap of the pages that leave KVM_RUN is as their states are. */
+void door_check_bits(const struct kvmfault_memory *memory);
 bool door_owns_range(const void *address);
 /* The scratch file's name of its memfds. */
 struct task *door_service_thread(unsigned int n);

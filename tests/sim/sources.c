@@ -13,6 +13,7 @@
 #include "sources.h"
 
 #define PENDING 64
+#define DEADLINE (1000 * MS)		/* and more than any of a source's */
 
 static char *image[MEMORIES];
 static struct task *answerer;
@@ -196,6 +197,7 @@ static struct pending {
 	struct kvmfault_fetch *fetch;	/* NULL: free */
 	struct sim_memory *memory;
 	uint64_t offset, due;
+	uint64_t late;			/* if it has a deadline: cancelled by then */
 	void *buffer;
 	size_t length;
 	bool submitting, cancelled;
@@ -275,6 +277,7 @@ static int submit(void *data, struct kvmfault_fetch *fetch, uint64_t offset,
 		.fetch = fetch, .memory = data, .offset = offset,
 		.buffer = buffer, .length = length, .submitting = true,
 		.due = sim_now() + slowness(),
+		.late = sim_now() + DEADLINE,
 	};
 	if (how == 3 && !world.healed && !option(OPT_no_cancel))
 		item->due = NEVER;
@@ -332,6 +335,14 @@ static struct pending *due_now(uint64_t *next)
 	return NULL;
 }
 
+static void check_deadline(const struct pending *item)
+{
+	if (option(OPT_deadline) && !option(OPT_no_cancel) && !world.healed &&
+	    option(OPT_service) && !item->cancelled && sim_now() > item->late)
+		sim_fail("a fetch outlives its deadline", "%#llx+%#zx",
+			 (unsigned long long)item->offset, item->length);
+}
+
 static void run_answerer(void *arg)
 {
 	struct pending *item;
@@ -340,6 +351,8 @@ static void run_answerer(void *arg)
 	(void)arg;
 	while (world.vm) {
 		item = due_now(&next);
+		if (item)
+			check_deadline(item);
 		if (item)
 			answer(item, false);
 		else

@@ -468,15 +468,17 @@ static void page_tables(struct acting *a, const struct step *step)
 static void convert_with(struct sim_vcpu *vcpu, const struct step *step)
 {
 	struct sim_memory *memory = memory_for(step);
-	unsigned int page = page_of(memory, step->a), injected;
-	unsigned int count = count_of(memory, page, step->b), i;
-	unsigned int began;
+	/* Of a huge page a part, too. */
+	unsigned int page = step->a % memory->pages, count = 1 + step->b;
+	unsigned int began, injected, i;
 	uint64_t done = 0;
 	bool alone;
 	int err;
 
 	if (!option(OPT_guest_memfd))
 		return;
+	if (count > memory->pages - page)
+		count = memory->pages - page;
 	world.ever_private |= step->c;
 	injected = current->injected;
 	alone = !world.converting++;
@@ -872,6 +874,9 @@ static void map_again(struct sim_memory *memory, bool remote)
 		err = world_add_remote(memory);
 	else if (!remote && memory->own)
 		err = world_add_own(memory);
+	/* It may have unmapped a part. */
+	if (err == -EINVAL && remote)
+		err = 0;
 	/* Where it could not be closed it is held for ever. */
 	if (err != -EBUSY || !option(OPT_bad_luck))
 		check_error("kvmfault_mapping_add", err, injected);

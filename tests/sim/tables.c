@@ -2,12 +2,12 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * What KVM itself reads of a guest's memory: its page tables, and the pages that
- * its MSRs name; and who walks the tables. In: the option tables, a vCPU. Out:
- * tables in the sources' images, of whatever a guest may put there; and after
- * each call about them, what has to be present is. The walk here is another one
- * than the library's: it looks at the model's frames, and nothing is fetched by
- * it. It judges only if nobody has changed memory since the call began.
+ * What KVM itself reads of a guest's memory: its page tables, and the pages
+ * that its MSRs name; and who walks the tables. In: the option tables, a vCPU.
+ * Out: tables in the sources' images, of whatever a guest may put there; and
+ * after each call about them, what has to be present is. The walk here is
+ * another one than the library's: it looks at the model's frames, and nothing
+ * is fetched by it. It judges only if nobody has changed memory meanwhile.
  */
 
 #include <string.h>
@@ -73,9 +73,10 @@ static bool is_calm(void)
 		if (world.memory[i].busy || world.memory[i].truth.open ||
 		    world.memory[i].hidden.open)
 			return false;
-	/* Who lies, and who reads holes, makes pages that are not the source's. */
-	return !world.writing && !world.converting && !world.child &&
-	       !world.lies;
+	/* Who lies, and who reads holes, makes pages that are not the source's;
+	 * and of what a balloon has taken the library learns a while later. */
+	return !option(OPT_events) && !world.writing && !world.converting &&
+	       !world.child && !world.lies;
 }
 
 static unsigned int changes(void)
@@ -211,8 +212,8 @@ static void make_extra(const struct mode *mode)
 		to = way < 2 ? made.gpa[sim_below(TABLES)] :
 		     way < 3 ? made.gpa[from] :
 		     way < 4 ? any_page() : NOWHERE + sim_below(64) * PAGE;
-		put_entry(free_entry(mode, 1, made.gpa[from]), to, sim_one_in(2),
-			  mode);
+		put_entry(free_entry(mode, 1, made.gpa[from]), to,
+			  sim_one_in(2), mode);
 	}
 }
 
@@ -292,7 +293,7 @@ void tables_note_read(const struct file *file, uint64_t offset, size_t length)
 
 struct walk {
 	const struct mode *mode;
-	bool unsure;			/* there is a table that nobody can read */
+	bool unsure;			/* a table is lost */
 	uint8_t levels[MEMORIES][MEMORY_PAGES];	/* bits: it is a table there */
 	uint32_t size[MEMORIES][MEMORY_PAGES];	/* bytes of these tables */
 	/* What the library has no room to remember, it may look at again. */
@@ -330,8 +331,8 @@ static void walk(struct walk *w, unsigned int level, uint64_t gpa)
 	w->unsure |= is_lost(memory, page);
 	if (!bytes && !is_lost(memory, page))
 		sim_fail("a page table is left absent",
-			 "%s, level %u: memory %u, page %u", w->mode->name, level,
-			 memory->id, page);
+			 "%s, level %u: memory %u, page %u", w->mode->name,
+			 level, memory->id, page);
 	if (level == 1 || !bytes)
 		return;
 	w->size[memory->id][page] += n * w->mode->entry;
@@ -450,7 +451,8 @@ void tables_walk(struct sim_vcpu *vcpu, unsigned int page)
 	bool ends = option(OPT_tables) && sim_one_in(8);
 
 	if (ends)
-		__atomic_store_n(&vcpu->run.immediate_exit, 1, __ATOMIC_RELAXED);
+		__atomic_store_n(&vcpu->run.immediate_exit, 1,
+				 __ATOMIC_RELAXED);
 	while (ensure_tables(vcpu, mode) && ++tries < 3) {
 		vcpu->run.immediate_exit = 0;
 		task_pause(MS, "better times");
@@ -557,8 +559,8 @@ void tables_msrs(uint64_t page)
 	for (i = 0; i < count; i++)
 		once |= check_named(&msr[i]);
 	if (once != again)
-		sim_fail("MSRs are to be set again, or not", "%d in place of %d",
-			 again, once);
+		sim_fail("MSRs are to be set again, or not",
+			 "%d in place of %d", again, once);
 }
 
 #else
@@ -638,7 +640,8 @@ static void probe(void)
 		{ KVMFAULT_FEATURE_PRE_FAULT_MEMORY, kvm.prefault },
 		{ KVMFAULT_FEATURE_EXIT_ON_EMULATION_FAILURE, true },
 		{ KVMFAULT_FEATURE_ADDRESS_SPACES, true },
-		{ KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING, is_two_dimensional() },
+		{ KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING,
+		  is_two_dimensional() },
 		{ KVMFAULT_FEATURE_USERFAULT, kvm.abi == 1 },
 		{ KVMFAULT_FEATURE_EXIT_ON_MISSING, kvm.abi == 2 },
 		{ KVMFAULT_FEATURE_UFFD_DEVICE, !world.no_device },

@@ -261,6 +261,8 @@ static void on_settled(void *data, struct kvmfault_memory *memory,
 	callback_end();
 }
 
+static unsigned int hooked;		/* conversions that were begun, and not ended */
+
 static int before_conversion(void *data, uint64_t gpa, uint64_t length,
 			     bool private)
 {
@@ -275,10 +277,12 @@ static int before_conversion(void *data, uint64_t gpa, uint64_t length,
 		world.resolver_errors++;
 		err = -EIO;
 	}
+	hooked += !err;
 	callback_end();
 	return err;
 }
 
+/* Once for each one before it; undone: KVM has been told so, if it listened. */
 static void after_conversion(void *data, uint64_t gpa, uint64_t length,
 			     bool private, bool done)
 {
@@ -286,6 +290,12 @@ static void after_conversion(void *data, uint64_t gpa, uint64_t length,
 
 	(void)data;
 	callback_begin("after a conversion");
+	hooked--;
+	for (at = gpa; !done && at < gpa + length && !kvm.refuses;
+	     at += PAGE)
+		if (kvm.private[at / PAGE] == private && world.converting == 1)
+			sim_fail("a conversion is left half done",
+				 "gpa %#llx", (unsigned long long)at);
 	for (at = gpa; done && at < gpa + length; at += PAGE)
 		if (kvm.private[at / PAGE] != private)
 			sim_fail("a hook is told of what is not so",
@@ -366,6 +376,8 @@ static void back_memory(struct sim_memory *memory)
 	if (memory->file && option(OPT_own))
 		memory->own = mm_map(our_mm, memory->file, 0, memory->pages,
 				     PROT_READ | PROT_WRITE, false);
+	if (world.device && option(OPT_device) == 2)
+		world.device->next_start = memory->memslots;
 	if (memory->file && world.device)
 		memory->remote = mm_map(world.device, memory->file, 0,
 					memory->pages, PROT_READ | PROT_WRITE,
@@ -439,6 +451,16 @@ int world_make_memory(struct sim_memory *memory)
 		   kvmfault_memory_new(world.vm, &options, &memory->handle));
 	memory->exists = !err;
 	return err;
+}
+
+/* What holds pages already would never fault. */
+static void refuse_used(struct sim_memory *memory)
+{
+	int err = world_make_memory(memory);
+
+	if (err != -EEXIST && err != -ENOMEM)
+		sim_fail("memory that was used is taken for empty", "%d", err);
+	file_punch(memory->file, 0, memory->pages * PAGE);
 }
 
 int world_add_own(struct sim_memory *memory)
@@ -547,12 +569,14 @@ static void make_memory(struct sim_memory *memory, unsigned int id)
 		memory->guest_memfd_fd = fd_new(KIND_FILE, false, &open);
 		open->file = memory->guest_memfd;
 	}
-	if (option(OPT_populated) && option(OPT_minor) && memory->file)
+	if (option(OPT_populated) && memory->file)
 		use_before(memory);
 	if (option(OPT_events))
 		must(make_uffd(&memory->adopted, true), "a userfaultfd");
 	if (memory->own && option(OPT_own_uffd))
 		must(make_uffd(&memory->own_uffd, false), "a userfaultfd");
+	if (option(OPT_populated) && memory->file && !option(OPT_minor))
+		refuse_used(memory);
 	must(world_make_memory(memory), "a memory");
 	if (memory->own)
 		must(world_add_own(memory), "a mapping");
@@ -641,6 +665,7 @@ static void make_kvm(void)
 	kvm.two_dimensional = !option(OPT_shadow);
 	kvm.prefault = option(OPT_prefault);
 	kvm.newer = option(OPT_exits);
+	hooked = 0;
 	/* Which has no such call. */
 	kvm.arm64 = kvm.two_dimensional && !kvm.prefault;
 	kvm.decides = option(OPT_converter) == 3;
@@ -779,6 +804,7 @@ void world_check(void)
 
 		if (!memory->exists)
 			continue;
+		door_check_bits(memory->handle);
 		check_memory(memory, our_mm, memory->own ? memory->own :
 			     memory->memslots, "the last reader");
 		if (memory->own && option(OPT_delivery) != 1)
@@ -792,6 +818,9 @@ void world_end(void)
 	unsigned int i;
 
 	steps_end();
+	if (hooked)
+		sim_fail("a hook is not told of the end", "of %u conversions",
+			 hooked);
 	for (i = 0; i < world.vcpus; i++)
 		if (world.vcpu[i].handle)
 			CALL(kvmfault_vcpu_free, false,
