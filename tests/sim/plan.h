@@ -99,7 +99,7 @@ enum role { ROLE_VCPU, ROLE_THREAD, ROLE_DEVICE, ROLE_KERNEL, ROLE_COUNT };
 	step(cancel, THREAD, 2, "page count -") \
 	step(region_again, THREAD, 3, "memory - -") \
 	step(memory_again, THREAD, 4, "memory - -") \
-	step(mapping_again, THREAD, 2, "memory remote -") \
+	step(mapping_again, THREAD, 2, "memory remote back") \
 	step(service_again, THREAD, 2, "threads - -") \
 	step(set_delivery, THREAD, 2, "leave - -") \
 	step(kick, THREAD, 4, "vcpu immediate_exit -") \

@@ -100,6 +100,7 @@ struct task {
 	bool service;			/* a thread of the service */
 	const void *locked;		/* the library's lock that it holds */
 	unsigned int injected;		/* errors, since the call began */
+	unsigned int asked;		/* how often it has asked the source */
 	const void *user;		/* steps.c's */
 	/* a store that nobody else has seen yet */
 	struct {

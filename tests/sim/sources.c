@@ -160,6 +160,7 @@ static int read_now(void *data, uint64_t offset, void *buffer, size_t length)
 	int err;
 
 	callback_begin("read");
+	current->asked++;
 	tables_note_fetch(memory, offset, length);
 	tell("the source is asked for %#llx+%#zx", (unsigned long long)offset,
 	     length);

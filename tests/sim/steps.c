@@ -244,21 +244,19 @@ static void check_decoded(const struct sim_vcpu *vcpu, int ret, int err)
 	CALL(kvmfault_decode, true,
 	     kvmfault_decode(ret, err, &vcpu->run, &fault));
 	if (!(fault.known & KVMFAULT_KNOWN_GPA) != !(exit || mmio) ||
-	    ((exit || mmio) && fault.gpa != gpa))
+	    ((exit || mmio) && fault.gpa != gpa) ||
+	    (ret && err == EINTR && fault.entrance != KVMFAULT_ENTRANCE_NONE))
 		sim_fail("an exit is decoded otherwise", "gpa %#llx, and it is %#llx",
 			 (unsigned long long)fault.gpa, (unsigned long long)gpa);
 }
 
 /* Whoever does not know what an exit says can't know that it was answered. */
-static void check_flags(const struct sim_vcpu *vcpu, int ret,
-			enum kvmfault_action action)
+static bool has_flags(const struct sim_vcpu *vcpu, int ret)
 {
 	const struct kvmfault__memory_fault *fault = (const void *)&vcpu->run.hw;
 
-	if (ret && vcpu->run.exit_reason == 39 && action == KVMFAULT_RETRY &&
-	    fault->flags & KVM_FLAG_NOBODY_KNOWS)
-		sim_fail("a flag that nobody knows is passed over", "gpa %#llx",
-			 (unsigned long long)fault->gpa);
+	return ret && vcpu->run.exit_reason == 39 &&
+		fault->flags & KVM_FLAG_NOBODY_KNOWS;
 }
 
 static enum kvmfault_action handle(struct sim_vcpu *vcpu, int ret, int err)
@@ -266,7 +264,8 @@ static enum kvmfault_action handle(struct sim_vcpu *vcpu, int ret, int err)
 	unsigned int injected = current->injected;
 	enum kvmfault_action action;
 	struct mmio mmio = { 0 };
-	bool converts = false;
+	bool converts = false, flags = has_flags(vcpu, ret);
+	unsigned int asked = current->asked;
 
 	if (!vcpu->bus)
 		check_decoded(vcpu, ret, err);
@@ -283,7 +282,10 @@ static enum kvmfault_action handle(struct sim_vcpu *vcpu, int ret, int err)
 	vcpu->bus = false;
 	conversion_end(vcpu, converts);
 	mmio_end(vcpu, &mmio, action == KVMFAULT_RETRY);
-	check_flags(vcpu, ret, action);
+	/* Unless the page has come by another fault. */
+	if (flags && action == KVMFAULT_RETRY && asked != current->asked)
+		sim_fail("a flag that nobody knows is passed over", "gpa %#llx",
+			 (unsigned long long)vcpu->kvm->told);
 	if (action == KVMFAULT_UNRESOLVED)
 		check_unresolved(kvmfault_vcpu_result(vcpu->handle), injected);
 	return action;
@@ -880,7 +882,6 @@ static void map_again(struct sim_memory *memory, bool remote)
 	/* Where it could not be closed it is held for ever. */
 	if (err != -EBUSY || !option(OPT_bad_luck))
 		check_error("kvmfault_mapping_add", err, injected);
-	memory->busy = false;
 }
 
 static void mapping_again(struct acting *a, const struct step *step)
@@ -896,6 +897,7 @@ static void mapping_again(struct acting *a, const struct step *step)
 	mapping = step->b % 2 ? &memory->remote_mapping : &memory->own_mapping;
 	if (!*mapping) {
 		map_again(memory, step->b % 2);
+		memory->busy = false;
 		return;
 	}
 	/* With markers the VMM needs a second one. */
@@ -916,6 +918,8 @@ static void mapping_again(struct acting *a, const struct step *step)
 			world_check_closed(memory, our_mm, memory->own,
 					   "who reads a mapping that was removed");
 	}
+	if (!err && step->c)
+		map_again(memory, step->b % 2);
 	memory->busy = false;
 }
 
