@@ -107,7 +107,7 @@ void source_lose(struct sim_memory *memory, unsigned int page,
 bool source_lacks(const struct sim_memory *memory, unsigned int page)
 {
 	return option(OPT_source_poisons) && !world.healed &&
-		oracle_source(memory->id, page / memory->unit) % 8 == 0;
+		!(oracle_source(memory->id, page / memory->unit) >> 8 & 7);
 }
 
 static bool lacks(struct sim_memory *memory, uint64_t offset, uint64_t length)

@@ -311,8 +311,8 @@ static bool other_exit(struct sim_vcpu *vcpu)
 		if (!world.regions_changed && !world.lies && !world.poisons &&
 		    !world.failures && !world.holes && !option(OPT_bad_luck))
 			sim_fail("an instruction is given up",
-				 "rip %#llx", (unsigned long long)
-				 kvm_vcpu->regs.rip);
+				 "gpa %#llx", (unsigned long long)
+				 kvm_vcpu->now.gpa);
 		kvm_vcpu->ud = kvm_vcpu->wanting = false;
 		return true;
 	default:
