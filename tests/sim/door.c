@@ -59,11 +59,14 @@ void door_check_bits(const struct kvmfault_memory *memory)
 {
 	unsigned int shift = memory->page_shift - __builtin_ctzll(PAGE);
 	uint64_t i, pages = memory->length / PAGE;
+	enum kvmfault__state state;
 	bool set, wanted;
 
 	for (i = 0; memory->userfault && i < pages; i++) {
 		set = atomic_load(&memory->userfault[i / 64]) >> i % 64 & 1;
-		wanted = !kvmfault__page_settled(memory, i >> shift) &&
+		state = kvmfault__page_state(memory, i >> shift);
+		wanted = state != KVMFAULT__PRESENT &&
+			state != KVMFAULT__POISONED &&
 			atomic_load(&memory->exits);
 		if (set != wanted)
 			sim_fail("a bit does not follow its page", "page %u: %d",

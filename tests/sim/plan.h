@@ -64,6 +64,7 @@
 	option(exits, 2, 8)		/* as a newer kernel's may be: flags that
 					 * nobody knows, a gpa within a page */ \
 	option(rom, 2, 6)		/* the first memory's region is one */ \
+	option(halves, 2, 4)		/* a memory is shown by two regions */ \
 	option(late_memory, 2, 3)	/* the vCPUs' handles are made first */ \
 	option(tables, 6, 2)		/* of the guest: none, 32 bits, the same
 					 * with PSE, PAE, 4 and 5 levels */

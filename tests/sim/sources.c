@@ -181,6 +181,9 @@ static const void *view(void *data, uint64_t offset, size_t length)
 	const char *shown = image[memory->id] + offset;
 
 	callback_begin("view");
+	if (option(OPT_minor) && memory->file)
+		sim_fail("a view is asked for with minor faults", "%#llx",
+			 (unsigned long long)offset);
 	tables_note_fetch(memory, offset, length);
 	tell("the source shows %#llx+%#zx", (unsigned long long)offset, length);
 	if (!world.healed && sim_one_in(3)) {
@@ -290,6 +293,9 @@ static int submit(void *data, struct kvmfault_fetch *fetch, uint64_t offset,
 			world.source_errors++;
 		}
 	} else {
+		if (option(OPT_source_slow) == 1 && !world.healed &&
+		    sim_one_in(4))
+			task_pause(20 * MS, "a slow submit function");
 		sim_point();
 		item->submitting = false;
 		task_wake(&answerer, TASKS);
@@ -567,12 +573,25 @@ static int resolve_absent(struct kvmfault_request *request)
 	return KVMFAULT_DECLINED;
 }
 
+/* What a message says of the access is what the resolver is told. */
+static void check_request(const struct kvmfault_request *request)
+{
+	const struct kvmfault_fault *fault = request->fault;
+
+	if (fault->entrance == KVMFAULT_ENTRANCE_UFFD &&
+	    fault->access != KVMFAULT_ACCESS_READ &&
+	    fault->access != KVMFAULT_ACCESS_WRITE)
+		sim_fail("an access is told otherwise", "flags %#llx, access %d",
+			 (unsigned long long)fault->flags, fault->access);
+}
+
 static int resolve(void *data, struct kvmfault_request *request)
 {
 	int verdict = KVMFAULT_DECLINED;
 
 	(void)data;
 	callback_begin("a resolver");
+	check_request(request);
 	if (request->page == KVMFAULT_PAGE_PROTECTED)
 		verdict = save(request);
 	else if (request->page == KVMFAULT_PAGE_ABSENT && !world.healed)

@@ -814,11 +814,9 @@ static bool hide(struct sim_memory *memory)
 	int err;
 
 	world.regions_changed++;
-	err = CALL(kvmfault_region_remove, false,
-		   kvmfault_region_remove(world.vm, 0, memory->gpa));
+	err = world_remove_region(memory);
 	if (err)
 		sim_fail("a region can't be removed", "%d", err);
-	memory->shown = false;
 	return true;
 }
 
@@ -853,7 +851,6 @@ static void region_again(struct acting *a, const struct step *step)
 static void memory_again(struct acting *a, const struct step *step)
 {
 	struct sim_memory *memory = memory_for(step);
-	struct slot none = { 0 };
 
 	(void)a;
 	/* Nobody else reads it meanwhile. */
@@ -861,7 +858,7 @@ static void memory_again(struct acting *a, const struct step *step)
 		return;
 	hide(memory);
 	world.holes++;
-	kvm_set_slot(memory->id, &none);
+	world_clear_slot(memory);
 	memory->snapshot = memory->watched = false;
 	world_free_memory(memory);
 }
@@ -1085,7 +1082,8 @@ static void ask(struct acting *a, const struct step *step)
 	CALL(kvmfault_vm_stats, true, kvmfault_vm_stats(world.vm, &stats));
 	err = CALL(kvmfault_region_find, true,
 		   kvmfault_region_find(world.vm, 0, memory->gpa, &region));
-	if (!err && region.length != memory->pages * PAGE)
+	if (!err && region.length * (1 + option(OPT_halves)) !=
+	    memory->pages * PAGE)
 		sim_fail("another region is found", "%#llx",
 			 (unsigned long long)region.length);
 	if (err == -ENOENT && memory->shown && !world.regions_changed)

@@ -189,7 +189,7 @@ void check_unresolved(const struct kvmfault_result *result,
 	case KVMFAULT_REASON_NO_ADDRESS:
 	case KVMFAULT_REASON_NO_PROGRESS:
 		fine = bad_luck(injected) || world.holes || world.lies ||
-		       world.conversions || world.regions_changed;
+		       world.regions_changed;
 		break;
 	default:
 		break;
@@ -493,40 +493,105 @@ bool world_is_rom(const struct sim_memory *memory)
 	return option(OPT_rom) && !memory->id && !option(OPT_guest_memfd);
 }
 
-int world_set_slot(struct sim_memory *memory)
+/* The regions that show it, one after the other. */
+static unsigned int parts(void)
+{
+	return 1 + option(OPT_halves);
+}
+
+static uint64_t part_length(const struct sim_memory *memory)
+{
+	return memory->pages * PAGE / parts();
+}
+
+static int set_slot(struct sim_memory *memory, unsigned int part)
 {
 	struct kvmfault_memslot memslot = { .size = sizeof(memslot) };
+	uint64_t offset = part * part_length(memory);
 	struct slot slot = {
-		.used = true, .gpa = memory->gpa, .length = memory->pages * PAGE,
-		.host = memory->memslots, .guest_memfd = memory->guest_memfd,
+		.used = true, .gpa = memory->gpa + offset,
+		.length = part_length(memory),
+		.host = memory->memslots + offset,
+		.guest_memfd = memory->guest_memfd,
+		.guest_memfd_offset = offset,
 		.readonly = world_is_rom(memory),
 	};
 	int err;
 
 	err = CALL(kvmfault_region_memslot, false,
-		   kvmfault_region_memslot(world.vm, 0, memory->gpa, &memslot));
+		   kvmfault_region_memslot(world.vm, 0, slot.gpa, &memslot));
 	if (err)
 		return err;
 	slot.flags = memslot.flags;
 	slot.bitmap = memslot.userfault_bitmap;
-	return kvm_set_slot(memory->id, &slot);
+	return kvm_set_slot(memory->id + part * MEMORIES, &slot);
+}
+
+int world_set_slot(struct sim_memory *memory)
+{
+	unsigned int part;
+	int err = 0;
+
+	for (part = 0; part < memory->parts && !err; part++)
+		err = set_slot(memory, part);
+	return err;
+}
+
+void world_clear_slot(const struct sim_memory *memory)
+{
+	const struct slot none = { 0 };
+	unsigned int part;
+
+	for (part = 0; part < parts(); part++)
+		kvm_set_slot(memory->id + part * MEMORIES, &none);
+}
+
+static int add_part(struct sim_memory *memory, uint64_t offset)
+{
+	const struct kvmfault_region region = {
+		.size = sizeof(region),
+		.gpa = memory->gpa + offset,
+		.length = part_length(memory),
+		.memory = memory->handle,
+		.offset = offset,
+		.guest_memfd = memory->guest_memfd_fd,
+		.guest_memfd_offset = offset,
+		.flags = world_is_rom(memory) ? KVMFAULT_REGION_READONLY : 0,
+	};
+
+	return CALL(kvmfault_region_add, false,
+		    kvmfault_region_add(world.vm, &region));
 }
 
 int world_add_region(struct sim_memory *memory)
 {
-	const struct kvmfault_region region = {
-		.size = sizeof(region),
-		.gpa = memory->gpa,
-		.length = memory->pages * PAGE,
-		.memory = memory->handle,
-		.guest_memfd = memory->guest_memfd_fd,
-		.flags = world_is_rom(memory) ? KVMFAULT_REGION_READONLY : 0,
-	};
-	int err = CALL(kvmfault_region_add, false,
-		       kvmfault_region_add(world.vm, &region));
+	int err = 0;
 
-	memory->shown = !err;
-	return err ? err : world_set_slot(memory);
+	while (memory->parts < parts()) {
+		err = add_part(memory, memory->parts * part_length(memory));
+		if (err)
+			return err;
+		memory->parts++;
+	}
+	memory->shown = true;
+	return world_set_slot(memory);
+}
+
+int world_remove_region(struct sim_memory *memory)
+{
+	int err;
+
+	memory->shown = false;
+	while (memory->parts) {
+		err = CALL(kvmfault_region_remove, false,
+			   kvmfault_region_remove(world.vm, 0, memory->gpa +
+						  (memory->parts - 1) *
+						  part_length(memory)));
+		if (err)
+			return err;
+		memory->parts--;
+	}
+	return 0;
 }
 
 static void set_truth(struct sim_memory *memory)
@@ -832,11 +897,7 @@ void world_end(void)
 	for (i = 0; i < world.memories; i++) {
 		struct sim_memory *memory = &world.memory[i];
 
-		if (memory->shown)
-			must(CALL(kvmfault_region_remove, false,
-				  kvmfault_region_remove(world.vm, 0,
-							 memory->gpa)),
-			     "to remove a region");
+		must(world_remove_region(memory), "to remove a region");
 		if (memory->exists)
 			world_free_memory(memory);
 		if (memory->own_uffd)

@@ -29,7 +29,8 @@ struct sim_memory {
 	struct kvmfault_uffd *own_uffd, *adopted;
 	unsigned int pages, unit;
 	uint64_t gpa;
-	bool shown;			/* by a region */
+	unsigned int parts;		/* regions that show it, */
+	bool shown;			/* and that is all of them */
 	struct truth truth;
 	struct file *guest_memfd;
 	int guest_memfd_fd;
@@ -135,6 +136,8 @@ int world_make_memory(struct sim_memory *memory);
 bool world_is_rom(const struct sim_memory *memory);
 int world_set_slot(struct sim_memory *memory);
 int world_add_region(struct sim_memory *memory);
+int world_remove_region(struct sim_memory *memory);
+void world_clear_slot(const struct sim_memory *memory);
 int world_make_vcpu(struct sim_vcpu *vcpu);
 int world_add_own(struct sim_memory *memory);
 int world_add_remote(struct sim_memory *memory);
