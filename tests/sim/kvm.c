@@ -209,11 +209,12 @@ static int leave_early(struct vcpu *vcpu, const struct slot *slot)
 	if (slot->guest_memfd && private != now->private)
 		return exit_fault(vcpu, now->private ?
 				  KVMFAULT__EXIT_FLAG_PRIVATE : 0);
-	if (slot->guest_memfd && private)
-		return touch_private(vcpu, slot);
 	if (slot->flags & KVMFAULT__MEM_USERFAULT && kvm.abi == 1 &&
 	    bit_is_set(slot, now->gpa))
-		return exit_fault(vcpu, KVMFAULT__EXIT_FLAG_USERFAULT);
+		return exit_fault(vcpu, KVMFAULT__EXIT_FLAG_USERFAULT |
+				  (private ? KVMFAULT__EXIT_FLAG_PRIVATE : 0));
+	if (slot->guest_memfd && private)
+		return touch_private(vcpu, slot);
 	if (slot->flags & KVMFAULT__MEM_EXIT_ON_MISSING && kvm.abi == 2) {
 		uint64_t hva = slot->host + now->gpa - slot->gpa;
 
@@ -383,6 +384,8 @@ static int set_scratch_slot(const struct kvmfault__memory_region2 *region,
 	if (region->flags != KVMFAULT__MEM_USERFAULT || !kvm.abi)
 		return -EINVAL;
 	if (kvm.abi == 1 && (!two || region->pad2[0] == UINT64_MAX))
+		return -EINVAL;
+	if (kvm.abi == 3 && !two)
 		return -EINVAL;
 	return 0;
 }

@@ -52,6 +52,8 @@
 	option(prefault, 2, 5) \
 	option(guest_memfd, 2, 4) \
 	option(converter, 4, 2)		/* 0, keep shared, keep private, calls */ \
+	option(own_set, 2, 3)		/* KVM is told page by page, and that may
+					 * fail */ \
 	option(hooks, 3, 3) \
 	option(bad_luck, 3, 4)		/* never, one call in 200, in 30 */ \
 	option(events, 2, 6)		/* an adopted userfaultfd with REMOVE */ \

@@ -101,6 +101,7 @@ struct task {
 	const void *locked;		/* the library's lock that it holds */
 	unsigned int injected;		/* errors, since the call began */
 	unsigned int asked;		/* how often it has asked the source */
+	bool sets_back;			/* what could not be converted */
 	const void *user;		/* steps.c's */
 	/* a store that nobody else has seen yet */
 	struct {
@@ -411,7 +412,8 @@ struct slot {
 extern struct kvm {
 	struct slot slot[SLOTS];
 	bool private[GFNS];		/* attributes */
-	int abi;			/* 0, 1: userfault, 2: on missing */
+	int abi;			/* 0, 1: userfault, 2: on missing, 3: their
+					 * flag is another one's */
 	bool two_dimensional, prefault;
 	bool decides;			/* attributes say what an access is */
 	bool newer;			/* exits have more in them */

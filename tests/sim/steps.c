@@ -467,12 +467,41 @@ static void page_tables(struct acting *a, const struct step *step)
 		tables_walk(a->vcpu, page_of(&world.memory[0], step->a));
 }
 
+/* What was in pages of a memory before it was to be converted. */
+#define CONVERTED 4U
+static struct word noted[CONVERTED * WORDS];
+
+static void note_words(struct sim_memory *memory, unsigned int page,
+		       unsigned int count)
+{
+	unsigned int i;
+
+	for (i = 0; i < count * WORDS; i++)
+		noted[i] = *truth_word(&memory->truth, page + i / WORDS,
+				       i % WORDS);
+}
+
+/* KVM was not told, and so nothing was discarded. */
+static void restore_words(struct sim_memory *memory, unsigned int page,
+			  unsigned int count)
+{
+	struct word *word;
+	unsigned int i;
+
+	for (i = 0; i < count * WORDS; i++) {
+		word = truth_word(&memory->truth, page + i / WORDS, i % WORDS);
+		if (word->version == noted[i].version + 1)
+			*word = noted[i];
+	}
+}
+
 static void convert_with(struct sim_vcpu *vcpu, const struct step *step)
 {
 	struct sim_memory *memory = memory_for(step);
 	/* Of a huge page a part, too. */
-	unsigned int page = step->a % memory->pages, count = 1 + step->b;
-	unsigned int began, injected, i;
+	unsigned int page = step->a % memory->pages;
+	unsigned int count = 1 + step->b % CONVERTED;
+	unsigned int began, failed, injected, i;
 	uint64_t done = 0;
 	bool alone;
 	int err;
@@ -485,6 +514,8 @@ static void convert_with(struct sim_vcpu *vcpu, const struct step *step)
 	injected = current->injected;
 	alone = !world.converting++;
 	began = ++world.conversions;
+	failed = world.sets_failed;
+	note_words(memory, page, count);
 	truth_discard_begin(&memory->truth, page, count);
 	truth_discard_begin(&memory->hidden, page, count);
 	err = CALL(kvmfault_convert, true,
@@ -495,6 +526,8 @@ static void convert_with(struct sim_vcpu *vcpu, const struct step *step)
 	truth_discard_end(&memory->hidden, page, count, false);
 	alone &= world.conversions == began;
 	world.converting--;
+	if (alone && err && !done && failed != world.sets_failed)
+		restore_words(memory, page, count);
 	check_error("kvmfault_convert", err, injected);
 	if (!err && done != count * PAGE)
 		sim_fail("a conversion is short", "%#llx of %#llx",

@@ -678,7 +678,8 @@ static void ask_for_delivery(void)
 		return;
 	CALL(kvmfault_vm_delivery, false, kvmfault_vm_delivery(vm, &report));
 	check_answer("an exit for what is missing",
-		     &report.mode[KVMFAULT_DELIVERY_KERNEL_EXIT], kvm.abi,
+		     &report.mode[KVMFAULT_DELIVERY_KERNEL_EXIT],
+		     kvm.abi && kvm.abi != 3,
 		     injected);
 	check_answer("two-dimensional paging",
 		     &report.mode[KVMFAULT_DELIVERY_MARKER_EXIT],

@@ -261,6 +261,30 @@ static void on_settled(void *data, struct kvmfault_memory *memory,
 	callback_end();
 }
 
+/* It may fail after some pages: it is called once more then, to set them back. */
+static int set_in_steps(void *data, uint64_t gpa, uint64_t length, bool private)
+{
+	uint64_t at;
+	int err = 0;
+
+	(void)data;
+	callback_begin("set");
+	for (at = gpa; at < gpa + length && !err; at += PAGE) {
+		kvm.private[at / PAGE % GFNS] = private;
+		sim_point();
+		if (current->sets_back || world.healed || !sim_one_in(6))
+			continue;
+		world.sets_failed++;
+		world.no_memory++;
+		err = -ENOMEM;
+	}
+	current->sets_back = err;
+	tell("KVM is told %#llx+%#llx, %s: %d", (unsigned long long)gpa,
+	     (unsigned long long)length, private ? "private" : "shared", err);
+	callback_end();
+	return err;
+}
+
 static unsigned int hooked;		/* conversions that were begun, and not ended */
 
 static int before_conversion(void *data, uint64_t gpa, uint64_t length,
@@ -319,6 +343,7 @@ static int make_vm(void)
 	const struct kvmfault_converter converter = {
 		.size = sizeof(converter),
 		.flags = flags[option(OPT_converter)],
+		.set = option(OPT_own_set) ? set_in_steps : NULL,
 	};
 	const struct kvmfault_vm_options options = {
 		.size = sizeof(options),
@@ -726,7 +751,8 @@ static void make_kvm(void)
 
 	world.kvm_fd = fd_new(KIND_KVM, false, &open);
 	world.vm_fd = fd_new(KIND_VM, false, &open);
-	kvm.abi = option(OPT_delivery) >= 2 ? (int)option(OPT_delivery) - 1 : 0;
+	kvm.abi = option(OPT_delivery) >= 2 ? (int)option(OPT_delivery) - 1 :
+		  option(OPT_exits) ? 3 : 0;
 	kvm.two_dimensional = !option(OPT_shadow);
 	kvm.prefault = option(OPT_prefault);
 	kvm.newer = option(OPT_exits);

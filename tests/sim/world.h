@@ -79,6 +79,7 @@ extern struct world {
 	/* what excuses an error */
 	unsigned int source_errors, cuts, poisons, cancels, lies, resolver_errors;
 	unsigned int regions_changed, holes, no_memory, failures;
+	unsigned int sets_failed;	/* calls that tell KVM */
 	unsigned int conversions;	/* that were begun, */
 	unsigned int converting;	/* and are in progress */
 	bool signalled, ever_private;
