@@ -12,6 +12,7 @@
 #include <linux/futex.h>
 #include <linux/magic.h>
 #include <linux/memfd.h>
+#include <sanitizer/asan_interface.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -37,11 +38,49 @@ static struct made {
 } made[MADE];
 static unsigned int made_count;
 
+/*
+ * Memories have the same addresses in each run and each process: the library
+ * hashes them. What is freed is not given out again, nor to be touched.
+ */
+#define PLACES ((char *)0x200000000000)
+#define PLACE (1UL << 16)
+static unsigned int placed;
+
+static void *place(size_t size)
+{
+	static char *places;
+
+	if (!places)
+		places = mmap(PLACES, MADE * PLACE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE |
+			      MAP_FIXED_NOREPLACE, -1, 0);
+	if (places != PLACES || placed == MADE || size > PLACE)
+		abort();
+	return places + PLACE * placed++;
+}
+
+static bool is_placed(const void *memory)
+{
+	return (const char *)memory >= PLACES &&
+		(const char *)memory < PLACES + MADE * PLACE;
+}
+
+static void displace_all(void)
+{
+	while (placed)
+		ASAN_UNPOISON_MEMORY_REGION(PLACES + PLACE * --placed, PLACE);
+}
+
+static bool allocating_seat;
+
 void door_reset(void)
 {
 	while (made_count)
-		if (made[--made_count].by != BY_MAP)
+		if (made[--made_count].by != BY_MAP &&
+		    !is_placed(made[made_count].at))
 			free(made[made_count].at);
+	displace_all();
+	allocating_seat = false;
 	door_fail_one_in = 0;
 	door_failed = 0;
 }
@@ -101,6 +140,9 @@ static void judge(const struct call *call)
 {
 	const char *in = current->call ? current->call : "no call";
 
+	if (current->handler)
+		sim_fail("a signal's handler makes a system call", "%s",
+			 call->name);
 	if (current->locked && !call->lockable)
 		sim_fail("a lock is held across a system call", "%s in %s",
 			 call->name, in);
@@ -630,8 +672,7 @@ void door_check_wake(void)
 	/* Somebody else has gone on since: it may be about to wake. */
 	if (current->napped_at != sched_switches())
 		return;
-	if ((vcpu && vcpu->run.immediate_exit) || world.signalled ||
-	    current->callbacks || !strcmp(in, "kvmfault_memory_free") ||
+	if ((vcpu && vcpu->run.immediate_exit) || current->callbacks || !strcmp(in, "kvmfault_memory_free") ||
 	    !strcmp(in, "kvmfault_mapping_remove"))
 		return;
 	sim_fail("a wake is lost", "%s in %s goes on after its time was over",
@@ -847,8 +888,6 @@ void kvmfault__sys_unlock(pthread_mutex_t *mutex)
 
 /* ---- the allocator ---- */
 
-static bool allocating_seat;
-
 bool world_makes_seat(void)
 {
 	return !current->on_path || allocating_seat;
@@ -862,8 +901,10 @@ void *kvmfault__sys_alloc(size_t size, size_t align)
 			.lockable = true, .errnos = { ENOMEM });
 	void *memory = NULL;
 
-	if (err || posix_memalign(&memory, align < sizeof(void *) ?
-				  sizeof(void *) : align, size))
+	if (!err && size == sizeof(struct kvmfault_memory))
+		memory = place(size);
+	else if (err || posix_memalign(&memory, align < sizeof(void *) ?
+				       sizeof(void *) : align, size))
 		return NULL;
 	memset(memory, 0, size);
 	note_made(memory, size, BY_ALLOC);
@@ -879,5 +920,8 @@ void kvmfault__sys_free(void *memory)
 	if (!forget_made(memory, BY_ALLOC))
 		sim_fail("the library frees what it has not allocated", "%p",
 			 memory);
-	free(memory);
+	if (is_placed(memory))
+		ASAN_POISON_MEMORY_REGION(memory, PLACE);
+	else
+		free(memory);
 }

@@ -12,7 +12,7 @@
 
 #include "known.h"
 
-#define KNOWN 96
+#define KNOWN 256
 #define CONDITIONS 4
 
 struct ingredients ingredients = {

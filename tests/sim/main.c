@@ -32,7 +32,7 @@ static const char usage[] =
 
 static struct {
 	uint64_t seconds, seeds, jobs, preemptions, from;
-	bool json, by_text, first;
+	bool json, by_text, first, tell, atomics;
 	const char *expected, *fault, *output;
 	char replay[512];		/* of the options: those about plans */
 } options = { .seconds = 60, .jobs = 2, .preemptions = 2, .from = 1,
@@ -96,6 +96,7 @@ static int tell_run(void)
 	crash_tell(print_crash);
 	crash_limit();
 	telling = true;
+	telling_atomics = options.atomics;
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	plan_write(&scenario.replay.plan, stdout);
 	if (failure->outcome.kind[0] && failure->count) {
@@ -136,7 +137,7 @@ static int command_run(const char *what, const char *count)
 {
 	if (!read_what(what))
 		return 2;
-	if (telling || telling_atomics)
+	if (options.tell || options.atomics)
 		return tell_run();
 	return run_seeds(count && from_seed ? strtoull(count, NULL, 0) : 1);
 }
@@ -241,8 +242,8 @@ static const struct {
 	{ "--json", .flag = &options.json },
 	{ "--by-text", .flag = &options.by_text },
 	{ "--first", .flag = &options.first },
-	{ "--tell", .flag = &telling },
-	{ "--atomics", .flag = &telling_atomics },
+	{ "--tell", .flag = &options.tell },
+	{ "--atomics", .flag = &options.atomics },
 	{ "--seconds", .number = &options.seconds, .most = 1000000 },
 	{ "--seeds", .number = &options.seeds, .most = UINT64_MAX },
 	{ "--jobs", .number = &options.jobs, .most = MAX_JOBS },

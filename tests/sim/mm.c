@@ -483,12 +483,14 @@ int mm_madvise(struct mm *mm, uint64_t start, uint64_t length, int advice)
 	switch (advice) {
 	case MADV_DONTNEED:
 		uffd_tell_remove(mm, start, length, UFFD_EVENT_REMOVE);
+		sim_point();	/* the lock is taken anew */
 		return each_page(mm, start, length, forget_page, 0);
 	case MADV_REMOVE:
 		map = map_at(mm, start, &page);
 		if (!map || !map->file)
 			return map ? -EINVAL : -ENOMEM;
 		uffd_tell_remove(mm, start, length, UFFD_EVENT_REMOVE);
+		sim_point();
 		return file_punch(map->file, (map->pgoff + page) * PAGE, length);
 	case KVMFAULT__MADV_POPULATE_READ:
 		return populate(mm, start, length, false);
@@ -860,7 +862,7 @@ static void on_segv(int signo, siginfo_t *info, void *context)
 	straddling = false;
 	tell("the library itself %s %#llx", write ? "writes" : "reads",
 	     (unsigned long long)address);
-	if (access != ACCESS_OK && run_kill_is_fine())
+	if (access == ACCESS_POISON && run_kill_is_fine())
 		sim_stop();
 	if (access != ACCESS_OK)
 		sim_fail("the library's own access kills the VMM",

@@ -25,7 +25,7 @@
 
 #define AGAIN_ONE_IN 256U		/* seeds are run once more */
 #define SEEN_BITS (1U << 28)
-#define KINDS 256U
+#define KINDS 4096U
 
 /* What a worker says about a seed; it fits into a pipe at once. */
 struct record {
@@ -239,7 +239,7 @@ static void add_record(const struct record *record)
 		if (is_like(&groups[i], &record->outcome, fault))
 			break;
 	if (i == KINDS)
-		return;
+		i--;		/* more than can be told apart */
 	if (i == group_count) {
 		groups[i].first = *record;
 		groups[i].fault = fault;
@@ -456,5 +456,7 @@ bool search(const struct search_options *options)
 		print_json();
 	else
 		print_words(options);
-	return !count_groups(false, &runs);
+	if (!shared->runs)
+		fprintf(stderr, "sim: nothing was run\n");
+	return shared->runs && !count_groups(false, &runs);
 }

@@ -102,6 +102,7 @@ struct task {
 	unsigned int injected;		/* errors, since the call began */
 	unsigned int asked;		/* how often it has asked the source */
 	bool sets_back;			/* what could not be converted */
+	bool handler;			/* it is in a signal's */
 	const void *user;		/* steps.c's */
 	/* a store that nobody else has seen yet */
 	struct {
@@ -351,8 +352,6 @@ void uffd_wake(struct uffd *uffd, uint64_t start, uint64_t length);
 void uffd_tell_remove(struct mm *mm, uint64_t start, uint64_t length,
 		      uint8_t event);
 /* One who sleeps there, for reports. */
-void uffd_tell_sleepers(void);
-bool uffd_has_sleeper(const struct task *task);
 
 /* ---- fds.c ---- */
 
@@ -469,9 +468,6 @@ void door_check_wake(void);
 void door_check_leaks(void);
 /* The bitmap of the pages that leave KVM_RUN is as their states are. */
 void door_check_bits(const struct kvmfault_memory *memory);
-bool door_owns_range(const void *address);
-/* The scratch file's name of its memfds. */
-struct task *door_service_thread(unsigned int n);
 
 /* ---- oracle.c ---- */
 

@@ -247,16 +247,16 @@ static void answer(struct pending *item, bool again)
 		     (kvmfault_fetch_done(now.fetch, -EIO), 0));
 }
 
-/* -EAGAIN for a tenth of a second after the first one was asked for. */
+/* For a tenth of a second, once: from the first time that it is asked, or later. */
+static uint64_t since;
+
 static bool not_yet(void)
 {
-	static uint64_t since;
-
 	if (option(OPT_answers) != 4 || world.healed)
 		return false;
-	if (!since || since > sim_now() || sim_now() - since > 400 * MS)
+	if (!since && sim_one_in(2))
 		since = sim_now();
-	return sim_now() - since < 100 * MS;
+	return since && sim_now() - since < 100 * MS;
 }
 
 static int submit(void *data, struct kvmfault_fetch *fetch, uint64_t offset,
@@ -342,12 +342,25 @@ static struct pending *due_now(uint64_t *next)
 	return NULL;
 }
 
-static void check_deadline(const struct pending *item)
+/* What has a deadline is cancelled by then, and the answer may come late. */
+static void check_deadlines(uint64_t *next)
 {
-	if (option(OPT_deadline) && !option(OPT_no_cancel) && !world.healed &&
-	    option(OPT_service) && !item->cancelled && sim_now() > item->late)
-		sim_fail("a fetch outlives its deadline", "%#llx+%#zx",
-			 (unsigned long long)item->offset, item->length);
+	unsigned int i;
+
+	if (!option(OPT_deadline) || option(OPT_no_cancel) || world.healed ||
+	    !option(OPT_service))
+		return;
+	for (i = 0; i < PENDING; i++) {
+		const struct pending *item = &pending[i];
+
+		if (!item->fetch || item->cancelled || item->submitting)
+			continue;
+		if (sim_now() > item->late)
+			sim_fail("a fetch outlives its deadline", "%#llx+%#zx",
+				 (unsigned long long)item->offset, item->length);
+		if (item->late < *next)
+			*next = item->late + 1;
+	}
 }
 
 static void run_answerer(void *arg)
@@ -358,8 +371,7 @@ static void run_answerer(void *arg)
 	(void)arg;
 	while (world.vm) {
 		item = due_now(&next);
-		if (item)
-			check_deadline(item);
+		check_deadlines(&next);
 		if (item)
 			answer(item, false);
 		else
@@ -394,6 +406,7 @@ void sources_reset(void)
 	memset(pending, 0, sizeof(pending));
 	uffd_cut(NULL, 0);
 	answerer = NULL;
+	since = 0;
 }
 
 void source_make(struct sim_memory *memory, struct kvmfault_source *source)

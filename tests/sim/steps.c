@@ -94,12 +94,16 @@ static void check_saved(const struct sim_memory *memory, unsigned int page,
 static void take_marker(struct task *task, int signo)
 {
 	struct sim_vcpu *vcpu = world_vcpu(task);
+	bool taken;
 
 	tell("a signal: %d", signo);
 	if (signo != SIGBUS || !vcpu || !vcpu->handle)
 		return;
-	if (option(OPT_delivery) == 1 &&
-	    kvmfault_vcpu_sigbus(vcpu->handle, &task->sigbus))
+	task->handler = true;
+	taken = option(OPT_delivery) == 1 &&
+		kvmfault_vcpu_sigbus(vcpu->handle, &task->sigbus);
+	task->handler = false;
+	if (taken)
 		return;
 	vcpu->info = task->sigbus;
 	vcpu->bus = true;
@@ -370,6 +374,9 @@ static void run_access(struct acting *a, const struct access_wanted *access)
 			again = interrupted(vcpu, a);
 			break;
 		case KVMFAULT_PENDING:
+			if (!option(OPT_no_wait) && option(OPT_resolver) != 7)
+				sim_fail("a vCPU that may wait is told to come again",
+					 "vcpu%u", vcpu->id);
 			again = kvmfault_vcpu_result(vcpu->handle)->unfinished;
 			await_settled(settled);
 			break;
@@ -640,6 +647,18 @@ static void write_own(struct acting *a, const struct step *step)
 		write_at(a, memory, our_mm, memory->own, step);
 }
 
+static void check_present(struct sim_memory *memory, unsigned int page,
+			  unsigned int count)
+{
+	unsigned int end = page + count;
+
+	for (; page < end && !world.ever_private; page++)
+		if (!present_bytes(memory, page) &&
+		    !truth_word(&memory->truth, page, 0)->lost)
+			sim_fail("a page that was ensured is absent", "page %u",
+				 page);
+}
+
 static void ensure(struct acting *a, const struct step *step)
 {
 	struct sim_memory *memory = memory_for(step);
@@ -650,12 +669,16 @@ static void ensure(struct acting *a, const struct step *step)
 
 	(void)a;
 	do {
+		struct quiet quiet = quiet_begin();
+
 		err = CALL(kvmfault_ensure, true,
 			   kvmfault_ensure(world.vm, 0,
 					   memory->gpa + page * PAGE,
 					   count * PAGE, step->c));
 		if (!memory->shown || memory->busy)
 			return;
+		if (!err && was_quiet(&quiet))
+			check_present(memory, page, count);
 		check_error("kvmfault_ensure", err, injected);
 		if (err)
 			task_pause(MS, "better times");

@@ -41,7 +41,7 @@ static struct sim_memory *shown_at(uint64_t gpa, unsigned int *page)
 }
 
 /* Its bytes, or NULL: it has still to come. */
-static const char *bytes_at(const struct sim_memory *memory, unsigned int page)
+const char *present_bytes(const struct sim_memory *memory, unsigned int page)
 {
 	frame_t frame = -1;
 	unsigned int at;
@@ -89,17 +89,12 @@ static unsigned int changes(void)
 	return n;
 }
 
-struct quiet {				/* since a call began */
-	bool calm;
-	unsigned int changes;
-};
-
-static struct quiet quiet_begin(void)
+struct quiet quiet_begin(void)
 {
 	return (struct quiet){ .calm = is_calm(), .changes = changes() };
 }
 
-static bool was_quiet(const struct quiet *quiet)
+bool was_quiet(const struct quiet *quiet)
 {
 	return quiet->calm && is_calm() && quiet->changes == changes();
 }
@@ -160,8 +155,10 @@ static void put_entry(uint64_t at, uint64_t to, bool large,
 	const struct sim_memory *memory = world_memory_at(at);
 	/* Bits that have nothing to do with where it leads. */
 	uint64_t value = to | (sim_below(0x40) << 1 & 0x66) |
-			 (large ? LARGE : 0) | (sim_one_in(8) ? 0 : PRESENT);
+			 (large ? LARGE : 0);
 
+	if (!sim_one_in(8))
+		value |= PRESENT;
 	if (mode->entry == 8 && sim_one_in(2))
 		value |= 0x8000000000000000ULL;
 	tell("an entry at %#llx: %#llx", (unsigned long long)at,
@@ -191,12 +188,14 @@ static uint64_t free_entry(const struct mode *mode, unsigned int level,
 static void make_chain(const struct mode *mode)
 {
 	unsigned int i, level;
+	uint64_t at;
+	bool large;
 
 	for (i = 0; i + 1 < mode->top; i++) {
 		level = mode->top - i;
-		put_entry(free_entry(mode, level, i ? made.gpa[i] : made.root),
-			  made.gpa[i + 1], !(mode->large >> level & 1) &&
-			  sim_one_in(2), mode);
+		large = !(mode->large >> level & 1) && sim_one_in(2);
+		at = free_entry(mode, level, i ? made.gpa[i] : made.root);
+		put_entry(at, made.gpa[i + 1], large, mode);
 	}
 }
 
@@ -204,7 +203,7 @@ static void make_chain(const struct mode *mode)
 static void make_extra(const struct mode *mode)
 {
 	unsigned int n, from, way;
-	uint64_t to;
+	uint64_t to, at;
 
 	for (n = 0; n < EXTRA; n++) {
 		from = sim_below(TABLES);
@@ -212,8 +211,8 @@ static void make_extra(const struct mode *mode)
 		to = way < 2 ? made.gpa[sim_below(TABLES)] :
 		     way < 3 ? made.gpa[from] :
 		     way < 4 ? any_page() : NOWHERE + sim_below(64) * PAGE;
-		put_entry(free_entry(mode, 1, made.gpa[from]), to,
-			  sim_one_in(2), mode);
+		at = free_entry(mode, 1, made.gpa[from]);
+		put_entry(at, to, sim_one_in(2), mode);
 	}
 }
 
@@ -327,7 +326,7 @@ static void walk(struct walk *w, unsigned int level, uint64_t gpa)
 	    w->levels[memory->id][page] >> level & 1)
 		return;
 	w->levels[memory->id][page] |= (uint8_t)(1U << level);
-	bytes = bytes_at(memory, page);
+	bytes = present_bytes(memory, page);
 	w->unsure |= is_lost(memory, page);
 	if (!bytes && !is_lost(memory, page))
 		sim_fail("a page table is left absent",
@@ -506,8 +505,9 @@ static void choose_msr(struct kvm_msr_entry *msr, uint64_t page)
 		page = sim_one_in(2) ? NOWHERE : any_page();
 	*msr = (struct kvm_msr_entry){
 		.index = n->msr,
-		.data = place_in(n, page) | sim_below((uint32_t)n->align),
+		.data = place_in(n, page),
 	};
+	msr->data |= sim_below((uint32_t)n->align);
 	if (n->enabled == 1)
 		msr->data = (msr->data & ~1ULL) | !sim_one_in(4);
 	tell("MSR %#x: %#llx", msr->index, (unsigned long long)msr->data);
@@ -531,7 +531,7 @@ static bool check_named(const struct kvm_msr_entry *msr)
 		if (!memory)
 			break;
 		if (!is_private(memory, at) && !is_lost(memory, page) &&
-		    !bytes_at(memory, page))
+		    !present_bytes(memory, page))
 			sim_fail("a page that an MSR names is left absent",
 				 "MSR %#x: memory %u, page %u", msr->index,
 				 memory->id, page);

@@ -101,19 +101,6 @@ void uffd_wake(struct uffd *uffd, uint64_t start, uint64_t length)
 	}
 }
 
-bool uffd_has_sleeper(const struct task *task)
-{
-	struct sleeper *sleeper;
-	unsigned int i;
-
-	for (i = 0; i < uffd_count; i++)
-		for (sleeper = uffds[i]->sleepers; sleeper;
-		     sleeper = sleeper->next)
-			if (sleeper->task == task)
-				return true;
-	return false;
-}
-
 bool uffd_readable(const struct uffd *uffd)
 {
 	const struct sleeper *sleeper;

@@ -150,6 +150,13 @@ void world_check_closed(struct sim_memory *memory, struct mm *mm, uint64_t at,
 			const char *who);
 
 /* tables.c */
+struct quiet {				/* since a call began */
+	bool calm;
+	unsigned int changes;
+};
+struct quiet quiet_begin(void);
+bool was_quiet(const struct quiet *quiet);	/* nobody has changed anything */
+const char *present_bytes(const struct sim_memory *memory, unsigned int page);
 void tables_reset(void);
 void tables_make(void);			/* in the sources' images */
 void tables_walk(struct sim_vcpu *vcpu, unsigned int page);
