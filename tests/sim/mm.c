@@ -337,6 +337,20 @@ uint64_t mm_map(struct mm *mm, struct file *file, unsigned int pgoff,
 	return map->start;
 }
 
+/* The same file there once more: nothing is mapped yet, nobody watches it. */
+void mm_map_again(struct mm *mm, uint64_t start, int prot)
+{
+	unsigned int i, page;
+	struct map *map = map_at(mm, start, &page);
+
+	mm_madvise(mm, start, map->pages * PAGE, MADV_DONTNEED);
+	for (i = 0; i < map->pages; i++)
+		map->pte[i] = (struct pte){
+			.vma = next_vma, .prot = (uint8_t)prot, .frame = -1,
+		};
+	next_vma++;
+}
+
 static bool owns_frame(const struct map *map, const struct pte *pte)
 {
 	return pte->kind == PTE_PRESENT &&

@@ -269,6 +269,7 @@ extern bool huge_exists;		/* as 6.18: an empty pool is -EEXIST */
 /* mmap() of a file, or anonymous memory: the address, or 0. */
 uint64_t mm_map(struct mm *mm, struct file *file, unsigned int pgoff,
 		unsigned int pages, int prot, bool private);
+void mm_map_again(struct mm *mm, uint64_t start, int prot);
 /* 0 or -errno, as the calls of these names. */
 int mm_unmap(struct mm *mm, uint64_t start, uint64_t length);
 int mm_protect(struct mm *mm, uint64_t start, uint64_t length, int prot);

@@ -154,6 +154,23 @@ static uint64_t slowness(void)
 	return 0;
 }
 
+/* What has come, and was not discarded, is not asked for again. */
+static void check_asked(const struct sim_memory *memory, uint64_t offset,
+			uint64_t length)
+{
+	unsigned int page, first = (unsigned int)(offset / PAGE);
+
+	if (option(OPT_resolver) || option(OPT_minor) || option(OPT_bad_luck) ||
+	    option(OPT_events) || option(OPT_device) || option(OPT_huge_pool) ||
+	    option(OPT_split) || option(OPT_guest_memfd) || world.ever_forked ||
+	    world.holes || world.failures)
+		return;
+	for (page = first; page < first + length / PAGE; page++)
+		if (present_bytes(memory, page) && !memory->truth.open)
+			sim_fail("a page that came is asked for again", "page %u",
+				 page);
+}
+
 static int read_now(void *data, uint64_t offset, void *buffer, size_t length)
 {
 	struct sim_memory *memory = data;
@@ -161,6 +178,7 @@ static int read_now(void *data, uint64_t offset, void *buffer, size_t length)
 
 	callback_begin("read");
 	current->asked++;
+	check_asked(memory, offset, length);
 	tables_note_fetch(memory, offset, length);
 	tell("the source is asked for %#llx+%#zx", (unsigned long long)offset,
 	     length);
@@ -181,15 +199,18 @@ static const void *view(void *data, uint64_t offset, size_t length)
 	const char *shown = image[memory->id] + offset;
 
 	callback_begin("view");
+	check_asked(memory, offset, length);
 	if (option(OPT_minor) && memory->file)
 		sim_fail("a view is asked for with minor faults", "%#llx",
 			 (unsigned long long)offset);
 	tables_note_fetch(memory, offset, length);
 	tell("the source shows %#llx+%#zx", (unsigned long long)offset, length);
 	if (!world.healed && sim_one_in(3)) {
+		uint32_t page = sim_below((uint32_t)(length / PAGE));
+
 		world.cuts++;
-		uffd_cut(shown + sim_below((uint32_t)(length / PAGE)) * PAGE,
-			 PAGE);
+		world.cut[memory->id][offset / PAGE + page] = true;
+		uffd_cut(shown + page * PAGE, PAGE);
 	}
 	callback_end();
 	return shown;

@@ -659,6 +659,19 @@ static void check_present(struct sim_memory *memory, unsigned int page,
 				 page);
 }
 
+/* A neighbour that nobody has is no reason. */
+static void check_gone(struct sim_memory *memory, unsigned int page,
+		       unsigned int count)
+{
+	unsigned int i;
+
+	for (i = page; i < page + count; i++)
+		if (truth_word(&memory->truth, i, 0)->lost ||
+		    world.cut[memory->id][i] || memory->unit > 1)
+			return;
+	sim_fail("a page fails that somebody has", "page %u", page);
+}
+
 static void ensure(struct acting *a, const struct step *step)
 {
 	struct sim_memory *memory = memory_for(step);
@@ -679,6 +692,8 @@ static void ensure(struct acting *a, const struct step *step)
 			return;
 		if (!err && was_quiet(&quiet))
 			check_present(memory, page, count);
+		if (err == -EHWPOISON || (err == -EFAULT && !world.holes))
+			check_gone(memory, page, count);
 		check_error("kvmfault_ensure", err, injected);
 		if (err)
 			task_pause(MS, "better times");
@@ -919,6 +934,20 @@ static void memory_again(struct acting *a, const struct step *step)
 	world_free_memory(memory);
 }
 
+/* As a VMM does it that maps the file there once more; nobody may touch it before
+ * the library watches it. */
+static int map_anew(struct sim_memory *memory)
+{
+	int err;
+
+	mm_map_again(our_mm, memory->own, PROT_NONE);
+	err = world_add_own(memory);
+	if (!err)
+		mm_protect(our_mm, memory->own, memory->pages * PAGE,
+			   PROT_READ | PROT_WRITE);
+	return err;
+}
+
 /* One that was removed, back as it was. */
 static void map_again(struct sim_memory *memory, bool remote)
 {
@@ -928,7 +957,7 @@ static void map_again(struct sim_memory *memory, bool remote)
 	if (remote && memory->remote && !world.device->dead)
 		err = world_add_remote(memory);
 	else if (!remote && memory->own)
-		err = world_add_own(memory);
+		err = map_anew(memory);
 	/* It may have unmapped a part. */
 	if (err == -EINVAL && remote)
 		err = 0;
@@ -1073,6 +1102,7 @@ static void fork_child(struct acting *a, const struct step *step)
 	if (world.child)
 		return;
 	world.child = mm_fork(our_mm);
+	world.ever_forked = true;
 	fds_fork();
 	if (!task_new("child", world.child, run_child,
 		      (void *)(uintptr_t)step->a))

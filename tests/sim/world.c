@@ -151,8 +151,20 @@ static bool is_gone(const struct kvmfault_fault *fault)
 		return world.poisons;
 	memory = world_memory_at(fault->gpa);
 	return world.poisons && (!memory || world.regions_changed ||
+		world.healed ||
 		source_lacks(memory,
 			     (unsigned int)((fault->gpa - memory->gpa) / PAGE)));
+}
+
+static bool is_cut(const struct kvmfault_fault *fault)
+{
+	const struct sim_memory *memory;
+
+	if (!fault || !(fault->known & KVMFAULT_KNOWN_GPA))
+		return world.cuts;
+	memory = world_memory_at(fault->gpa);
+	return world.cuts && (!memory || memory->unit > 1 ||
+		world.cut[memory->id][(fault->gpa - memory->gpa) / PAGE]);
 }
 
 void check_unresolved(const struct kvmfault_result *result,
@@ -166,7 +178,8 @@ void check_unresolved(const struct kvmfault_result *result,
 		break;
 	case KVMFAULT_REASON_SOURCE:
 		fine = bad_luck(injected) || world.source_errors ||
-		       world.cuts || world.poisons || world.cancels;
+		       world.cancels || is_cut(result->fault) ||
+		       is_gone(result->fault);
 		break;
 	case KVMFAULT_REASON_RESOLVER:
 		/* A view that is gone is the source's failure. */

@@ -77,12 +77,13 @@ extern struct world {
 	uint64_t told;			/* and failed(), for a vCPU */
 	uint64_t later_until;		/* the resolver's "later" */
 	/* what excuses an error */
+	bool cut[MEMORIES][MEMORY_PAGES];	/* of a view, pages that are gone */
 	unsigned int source_errors, cuts, poisons, cancels, lies, resolver_errors;
 	unsigned int regions_changed, holes, no_memory, failures;
 	unsigned int sets_failed;	/* calls that tell KVM */
 	unsigned int conversions;	/* that were begun, */
 	unsigned int converting;	/* and are in progress */
-	bool signalled, ever_private;
+	bool signalled, ever_private, ever_forked;
 	bool unprotected;		/* the log says that absent pages are */
 	bool ending;			/* the dispatcher is not needed any more */
 } world;
