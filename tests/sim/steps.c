@@ -488,16 +488,17 @@ static void note_words(struct sim_memory *memory, unsigned int page,
 				       i % WORDS);
 }
 
-/* KVM was not told, and so nothing was discarded. */
+/* Of which pages KVM was not told nothing was discarded. */
 static void restore_words(struct sim_memory *memory, unsigned int page,
-			  unsigned int count)
+			  unsigned int count, bool private)
 {
 	struct word *word;
 	unsigned int i;
 
 	for (i = 0; i < count * WORDS; i++) {
 		word = truth_word(&memory->truth, page + i / WORDS, i % WORDS);
-		if (word->version == noted[i].version + 1)
+		if (word->version == noted[i].version + 1 &&
+		    kvm.private[memory->gpa / PAGE + page + i / WORDS] != private)
 			*word = noted[i];
 	}
 }
@@ -534,7 +535,7 @@ static void convert_with(struct sim_vcpu *vcpu, const struct step *step)
 	alone &= world.conversions == began;
 	world.converting--;
 	if (alone && err && !done && failed != world.sets_failed)
-		restore_words(memory, page, count);
+		restore_words(memory, page, count, step->c);
 	check_error("kvmfault_convert", err, injected);
 	if (!err && done != count * PAGE)
 		sim_fail("a conversion is short", "%#llx of %#llx",
