@@ -672,7 +672,8 @@ void door_check_wake(void)
 	/* Somebody else has gone on since: it may be about to wake. */
 	if (current->napped_at != sched_switches())
 		return;
-	if ((vcpu && vcpu->run.immediate_exit) || current->callbacks || !strcmp(in, "kvmfault_memory_free") ||
+	if ((vcpu && vcpu->run.immediate_exit) || current->callbacks ||
+	    !strcmp(in, "kvmfault_memory_free") ||
 	    !strcmp(in, "kvmfault_mapping_remove"))
 		return;
 	sim_fail("a wake is lost", "%s in %s goes on after its time was over",
