@@ -116,6 +116,9 @@ static void on_asan(const char *report)
 	at = at ? at + sizeof(title) - 1 : title;
 	snprintf(what, sizeof(what), "%s", at);
 	what[strcspn(what, "\n(")] = '\0';
+	/* What is poisoned are memories that were freed: see door.c. */
+	if (!strncmp(what, "use-after-poison", 16))
+		strcpy(what, "heap-use-after-free");
 	if (strstr(what, " on "))
 		*strstr(what, " on ") = '\0';
 	if (strstr(what, " 0x"))

@@ -9,6 +9,7 @@
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "attempt.h"
 #include "crash.h"
@@ -81,6 +82,8 @@ static const struct failure *find_failure(const struct pattern *wanted)
 static void print_crash(const char *kind, const char *text)
 {
 	printf("%s: %s\n", kind, text);
+	fflush(stdout);
+	_exit(1);
 }
 
 /* All that happens, as it happens. */

@@ -319,36 +319,39 @@ static struct map *map_new(struct mm *mm, unsigned int pages)
 	return map;
 }
 
+/* One VMA, in which no page has come. */
+static void nothing_yet(struct map *map, int prot)
+{
+	unsigned int i;
+
+	for (i = 0; i < map->pages; i++)
+		map->pte[i] = (struct pte){
+			.vma = next_vma, .prot = (uint8_t)prot, .frame = -1,
+		};
+	next_vma++;
+}
+
 uint64_t mm_map(struct mm *mm, struct file *file, unsigned int pgoff,
 		unsigned int pages, int prot, bool private)
 {
 	struct map *map = map_new(mm, pages);
-	unsigned int i;
 
 	map->file = file;
 	map->pgoff = pgoff;
 	map->private = private;
 	map->unit = file ? file->unit : 1;
-	for (i = 0; i < pages; i++)
-		map->pte[i] = (struct pte){
-			.vma = next_vma, .prot = (uint8_t)prot, .frame = -1,
-		};
-	next_vma++;
+	nothing_yet(map, prot);
 	return map->start;
 }
 
 /* The same file there once more: nothing is mapped yet, nobody watches it. */
 void mm_map_again(struct mm *mm, uint64_t start, int prot)
 {
-	unsigned int i, page;
+	unsigned int page;
 	struct map *map = map_at(mm, start, &page);
 
 	mm_madvise(mm, start, map->pages * PAGE, MADV_DONTNEED);
-	for (i = 0; i < map->pages; i++)
-		map->pte[i] = (struct pte){
-			.vma = next_vma, .prot = (uint8_t)prot, .frame = -1,
-		};
-	next_vma++;
+	nothing_yet(map, prot);
 }
 
 static bool owns_frame(const struct map *map, const struct pte *pte)

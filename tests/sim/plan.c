@@ -56,7 +56,6 @@ static uint32_t draw(uint64_t *state, uint32_t below)
 	return (uint32_t)((z ^ z >> 31) >> 16) % below;
 }
 
-/* In a plan some kinds of steps are frequent, and others do not come at all. */
 /* Steps that are nothing without an option, and are what it is about. */
 static const struct {
 	uint8_t step, option;
@@ -104,6 +103,7 @@ static void draw_step(uint64_t *state, struct step *step, uint8_t role,
 	step->c = (uint16_t)draw(state, 2);
 }
 
+/* In a plan some kinds of steps are frequent, and others do not come at all. */
 static void draw_actor(uint64_t *state, struct plan *plan, uint8_t role,
 		       const bool allowed[STEP_COUNT], uint32_t pages)
 {

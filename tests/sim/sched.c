@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "include/sim-atomic.h"
 #include "run.h"
 #include "sim.h"
 
@@ -349,14 +350,6 @@ void sim_point(void)
 }
 
 /* ---- atomic operations ---- */
-
-void sim_atomic(const volatile void *object, const char *operation,
-		const char *function);
-void sim_atomic_load(const volatile void *object, const char *operation,
-		     const char *function);
-_Bool sim_store_late(volatile void *object, const void *value, size_t size,
-		     _Bool relaxed, const char *operation,
-		     const char *function);
 
 void sim_atomic(const volatile void *object, const char *operation,
 		const char *function)

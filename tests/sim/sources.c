@@ -238,17 +238,6 @@ static struct pending *pending_of(const struct kvmfault_fetch *fetch)
 	return NULL;
 }
 
-bool sources_have(const struct sim_memory *memory)
-{
-	unsigned int i;
-
-	for (i = 0; i < PENDING; i++)
-		if (pending[i].fetch && pending[i].memory == memory &&
-		    !pending[i].cancelled)
-			return true;
-	return false;
-}
-
 /* It is the library's again. again: it is said twice, which counts once. */
 static void answer(struct pending *item, bool again)
 {

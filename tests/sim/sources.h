@@ -32,7 +32,5 @@ int resolver_make(void);
 void sources_reset(void);
 void sources_heal(void);
 void sources_end(void);
-/* A fetch of that memory that the source has, and that nobody has cancelled. */
-bool sources_have(const struct sim_memory *memory);
 
 #endif

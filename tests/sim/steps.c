@@ -16,8 +16,6 @@
 #include "sources.h"
 #include "world.h"
 
-#define CODE 64
-
 struct acting {
 	const struct actor *actor;
 	struct sim_vcpu *vcpu;
@@ -434,7 +432,7 @@ static void touch_unknown(struct acting *a, const struct step *step)
 		return;
 	read.b = 0;
 	read.c = 0;
-	a->vcpu->kvm->regs.rip = page + CODE;
+	a->vcpu->kvm->regs.rip = page + SOURCE_CODE;
 	a->vcpu->kvm->regs.rax = memory->gpa + page_of(memory, step->a) * PAGE;
 	/* Where these lead is looked at too. */
 	a->vcpu->kvm->regs.rsp = a->vcpu->kvm->regs.rax;
@@ -881,7 +879,7 @@ static bool take(struct sim_memory *memory)
 	return false;
 }
 
-static bool hide(struct sim_memory *memory)
+static void hide(struct sim_memory *memory)
 {
 	int err;
 
@@ -889,7 +887,6 @@ static bool hide(struct sim_memory *memory)
 	err = world_remove_region(memory);
 	if (err)
 		sim_fail("a region can't be removed", "%d", err);
-	return true;
 }
 
 static void show(struct sim_memory *memory)

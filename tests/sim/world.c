@@ -298,8 +298,6 @@ static int set_in_steps(void *data, uint64_t gpa, uint64_t length, bool private)
 	return err;
 }
 
-static unsigned int hooked;		/* conversions that were begun, and not ended */
-
 static int before_conversion(void *data, uint64_t gpa, uint64_t length,
 			     bool private)
 {
@@ -314,7 +312,7 @@ static int before_conversion(void *data, uint64_t gpa, uint64_t length,
 		world.resolver_errors++;
 		err = -EIO;
 	}
-	hooked += !err;
+	world.hooked += !err;
 	callback_end();
 	return err;
 }
@@ -327,7 +325,7 @@ static void after_conversion(void *data, uint64_t gpa, uint64_t length,
 
 	(void)data;
 	callback_begin("after a conversion");
-	hooked--;
+	world.hooked--;
 	for (at = gpa; !done && at < gpa + length && !kvm.refuses;
 	     at += PAGE)
 		if (kvm.private[at / PAGE] == private && world.converting == 1)
@@ -769,7 +767,6 @@ static void make_kvm(void)
 	kvm.two_dimensional = !option(OPT_shadow);
 	kvm.prefault = option(OPT_prefault);
 	kvm.newer = option(OPT_exits);
-	hooked = 0;
 	/* Which has no such call. */
 	kvm.arm64 = kvm.two_dimensional && !kvm.prefault;
 	kvm.decides = option(OPT_converter) == 3;
@@ -922,9 +919,9 @@ void world_end(void)
 	unsigned int i;
 
 	steps_end();
-	if (hooked)
+	if (world.hooked)
 		sim_fail("a hook is not told of the end", "of %u conversions",
-			 hooked);
+			 world.hooked);
 	for (i = 0; i < world.vcpus; i++)
 		if (world.vcpu[i].handle)
 			CALL(kvmfault_vcpu_free, false,

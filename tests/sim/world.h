@@ -72,7 +72,6 @@ extern struct world {
 	bool healed;			/* all is well from now on */
 	bool paused;			/* writers wait: a snapshot begins */
 	unsigned int writing;		/* accesses that write, in progress */
-	unsigned int writers;		/* waiting for the pause's end */
 	uint64_t settled;		/* how often settled() came, */
 	uint64_t told;			/* and failed(), for a vCPU */
 	uint64_t later_until;		/* the resolver's "later" */
@@ -83,6 +82,7 @@ extern struct world {
 	unsigned int sets_failed;	/* calls that tell KVM */
 	unsigned int conversions;	/* that were begun, */
 	unsigned int converting;	/* and are in progress */
+	unsigned int hooked;		/* whose hooks were told the beginning only */
 	bool signalled, ever_private, ever_forked;
 	bool unprotected;		/* the log says that absent pages are */
 	bool ending;			/* the dispatcher is not needed any more */

@@ -13,17 +13,7 @@
 #ifndef KVMFAULT_SIM_STDATOMIC_H
 #define KVMFAULT_SIM_STDATOMIC_H
 
-#include <stddef.h>
-
-void sim_atomic(const volatile void *object, const char *operation,
-		const char *function);
-/* Before a load: what this thread has stored and nobody has seen is seen. */
-void sim_atomic_load(const volatile void *object, const char *operation,
-		     const char *function);
-/* Whether this store is put off; then the value is copied from there. */
-_Bool sim_store_late(volatile void *object, const void *value, size_t size,
-		     _Bool relaxed, const char *operation,
-		     const char *function);
+#include "sim-atomic.h"
 
 #undef atomic_load
 #undef atomic_load_explicit
