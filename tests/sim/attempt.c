@@ -42,12 +42,14 @@ void seed_plan(struct plan *plan, uint64_t seed)
 
 void seed_schedule(struct schedule *schedule, uint64_t seed)
 {
+	static const enum strategy strategies[] = { RANDOM_WALK, MEET, PCT };
+
 	*schedule = (struct schedule){
-		.strategy = seed % 3 == 2 ? PCT : RANDOM_WALK,
+		.strategy = strategies[seed % 3],
 		.seed = seed,
 		.every = 1U << seed % 7,
 		.depth = 1 + seed % 5,
-		.length = 3000,
+		.length = 500U << seed % 4,
 	};
 }
 

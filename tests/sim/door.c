@@ -164,6 +164,7 @@ static int begin(const struct call *call)
 	if (strcmp(call->name, "clock_gettime"))
 		door_check_wake();
 	judge(call);
+	sim_meet();
 	sim_point();
 	sim_pass(500);
 	while (n < ERRNOS && call->errnos[n])
@@ -480,6 +481,7 @@ static void note_made(void *at, size_t length, enum made_by by)
 {
 	if (made_count == MADE)
 		abort();
+	sim_made(at, length);
 	made[made_count++] = (struct made){ at, length, by };
 }
 

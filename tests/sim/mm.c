@@ -750,6 +750,7 @@ static enum access access_as(enum toucher who, struct mm *mm, uint64_t address,
 	struct uffd *uffd;
 
 	for (;;) {
+		sim_meet();
 		sim_point();
 		access = mm_try(mm, address, write, frame, &uffd, &flags);
 		if (!uffd)

@@ -21,6 +21,8 @@
 #define ALONE 4000U		/* PCT: so many steps, then others have a turn */
 #define LONG 1500000U		/* a run is not to be so long */
 #define POINTS 16U		/* PCT: changes of priority, at most */
+#define OBJECTS 8192U		/* MEET: words that tasks have used */
+#define NOBODY 0xff
 
 struct task *current;
 bool telling, telling_atomics;
@@ -41,6 +43,13 @@ static unsigned int pct_next;
 static struct change made[CHANGES];
 static uint32_t made_count;
 static uint32_t ready_at[READY_STEPS];
+static struct used {
+	const volatile void *object;
+	uint32_t run;			/* else it is of another run */
+	uint8_t by;			/* a task's id, or NOBODY */
+	bool shared;			/* by more than that one */
+} used[OBJECTS], *used_order[OBJECTS / 2];
+static uint32_t run_number, used_count;
 
 /* ---- choices ---- */
 
@@ -201,6 +210,9 @@ static void plan_decision(void)
 		next_decision = sched_steps + 1 +
 				draw(&schedule_random) % (2 * every);
 		return;
+	case MEET:
+		next_decision = sched_steps + ALONE;
+		return;
 	case PCT:
 		next_decision = sched_steps + ALONE;
 		if (pct_next < how.depth && pct_point[pct_next] < next_decision)
@@ -229,6 +241,7 @@ static struct task *choose(bool blocked)
 		return next_in_order();
 	switch (how.strategy) {
 	case RANDOM_WALK:
+	case MEET:
 		return any_ready();
 	case PCT:
 		if (!blocked)
@@ -349,27 +362,87 @@ void sim_point(void)
 	}
 }
 
+/* ---- where tasks meet ---- */
+
+void sim_meet(void)
+{
+	if (how.strategy != MEET || fair ||
+	    draw(&schedule_random) % (how.every ? how.every : 1))
+		return;
+	next_decision = sched_steps + 1;
+}
+
+/* Where it is, or is to be: addresses are not the same in each process, and who
+ * meets must not depend on them. */
+static struct used *find_used(const volatile void *object)
+{
+	uint64_t hash = (uintptr_t)object / 4 * 0x9e3779b97f4a7c15ULL;
+	unsigned int i = (unsigned int)(hash >> 40) % OBJECTS;
+
+	while (used[i].run == run_number && used[i].object != object)
+		i = (i + 1) % OBJECTS;
+	return &used[i];
+}
+
+static void meet_at(const volatile void *object)
+{
+	struct used *entry;
+
+	if (how.strategy != MEET || fair)
+		return;
+	entry = find_used(object);
+	if (entry->run != run_number) {
+		/* More than there can be of what is worth it. */
+		if (used_count == OBJECTS / 2)
+			return;
+		used_order[used_count++] = entry;
+		*entry = (struct used){
+			.object = object, .run = run_number, .by = NOBODY,
+		};
+	}
+	if (entry->by == NOBODY)
+		entry->by = (uint8_t)current->id;
+	entry->shared |= entry->by != current->id;
+	if (entry->shared)
+		sim_meet();
+}
+
+void sim_made(const void *memory, size_t length)
+{
+	unsigned int i;
+
+	for (i = 0; i < used_count; i++) {
+		if ((uintptr_t)used_order[i]->object - (uintptr_t)memory >=
+		    length)
+			continue;
+		used_order[i]->by = NOBODY;
+		used_order[i]->shared = false;
+	}
+}
+
 /* ---- atomic operations ---- */
 
 void sim_atomic(const volatile void *object, const char *operation,
 		const char *function)
 {
-	(void)object;
 	if (!current)
 		return;
 	flush_late(current);
+	meet_at(object);
 	if (telling_atomics)
 		tell("%s: %s", function, operation);
 	sim_point();
 }
 
-void sim_atomic_load(const volatile void *object, const char *operation,
-		     const char *function)
+void sim_atomic_load(const volatile void *object, _Bool relaxed,
+		     const char *operation, const char *function)
 {
 	if (!current)
 		return;
 	if (current->late.object == object)
 		flush_late(current);
+	if (!relaxed)
+		meet_at(object);
 	if (telling_atomics)
 		tell("%s: %s", function, operation);
 	sim_point();
@@ -383,10 +456,12 @@ _Bool sim_store_late(volatile void *object, const void *value, size_t size,
 	if (!current || size > sizeof(current->late.value))
 		return false;
 	if (relaxed && current->late.object && current->late.object != object) {
-		sim_atomic_load(object, operation, function);
+		sim_atomic_load(object, relaxed, operation, function);
 		return false;
 	}
 	flush_late(current);
+	if (!relaxed)
+		meet_at(object);
 	if (telling_atomics)
 		tell("%s: late %s", function, operation);
 	current->late.object = object;
@@ -585,6 +660,8 @@ void sched_run(const struct schedule *schedule, uint64_t seed,
 	clock_now = 1000 * MS;
 	sched_steps = idle_steps = 0;
 	switches = made_count = given_at = 0;
+	run_number++;
+	used_count = 0;
 	if (how.strategy == GIVEN)
 		memset(ready_at, 0, sizeof(ready_at));
 	fair = false;

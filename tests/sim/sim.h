@@ -135,6 +135,10 @@ bool task_handle_signals(void);
 
 /* A point: another task may go on. */
 void sim_point(void);
+/* The next point is before something that others see, too. */
+void sim_meet(void);
+/* What was met there before was another thing. */
+void sim_made(const void *memory, size_t length);
 uint64_t sim_now(void);
 void sim_pass(uint64_t nanoseconds);	/* of the clock */
 
@@ -160,7 +164,7 @@ void sim_fail(const char *kind, const char *format, ...);
 __attribute__((noreturn)) void sim_stop(void);
 
 /* How the scheduler chooses. */
-enum strategy { RANDOM_WALK, PCT, GIVEN };
+enum strategy { RANDOM_WALK, PCT, MEET, GIVEN };
 
 struct change {				/* of the running task */
 	uint32_t at;			/* the step */
@@ -170,7 +174,8 @@ struct change {				/* of the running task */
 struct schedule {
 	enum strategy strategy;
 	uint64_t seed;
-	uint32_t every;			/* random walk: a change each so often */
+	uint32_t every;			/* random walk: a change each so often;
+					 * MEET: at one meeting in so many */
 	uint32_t depth;			/* PCT: changes of priority */
 	uint32_t length;		/* PCT: expected steps */
 	const struct change *given;

@@ -30,7 +30,8 @@
 #define atomic_load_explicit(p, order) __extension__({ \
 	__auto_type sim__p = (p); \
 	__typeof__((void)0, *sim__p) sim__v; \
-	sim_atomic_load(sim__p, "load(" #p ")", __func__); \
+	sim_atomic_load(sim__p, (order) == __ATOMIC_RELAXED, "load(" #p ")", \
+			__func__); \
 	__atomic_load(sim__p, &sim__v, (order)); \
 	sim__v; })
 #define atomic_load(p) atomic_load_explicit(p, __ATOMIC_SEQ_CST)
