@@ -4,12 +4,15 @@
 /*
  * Plans. In: a seed, or text. Out: the same plan each time. Each option is on in
  * a part of the plans only, so that a fault of one does not hide what another
- * would find.
+ * would find. Half of the plans are brief: what two threads do to each other needs
+ * few steps, and is found where little else goes on.
  */
 
 #include <string.h>
 
 #include "plan.h"
+
+#define BRIEF 3U			/* steps, at most */
 
 const char *const option_name[OPTION_COUNT] = {
 #define OPTION(name, values, often) #name,
@@ -82,9 +85,17 @@ static uint8_t weight_of(const struct plan *plan, unsigned int step)
 	return kinds[step].weight;
 }
 
-static void draw_step(uint64_t *state, struct step *step, uint8_t role,
-		      const uint8_t weight[STEP_COUNT], uint32_t total,
-		      uint32_t pages)
+/* Mostly the same few pages: there they meet. */
+static uint32_t draw_page(uint64_t *state, const struct plan *plan)
+{
+	uint32_t few = plan->brief ? 2 : 4;
+
+	return draw(state, draw(state, 3) ? few : 4U << plan->option[OPT_pages]);
+}
+
+static void draw_step(uint64_t *state, const struct plan *plan,
+		      struct step *step, uint8_t role,
+		      const uint8_t weight[STEP_COUNT], uint32_t total)
 {
 	uint32_t n = draw(state, total);
 	unsigned int i;
@@ -97,16 +108,16 @@ static void draw_step(uint64_t *state, struct step *step, uint8_t role,
 		n -= weight[i];
 	}
 	step->what = (uint8_t)i;
-	/* Mostly the same few pages: there they meet. */
-	step->a = (uint16_t)draw(state, draw(state, 3) ? 4 : pages);
+	step->a = (uint16_t)draw_page(state, plan);
 	step->b = (uint16_t)draw(state, 4);
 	step->c = (uint16_t)draw(state, 2);
 }
 
 /* In a plan some kinds of steps are frequent, and others do not come at all. */
 static void draw_actor(uint64_t *state, struct plan *plan, uint8_t role,
-		       const bool allowed[STEP_COUNT], uint32_t pages)
+		       const bool allowed[STEP_COUNT])
 {
+	uint32_t most = plan->brief ? BRIEF : ACTOR_STEPS;
 	struct actor *actor = &plan->actor[plan->actors++];
 	uint8_t weight[STEP_COUNT];
 	uint32_t total = 0;
@@ -122,11 +133,11 @@ static void draw_actor(uint64_t *state, struct plan *plan, uint8_t role,
 	for (i = 0; !total && i < STEP_COUNT; i++)
 		if (kinds[i].role == role && allowed[i])
 			total += weight[i] = kinds[i].weight;
-	actor->steps = total ? (uint8_t)(1 + draw(state, ACTOR_STEPS)) : 0;
+	actor->steps = total ? (uint8_t)(1 + draw(state, most)) : 0;
 	if (role == ROLE_KERNEL && actor->steps > 4)
 		actor->steps = 4;
 	for (i = 0; i < actor->steps; i++)
-		draw_step(state, &actor->step[i], role, weight, total, pages);
+		draw_step(state, plan, &actor->step[i], role, weight, total);
 }
 
 void plan_from_seed(struct plan *plan, uint64_t seed,
@@ -135,10 +146,10 @@ void plan_from_seed(struct plan *plan, uint64_t seed,
 {
 	uint64_t state = seed * 0x2545f4914f6cdd1dULL;
 	unsigned int i, vcpus, threads;
-	uint32_t pages;
 
 	memset(plan, 0, sizeof(*plan));
 	plan->choices = seed;
+	plan->brief = draw(&state, 2);
 	for (i = 0; i < OPTION_COUNT; i++) {
 		bool on = !draw(&state, option_often[i]);
 		uint32_t value = draw(&state, option_values[i]);
@@ -146,21 +157,16 @@ void plan_from_seed(struct plan *plan, uint64_t seed,
 		if (on && allowed[i])
 			plan->option[i] = (uint8_t)value;
 	}
-	pages = 4U << plan->option[OPT_pages];
 	vcpus = draw(&state, 3);
-	threads = 1 + draw(&state, 3);
+	threads = 1 + draw(&state, plan->brief ? 2 : 3);
 	for (i = 0; i < vcpus; i++)
-		draw_actor(&state, plan, ROLE_VCPU,
-			   allowed_step, pages);
+		draw_actor(&state, plan, ROLE_VCPU, allowed_step);
 	for (i = 0; i < threads; i++)
-		draw_actor(&state, plan, ROLE_THREAD,
-			   allowed_step, pages);
+		draw_actor(&state, plan, ROLE_THREAD, allowed_step);
 	if (plan->option[OPT_device])
-		draw_actor(&state, plan, ROLE_DEVICE,
-			   allowed_step, pages);
+		draw_actor(&state, plan, ROLE_DEVICE, allowed_step);
 	if (!draw(&state, 3))
-		draw_actor(&state, plan, ROLE_KERNEL,
-			   allowed_step, pages);
+		draw_actor(&state, plan, ROLE_KERNEL, allowed_step);
 }
 
 void plan_write(const struct plan *plan, FILE *file)

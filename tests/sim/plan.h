@@ -26,7 +26,7 @@
 	option(write_protect, 2, 3) \
 	option(window, 4, 2)		/* as enum kvmfault_window */ \
 	option(window_pages, 4, 1)	/* 1 << n */ \
-	option(source, 5, 2)		/* read, memory, later, file, zero */ \
+	option(source, 5, 1)		/* read, memory, later, file, zero */ \
 	option(source_slow, 3, 3)	/* at once, 1 ms, 3 s */ \
 	option(source_fails, 3, 4)	/* never, one in 8, one in 2 */ \
 	option(source_poisons, 2, 8)	/* one page in 8 is gone */ \
@@ -41,7 +41,7 @@
 	option(delivery, 4, 2)		/* uffd, markers, userfault, on missing */ \
 	option(delegate, 2, 3) \
 	option(handler, 2, 3)		/* of SIGBUS */ \
-	option(no_wait, 2, 4) \
+	option(no_wait, 2, 3) \
 	option(service, 4, 1)		/* threads; 0: a thread dispatches */ \
 	option(retry_budget, 2, 4)	/* 16, 6 */ \
 	option(source_retries, 3, 3) \
@@ -67,7 +67,7 @@
 					 * nobody knows, a gpa within a page */ \
 	option(rom, 2, 6)		/* the first memory's region is one */ \
 	option(halves, 2, 4)		/* a memory is shown by two regions */ \
-	option(late_memory, 2, 3)	/* the vCPUs' handles are made first */ \
+	option(late_memory, 2, 2)	/* the vCPUs' handles are made first */ \
 	option(tables, 6, 2)		/* of the guest: none, 32 bits, the same
 					 * with PSE, PAE, 4 and 5 levels */
 
@@ -146,6 +146,7 @@ struct plan {
 	uint64_t choices;		/* the seed of what a run chooses */
 	uint8_t option[OPTION_COUNT];
 	uint8_t actors;
+	bool brief;			/* few threads, a few steps each */
 	struct actor actor[ACTORS];
 };
 
