@@ -94,6 +94,36 @@ void door_check_leaks(void)
 		sim_fail("leak", "%u descriptors are left", fds_of_library());
 }
 
+/* Stretches are larger than the memories here. */
+static bool is_marked(const struct kvmfault_memory *memory)
+{
+	return memory->marked && atomic_load(&memory->marked[0]);
+}
+
+void door_check_marked(const struct sim_memory *memory, unsigned int page,
+		       unsigned int count)
+{
+	const struct kvmfault_memory *handle = memory->handle;
+	unsigned int i, at;
+	struct map *map;
+
+	for (i = page; i < page + count && is_marked(handle); i++) {
+		map = map_at(our_mm, memory->memslots + i * PAGE, &at);
+		if (map && map->pte[at].kind == PTE_NONE &&
+		    kvmfault__page_state(handle, i / memory->unit) ==
+		    KVMFAULT__REMOVED)
+			sim_fail("what has no marker counts as marked",
+				 "page %u was discarded", i);
+	}
+}
+
+void door_check_unmarked(const struct sim_memory *memory)
+{
+	if (is_marked(memory->handle))
+		sim_fail("what has no marker counts as marked",
+			 "there is no mapping of the VMM's own");
+}
+
 void door_check_bits(const struct kvmfault_memory *memory)
 {
 	unsigned int shift = memory->page_shift - __builtin_ctzll(PAGE);
@@ -110,6 +140,31 @@ void door_check_bits(const struct kvmfault_memory *memory)
 		if (set != wanted)
 			sim_fail("a bit does not follow its page", "page %u: %d",
 				 (unsigned int)i, set);
+	}
+}
+
+/* A hole where KVM goes past the bits costs a message. So who discards sets them
+ * first; one who was told of it afterwards does not. */
+static void check_punched(const struct open *open, uint64_t offset,
+			  uint64_t length)
+{
+	const struct sim_memory *memory = world_memory_of(open->file);
+	const struct kvmfault_memory *handle = memory ? memory->handle : NULL;
+	enum kvmfault__state state;
+	unsigned int shift;
+	uint64_t i;
+
+	if (!handle || !handle->userfault || world.switching ||
+	    !atomic_load(&handle->exits))
+		return;
+	shift = handle->page_shift - __builtin_ctzll(PAGE);
+	for (i = offset / PAGE; i < (offset + length) / PAGE; i++) {
+		state = kvmfault__page_state(handle, i >> shift);
+		if (!(atomic_load(&handle->userfault[i / 64]) >> i % 64 & 1) &&
+		    (state == KVMFAULT__FETCHING ||
+		     state == KVMFAULT__FETCHING_WAITED))
+			sim_fail("a page is punched, and its bit is clear",
+				 "page %u", (unsigned int)i);
 	}
 }
 
@@ -181,6 +236,18 @@ static int begin(const struct call *call)
 
 #define BEGIN(...) begin(&(const struct call){ .name = __VA_ARGS__ })
 
+/* What was closed may be another's by now: to use it is a bug, even if that is
+ * only an error. */
+static struct open *use(int fd)
+{
+	struct open *open = fd_open(fd);
+
+	if (!open)
+		sim_fail("a descriptor that is closed is used", "%d in %s", fd,
+			 current->call ? current->call : "no call");
+	return open;
+}
+
 static int end(const char *name, int fd, int64_t ret)
 {
 	tell("%s(%d): %lld", name, fd, (long long)ret);
@@ -220,7 +287,7 @@ int kvmfault__sys_getfl(int fd)
 	struct open *open;
 
 	BEGIN("fcntl");
-	open = fd_open(fd);
+	open = use(fd);
 	return open ? O_RDWR | open->flags : -EBADF;
 }
 
@@ -318,7 +385,7 @@ int kvmfault__sys_ioctl(int fd, unsigned long request, void *arg)
 	const struct call call = ioctl_call(request);
 	struct uffdio_range range = { 0 };
 	int err = begin(&call);
-	struct open *open = fd_open(fd);
+	struct open *open = use(fd);
 
 	kvm.refuses |= err && request == KVMFAULT__SET_MEMORY_ATTRIBUTES;
 	if (err)
@@ -347,7 +414,7 @@ static ssize_t read_uffd(struct open *open, void *buffer, size_t length)
 ssize_t kvmfault__sys_read(int fd, void *buffer, size_t length)
 {
 	int err = BEGIN("read", .syscall = "read", .errnos = { EAGAIN });
-	struct open *open = fd_open(fd);
+	struct open *open = use(fd);
 
 	if (err)
 		return err;
@@ -375,7 +442,7 @@ ssize_t kvmfault__sys_read(int fd, void *buffer, size_t length)
 ssize_t kvmfault__sys_pread(int fd, void *buffer, size_t length, off_t offset)
 {
 	int err = BEGIN("pread", .syscall = "pread64", .errnos = { EIO, EINTR });
-	struct open *open = fd_open(fd);
+	struct open *open = use(fd);
 	uint64_t at = (uint64_t)offset;
 
 	if (err)
@@ -404,7 +471,7 @@ off_t kvmfault__sys_lseek(int fd, off_t offset, int whence)
 	struct open *open;
 
 	BEGIN("lseek", .syscall = "lseek", .value = (uint64_t)whence);
-	open = fd_open(fd);
+	open = use(fd);
 	if (!open || open->kind != KIND_FILE || whence != SEEK_DATA)
 		return open ? -EINVAL : -EBADF;
 	return file_seek_data(open->file, (uint64_t)offset);
@@ -415,7 +482,7 @@ int kvmfault__sys_fstat(int fd, struct stat *stat)
 	struct open *open;
 
 	BEGIN("fstat");
-	open = fd_open(fd);
+	open = use(fd);
 	if (!open)
 		return -EBADF;
 	memset(stat, 0, sizeof(*stat));
@@ -434,7 +501,7 @@ int kvmfault__sys_fstatfs(int fd, struct statfs *fs)
 	struct open *open;
 
 	BEGIN("fstatfs");
-	open = fd_open(fd);
+	open = use(fd);
 	if (!open)
 		return -EBADF;
 	memset(fs, 0, sizeof(*fs));
@@ -452,7 +519,7 @@ int kvmfault__sys_cached(int fd, uint64_t offset, uint64_t length)
 	struct open *open;
 
 	BEGIN("cachestat");
-	open = fd_open(fd);
+	open = use(fd);
 	if (world.no_cachestat)
 		return -ENOSYS;
 	return open && open->file ? file_cached(open->file, offset, length) :
@@ -463,12 +530,13 @@ int kvmfault__sys_fallocate(int fd, int mode, off_t offset, off_t length)
 {
 	int err = BEGIN("fallocate", .syscall = "fallocate",
 			.value = (uint64_t)mode, .errnos = { EINTR, ENOMEM });
-	struct open *open = fd_open(fd);
+	struct open *open = use(fd);
 
 	if (err)
 		return err;
 	if (!open || !open->file)
 		return open ? -EOPNOTSUPP : -EBADF;
+	check_punched(open, (uint64_t)offset, (uint64_t)length);
 	err = file_punch(open->file, (uint64_t)offset, (uint64_t)length);
 	tell("fallocate(%d, PUNCH_HOLE) %#llx+%#llx: %d", fd,
 	     (unsigned long long)offset, (unsigned long long)length, err);
@@ -524,7 +592,7 @@ int kvmfault__sys_mmap(void **address, size_t length, int prot, int flags,
 {
 	int err = BEGIN("mmap", .makes = !world_makes_seat(),
 			.errnos = { ENOMEM });
-	struct open *open = fd >= 0 ? fd_open(fd) : NULL;
+	struct open *open = fd >= 0 ? use(fd) : NULL;
 
 	*address = NULL;
 	if (err)
@@ -735,7 +803,7 @@ int kvmfault__sys_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev)
 {
 	int err = BEGIN("epoll_ctl", .lockable = op == EPOLL_CTL_ADD,
 			.errnos = { op == EPOLL_CTL_ADD ? ENOMEM : 0 });
-	struct open *epoll = fd_open(epfd);
+	struct open *epoll = use(epfd);
 
 	if (err || !epoll)
 		return err ? err : -EBADF;
@@ -747,7 +815,7 @@ int kvmfault__sys_epoll_wait(int epfd, struct epoll_event *events, int count,
 			     int timeout)
 {
 	int err = BEGIN("epoll_wait");
-	struct open *epoll = fd_open(epfd);
+	struct open *epoll = use(epfd);
 
 	if (err || !epoll)
 		return err ? err : -EBADF;
@@ -767,7 +835,7 @@ int kvmfault__sys_eventfd_signal(int fd)
 	struct open *open;
 
 	BEGIN("write", .syscall = "write", .value = sizeof(uint64_t));
-	open = fd_open(fd);
+	open = use(fd);
 	if (!open)
 		return -EBADF;
 	open->count++;
@@ -788,7 +856,7 @@ int kvmfault__sys_timerfd_arm(int fd, uint64_t nanoseconds)
 	struct open *open;
 
 	BEGIN("timerfd_settime", .syscall = "timerfd_settime");
-	open = fd_open(fd);
+	open = use(fd);
 	if (!open)
 		return -EBADF;
 	open->due = nanoseconds ? sim_now() + nanoseconds : NEVER;

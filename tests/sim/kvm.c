@@ -152,6 +152,9 @@ static int sigbus(uint64_t hva)
 	if (current->blocked >> (SIGBUS - 1) & 1)
 		sim_fail("a vCPU spins at a marker",
 			 "SIGBUS is blocked in KVM_RUN");
+	/* One at a time: it comes again when that has gone. */
+	if (current->pending >> (SIGBUS - 1) & 1)
+		return -EINTR;
 	memset(info, 0, sizeof(*info));
 	info->si_signo = SIGBUS;
 	info->si_code = BUS_MCEERR_AR;
@@ -293,14 +296,24 @@ static int fetch_code(struct vcpu *vcpu)
 	return ret;
 }
 
+/* The guest goes on to its next access, and KVM has nothing to say of it. */
+static bool takes_turns(struct vcpu *vcpu)
+{
+	if (!vcpu->now.turns)
+		return false;
+	vcpu->now.turns--;
+	vcpu->now.private = !vcpu->now.private;
+	return true;
+}
+
 static int run_guest(struct vcpu *vcpu)
 {
 	int ret = DONE;
 
 	if (vcpu->now.unknown)
 		ret = fetch_code(vcpu);
-	if (ret == DONE)
-		ret = touch(vcpu);
+	while (ret == DONE && (ret = touch(vcpu)) == DONE && takes_turns(vcpu))
+		;
 	if (ret != DONE)
 		return ret;
 	vcpu->wanting = false;

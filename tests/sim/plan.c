@@ -66,12 +66,14 @@ static const struct {
 	{ STEP_snapshot, OPT_write_protect },
 	{ STEP_unprotect, OPT_write_protect },
 	{ STEP_touch_private, OPT_guest_memfd },
+	{ STEP_touch_by_turns, OPT_guest_memfd },
 	{ STEP_convert, OPT_guest_memfd },
 	{ STEP_convert_here, OPT_guest_memfd },
 	{ STEP_read_own, OPT_own },
 	{ STEP_write_own, OPT_own },
 	{ STEP_balloon, OPT_events },
 	{ STEP_set_delivery, OPT_delivery },
+	{ STEP_other_sigbus, OPT_delivery },
 };
 
 static uint8_t weight_of(const struct plan *plan, unsigned int step)

@@ -50,7 +50,7 @@
 					 * installed, does it twice, its own way,
 					 * in part, fails, later, lies */ \
 	option(prefault, 2, 5) \
-	option(guest_memfd, 2, 4) \
+	option(guest_memfd, 2, 3) \
 	option(converter, 4, 2)		/* 0, keep shared, keep private, calls */ \
 	option(own_set, 2, 3)		/* KVM is told page by page, and that may
 					 * fail */ \
@@ -63,6 +63,7 @@
 	option(no_cachestat, 2, 5) \
 	option(shadow, 2, 4)		/* page tables in shadow */ \
 	option(signals, 2, 3) \
+	option(careless, 2, 3)		/* KVM_RUN is entered too early */ \
 	option(exits, 2, 8)		/* as a newer kernel's may be: flags that
 					 * nobody knows, a gpa within a page */ \
 	option(rom, 2, 6)		/* the first memory's region is one */ \
@@ -86,6 +87,7 @@ enum role { ROLE_VCPU, ROLE_THREAD, ROLE_DEVICE, ROLE_KERNEL, ROLE_COUNT };
 	step(touch_emulated, VCPU, 6, "page word write") \
 	step(touch_unknown, VCPU, 2, "page - -") \
 	step(touch_private, VCPU, 6, "page word write") \
+	step(touch_by_turns, VCPU, 3, "page word long") \
 	step(touch_nothing, VCPU, 1, "- - -") \
 	step(page_tables, VCPU, 2, "page - -") \
 	step(convert_here, VCPU, 2, "page count private") \
@@ -106,6 +108,7 @@ enum role { ROLE_VCPU, ROLE_THREAD, ROLE_DEVICE, ROLE_KERNEL, ROLE_COUNT };
 	step(service_again, THREAD, 2, "threads - -") \
 	step(set_delivery, THREAD, 2, "leave - -") \
 	step(kick, THREAD, 4, "vcpu immediate_exit -") \
+	step(other_sigbus, THREAD, 2, "vcpu - -") \
 	step(balloon, THREAD, 2, "page count -") \
 	step(fork, THREAD, 1, "page - -") \
 	step(failed, THREAD, 1, "page size -") \

@@ -78,7 +78,8 @@ static bool cure(void)
 
 	if (await_actors(CURE))
 		return true;
-	if (world.unprotected)
+	/* Nor is he woken whose message nobody understands. */
+	if (world.unprotected || kvm.odd)
 		return false;
 	steps_tell_who_waits(text, sizeof(text));
 	sim_fail("somebody sleeps for ever", "%s", text);

@@ -421,7 +421,8 @@ extern struct kvm {
 					 * flag is another one's */
 	bool two_dimensional, prefault;
 	bool decides;			/* attributes say what an access is */
-	bool newer;			/* exits have more in them */
+	bool newer;			/* exits and messages have more in them */
+	unsigned int odd;		/* messages with flags that nobody knows */
 	bool refuses;			/* to be told of private pages, once */
 	bool unlucky;			/* scratch guests run badly too */
 	bool arm64;			/* no signal ends a sleep in KVM_RUN, and
@@ -435,6 +436,8 @@ struct access_wanted {			/* what the guest does */
 	uint64_t value;			/* read, or to be written */
 	bool emulated;			/* KVM's emulator does it, where it faults */
 	bool unknown;			/* and gives up on it */
+	unsigned int turns;		/* and so many more, with no exit between,
+					 * private and shared by turns */
 };
 
 struct vcpu {

@@ -606,6 +606,10 @@ static void check_request(const struct kvmfault_request *request)
 	    fault->access != KVMFAULT_ACCESS_WRITE)
 		sim_fail("an access is told otherwise", "flags %#llx, access %d",
 			 (unsigned long long)fault->flags, fault->access);
+	if (fault->entrance == KVMFAULT_ENTRANCE_UFFD && fault->flags)
+		sim_fail("a flag that nobody knows is passed over",
+			 "of a message: %#llx",
+			 (unsigned long long)fault->flags);
 }
 
 static int resolve(void *data, struct kvmfault_request *request)

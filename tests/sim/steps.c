@@ -89,19 +89,35 @@ static void check_saved(const struct sim_memory *memory, unsigned int page,
 
 /* ---- vCPUs ---- */
 
+static const char swallowed[] = "a SIGBUS that is not the guest's is taken";
+
+/* Somebody has sent it: kill(), or an error of the VMM's own. */
+static bool is_others(const siginfo_t *info)
+{
+	return info->si_code == SI_USER;
+}
+
+static bool others_is_pending(const struct task *task)
+{
+	return task->pending >> (SIGBUS - 1) & 1 && is_others(&task->sigbus);
+}
+
 static void take_marker(struct task *task, int signo)
 {
 	struct sim_vcpu *vcpu = world_vcpu(task);
-	bool taken;
+	bool taken, others;
 
 	tell("a signal: %d", signo);
 	if (signo != SIGBUS || !vcpu || !vcpu->handle)
 		return;
+	others = is_others(&task->sigbus);
 	task->handler = true;
 	taken = option(OPT_delivery) == 1 &&
 		kvmfault_vcpu_sigbus(vcpu->handle, &task->sigbus);
 	task->handler = false;
-	if (taken)
+	if (taken && others)
+		sim_fail(swallowed, "%s's handler", task->name);
+	if (taken || others)
 		return;
 	vcpu->info = task->sigbus;
 	vcpu->bus = true;
@@ -261,6 +277,21 @@ static bool has_flags(const struct sim_vcpu *vcpu, int ret)
 		fault->flags & KVM_FLAG_NOBODY_KNOWS;
 }
 
+/* The guest has gone on with whatever bytes were there. */
+static void check_lost(struct sim_vcpu *vcpu, enum kvmfault_action action)
+{
+	const struct kvmfault_result *result =
+		kvmfault_vcpu_result(vcpu->handle);
+
+	if (action != KVMFAULT_UNRESOLVED ||
+	    result->reason != KVMFAULT_REASON_LOST_MMIO)
+		sim_fail("an access that was lost is passed over",
+			 "vcpu%u: action %d, reason %s", vcpu->id, action,
+			 kvmfault_reason_str(result->reason));
+	vcpu->lost = false;
+	vcpu->stopped = true;
+}
+
 static enum kvmfault_action handle(struct sim_vcpu *vcpu, int ret, int err)
 {
 	unsigned int injected = current->injected;
@@ -268,6 +299,7 @@ static enum kvmfault_action handle(struct sim_vcpu *vcpu, int ret, int err)
 	struct mmio mmio = { 0 };
 	bool converts = false, flags = has_flags(vcpu, ret);
 	unsigned int asked = current->asked;
+	bool others = others_is_pending(current);
 
 	if (!vcpu->bus)
 		check_decoded(vcpu, ret, err);
@@ -288,7 +320,12 @@ static enum kvmfault_action handle(struct sim_vcpu *vcpu, int ret, int err)
 	if (flags && action == KVMFAULT_RETRY && asked != current->asked)
 		sim_fail("a flag that nobody knows is passed over", "gpa %#llx",
 			 (unsigned long long)vcpu->kvm->told);
-	if (action == KVMFAULT_UNRESOLVED)
+	if (others && !others_is_pending(current) &&
+	    !kvmfault_vcpu_result(vcpu->handle)->siginfo)
+		sim_fail(swallowed, "from the queue of %s", current->name);
+	if (vcpu->lost)
+		check_lost(vcpu, action);
+	else if (action == KVMFAULT_UNRESOLVED)
 		check_unresolved(kvmfault_vcpu_result(vcpu->handle), injected);
 	return action;
 }
@@ -322,19 +359,30 @@ static bool other_exit(struct sim_vcpu *vcpu)
 	}
 }
 
+/* Is the call to be made again, as the result says? A VMM may forget it. */
+static bool must_call_again(struct sim_vcpu *vcpu)
+{
+	if (!kvmfault_vcpu_result(vcpu->handle)->unfinished)
+		return false;
+	vcpu->lost = option(OPT_careless) && !world.healed && vcpu->kvm->mmio &&
+		     sim_one_in(2);
+	return !vcpu->lost;
+}
+
 /* Done with for now: it may be given up. */
 static bool interrupted(struct sim_vcpu *vcpu, const struct acting *a)
 {
 	const struct kvmfault_result *result =
 		kvmfault_vcpu_result(vcpu->handle);
 
-	if (result->siginfo && !world.regions_changed)
+	if (result->siginfo && !world.regions_changed &&
+	    !is_others(result->siginfo))
 		sim_fail("a SIGBUS of the guest's is handed on", "%s", a->task->name);
 	if (vcpu->run.immediate_exit) {
 		tell("immediate_exit is taken back");
 		vcpu->run.immediate_exit = 0;
 	}
-	return result->unfinished;
+	return must_call_again(vcpu);
 }
 
 /* The VMM's loop, until the access is over or the vCPU is stopped. */
@@ -375,12 +423,12 @@ static void run_access(struct acting *a, const struct access_wanted *access)
 			if (!option(OPT_no_wait) && option(OPT_resolver) != 7)
 				sim_fail("a vCPU that may wait is told to come again",
 					 "vcpu%u", vcpu->id);
-			again = kvmfault_vcpu_result(vcpu->handle)->unfinished;
+			again = must_call_again(vcpu);
 			await_settled(settled);
 			break;
 		case KVMFAULT_UNRESOLVED:
 			/* As a VMM does that hopes for better times. */
-			again = kvmfault_vcpu_result(vcpu->handle)->unfinished;
+			again = must_call_again(vcpu);
 			task_pause(MS, "better times");
 			if (!world.healed && ++unresolved == 3)
 				vcpu->stopped = true;
@@ -453,6 +501,20 @@ static void touch_private(struct acting *a, const struct step *step)
 		return;
 	world.ever_private = true;
 	touch_with(a, step, (struct access_wanted){ .private = true });
+}
+
+/* A guest that uses a page in both ways, and is converted each time. */
+static void touch_by_turns(struct acting *a, const struct step *step)
+{
+	struct step read = *step;
+
+	if (!option(OPT_guest_memfd) || option(OPT_converter) == 3)
+		return;
+	read.c = 0;
+	world.ever_private = true;
+	touch_with(a, &read, (struct access_wanted){
+		.turns = step->c ? 24 : 9,
+	});
 }
 
 /* A device's register: nothing that the library has to do with. */
@@ -554,6 +616,16 @@ static void convert_here(struct acting *a, const struct step *step)
 		a->vcpu->run.immediate_exit = 0;
 }
 
+/* To block SIGBUS and to have a handler, or neither, is a vCPU that spins. */
+static void refuse_blocked(struct sim_vcpu *vcpu)
+{
+	current->blocked ^= 1ULL << (SIGBUS - 1);
+	if (!world_make_vcpu(vcpu))
+		sim_fail("a vCPU is taken that would spin at a marker", "%s",
+			 current->name);
+	current->blocked ^= 1ULL << (SIGBUS - 1);
+}
+
 static void vcpu_again(struct acting *a, const struct step *step)
 {
 	(void)step;
@@ -562,6 +634,8 @@ static void vcpu_again(struct acting *a, const struct step *step)
 	CALL(kvmfault_vcpu_free, false,
 	     (kvmfault_vcpu_free(a->vcpu->handle), 0));
 	a->vcpu->handle = NULL;
+	if (option(OPT_delivery) == 1)
+		refuse_blocked(a->vcpu);
 	if (world_make_vcpu(a->vcpu))
 		a->vcpu->handle = NULL;
 }
@@ -705,18 +779,22 @@ static void discard(struct acting *a, const struct step *step)
 	unsigned int page = page_of(memory, step->a);
 	unsigned int count = count_of(memory, page, step->b);
 	unsigned int injected = current->injected;
+	uint32_t alone;
 	int err;
 
 	(void)a;
 	begin_write();
 	truth_discard_begin(&memory->truth, page, count);
 	/* What a signal has interrupted may go on by itself: until it is over. */
-	do
+	do {
+		alone = sched_switches();
 		err = CALL(kvmfault_discard, true,
 			   kvmfault_discard(world.vm, 0,
 					    memory->gpa + page * PAGE,
 					    count * PAGE));
-	while (err == -EINTR);
+	} while (err == -EINTR);
+	if (!err && alone == sched_switches() && memory->exists)
+		door_check_marked(memory, page, count);
 	truth_discard_end(&memory->truth, page, count, !err);
 	end_write();
 	check_error("kvmfault_discard", err, injected);
@@ -910,7 +988,12 @@ static void region_again(struct acting *a, const struct step *step)
 	if (!take(memory))
 		return;
 	hide(memory);
+	/* What no region has is the VMM's to close. */
+	if (memory->guest_memfd)
+		fd_close(memory->guest_memfd_fd, false);
 	task_pause(sim_below(2) * MS, "no region");
+	if (memory->guest_memfd)
+		memory->guest_memfd_fd = world_open(memory->guest_memfd);
 	show(memory);
 	memory->busy = false;
 }
@@ -1037,9 +1120,11 @@ static void set_delivery(struct acting *a, const struct step *step)
 	int err;
 
 	(void)a;
+	world.switching++;
 	err = CALL(kvmfault_vm_set_delivery, false,
 		   kvmfault_vm_set_delivery(world.vm, step->b % 2 ?
 			KVMFAULT_DELIVERY_UFFD : mode[option(OPT_delivery)]));
+	world.switching--;
 	if (err != -ENOMEM || !world.holes)
 		check_error("kvmfault_vm_set_delivery", err, injected);
 }
@@ -1058,6 +1143,24 @@ static void kick(struct acting *a, const struct step *step)
 	if (step->b % 2)
 		__atomic_store_n(&vcpu->run.immediate_exit, 1, __ATOMIC_RELAXED);
 	task_signal(vcpu->task, SIGUSR1);
+}
+
+/* One that has nothing to do with the guest: the VMM's to see to. */
+static void other_sigbus(struct acting *a, const struct step *step)
+{
+	struct task *task = world.vcpus ?
+		world.vcpu[step->a % world.vcpus].task : NULL;
+
+	(void)a;
+	/* Elsewhere it would end the VMM, or stay where it is for ever. */
+	if (option(OPT_delivery) != 1 || !task || task->state == ENDED ||
+	    task->pending >> (SIGBUS - 1) & 1)
+		return;
+	world.signalled = true;
+	memset(&task->sigbus, 0, sizeof(task->sigbus));
+	task->sigbus.si_signo = SIGBUS;
+	task->sigbus.si_code = SI_USER;
+	task_signal(task, SIGBUS);
 }
 
 /* Behind the library's back, with an event that it reads. */
@@ -1270,6 +1373,7 @@ static void (*const functions[STEP_COUNT])(struct acting *a,
 	[STEP_touch_emulated] = touch_emulated,
 	[STEP_touch_unknown] = touch_unknown,
 	[STEP_touch_private] = touch_private,
+	[STEP_touch_by_turns] = touch_by_turns,
 	[STEP_touch_nothing] = touch_nothing,
 	[STEP_page_tables] = page_tables,
 	[STEP_convert_here] = convert_here,
@@ -1290,6 +1394,7 @@ static void (*const functions[STEP_COUNT])(struct acting *a,
 	[STEP_service_again] = service_again,
 	[STEP_set_delivery] = set_delivery,
 	[STEP_kick] = kick,
+	[STEP_other_sigbus] = other_sigbus,
 	[STEP_balloon] = balloon,
 	[STEP_fork] = fork_child,
 	[STEP_failed] = failed,

@@ -662,9 +662,11 @@ static void probe(void)
 /* A second VM, which takes whatever delivery it can have, asks for each. */
 static void ask_for_delivery(void)
 {
+	bool allowed = sim_one_in(2);
 	const struct kvmfault_vm_options options = {
 		.size = sizeof(options), .kvm_fd = world.kvm_fd,
-		.page_size_max = PAGE, .allow = KVMFAULT_ALLOW_MARKER_EXIT,
+		.page_size_max = PAGE,
+		.allow = allowed ? KVMFAULT_ALLOW_MARKER_EXIT : 0,
 	};
 	struct kvmfault_delivery_report report = { .size = sizeof(report) };
 	unsigned int injected = current->injected;
@@ -681,6 +683,9 @@ static void ask_for_delivery(void)
 		     &report.mode[KVMFAULT_DELIVERY_KERNEL_EXIT],
 		     kvm.abi && kvm.abi != 3,
 		     injected);
+	if (!allowed && report.delivery == KVMFAULT_DELIVERY_MARKER_EXIT)
+		sim_fail("a delivery that nobody has allowed", "%s",
+			 kvmfault_delivery_str(report.delivery));
 	check_answer("two-dimensional paging",
 		     &report.mode[KVMFAULT_DELIVERY_MARKER_EXIT],
 		     is_two_dimensional(), injected);

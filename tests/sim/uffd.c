@@ -29,6 +29,7 @@ struct uffd_event {
 };
 
 #define UFFDS 64
+#define FLAGS_KNOWN 3			/* bits, of a message */
 static struct uffd *uffds[UFFDS];
 static unsigned int uffd_count;
 
@@ -43,10 +44,11 @@ void uffd_reset(void)
 
 struct uffd *uffd_new(struct mm *mm)
 {
-	struct uffd *uffd = calloc(1, sizeof(*uffd));
+	struct uffd *uffd;
 
 	if (uffd_count == UFFDS)
-		abort();
+		sim_fail("the simulator: no more userfaultfds", "%u", UFFDS);
+	uffd = calloc(1, sizeof(*uffd));
 	uffd->mm = mm;
 	uffd->last_event = &uffd->events;
 	uffds[uffd_count++] = uffd;
@@ -74,6 +76,11 @@ enum woken uffd_sleep(struct uffd *uffd, uint64_t address, uint64_t flags,
 	struct sleeper **link = &uffd->sleepers;
 	enum woken how;
 
+	/* Of a kernel to come. */
+	if (kvm.newer && !sched_is_fair() && sim_one_in(8)) {
+		sleeper.flags |= 1ULL << (FLAGS_KNOWN + sim_below(2));
+		kvm.odd++;
+	}
 	while (*link)
 		link = &(*link)->next;
 	*link = &sleeper;

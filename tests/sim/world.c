@@ -61,6 +61,16 @@ struct sim_memory *world_memory_at(uint64_t gpa)
 	return NULL;
 }
 
+struct sim_memory *world_memory_of(const struct file *file)
+{
+	unsigned int i;
+
+	for (i = 0; file && i < world.memories; i++)
+		if (world.memory[i].file == file)
+			return &world.memory[i];
+	return NULL;
+}
+
 /* ---- calls ---- */
 
 void call_begin(struct in_call *in, const char *name, bool path)
@@ -392,11 +402,19 @@ static int make_hooks(void)
 		    kvmfault_conversion_hook_add(world.vm, &hook));
 }
 
+int world_open(struct file *file)
+{
+	struct open *open;
+	int fd = fd_new(KIND_FILE, false, &open);
+
+	open->file = file;
+	return fd;
+}
+
 /* Where it comes from, and where it is mapped. */
 static void back_memory(struct sim_memory *memory)
 {
 	unsigned int backing = option(OPT_backing);
-	struct open *open;
 
 	memory->unit = backing == 1 ? HUGE_PAGES : 1;
 	memory->pages = (4U << option(OPT_pages)) * memory->unit;
@@ -404,8 +422,7 @@ static void back_memory(struct sim_memory *memory)
 		memory->pages = MEMORY_PAGES;
 	if (backing != 2) {
 		memory->file = file_new(memory->pages, backing == 1, false);
-		memory->fd = fd_new(KIND_FILE, false, &open);
-		open->file = memory->file;
+		memory->fd = world_open(memory->file);
 	}
 	memory->memslots = mm_map(our_mm, memory->file, 0, memory->pages,
 				  PROT_READ | PROT_WRITE, !memory->file);
@@ -659,16 +676,13 @@ static void must(int err, const char *what)
 
 static void make_memory(struct sim_memory *memory, unsigned int id)
 {
-	struct open *open;
-
 	memory->id = id;
 	memory->gpa = id * MEMORY_PAGES * PAGE;
 	back_memory(memory);
 	set_truth(memory);
 	if (option(OPT_guest_memfd)) {
 		memory->guest_memfd = file_new(memory->pages, false, true);
-		memory->guest_memfd_fd = fd_new(KIND_FILE, false, &open);
-		open->file = memory->guest_memfd;
+		memory->guest_memfd_fd = world_open(memory->guest_memfd);
 	}
 	if (option(OPT_populated) && memory->file)
 		use_before(memory);
@@ -906,6 +920,8 @@ void world_check(void)
 		if (!memory->exists)
 			continue;
 		door_check_bits(memory->handle);
+		if (!option(OPT_own))
+			door_check_unmarked(memory);
 		check_memory(memory, our_mm, memory->own ? memory->own :
 			     memory->memslots, "the last reader");
 		if (memory->own && option(OPT_delivery) != 1)

@@ -52,6 +52,8 @@ struct sim_vcpu {
 	struct kvmfault_vcpu *handle;
 	struct task *task;
 	bool stopped;			/* UNRESOLVED: it does not run any more */
+	bool lost;			/* KVM_RUN was entered in the middle of an
+					 * access */
 	bool bus;			/* its handler has kept a SIGBUS: */
 	siginfo_t info;
 };
@@ -84,6 +86,7 @@ extern struct world {
 	unsigned int converting;	/* and are in progress */
 	unsigned int hooked;		/* whose hooks were told the beginning only */
 	bool signalled, ever_private, ever_forked;
+	unsigned int switching;		/* of the delivery, in progress */
 	bool unprotected;		/* the log says that absent pages are */
 	bool ending;			/* the dispatcher is not needed any more */
 } world;
@@ -110,6 +113,8 @@ enum kvmfault_profile world_profile(const struct task *task);
 struct sim_vcpu *world_vcpu(const struct task *task);
 /* The memory whose region shows that gpa. */
 struct sim_memory *world_memory_at(uint64_t gpa);
+/* The memory that has this file. */
+struct sim_memory *world_memory_of(const struct file *file);
 
 /* A call of a public function, by the current task. path: it may run for a
  * fault. Calls nest: a callback may call. */
@@ -134,6 +139,8 @@ void check_error(const char *call, int err, unsigned int injected);
 void check_unresolved(const struct kvmfault_result *result,
 		      unsigned int injected);
 
+/* A descriptor of a file's, the VMM's. */
+int world_open(struct file *file);
 int world_make_memory(struct sim_memory *memory);
 bool world_is_rom(const struct sim_memory *memory);
 int world_set_slot(struct sim_memory *memory);
@@ -168,6 +175,12 @@ void tables_ask(bool everything);	/* who walks them, and what else it has */
 void tables_note_fetch(const struct sim_memory *memory, uint64_t offset,
 		       uint64_t length);
 void tables_note_read(const struct file *file, uint64_t offset, size_t length);
+
+/* door.c: what is discarded, by nobody else meanwhile, is to be marked anew. */
+void door_check_marked(const struct sim_memory *memory, unsigned int page,
+		       unsigned int count);
+/* Without a mapping of the VMM's own nothing is marked. */
+void door_check_unmarked(const struct sim_memory *memory);
 
 /* steps.c */
 void steps_start(void);
