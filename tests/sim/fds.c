@@ -66,7 +66,7 @@ static int install(struct open *open, bool library)
 	for (i = 0; i < FDS && table[i].open; i++)
 		;
 	if (i == FDS)
-		return -EMFILE;
+		sim_fail("the simulator: no more descriptors", "%d", FDS);
 	table[i] = (struct descriptor){ .open = open, .library = library };
 	open->refs++;
 	return FIRST + i;
@@ -77,7 +77,7 @@ int fd_new(enum kind kind, bool library, struct open **open)
 	struct open *new = &opens[open_count];
 
 	if (open_count == OPENS)
-		return -ENFILE;
+		sim_fail("the simulator: no more open files", "%d", OPENS);
 	open_count++;
 	new->kind = kind;
 	new->due = NEVER;
@@ -229,7 +229,7 @@ int epoll_add(struct open *open, int fd, const struct epoll_event *event)
 	if (find_watch(epoll, what, fd))
 		return -EEXIST;
 	if (epoll->watches == WATCHES)
-		return -ENOSPC;
+		sim_fail("the simulator: no more watches", "%d", WATCHES);
 	epoll->watch[epoll->watches++] = (struct watch){
 		.open = what, .fd = fd, .event = *event,
 	};

@@ -7,6 +7,7 @@
  */
 
 #include <ctype.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -56,12 +57,18 @@ static struct scenario scenario;
 static bool from_seed;
 static uint64_t seed;
 
-static bool read_what(const char *what)
+static bool read_number(const char *word, uint64_t *number)
 {
 	char *end;
 
-	seed = strtoull(what, &end, 0);
-	from_seed = isdigit((unsigned char)*what) && !*end;
+	errno = 0;
+	*number = strtoull(word, &end, 0);
+	return isdigit((unsigned char)*word) && !*end && !errno;
+}
+
+static bool read_what(const char *what)
+{
+	from_seed = read_number(what, &seed);
 	if (!from_seed)
 		return scenario_read(&scenario, what);
 	seed_plan(&scenario.replay.plan, seed);
@@ -138,11 +145,17 @@ static int run_seeds(uint64_t count)
 
 static int command_run(const char *what, const char *count)
 {
+	uint64_t times = 1;
+
 	if (!read_what(what))
 		return 2;
+	if (count && !read_number(count, &times)) {
+		fprintf(stderr, "sim: %s is no number\n", count);
+		return 2;
+	}
 	if (options.tell || options.atomics)
 		return tell_run();
-	return run_seeds(count && from_seed ? strtoull(count, NULL, 0) : 1);
+	return run_seeds(from_seed ? times : 1);
 }
 
 /* ---- shrink ---- */
@@ -266,7 +279,6 @@ static const struct {
 static bool take_value(unsigned int n, const char *value)
 {
 	size_t length = strlen(options.replay);
-	char *end;
 
 	if (known_options[n].word) {
 		*known_options[n].word = value;
@@ -278,8 +290,7 @@ static bool take_value(unsigned int n, const char *value)
 			 known_options[n].name, value);
 		return known_options[n].plans(value);
 	}
-	*known_options[n].number = strtoull(value, &end, 0);
-	return isdigit((unsigned char)*value) && !*end &&
+	return read_number(value, known_options[n].number) &&
 	       *known_options[n].number <= known_options[n].most;
 }
 

@@ -183,6 +183,8 @@ static pid_t start_worker(unsigned int number)
 
 	fflush(NULL);
 	pid = fork();
+	if (pid < 0)
+		perror("sim: a worker can't be started");
 	if (pid)
 		return pid;
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -288,8 +290,7 @@ static unsigned int replace_workers(pid_t *worker, unsigned int jobs)
 		worker[i] = 0;
 		if (status && !is_over())
 			worker[i] = start_worker(i);
-		else
-			ended++;
+		ended += worker[i] <= 0;
 	}
 	return ended;
 }
@@ -311,8 +312,10 @@ static void watch_workers(unsigned int jobs)
 	pid_t worker[MAX_JOBS];
 	unsigned int i, left = jobs;
 
-	for (i = 0; i < jobs; i++)
+	for (i = 0; i < jobs; i++) {
 		worker[i] = start_worker(i);
+		left -= worker[i] < 0;
+	}
 	while (left) {
 		read_records(200);
 		left -= replace_workers(worker, jobs);
