@@ -117,9 +117,29 @@ void door_check_marked(const struct sim_memory *memory, unsigned int page,
 	}
 }
 
+/* Of what has failed one is left. */
+static void check_left(const struct sim_memory *memory)
+{
+	enum kvmfault__state state;
+	unsigned int i, at;
+	struct map *map;
+
+	for (i = 0; i < memory->pages; i++) {
+		map = map_at(our_mm, memory->memslots + i * PAGE, &at);
+		state = kvmfault__page_state(memory->handle, i / memory->unit);
+		if (map && map->pte[at].kind == PTE_POISON &&
+		    (state == KVMFAULT__ABSENT || state == KVMFAULT__REMOVED))
+			sim_fail("a marker is left when the mode is",
+				 "page %u", i);
+	}
+}
+
 void door_check_unmarked(const struct sim_memory *memory)
 {
-	if (is_marked(memory->handle))
+	if (atomic_load(&world.vm->delivery) == KVMFAULT_DELIVERY_UFFD &&
+	    !option(OPT_bad_luck))
+		check_left(memory);
+	if (!option(OPT_own) && is_marked(memory->handle))
 		sim_fail("what has no marker counts as marked",
 			 "there is no mapping of the VMM's own");
 }
@@ -144,7 +164,7 @@ void door_check_bits(const struct kvmfault_memory *memory)
 }
 
 /* A hole where KVM goes past the bits costs a message. So who discards sets them
- * first; one who was told of it afterwards does not. */
+ * first, if nobody else does anything meanwhile. */
 static void check_punched(const struct open *open, uint64_t offset,
 			  uint64_t length)
 {
@@ -155,6 +175,7 @@ static void check_punched(const struct open *open, uint64_t offset,
 	uint64_t i;
 
 	if (!handle || !handle->userfault || world.switching ||
+	    current->began != sched_switches() ||
 	    !atomic_load(&handle->exits))
 		return;
 	shift = handle->page_shift - __builtin_ctzll(PAGE);
@@ -358,6 +379,19 @@ static struct call ioctl_call(unsigned long request)
 	return call;
 }
 
+/* As another thread than the vCPU's own: that waits for it in the library. */
+static int ioctl_of_vcpu(struct open *open, unsigned long request, void *arg)
+{
+	int err;
+
+	world_check_vcpu(world_vcpu_of(open->vcpu));
+	open->vcpu->used++;
+	err = kvm_ioctl(open, request, arg);
+	open->vcpu->used--;
+	world_check_vcpu(world_vcpu_of(open->vcpu));
+	return err;
+}
+
 static int ioctl_of(struct open *open, unsigned long request, void *arg)
 {
 	switch (open->kind) {
@@ -366,9 +400,10 @@ static int ioctl_of(struct open *open, unsigned long request, void *arg)
 	case KIND_DEVICE:
 		return request == KVMFAULT__USERFAULTFD_IOC_NEW ?
 			new_uffd((int)(uintptr_t)arg) : -ENOTTY;
+	case KIND_VCPU:
+		return ioctl_of_vcpu(open, request, arg);
 	case KIND_KVM:
 	case KIND_VM:
-	case KIND_VCPU:
 		return kvm_ioctl(open, request, arg);
 	case KIND_IMAGE:
 		if (request != BLKGETSIZE64)
@@ -565,6 +600,11 @@ static bool forget_made(const void *at, enum made_by by)
 		return true;
 	}
 	return false;
+}
+
+void door_given(const void *mapping)
+{
+	forget_made(mapping, BY_MAP);
 }
 
 static int map_descriptor(void **address, size_t length, int prot, int flags,

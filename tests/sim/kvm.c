@@ -43,7 +43,7 @@ static int add_vcpu(bool library, bool scratch)
 	int fd;
 
 	if (vcpu_count == VCPUS)
-		return -EEXIST;
+		sim_fail("the simulator: no more vCPUs", "%d", VCPUS);
 	fd = fd_new(KIND_VCPU, library, &open);
 	if (fd < 0)
 		return fd;
@@ -252,7 +252,7 @@ static int touch(struct vcpu *vcpu)
 	int ret;
 
 	if (!slot || (slot->readonly && now->write))
-		return exit_mmio(vcpu);
+		return now->unknown ? exit_emulation(vcpu) : exit_mmio(vcpu);
 	ret = leave_early(vcpu, slot);
 	if (ret)
 		return ret;
@@ -355,6 +355,9 @@ int kvm_run(struct vcpu *vcpu, int *err)
 	int ret;
 
 	sim_point();
+	if (vcpu->used)
+		sim_fail("a vCPU is used that its thread has",
+			 "KVM_RUN is entered meanwhile");
 	if (vcpu->masked)
 		current->blocked = vcpu->mask;
 	ret = enter(vcpu);

@@ -25,6 +25,7 @@
 
 #define FRAMES 16384
 #define MMS 16
+#define FILES 256U
 #define ADDRESSES (1ULL << 30)
 #define ELSEWHERE 0x100000000000ULL
 
@@ -41,7 +42,7 @@ static unsigned int free_count;
 static char *addresses;			/* the VMM's, where nothing is mapped */
 static uint16_t next_vma;
 
-static struct file *files[256];
+static struct file *files[FILES];
 static unsigned int file_count;
 
 /* ---- frames ---- */
@@ -119,11 +120,12 @@ struct mm *mm_new(bool ours)
 
 struct file *file_new(unsigned int pages, bool hugetlb, bool guest_memfd)
 {
-	struct file *file = calloc(1, sizeof(*file));
+	struct file *file;
 	unsigned int i;
 
-	if (file_count == sizeof(files) / sizeof(*files))
-		abort();
+	if (file_count == FILES)
+		sim_fail("the simulator: no more files", "%u", FILES);
+	file = calloc(1, sizeof(*file));
 	file->hugetlb = hugetlb;
 	file->guest_memfd = guest_memfd;
 	file->unit = hugetlb ? HUGE_PAGES : 1;

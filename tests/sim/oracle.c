@@ -114,6 +114,16 @@ void truth_first(struct truth *truth, unsigned int page, unsigned int word,
 	set(truth_word(truth, page, word), value);
 }
 
+void truth_anew(struct truth *truth, unsigned int page, unsigned int word,
+		uint64_t value)
+{
+	struct word *w = truth_word(truth, page, word);
+
+	*w = (struct word){ .version = w->version + 1 };
+	set(w, value);
+	truth->changes++;
+}
+
 void truth_write(struct truth *truth, unsigned int page, unsigned int word,
 		 uint64_t value)
 {

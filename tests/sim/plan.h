@@ -49,7 +49,7 @@
 	option(resolver, 9, 3)		/* none, plain, declines after it has
 					 * installed, does it twice, its own way,
 					 * in part, fails, later, lies */ \
-	option(prefault, 2, 5) \
+	option(prefault, 2, 3) \
 	option(guest_memfd, 2, 3) \
 	option(converter, 4, 2)		/* 0, keep shared, keep private, calls */ \
 	option(own_set, 2, 3)		/* KVM is told page by page, and that may
@@ -64,6 +64,7 @@
 	option(shadow, 2, 4)		/* page tables in shadow */ \
 	option(signals, 2, 3) \
 	option(careless, 2, 3)		/* KVM_RUN is entered too early */ \
+	option(resets, 2, 3)		/* of a vCPU, in the middle of a fault */ \
 	option(exits, 2, 8)		/* as a newer kernel's may be: flags that
 					 * nobody knows, a gpa within a page */ \
 	option(rom, 2, 6)		/* the first memory's region is one */ \
@@ -103,11 +104,12 @@ enum role { ROLE_VCPU, ROLE_THREAD, ROLE_DEVICE, ROLE_KERNEL, ROLE_COUNT };
 	step(convert, THREAD, 4, "page count private") \
 	step(cancel, THREAD, 2, "page count -") \
 	step(region_again, THREAD, 3, "memory - -") \
-	step(memory_again, THREAD, 4, "memory - -") \
+	step(memory_again, THREAD, 4, "memory back -") \
+	step(another_memory, THREAD, 1, "page word -") \
 	step(mapping_again, THREAD, 2, "memory remote back") \
 	step(service_again, THREAD, 2, "threads - -") \
 	step(set_delivery, THREAD, 2, "leave - -") \
-	step(kick, THREAD, 4, "vcpu immediate_exit -") \
+	step(kick, THREAD, 8, "vcpu immediate_exit -") \
 	step(other_sigbus, THREAD, 2, "vcpu - -") \
 	step(balloon, THREAD, 2, "page count -") \
 	step(fork, THREAD, 1, "page - -") \

@@ -92,6 +92,7 @@ struct task {
 	uint32_t priority;		/* PCT: the highest goes first */
 	/* the public function that it is in: see world.c */
 	const char *call;
+	uint32_t began;			/* that call: the count of switches then */
 	uint64_t waited;		/* on futexes, since the call began */
 	const void *napped;		/* a futex on which nobody has woken it, */
 	uint32_t napped_at;		/* and the count of switches then */
@@ -452,6 +453,7 @@ struct vcpu {
 	struct kvm_regs regs;
 	struct kvm_sregs sregs;
 	bool done;			/* the access is over */
+	unsigned int used;		/* by ioctls of other threads, just now */
 	uint64_t told;			/* the gpa of its last exit */
 };
 
@@ -473,6 +475,8 @@ extern uint64_t door_failed;		/* how many did */
 void door_reset(void);
 /* Nobody finds only by chance that what he waits for has come. */
 void door_check_wake(void);
+/* The library has handed it over: it is the VMM's. */
+void door_given(const void *mapping);
 /* What the library has and does not give back is a leak. */
 void door_check_leaks(void);
 /* The bitmap of the pages that leave KVM_RUN is as their states are. */
@@ -513,6 +517,9 @@ struct word *truth_word(struct truth *truth, unsigned int page,
 /* What it is at first. */
 void truth_first(struct truth *truth, unsigned int page, unsigned int word,
 		 uint64_t value);
+/* Another memory is there now, and what is under way is of the old one. */
+void truth_anew(struct truth *truth, unsigned int page, unsigned int word,
+		uint64_t value);
 /* Somebody has read it, or written. */
 void truth_read(struct truth *truth, unsigned int page, unsigned int word,
 		uint64_t value, const char *who);

@@ -527,8 +527,13 @@ static int install_all(struct kvmfault_request *request)
 	int err;
 
 	CALL(kvmfault_request_widen, true, kvmfault_request_widen(request));
-	err = CALL(kvmfault_request_data, true,
-		   kvmfault_request_data(request, &data));
+	data = request->buffer;
+	if (sim_one_in(2))
+		err = CALL(kvmfault_request_read, true,
+			   kvmfault_request_read(request, request->buffer));
+	else
+		err = CALL(kvmfault_request_data, true,
+			   kvmfault_request_data(request, &data));
 	if (!err)
 		err = CALL(kvmfault_request_install, true,
 			   kvmfault_request_install(request, data));

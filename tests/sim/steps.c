@@ -16,6 +16,8 @@
 #include "sources.h"
 #include "world.h"
 
+#define OTHER_PAGES 4U
+
 struct acting {
 	const struct actor *actor;
 	struct sim_vcpu *vcpu;
@@ -299,7 +301,7 @@ static enum kvmfault_action handle(struct sim_vcpu *vcpu, int ret, int err)
 	struct mmio mmio = { 0 };
 	bool converts = false, flags = has_flags(vcpu, ret);
 	unsigned int asked = current->asked;
-	bool others = others_is_pending(current);
+	bool others = world_masks_sigbus() && others_is_pending(current);
 
 	if (!vcpu->bus)
 		check_decoded(vcpu, ret, err);
@@ -385,6 +387,76 @@ static bool interrupted(struct sim_vcpu *vcpu, const struct acting *a)
 	return must_call_again(vcpu);
 }
 
+/* In a pause no vCPU is in KVM_RUN, nor completes an access; what it has asked for
+ * may still be under way. */
+static int run_guest(struct sim_vcpu *vcpu, bool mmio, int *err)
+{
+	bool write = vcpu->kvm->now.write;
+	int ret;
+
+	if (write)
+		begin_write();
+	vcpu->writes = write;
+	ret = kvm_run(vcpu->kvm, err);
+	if (vcpu->kvm->done && !mmio)
+		account(vcpu);
+	vcpu->writes = false;
+	if (write)
+		end_write();
+	return ret;
+}
+
+static enum kvmfault_action handle_unpaused(struct sim_vcpu *vcpu, int ret,
+					    int err)
+{
+	bool write = vcpu->kvm->now.write;
+	enum kvmfault_action action;
+
+	if (write)
+		begin_write();
+	action = handle(vcpu, ret, err);
+	if (write)
+		end_write();
+	return action;
+}
+
+static bool resets(void)
+{
+	return option(OPT_resets) && !world.healed && sim_one_in(3);
+}
+
+/* To block SIGBUS and to have a handler, or neither, is a vCPU that spins. */
+static void refuse_blocked(struct sim_vcpu *vcpu)
+{
+	current->blocked ^= 1ULL << (SIGBUS - 1);
+	if (!world_make_vcpu(vcpu))
+		sim_fail("a vCPU is taken that would spin at a marker", "%s",
+			 current->name);
+	current->blocked ^= 1ULL << (SIGBUS - 1);
+}
+
+static void make_again(struct sim_vcpu *vcpu)
+{
+	CALL(kvmfault_vcpu_free, false,
+	     (kvmfault_vcpu_free(vcpu->handle), 0));
+	vcpu->handle = NULL;
+	if (option(OPT_delivery) == 1)
+		refuse_blocked(vcpu);
+	if (world_make_vcpu(vcpu))
+		vcpu->handle = NULL;
+}
+
+/* The guest begins anew, with nothing of this access. */
+static void reset(struct acting *a)
+{
+	struct vcpu *kvm_vcpu = a->vcpu->kvm;
+
+	tell("a reset");
+	kvm_vcpu->mmio = kvm_vcpu->wanting = kvm_vcpu->ud = false;
+	a->vcpu->lost = a->vcpu->bus = false;
+	make_again(a->vcpu);
+}
+
 /* The VMM's loop, until the access is over or the vCPU is stopped. */
 static void run_access(struct acting *a, const struct access_wanted *access)
 {
@@ -399,12 +471,10 @@ static void run_access(struct acting *a, const struct access_wanted *access)
 		if (!again) {
 			/* That is the library's: see mmio_end(). */
 			mmio |= vcpu->kvm->mmio;
-			ret = kvm_run(vcpu->kvm, &err);
-			if (vcpu->kvm->done && !mmio)
-				account(vcpu);
+			ret = run_guest(vcpu, mmio, &err);
 		}
 		again = false;
-		switch (handle(vcpu, ret, err)) {
+		switch (handle_unpaused(vcpu, ret, err)) {
 		case KVMFAULT_RETRY:
 			/* A machine check: the guest gives the page up. */
 			if (world.told != told) {
@@ -418,6 +488,10 @@ static void run_access(struct acting *a, const struct access_wanted *access)
 			break;
 		case KVMFAULT_INTERRUPTED:
 			again = interrupted(vcpu, a);
+			if (resets()) {
+				reset(a);
+				return;
+			}
 			break;
 		case KVMFAULT_PENDING:
 			if (!option(OPT_no_wait) && option(OPT_resolver) != 7)
@@ -451,11 +525,7 @@ static void touch_with(struct acting *a, const struct step *step,
 	access.gpa += step->b % memory->unit * PAGE;
 	access.write = step->c;
 	access.value = new_value(a);
-	if (access.write)
-		begin_write();
 	run_access(a, &access);
-	if (access.write)
-		end_write();
 }
 
 static void touch(struct acting *a, const struct step *step)
@@ -616,34 +686,23 @@ static void convert_here(struct acting *a, const struct step *step)
 		a->vcpu->run.immediate_exit = 0;
 }
 
-/* To block SIGBUS and to have a handler, or neither, is a vCPU that spins. */
-static void refuse_blocked(struct sim_vcpu *vcpu)
-{
-	current->blocked ^= 1ULL << (SIGBUS - 1);
-	if (!world_make_vcpu(vcpu))
-		sim_fail("a vCPU is taken that would spin at a marker", "%s",
-			 current->name);
-	current->blocked ^= 1ULL << (SIGBUS - 1);
-}
-
 static void vcpu_again(struct acting *a, const struct step *step)
 {
 	(void)step;
 	if (!a->vcpu || !a->vcpu->handle)
 		return;
-	CALL(kvmfault_vcpu_free, false,
-	     (kvmfault_vcpu_free(a->vcpu->handle), 0));
-	a->vcpu->handle = NULL;
-	if (option(OPT_delivery) == 1)
-		refuse_blocked(a->vcpu);
-	if (world_make_vcpu(a->vcpu))
-		a->vcpu->handle = NULL;
+	make_again(a->vcpu);
 }
 
 static void stand(struct acting *a, const struct step *step)
 {
-	(void)a;
+	struct kvmfault_stats stats = { .size = sizeof(stats) };
+
 	(void)step;
+	if (a->vcpu && a->vcpu->handle &&
+	    CALL(kvmfault_vcpu_stats, true,
+		 kvmfault_vcpu_stats(a->vcpu->handle, &stats)))
+		sim_fail("an error without a reason", "kvmfault_vcpu_stats");
 	task_pause(sim_below(3) * MS, "nothing");
 }
 
@@ -806,6 +865,18 @@ static void resume_writers(void)
 	task_wake(&world.paused, TASKS);
 }
 
+static void kick_writers(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < world.vcpus; i++) {
+		if (!world.vcpu[i].writes)
+			continue;
+		world.signalled = true;
+		task_signal(world.vcpu[i].task, SIGUSR1);
+	}
+}
+
 /* Until nobody writes; false: somebody is asleep in the middle of it. */
 static bool pause_writers(void)
 {
@@ -814,6 +885,7 @@ static bool pause_writers(void)
 	if (world.paused)
 		return false;
 	world.paused = true;
+	kick_writers();
 	while (world.writing && sim_now() < limit)
 		task_sleep(&world.writing, "writers", limit, false);
 	if (world.writing)
@@ -998,8 +1070,46 @@ static void region_again(struct acting *a, const struct step *step)
 	memory->busy = false;
 }
 
-/* A device of memory is unplugged, and another one plugged in. Whoever sleeps in
- * KVM_RUN is woken. */
+/* As a VMM does it that maps the file there once more; nobody may touch it before
+ * the library watches it. */
+static int map_anew(struct sim_memory *memory)
+{
+	int err;
+
+	mm_map_again(our_mm, memory->own, PROT_NONE);
+	err = world_add_own(memory);
+	if (!err)
+		mm_protect(our_mm, memory->own, memory->pages * PAGE,
+			   PROT_READ | PROT_WRITE);
+	return err;
+}
+
+/* Where all that the old one was is gone: nobody else's mapping, nothing that is
+ * still being discarded, no page that could not be closed. */
+static bool can_plug(const struct sim_memory *memory)
+{
+	return !world.device && !world.ever_forked && !world.unprotected &&
+	       !memory->guest_memfd && !memory->truth.open &&
+	       !option(OPT_populated) && !option(OPT_split);
+}
+
+static void plug(struct sim_memory *memory)
+{
+	unsigned int injected = current->injected;
+	int err = world_plug_memory(memory);
+
+	if (!err && memory->own)
+		err = map_anew(memory);
+	if (err != -EMFILE || !option(OPT_bad_luck))
+		check_error("kvmfault_memory_new", err, injected);
+	if (err)
+		return;
+	show(memory);
+	memory->busy = false;
+}
+
+/* A device of memory is unplugged, and maybe another one plugged in. Whoever sleeps
+ * in KVM_RUN is woken. */
 static void memory_again(struct acting *a, const struct step *step)
 {
 	struct sim_memory *memory = memory_for(step);
@@ -1013,20 +1123,50 @@ static void memory_again(struct acting *a, const struct step *step)
 	world_clear_slot(memory);
 	memory->snapshot = memory->watched = false;
 	world_free_memory(memory);
+	task_pause(sim_below(2) * MS, "no memory");
+	if (step->b % 2 && can_plug(memory))
+		plug(memory);
 }
 
-/* As a VMM does it that maps the file there once more; nobody may touch it before
- * the library watches it. */
-static int map_anew(struct sim_memory *memory)
+/* With all that it takes, made and taken down, and read meanwhile. */
+static void another_memory(struct acting *a, const struct step *step)
 {
+	struct kvmfault_memory_maps maps = { .size = sizeof(maps) };
+	unsigned int injected = current->injected;
+	unsigned int page = step->a % OTHER_PAGES, word = step->b % WORDS;
+	struct kvmfault_source source = { .size = sizeof(source) };
+	const struct kvmfault_memory_options options = {
+		.size = sizeof(options), .length = OTHER_PAGES * PAGE,
+		.source = &source, .minor = option(OPT_minor),
+	};
+	struct kvmfault_memory *memory;
+	uint64_t value;
 	int err;
 
-	mm_map_again(our_mm, memory->own, PROT_NONE);
-	err = world_add_own(memory);
-	if (!err)
-		mm_protect(our_mm, memory->own, memory->pages * PAGE,
-			   PROT_READ | PROT_WRITE);
-	return err;
+	(void)a;
+	if (option(OPT_resolver) || option(OPT_exits))
+		return;
+	kvmfault_source_memory(source_image(0), OTHER_PAGES * PAGE, &source);
+	err = CALL(kvmfault_memory_create, false,
+		   kvmfault_memory_create(world.vm, &options, &maps, &memory));
+	if (err != -EMFILE || !option(OPT_bad_luck))
+		check_error("kvmfault_memory_create", err, injected);
+	if (err)
+		return;
+	if (mm_read(our_mm, (uintptr_t)maps.own + page * PAGE +
+		    oracle_word[word], &value) != ACCESS_OK)
+		sim_fail("memory that can't be read", "one more, page %u", page);
+	if (value != oracle_source(0, page * PAGE + oracle_word[word]))
+		sim_fail(value ? "wrong bytes" : "zeros in place of data",
+			 "one more memory, page %u", page);
+	err = CALL(kvmfault_memory_free, false, kvmfault_memory_free(memory));
+	if (err)
+		sim_fail("a memory can't be freed", "%d", err);
+	door_given(maps.memslots);
+	door_given(maps.own);
+	mm_unmap(our_mm, (uintptr_t)maps.memslots, OTHER_PAGES * PAGE);
+	mm_unmap(our_mm, (uintptr_t)maps.own, OTHER_PAGES * PAGE);
+	fd_close(maps.fd, false);
 }
 
 /* One that was removed, back as it was. */
@@ -1390,6 +1530,7 @@ static void (*const functions[STEP_COUNT])(struct acting *a,
 	[STEP_cancel] = cancel,
 	[STEP_region_again] = region_again,
 	[STEP_memory_again] = memory_again,
+	[STEP_another_memory] = another_memory,
 	[STEP_mapping_again] = mapping_again,
 	[STEP_service_again] = service_again,
 	[STEP_set_delivery] = set_delivery,

@@ -50,6 +50,24 @@ enum kvmfault_profile world_profile(const struct task *task)
 				      KVMFAULT_PROFILE_INLINE;
 }
 
+struct sim_vcpu *world_vcpu_of(const struct vcpu *kvm_vcpu)
+{
+	unsigned int i;
+
+	for (i = 0; kvm_vcpu && i < world.vcpus; i++)
+		if (world.vcpu[i].kvm == kvm_vcpu)
+			return &world.vcpu[i];
+	return NULL;
+}
+
+void world_check_vcpu(const struct sim_vcpu *vcpu)
+{
+	if (vcpu && vcpu->task && vcpu->task != current && !vcpu->task->call &&
+	    vcpu->task->state != ENDED)
+		sim_fail("a vCPU is used that its thread has", "%s by %s",
+			 vcpu->task->name, current->name);
+}
+
 struct sim_memory *world_memory_at(uint64_t gpa)
 {
 	unsigned int i;
@@ -80,6 +98,7 @@ void call_begin(struct in_call *in, const char *name, bool path)
 		.callbacks = current->callbacks, .waited = current->waited,
 	};
 	current->waited = 0;
+	current->began = sched_switches();
 	current->call = name;
 	current->on_path = path;
 	current->callbacks = 0;
@@ -260,6 +279,8 @@ static void on_unresolved(void *data, const struct kvmfault_fault *fault,
 
 static int on_failed(void *data, const struct kvmfault_failure *failure)
 {
+	unsigned int i;
+
 	(void)data;
 	callback_begin("failed");
 	if (!world.poisons && !world.failures)
@@ -267,6 +288,9 @@ static int on_failed(void *data, const struct kvmfault_failure *failure)
 			 "offset %#llx", (unsigned long long)failure->offset);
 	if (failure->vcpu)
 		world.told++;
+	for (i = 0; i < world.vcpus; i++)
+		if (failure->vcpu && failure->vcpu == world.vcpu[i].handle)
+			world_check_vcpu(&world.vcpu[i]);
 	callback_end();
 	return 0;
 }
@@ -887,6 +911,26 @@ void world_free_memory(struct sim_memory *memory)
 				   "a process whose memory was freed");
 }
 
+int world_plug_memory(struct sim_memory *memory)
+{
+	unsigned int page, word;
+	int err;
+
+	if (memory->file)
+		file_punch(memory->file, 0, memory->pages * PAGE);
+	mm_map_again(our_mm, memory->memslots, PROT_NONE);
+	for (page = 0; page < memory->pages; page++)
+		for (word = 0; word < WORDS; word++)
+			truth_anew(&memory->truth, page, word,
+				   source_word(memory, page, word));
+	err = world_make_memory(memory);
+	/* Only what is watched may be touched. */
+	if (!err)
+		mm_protect(our_mm, memory->memslots, memory->pages * PAGE,
+			   PROT_READ | PROT_WRITE);
+	return err;
+}
+
 static void check_memory(struct sim_memory *memory, struct mm *mm, uint64_t at,
 			 const char *who)
 {
@@ -920,7 +964,7 @@ void world_check(void)
 		if (!memory->exists)
 			continue;
 		door_check_bits(memory->handle);
-		if (!option(OPT_own))
+		if (option(OPT_delivery) == 1)
 			door_check_unmarked(memory);
 		check_memory(memory, our_mm, memory->own ? memory->own :
 			     memory->memslots, "the last reader");

@@ -52,6 +52,7 @@ struct sim_vcpu {
 	struct kvmfault_vcpu *handle;
 	struct task *task;
 	bool stopped;			/* UNRESOLVED: it does not run any more */
+	bool writes;			/* it is in KVM_RUN, and may write */
 	bool lost;			/* KVM_RUN was entered in the middle of an
 					 * access */
 	bool bus;			/* its handler has kept a SIGBUS: */
@@ -111,6 +112,9 @@ bool world_masks_sigbus(void);
 bool world_is_vcpu(const struct task *task);
 enum kvmfault_profile world_profile(const struct task *task);
 struct sim_vcpu *world_vcpu(const struct task *task);
+struct sim_vcpu *world_vcpu_of(const struct vcpu *kvm_vcpu);
+/* Another thread uses it: its own has to be in the library until that is over. */
+void world_check_vcpu(const struct sim_vcpu *vcpu);
 /* The memory whose region shows that gpa. */
 struct sim_memory *world_memory_at(uint64_t gpa);
 /* The memory that has this file. */
@@ -152,6 +156,8 @@ int world_add_own(struct sim_memory *memory);
 int world_add_remote(struct sim_memory *memory);
 unsigned int world_service_threads(unsigned int threads);
 int world_make_service(unsigned int threads);
+/* Another one in its place, that is shown by no region yet. */
+int world_plug_memory(struct sim_memory *memory);
 /* Free it, and see that nothing reads zeros then. */
 void world_free_memory(struct sim_memory *memory);
 void world_check_closed(struct sim_memory *memory, struct mm *mm, uint64_t at,
@@ -179,7 +185,8 @@ void tables_note_read(const struct file *file, uint64_t offset, size_t length);
 /* door.c: what is discarded, by nobody else meanwhile, is to be marked anew. */
 void door_check_marked(const struct sim_memory *memory, unsigned int page,
 		       unsigned int count);
-/* Without a mapping of the VMM's own nothing is marked. */
+/* Without a mapping of the VMM's own nothing is marked, nor when the mode was
+ * left. */
 void door_check_unmarked(const struct sim_memory *memory);
 
 /* steps.c */
