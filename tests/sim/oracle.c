@@ -119,7 +119,9 @@ void truth_anew(struct truth *truth, unsigned int page, unsigned int word,
 {
 	struct word *w = truth_word(truth, page, word);
 
-	*w = (struct word){ .version = w->version + 1 };
+	w->version++;
+	w->lost = w->written = false;
+	/* A write of the library's that is under way may come to this one. */
 	set(w, value);
 	truth->changes++;
 }

@@ -34,11 +34,11 @@
 					 * -EAGAIN, an error and yet an answer */ \
 	option(no_cancel, 2, 5) \
 	option(deadline, 3, 5)		/* none, 5 ms, 50 ms */ \
-	option(own, 2, 2)		/* a second mapping, the VMM's */ \
+	option(own, 2, 1)		/* a second mapping, the VMM's */ \
 	option(own_uffd, 2, 2)		/* that has an object of the VMM's */ \
 	option(device, 3, 3)		/* another process has a mapping; at our
 					 * addresses */ \
-	option(delivery, 4, 2)		/* uffd, markers, userfault, on missing */ \
+	option(delivery, 4, 1)		/* uffd, markers, userfault, on missing */ \
 	option(delegate, 2, 3) \
 	option(handler, 2, 3)		/* of SIGBUS */ \
 	option(no_wait, 2, 3) \

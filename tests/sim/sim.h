@@ -517,7 +517,7 @@ struct word *truth_word(struct truth *truth, unsigned int page,
 /* What it is at first. */
 void truth_first(struct truth *truth, unsigned int page, unsigned int word,
 		 uint64_t value);
-/* Another memory is there now, and what is under way is of the old one. */
+/* Another memory is there now. */
 void truth_anew(struct truth *truth, unsigned int page, unsigned int word,
 		uint64_t value);
 /* Somebody has read it, or written. */
