@@ -3,9 +3,9 @@
 # Copyright (c) 2026 the libkvmfault authors
 
 """What a build tree has in it, for each way to ask for one: as a part of another
-project's build, or with one kind of library.
+project's build, with one kind of library, by scripts/setup.
 
-usage: trees.py TOP BUILD MESON NINJA [TEST]...
+usage: trees.py TOP BUILD MESON NINJA COMPILER [TEST]...
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 
-TOP, BUILD, MESON, NINJA = sys.argv[1:5]
+TOP, BUILD, MESON, NINJA, COMPILER = sys.argv[1:6]
 VERSIONED = ['libkvmfault.so', 'libkvmfault.so.0', 'libkvmfault.so.']
 # What would decide for meson, beside what it is asked.
 ENVIRONMENT = {name: value for name, value in os.environ.items()
@@ -34,6 +34,11 @@ def run(*command, code=0, **how):
 def told(tree, what):
     with open(os.path.join(tree, 'meson-info', f'intro-{what}.json')) as file:
         return json.load(file)
+
+
+def option(tree, name):
+    return {entry['name']: entry['value']
+            for entry in told(tree, 'buildoptions')}[name]
 
 
 def by_default(tree):
@@ -132,12 +137,120 @@ def test_tests_of_one_kind():
         assert suites['both'] == suites['shared'] == suites['static'], suites
 
 
+# ---- scripts/setup ----
+
+STUBS = {
+    # All packages are there, and none is installed.
+    'dpkg-query': '#!/bin/sh\necho installed\n',
+    'apt-get': '#!/bin/sh\nexit 1\n',
+    # It is about what would be built.
+    'ninja': f'#!/bin/sh\ncase $1 in --version | -t) exec {NINJA} "$@"; esac\n',
+    # A compiler that finds no sys/sdt.h while there is a file "hide".
+    'compiler': f'''#!/bin/sh
+if [ -e "${{0%/*}}/hide" ]; then
+	for word; do
+		case $word in *.c) ! grep -q sys/sdt.h "$word" || exit 1; esac
+	done
+fi
+exec {COMPILER} "$@"
+''',
+}
+
+
+class Machine:
+    """A tree, and what scripts/setup finds beside it."""
+
+    def __init__(self, path):
+        self.path = path
+        self.tree = os.path.join(path, 'build')
+        self.bin = os.path.join(path, 'bin')
+        self.hide = os.path.join(self.bin, 'hide')
+        os.mkdir(self.bin)
+        for name, text in STUBS.items():
+            with open(os.path.join(self.bin, name), 'w') as file:
+                file.write(text)
+            os.chmod(file.name, 0o755)
+
+    def setup(self, purpose, *options, **environment):
+        environment = {'CC': COMPILER, **environment}
+        return run(os.path.join(TOP, 'scripts', 'setup'), purpose, self.tree,
+                   *options, env={**ENVIRONMENT, **environment,
+                                  'PATH': f'{self.bin}:{os.environ["PATH"]}'})
+
+    def has_tracepoints(self):
+        return (any('tracepoints.py' in ' '.join(test['cmd'])
+                    for test in told(self.tree, 'tests')),
+                'KVMFAULT__SDT' in ' '.join(
+                    told(self.tree, 'targets')[0]['target_sources'][0][
+                        'parameters']))
+
+
+def test_demo_then_check():
+    """README's two commands, and a package that came between them."""
+    with directory() as path:
+        machine = Machine(path)
+        open(machine.hide, 'w').close()
+        machine.setup('demo', CC='compiler')
+        assert machine.has_tracepoints() == (False, False)
+        os.remove(machine.hide)
+        machine.setup('check', CC='compiler')
+        assert machine.has_tracepoints() == (True, True)
+        # A demo asks for no more than a program, and takes nothing away.
+        machine.setup('demo', '-Dvm_cache=cache', CC='compiler')
+        assert machine.has_tracepoints() == (True, True)
+        assert option(machine.tree, 'vm_cache') == 'cache'
+
+
+def test_each_time_anew():
+    """What a tree was told before is not what it is asked for."""
+    with directory() as path:
+        machine = Machine(path)
+        kept = os.path.join(machine.tree, 'corpus')
+        machine.setup('check', '-Dbuildtype=debug', '-Db_sanitize=undefined',
+                      '-Dtools=disabled', '-Dvm_cache=cache', CC='compiler')
+        assert option(machine.tree, 'tools') == 'disabled'
+        open(kept, 'w').close()
+        machine.setup('check')
+        assert option(machine.tree, 'buildtype') == 'debugoptimized'
+        assert option(machine.tree, 'b_sanitize') == 'none'
+        assert option(machine.tree, 'tools') == 'enabled'
+        target = told(machine.tree, 'targets')[0]['target_sources'][0]
+        assert target['compiler'] == [COMPILER], target['compiler']
+        # But for what took long to get.
+        assert os.path.exists(kept)
+        assert option(machine.tree, 'vm_cache') == 'cache'
+
+
+# ---- scripts, by whatever name and from wherever ----
+
+def test_scripts_by_a_link():
+    with directory() as path:
+        copy = os.path.join(path, 'top', 'scripts')
+        shutil.copytree(os.path.join(TOP, 'scripts'), copy)
+        elsewhere = os.path.join(path, 'elsewhere')
+        os.mkdir(elsewhere)
+        for name in os.listdir(copy):
+            os.symlink(os.path.join('..', 'top', 'scripts', name),
+                       os.path.join(elsewhere, name))
+        said = run(os.path.join(elsewhere, 'setup'), code=2, cwd=elsewhere)
+        assert said.startswith('usage: scripts/setup '), said
+        # What all others do first.
+        with open(os.path.join(copy, 'setup'), 'w') as file:
+            file.write('#!/bin/sh\necho "setup: ran as $0"\nexit 9\n')
+        for name in set(os.listdir(copy)) - {'setup'}:
+            done = subprocess.run([os.path.join(elsewhere, name)],
+                                  stdout=subprocess.PIPE, text=True,
+                                  stderr=subprocess.STDOUT, cwd=elsewhere,
+                                  stdin=subprocess.DEVNULL)
+            assert 'setup: ran as ' in done.stdout, (name, done)
+
+
 def main():
     tests = {name[5:]: test for name, test in globals().items()
              if name.startswith('test_')}
     failed = 0
 
-    for name in sys.argv[5:] or tests:
+    for name in sys.argv[6:] or tests:
         try:
             tests[name]()
             print(f'ok {name}')
