@@ -23,20 +23,25 @@
 #define INLINE (1U << KVMFAULT_PROFILE_INLINE)
 #define DELEGATE (1U << KVMFAULT_PROFILE_DELEGATE)
 
-#define CALL(call, arg, what, what_name, reason) { \
+/* A libc may have a macro of a call's name: # and ## come before any other macro
+ * is given it. */
+#define CALL(call, arg, what, what_name, why) \
+	ENTRY(#call, SYS_##call, arg, what, what_name, why)
+#define ANY(call, why) ENTRY(#call, SYS_##call, -1, 0, "", why)
+#define WITH(call, arg, what, why) \
+	ENTRY(#call, SYS_##call, arg, what, #what, why)
+/* Of abi.h: a prefix of the kernel's, and the rest. */
+#define OURS(call, arg, prefix, rest, why) \
+	ENTRY(#call, SYS_##call, arg, KVMFAULT__##rest, #prefix #rest, why)
+#define ENTRY(call, call_number, arg, what, what_name, reason) { \
 	.size = sizeof(struct kvmfault_syscall), \
-	.name = #call, \
-	.number = SYS_##call, \
+	.name = call, \
+	.number = call_number, \
 	.argument = arg, \
 	.value = (uint32_t)(what), \
 	.value_name = what_name, \
 	.why = reason, \
 }
-#define ANY(call, why) CALL(call, -1, 0, "", why)
-#define WITH(call, arg, value, why) CALL(call, arg, value, #value, why)
-/* Of abi.h: a prefix of the kernel's, and the rest. */
-#define OURS(call, arg, prefix, rest, why) \
-	CALL(call, arg, KVMFAULT__##rest, #prefix #rest, why)
 
 static const struct {
 	unsigned int profiles;
