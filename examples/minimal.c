@@ -44,8 +44,8 @@ int main(void)
 	int vm_fd = check(ioctl(kvm, KVM_CREATE_VM, 0), "VM");
 	int fd = check(ioctl(vm_fd, KVM_CREATE_VCPU, 0), "vCPU");
 	int size = check(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "vCPU");
-	struct kvm_run *run = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE,
-				   MAP_SHARED, fd, 0);
+	struct kvm_run *run = (struct kvm_run *)mmap(NULL, (size_t)size,
+		PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	struct kvm_userspace_memory_region slot = { .memory_size = RAM };
 	struct kvm_regs regs = { .rflags = 2 };
 	struct kvm_sregs sregs;
@@ -54,15 +54,16 @@ int main(void)
 	check(ioctl(fd, KVM_SET_SREGS, &sregs), "registers");
 	check(ioctl(fd, KVM_SET_REGS, &regs), "registers");
 	/* ... what the library has to know of it ... */
-	struct kvmfault_source source = { sizeof(source), .read = read_page };
-	struct kvmfault_vm_options options = { sizeof(options),
-		.kvm_fd = kvm, .allow = KVMFAULT_ALLOW_MARKER_EXIT };
+	struct kvmfault_source src = { .size = sizeof(src), .read = read_page };
+	struct kvmfault_vm_options options = { .size = sizeof(options),
+		.allow = KVMFAULT_ALLOW_MARKER_EXIT, .kvm_fd = kvm };
 	struct kvmfault_memory_options memory = {
-		sizeof(memory), .length = RAM, .source = &source };
+		.size = sizeof(memory), .length = RAM, .source = &src };
 	struct kvmfault_memory_maps maps = { .size = sizeof(maps) };
-	struct kvmfault_region region = { sizeof(region), .length = RAM };
-	struct kvmfault_service_options work = { sizeof(work), .threads = 1 };
-	struct kvmfault_vcpu_options o = { sizeof(o), .fd = fd, .run = run };
+	struct kvmfault_region ram = { .size = sizeof(ram), .length = RAM };
+	struct kvmfault_service_options w = { .size = sizeof(w), .threads = 1 };
+	struct kvmfault_vcpu_options o = {
+		.size = sizeof(o), .fd = fd, .run = run };
 	struct kvmfault_service *service;
 	struct kvmfault_vcpu *vcpu;
 	struct kvmfault_vm *vm;
@@ -71,11 +72,11 @@ int main(void)
 	sigaddset(&bus, SIGBUS);	/* the library's to take */
 	sigprocmask(SIG_BLOCK, &bus, NULL);
 	check(kvmfault_vm_new(&options, &vm), "context");
-	check(kvmfault_memory_create(vm, &memory, &maps, &region.memory), "RAM");
-	check(kvmfault_region_add(vm, &region), "region");
+	check(kvmfault_memory_create(vm, &memory, &maps, &ram.memory), "RAM");
+	check(kvmfault_region_add(vm, &ram), "region");
 	slot.userspace_addr = (uintptr_t)maps.memslots;
 	check(ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION, &slot), "memory slot");
-	check(kvmfault_service_new(vm, &work, &service), "service");
+	check(kvmfault_service_new(vm, &w, &service), "service");
 	check(kvmfault_vcpu_new(vm, &o, &vcpu), "vCPU handle");
 	/* ... and the run loop. */
 	for (;;) {
@@ -93,7 +94,7 @@ int main(void)
 	kvmfault_vcpu_free(vcpu);
 	kvmfault_service_free(service);
 	kvmfault_region_remove(vm, 0, 0);
-	kvmfault_memory_free(region.memory);
+	kvmfault_memory_free(ram.memory);
 	kvmfault_vm_free(vm);
-	return puts("") < 0 || run->exit_reason != KVM_EXIT_HLT;
+	return puts("") < 0 || fflush(NULL) || run->exit_reason != KVM_EXIT_HLT;
 }

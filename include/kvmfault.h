@@ -51,10 +51,10 @@ extern "C" {
  *           int ret = ioctl(vcpu_fd, KVM_RUN, 0);
  *           switch (kvmfault_handle(vcpu, ret, errno)) {
  *           case KVMFAULT_RETRY:        continue;
- *           case KVMFAULT_NOT_A_FAULT:  the VMM's own exit handling; break;
- *           case KVMFAULT_INTERRUPTED:  see who wanted this thread; break;
- *           case KVMFAULT_PENDING:      wait for your resolver's word; break;
- *           case KVMFAULT_UNRESOLVED:   kvmfault_vcpu_result() says why;
+ *           case KVMFAULT_NOT_A_FAULT:  handle_exit(run); break;
+ *           case KVMFAULT_INTERRUPTED:  see_who_kicked(); break;
+ *           case KVMFAULT_PENDING:      wait_for_my_resolver(); break;
+ *           case KVMFAULT_UNRESOLVED:   return kvmfault_vcpu_result(vcpu)->error;
  *           }
  *   }
  *
