@@ -7,6 +7,7 @@
 usage: tool.py KVMFAULT MINIMAL README MINIMAL.C [TEST]...
 
 KVMFAULT may be a command that runs it on a kernel of its own: 'run.py ...'
+TEST 'anywhere' is all of those that need nothing of the machine.
 """
 
 import fcntl
@@ -39,9 +40,9 @@ def need(what, path):
     sys.exit(SKIP)
 
 
-def run(*command, code=0):
+def run(*command, code=0, **how):
     done = subprocess.run(command, capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL)
+                          stdin=subprocess.DEVNULL, **how)
     assert done.returncode == code, (command, done)
     return done
 
@@ -177,11 +178,12 @@ def test_progress_is_for_terminals():
     json.loads(done.stdout)
 
 
-def test_usage():
+def anywhere_usage():
     for wrong in (['--vcpus', '0'], ['--vcpus', '257'], ['--vcpus', 'many'],
                   ['--memory', '4Q'], ['--memory', '-4M'], ['--memory', '0'],
                   ['--memory', '5000'], ['--memory', '4K', '--vcpus', '2'],
-                  ['--memory', '99999999999T'], ['--scenario', 'x'],
+                  ['--memory', '99999999999T'], ['--memory', '0x10M'],
+                  ['--memory', ''], ['--scenario', 'x'],
                   ['--delivery', 'x'], ['--nonsense'], ['extra']):
         done = demo(*wrong, code=2)
         assert done.stderr and not done.stdout, (wrong, done)
@@ -201,6 +203,51 @@ def test_usage():
     for command in ([], ['bench'], ['demo'], ['probe']):
         assert 'Usage' in run(*KVMFAULT, *command, '--help').stdout
     assert run(*KVMFAULT, '--version').stdout.startswith('kvmfault ')
+
+
+def shell(command, code=0):
+    """With $KVMFAULT as the program."""
+    return run('sh', '-c', command, code=code,
+               env={**os.environ, 'KVMFAULT': KVMFAULT[0]})
+
+
+def anywhere_no_image():
+    """What is none is refused before anything else, and waits for nobody."""
+    with tempfile.TemporaryDirectory() as directory:
+        fifo = os.path.join(directory, 'fifo')
+        os.mkfifo(fifo)
+        for path, why in ((directory, 'Is a directory'),
+                          (fifo, 'neither a regular file nor a block'),
+                          ('/dev/null', 'neither a regular file nor a block'),
+                          (os.path.join(directory, 'none'), 'No such file')):
+            for more in [], ['--memory', '1M']:
+                done = demo('--image', path, *more, code=1)
+                assert done.stderr.startswith(
+                    f'kvmfault: cannot use {path} as an image: {why}'), done
+
+
+def anywhere_too_much():
+    """Nothing is filled before it is known to fit."""
+    for command in (['demo', '--memory', '1T'],
+                    ['demo', '--memory', '8388608T'],
+                    ['bench', '--memory', '1M,1T']):
+        done = run(*KVMFAULT, *command, code=1)
+        assert 'MiB of memory' in done.stderr, done
+
+
+def anywhere_output_is_lost():
+    for command in ('--help', '--version', 'demo --help', 'bench --help',
+                    'probe', 'probe --json'):
+        for where in '/dev/full', '&-':
+            done = shell(f'$KVMFAULT {command} >{where}', code=1)
+            assert 'cannot write to the standard output' in done.stderr, done
+
+
+def anywhere_closed_descriptors():
+    """What is opened in their place is taken for no standard descriptor."""
+    expected = run(*KVMFAULT, 'probe').stdout
+    for closed in '<&-', '2>&-', '<&- 2>&-':
+        assert shell(f'$KVMFAULT probe {closed}').stdout == expected, closed
 
 
 def test_probe():
@@ -305,15 +352,30 @@ def test_a_mode_that_cannot_be_had():
 
 def test_minimal():
     assert run(MINIMAL).stdout == 'ABCDEFGHIJKLMNOP\n'
+    run('sh', '-c', f'"{MINIMAL}" >/dev/full', code=1)
 
 
-def test_readme_shows_minimal():
+def test_output_of_a_run_is_lost():
+    for command in ('demo --memory 1M', 'demo --memory 1M --json',
+                    'bench --memory 1M --runs 1 --modes resident'):
+        shell(f'$KVMFAULT {command} >/dev/full', code=1)
+
+
+def test_a_run_with_closed_descriptors():
+    shell('$KVMFAULT demo --memory 1M <&- 2>&-')
+
+
+def test_a_size_is_decimal():
+    assert verified('--memory', '010M')['bytes'] == 10 << 20
+
+
+def anywhere_readme_shows_minimal():
     with open(README) as readme, open(MINIMAL_C) as example:
         block = readme.read().split('<!-- examples/minimal.c -->\n```c\n')[1]
         block = block.split('```\n<!-- end -->')[0]
         text = example.read()
     assert block == text, 'README.md does not show examples/minimal.c'
-    assert len(text.splitlines()) < 100
+    assert len(text.splitlines()) <= 100
 
 
 def main():
@@ -322,14 +384,19 @@ def main():
     # What needs a kernel of its own is asked for by its name.
     only = {name[5:]: test for name, test in globals().items()
             if name.startswith('only_')}
+    anywhere = {name[9:]: test for name, test in globals().items()
+                if name.startswith('anywhere_')}
+    wanted = sys.argv[5:] or tests
     failed = 0
 
-    if len(KVMFAULT) == 1:
+    if wanted == ['anywhere']:
+        wanted = anywhere
+    elif len(KVMFAULT) == 1:
         need('kvm', '/dev/kvm')
         need('uffd', '/dev/userfaultfd')
-    for name in sys.argv[5:] or tests:
+    for name in wanted:
         try:
-            (tests | only)[name]()
+            (tests | only | anywhere)[name]()
             print(f'ok {name}')
         except Exception as error:
             failed += 1

@@ -109,6 +109,7 @@ static int make_image(struct bench *bench)
 	uint64_t size = bench->options->page_size, n, i;
 	uint64_t *words;
 	void *image;
+	int err;
 
 	bench->image_fd = bench->options->file ?
 		open("/var/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600) :
@@ -122,6 +123,13 @@ static int make_image(struct bench *bench)
 		return -errno;
 	bench->image = image;
 	for (n = 0; n < bench->touched; n++) {
+		/* A disk that is full would be a SIGBUS. */
+		err = bench->options->file ?
+			posix_fallocate(bench->image_fd,
+					(off_t)(bench->page[n] * size),
+					(off_t)size) : 0;
+		if (err)
+			return -err;
 		words = (uint64_t *)(bench->image + bench->page[n] * size);
 		for (i = 0; i < size / sizeof(*words); i++)
 			words[i] = word_of(bench->page[n]);

@@ -415,6 +415,7 @@ static int write_data(const struct bench_report *report, const char *path)
 {
 	FILE *file = fopen(path, "we");
 	size_t m, i;
+	int err;
 
 	if (!file)
 		return -errno;
@@ -437,7 +438,8 @@ static int write_data(const struct bench_report *report, const char *path)
 		}
 		fputs("\n\n", file);
 	}
-	return fclose(file) ? -errno : 0;
+	err = ferror(file) ? -EIO : 0;
+	return fclose(file) ? -errno : err;
 }
 
 /* Over the vCPUs, or over RAM if only that was varied. */

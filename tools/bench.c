@@ -176,11 +176,13 @@ static void run_case(struct bench_case *c, bool warm_up)
 		c->faults[f] += bench->faults[f];
 }
 
+#define WARM_UP 3	/* times what is touched */
+
 /* Memory that this machine has never used is slow when it is first touched,
  * where it is a VM itself. Whatever is freed last is used next. */
 static void warm_up(const struct bench *bench)
 {
-	uint64_t length = 3 * bench->touched * bench->options->page_size;
+	uint64_t length = WARM_UP * bench->touched * bench->options->page_size;
 	void *memory = mmap(NULL, length, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
@@ -357,6 +359,21 @@ static int bench_all(const struct bench_options *options)
 	return code;
 }
 
+/* The images are there at once; then what warms up, or RAM. */
+static bool has_room(const struct bench_options *o)
+{
+	uint64_t most = 0, bytes;
+	size_t i;
+
+	for (i = 0; i < o->memories; i++) {
+		bytes = bench_touched(o, o->memory[i]) * o->page_size;
+		if (bytes > most)
+			most = bytes;
+	}
+	return have_room("the bench", most,
+			 (unsigned int)o->memories + WARM_UP);
+}
+
 int cmd_bench(int argc, char **argv)
 {
 	struct bench_options options;
@@ -365,6 +382,8 @@ int cmd_bench(int argc, char **argv)
 
 	if (code >= 0)
 		return code;
+	if (!has_room(&options))
+		return EXIT_FAILED;
 	/* A latency is what was asked for, for all of them. */
 	prctl(PR_SET_TIMERSLACK, 1);
 	/* A marker's is taken where KVM_RUN has ended: all threads inherit

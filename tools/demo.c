@@ -435,19 +435,19 @@ static int parse(int argc, char **argv, struct demo *demo,
 /* Sizes that only the image tells. Returns an exit code, or -1: go on. */
 static int check(struct demo *demo)
 {
-	if (!demo->bytes && !demo->image_path)
-		demo->bytes = MEMORY_DEFAULT;
-	if (!demo->bytes) {
-		int err = image_size(demo->image_path, &demo->bytes);
+	uint64_t size = MEMORY_DEFAULT;
 
-		if (err)
-			return EXIT_FAILED;
-		demo->bytes &= ~(DEMO_PAGE - 1);
-	}
+	if (demo->image_path && image_size(demo->image_path, &size))
+		return EXIT_FAILED;
+	if (!demo->bytes)
+		demo->bytes = size & ~(DEMO_PAGE - 1);
 	if (demo->bytes % DEMO_PAGE || demo->bytes / DEMO_PAGE < demo->vcpus) {
 		complain("RAM is whole pages of 4K, and at least one for each vCPU");
 		return EXIT_USAGE;
 	}
+	/* In the end all RAM is there, and an image that is made up as well. */
+	if (!have_room("the demo", demo->bytes, demo->image_path ? 1 : 2))
+		return EXIT_FAILED;
 	return -1;
 }
 

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "image.h"
@@ -64,17 +65,35 @@ static int make(struct image *image)
 	return err;
 }
 
+/* Pages are read in any order: only these can. 0 or -errno. */
+static int measure(int fd, uint64_t *length)
+{
+	struct stat st;
+	off_t end;
+
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	if (S_ISDIR(st.st_mode))
+		return -EISDIR;
+	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+		return -ESPIPE;
+	end = lseek(fd, 0, SEEK_END);
+	if (end < 0)
+		return -errno;
+	*length = (uint64_t)end;
+	return 0;
+}
+
 static int open_file(const char *path, uint64_t *length)
 {
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	off_t end = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
-	int err = -errno;
+	/* Not waiting for who might write to it. */
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	int err = fd < 0 ? -errno : measure(fd, length);
 
-	if (end >= 0) {
-		*length = (uint64_t)end;
+	if (!err)
 		return fd;
-	}
-	complain("cannot use %s as an image: %s", path, strerror(-err));
+	complain("cannot use %s as an image: %s", path, err == -ESPIPE ?
+		 "neither a regular file nor a block device" : strerror(-err));
 	if (fd >= 0)
 		close(fd);
 	return err;

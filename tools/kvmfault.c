@@ -4,9 +4,11 @@
 /* The program kvmfault: picks the subcommand. */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <json-c/json.h>
 
@@ -58,7 +60,34 @@ void print_json(struct json_object *object)
 	json_object_put(object);
 }
 
-int main(int argc, char **argv)
+/* What is opened must not become one of the three standard descriptors, where
+ * they were closed. To use them still fails. */
+static bool fill_standard_descriptors(void)
+{
+	int fd;
+
+	do
+		fd = open("/dev/null", O_PATH);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0;
+}
+
+/* What was printed has to have arrived. */
+static int finish(int code)
+{
+	bool lost = ferror(stdout);
+	int err = fflush(stdout) ? errno : 0;
+
+	if (!lost && !err)
+		return code;
+	complain("cannot write to the standard output: %s",
+		 err ? strerror(err) : "some of it is lost");
+	return EXIT_FAILED;
+}
+
+static int run(int argc, char **argv)
 {
 	size_t i;
 
@@ -79,4 +108,13 @@ int main(int argc, char **argv)
 			return commands[i].run(argc - 1, argv + 1);
 	complain("no command '%s'; see kvmfault --help", argv[1]);
 	return EXIT_USAGE;
+}
+
+int main(int argc, char **argv)
+{
+	if (!fill_standard_descriptors()) {
+		complain_errno(errno, "open /dev/null");
+		return EXIT_FAILED;
+	}
+	return finish(run(argc, argv));
 }

@@ -16,7 +16,7 @@ bool parse_size(const char *text, uint64_t *size)
 	char *end;
 
 	errno = 0;
-	*size = strtoull(text, &end, 0);
+	*size = strtoull(text, &end, 10);
 	if (errno || *text < '0' || *text > '9')
 		return false;
 	if (*end) {

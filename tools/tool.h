@@ -24,8 +24,12 @@ void complain(const char *format, ...);
 /* "cannot WHAT: strerror", and for /dev/kvm what to do about it */
 void complain_errno(int err, const char *what);
 
-/* "64M": a number and K, M, G or T, and nothing else. */
+/* "64M": a decimal number and K, M, G or T, and nothing else. */
 bool parse_size(const char *text, uint64_t *size);
+
+/* Whether this machine has so much memory to fill, so many times; if not, says
+ * so. */
+bool have_room(const char *what, uint64_t bytes, unsigned int times);
 
 /* Print an object for a machine to read, and free it. */
 void print_json(struct json_object *object);

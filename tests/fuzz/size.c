@@ -2,8 +2,8 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * The program's sizes. Input: a text. What is taken is the number times its
- * unit, with no bit lost, and means the same when it is written out.
+ * The program's sizes. Input: a text. What is taken is the decimal number times
+ * its unit, with no bit lost, and means the same when it is written out.
  */
 
 #include <inttypes.h>
@@ -36,7 +36,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!parse_size(text, &bytes))
 		return 0;
 	MUST(*text >= '0' && *text <= '9');
-	other = strtoull(text, &end, 0);
+	other = strtoull(text, &end, 10);
 	bits = shift(end);
 	MUST(bits >= 0 && bytes >> bits == other && other << bits == bytes);
 	snprintf(again, sizeof(again), "%" PRIu64, bytes);
