@@ -12,7 +12,8 @@ import array
 import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), '../vm'))
+sys.path.insert(0, os.path.join(
+    os.path.dirname(os.path.realpath(__file__)), '../vm'))
 import run
 
 WORDS = 4 << 20				# bytes

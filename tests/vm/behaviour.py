@@ -32,7 +32,7 @@ import subprocess
 import sys
 import textwrap
 
-FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)),
+FILE = os.path.join(os.path.dirname(os.path.realpath(__file__)),
                     'behaviours.ini')
 BEGIN, END = '<!-- behaviour.py doc -->\n', '<!-- end -->\n'
 SKIP = 77

@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+HERE = os.path.dirname(os.path.realpath(__file__))
 KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg'
 FORMAT = '1'			# of what lies in the cache
 MAKING = 'making-'		# the beginning of its temporary directories
