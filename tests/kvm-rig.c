@@ -483,6 +483,7 @@ static struct outcome call(struct rig *rig, unsigned int vcpu,
 		kvmfault_vcpu_result(rig->vcpu[vcpu]);
 	struct machine_vcpu *machine = &rig->machine->vcpu[vcpu];
 	struct outcome outcome = { 0 };
+	char story[MACHINE_STORY];
 	int ret = 0, err = 0;
 
 	running = rig->vcpu[vcpu];
@@ -501,8 +502,8 @@ static struct outcome call(struct rig *rig, unsigned int vcpu,
 	if (outcome.action != KVMFAULT_NOT_A_FAULT)
 		return outcome;
 	if (!machine_done(machine, ret))
-		ck_abort_msg("the guest left with exit %u",
-			     machine->run->exit_reason);
+		ck_abort_msg("the guest left: %s",
+			     machine_story(machine, story));
 	outcome.result = machine_result(machine);
 	return outcome;
 }

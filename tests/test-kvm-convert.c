@@ -234,6 +234,7 @@ static struct outcome go_on(unsigned int vcpu)
 {
 	struct machine_vcpu *machine = &t.machine->vcpu[vcpu];
 	struct outcome outcome = { 0 };
+	char story[MACHINE_STORY];
 	int err, ret;
 
 	for (;;) {
@@ -252,8 +253,8 @@ static struct outcome go_on(unsigned int vcpu)
 	outcome.error = kvmfault_vcpu_result(t.vcpu[vcpu])->error;
 	if (outcome.action == KVMFAULT_NOT_A_FAULT) {
 		if (!machine_done(machine, ret))
-			ck_abort_msg("the guest left with exit %u",
-				     machine->run->exit_reason);
+			ck_abort_msg("the guest left: %s",
+				     machine_story(machine, story));
 		outcome.result = machine_result(machine);
 	}
 	return outcome;

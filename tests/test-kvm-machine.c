@@ -8,7 +8,9 @@
  */
 
 #include <errno.h>
+#include <linux/kvm.h>
 #include <string.h>
+#include <sys/ioctl.h>
 
 #include "kvm-rig.h"
 #include "need.h"
@@ -173,6 +175,20 @@ START_TEST(jumps)
 }
 END_TEST
 
+#ifdef __x86_64__
+/* At CPL 0 some back ends emulate the guest, and say so in their own way. */
+static void tells_of_an_invalid_opcode(struct machine_vcpu *vcpu, int ret)
+{
+	char story[MACHINE_STORY];
+
+	if (vcpu->machine->supervisor && !machine_crashed(vcpu, ret))
+		return;
+	machine_story(vcpu, story);
+	ck_assert_msg(strstr(story, "exception 6, error code 0,") != NULL,
+		      "%s", story);
+}
+#endif
+
 /* All ones are no instruction. */
 START_TEST(called_again_after_a_crash)
 {
@@ -187,6 +203,9 @@ START_TEST(called_again_after_a_crash)
 		ret = rig_run(&rig, 0, &err);
 	} while (ret < 0 && err == EINTR);
 	ck_assert(!machine_done(vcpu, ret));
+#ifdef __x86_64__
+	tells_of_an_invalid_opcode(vcpu, ret);
+#endif
 	ck_assert_uint_eq(run(MACHINE_READ, RAM + PAGE, 8, 0), rig_word(PAGE));
 	rig_free(&rig);
 }
@@ -276,6 +295,14 @@ START_TEST(touches)
 }
 END_TEST
 
+static void crashed_not(const struct machine_vcpu *vcpu, int ret)
+{
+	char story[MACHINE_STORY];
+
+	ck_assert_msg(machine_done(vcpu, ret), "%s",
+		      machine_story(vcpu, story));
+}
+
 #define TICKS 5
 
 /* Spin ever longer, until this comes in one call. */
@@ -306,6 +333,83 @@ START_TEST(ticks)
 END_TEST
 
 static struct kicker kicker;
+
+#ifdef __x86_64__
+#define FAULTS 200
+#define ROOM 1024		/* of its stack */
+
+static uint64_t stack_pointer(void)
+{
+	struct kvm_regs regs;
+
+	ck_assert_int_eq(ioctl(rig.machine->vcpu[0].fd, KVM_GET_REGS, &regs),
+			 0);
+	return regs.rsp;
+}
+
+/* A fault that the guest has not earned, wherever it is; not if many of them are
+ * still being handled. */
+static bool have_it_fault(unsigned int vector, uint64_t top)
+{
+	struct kvm_vcpu_events events;
+	int fd = rig.machine->vcpu[0].fd;
+
+	ck_assert_int_eq(ioctl(fd, KVM_GET_VCPU_EVENTS, &events), 0);
+	if (events.exception.injected || events.interrupt.injected ||
+	    top - stack_pointer() > ROOM)
+		return false;
+	events.exception.injected = 1;
+	events.exception.nr = (uint8_t)vector;
+	events.exception.has_error_code = 1;
+	events.exception.error_code = 0;
+	events.flags = 0;
+	ck_assert_int_eq(ioctl(fd, KVM_SET_VCPU_EVENTS, &events), 0);
+	return true;
+}
+
+/*
+ * Page faults and double faults that are nobody's, between any two instructions,
+ * those of interrupt handlers too: the guest goes on as if nothing were.
+ */
+START_TEST(unearned_faults)
+{
+	static uint64_t expected[PAGES * PAGE / 8];
+	struct machine_scan job = {
+		.base = RAM,
+		.pages = PAGES,
+		.stride = 7,
+		.count = 1000,
+	};
+	struct machine_vcpu *vcpu;
+	unsigned int n = 0;
+	uint64_t top;
+	int err, ret;
+
+	set_up(_i);
+	memcpy(expected, rig.a, sizeof(expected));
+	vcpu = &rig.machine->vcpu[0];
+	kicker_start(&kicker);
+	do {
+		job.progress = 0;
+		*machine_scan_job(rig.machine, 0) = job;
+		ck_assert_int_eq(machine_call(vcpu, MACHINE_SCAN, 0, 0, 0, 0),
+				 0);
+		top = stack_pointer();
+		while ((ret = rig_run(&rig, 0, &err)) < 0 && err == EINTR)
+			n += have_it_fault(n % 4 ? 14 : 8, top);
+		crashed_not(vcpu, ret);
+		scan(&job, expected);
+		ck_assert_mem_eq(rig.a, expected, sizeof(expected));
+		ck_assert_mem_eq(machine_scan_job(rig.machine, 0), &job,
+				 sizeof(job));
+		job.checksum = 0;
+	} while (n < FAULTS);
+	kicker_stop(&kicker);
+	ck_assert_uint_ge(machine_retried(rig.machine, 0), FAULTS / 2);
+	rig_free(&rig);
+}
+END_TEST
+#endif
 
 /* Whatever it was doing before, be it a tick. */
 START_TEST(ticks_after_calls_that_were_left)
@@ -342,6 +446,9 @@ int main(void)
 	for (i = 0; i < sizeof(all) / sizeof(*all); i++)
 		tcase_add_loop_test(tcase, all[i], 0, COLUMNS * LEVELS);
 	tcase_add_test(tcase, no_such_routine);
+#ifdef __x86_64__
+	tcase_add_loop_test(tcase, unearned_faults, 0, COLUMNS * LEVELS);
+#endif
 	tcase_add_loop_test(tcase, ticks_after_calls_that_were_left, 0, LEVELS);
 	return run_suite(suite);
 }

@@ -437,12 +437,14 @@ static uint64_t end(struct runner *r)
 {
 	const struct kvmfault_result *result =
 		kvmfault_vcpu_result(vcpu[r->vcpu]);
+	char story[MACHINE_STORY];
 
 	join(r);
 	ck_assert_msg(r->action == KVMFAULT_NOT_A_FAULT, "%s: %s (%d)",
 		      kvmfault_action_str(r->action),
 		      kvmfault_reason_str(result->reason), result->error);
-	ck_assert(machine_done(&machine->vcpu[r->vcpu], r->ret));
+	ck_assert_msg(machine_done(&machine->vcpu[r->vcpu], r->ret), "%s",
+		      machine_story(&machine->vcpu[r->vcpu], story));
 	return machine_result(&machine->vcpu[r->vcpu]);
 }
 

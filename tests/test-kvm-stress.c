@@ -424,6 +424,7 @@ static bool go_on(unsigned int id, enum kvmfault_action action,
 {
 	const struct kvmfault_result *result = kvmfault_vcpu_result(t.vcpu[id]);
 	struct kvm_run *run = t.machine->vcpu[id].run;
+	char story[MACHINE_STORY];
 
 	switch (action) {
 	case KVMFAULT_RETRY:
@@ -432,7 +433,8 @@ static bool go_on(unsigned int id, enum kvmfault_action action,
 		/* Its region is gone, and will be back. */
 		if (run->exit_reason != KVM_EXIT_MMIO ||
 		    run->mmio.phys_addr < RAM)
-			expect((int)run->exit_reason, "the guest's exit");
+			expect((int)run->exit_reason,
+			       machine_story(&t.machine->vcpu[id], story));
 		sched_yield();
 		return true;
 	case KVMFAULT_INTERRUPTED:

@@ -310,6 +310,7 @@ static void run(struct bench_vcpu *vcpu)
 {
 	struct machine_vcpu *machine = vcpu->machine;
 	const struct kvmfault_result *result;
+	char story[MACHINE_STORY];
 	int ret;
 
 	for (;;) {
@@ -322,8 +323,8 @@ static void run(struct bench_vcpu *vcpu)
 		case KVMFAULT_NOT_A_FAULT:
 			if (machine_done(machine, ret))
 				return;
-			bench_die("vCPU %u left the guest unexpectedly: KVM exit %u",
-				  machine->id, machine->run->exit_reason);
+			bench_die("vCPU %u left the guest unexpectedly: %s",
+				  machine->id, machine_story(machine, story));
 		case KVMFAULT_UNRESOLVED:
 			result = kvmfault_vcpu_result(vcpu->handle);
 			bench_die("vCPU %u cannot go on: %s (%s)", machine->id,

@@ -188,13 +188,15 @@ static int set_up_ram(struct bench *bench, unsigned int threads,
 static int run_once(struct bench_vcpu *vcpu)
 {
 	int ret = ioctl(vcpu->machine->fd, KVM_RUN, 0);
+	char story[MACHINE_STORY];
 
 	if (ret < 0 && errno != EINTR)
 		bench_die("vCPU %u cannot run: %s", vcpu->machine->id,
 			  strerror(errno));
 	if (!ret && !machine_done(vcpu->machine, ret))
-		bench_die("vCPU %u left the guest unexpectedly: KVM exit %u",
-			  vcpu->machine->id, vcpu->machine->run->exit_reason);
+		bench_die("vCPU %u left the guest unexpectedly: %s",
+			  vcpu->machine->id,
+			  machine_story(vcpu->machine, story));
 	return ret;
 }
 

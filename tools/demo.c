@@ -101,6 +101,7 @@ static void run(struct demo_vcpu *vcpu)
 	const struct kvmfault_result *result;
 	const struct kvmfault_fault *fault;
 	struct demo *demo = vcpu->demo;
+	char story[MACHINE_STORY];
 	int ret;
 
 	while (!atomic_load(&demo->failed)) {
@@ -113,9 +114,9 @@ static void run(struct demo_vcpu *vcpu)
 		case KVMFAULT_NOT_A_FAULT:
 			if (machine_done(vcpu->machine, ret))
 				return;
-			demo_fail(demo, "vCPU %u left the guest unexpectedly: KVM exit %u",
+			demo_fail(demo, "vCPU %u left the guest unexpectedly: %s",
 				  vcpu->machine->id,
-				  vcpu->machine->run->exit_reason);
+				  machine_story(vcpu->machine, story));
 			return;
 		case KVMFAULT_UNRESOLVED:
 			result = kvmfault_vcpu_result(vcpu->handle);

@@ -14,6 +14,7 @@
 #define AREA_INTERRUPTS	0x08
 #define AREA_RESULT	0x10
 #define AREA_SCAN	0x40
+#define AREA_ARCH	0x80
 #define SCAN_BASE	(AREA_SCAN + 0x00)
 #define SCAN_PAGES	(AREA_SCAN + 0x08)
 #define SCAN_FIRST	(AREA_SCAN + 0x10)
@@ -22,10 +23,22 @@
 #define SCAN_PROGRESS	(AREA_SCAN + 0x28)
 #define SCAN_CHECKSUM	(AREA_SCAN + 0x30)
 
+/* What machine-x86_64.c finds in area.arch. */
+#define FAULT_STATE	(AREA_ARCH + 0x00)	/* of the last one */
+#define FAULT_SAME	(AREA_ARCH + 0x08)	/* how often in a row */
+#define FAULT_RETRIED	(AREA_ARCH + 0x10)
+#define FAULT_VECTOR	(AREA_ARCH + 0x18)	/* of that which ended it */
+#define FAULT_ERROR	(AREA_ARCH + 0x20)
+#define FAULT_RIP	(AREA_ARCH + 0x28)
+#define FAULT_RFLAGS	(AREA_ARCH + 0x30)
+#define FAULT_RSP	(AREA_ARCH + 0x38)
+#define FAULT_TRIES	(AREA_ARCH + 0x40)
+
 #define SCAN_SEED	0x243f6a8885a308d3
 #define SCAN_MUL	0x9e3779b97f4a7c15
 
 #define DONE_PORT	0xf4
+#define CRASHED_PORT	0xf6
 #define APIC_EOI	0xfee000b0
 
 	.macro	entry name
@@ -280,6 +293,101 @@ entry guest_tick_supervisor
 	popfq
 tick_ret:
 	ret
+
+/*
+ * Exceptions, 16 bytes for each vector. With page tables in shadow a back end may
+ * tell a guest of page faults that it has not earned, and counts on what every
+ * system does: the tables say that all is well, so the access is tried again. So
+ * does this guest, whose tables never change. One that comes again and again for
+ * the same instruction with the same registers is real. The same for a double
+ * fault, which is what comes of a page fault that could not be delivered: where
+ * KVM delivers it, it has changed nothing. All else ends the guest.
+ *
+ * Interrupts stay on meanwhile, as for the timer's and for its reason: so there is
+ * no stack of their own, which a null SS can come with that iretq would refuse.
+ */
+#define DOUBLE_FAULT	8
+#define PAGE_FAULT	14
+#define WITH_ERROR	0x60227d00	/* bits: these push an error code */
+
+/* Where the frame is. */
+#define SAVED_RDX	0x00
+#define SAVED_RAX	0x08
+#define VECTOR		0x10
+#define ERROR		0x18
+#define RIP		0x20
+#define CS		0x28
+#define RFLAGS		0x30
+#define RSP		0x38
+
+	.balign	16
+entry guest_faults
+	.set	vector, 0
+	.rept	32
+	.balign	16
+	.if	!(WITH_ERROR >> vector & 1)
+	pushq	$0
+	.endif
+	pushq	$vector
+	jmp	fault
+	.set	vector, vector + 1
+	.endr
+	.balign	16
+
+fault:	pushq	%rax
+	pushq	%rdx
+	cmpl	$PAGE_FAULT, VECTOR(%rsp)
+	je	1f
+	cmpl	$DOUBLE_FAULT, VECTOR(%rsp)
+	jne	crash
+1:	movq	RIP(%rsp), %rax
+	.irp	reg, RSP(%rsp), SAVED_RAX(%rsp), SAVED_RDX(%rsp), %rbx, %rcx, \
+		%rsi, %rdi, %rbp, %r8, %r9, %r10, %r11, %r12, %r13, %r14, %r15
+	rolq	$7, %rax
+	addq	\reg, %rax
+	.endr
+	cmpq	%gs:FAULT_STATE, %rax
+	movq	%rax, %gs:FAULT_STATE
+	je	2f
+	movq	$0, %gs:FAULT_SAME
+2:	incq	%gs:FAULT_SAME
+	movq	%gs:FAULT_SAME, %rax
+	cmpq	%gs:FAULT_TRIES, %rax
+	ja	crash
+	incq	%gs:FAULT_RETRIED
+	testb	$3, CS(%rsp)
+	jz	3f
+	popq	%rdx
+	popq	%rax
+	addq	$16, %rsp
+	iretq
+3:	movq	RSP(%rsp), %rax		/* no iretq here either */
+	movq	RIP(%rsp), %rdx
+	movq	%rdx, -8(%rax)		/* over the frame, which is read */
+	movq	RFLAGS(%rsp), %rdx
+	movq	%rdx, -16(%rax)
+	movq	SAVED_RAX(%rsp), %rdx
+	movq	%rdx, -24(%rax)
+	popq	%rdx
+	leaq	-24(%rax), %rsp
+	popq	%rax
+	popfq
+	ret
+
+/* Not meant to be run on from. */
+crash:	movq	VECTOR(%rsp), %rax
+	movq	%rax, %gs:FAULT_VECTOR
+	movq	ERROR(%rsp), %rax
+	movq	%rax, %gs:FAULT_ERROR
+	movq	RIP(%rsp), %rax
+	movq	%rax, %gs:FAULT_RIP
+	movq	RFLAGS(%rsp), %rax
+	movq	%rax, %gs:FAULT_RFLAGS
+	movq	RSP(%rsp), %rax
+	movq	%rax, %gs:FAULT_RSP
+crashed:
+	outb	%al, $CRASHED_PORT
+	jmp	crashed
 
 entry guest_end
 

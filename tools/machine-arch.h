@@ -25,7 +25,7 @@ struct area {
 	uint64_t unused2[4];
 	struct machine_scan scan;
 	uint64_t unused3;
-	uint64_t arch[8];	/* the architecture's own */
+	uint64_t arch[16];	/* the architecture's own */
 };
 
 #define AREA_SIZE	(2 * PAGE)
@@ -110,7 +110,15 @@ int arch_call(struct machine_vcpu *vcpu, uint64_t offset,
 /* One interrupt, by the controller in the kernel. */
 int arch_interrupt(struct machine_vcpu *vcpu);
 
-/* KVM_RUN has returned 0: is it a routine's end? */
+/* KVM_RUN has returned 0: is it a routine's end? Or the guest's own end, on a
+ * fault that it met? */
 bool arch_done(const struct kvm_run *run);
+bool arch_crashed(const struct kvm_run *run);
+
+/* What is known of the last exit, to go on a line with; size is not 0. */
+void arch_story(const struct machine_vcpu *vcpu, char *text, size_t size);
+
+/* Page faults that the vCPU tried again, since it had not earned them. */
+uint64_t arch_retried(const struct machine_vcpu *vcpu);
 
 #endif /* MACHINE_ARCH_H */

@@ -5,6 +5,7 @@
  * EL1 as supervisor; a stub at EL1 starts each routine, and the timer's
  * interrupts are taken there. The interrupt controller is a GICv3.
  */
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -19,6 +20,7 @@ enum {
 
 #define GIC_DISTRIBUTOR		UINT64_C(0xc0000000)
 #define DONE_GPA		UINT64_C(0xe0000000)	/* guest_arm64.S's */
+#define CRASHED_GPA		UINT64_C(0xe0000008)
 #define GIC_REDISTRIBUTORS	UINT64_C(0xf0000000)
 #define DEVICES_GIB		3
 
@@ -284,6 +286,31 @@ bool arch_done(const struct kvm_run *run)
 {
 	return run->exit_reason == KVM_EXIT_MMIO && run->mmio.is_write &&
 	       run->mmio.phys_addr == DONE_GPA;
+}
+
+bool arch_crashed(const struct kvm_run *run)
+{
+	return run->exit_reason == KVM_EXIT_MMIO && run->mmio.is_write &&
+	       run->mmio.phys_addr == CRASHED_GPA;
+}
+
+void arch_story(const struct machine_vcpu *vcpu, char *text, size_t size)
+{
+	uint64_t syndrome;
+
+	text[0] = '\0';
+	if (!arch_crashed(vcpu->run))
+		return;
+	memcpy(&syndrome, vcpu->run->mmio.data, sizeof(syndrome));
+	snprintf(text, size, ": the guest met an exception, ESR_EL1 %#llx",
+		 (unsigned long long)syndrome);
+}
+
+/* KVM walks no tables of the guest's there: none comes. */
+uint64_t arch_retried(const struct machine_vcpu *vcpu)
+{
+	(void)vcpu;
+	return 0;
 }
 
 void machine_put_return(void *host)

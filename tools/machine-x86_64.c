@@ -4,6 +4,7 @@
  * The machine's x86-64 half, see machine-arch.h. The guest runs in 64-bit
  * mode at CPL 3, or at CPL 0 as supervisor.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,6 +18,19 @@ enum {
 	CODE_GPA = 0x2000,	/* 8 KiB; the blob has less than one */
 	AREA_GPA = 0x4000,
 	TABLE_GPA = AREA_GPA + MACHINE_MAX_VCPUS * AREA_SIZE,
+};
+
+/* In area.arch, as guest_x86_64.S has it. */
+enum {
+	FAULT_STATE,
+	FAULT_SAME,
+	FAULT_RETRIED,
+	FAULT_VECTOR,
+	FAULT_ERROR,
+	FAULT_RIP,
+	FAULT_RFLAGS,
+	FAULT_RSP,
+	FAULT_TRIES,
 };
 
 /*
@@ -33,6 +47,11 @@ enum {
 
 enum {
 	DONE_PORT = 0xf4,
+	CRASHED_PORT = 0xf6,
+	EXCEPTIONS = 32,
+	FAULT_ENTRY = 16,	/* bytes */
+	DOUBLE_FAULT = 8,
+	PAGE_FAULT = 14,
 	TIMER_VECTOR = 0x40,
 	INTERRUPT_VECTOR = 0x41,
 	APIC_HZ = 1000000000,	/* KVM's APIC bus */
@@ -46,6 +65,8 @@ enum {
 #define PTE_RAM		UINT64_C(0x067)
 #define PTE_UNCACHED	UINT64_C(0x018)
 #define PTE_LEAF	UINT64_C(0x080)
+#define PTE_PRESENT	UINT64_C(0x001)
+#define PTE_FRAME	UINT64_C(0x000ffffffffff000)
 
 #define LARGE_PAGE	(UINT64_C(2) << 20)
 #define ENTRIES		512
@@ -53,6 +74,7 @@ enum {
 extern const unsigned char guest_tick_user[], guest_tick_supervisor[];
 extern const unsigned char guest_interrupt_user[];
 extern const unsigned char guest_interrupt_supervisor[];
+extern const unsigned char guest_faults[];
 
 static uint64_t code_gpa(const unsigned char *symbol)
 {
@@ -62,6 +84,11 @@ static uint64_t code_gpa(const unsigned char *symbol)
 uint64_t arch_area_gpa(unsigned int vcpu)
 {
 	return AREA_GPA + (uint64_t)vcpu * AREA_SIZE;
+}
+
+static struct area *area_of(const struct machine_vcpu *vcpu)
+{
+	return control_at(vcpu->machine, arch_area_gpa(vcpu->id));
 }
 
 int arch_init_vm(struct machine *m, const struct machine_options *options)
@@ -173,11 +200,15 @@ static void build_gate(struct machine *m, unsigned int vector,
 static void build_descriptors(struct machine *m)
 {
 	uint64_t *gdt = control_at(m, GDT_GPA);
+	unsigned int i;
 
 	gdt[KERNEL_CS / 8] = descriptor(0xa09b);
 	gdt[KERNEL_SS / 8] = descriptor(0xc093);
 	gdt[USER_SS / 8] = descriptor(0xc0f3);
 	gdt[USER_CS / 8] = descriptor(0xa0fb);
+	for (i = 0; i < EXCEPTIONS; i++)
+		build_gate(m, i, guest_faults + i * FAULT_ENTRY,
+			   guest_faults + i * FAULT_ENTRY);
 	build_gate(m, TIMER_VECTOR, guest_tick_user, guest_tick_supervisor);
 	build_gate(m, INTERRUPT_VECTOR, guest_interrupt_user,
 		   guest_interrupt_supervisor);
@@ -346,7 +377,10 @@ int arch_call(struct machine_vcpu *vcpu, uint64_t offset,
 		.rsp = arch_area_gpa(vcpu->id) + AREA_SIZE,
 		.rflags = vcpu->machine->timer ? 0x3202 : 0x3002,
 	};
+	uint64_t *fault = area_of(vcpu)->arch;
 
+	fault[FAULT_SAME] = 0;
+	fault[FAULT_TRIES] = vcpu->machine->fault_tries;
 	return kvm_ioctl(vcpu->fd, KVM_SET_REGS, &regs);
 }
 
@@ -362,11 +396,121 @@ int arch_interrupt(struct machine_vcpu *vcpu)
 	return ret < 0 ? ret : ret == 1 ? 0 : -ENXIO;
 }
 
-bool arch_done(const struct kvm_run *run)
+static bool wrote_port(const struct kvm_run *run, unsigned int port)
 {
 	return run->exit_reason == KVM_EXIT_IO &&
-	       run->io.direction == KVM_EXIT_IO_OUT &&
-	       run->io.port == DONE_PORT;
+	       run->io.direction == KVM_EXIT_IO_OUT && run->io.port == port;
+}
+
+bool arch_done(const struct kvm_run *run)
+{
+	return wrote_port(run, DONE_PORT);
+}
+
+bool arch_crashed(const struct kvm_run *run)
+{
+	return wrote_port(run, CRASHED_PORT);
+}
+
+/* What the guest's tables, as far as they are the machine's own, say of an
+ * address. */
+static const char *mapped(const struct machine *m, uint64_t cr3, uint64_t at)
+{
+	uint64_t table = cr3 & PTE_FRAME, entry;
+	int shift;
+
+	for (shift = 39; ; shift -= 9) {
+		if (table >= m->control_size)
+			return "whose table is not the machine's";
+		entry = ((uint64_t *)control_at(m, table))[at >> shift &
+							   (ENTRIES - 1)];
+		if (!(entry & PTE_PRESENT))
+			return "which the guest's tables do not map";
+		if (shift == 12 || (shift < 39 && entry & PTE_LEAF))
+			return "which the guest's tables map";
+		table = entry & PTE_FRAME;
+	}
+}
+
+/* Where the guest's own code is not, the address is all that there is to say. */
+static void add_place(char *text, size_t size, uint64_t rip, uint64_t rsp)
+{
+	bool known = rip >= CODE_GPA && rip < code_gpa(guest_end);
+	size_t length = strlen(text);
+
+	snprintf(text + length, size - length,
+		 " at %s%#llx, rsp %#llx", known ? "its code + " : "",
+		 (unsigned long long)(known ? rip - CODE_GPA : rip),
+		 (unsigned long long)rsp);
+}
+
+static void add_address(const struct machine *m, char *text, size_t size,
+			const struct kvm_sregs *sregs)
+{
+	size_t length = strlen(text);
+
+	snprintf(text + length, size - length, ", cr2 %#llx, %s",
+		 (unsigned long long)sregs->cr2,
+		 mapped(m, sregs->cr3, sregs->cr2));
+}
+
+/* By the registers alone, if the back end has not reset the vCPU meanwhile. */
+static void story_of_registers(const struct machine_vcpu *vcpu, char *text,
+			       size_t size, const struct kvm_sregs *sregs)
+{
+	struct kvm_vcpu_events events;
+	struct kvm_regs regs;
+
+	if (sregs->cr3 != TABLE_GPA) {
+		snprintf(text, size, ": the vCPU was reset");
+		return;
+	}
+	if (kvm_ioctl(vcpu->fd, KVM_GET_REGS, &regs) ||
+	    kvm_ioctl(vcpu->fd, KVM_GET_VCPU_EVENTS, &events))
+		return;
+	add_place(text, size, regs.rip, regs.rsp);
+	add_address(vcpu->machine, text, size, sregs);
+	if (events.exception.injected || events.exception.pending)
+		snprintf(text + strlen(text), size - strlen(text),
+			 ", exception %u queued", events.exception.nr);
+	if (events.interrupt.injected)
+		snprintf(text + strlen(text), size - strlen(text),
+			 ", interrupt %#x queued", events.interrupt.nr);
+}
+
+static void story_of_fault(const struct machine_vcpu *vcpu, char *text,
+			   size_t size, const struct kvm_sregs *sregs)
+{
+	const uint64_t *fault = area_of(vcpu)->arch;
+	unsigned long long vector = fault[FAULT_VECTOR];
+
+	snprintf(text, size, ": the guest met exception %llu, error code %#llx,",
+		 vector, (unsigned long long)fault[FAULT_ERROR]);
+	add_place(text, size, fault[FAULT_RIP], fault[FAULT_RSP]);
+	if (vector == PAGE_FAULT || vector == DOUBLE_FAULT)
+		add_address(vcpu->machine, text, size, sregs);
+}
+
+void arch_story(const struct machine_vcpu *vcpu, char *text, size_t size)
+{
+	struct kvm_sregs sregs;
+
+	text[0] = '\0';
+	if (kvm_ioctl(vcpu->fd, KVM_GET_SREGS, &sregs))
+		return;
+	if (arch_crashed(vcpu->run))
+		story_of_fault(vcpu, text, size, &sregs);
+	else
+		story_of_registers(vcpu, text, size, &sregs);
+	snprintf(text + strlen(text), size - strlen(text),
+		 "; page faults that were tried again: %llu",
+		 (unsigned long long)arch_retried(vcpu));
+}
+
+uint64_t arch_retried(const struct machine_vcpu *vcpu)
+{
+	return __atomic_load_n(&area_of(vcpu)->arch[FAULT_RETRIED],
+			       __ATOMIC_RELAXED);
 }
 
 void machine_put_return(void *host)

@@ -9,6 +9,7 @@
  * machine-*.c, behind machine-arch.h.
  */
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -45,6 +46,7 @@ enum {
 	MIN_GIBS = 4,		/* the interrupt controllers too */
 	TICKS = 1000,		/* a second */
 	FULL_RATE_VCPUS = 8,
+	FAULT_TRIES = 10000,
 };
 
 extern const unsigned char guest_read[], guest_write[], guest_exchange[];
@@ -216,6 +218,7 @@ static struct machine *alloc_machine(const struct machine_options *options)
 	m->vcpus = options->vcpus;
 	m->timer = options->timer;
 	m->supervisor = options->supervisor;
+	m->fault_tries = FAULT_TRIES;
 	for (i = 0; i < m->vcpus; i++)
 		m->vcpu[i].fd = -1;
 	return m;
@@ -297,6 +300,32 @@ int machine_call(struct machine_vcpu *vcpu, enum machine_routine routine,
 bool machine_done(const struct machine_vcpu *vcpu, int ret)
 {
 	return ret == 0 && arch_done(vcpu->run);
+}
+
+bool machine_crashed(const struct machine_vcpu *vcpu, int ret)
+{
+	return ret == 0 && (arch_crashed(vcpu->run) ||
+			    vcpu->run->exit_reason == KVM_EXIT_SHUTDOWN);
+}
+
+const char *machine_story(const struct machine_vcpu *vcpu,
+			  char text[MACHINE_STORY])
+{
+	const struct kvm_run *run = vcpu->run;
+	int length = snprintf(text, MACHINE_STORY, "KVM exit %u",
+			      run->exit_reason);
+
+	if (run->exit_reason == KVM_EXIT_INTERNAL_ERROR)
+		length += snprintf(text + length,
+				   MACHINE_STORY - (size_t)length,
+				   ", suberror %u", run->internal.suberror);
+	arch_story(vcpu, text + length, MACHINE_STORY - (size_t)length);
+	return text;
+}
+
+uint64_t machine_retried(const struct machine *machine, unsigned int vcpu)
+{
+	return arch_retried(&machine->vcpu[vcpu]);
 }
 
 uint64_t machine_result(const struct machine_vcpu *vcpu)

@@ -54,6 +54,9 @@ struct machine {
 	int vm_fd;
 	bool timer;
 	bool supervisor;
+	/* How often in a row the same page fault of a vCPU is tried again,
+	 * from its next call on, see machine_retried(). */
+	unsigned int fault_tries;
 	unsigned char *control;	/* host view of the control memory */
 	size_t control_size;
 };
@@ -183,6 +186,28 @@ int machine_call(struct machine_vcpu *vcpu, enum machine_routine routine,
 
 /* Whether KVM_RUN, which returned ret, came back from a routine's end. */
 bool machine_done(const struct machine_vcpu *vcpu, int ret);
+
+/*
+ * Whether it is that the guest ended by itself instead: it met a fault that it
+ * can't go on from, or KVM gave it up (KVM_EXIT_SHUTDOWN). machine_call() works
+ * after that.
+ */
+bool machine_crashed(const struct machine_vcpu *vcpu, int ret);
+
+/*
+ * What is known of the last exit, in words, for who did not expect it: which
+ * fault, where, and what the guest's tables say of it. Returns text. The vCPU
+ * must not be running.
+ */
+#define MACHINE_STORY 400
+const char *machine_story(const struct machine_vcpu *vcpu,
+			  char text[MACHINE_STORY]);
+
+/*
+ * Page faults that the vCPU met so far without having earned them, and tried
+ * again: where KVM has page tables in shadow such may come. Any thread.
+ */
+uint64_t machine_retried(const struct machine *machine, unsigned int vcpu);
 
 /* What the last routine returned; high is for MACHINE_READ16 only. */
 uint64_t machine_result(const struct machine_vcpu *vcpu);
