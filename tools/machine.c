@@ -143,6 +143,12 @@ static int create_vm(struct machine *m, const struct machine_options *options)
 	return arch_init_vm(m, options);
 }
 
+/*
+ * Present, and where it is, for good: KVM reads and writes it for the guest (page
+ * tables in shadow, frames of interrupts), and what fails there is a fault of the
+ * guest's. A child's copy would take each page's write permission away. The lock
+ * may be refused.
+ */
 int machine_alloc_control(struct machine *m, uint64_t size)
 {
 	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
@@ -156,6 +162,9 @@ int machine_alloc_control(struct machine *m, uint64_t size)
 	if (control == MAP_FAILED)
 		return -errno;
 	m->control = control;
+	if (madvise(control, m->control_size, MADV_DONTFORK))
+		return -errno;
+	(void)!mlock(control, m->control_size);
 	return 0;
 }
 
