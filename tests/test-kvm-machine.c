@@ -295,14 +295,6 @@ START_TEST(touches)
 }
 END_TEST
 
-static void crashed_not(const struct machine_vcpu *vcpu, int ret)
-{
-	char story[MACHINE_STORY];
-
-	ck_assert_msg(machine_done(vcpu, ret), "%s",
-		      machine_story(vcpu, story));
-}
-
 #define TICKS 5
 
 /* Spin ever longer, until this comes in one call. */
@@ -347,8 +339,8 @@ static uint64_t stack_pointer(void)
 	return regs.rsp;
 }
 
-/* A fault that the guest has not earned, wherever it is; not if many of them are
- * still being handled. */
+/* A fault that the guest has not earned, wherever it is; not if many of them
+ * are still being handled. */
 static bool have_it_fault(unsigned int vector, uint64_t top)
 {
 	struct kvm_vcpu_events events;
@@ -367,9 +359,18 @@ static bool have_it_fault(unsigned int vector, uint64_t top)
 	return true;
 }
 
+static void crashed_not(const struct machine_vcpu *vcpu, int ret)
+{
+	char story[MACHINE_STORY];
+
+	ck_assert_msg(machine_done(vcpu, ret), "%s",
+		      machine_story(vcpu, story));
+}
+
 /*
- * Page faults and double faults that are nobody's, between any two instructions,
- * those of interrupt handlers too: the guest goes on as if nothing were.
+ * Page faults and double faults that are nobody's, between any two
+ * instructions, those of interrupt handlers too: the guest goes on as if
+ * nothing were.
  */
 START_TEST(unearned_faults)
 {

@@ -295,16 +295,18 @@ tick_ret:
 	ret
 
 /*
- * Exceptions, 16 bytes for each vector. With page tables in shadow a back end may
- * tell a guest of page faults that it has not earned, and counts on what every
- * system does: the tables say that all is well, so the access is tried again. So
- * does this guest, whose tables never change. One that comes again and again for
- * the same instruction with the same registers is real. The same for a double
- * fault, which is what comes of a page fault that could not be delivered: where
- * KVM delivers it, it has changed nothing. All else ends the guest.
+ * Exceptions, 16 bytes for each vector. With page tables in shadow a back end
+ * may tell a guest of page faults that it has not earned, and counts on what
+ * every system does: the tables say that all is well, so the access is tried
+ * again. So does this guest, whose tables never change. One that comes again
+ * and again for the same instruction with the same registers is real. The same
+ * for a double fault, which is what comes of a page fault that could not be
+ * delivered: where KVM delivers it, it has changed nothing. All else ends the
+ * guest.
  *
- * Interrupts stay on meanwhile, as for the timer's and for its reason: so there is
- * no stack of their own, which a null SS can come with that iretq would refuse.
+ * Interrupts stay on meanwhile, as for the timer's and for its reason: so there
+ * is no stack of their own, which a null SS can come with that iretq would
+ * refuse.
  */
 #define DOUBLE_FAULT	8
 #define PAGE_FAULT	14

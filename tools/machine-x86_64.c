@@ -432,7 +432,7 @@ static const char *mapped(const struct machine *m, uint64_t cr3, uint64_t at)
 	}
 }
 
-/* Where the guest's own code is not, the address is all that there is to say. */
+/* Outside of the guest's own code the address is all that there is to say. */
 static void add_place(char *text, size_t size, uint64_t rip, uint64_t rsp)
 {
 	bool known = rip >= CODE_GPA && rip < code_gpa(guest_end);

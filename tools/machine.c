@@ -144,10 +144,10 @@ static int create_vm(struct machine *m, const struct machine_options *options)
 }
 
 /*
- * Present, and where it is, for good: KVM reads and writes it for the guest (page
- * tables in shadow, frames of interrupts), and what fails there is a fault of the
- * guest's. A child's copy would take each page's write permission away. The lock
- * may be refused.
+ * Present, and where it is, for good: KVM reads and writes it for the guest
+ * (page tables in shadow, frames of interrupts), and what fails there is a
+ * fault of the guest's. A child's copy would take each page's write permission
+ * away. The lock may be refused.
  */
 int machine_alloc_control(struct machine *m, uint64_t size)
 {
