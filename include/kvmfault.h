@@ -325,7 +325,9 @@ enum kvmfault_delivery {
 #define KVMFAULT_ALLOW_MARKER_EXIT (1ULL << 0)
 /* MARKER_EXIT also where KVM walks the guest's page tables in software: a table
  * in a marked page would be a page fault that the guest sees. The VMM sees to it
- * that they are present, see kvmfault_ensure_page_tables(). */
+ * that they are present, see kvmfault_ensure_page_tables(). On PVM, where KVM
+ * delivers exceptions in software, also the guest's exception stacks, IDT, GDT and
+ * TSS, for which there is no call: a marker there ends the guest. */
 #define KVMFAULT_ALLOW_SHADOW_PAGING (1ULL << 1)
 
 struct kvmfault_vm_options {
@@ -1285,6 +1287,10 @@ int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
  * next load of CR3: with two-dimensional paging as faults of the guest's own.
  * Where the guest uses PAE without long mode, KVM_SET_SREGS has read the first
  * table: set them again.
+ *
+ * Page tables only. The stack, IDT, GDT and TSS that an exception needs are the
+ * processor's to read: a page of them that is missing is an ordinary fault, with
+ * shadow paging too. But not on PVM, where KVM delivers exceptions in software.
  *
  * What is in no region is passed over: tables there have to be present always.
  * So are private pages, which KVM can't read either. Not for a vCPU that runs a

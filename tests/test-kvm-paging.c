@@ -228,6 +228,80 @@ START_TEST(shadow_paging)
 }
 END_TEST
 
+enum { STACK, IDT, GDT, NEEDED };
+
+static struct kvm_sregs before;		/* where the machine has them */
+
+static void fill_descriptors(uint64_t offset, void *page)
+{
+	static const unsigned char invalid[] = { 0x0f, 0x0b };
+
+	switch (offset / PAGE) {
+	case IDT:
+		memcpy(page, rig.machine->control + before.idt.base, PAGE);
+		break;
+	case GDT:
+		memcpy(page, rig.machine->control + before.gdt.base,
+		       before.gdt.limit + 1U);
+		break;
+	case NEEDED:
+		memcpy(page, invalid, sizeof(invalid));
+	}
+}
+
+/* The next instruction is none, and what its exception needs is in that page. */
+static void aim_exception(int page)
+{
+	int fd = rig.machine->vcpu[0].fd;
+	struct kvm_sregs sregs;
+	struct kvm_regs regs;
+
+	begin(MACHINE_SPIN, 1, 0, 0);
+	ck_assert_int_eq(ioctl(fd, KVM_GET_SREGS, &sregs), 0);
+	ck_assert_int_eq(ioctl(fd, KVM_GET_REGS, &regs), 0);
+	before = sregs;
+	regs.rip = RAM + NEEDED * PAGE;
+	if (page == STACK)
+		regs.rsp = RAM + (STACK + 1) * PAGE;
+	else if (page == IDT)
+		sregs.idt.base = RAM + IDT * PAGE;
+	else
+		sregs.gdt.base = RAM + GDT * PAGE;
+	ck_assert_int_eq(ioctl(fd, KVM_SET_SREGS, &sregs), 0);
+	ck_assert_int_eq(ioctl(fd, KVM_SET_REGS, &regs), 0);
+}
+
+/*
+ * i: each page at both levels. The processor delivers exceptions, and a marker
+ * on the way is a fault like any other; but in software that ends the guest.
+ */
+START_TEST(exceptions)
+{
+	struct machine_vcpu *vcpu;
+	char story[MACHINE_STORY];
+
+	rig_delivery = KVMFAULT_DELIVERY_MARKER_EXIT;
+	rig_sigbus = KVMFAULT_SIGBUS_MASKED;
+	rig_new(&rig, 0, 1, PAGES, _i / NEEDED);
+	rig.fill = fill_descriptors;
+	rig_track(&rig);
+	rig_vcpus(&rig);
+	vcpu = &rig.machine->vcpu[0];
+	ensure(NEEDED);
+	rig_mark(&rig, kvmfault_uffd_fd(rig.uffd), 0, NEEDED);
+	aim_exception(_i % NEEDED);
+	leave();
+	machine_story(vcpu, story);
+	if (!strstr(story, "exception 6,")) {
+		ck_assert_msg(!two_dimensional(), "%s", story);
+		printf("# KVM delivers exceptions itself: %s\n", story);
+	} else {
+		ck_assert_uint_eq(fetched(), 2);
+	}
+	rig_free(&rig);
+}
+END_TEST
+
 /* What the probe says of a scratch guest holds for one as VMMs make it. */
 START_TEST(what_the_probe_says)
 {
@@ -383,6 +457,7 @@ static void add_tests(TCase *tcase)
 			    2 * COLUMNS);
 	tcase_add_loop_test(tcase, shadow_paging, 0,
 			    shadow ? 2 * COLUMNS : 0);
+	tcase_add_loop_test(tcase, exceptions, 0, 2 * NEEDED);
 	tcase_add_loop_test(tcase, present_before_the_msr, 0,
 			    COLUMNS * FEATURES);
 	tcase_add_loop_test(tcase, present_after_the_msr, 0,
