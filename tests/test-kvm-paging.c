@@ -107,10 +107,29 @@ static void add_control(void)
 	upper[WINDOW_GIB] = gpa_of(DIRECTORY) | BITS;
 }
 
-/* i: user and supervisor, each in both columns */
+/* Y or 1, N or 0; else there is no such parameter. */
+static int parameter(const char *path)
+{
+	FILE *file = fopen(path, "re");
+	int c;
+
+	if (!file)
+		return -1;
+	c = fgetc(file);
+	fclose(file);
+	return c == 'Y' || c == '1';
+}
+
+#define NPT "/sys/module/kvm_amd/parameters/npt"
+
+/*
+ * i: user and supervisor, each in both columns. But under QEMU's SVM with npt=0
+ * a timer ends the VM, sooner or later: KVM finds that the write which ends an
+ * interrupt came while another was being delivered (internal error, suberror 3).
+ */
 static void up(int i)
 {
-	rig_new(&rig, i % COLUMNS, 1, PAGES, i / COLUMNS);
+	rig_new(&rig, parameter(NPT) ? i % COLUMNS : 0, 1, PAGES, i / COLUMNS);
 	/* Each is earned. */
 	rig.machine->fault_tries = 0;
 	rig.fill = fill;
@@ -329,23 +348,10 @@ START_TEST(what_the_probe_says)
 }
 END_TEST
 
-/* Y or 1, N or 0; else there is no such parameter. */
-static int parameter(const char *path)
-{
-	FILE *file = fopen(path, "re");
-	int c;
-
-	if (!file)
-		return -1;
-	c = fgetc(file);
-	fclose(file);
-	return c == 'Y' || c == '1';
-}
-
 START_TEST(what_the_modules_say)
 {
 	int ept = parameter("/sys/module/kvm_intel/parameters/ept");
-	int npt = parameter("/sys/module/kvm_amd/parameters/npt");
+	int npt = parameter(NPT);
 
 	if (ept >= 0 || npt >= 0)
 		ck_assert_int_eq(two_dimensional(), ept > 0 || npt > 0);
