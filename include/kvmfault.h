@@ -63,6 +63,12 @@ extern "C" {
  * - Functions return 0 or -errno; `errno` itself is not part of the contract.
  *   On error an output pointer is NULL and nothing has changed. A fault that
  *   nobody resolved is a result, not an error.
+ * - -EINVAL is a caller's mistake, -EBUSY something that has to go first,
+ *   -EOPNOTSUPP what this kernel, or this object as it was made, can't do. The
+ *   context's log says which member or object it is about, and so does
+ *   kvmfault_vm_error() to who has no log.
+ * - Flags, bits and enumerators that this version does not know are refused with
+ *   -EINVAL, never ignored.
  * - Open structs begin with `size_t size`: set it to sizeof the struct. A
  *   shorter one (an older caller's) is accepted, a longer one if what this
  *   library does not know is zero (else -E2BIG). Zero is each field's default.
@@ -342,7 +348,9 @@ struct kvmfault_vm_options {
 	 * UNRESOLVED; from the third on with a pause. 0: 16. */
 	uint32_t retry_budget;
 
-	/* What went wrong and what to do about it, one line, no newline. */
+	/* What went wrong and what to do about it, one line, no newline: also
+	 * of the kvmfault_vm_new() that is given it. For who has none there is
+	 * kvmfault_vm_error(). */
 	void (*log)(void *data, enum kvmfault_log_level level,
 		    const char *message);
 	void *log_data;
@@ -417,13 +425,27 @@ struct kvmfault_vm_options {
 /*
  * Make a context. options may be NULL: all defaults.
  * Returns 0; -EINVAL: vm is NULL, page_size_max is not a power of two from
- * 4 KiB to 1 GiB, flags of the converter or a delivery mode that are not known;
- * -EOPNOTSUPP: the delivery mode can't be had (the log says why); -EBADF: fd is
+ * 4 KiB to 1 GiB, flags of allow or of the converter or a delivery mode that are
+ * not known; -EOPNOTSUPP: the delivery mode can't be had (the log says why); -EBADF: fd is
  * closed; -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
  * Thread class: any. Since 0.1.
  */
 int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 		    struct kvmfault_vm **vm);
+
+/*
+ * Why the calling thread's last call that failed has failed: the line that the
+ * log got, which names the member or object, copied into text as far as it fits
+ * with its final 0. It stays after calls that succeed, as errno does: ask when a
+ * call has returned an error. What a call without a context has to say
+ * (kvmfault_vm_new(), kvmfault_source_file()) is not in here: the former has
+ * options.log.
+ *
+ * Returns 0; -EINVAL: vm or text is NULL, size is 0; -ENOENT: there is none, or
+ * other threads have had so many errors since that it is lost (eight are kept).
+ * Thread class: any. Since 0.1.
+ */
+int kvmfault_vm_error(const struct kvmfault_vm *vm, char *text, size_t size);
 
 /*
  * Free a context whose objects are all freed; NULL is fine.
@@ -457,8 +479,8 @@ int kvmfault_vm_delivery(const struct kvmfault_vm *vm,
  * in which this returns, so there has to be one. Kernel interface: MADV_DONTNEED
  * on the memslots' mappings, which takes the markers and no data.
  *
- * Returns 0; -EINVAL: vm is NULL, a mode that is neither UFFD nor the chosen
- * one; and what madvise(2) said: some markers are left then, and are answered
+ * Returns 0; -EINVAL: vm is NULL, AUTO or a mode that is not known; -EOPNOTSUPP:
+ * one that is neither UFFD nor the chosen one; and what madvise(2) said: some markers are left then, and are answered
  * as before.
  * Thread class: setup. Since 0.1.
  */
@@ -564,7 +586,8 @@ struct kvmfault_uffd_options {
 
 /*
  * Returns 0; -EINVAL: vm or uffd is NULL, remote without fd, fd without
- * O_NONBLOCK or UFFDIO_API; -EBADF: fd is closed; -EPERM: no right to
+ * O_NONBLOCK or UFFDIO_API; -EOPNOTSUPP: the kernel's has another API; -EBADF: fd
+ * is closed; -EPERM: no right to
  * userfaultfd (the log says how to get it); -ENOSYS: kernel without it;
  * -ENOSPC: there are 4,095; -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
  * Thread class: setup. Since 0.1.
@@ -654,10 +677,12 @@ struct kvmfault_memory_options {
  * -EINVAL: vm, host or memory is NULL; not aligned to the page size; a file
  *   that is too short; a page size that is not the backing's, or larger than
  *   the context's page_size_max; a range that wraps; a uffd of another process
- *   or context, or without a source; memory that userfaultfd does not take (a
- *   guest_memfd, or for minor faults before 5.13 and 5.14, or for protection
- *   before 5.19, or 6.4); a window that is not known, or its length; minor
- *   faults without a file or a source; protection without a source;
+ *   or context, or without a source; a window that is not known, or its length;
+ *   minor faults without a file or a source; protection without a source; a
+ *   source with neither read nor submit;
+ * -EOPNOTSUPP: memory that this kernel's userfaultfd does not take: a
+ *   guest_memfd, for minor faults before 5.13 (of a memfd 5.14), for protection
+ *   before 5.19, for both before 6.4;
  * -ENODATA: the source is shorter than the memory;
  * -EEXIST: there are pages already (preallocated blocks), or another memory
  *   of this context has a part of this host range;
@@ -690,8 +715,9 @@ struct kvmfault_memory_maps {
  * The memory borrows both mappings and the file. Unmap and close them after
  * kvmfault_memory_free(), and after the memslots that name them are gone.
  *
- * Returns as kvmfault_memory_new(), and -EINVAL: maps is NULL, host is not; and
- * what mmap(2), memfd_create(2) and ftruncate(2) said.
+ * Returns as kvmfault_memory_new(), and -EINVAL: maps is NULL, host is not;
+ * -EOPNOTSUPP: this kernel makes no memfd with pages of page_size; and what
+ * mmap(2), memfd_create(2) and ftruncate(2) said.
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_memory_create(struct kvmfault_vm *vm,
@@ -727,7 +753,8 @@ struct kvmfault_mapping_options {
  * has returned.
  * Returns 0; -EINVAL: a NULL pointer, misaligned host, anonymous memory (it
  * has one mapping), a uffd of another context, or for a memory without a
- * source; -EEXIST: another mapping is known there; -EBUSY: registered with
+ * source; -EOPNOTSUPP: this kernel's userfaultfd does not take what is mapped
+ * there; -EEXIST: another mapping is known there; -EBUSY: registered with
  * another userfaultfd; -ENOMEM: also a range that is not mapped, or a process
  * that is gone; what kvmfault_uffd_new() returns; -E2BIG.
  * Thread class: setup. Since 0.1.
@@ -771,7 +798,8 @@ struct kvmfault_region {
  * Add a region, also while vCPUs run; copied.
  * Returns 0; -EINVAL: a NULL pointer, not aligned to 4 KiB, empty, a range that
  * wraps or goes past the memory's end, no memory and no guest_memfd, an
- * address space over 4,095; -EEXIST: overlaps another region; -ENOMEM; -E2BIG.
+ * address space over 4,095, flags that are not known, a memory of another
+ * context; -EEXIST: overlaps another region; -ENOMEM; -E2BIG.
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_region_add(struct kvmfault_vm *vm,
@@ -897,8 +925,8 @@ struct kvmfault_resolver {
 /*
  * Append a resolver to the VMM's part of the chain; copied, name included by
  * pointer. Before the first vCPU handle and the service.
- * Returns 0; -EINVAL: NULL pointer, no resolve function or name; -EBUSY: a
- * vCPU handle or a service exists; -ENOSPC: there are KVMFAULT_RESOLVER_COUNT;
+ * Returns 0; -EINVAL: NULL pointer, no resolve function or name, kinds of pages
+ * that are not known; -EBUSY: a vCPU handle or a service exists; -ENOSPC: there are KVMFAULT_RESOLVER_COUNT;
  * -E2BIG. Thread class: setup. Since 0.1.
  */
 int kvmfault_resolver_add(struct kvmfault_vm *vm,
@@ -958,8 +986,8 @@ int kvmfault_request_install(struct kvmfault_request *request,
  * -EHWPOISON). Poison it in each mapping (UFFDIO_POISON): who touches it gets
  * SIGBUS from now on, and a vCPU's fault is one of failed memory. The library's
  * own do so. kvmfault_discard() makes it usable again.
- * Returns 0; -EINVAL: nothing is claimed, or a kernel before 6.6; -ENOENT: not
- * mapped any more; -EAGAIN: the mappings are changing; -ESRCH; -ENOMEM.
+ * Returns 0; -EINVAL: nothing is claimed; -EOPNOTSUPP: a kernel before 6.6;
+ * -ENOENT: not mapped any more; -EAGAIN: the mappings are changing; -ESRCH; -ENOMEM.
  * Thread class: as the request. Since 0.1.
  */
 int kvmfault_request_poison(struct kvmfault_request *request);
@@ -1241,7 +1269,7 @@ int kvmfault_service_free(struct kvmfault_service *service);
  * for: call again; -EAGAIN: a resolver said later, or the mappings are changing
  * just now: call again when that is over; -EIO and others: what the
  * source or the kernel said, all before it is present; -EOPNOTSUPP: no resolver
- * took a page; -ENODATA: a resolver lied; -EHWPOISON; -EDEADLK: called from a
+ * took a page, or the host's mapping does not allow the access; -ENODATA: a resolver lied; -EHWPOISON; -EDEADLK: called from a
  * callback that is fetching this page; -ENOMEM.
  * Thread class: any. Since 0.1.
  */
@@ -1494,7 +1522,8 @@ int kvmfault_conversion_hook_add(struct kvmfault_vm *vm,
  * rest, before the vCPU runs.
  *
  * Returns 0; -EINVAL: vm is NULL, empty, not aligned to 4 KiB, wraps, a vCPU of
- * another context; -EOPNOTSUPP: the context has neither fd nor back end;
+ * another context; -EOPNOTSUPP: the context has neither fd nor back end, or KVM
+ * can't convert in a VM of this type, or before 6.8;
  * -ENXIO: to private, and a part is in no region with a guest_memfd; or to
  * shared, in no region, with KVMFAULT_CONVERTER_RAM_ONLY; -EINTR; -EDEADLK:
  * called from a hook or back end, or to shared from a callback that is fetching

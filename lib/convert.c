@@ -39,9 +39,13 @@ static int set_attributes(void *data, uint64_t address, uint64_t length,
 		.attributes = private ? KVMFAULT__ATTRIBUTE_PRIVATE : 0,
 	};
 
-	return kvmfault__sys_ioctl(vm->options.fd,
-				   KVMFAULT__SET_MEMORY_ATTRIBUTES,
-				   &attributes);
+	int err = kvmfault__sys_ioctl(vm->options.fd,
+				      KVMFAULT__SET_MEMORY_ATTRIBUTES,
+				      &attributes);
+
+	/* Not known (before 6.8), or not of this type of VM: what is asked for
+	 * is right by itself. */
+	return err == -ENOTTY || err == -EINVAL ? -EOPNOTSUPP : err;
 }
 
 int kvmfault__converter(struct kvmfault_vm *vm,
@@ -51,10 +55,15 @@ int kvmfault__converter(struct kvmfault_vm *vm,
 
 	vm->options.converter = NULL;	/* the caller's */
 	if (converter)
-		err = kvmfault__options(&vm->converter, sizeof(vm->converter),
-					converter);
-	if (err || vm->converter.flags & ~FLAGS)
-		return err ? err : -EINVAL;
+		err = kvmfault__options_in(vm, "kvmfault_converter",
+					   &vm->converter,
+					   sizeof(vm->converter), converter);
+	if (err)
+		return err;
+	if (vm->converter.flags & ~FLAGS)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_converter.flags: %#x has a flag that this version does not know",
+			vm->converter.flags);
 	if (!vm->converter.set && vm->options.fd > 0) {
 		vm->converter.set = set_attributes;
 		vm->converter.data = vm;
@@ -70,7 +79,8 @@ int kvmfault_conversion_hook_add(struct kvmfault_vm *vm,
 	unsigned int n;
 	int err;
 
-	err = kvmfault__options(&ours, sizeof(ours), hook);
+	err = kvmfault__options_in(vm, "kvmfault_conversion_hook", &ours,
+				   sizeof(ours), hook);
 	if (err)
 		return err;
 	if (!vm)
@@ -86,6 +96,10 @@ int kvmfault_conversion_hook_add(struct kvmfault_vm *vm,
 		atomic_store(&vm->hooks, n + 1);
 	}
 	kvmfault__sys_unlock(&vm->lock);
+	if (err)
+		kvmfault__refuse(vm, err, err == -EBUSY ?
+			"a conversion hook comes too late: add it before the first kvmfault_vcpu_new() and kvmfault_service_new()" :
+			"a conversion hook has no room: there are KVMFAULT_CONVERSION_HOOK_COUNT");
 	return err;
 }
 
@@ -578,11 +592,19 @@ int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,
 
 	if (done)
 		*done = 0;
-	if (!vm || !length || (gpa | length) & (KVMFAULT__PAGE - 1) ||
-	    gpa + length - 1 < gpa || (vcpu && vcpu->vm != vm))
+	if (!vm)
 		return -EINVAL;
+	if (!length || (gpa | length) & (KVMFAULT__PAGE - 1) ||
+	    gpa + length - 1 < gpa)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_convert: gpa %#llx, length %#llx: empty, not multiples of 4 KiB, or past the end of all",
+			(unsigned long long)gpa, (unsigned long long)length);
+	if (vcpu && vcpu->vm != vm)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_convert: the vCPU is of another context");
 	if (!vm->converter.set)
-		return -EOPNOTSUPP;
+		return kvmfault__refuse(vm, -EOPNOTSUPP,
+			"kvmfault_convert: the context has neither kvmfault_vm_options.fd nor a converter that sets");
 	seat = vcpu ? vcpu->seat : kvmfault__seat_take(vm);
 	if (!seat)
 		return -ENOMEM;

@@ -117,13 +117,11 @@ int kvmfault__delivery_choose(struct kvmfault_vm *vm)
 		if (vm->delivery_asked[mode].answer == KVMFAULT_YES)
 			vm->chosen = mode;
 	}
-	if (!vm->chosen) {
-		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
-			      "the delivery mode %s can't be had: %s",
-			      kvmfault_delivery_str(wanted),
-			      vm->delivery_why[wanted]);
-		return -EOPNOTSUPP;
-	}
+	if (!vm->chosen)
+		return kvmfault__refuse(vm, -EOPNOTSUPP,
+			"kvmfault_vm_options.delivery: %s can't be had: %s",
+			kvmfault_delivery_str(wanted),
+			vm->delivery_why[wanted]);
 	atomic_store(&vm->delivery, vm->chosen);
 	return 0;
 }
@@ -134,9 +132,13 @@ int kvmfault_vm_delivery(const struct kvmfault_vm *vm,
 {
 	struct kvmfault_delivery_report ours = { .size = sizeof(ours) };
 	size_t i;
+	int err;
 
 	if (!vm)
 		return -EINVAL;
+	err = kvmfault__options_to(vm, "kvmfault_delivery_report", report);
+	if (err)
+		return err;
 	ours.delivery = atomic_load(&vm->delivery);
 	for (i = 0; i < KVMFAULT_DELIVERY_COUNT; i++) {
 		ours.mode[i] = vm->delivery_asked[i];
@@ -174,9 +176,19 @@ KVMFAULT__EXPORT
 int kvmfault_vm_set_delivery(struct kvmfault_vm *vm,
 			     enum kvmfault_delivery delivery)
 {
-	if (!vm || (delivery != KVMFAULT_DELIVERY_UFFD &&
-		    delivery != vm->chosen))
+	if (!vm)
 		return -EINVAL;
+	if (!delivery || delivery >= KVMFAULT_DELIVERY_COUNT)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_vm_set_delivery: %u is no mode that can be set",
+			(unsigned int)delivery);
+	if (delivery != KVMFAULT_DELIVERY_UFFD && delivery != vm->chosen)
+		return kvmfault__refuse(vm, -EOPNOTSUPP,
+			"kvmfault_vm_set_delivery: this context chose %s, so that %s can't be set: %s",
+			kvmfault_delivery_str(vm->chosen),
+			kvmfault_delivery_str(delivery),
+			vm->delivery_why[delivery] ?
+			vm->delivery_why[delivery] : "it was not asked for");
 	atomic_store(&vm->delivery, delivery);
 	if (vm->chosen == KVMFAULT_DELIVERY_KERNEL_EXIT)
 		switch_kernel_exit(vm, delivery == KVMFAULT_DELIVERY_UFFD);

@@ -17,17 +17,19 @@ KVMFAULT__EXPORT
 int kvmfault_request_poison(struct kvmfault_request *request)
 {
 	struct kvmfault__request *ours = (struct kvmfault__request *)request;
-	int err;
+	int err = kvmfault__unclaimed(request, "kvmfault_request_poison");
 
-	if (!request || (request->page != KVMFAULT_PAGE_ABSENT &&
-			 request->page != KVMFAULT_PAGE_REMOVED))
-		return -EINVAL;
+	if (err)
+		return err;
 	if (ours->count > 1)
 		kvmfault__narrow(ours);
 	err = kvmfault__poison(ours->seat, request->memory, NULL,
 			       request->offset, request->length);
 	ours->poisoned = !err;
-	return err == -ENOTTY ? -EINVAL : err;
+	return err == -ENOTTY || err == -EINVAL ?
+		kvmfault__refuse(ours->seat->vm, -EOPNOTSUPP,
+			"a page whose data is lost can't be poisoned by this kernel: it needs Linux 6.6") :
+		err;
 }
 
 /* The VMM has told the guest: the vCPU may go on. */
@@ -161,8 +163,11 @@ int kvmfault_memory_failed(struct kvmfault_vm *vm, const void *siginfo)
 	struct kvmfault__answer answer;
 	struct kvmfault__seat *seat;
 
-	if (!vm || !siginfo)
+	if (!vm)
 		return -EINVAL;
+	if (!siginfo)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_memory_failed: siginfo is NULL");
 	kvmfault_decode_siginfo(siginfo, &fault);
 	if (fault.entrance == KVMFAULT_ENTRANCE_NONE)
 		return -ENOENT;

@@ -431,8 +431,12 @@ int kvmfault_cancel(struct kvmfault_vm *vm, uint32_t address_space,
 	struct kvmfault__seat *seat;
 	int err = 0;
 
-	if (!vm || !length || gpa + length - 1 < gpa)
+	if (!vm)
 		return -EINVAL;
+	if (!length || gpa + length - 1 < gpa)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_cancel: gpa %#llx, length %#llx: empty, or past the end of all",
+			(unsigned long long)gpa, (unsigned long long)length);
 	seat = kvmfault__seat_take(vm);
 	if (!seat)
 		return -ENOMEM;

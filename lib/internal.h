@@ -25,7 +25,13 @@ _Static_assert(sizeof(size_t) == 8, "KVM hosts are 64-bit");
 /* options.c: open structs that grow. Copies what the caller has of a struct
  * of `ours` bytes, the rest zero; -EINVAL or -E2BIG. */
 int kvmfault__options(void *to, size_t ours, const void *from);
-/* The same for one that we fill: copies out as much as the caller has. */
+/* The same for a struct of that name, with the reason for vm's log. */
+int kvmfault__options_in(struct kvmfault_vm *vm, const char *name, void *to,
+			 size_t ours, const void *from);
+/* Can one of that name be filled? */
+int kvmfault__options_to(const struct kvmfault_vm *vm, const char *name,
+			 const void *to);
+/* Fill one: copies out as much as the caller has. */
 int kvmfault__options_out(void *to, const void *from, size_t ours);
 
 /* paging.c: 1: the hardware walks the guest's page tables; 0: KVM does, in
@@ -204,6 +210,16 @@ enum kvmfault__kernel_exit {
 
 #define KVMFAULT__PAGE_KINDS (KVMFAULT_PAGE_PROTECTED + 1)
 
+/* vm.c: the texts of the last errors, see kvmfault_vm_error() */
+#define KVMFAULT__TEXT 512
+#define KVMFAULT__TEXTS 8
+struct kvmfault__text {
+	atomic_bool busy;		/* read or written by one thread */
+	_Atomic(uintptr_t) owner;	/* pthread_self() of who failed */
+	_Atomic uint64_t number;	/* from 1 on; the highest is the newest */
+	char text[KVMFAULT__TEXT];
+};
+
 struct kvmfault_vm {
 	struct kvmfault_vm_options options;
 	enum kvmfault_delivery chosen;	/* the mode that can be had */
@@ -246,6 +262,9 @@ struct kvmfault_vm {
 
 	_Atomic uint32_t drainers, drain_sequence;
 	struct kvmfault__bucket bucket[KVMFAULT__BUCKETS];
+
+	_Atomic uint64_t texts_kept;
+	struct kvmfault__text text[KVMFAULT__TEXTS];
 };
 
 static inline void kvmfault__tell_drainers(struct kvmfault_vm *vm)
@@ -272,6 +291,11 @@ static inline void kvmfault__leave(struct kvmfault__seat *seat)
 __attribute__((format(printf, 3, 4)))
 void kvmfault__log(struct kvmfault_vm *vm, enum kvmfault_log_level level,
 		   const char *format, ...);
+/* A call fails: log why, naming the member or object, and return err. vm NULL:
+ * there is no place for the text. */
+__attribute__((format(printf, 3, 4)))
+int kvmfault__refuse(struct kvmfault_vm *vm, int err, const char *format, ...);
+int kvmfault__no_place(struct kvmfault_vm *vm, const char *function);
 
 /* probe.c */
 struct kvmfault_finding kvmfault__ask_poison(void);
@@ -681,6 +705,8 @@ int kvmfault__each_region(struct kvmfault_vm *vm, uint32_t address_space,
 			  int (*act)(struct kvmfault__seat *seat,
 				     struct kvmfault_memory *memory,
 				     uint64_t offset, uint64_t length));
+/* What is not: -EINVAL, with its reason. */
+int kvmfault__whole_pages(const struct kvmfault_memory *memory);
 /* Whole pages of the memory; wait: for fetches in flight, whose fetchers
  * discard their pages in any case, and until protected pages are saved. */
 int kvmfault__discard(struct kvmfault__seat *seat,
@@ -730,6 +756,9 @@ struct kvmfault__request {
 	bool detached;		/* a fetch in flight has it now */
 	bool source_failed;
 };
+/* 0: the request's page is claimed; -EINVAL, with its reason: it is not. */
+int kvmfault__unclaimed(const struct kvmfault_request *request,
+			const char *function);
 /* Claim absent neighbours too, as the memory's window says; or let go of all
  * but the page that faulted. */
 void kvmfault__widen(struct kvmfault__request *rq);	/* window.c */

@@ -324,14 +324,44 @@ static int publish(struct kvmfault_mapping *mapping, bool *known)
 	return err;
 }
 
-static void explain(const struct kvmfault_memory *memory, uint64_t host,
-		    int err)
+/* What was asked for is right by itself: it is this kernel that can't, with
+ * this kind of memory. */
+static int explain(const struct kvmfault_memory *memory, uint64_t host,
+		   bool local, int err)
 {
-	if (err == -EINVAL)
-		kvmfault__log(memory->vm, KVMFAULT_LOG_ERROR,
-			      "userfaultfd does not take the memory at %#llx: it needs anonymous memory, a memfd or a hugetlbfs file that is mapped there as a whole (not a guest_memfd)%s",
-			      (unsigned long long)host, memory->write_protect ?
-			      "; and to write-protect a file, Linux 5.19" : "");
+	const char *more = "";
+	unsigned char vec;
+
+	if (err == -EBUSY)
+		return kvmfault__refuse(memory->vm, err,
+			"the memory at %#llx is registered with another userfaultfd: give that one as uffd, or unregister it there",
+			(unsigned long long)host);
+	if (err == -EEXIST)
+		return kvmfault__refuse(memory->vm, err,
+			"another memory or mapping of this context has a part of the range at %#llx",
+			(unsigned long long)host);
+	if (err == -ENOMEM)
+		return kvmfault__refuse(memory->vm, err,
+			"no room to keep track of the memory at %#llx, or it is not mapped as a whole",
+			(unsigned long long)host);
+	if (err != -EINVAL)
+		return err;
+	/* It says the same where nothing is mapped, but something behind it. */
+	if (local && kvmfault__sys_mincore((void *)(uintptr_t)host,
+					   kvmfault__sys_page_size(), &vec) ==
+	    -ENOMEM)
+		return kvmfault__refuse(memory->vm, -ENOMEM,
+			"nothing is mapped at %#llx",
+			(unsigned long long)host);
+	if (memory->fill)
+		more = "; and for minor faults Linux 5.13, of a memfd 5.14";
+	if (memory->write_protect)
+		more = memory->fill ?
+			"; and for minor faults that can be protected Linux 6.4" :
+			"; and to write-protect a file Linux 5.19";
+	return kvmfault__refuse(memory->vm, -EOPNOTSUPP,
+		"this kernel's userfaultfd does not take the memory at %#llx: it needs anonymous memory, a memfd or a hugetlbfs file that is mapped there as a whole (not a guest_memfd)%s",
+		(unsigned long long)host, more);
 }
 
 static int mapping_make(struct kvmfault_memory *memory, uint64_t host,
@@ -368,6 +398,7 @@ int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 			  struct kvmfault_mapping **mapping)
 {
 	bool own = kvmfault__tracked(memory) && !uffd;
+	bool local = own || !uffd || !uffd->space;
 	int err;
 
 	if (own) {
@@ -379,8 +410,7 @@ int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 	err = mapping_make(memory, host, uffd, mapping);
 	if (err && own)
 		kvmfault_uffd_free(uffd);
-	explain(memory, host, err);
-	return err;
+	return err ? explain(memory, host, local, err) : 0;
 }
 
 /* Another process's memory can't be protected from here; its absent pages can
@@ -486,8 +516,6 @@ static int unlist(struct kvmfault_mapping *mapping)
 	const struct kvmfault__mappings *old = atomic_load(&memory->mappings);
 	struct kvmfault__mappings *new;
 
-	if (mapping->memslots)
-		return -EINVAL;
 	new = list_new(old, NULL, mapping);
 	if (!new)
 		return -ENOMEM;
@@ -502,6 +530,10 @@ static int mapping_end(struct kvmfault_mapping *mapping, bool guard)
 	struct kvmfault_vm *vm = mapping->span.memory->vm;
 	int err;
 
+	if (mapping->memslots)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_mapping_remove: the one at %#llx is the memslots': it goes with its memory",
+			(unsigned long long)mapping->host);
 	kvmfault__sys_lock(&vm->lock);
 	err = unlist(mapping);
 	kvmfault__sys_unlock(&vm->lock);
@@ -539,6 +571,31 @@ static int protect_too(struct kvmfault_mapping *mapping)
 	return err == -ESRCH ? 0 : err;
 }
 
+static int check_mapping(const struct kvmfault_memory *memory,
+			 const struct kvmfault_mapping_options *o)
+{
+	struct kvmfault_vm *vm = memory->vm;
+
+	if (memory->fd <= 0)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_mapping_add: the memory at %p is anonymous, and so has one mapping",
+			memory->host);
+	if (!o->host || o->host & (kvmfault__page_size(memory) - 1) ||
+	    o->host + memory->length < o->host)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_mapping_options.host: %#llx is 0, or no multiple of the page size, %#llx, or the memory's end is past the end of all",
+			(unsigned long long)o->host,
+			(unsigned long long)kvmfault__page_size(memory));
+	if (o->uffd && o->uffd->vm != vm)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_mapping_options.uffd: it is of another context");
+	if (o->uffd && !kvmfault__tracked(memory))
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_mapping_options.uffd: the memory at %p has no source: leave it out",
+			memory->host);
+	return 0;
+}
+
 KVMFAULT__EXPORT
 int kvmfault_mapping_add(struct kvmfault_memory *memory,
 			 const struct kvmfault_mapping_options *options,
@@ -548,18 +605,15 @@ int kvmfault_mapping_add(struct kvmfault_memory *memory,
 	int err;
 
 	if (!mapping)
-		return -EINVAL;
+		return kvmfault__no_place(memory ? memory->vm : NULL, "kvmfault_mapping_add");
 	*mapping = NULL;
-	err = kvmfault__options(&ours, sizeof(ours), options);
+	err = kvmfault__options_in(memory ? memory->vm : NULL,
+				   "kvmfault_mapping_options", &ours,
+				   sizeof(ours), options);
+	if (!err)
+		err = memory ? check_mapping(memory, &ours) : -EINVAL;
 	if (err)
 		return err;
-	if (!memory || !ours.host || memory->fd <= 0 ||
-	    ours.host & (kvmfault__page_size(memory) - 1) ||
-	    ours.host + memory->length < ours.host)
-		return -EINVAL;
-	if (ours.uffd &&
-	    (ours.uffd->vm != memory->vm || !kvmfault__tracked(memory)))
-		return -EINVAL;
 	err = kvmfault__mapping_new(memory, ours.host, ours.uffd, mapping);
 	if (err || !memory->write_protect)
 		return err;

@@ -28,7 +28,11 @@ static uint64_t window_most(const struct kvmfault_vm *vm, uint64_t page_size)
 	return most > page_size ? most : page_size;
 }
 
-static int check(struct kvmfault_vm *vm, struct kvmfault_memory_options *o)
+#define ULL(n) ((unsigned long long)(n))
+#define OPTION "kvmfault_memory_options."
+
+static int check_page_size(struct kvmfault_vm *vm,
+			   struct kvmfault_memory_options *o)
 {
 	uint64_t size;
 
@@ -36,34 +40,115 @@ static int check(struct kvmfault_vm *vm, struct kvmfault_memory_options *o)
 		o->page_size = kvmfault__sys_page_size();
 	size = o->page_size;
 	if (size & (size - 1) || size < kvmfault__sys_page_size())
-		return -EINVAL;
+		return kvmfault__refuse(vm, -EINVAL,
+			OPTION "page_size: %#llx is not a power of two from the host's page on",
+			ULL(size));
 	/* A page that is copied needs room in scratch memory. */
-	if (o->minor ? o->fd <= 0 || !o->source :
-	    size > vm->options.page_size_max)
-		return -EINVAL;
-	if (o->write_protect && !o->source)
-		return -EINVAL;
-	if (!o->host || !o->length ||
-	    ((uintptr_t)o->host | o->length | o->fd_offset) & (size - 1))
-		return -EINVAL;
-	if ((uintptr_t)o->host + o->length < o->length ||
-	    o->fd_offset + o->length < o->length ||
-	    o->source_offset + o->length < o->length)
-		return -EINVAL;
+	if (!o->minor && size > vm->options.page_size_max)
+		return kvmfault__refuse(vm, -EINVAL,
+			OPTION "page_size: %#llx is more than the context's page_size_max, %#llx: make that larger, or set minor",
+			ULL(size), ULL(vm->options.page_size_max));
+	return 0;
+}
+
+static int check_needs(struct kvmfault_vm *vm,
+		       const struct kvmfault_memory_options *o)
+{
+	if (o->minor && o->fd <= 0)
+		return kvmfault__refuse(vm, -EINVAL,
+			OPTION "minor: needs fd, a memfd or hugetlbfs file");
+	if ((o->minor || o->write_protect) && !o->source)
+		return kvmfault__refuse(vm, -EINVAL,
+			OPTION "%s: needs a source (kvmfault_source_zero() will do)",
+			o->minor ? "minor" : "write_protect");
+	/* Registered without a source it would sleep and nobody knows why. */
+	if (o->uffd && !o->source)
+		return kvmfault__refuse(vm, -EINVAL,
+			OPTION "uffd: needs a source: without one nothing is registered");
+	if (o->uffd && o->uffd->vm != vm)
+		return kvmfault__refuse(vm, -EINVAL,
+			OPTION "uffd: it is of another context");
+	if (o->uffd && o->uffd->space)
+		return kvmfault__refuse(vm, -EINVAL,
+			OPTION "uffd: it is of another process: the memslots are mapped in this one");
+	return 0;
+}
+
+static int check_range(struct kvmfault_vm *vm, const char *member,
+		       uint64_t start, uint64_t length, uint64_t align)
+{
+	if ((start | length) & (align - 1))
+		return kvmfault__refuse(vm, -EINVAL,
+			OPTION "%s, length: %#llx, %#llx are not multiples of the page size, %#llx",
+			member, ULL(start), ULL(length), ULL(align));
+	if (start + length < length)
+		return kvmfault__refuse(vm, -EINVAL,
+			OPTION "%s, length: %#llx and %#llx together are past the end of all",
+			member, ULL(start), ULL(length));
+	return 0;
+}
+
+static int check_ranges(struct kvmfault_vm *vm,
+			const struct kvmfault_memory_options *o)
+{
+	int err;
+
+	if (!o->host || !o->length)
+		return kvmfault__refuse(vm, -EINVAL,
+			OPTION "%s: it is not set",
+			o->host ? "length" : "host");
+	err = check_range(vm, "host", (uintptr_t)o->host, o->length,
+			  o->page_size);
+	if (!err)
+		err = check_range(vm, "fd_offset", o->fd_offset, o->length,
+				  o->page_size);
+	if (!err)
+		err = check_range(vm, "source_offset", o->source_offset,
+				  o->length, 1);
+	return err;
+}
+
+static int check_window(struct kvmfault_vm *vm,
+			struct kvmfault_memory_options *o)
+{
+	uint64_t size = o->page_size, most = window_most(vm, size);
+
 	if (o->window > KVMFAULT_WINDOW_SOURCE)
-		return -EINVAL;
+		return kvmfault__refuse(vm, -EINVAL,
+			OPTION "window: %u is none that this version knows",
+			(unsigned int)o->window);
 	if (!o->window_length) {
 		o->window_length = size > WINDOW ? size : WINDOW;
-		if (o->window_length > window_most(vm, size))
-			o->window_length = window_most(vm, size);
+		if (o->window_length > most)
+			o->window_length = most;
 	}
-	if (o->window_length & (size - 1) ||
-	    o->window_length > window_most(vm, size))
-		return -EINVAL;
-	/* Registered without a source it would sleep and nobody knows why. */
-	if (o->uffd && (o->uffd->space || o->uffd->vm != vm || !o->source))
-		return -EINVAL;
+	if (o->window_length & (size - 1) || o->window_length > most)
+		return kvmfault__refuse(vm, -EINVAL,
+			OPTION "window_length: %#llx is not a multiple of the page size, %#llx, up to %#llx",
+			ULL(o->window_length), ULL(size), ULL(most));
 	return 0;
+}
+
+static int check(struct kvmfault_vm *vm, struct kvmfault_memory_options *o)
+{
+	int err = check_page_size(vm, o);
+
+	if (!err)
+		err = check_needs(vm, o);
+	if (!err)
+		err = check_ranges(vm, o);
+	if (!err)
+		err = check_window(vm, o);
+	return err;
+}
+
+static int check_submit(struct kvmfault_vm *vm,
+			const struct kvmfault_source *source)
+{
+	if (source->read || source->submit)
+		return 0;
+	return kvmfault__refuse(vm, -EINVAL,
+		"kvmfault_source: neither read nor submit is set");
 }
 
 static int check_file(struct kvmfault_vm *vm,
@@ -84,11 +169,9 @@ static int check_file(struct kvmfault_vm *vm,
 	if (!S_ISREG(stat.st_mode) ||
 	    (uint64_t)stat.st_size >= o->fd_offset + o->length)
 		return 0;
-	kvmfault__log(vm, KVMFAULT_LOG_ERROR,
-		      "the file behind the memory is too short: it has %llu bytes of %llu; set its size with ftruncate() first",
-		      (unsigned long long)stat.st_size,
-		      (unsigned long long)(o->fd_offset + o->length));
-	return -EINVAL;
+	return kvmfault__refuse(vm, -EINVAL,
+		OPTION "fd: the file behind the memory is too short: it has %llu bytes of %llu; set its size with ftruncate() first",
+		ULL(stat.st_size), ULL(o->fd_offset + o->length));
 }
 
 /* One page of ours is one page of the backing: it comes as a whole. */
@@ -100,10 +183,9 @@ static int check_backing(struct kvmfault_vm *vm,
 
 	if (err || o->page_size == real)
 		return err;
-	kvmfault__log(vm, KVMFAULT_LOG_ERROR,
-		      "the memory has pages of %llu bytes: set page_size to that (for huge pages it needs a hugetlbfs file)",
-		      (unsigned long long)real);
-	return -EINVAL;
+	return kvmfault__refuse(vm, -EINVAL,
+		OPTION "page_size: the memory has pages of %llu bytes: set page_size to that (for huge pages it needs a hugetlbfs file)",
+		ULL(real));
 }
 
 static int check_source(struct kvmfault_vm *vm,
@@ -114,11 +196,9 @@ static int check_source(struct kvmfault_vm *vm,
 	if (!kvmfault__tracked(memory) || !memory->source.length ||
 	    memory->source.length >= needed)
 		return 0;
-	kvmfault__log(vm, KVMFAULT_LOG_ERROR,
-		      "the source is shorter than the memory: it has %llu bytes of %llu; make the memory smaller or the source longer",
-		      (unsigned long long)memory->source.length,
-		      (unsigned long long)needed);
-	return -ENODATA;
+	return kvmfault__refuse(vm, -ENODATA,
+		"the source is shorter than the memory: it has %llu bytes of %llu; make the memory smaller or the source longer",
+		ULL(memory->source.length), ULL(needed));
 }
 
 /*
@@ -293,10 +373,10 @@ static int memory_make(struct kvmfault_vm *vm,
 	new->host = o->host;
 	new->source_offset = o->source_offset;
 	if (o->source)
-		err = kvmfault__options(&new->source, sizeof(new->source),
-					o->source);
-	if (!err && o->source && !new->source.read && !new->source.submit)
-		err = -EINVAL;
+		err = kvmfault__options_in(vm, "kvmfault_source", &new->source,
+					   sizeof(new->source), o->source);
+	if (!err && o->source)
+		err = check_submit(vm, &new->source);
 	new->window = o->window;
 	new->window_pages = window_pages(new, o->window_length);
 	if (!err)
@@ -352,9 +432,8 @@ static int check_protect(const struct kvmfault_memory *memory)
 				   kvmfault__page_size(memory), true) !=
 	    -EINVAL)
 		return 0;
-	kvmfault__log(memory->vm, KVMFAULT_LOG_ERROR,
-		      "memory with minor faults can't be write-protected here: it needs Linux 6.4");
-	return -EINVAL;
+	return kvmfault__refuse(memory->vm, -EOPNOTSUPP,
+		OPTION "write_protect: memory with minor faults can't be write-protected by this kernel: it needs Linux 6.4");
 }
 
 static void memory_detach(struct kvmfault_memory *memory, bool guard)
@@ -415,6 +494,10 @@ static int memory_end(struct kvmfault_memory *memory, bool guard)
 	kvmfault__sys_lock(&vm->lock);
 	err = begin_close(memory);
 	kvmfault__sys_unlock(&vm->lock);
+	if (err == -EBUSY)
+		return kvmfault__refuse(vm, err,
+			"kvmfault_memory_free: a region shows the memory at %p: kvmfault_region_remove() first",
+			memory->host);
 	if (err)
 		return err;
 	kvmfault__fetches_cancel(memory);
@@ -434,9 +517,10 @@ int kvmfault_memory_new(struct kvmfault_vm *vm,
 	int err;
 
 	if (!memory)
-		return -EINVAL;
+		return kvmfault__no_place(vm, "kvmfault_memory_new");
 	*memory = NULL;
-	err = kvmfault__options(&ours, sizeof(ours), options);
+	err = kvmfault__options_in(vm, "kvmfault_memory_options", &ours,
+				   sizeof(ours), options);
 	if (err)
 		return err;
 	if (!vm)

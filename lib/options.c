@@ -30,6 +30,39 @@ int kvmfault__options(void *to, size_t ours, const void *from)
 	return 0;
 }
 
+int kvmfault__options_in(struct kvmfault_vm *vm, const char *name, void *to,
+			 size_t ours, const void *from)
+{
+	int err = kvmfault__options(to, ours, from);
+
+	if (!err)
+		return 0;
+	if (!from)
+		return kvmfault__refuse(vm, err, "struct %s: the pointer is NULL",
+					name);
+	if (err == -E2BIG)
+		return kvmfault__refuse(vm, err,
+			"struct %s: a member is set that version %s does not know: this library has its first %zu bytes",
+			name, kvmfault_version(), ours);
+	return kvmfault__refuse(vm, err,
+		"struct %s: size is not set: make it sizeof(struct %s)",
+		name, name);
+}
+
+int kvmfault__options_to(const struct kvmfault_vm *vm, const char *name,
+			 const void *to)
+{
+	size_t size = 0;
+
+	if (to)
+		memcpy(&size, to, sizeof(size));
+	return size >= sizeof(size) ? 0 : kvmfault__refuse(
+		(struct kvmfault_vm *)(uintptr_t)vm, -EINVAL,
+		"struct %s: %s", name, to ?
+		"size is not set: make it sizeof the struct" :
+		"the pointer is NULL");
+}
+
 int kvmfault__options_out(void *to, const void *from, size_t ours)
 {
 	size_t size;

@@ -78,8 +78,11 @@ int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
 	uint32_t i;
 	int err = 0;
 
-	if (!vm || (count && !msrs))
+	if (!vm)
 		return -EINVAL;
+	if (count && !msrs)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_ensure_msrs: msrs is NULL");
 	seat = kvmfault__seat_take(vm);
 	if (!seat)
 		return -ENOMEM;
@@ -99,8 +102,11 @@ int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
 			 const struct kvm_msr_entry *msrs, uint32_t count,
 			 bool *again)
 {
-	if (!vm || (count && !msrs))
+	if (!vm)
 		return -EINVAL;
+	if (count && !msrs)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_ensure_msrs: msrs is NULL");
 	if (again)
 		*again = false;
 	return 0;

@@ -17,9 +17,11 @@ static int check(const struct kvmfault_memory *memory, uint64_t offset,
 		 uint64_t length)
 {
 	if (!memory->write_protect)
-		return -EOPNOTSUPP;
+		return kvmfault__refuse(memory->vm, -EOPNOTSUPP,
+			"the memory at %p was made without kvmfault_memory_options.write_protect",
+			memory->host);
 	return (offset | length) & (kvmfault__page_size(memory) - 1) ?
-		-EINVAL : 0;
+		kvmfault__whole_pages(memory) : 0;
 }
 
 /* Set while nobody has it: who had it before may have installed it without, or

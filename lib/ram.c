@@ -15,19 +15,26 @@
 #include "internal.h"
 
 /* A file of such pages; small ones are everybody's. */
-static int make_file(const struct kvmfault_memory_options *options)
+static int make_file(struct kvmfault_vm *vm,
+		     const struct kvmfault_memory_options *options)
 {
 	uint64_t size = options->page_size;
 	unsigned int flags = 0;
 	int fd, other;
 
 	if (size & (size - 1))
-		return -EINVAL;
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_memory_options.page_size: %#llx is not a power of two",
+			(unsigned long long)size);
 	if (size > kvmfault__sys_page_size())
 		flags = MFD_HUGETLB | (unsigned int)__builtin_ctzll(size) <<
 				      MFD_HUGE_SHIFT;
 	fd = kvmfault__sys_memfd("guest memory", flags,
 				 (off_t)options->length);
+	if (flags && (fd == -ENODEV || fd == -EINVAL))
+		return kvmfault__refuse(vm, -EOPNOTSUPP,
+			"kvmfault_memory_options.page_size: this kernel makes no memfd with pages of %#llx bytes",
+			(unsigned long long)size);
 	if (fd)
 		return fd;
 	/* 0 means none. */
@@ -68,13 +75,14 @@ static void undo(const struct made *made, uint64_t length)
 		kvmfault__sys_close(made->fd);
 }
 
-static int make(struct kvmfault_memory_options *options, struct made *made)
+static int make(struct kvmfault_vm *vm,
+		struct kvmfault_memory_options *options, struct made *made)
 {
 	int err;
 
 	if (options->fd <= 0) {
 		options->fd_offset = 0;
-		made->fd = make_file(options);
+		made->fd = make_file(vm, options);
 		if (made->fd < 0)
 			return made->fd;
 		options->fd = made->fd;
@@ -122,15 +130,22 @@ int kvmfault_memory_create(struct kvmfault_vm *vm,
 	int err;
 
 	if (!memory)
-		return -EINVAL;
+		return kvmfault__no_place(vm, "kvmfault_memory_create");
 	*memory = NULL;
-	err = kvmfault__options(&asked, sizeof(asked), options);
+	err = kvmfault__options_in(vm, "kvmfault_memory_options", &asked,
+				   sizeof(asked), options);
 	if (err)
 		return err;
-	if (!vm || !maps || maps->size < sizeof(maps->size) || asked.host ||
-	    !asked.length)
+	if (!vm)
 		return -EINVAL;
-	err = make(&asked, &made);
+	err = kvmfault__options_to(vm, "kvmfault_memory_maps", maps);
+	if (err)
+		return err;
+	if (asked.host || !asked.length)
+		return kvmfault__refuse(vm, -EINVAL, asked.host ?
+			"kvmfault_memory_options.host: kvmfault_memory_create() maps by itself: leave it NULL, or use kvmfault_memory_new()" :
+			"kvmfault_memory_options.length: it is not set");
+	err = make(vm, &asked, &made);
 	if (!err)
 		err = take(vm, &asked, &made, memory);
 	if (err) {

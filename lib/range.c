@@ -10,9 +10,17 @@
 
 #include "internal.h"
 
-static bool bad_range(struct kvmfault_vm *vm, uint64_t gpa, uint64_t length)
+static int check_range(struct kvmfault_vm *vm, uint64_t gpa, uint64_t length,
+		       uint64_t align)
 {
-	return !vm || !length || gpa + length - 1 < gpa;
+	if (!vm)
+		return -EINVAL;
+	if (length && gpa + length - 1 >= gpa && !((gpa | length) & (align - 1)))
+		return 0;
+	return kvmfault__refuse(vm, -EINVAL,
+		"the range at gpa %#llx, of %#llx bytes, is empty, goes past the end of all, or is not made of whole pages of %llu bytes",
+		(unsigned long long)gpa, (unsigned long long)length,
+		(unsigned long long)align);
 }
 
 int kvmfault__ensure(struct kvmfault__seat *seat, uint32_t address_space,
@@ -49,10 +57,10 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 		    uint64_t gpa, uint64_t length, bool write)
 {
 	struct kvmfault__seat *seat;
-	int err;
+	int err = check_range(vm, gpa, length, 1);
 
-	if (bad_range(vm, gpa, length))
-		return -EINVAL;
+	if (err)
+		return err;
 	seat = kvmfault__seat_take(vm);
 	if (!seat)
 		return -ENOMEM;
@@ -222,6 +230,13 @@ static int discard_run(struct kvmfault__seat *seat,
 	return 0;
 }
 
+int kvmfault__whole_pages(const struct kvmfault_memory *memory)
+{
+	return kvmfault__refuse(memory->vm, -EINVAL,
+		"a part of the range is not made of whole pages of its memory, which are %llu bytes",
+		(unsigned long long)kvmfault__page_size(memory));
+}
+
 int kvmfault__discard(struct kvmfault__seat *seat,
 		      struct kvmfault_memory *memory, uint64_t offset,
 		      uint64_t length, bool wait)
@@ -230,7 +245,7 @@ int kvmfault__discard(struct kvmfault__seat *seat,
 	int err = 0;
 
 	if ((offset | length) & (kvmfault__page_size(memory) - 1))
-		return -EINVAL;
+		return kvmfault__whole_pages(memory);
 	if (!kvmfault__tracked(memory)) {
 		err = kvmfault__memory_punch(memory, offset, length);
 		if (!err)
@@ -255,10 +270,10 @@ int kvmfault__each_region(struct kvmfault_vm *vm, uint32_t address_space,
 				     uint64_t offset, uint64_t length))
 {
 	struct kvmfault__seat *seat;
-	int err = 0;
+	int err = check_range(vm, gpa, length, KVMFAULT__PAGE);
 
-	if (bad_range(vm, gpa, length) || (gpa | length) & (KVMFAULT__PAGE - 1))
-		return -EINVAL;
+	if (err)
+		return err;
 	seat = kvmfault__seat_take(vm);
 	if (!seat)
 		return -ENOMEM;

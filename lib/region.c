@@ -9,20 +9,47 @@
 
 #include "internal.h"
 
-static int check(struct kvmfault_vm *vm, const struct kvmfault_region *r)
+#define ULL(n) ((unsigned long long)(n))
+#define KNOWN_FLAGS KVMFAULT_REGION_READONLY
+
+/* Which member is wrong, or NULL. */
+static const char *wrong(struct kvmfault_vm *vm,
+			 const struct kvmfault_region *r)
 {
 	const uint64_t mask = KVMFAULT__PAGE - 1;
 
-	if (!r->length || (r->gpa | r->length | r->offset) & mask ||
-	    r->gpa + r->length - 1 < r->gpa ||
-	    r->address_space >= KVMFAULT__SPACES)
-		return -EINVAL;
+	if (!r->length)
+		return "length: it is 0";
+	if ((r->gpa | r->length | r->offset) & mask)
+		return "gpa, length, offset: one is not a multiple of 4 KiB";
+	if (r->gpa + r->length - 1 < r->gpa)
+		return "gpa, length: together they are past the end of all";
+	if (r->address_space >= KVMFAULT__SPACES)
+		return "address_space: it is more than 4095";
+	if (r->flags & ~KNOWN_FLAGS)
+		return "flags: one is not known to this version";
+	if (!r->memory && r->guest_memfd <= 0)
+		return "memory, guest_memfd: neither is set (a descriptor that is 0 means none: duplicate it)";
 	if (!r->memory)
-		return r->guest_memfd > 0 ? 0 : -EINVAL;
-	if (r->memory->vm != vm || r->offset + r->length < r->offset ||
+		return NULL;
+	if (r->memory->vm != vm)
+		return "memory: it is of another context";
+	if (r->offset + r->length < r->offset ||
 	    r->offset + r->length > r->memory->length)
-		return -EINVAL;
-	return 0;
+		return "offset, length: the region goes past its memory's end";
+	return NULL;
+}
+
+static int check(struct kvmfault_vm *vm, const struct kvmfault_region *r)
+{
+	const char *why = wrong(vm, r);
+
+	if (!why)
+		return 0;
+	return kvmfault__refuse(vm, -EINVAL,
+		"kvmfault_region.%s (gpa %#llx, length %#llx, offset %#llx, address space %u, flags %#x)",
+		why, ULL(r->gpa), ULL(r->length), ULL(r->offset),
+		r->address_space, r->flags);
 }
 
 /* Under the VM's lock. Found by nobody before there is room for its pages'
@@ -67,7 +94,8 @@ int kvmfault_region_add(struct kvmfault_vm *vm,
 	struct kvmfault__region *new;
 	int err;
 
-	err = kvmfault__options(&ours, sizeof(ours), region);
+	err = kvmfault__options_in(vm, "kvmfault_region", &ours, sizeof(ours),
+				   region);
 	if (err)
 		return err;
 	if (!vm)
@@ -86,6 +114,10 @@ int kvmfault_region_add(struct kvmfault_vm *vm,
 	kvmfault__sys_lock(&vm->lock);
 	err = add(vm, new);
 	kvmfault__sys_unlock(&vm->lock);
+	if (err == -EEXIST)
+		kvmfault__refuse(vm, err,
+			"the region at gpa %#llx, of %#llx bytes, overlaps another one of address space %u",
+			ULL(ours.gpa), ULL(ours.length), ours.address_space);
 	return err;
 }
 
@@ -201,10 +233,14 @@ int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
 {
 	struct kvmfault__region *found;
 	struct kvmfault__seat *seat;
-	int err = -ENOENT;
+	int err;
 
-	if (!vm || !region)
+	if (!vm)
 		return -EINVAL;
+	err = kvmfault__options_to(vm, "kvmfault_region", region);
+	if (err)
+		return err;
+	err = -ENOENT;
 	seat = kvmfault__seat_take(vm);
 	if (!seat)
 		return -ENOMEM;

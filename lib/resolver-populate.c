@@ -5,7 +5,7 @@
  * Resolver "populate". In: a page that was present before, or that nobody
  * tracks. Out: mapped at the memslots' address, by MADV_POPULATE_*. Its errno
  * is the diagnosis: -EFAULT past the file's end, -ENOMEM not mapped, -EINVAL
- * not permitted, -EHWPOISON.
+ * (-EOPNOTSUPP to the outside) not permitted there, -EHWPOISON.
  */
 
 #include "abi.h"
@@ -41,6 +41,10 @@ static int resolve(void *data, struct kvmfault_request *request)
 	if (err == -EINVAL && request->fault->access != KVMFAULT_ACCESS_WRITE)
 		err = kvmfault__sys_madvise(request->host, request->length,
 					    KVMFAULT__MADV_POPULATE_READ);
+	/* What is asked for is right: this kernel (before 5.14), or this kind of
+	 * mapping, does not do it. */
+	if (err == -EINVAL)
+		err = -EOPNOTSUPP;
 	return err ? err : KVMFAULT_RESOLVED;
 }
 

@@ -45,6 +45,22 @@ void kvmfault__resolvers_new(struct kvmfault_vm *vm)
 	note_asked(vm);
 }
 
+/* Bits of kinds that there are. */
+#define KINDS ((1U << KVMFAULT__PAGE_KINDS) - (1U << KVMFAULT_PAGE_UNTRACKED))
+
+static int check(struct kvmfault_vm *vm, const struct kvmfault_resolver *ours)
+{
+	if (!ours->resolve || !ours->name)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_resolver.%s: it is not set",
+			ours->resolve ? "name" : "resolve");
+	if (ours->pages & ~KINDS)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_resolver.pages: %#x has bits of no kind of page that this version knows: each is 1U << KVMFAULT_PAGE_*",
+			ours->pages);
+	return 0;
+}
+
 KVMFAULT__EXPORT
 int kvmfault_resolver_add(struct kvmfault_vm *vm,
 			  const struct kvmfault_resolver *resolver)
@@ -52,11 +68,12 @@ int kvmfault_resolver_add(struct kvmfault_vm *vm,
 	struct kvmfault_resolver ours, *slot;
 	int err;
 
-	err = kvmfault__options(&ours, sizeof(ours), resolver);
+	err = kvmfault__options_in(vm, "kvmfault_resolver", &ours, sizeof(ours),
+				   resolver);
+	if (!err)
+		err = vm ? check(vm, &ours) : -EINVAL;
 	if (err)
 		return err;
-	if (!vm || !ours.resolve || !ours.name)
-		return -EINVAL;
 	kvmfault__sys_lock(&vm->lock);
 	if (vm->vcpus || vm->services) {
 		err = -EBUSY;
@@ -72,6 +89,11 @@ int kvmfault_resolver_add(struct kvmfault_vm *vm,
 		note_asked(vm);
 	}
 	kvmfault__sys_unlock(&vm->lock);
+	if (err)
+		kvmfault__refuse(vm, err, err == -EBUSY ?
+			"the resolver %s comes too late: add it before the first kvmfault_vcpu_new() and kvmfault_service_new()" :
+			"the resolver %s has no room: there are KVMFAULT_RESOLVER_COUNT in the chain",
+			ours.name);
 	return err;
 }
 
@@ -82,17 +104,38 @@ const char *kvmfault_resolver_name(const struct kvmfault_vm *vm,
 	return vm && index < vm->resolvers ? vm->chain[index].name : NULL;
 }
 
-static bool claimed(const struct kvmfault_request *request)
+int kvmfault__unclaimed(const struct kvmfault_request *request,
+			const char *function)
 {
-	return request && (request->page == KVMFAULT_PAGE_ABSENT ||
-			   request->page == KVMFAULT_PAGE_REMOVED);
+	struct kvmfault__request *ours =
+		(struct kvmfault__request *)(uintptr_t)request;
+
+	if (!request)
+		return -EINVAL;
+	if (request->page == KVMFAULT_PAGE_ABSENT ||
+	    request->page == KVMFAULT_PAGE_REMOVED)
+		return 0;
+	return kvmfault__refuse(ours->seat->vm, -EINVAL,
+		"%s: nothing is claimed: the page is %s, and only absent and removed ones are installed",
+		function, kvmfault_page_str(request->page));
+}
+
+static int is_null(const struct kvmfault_request *request, const char *function,
+		   const char *what)
+{
+	const struct kvmfault__request *ours = (const void *)request;
+
+	return kvmfault__refuse(ours->seat->vm, -EINVAL, "%s: %s is NULL",
+				function, what);
 }
 
 KVMFAULT__EXPORT
 int kvmfault_request_widen(struct kvmfault_request *request)
 {
-	if (!claimed(request))
-		return -EINVAL;
+	int err = kvmfault__unclaimed(request, "kvmfault_request_widen");
+
+	if (err)
+		return err;
 	if (request->page == KVMFAULT_PAGE_ABSENT &&
 	    request->memory->window != KVMFAULT_WINDOW_NONE)
 		kvmfault__widen((struct kvmfault__request *)request);
@@ -150,8 +193,12 @@ static int read_patiently(struct kvmfault__request *rq, void *buffer)
 KVMFAULT__EXPORT
 int kvmfault_request_read(struct kvmfault_request *request, void *buffer)
 {
-	if (!claimed(request) || !buffer)
-		return -EINVAL;
+	int err = kvmfault__unclaimed(request, "kvmfault_request_read");
+
+	if (err)
+		return err;
+	if (!buffer)
+		return is_null(request, "kvmfault_request_read", "buffer");
 	return read_patiently((struct kvmfault__request *)request, buffer);
 }
 
@@ -173,10 +220,12 @@ KVMFAULT__EXPORT
 int kvmfault_request_data(struct kvmfault_request *request, const void **data)
 {
 	struct kvmfault__request *ours = (struct kvmfault__request *)request;
-	int err = 0;
+	int err = kvmfault__unclaimed(request, "kvmfault_request_data");
 
-	if (!claimed(request) || !data)
-		return -EINVAL;
+	if (err)
+		return err;
+	if (!data)
+		return is_null(request, "kvmfault_request_data", "data");
 	*data = ours->view = view(ours);
 	if (!ours->view) {
 		err = read_patiently(ours, request->buffer);
@@ -217,13 +266,14 @@ int kvmfault_request_install(struct kvmfault_request *request,
 			     const void *data)
 {
 	struct kvmfault__request *ours = (struct kvmfault__request *)request;
-	int err;
+	int err = kvmfault__unclaimed(request, "kvmfault_request_install");
 
-	if (!claimed(request))
-		return -EINVAL;
+	if (err)
+		return err;
 	/* Zeros for nothing: only where that is what it holds. */
 	if (!data && request->page != KVMFAULT_PAGE_REMOVED)
-		return -EINVAL;
+		return is_null(request, "kvmfault_request_install",
+			       "the page is absent, and data");
 	err = install(ours, data);
 	if (err == -EFAULT && data && data == ours->view) {
 		if (ours->count > 1 && !has_come(ours))

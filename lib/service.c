@@ -451,16 +451,22 @@ int kvmfault_service_new(struct kvmfault_vm *vm,
 	int err;
 
 	if (!service)
-		return -EINVAL;
+		return kvmfault__no_place(vm, "kvmfault_service_new");
 	*service = NULL;
-	err = kvmfault__options(&ours, sizeof(ours), options);
+	err = kvmfault__options_in(vm, "kvmfault_service_options", &ours,
+				   sizeof(ours), options);
 	if (err)
 		return err;
-	if (!vm || ours.threads > THREADS_MAX)
+	if (!vm)
 		return -EINVAL;
+	if (ours.threads > THREADS_MAX)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_service_options.threads: %u is more than %u",
+			ours.threads, (unsigned int)THREADS_MAX);
 	err = reserve(vm);
 	if (err)
-		return err;
+		return kvmfault__refuse(vm, err,
+			"kvmfault_service_new: the context has a service: kvmfault_service_free() first");
 	new = kvmfault__sys_alloc(sizeof(*new) + ours.threads *
 				  sizeof(new->thread[0]), 0);
 	if (!new) {

@@ -35,10 +35,9 @@ static int set_mask(struct kvmfault_vcpu *vcpu, const uint64_t *set)
 
 static int refuse(struct kvmfault_vcpu *vcpu, const char *what)
 {
-	kvmfault__log(vcpu->vm, KVMFAULT_LOG_ERROR,
-		      "a vCPU would spin in the kernel, since SIGBUS would not get through to it: %s",
-		      what);
-	return -EINVAL;
+	return kvmfault__refuse(vcpu->vm, -EINVAL,
+		"kvmfault_vcpu_new: SIGBUS would not get through during KVM_RUN, so that MARKER_EXIT would hang this vCPU: %s",
+		what);
 }
 
 /* blocked: what KVM_RUN is to have blocked. */
@@ -54,7 +53,9 @@ static int set_up_masked(struct kvmfault_vcpu *vcpu, uint64_t thread,
 	blocked &= ~SIGBUS_BIT;
 	err = set_mask(vcpu, &blocked);
 	vcpu->masked = !err;
-	return err;
+	return err ? kvmfault__refuse(vcpu->vm, err,
+		"kvmfault_vcpu_options.fd: KVM_SET_SIGNAL_MASK of descriptor %d: error %d",
+		vcpu->fd, -err) : 0;
 }
 
 static int set_up_handler(struct kvmfault_vcpu *vcpu, uint64_t blocked)
@@ -73,8 +74,6 @@ int kvmfault__signal_new(struct kvmfault_vcpu *vcpu,
 	uint64_t thread, blocked;
 	int err;
 
-	if (options->sigbus > KVMFAULT_SIGBUS_HANDLER)
-		return -EINVAL;
 	if (vcpu->vm->chosen != KVMFAULT_DELIVERY_MARKER_EXIT)
 		return 0;
 	err = kvmfault__sys_sigmask(&thread);

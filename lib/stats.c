@@ -27,9 +27,13 @@ int kvmfault_vm_stats(const struct kvmfault_vm *vm,
 {
 	struct kvmfault_stats sum = { .size = sizeof(sum) };
 	const struct kvmfault__seat *seat;
+	int err;
 
 	if (!vm)
 		return -EINVAL;
+	err = kvmfault__options_to(vm, "kvmfault_stats", stats);
+	if (err)
+		return err;
 	for (seat = atomic_load(&vm->seats); seat; seat = seat->next)
 		kvmfault__stats_add(&sum, seat);
 	return kvmfault__options_out(stats, &sum, sizeof(sum));
@@ -43,9 +47,13 @@ int kvmfault_vcpu_stats(const struct kvmfault_vcpu *vcpu,
 	const uint64_t *before;
 	uint64_t *now;
 	size_t i;
+	int err;
 
 	if (!vcpu)
 		return -EINVAL;
+	err = kvmfault__options_to(vcpu->vm, "kvmfault_stats", stats);
+	if (err)
+		return err;
 	kvmfault__stats_add(&sum, vcpu->seat);
 	/* A seat is used again: what it counted for others is not ours. */
 	now = (uint64_t *)((char *)&sum + sizeof(sum.size));

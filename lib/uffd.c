@@ -62,7 +62,8 @@ static int open_own(struct kvmfault_vm *vm)
 	if (!err)
 		return fd;
 	kvmfault__sys_close(fd);
-	return err;
+	return err == -EINVAL ? kvmfault__refuse(vm, -EOPNOTSUPP,
+		"this kernel's userfaultfd does not speak this API") : err;
 }
 
 static int adopt(struct kvmfault_vm *vm, int fd)
@@ -70,21 +71,19 @@ static int adopt(struct kvmfault_vm *vm, int fd)
 	int err, flags = kvmfault__sys_getfl(fd);
 
 	if (flags < 0)
-		return flags;
+		return kvmfault__refuse(vm, flags,
+			"kvmfault_uffd_options.fd: descriptor %d is not open",
+			fd);
 	/* A wake of nobody works where the handshake was made, and nowhere
 	 * else; any address does. */
 	err = kvmfault__uffd_wake(fd, NOWHERE, kvmfault__sys_page_size());
-	if (err) {
-		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
-			      "descriptor %d is no userfaultfd with UFFDIO_API done",
-			      fd);
-		return err == -ENOTTY ? -EINVAL : err;
-	}
-	if (!(flags & O_NONBLOCK)) {
-		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
-			      "an adopted userfaultfd needs O_NONBLOCK: a reader that lost a race for a message would sleep in read()");
-		return -EINVAL;
-	}
+	if (err)
+		return kvmfault__refuse(vm, err == -ENOTTY ? -EINVAL : err,
+			"kvmfault_uffd_options.fd: descriptor %d is no userfaultfd with UFFDIO_API done",
+			fd);
+	if (!(flags & O_NONBLOCK))
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_uffd_options.fd: an adopted userfaultfd needs O_NONBLOCK: a reader that lost a race for a message would sleep in read()");
 	return kvmfault__sys_dup(fd);
 }
 
@@ -98,7 +97,7 @@ static int publish(struct kvmfault_vm *vm, struct kvmfault_uffd *uffd)
 	while (id < KVMFAULT__SPACES && atomic_load(&vm->uffds[id]))
 		id++;
 	if (id == KVMFAULT__SPACES)
-		return -ENOSPC;
+		return -ENOSPC;		/* the lock is held: the caller says */
 	event.data.u64 = id;
 	uffd->id = id;
 	if (uffd->space)
@@ -121,13 +120,17 @@ int kvmfault_uffd_new(struct kvmfault_vm *vm,
 	int err;
 
 	if (!uffd)
-		return -EINVAL;
+		return kvmfault__no_place(vm, "kvmfault_uffd_new");
 	*uffd = NULL;
-	err = options ? kvmfault__options(&ours, sizeof(ours), options) : 0;
+	err = options ? kvmfault__options_in(vm, "kvmfault_uffd_options", &ours,
+					     sizeof(ours), options) : 0;
 	if (err)
 		return err;
-	if (!vm || (ours.remote && ours.fd <= 0))
+	if (!vm)
 		return -EINVAL;
+	if (ours.remote && ours.fd <= 0)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_uffd_options.fd: remote needs the descriptor of the other process (0 means none: duplicate one that is 0)");
 	new = kvmfault__sys_alloc(sizeof(*new), 0);
 	if (!new)
 		return -ENOMEM;
@@ -141,6 +144,10 @@ int kvmfault_uffd_new(struct kvmfault_vm *vm,
 	kvmfault__sys_lock(&vm->lock);
 	err = publish(vm, new);
 	kvmfault__sys_unlock(&vm->lock);
+	if (err == -ENOSPC)
+		kvmfault__refuse(vm, err,
+			"there are %u userfaultfds in this context already",
+			(unsigned int)KVMFAULT__SPACES - 1);
 	if (err)
 		goto close;
 	*uffd = new;
@@ -194,7 +201,8 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd)
 		atomic_store(&vm->uffds[uffd->id], NULL);
 	kvmfault__sys_unlock(&vm->lock);
 	if (busy)
-		return -EBUSY;
+		return kvmfault__refuse(vm, -EBUSY,
+			"kvmfault_uffd_free: a mapping uses it: free its memory, or kvmfault_mapping_remove() first");
 	unpublish(uffd);
 	kvmfault__sys_close(uffd->fd);
 	kvmfault__sys_free(uffd);

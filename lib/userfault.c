@@ -235,10 +235,14 @@ int kvmfault_region_memslot(struct kvmfault_vm *vm, uint32_t address_space,
 	struct kvmfault_memslot ours = { .size = sizeof(ours) };
 	struct kvmfault__region *found;
 	struct kvmfault__seat *seat;
-	int err = -ENOENT;
+	int err;
 
-	if (!vm || !memslot)
+	if (!vm)
 		return -EINVAL;
+	err = kvmfault__options_to(vm, "kvmfault_memslot", memslot);
+	if (err)
+		return err;
+	err = -ENOENT;
 	seat = kvmfault__seat_take(vm);
 	if (!seat)
 		return -ENOMEM;

@@ -29,6 +29,31 @@ static void start_guard(struct kvmfault_vcpu *vcpu)
 	vcpu->emulation_rip = UINT64_MAX;
 }
 
+static int check(struct kvmfault_vm *vm,
+		 const struct kvmfault_vcpu_options *o)
+{
+	int flags;
+
+	if (o->fd <= 0 || !o->run)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_vcpu_options.%s: it is not set%s",
+			o->run ? "fd" : "run", o->run ?
+			" (a descriptor that is 0 means none: duplicate it)" :
+			"");
+	if (o->profile > KVMFAULT_PROFILE_DELEGATE)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_vcpu_options.profile: %u is none that this version knows",
+			(unsigned int)o->profile);
+	if (o->sigbus > KVMFAULT_SIGBUS_HANDLER)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_vcpu_options.sigbus: %u is no way that this version knows",
+			(unsigned int)o->sigbus);
+	flags = kvmfault__sys_getfl(o->fd);
+	return flags < 0 ? kvmfault__refuse(vm, flags,
+		"kvmfault_vcpu_options.fd: descriptor %d is not open",
+		o->fd) : 0;
+}
+
 KVMFAULT__EXPORT
 int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 		      const struct kvmfault_vcpu_options *options,
@@ -39,16 +64,13 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 	int err;
 
 	if (!vcpu)
-		return -EINVAL;
+		return kvmfault__no_place(vm, "kvmfault_vcpu_new");
 	*vcpu = NULL;
-	err = kvmfault__options(&ours, sizeof(ours), options);
+	err = kvmfault__options_in(vm, "kvmfault_vcpu_options", &ours,
+				   sizeof(ours), options);
+	if (!err)
+		err = vm ? check(vm, &ours) : -EINVAL;
 	if (err)
-		return err;
-	if (!vm || !ours.run || ours.fd <= 0 ||
-	    ours.profile > KVMFAULT_PROFILE_DELEGATE)
-		return -EINVAL;
-	err = kvmfault__sys_getfl(ours.fd);
-	if (err < 0)
 		return err;
 	new = kvmfault__sys_alloc(sizeof(*new), 0);
 	if (!new)

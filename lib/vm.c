@@ -12,8 +12,12 @@
 
 #include "internal.h"
 
-static int check(struct kvmfault_vm_options *options)
+#define KNOWN_ALLOW \
+	(KVMFAULT_ALLOW_MARKER_EXIT | KVMFAULT_ALLOW_SHADOW_PAGING)
+
+static int check(struct kvmfault_vm *vm)
 {
+	struct kvmfault_vm_options *options = &vm->options;
 	uint64_t size;
 
 	if (!options->page_size_max)
@@ -22,9 +26,28 @@ static int check(struct kvmfault_vm_options *options)
 		options->retry_budget = 16;
 	size = options->page_size_max;
 	if (options->delivery >= KVMFAULT_DELIVERY_COUNT)
-		return -EINVAL;
-	return size & (size - 1) || size < KVMFAULT__PAGE || size > 1 << 30 ?
-		-EINVAL : 0;
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_vm_options.delivery: %u is no mode that this version knows",
+			(unsigned int)options->delivery);
+	if (options->allow & ~KNOWN_ALLOW)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_vm_options.allow: %#llx has a flag that this version does not know",
+			(unsigned long long)options->allow);
+	if (size & (size - 1) || size < KVMFAULT__PAGE || size > 1 << 30)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_vm_options.page_size_max: %#llx is not a power of two from 4 KiB to 1 GiB",
+			(unsigned long long)size);
+	return 0;
+}
+
+static int check_fd(struct kvmfault_vm *vm)
+{
+	int flags = vm->options.fd > 0 ? kvmfault__sys_getfl(vm->options.fd) :
+					 0;
+
+	return flags < 0 ? kvmfault__refuse(vm, flags,
+		"kvmfault_vm_options.fd: descriptor %d is not open",
+		vm->options.fd) : 0;
 }
 
 KVMFAULT__EXPORT
@@ -43,17 +66,16 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 		if (err)
 			return err;
 	}
-	err = check(&ours);
-	if (!err && ours.fd > 0)
-		err = kvmfault__sys_getfl(ours.fd);
-	if (err < 0)
-		return err;
 	new = kvmfault__sys_alloc(sizeof(*new), KVMFAULT__CACHE_LINE);
 	if (!new)
 		return -ENOMEM;
 	new->options = ours;
 	atomic_store(&new->jobs, -1);
-	err = kvmfault__converter(new, ours.converter);
+	err = check(new);
+	if (!err)
+		err = check_fd(new);
+	if (!err)
+		err = kvmfault__converter(new, ours.converter);
 	if (!err)
 		err = kvmfault__delivery_choose(new);
 	if (!err) {
@@ -71,32 +93,43 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 	return 0;
 }
 
-static bool in_use(struct kvmfault_vm *vm)
+/* The first kind of object that is left, in the order of taking down; NULL:
+ * none is. */
+static const char *left_over(struct kvmfault_vm *vm)
 {
 	size_t id;
 
+	if (vm->vcpus)
+		return "a vCPU's handle is left: kvmfault_vcpu_free() first";
+	if (vm->services)
+		return "the service is left: kvmfault_service_free() first";
+	if (vm->region_count)
+		return "a region is left: kvmfault_region_remove() first";
+	if (vm->memories)
+		return "a memory is left: kvmfault_memory_free() first";
 	for (id = 0; id < KVMFAULT__SPACES; id++)
 		if (atomic_load(&vm->uffds[id]))
-			return true;
-	return vm->vcpus || vm->services || vm->memories || vm->region_count;
+			return "a userfaultfd is left: kvmfault_uffd_free() first";
+	return NULL;
 }
 
 KVMFAULT__EXPORT
 int kvmfault_vm_free(struct kvmfault_vm *vm)
 {
-	bool busy;
+	const char *left;
 
 	if (!vm)
 		return 0;
 	kvmfault__sys_lock(&vm->lock);
-	busy = in_use(vm);
-	if (!busy) {
+	left = left_over(vm);
+	if (!left) {
 		kvmfault__table_free(vm, &vm->regions);
 		kvmfault__table_free(vm, &vm->mappings);
 	}
 	kvmfault__sys_unlock(&vm->lock);
-	if (busy)
-		return -EBUSY;
+	if (left)
+		return kvmfault__refuse(vm, -EBUSY, "kvmfault_vm_free: %s",
+					left);
 	kvmfault__fetches_free(vm);
 	kvmfault__seats_free(vm);
 	kvmfault__attributes_free(vm);
@@ -109,16 +142,103 @@ int kvmfault_vm_free(struct kvmfault_vm *vm)
 	return 0;
 }
 
+/*
+ * The texts are kept without a lock, since a fault path may come here: a slot
+ * that another thread is busy with is passed over. So no thread ever waits, and
+ * what a thread may miss is a text of its own that is being replaced.
+ */
+static void keep(struct kvmfault_vm *vm, const char *text)
+{
+	struct kvmfault__text *slot;
+	uint64_t number;
+
+	do {
+		number = atomic_fetch_add(&vm->texts_kept, 1);
+		slot = &vm->text[number % KVMFAULT__TEXTS];
+	} while (atomic_exchange(&slot->busy, true));
+	atomic_store(&slot->owner, (uintptr_t)pthread_self());
+	atomic_store(&slot->number, number + 1);
+	snprintf(slot->text, sizeof(slot->text), "%s", text);
+	atomic_store(&slot->busy, false);
+}
+
+static void say(struct kvmfault_vm *vm, enum kvmfault_log_level level,
+		const char *format, va_list args)
+{
+	char line[KVMFAULT__TEXT];
+
+	if (level != KVMFAULT_LOG_ERROR && !vm->options.log)
+		return;
+	vsnprintf(line, sizeof(line), format, args);
+	if (level == KVMFAULT_LOG_ERROR)
+		keep(vm, line);
+	if (vm->options.log)
+		vm->options.log(vm->options.log_data, level, line);
+}
+
 void kvmfault__log(struct kvmfault_vm *vm, enum kvmfault_log_level level,
 		   const char *format, ...)
 {
-	char line[512];
 	va_list args;
 
-	if (!vm->options.log)
-		return;
 	va_start(args, format);
-	vsnprintf(line, sizeof(line), format, args);
+	say(vm, level, format, args);
 	va_end(args);
-	vm->options.log(vm->options.log_data, level, line);
+}
+
+int kvmfault__refuse(struct kvmfault_vm *vm, int err, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	if (vm)
+		say(vm, KVMFAULT_LOG_ERROR, format, args);
+	va_end(args);
+	return err;
+}
+
+int kvmfault__no_place(struct kvmfault_vm *vm, const char *function)
+{
+	return kvmfault__refuse(vm, -EINVAL,
+		"%s: the last argument, where the object is to go, is NULL",
+		function);
+}
+
+/* The calling thread's newest, or NULL. */
+static struct kvmfault__text *newest(struct kvmfault_vm *vm)
+{
+	struct kvmfault__text *found = NULL;
+	uint64_t number = 0;
+	size_t i;
+
+	for (i = 0; i < KVMFAULT__TEXTS; i++) {
+		struct kvmfault__text *slot = &vm->text[i];
+
+		if (atomic_load(&slot->owner) == (uintptr_t)pthread_self() &&
+		    atomic_load(&slot->number) > number) {
+			number = atomic_load(&slot->number);
+			found = slot;
+		}
+	}
+	return found;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_vm_error(const struct kvmfault_vm *vm, char *text, size_t size)
+{
+	struct kvmfault__text *slot;
+	int err = -ENOENT;
+
+	if (!vm || !text || !size)
+		return -EINVAL;
+	slot = newest((struct kvmfault_vm *)(uintptr_t)vm);
+	if (!slot || atomic_exchange(&slot->busy, true))
+		return -ENOENT;
+	/* Another thread may have replaced it since. */
+	if (atomic_load(&slot->owner) == (uintptr_t)pthread_self()) {
+		snprintf(text, size, "%s", slot->text);
+		err = 0;
+	}
+	atomic_store(&slot->busy, false);
+	return err;
 }

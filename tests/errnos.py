@@ -79,6 +79,33 @@ def setup(header):
                 'kvmfault_vm_new', 'kvmfault_vm_free'}
 
 
+# How the context is found from a function's first argument, by its type.
+CONTEXT = {
+    'kvmfault_vm': '(struct kvmfault_vm *)a',
+    'kvmfault_memory': '((struct kvmfault_memory *)a)->vm',
+    'kvmfault_uffd': '((struct kvmfault_uffd *)a)->vm',
+    'kvmfault_mapping': '((struct kvmfault_mapping *)a)->span.memory->vm',
+    'kvmfault_vcpu': '((struct kvmfault_vcpu *)a)->vm',
+    'kvmfault_request': '((struct kvmfault__request *)a)->seat->vm',
+}
+
+# Those that pass on what a callback of the test's said.
+PASSED_ON = {'kvmfault_convert', 'kvmfault_ensure', 'kvmfault_ensure_msrs',
+             'kvmfault_ensure_page_tables', 'kvmfault_discard',
+             'kvmfault_protect', 'kvmfault_unprotect',
+             'kvmfault_memory_failed', 'kvmfault_request_read',
+             'kvmfault_request_data', 'kvmfault_vm_error'}
+
+
+def contexts(header):
+    """name -> how its context is found, of those that refuse with a text."""
+    return {match['name']: CONTEXT[kind[1]] for match in
+            FUNCTION.finditer(header) if match['type'] == 'int' and
+            match['name'] not in PASSED_ON and
+            (kind := re.match(r'(?:const )?struct (\w+) \*',
+                              match['args'])) and kind[1] in CONTEXT}
+
+
 def returning(header):
     """Those that return 0 or -errno."""
     return {name: codes for name, (kind, codes) in functions(header).items()
@@ -93,7 +120,22 @@ def wrappers(header):
 #include <string.h>
 #include <unistd.h>
 
+#include "lib/internal.h"
 #include "tests/noting.h"
+
+/* A caller's mistake, what is in the way, what can't be: each says which. */
+static void expect_text(const char *name, long result, uint64_t before,
+			struct kvmfault_vm *vm)
+{
+	int err = (int)result;
+
+	if ((err != -EINVAL && err != -EBUSY && err != -EOPNOTSUPP) ||
+	    atomic_load(&vm->texts_kept) != before)
+		return;
+	fprintf(stderr, "%s: %s, and no text says why\\n", name,
+		strerrorname_np(-err));
+	abort();
+}
 
 _Thread_local const struct noted *noting_inside;
 
@@ -117,6 +159,7 @@ struct noted noted[] = {
 '''
     names = declared(header)
     errors = returning(header)
+    where = contexts(header)
     for name in names:
         kind = str(name in setup(header)).lower()
         yield f'''	{{ .name = "{name}", .setup = {kind} }},
@@ -129,18 +172,26 @@ const size_t noted_count = {len(names)};
     for number, name in enumerate(names):
         note = f'''
 	note("{name}", (int)result);''' if name in errors else ''
+        begin = end = ''
+        if name in where:
+            begin = f'''
+	struct kvmfault_vm *vm = a ? {where[name]} : NULL;
+	uint64_t before = vm ? atomic_load(&vm->texts_kept) : 0;'''
+            end = f'''
+	if (vm)
+		expect_text("{name}", result, before, vm);'''
         yield f'''
 long __real_{name}(long, long, long, long, long, long);
 long __wrap_{name}(long a, long b, long c, long d, long e, long f);
 long __wrap_{name}(long a, long b, long c, long d, long e, long f)
 {{
-	const struct noted *outer = noting_inside;
+	const struct noted *outer = noting_inside;{begin}
 	long result;
 
 	noting_inside = &noted[{number}];
 	atomic_fetch_add(&noted[{number}].calls, 1);
 	result = __real_{name}(a, b, c, d, e, f);
-	noting_inside = outer;{note}
+	noting_inside = outer;{note}{end}
 	return result;
 }}
 '''
@@ -207,6 +258,8 @@ def twin(header):
     assert set(documented) < set(declared(header))
     assert 'kvmfault_region_add' in setup(header)
     assert 'kvmfault_ensure' not in setup(header)
+    assert len(contexts(header)) > 20
+    assert 'kvmfault_region_add' in contexts(header)
     assert not list(compare(documented, everything, UNREACHED))
     name = 'kvmfault_region_add'
     less = dict(everything, **{name: everything[name] - {'EEXIST'}})

@@ -249,7 +249,7 @@ START_TEST(the_kernels_own_way_is_the_best)
 	ck_assert_int_eq(kvmfault_vm_set_delivery(
 		vm, KVMFAULT_DELIVERY_UFFD), 0);
 	ck_assert_int_eq(kvmfault_vm_set_delivery(
-		vm, KVMFAULT_DELIVERY_MARKER_EXIT), -EINVAL);
+		vm, KVMFAULT_DELIVERY_MARKER_EXIT), -EOPNOTSUPP);
 	ck_assert_int_eq(kvmfault_vm_set_delivery(
 		vm, KVMFAULT_DELIVERY_KERNEL_EXIT), 0);
 	down();
@@ -291,7 +291,7 @@ START_TEST(wrong_arguments)
 	ck_assert_int_eq(kvmfault_vm_set_delivery(
 		NULL, KVMFAULT_DELIVERY_UFFD), -EINVAL);
 	ck_assert_int_eq(kvmfault_vm_set_delivery(
-		vm, KVMFAULT_DELIVERY_MARKER_EXIT), -EINVAL);
+		vm, KVMFAULT_DELIVERY_MARKER_EXIT), -EOPNOTSUPP);
 	ck_assert_int_eq(kvmfault_vm_set_delivery(
 		vm, KVMFAULT_DELIVERY_AUTO), -EINVAL);
 	ck_assert_int_eq(kvmfault_vm_set_delivery(

@@ -227,6 +227,14 @@ static void drop_markers(void)
 	drop_vm();
 }
 
+static int look_at_error(void)
+{
+	char text[64];
+
+	kvmfault__log(bed.vm, KVMFAULT_LOG_ERROR, "a text");
+	return kvmfault_vm_error(bed.vm, text, sizeof(text));
+}
+
 static int look_at_delivery(void)
 {
 	struct kvmfault_delivery_report report = { .size = sizeof(report) };
@@ -1009,6 +1017,7 @@ static const struct row {
 } rows[] = {
 	{ "kvmfault_vm_new", RETURNS, nothing, new_vm, drop_vm },
 	{ "kvmfault_vm_new", RETURNS, nothing, new_vm_with_markers, drop_vm },
+	{ "kvmfault_vm_error", SILENT, nothing, look_at_error, nothing },
 	{ "kvmfault_vm_delivery", SILENT, nothing, look_at_delivery, nothing },
 	{ "kvmfault_vm_set_delivery", RETURNS, have_markers, leave_markers,
 	  drop_markers },

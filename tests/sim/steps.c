@@ -1180,7 +1180,7 @@ static void map_again(struct sim_memory *memory, bool remote)
 	else if (!remote && memory->own)
 		err = map_anew(memory);
 	/* It may have unmapped a part. */
-	if (err == -EINVAL && remote)
+	if (err == -EOPNOTSUPP && remote)
 		err = 0;
 	/* Where it could not be closed it is held for ever. */
 	if (err != -EBUSY || !option(OPT_bad_luck))
