@@ -72,7 +72,10 @@ extern "C" {
  * - Open structs begin with `size_t size`: set it to sizeof the struct. A
  *   shorter one (an older caller's) is accepted, a longer one if what this
  *   library does not know is zero (else -E2BIG). Zero is each field's default.
- * - Descriptors: 0 or less means "none". The library never closes one that it
+ * - Descriptors: in a struct, where 0 is each member's default, 0 or less means
+ *   "none". 0 is a legal descriptor all the same, of a process that has closed
+ *   its standard input: duplicate it first (fcntl(fd, F_DUPFD_CLOEXEC, 1)). A
+ *   function's argument is one from 0 on. The library never closes one that it
  *   did not open; whether it keeps a duplicate is said at each.
  * - Sizes, lengths and offsets are bytes. gpa is a guest-physical address, hva
  *   an address in the process that owns the mapping.
@@ -163,7 +166,7 @@ struct kvmfault_features {
 
 /*
  * Ask everything. vm_fd: the VM to ask, borrowed; kvm_fd: /dev/kvm, borrowed,
- * for what needs a scratch VM. Either may be missing (0 or less): what depends
+ * for what needs a scratch VM. Either may be missing (-1): what depends
  * on it is then COULD_NOT_ASK with -EBADF. Nothing stays changed or open.
  *
  * Returns 0; -EINVAL: features is NULL.
@@ -545,8 +548,9 @@ void kvmfault_fetch_done(struct kvmfault_fetch *fetch, int error);
 /*
  * A file or block device, by pread(2). fd is borrowed for the source's life. A
  * file that ends too early is -ENODATA at the read.
- * Returns 0; -EINVAL: source is NULL; -EBADF; -ESPIPE: not a file or block
- * device; -ENODATA: it is empty; and what fstat(2) said.
+ * Returns 0; -EINVAL: source is NULL, or its size is not set; -EBADF: fd is not
+ * open; -EACCES: it is not open for reading (O_WRONLY, O_PATH); -ESPIPE: not a
+ * file or block device; -ENODATA: it is empty; and what fstat(2) said.
  * Thread class: any. Since 0.1.
  */
 int kvmfault_source_file(int fd, struct kvmfault_source *source);

@@ -157,8 +157,13 @@ static int check_file(struct kvmfault_vm *vm,
 {
 	struct statfs fs;
 	struct stat stat;
-	int err;
+	int err = kvmfault__sys_getfl(o->fd);
 
+	/* Discards could not punch it, and it could not be mapped. */
+	if (err < 0 || err & O_PATH)
+		return kvmfault__refuse(vm, -EBADF,
+			OPTION "fd: descriptor %d is not open%s", o->fd,
+			err < 0 ? "" : " for anything (O_PATH)");
 	err = kvmfault__sys_fstatfs(o->fd, &fs);
 	if (!err)
 		err = kvmfault__sys_fstat(o->fd, &stat);

@@ -128,7 +128,7 @@ int kvmfault__two_dimensional(int kvm_fd)
 	struct scratch s = { .vm = -1, .vcpu = -1 };
 	int ret;
 
-	if (kvm_fd <= 0)
+	if (kvm_fd < 0)
 		return -EBADF;
 	ret = scratch_new(kvm_fd, &s);
 	if (!ret)
@@ -142,7 +142,7 @@ int kvmfault__two_dimensional(int kvm_fd)
 /* arm64's KVM has no other: stage 2 is the hardware's. */
 int kvmfault__two_dimensional(int kvm_fd)
 {
-	return kvm_fd <= 0 ? -EBADF : 1;
+	return kvm_fd < 0 ? -EBADF : 1;
 }
 
 #endif

@@ -44,7 +44,7 @@ static finding by_refusal(int err, uint64_t value)
 
 static int extension(int fd, long capability)
 {
-	if (fd <= 0)
+	if (fd < 0)
 		return -EBADF;
 	return kvmfault__sys_ioctl(fd, KVM_CHECK_EXTENSION,
 				   (void *)capability);

@@ -6,6 +6,7 @@
  * of the bytes, or an error and none: a page is never made of half an answer.
  */
 
+#include <fcntl.h>
 #include <linux/fs.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -63,12 +64,16 @@ int kvmfault_source_file(int fd, struct kvmfault_source *source)
 	};
 	struct stat stat;
 	uint64_t end;
-	int err;
+	int err, flags;
 
 	if (!source)
 		return -EINVAL;
-	if (fd <= 0)
-		return -EBADF;
+	flags = kvmfault__sys_getfl(fd);
+	if (flags < 0)
+		return flags;
+	/* Said now, and not when the guest waits for its first page. */
+	if (flags & O_PATH || (flags & O_ACCMODE) == O_WRONLY)
+		return -EACCES;
 	err = kvmfault__sys_fstat(fd, &stat);
 	if (err)
 		return err;

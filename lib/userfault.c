@@ -59,7 +59,7 @@ int kvmfault__kernel_exit_ask(int kvm_fd, enum kvmfault__kernel_exit *which)
 	int vm, err;
 
 	*which = KVMFAULT__KERNEL_EXIT_NONE;
-	if (kvm_fd <= 0)
+	if (kvm_fd < 0)
 		return -EBADF;
 	vm = kvmfault__sys_ioctl(kvm_fd, KVM_CREATE_VM, NULL);
 	if (vm < 0)

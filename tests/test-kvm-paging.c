@@ -29,7 +29,7 @@ static uint32_t ask(void)
 	struct kvmfault_features features = { .size = sizeof(features) };
 	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 
-	kvmfault_probe(kvm, 0, &features);
+	kvmfault_probe(kvm, -1, &features);
 	close(kvm);
 	return features.feature[KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING].answer;
 }

@@ -285,7 +285,7 @@ static void need_prefault(void)
 	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	const struct kvmfault_finding *f = features.feature;
 
-	kvmfault_probe(kvm, 0, &features);
+	kvmfault_probe(kvm, -1, &features);
 	close(kvm);
 	if (f[KVMFAULT_FEATURE_PRE_FAULT_MEMORY].answer == KVMFAULT_YES &&
 	    f[KVMFAULT_FEATURE_UFFD_POISON].answer == KVMFAULT_YES)

@@ -930,6 +930,47 @@ static void add_memory_tests(Suite *suite, const char *name, SFun begin)
 	tcase_add_test(t, sleepers_wait_for_the_next_service);
 }
 
+/* ---- descriptors ---- */
+
+static int source_of(int fd)
+{
+	struct kvmfault_source made = { .size = sizeof(made) };
+	char first = 0;
+	int err = kvmfault_source_file(fd, &made);
+
+	if (!err)
+		err = made.read(made.data, 0, &first, 1);
+	return err ? err : first;
+}
+
+/* A legal one, of a process that has closed its standard input. */
+START_TEST(descriptor_0)
+{
+	char name[] = "/tmp/kvmfault-XXXXXX";
+	struct kvmfault_features features = { .size = sizeof(features) };
+	int fd = mkstemp(name), other;
+
+	ck_assert_int_ge(fd, 0);
+	ck_assert_int_eq(write(fd, "x", 1), 1);
+	ck_assert_int_eq(dup2(fd, 0), 0);
+	ck_assert_int_eq(source_of(0), 'x');
+	/* It is asked, and is no KVM; none is not the same. */
+	ck_assert_int_eq(kvmfault_probe(0, -1, &features), 0);
+	ck_assert_int_eq(features.feature[
+		KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING].error, -ENOTTY);
+	ck_assert_int_eq(features.feature[
+		KVMFAULT_FEATURE_USER_MEMORY2].error, -EBADF);
+	other = open(name, O_WRONLY);
+	ck_assert_int_eq(source_of(other), -EACCES);
+	close(other);
+	other = open(name, O_PATH);
+	ck_assert_int_eq(source_of(other), -EACCES);
+	close(other);
+	ck_assert_int_eq(source_of(other), -EBADF);
+	unlink(name);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("live-uffd");
@@ -958,5 +999,6 @@ int main(void)
 	tcase_add_test(t, adopted);
 	tcase_add_test(t, adopted_without_a_handshake);
 	tcase_add_test(t, adopted_that_would_block);
+	tcase_add_test(tests(suite, "descriptors"), descriptor_0);
 	return run_suite(suite);
 }

@@ -6,6 +6,7 @@
  */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 
 #include "fake-sys.h"
@@ -102,6 +103,13 @@ START_TEST(not_a_source)
 	ck_assert_int_eq(kvmfault_source_file(fd, NULL), -EINVAL);
 	ck_assert_int_eq(kvmfault_source_file(7777, &source), -EBADF);
 	ck_assert_int_eq(kvmfault_source_file(-1, &source), -EBADF);
+	/* As F_GETFL says it; live-uffd has such descriptors. */
+	fake_push(FAKE_GETFL, O_WRONLY);
+	ck_assert_int_eq(kvmfault_source_file(fd, &source), -EACCES);
+	fake_push(FAKE_GETFL, O_PATH);
+	ck_assert_int_eq(kvmfault_source_file(fd, &source), -EACCES);
+	fake_push(FAKE_GETFL, O_RDONLY);
+	ck_assert_int_eq(kvmfault_source_file(fd, &source), 0);
 	ck_assert_int_eq(kvmfault_source_file(fake_fd(FAKE_PIPE), &source),
 			 -ESPIPE);
 	ck_assert_int_eq(kvmfault_source_file(fake_file(FAKE_FILE, data, 0),
