@@ -80,8 +80,11 @@ int main(void)
 	check(kvmfault_vcpu_new(vm, &o, &vcpu), "vCPU handle");
 	/* ... and the run loop. */
 	for (;;) {
-		int ret = ioctl(fd, KVM_RUN, 0);
-		enum kvmfault_action action = kvmfault_handle(vcpu, ret, errno);
+		int ret = ioctl(fd, KVM_RUN, 0), why = errno;
+		enum kvmfault_action action;
+		do	/* not into KVM_RUN with an access half done */
+			action = kvmfault_handle(vcpu, ret, why);
+		while (action == KVMFAULT_UNFINISHED);
 		if (action == KVMFAULT_UNRESOLVED)
 			errx(1, "%s", kvmfault_reason_str(
 				kvmfault_vcpu_result(vcpu)->reason));

@@ -47,12 +47,21 @@ extern "C" {
  *   kvmfault_vm_new();  kvmfault_memory_new();  kvmfault_region_add();
  *   kvmfault_service_new();  on each vCPU thread kvmfault_vcpu_new(), then
  *
+ *   bool enter = true;
+ *   int ret = 0, err = 0;
  *   for (;;) {
- *           int ret = ioctl(vcpu_fd, KVM_RUN, 0);
- *           switch (kvmfault_handle(vcpu, ret, errno)) {
+ *           if (enter) {
+ *                   ret = ioctl(vcpu_fd, KVM_RUN, 0);
+ *                   err = errno;
+ *           }
+ *           enter = true;
+ *           switch (kvmfault_handle(vcpu, ret, err)) {
  *           case KVMFAULT_RETRY:        continue;
  *           case KVMFAULT_NOT_A_FAULT:  handle_exit(run); break;
+ *           case KVMFAULT_UNFINISHED:   enter = false; see_who_kicked(); break;
  *           case KVMFAULT_INTERRUPTED:  see_who_kicked(); break;
+ *           case KVMFAULT_PENDING_UNFINISHED:
+ *                   enter = false; wait_for_my_resolver(); break;
  *           case KVMFAULT_PENDING:      wait_for_my_resolver(); break;
  *           case KVMFAULT_UNRESOLVED:   return kvmfault_vcpu_result(vcpu)->error;
  *           }
@@ -299,8 +308,8 @@ enum kvmfault_reason {
 	KVMFAULT_REASON_LIE = 7,	/* "resolved", and the page is absent */
 	KVMFAULT_REASON_NO_PROGRESS = 8, /* resolved again and again */
 	KVMFAULT_REASON_HWPOISON = 9,	/* memory failed: EHWPOISON, SIGBUS */
-	KVMFAULT_REASON_LOST_MMIO = 10,	/* KVM_RUN was entered although the
-					 * result said unfinished */
+	KVMFAULT_REASON_LOST_MMIO = 10,	/* KVM_RUN was entered although an
+					 * access was unfinished */
 };
 
 /*
@@ -1026,7 +1035,8 @@ struct kvmfault_vcpu_options {
 	int fd;			/* KVM's descriptor of it, borrowed */
 	struct kvm_run *run;	/* its shared page, borrowed */
 	/* Do not wait for a page that is on its way: kvmfault_handle() returns
-	 * PENDING, and the context's callback settled tells when to go on. */
+	 * PENDING or PENDING_UNFINISHED, and the context's callback settled
+	 * tells when to go on. */
 	bool no_wait;
 	/* With MARKER_EXIT: the signals that the VMM has blocked in KVM_RUN by a
 	 * KVM_SET_SIGNAL_MASK of its own: bit n - 1 is signal n. NULL: it has
@@ -1062,6 +1072,18 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu);
 
 /*
+ * The guest of this vCPU begins anew (a reset, INIT, a snapshot that is loaded, a
+ * migration that is given up): an access that is half done is given up, with the
+ * history of its faults and the counts of its retries. So the VMM may set the
+ * registers and enter KVM_RUN, where the result still said unfinished. Of MMIO
+ * KVM itself completes a half by the next KVM_RUN: enter it with immediate_exit
+ * set before the registers are set, and clear a queued #UD by
+ * KVM_SET_VCPU_EVENTS. Waits for what the service still does for the vCPU. NULL is
+ * fine. Thread class: object, the vCPU's own thread. Since 0.1.
+ */
+void kvmfault_vcpu_reset(struct kvmfault_vcpu *vcpu);
+
+/*
  * Handle
  * ------
  */
@@ -1070,8 +1092,18 @@ enum kvmfault_action {
 	KVMFAULT_NOT_A_FAULT = 2, /* the VMM's own exit handling */
 	KVMFAULT_INTERRUPTED = 3, /* a signal or immediate_exit ended KVM_RUN or
 				 * a wait: see to it, then go on */
-	KVMFAULT_PENDING = 4,	/* a resolver works on it elsewhere */
-	KVMFAULT_UNRESOLVED = 5, /* do not run this vCPU: the result says why */
+	KVMFAULT_PENDING = 4,	/* a resolver works on it elsewhere: wait until
+				 * it is done, then enter KVM_RUN */
+	KVMFAULT_UNRESOLVED = 5, /* do not run this vCPU: the result says why. To
+				 * go on all the same, call kvmfault_handle()
+				 * with the same arguments again */
+	/* As INTERRUPTED and as PENDING, but an access is half done: do not enter
+	 * KVM_RUN, which would complete MMIO with the wrong bytes, or give the
+	 * guest the #UD of an instruction that was not emulated. See who wanted
+	 * this thread, or wait, and then call kvmfault_handle() with the same
+	 * arguments again; or kvmfault_vcpu_reset(). */
+	KVMFAULT_UNFINISHED = 6,
+	KVMFAULT_PENDING_UNFINISHED = 7,
 };
 
 /* One of a vCPU's last faults, and what came of it. */
@@ -1091,10 +1123,9 @@ struct kvmfault_result {
 	enum kvmfault_action action;
 	enum kvmfault_reason reason;	/* of UNRESOLVED */
 	int error;		/* -errno behind the reason, or 0 */
-	/* With INTERRUPTED and PENDING: an access is half done. Call
-	 * kvmfault_handle() with the same arguments again before the next
-	 * KVM_RUN, which would complete MMIO with the wrong bytes, or give the
-	 * guest the #UD of an instruction that was not emulated. */
+	/* An access is half done: with UNFINISHED and PENDING_UNFINISHED always,
+	 * and maybe with UNRESOLVED. KVM_RUN is not to be entered before
+	 * kvmfault_handle() has said RETRY, or kvmfault_vcpu_reset(). */
 	bool unfinished;
 	const char *resolver;	/* the one that had the last word, or NULL */
 	const struct kvmfault_fault *fault;
@@ -1102,7 +1133,7 @@ struct kvmfault_result {
 	 * newest first: how it came to this. Valid as long as the result. */
 	const struct kvmfault_event *const *history;
 	uint32_t history_count;
-	/* With INTERRUPTED: the siginfo_t of a SIGBUS that the library took from
+	/* With INTERRUPTED, never with UNFINISHED: the siginfo_t of a SIGBUS that the library took from
 	 * the thread's queue and that is not guest memory's. Hand it on. Else
 	 * NULL. */
 	const void *siginfo;
@@ -1123,6 +1154,9 @@ struct kvmfault_result {
  * - EINTR, and with MARKER_EXIT a SIGBUS: the same as kvmfault_handle_sigbus();
  * - EINTR: INTERRUPTED. Set immediate_exit to stop a vCPU: a signal alone that
  *   comes together with a fault is a RETRY.
+ *
+ * What ends a wait inside of an MMIO access or an emulated instruction is
+ * UNFINISHED in the place of INTERRUPTED, PENDING_UNFINISHED in that of PENDING.
  *
  * Never allocates, never sleeps but for a page that another thread fetches or
  * converts and in the pauses of the retry budget and of source_retries: a signal

@@ -178,6 +178,8 @@ const char *kvmfault_action_str(enum kvmfault_action action)
 		[KVMFAULT_NOT_A_FAULT] = "not a fault",
 		[KVMFAULT_INTERRUPTED] = "interrupted",
 		[KVMFAULT_PENDING] = "pending",
+		[KVMFAULT_UNFINISHED] = "interrupted, unfinished",
+		[KVMFAULT_PENDING_UNFINISHED] = "pending, unfinished",
 		[KVMFAULT_UNRESOLVED] = "unresolved",
 	};
 

@@ -54,6 +54,12 @@ static int check(struct kvmfault_vm *vm,
 		o->fd) : 0;
 }
 
+static void forget_source(struct kvmfault_vcpu *vcpu)
+{
+	vcpu->source_failures = 0;
+	vcpu->source_due = 0;
+}
+
 KVMFAULT__EXPORT
 int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 		      const struct kvmfault_vcpu_options *options,
@@ -111,6 +117,26 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 	kvmfault__sys_unlock(&vm->lock);
 	*vcpu = new;
 	return 0;
+}
+
+static void forget_access(struct kvmfault_vcpu *vcpu)
+{
+	vcpu->mmio_length = NO_MMIO;
+	vcpu->emulating = false;
+	vcpu->result.unfinished = false;
+}
+
+KVMFAULT__EXPORT
+void kvmfault_vcpu_reset(struct kvmfault_vcpu *vcpu)
+{
+	if (!vcpu)
+		return;
+	kvmfault__job_drop(vcpu);
+	kvmfault__not_pending(vcpu->seat);
+	forget_access(vcpu);
+	forget_source(vcpu);
+	vcpu->past_count = 0;
+	start_guard(vcpu);
 }
 
 KVMFAULT__EXPORT
@@ -201,18 +227,34 @@ static bool unfinished(const struct kvmfault_vcpu *vcpu)
 	return vcpu->mmio_length != NO_MMIO || vcpu->emulating;
 }
 
+/* To the outside: what the caller must not do after it has its own name. */
+static enum kvmfault_action action_of(const struct kvmfault_vcpu *vcpu,
+				      const struct kvmfault__answer *answer)
+{
+	if (!unfinished(vcpu))
+		return answer->action;
+	switch (answer->action) {
+	case KVMFAULT_INTERRUPTED:
+		return KVMFAULT_UNFINISHED;
+	case KVMFAULT_PENDING:
+		return KVMFAULT_PENDING_UNFINISHED;
+	default:
+		return answer->action;
+	}
+}
+
 static enum kvmfault_action finish(struct kvmfault_vcpu *vcpu,
 				   const struct kvmfault__answer *answer)
 {
 	struct kvmfault_result *result = &vcpu->result;
 
-	result->action = answer->action;
+	result->action = action_of(vcpu, answer);
 	result->reason = answer->reason;
 	result->error = answer->error;
 	result->resolver = answer->resolver;
 	result->siginfo = NULL;
 	result->unfinished = unfinished(vcpu);
-	kvmfault__add(vcpu->seat, KVMFAULT__COUNTER(action) + answer->action,
+	kvmfault__add(vcpu->seat, KVMFAULT__COUNTER(action) + result->action,
 		      1);
 	if (answer->action == KVMFAULT_UNRESOLVED) {
 		kvmfault__count(vcpu->seat, unresolved);
@@ -221,7 +263,7 @@ static enum kvmfault_action finish(struct kvmfault_vcpu *vcpu,
 				answer->reason, answer->error);
 	}
 	remember(vcpu);
-	return answer->action;
+	return result->action;
 }
 
 /* Not a memory fault: the guest got somewhere. */
@@ -366,12 +408,6 @@ static bool source_may_recover(struct kvmfault_vcpu *vcpu,
 	return true;
 }
 
-static void forget_source(struct kvmfault_vcpu *vcpu)
-{
-	vcpu->source_failures = 0;
-	vcpu->source_due = 0;
-}
-
 /* As often as a failing source is worth it, and not before it is due. */
 static void resolve_patiently(struct kvmfault_vcpu *vcpu,
 			      struct kvmfault__answer *answer)
@@ -460,8 +496,7 @@ static enum kvmfault_action lose(struct kvmfault_vcpu *vcpu)
 		.reason = KVMFAULT_REASON_LOST_MMIO,
 	};
 
-	vcpu->mmio_length = NO_MMIO;
-	vcpu->emulating = false;
+	forget_access(vcpu);
 	return finish(vcpu, &lost);
 }
 

@@ -496,7 +496,8 @@ static struct outcome call(struct rig *rig, unsigned int vcpu,
 		outcome.faults += outcome.action == KVMFAULT_RETRY;
 	} while (outcome.action == KVMFAULT_RETRY ||
 		 (through_signals &&
-		  outcome.action == KVMFAULT_INTERRUPTED));
+		  (outcome.action == KVMFAULT_INTERRUPTED ||
+		   outcome.action == KVMFAULT_UNFINISHED)));
 	outcome.reason = result->reason;
 	outcome.error = result->error;
 	if (outcome.action != KVMFAULT_NOT_A_FAULT)

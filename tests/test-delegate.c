@@ -211,7 +211,7 @@ START_TEST(mmio_is_unfinished)
 {
 	memset(bed.run->mmio.data, 0x5a, 8);
 	SCRIPT(signal_comes);
-	ck_assert_int_eq(bed_mmio(BED_GPA + 8, 8, true), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_mmio(BED_GPA + 8, 8, true), KVMFAULT_UNFINISHED);
 	ck_assert(result()->unfinished);
 	serve();
 	ck_assert_int_ne(*(bed_page(0) + 8), 0x5a);
@@ -711,7 +711,7 @@ START_TEST(emulation_is_unfinished)
 {
 	/* Whichever of its three tasks it is: #UD may be queued still. */
 	kept_back = _i;
-	ck_assert_int_eq(give_up(), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(give_up(), KVMFAULT_UNFINISHED);
 	ck_assert(result()->unfinished);
 	go_on_with_it();
 	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
@@ -723,7 +723,7 @@ END_TEST
 START_TEST(emulation_is_lost)
 {
 	kept_back = 0;
-	ck_assert_int_eq(give_up(), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(give_up(), KVMFAULT_UNFINISHED);
 	ck_assert_int_eq(bed_other(), KVMFAULT_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_LOST_MMIO);
 	ck_assert(!result()->unfinished);

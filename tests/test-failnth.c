@@ -227,6 +227,12 @@ static void drop_markers(void)
 	drop_vm();
 }
 
+static int reset(void)
+{
+	kvmfault_vcpu_reset(bed.vcpu);
+	return 0;
+}
+
 static int look_at_error(void)
 {
 	char text[64];
@@ -453,6 +459,7 @@ static int handled(enum kvmfault_action action)
 	case KVMFAULT_RETRY:
 		return 0;
 	case KVMFAULT_INTERRUPTED:
+	case KVMFAULT_UNFINISHED:
 		return -EINTR;
 	default:
 		ck_assert_int_eq(action, KVMFAULT_UNRESOLVED);
@@ -1113,6 +1120,7 @@ static const struct row {
 	{ "kvmfault_decode_siginfo", SILENT, nothing, decode, nothing },
 	{ "kvmfault_vm_stats", SILENT, nothing, look, nothing },
 	{ "kvmfault_vcpu_stats", SILENT, nothing, look, nothing },
+	{ "kvmfault_vcpu_reset", SILENT, nothing, reset, nothing },
 	{ "kvmfault_vcpu_result", SILENT, nothing, look, nothing },
 	{ "kvmfault_resolver_name", SILENT, nothing, look, nothing },
 	{ "kvmfault_source_zero", SILENT, nothing, look, nothing },

@@ -295,7 +295,7 @@ END_TEST
 START_TEST(mmio_is_unfinished)
 {
 	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 8, false),
-			 KVMFAULT_PENDING);
+			 KVMFAULT_PENDING_UNFINISHED);
 	ck_assert(result()->unfinished);
 	answer(0);
 	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 8, false),

@@ -167,7 +167,9 @@ static uint32_t leave(void)
 
 	do {
 		ret = rig_run(&rig, 0, &err);
+		do
 		action = kvmfault_handle(rig.vcpu[0], ret, err);
+		while (action == KVMFAULT_UNFINISHED);
 	} while (action == KVMFAULT_RETRY || action == KVMFAULT_INTERRUPTED);
 	ck_assert_int_eq(action, KVMFAULT_NOT_A_FAULT);
 	ck_assert_int_eq(ret, 0);

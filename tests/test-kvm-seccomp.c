@@ -391,9 +391,11 @@ static void run_guest(struct runner *r)
 			r->err = errno;
 		}
 		r->action = handle(r);
-		r->interrupted += r->action == KVMFAULT_INTERRUPTED;
+		r->interrupted += r->action == KVMFAULT_INTERRUPTED ||
+				  r->action == KVMFAULT_UNFINISHED;
 	} while (!r->once && (r->action == KVMFAULT_RETRY ||
-			      r->action == KVMFAULT_INTERRUPTED));
+			      r->action == KVMFAULT_INTERRUPTED ||
+			      r->action == KVMFAULT_UNFINISHED));
 }
 
 static void *run_filtered(void *arg)

@@ -438,9 +438,11 @@ static bool go_on(unsigned int id, enum kvmfault_action action,
 		sched_yield();
 		return true;
 	case KVMFAULT_INTERRUPTED:
+	case KVMFAULT_UNFINISHED:
 		run->immediate_exit = 0;
 		break;
 	case KVMFAULT_PENDING:
+	case KVMFAULT_PENDING_UNFINISHED:
 		await_settled(seen);
 		break;
 	case KVMFAULT_UNRESOLVED:

@@ -190,7 +190,7 @@ START_TEST(not_now_is_unfinished)
 	fake_on(FAKE_IOCTL, not_now);
 	memset(bed.run->mmio.data, 0x55, 8);
 	/* Never RETRY: KVM_RUN would go on with the wrong bytes. */
-	ck_assert_int_eq(bed_mmio(BED_GPA, 8, false), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_mmio(BED_GPA, 8, false), KVMFAULT_UNFINISHED);
 	ck_assert(result()->unfinished);
 	ck_assert_int_eq(bed.run->mmio.data[0], 0x55);
 	fake_on(FAKE_IOCTL, NULL);
@@ -222,7 +222,7 @@ static void up_later(void)
 START_TEST(pending_is_unfinished)
 {
 	ck_assert_int_eq(bed_mmio(BED_GPA + PAGE - 4, 8, false),
-			 KVMFAULT_PENDING);
+			 KVMFAULT_PENDING_UNFINISHED);
 	ck_assert(result()->unfinished);
 	ck_assert_str_eq(result()->resolver, "later");
 	/* It has come meanwhile. */

@@ -582,9 +582,9 @@ END_TEST
 START_TEST(mmio_is_unfinished_while_the_source_fails)
 {
 	interrupts = 2;
-	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_UNFINISHED);
 	ck_assert(result()->unfinished);
-	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_UNFINISHED);
 	ck_assert(result()->unfinished);
 	recovers_in = pauses + 1;
 	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_RETRY);
@@ -650,7 +650,7 @@ END_TEST
 START_TEST(unfinished_is_said_and_finished)
 {
 	bed.source_result = -EINTR;
-	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_UNFINISHED);
 	ck_assert(result()->unfinished);
 	bed.source_result = 0;
 	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_RETRY);
@@ -691,6 +691,25 @@ START_TEST(lost_by_an_interrupt)
 	ck_assert_int_eq(interrupt(), KVMFAULT_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_LOST_MMIO);
 	ck_assert_int_eq(interrupt(), KVMFAULT_INTERRUPTED);
+}
+END_TEST
+
+/* The guest begins anew: nobody waits for what it was about. */
+START_TEST(given_up_by_a_reset)
+{
+	bed.source_result = -EINTR;
+	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_UNFINISHED);
+	kvmfault_vcpu_reset(bed.vcpu);
+	ck_assert(!result()->unfinished);
+	ck_assert_uint_eq(result()->history_count, 0);
+	ck_assert_int_eq(bed_other(), KVMFAULT_NOT_A_FAULT);
+	/* And another time by an access of another page. */
+	bed_mmio(BED_GPA, 4, false);
+	kvmfault_vcpu_reset(bed.vcpu);
+	bed.source_result = 0;
+	ck_assert_int_eq(bed_mmio(BED_GPA + PAGE, 4, false), KVMFAULT_RETRY);
+	ck_assert_int_eq(interrupt(), KVMFAULT_INTERRUPTED);
+	kvmfault_vcpu_reset(NULL);
 }
 END_TEST
 
@@ -748,6 +767,7 @@ int main(void)
 	t = tests(suite, "unfinished");
 	tcase_add_checked_fixture(t, up, bed_down);
 	tcase_add_test(t, unfinished_is_said_and_finished);
+	tcase_add_test(t, given_up_by_a_reset);
 	tcase_add_test(t, lost_by_another_exit);
 	tcase_add_test(t, lost_by_another_access);
 	tcase_add_test(t, lost_by_an_interrupt);

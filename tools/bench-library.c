@@ -311,14 +311,23 @@ static void run(struct bench_vcpu *vcpu)
 	struct machine_vcpu *machine = vcpu->machine;
 	const struct kvmfault_result *result;
 	char story[MACHINE_STORY];
-	int ret;
+	int ret = 0, err = 0;
+	bool enter = true;
 
 	for (;;) {
-		ret = ioctl(machine->fd, KVM_RUN, 0);
-		switch (kvmfault_handle(vcpu->handle, ret, errno)) {
+		if (enter) {
+			ret = ioctl(machine->fd, KVM_RUN, 0);
+			err = errno;
+		}
+		enter = true;
+		switch (kvmfault_handle(vcpu->handle, ret, err)) {
 		case KVMFAULT_RETRY:
 		case KVMFAULT_INTERRUPTED:
 		case KVMFAULT_PENDING:
+			continue;
+		case KVMFAULT_UNFINISHED:
+		case KVMFAULT_PENDING_UNFINISHED:
+			enter = false;	/* an access is half done */
 			continue;
 		case KVMFAULT_NOT_A_FAULT:
 			if (machine_done(machine, ret))

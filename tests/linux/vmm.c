@@ -359,6 +359,7 @@ static void run_guest(void)
 			     kvmfault_reason_str(result->reason),
 			     strerror(-result->error));
 		case KVMFAULT_INTERRUPTED:
+		case KVMFAULT_UNFINISHED:
 			if (result->siginfo)
 				errx(1, "a SIGBUS that is not for the guest");
 			break;

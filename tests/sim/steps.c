@@ -487,6 +487,7 @@ static void run_access(struct acting *a, const struct access_wanted *access)
 				return;
 			break;
 		case KVMFAULT_INTERRUPTED:
+		case KVMFAULT_UNFINISHED:
 			again = interrupted(vcpu, a);
 			if (resets()) {
 				reset(a);
@@ -494,6 +495,7 @@ static void run_access(struct acting *a, const struct access_wanted *access)
 			}
 			break;
 		case KVMFAULT_PENDING:
+		case KVMFAULT_PENDING_UNFINISHED:
 			if (!option(OPT_no_wait) && option(OPT_resolver) != 7)
 				sim_fail("a vCPU that may wait is told to come again",
 					 "vcpu%u", vcpu->id);

@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+# Copyright (c) 2026 the libkvmfault authors
+
+"""No run loop that anybody copies enters KVM_RUN with an access half done.
+
+Each switch over what kvmfault_handle() returns, in the documents, the examples
+and the tools, has all actions; a loop without a switch names UNFINISHED. And the
+compiler warns of a switch that has not: both are tried.
+
+usage: loops.py TREE BUILD COMPILER...
+"""
+
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+FILES = ('include/kvmfault.h', 'README.md', 'doc/integration.md',
+         'doc/man/*.[137]', 'examples/*.c', 'tools/*.c')
+
+
+def actions(header):
+    body = re.search(r'enum kvmfault_action \{(.*?)\n\};', header, re.S)[1]
+    body = re.sub(r'/\*.*?\*/', '', body, flags=re.S)
+    return re.findall(r'KVMFAULT_\w+', body)
+
+
+def wrong(name, text, names):
+    """Switches without an action, and loops that have neither."""
+    for body in re.findall(r'switch \([^;{]*?kvmfault_handle\(.*?\)\) ?\{'
+                           r'(.*?)(?:\n[ \t*]*\}|\Z)', text, re.S):
+        for action in names:
+            if not re.search(rf'case {action}\b', body):
+                yield f'{name}: a switch without {action}'
+    calls = len(re.findall(r'\bkvmfault_handle\(\s*\w+(?:->\w+)?, ret\b', text))
+    if calls and 'KVMFAULT_UNFINISHED' not in text:
+        yield f'{name}: a loop without KVMFAULT_UNFINISHED'
+
+
+def compiles(compiler, tree, build, names):
+    cases = '\n'.join(f'\tcase {name}: return 1;' for name in names)
+    code = (f'#include "kvmfault.h"\nint f(enum kvmfault_action a);\n'
+            f'int f(enum kvmfault_action a)\n{{\n\tswitch (a) {{\n{cases}\n'
+            f'\t}}\n\treturn 0;\n}}\n')
+    with tempfile.TemporaryDirectory() as place:
+        path = pathlib.Path(place) / 'switch.c'
+        path.write_text(code)
+        return not subprocess.run(
+            compiler + ['-Wall', '-Werror', '-fsyntax-only',
+                        f'-I{tree}/include', f'-I{build}/include',
+                        f'-I{build}', str(path)], capture_output=True).returncode
+
+
+def main():
+    tree, build = pathlib.Path(sys.argv[1]), sys.argv[2]
+    compiler = sys.argv[3:]
+    names = actions((tree / 'include/kvmfault.h').read_text())
+    assert 'KVMFAULT_UNFINISHED' in names and 'KVMFAULT_RETRY' in names
+    assert compiles(compiler, tree, build, names)
+    for name in names:
+        assert not compiles(compiler, tree, build,
+                            [other for other in names if other != name]), name
+    found, loops = [], 0
+    for pattern in FILES:
+        for path in sorted(tree.glob(pattern)):
+            text = path.read_text()
+            found += wrong(path.relative_to(tree), text, names)
+            loops += bool(re.search(r'switch \(kvmfault_handle\(', text))
+    print('\n'.join(map(str, found)))
+    assert loops >= 4, loops
+    # It can fail.
+    text = (tree / 'tools/demo.c').read_text()
+    assert list(wrong('', text.replace('case KVMFAULT_UNFINISHED:', ''), names))
+    text = (tree / 'examples/minimal.c').read_text()
+    assert list(wrong('', text.replace('KVMFAULT_UNFINISHED', '0'), names))
+    sys.exit(bool(found))
+
+
+main()
