@@ -110,6 +110,17 @@ static const struct row long_mode[] = {
 	ROW("mov %fs:(%eax),%eax", "\x64\x67\x8b\x00", FSBASE + 0x10000),
 	ROW("mov 0x100(%eip),%eax", "\x67\x8b\x05\x00\x01\x00\x00",
 	    RIP + 7 + 0x100),
+	/* In 64-bit code the others do nothing, wherever they are. */
+	ROW("fs ds mov", "\x64\x3e\x8b\x00", FSBASE + 0x10000),
+	ROW("ds fs mov", "\x3e\x64\x8b\x00", FSBASE + 0x10000),
+	ROW("gs es cs ss mov", "\x65\x26\x2e\x36\x8b\x00", GSBASE + 0x10000),
+	ROW("fs gs mov", "\x64\x65\x8b\x00", GSBASE + 0x10000),
+	/* A REX that is not the last prefix does nothing. */
+	ROW("rex.b data16 mov", "\x41\x66\x8b\x00", 0x10000),
+	ROW("rex.b rex mov", "\x41\x40\x8b\x00", 0x10000),
+	ROW("rex fs rex.b mov", "\x40\x64\x41\x8b\x00", FSBASE + 0x90000),
+	ROW("movabs 0x123456789abcdef0,%al",
+	    "\xa0\xf0\xde\xbc\x9a\x78\x56\x34\x12", 0x123456789abcdef0),
 	/* opcodes of two and three bytes */
 	ROW("movzbl (%rax),%eax", "\x0f\xb6\x00", 0x10000),
 	ROW("fxsave (%rbx)", "\x0f\xae\x03", 0x40000),
@@ -120,6 +131,12 @@ static const struct row long_mode[] = {
 	/* immediates behind */
 	ROW("movl $1,(%rax)", "\xc7\x00\x01\x00\x00\x00", 0x10000),
 	ROW("addl $1,8(%rax)", "\x83\x40\x08\x01", 0x10008),
+	ROW("movl $1,0(%rip)", "\xc7\x05\x00\x00\x00\x00\x01\x00\x00\x00",
+	    RIP + 10),
+	ROW("movw $1,0(%rip)", "\x66\xc7\x05\x00\x00\x00\x00\x01\x00",
+	    RIP + 9),
+	ROW("testb $1,0(%rip)", "\xf6\x05\x00\x00\x00\x00\x01", RIP + 7),
+	ROW("notl 0(%rip)", "\xf7\x15\x00\x00\x00\x00", RIP + 6),
 	/* nothing after it counts */
 	ROW("mov (%rax),%eax; ...", "\x8b\x00\xff\xff\xff\xff\xff", 0x10000),
 };
@@ -147,6 +164,11 @@ static const struct row protected_mode[] = {
 	ROW("mov %es:(%eax),%eax", "\x26\x8b\x00", 0x1010000),
 	ROW("mov %fs:(%eax),%eax", "\x64\x8b\x00", 0x5010000),
 	ROW("mov -0x20000(%eax),%eax", "\x8b\x80\x00\x00\xfe\xff", 0x3ff0000),
+	ROW("fs ds mov", "\x64\x3e\x8b\x00", 0x4010000),
+	ROW("les (%eax),%eax", "\xc4\x00", 0x4010000),
+	ROW("lds (%eax),%eax", "\xc5\x00", 0x4010000),
+	ROW("bound %eax,(%eax)", "\x62\x00", 0x4010000),
+	ROW("mov 0x1000,%al", "\xa0\x00\x10\x00\x00", 0x4001000),
 };
 
 START_TEST(in_protected_mode)
@@ -186,6 +208,9 @@ static const struct row none[] = {
 	ROW("vex 2", "\xc5\xf8\x28\x00", 0),
 	ROW("vex 3", "\xc4\xe2\x79\x18\x00", 0),
 	ROW("evex", "\x62\xf1\x7c\x48\x28\x00", 0),
+	ROW("mov %cr0,%rax", "\x0f\x20\x00", 0),
+	ROW("mov %rax,%cr0", "\x0f\x22\x40\x00", 0),
+	ROW("mov %dr7,%rax", "\x0f\x21\x38", 0),
 };
 
 START_TEST(no_operand)
