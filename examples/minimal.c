@@ -73,10 +73,10 @@ int main(void)
 	sigprocmask(SIG_BLOCK, &bus, NULL);
 	check(kvmfault_vm_new(&options, &vm), "context");
 	check(kvmfault_memory_create(vm, &memory, &maps, &ram.memory), "RAM");
+	check(kvmfault_service_new(vm, &w, &service), "service");
 	check(kvmfault_region_add(vm, &ram), "region");
 	slot.userspace_addr = (uintptr_t)maps.memslots;
 	check(ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION, &slot), "memory slot");
-	check(kvmfault_service_new(vm, &w, &service), "service");
 	check(kvmfault_vcpu_new(vm, &o, &vcpu), "vCPU handle");
 	/* ... and the run loop. */
 	for (;;) {

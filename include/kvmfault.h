@@ -44,8 +44,11 @@ extern "C" {
  *
  * The whole integration of a VMM, in order:
  *
- *   kvmfault_vm_new();  kvmfault_memory_new();  kvmfault_region_add();
- *   kvmfault_service_new();  on each vCPU thread kvmfault_vcpu_new(), then
+ *   kvmfault_vm_new();  kvmfault_resolver_add() for its own resolvers, if any
+ *   kvmfault_memory_new() for each block of RAM, before anybody touches it
+ *   kvmfault_service_new(), which answers whoever does from now on
+ *   kvmfault_region_add(), and then KVM's slot: the guest sees it
+ *   kvmfault_vcpu_new() on each vCPU's thread, and then
  *
  *   bool enter = true;
  *   int ret = 0, err = 0;
@@ -1052,7 +1055,8 @@ struct kvmfault_vcpu_options {
 
 /*
  * With MARKER_EXIT it is called by the vCPU's thread, or by one with the same
- * signal mask: a vCPU whose SIGBUS would not get through is refused.
+ * signal mask: a vCPU whose SIGBUS would not get through is refused. If there is
+ * memory with a source and no service yet, the log has a warning of it, once.
  *
  * Returns 0; -EINVAL: a NULL pointer, an unknown way of SIGBUS or
  * profile; with MARKER_EXIT

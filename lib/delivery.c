@@ -190,6 +190,7 @@ int kvmfault_vm_set_delivery(struct kvmfault_vm *vm,
 			vm->delivery_why[delivery] ?
 			vm->delivery_why[delivery] : "it was not asked for");
 	atomic_store(&vm->delivery, delivery);
+	kvmfault__expect_service(vm);
 	if (vm->chosen == KVMFAULT_DELIVERY_KERNEL_EXIT)
 		switch_kernel_exit(vm, delivery == KVMFAULT_DELIVERY_UFFD);
 	if (vm->chosen == KVMFAULT_DELIVERY_MARKER_EXIT &&

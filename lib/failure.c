@@ -142,6 +142,8 @@ void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 	place.region = kvmfault__region_showing(seat, place.memory,
 						place.offset);
 	translate(fault, &place);
+	if (!place.region && seat->vcpu)
+		kvmfault__warn_unshown(place.memory, place.offset);
 	if (present(&place)) {
 		if (!failed(fault, &place)) {
 			kvmfault__leave(seat);

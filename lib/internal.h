@@ -263,6 +263,7 @@ struct kvmfault_vm {
 	_Atomic uint32_t drainers, drain_sequence;
 	struct kvmfault__bucket bucket[KVMFAULT__BUCKETS];
 
+	atomic_bool service_missed;	/* that was said */
 	_Atomic uint64_t texts_kept;
 	struct kvmfault__text text[KVMFAULT__TEXTS];
 };
@@ -296,6 +297,8 @@ void kvmfault__log(struct kvmfault_vm *vm, enum kvmfault_log_level level,
 __attribute__((format(printf, 3, 4)))
 int kvmfault__refuse(struct kvmfault_vm *vm, int err, const char *format, ...);
 int kvmfault__no_place(struct kvmfault_vm *vm, const char *function);
+/* Once: warn if nobody answers what vCPUs may miss. */
+void kvmfault__expect_service(struct kvmfault_vm *vm);
 
 /* probe.c */
 struct kvmfault_finding kvmfault__ask_poison(void);
@@ -390,6 +393,7 @@ struct kvmfault_memory {
 					 * behind them those only touched */
 	atomic_uint marked_at_once;	/* of the former, not touched before */
 	atomic_bool warned;		/* of pages that others put there */
+	atomic_bool unshown;		/* a vCPU met it where no region is: said */
 };
 
 static inline bool kvmfault__tracked(const struct kvmfault_memory *memory)
@@ -727,6 +731,9 @@ bool kvmfault__wants_private(const struct kvmfault_fault *fault);
  * without wait KVMFAULT_LATER: a page is in flight, the VMM will be told. */
 int kvmfault__convert(struct kvmfault__seat *seat, struct kvmfault__gfns pages,
 		      bool private, bool wait, uint64_t *done);
+
+/* region.c: once for each memory, that a slot has no region */
+void kvmfault__warn_unshown(struct kvmfault_memory *memory, uint64_t offset);
 
 /* resolver.c: the chain, before the VMM adds to it; resolver-*.c */
 void kvmfault__resolvers_new(struct kvmfault_vm *vm);

@@ -118,6 +118,8 @@ int kvmfault_region_add(struct kvmfault_vm *vm,
 		kvmfault__refuse(vm, err,
 			"the region at gpa %#llx, of %#llx bytes, overlaps another one of address space %u",
 			ULL(ours.gpa), ULL(ours.length), ours.address_space);
+	if (!err && ours.memory)
+		kvmfault__expect_service(vm);
 	return err;
 }
 
@@ -180,6 +182,15 @@ int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
 	if (private)
 		kvmfault__drain(vm, punches, region);
 	return region ? 0 : -ENOENT;
+}
+
+void kvmfault__warn_unshown(struct kvmfault_memory *memory, uint64_t offset)
+{
+	if (atomic_exchange(&memory->unshown, true))
+		return;
+	kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
+		      "a vCPU has touched the memory at %p, %#llx bytes into it, and no region shows that: add one for each slot (kvmfault_region_add()), or MMIO and instructions that KVM emulates there are taken for a device's",
+		      memory->host, ULL(offset));
 }
 
 static bool shows(const struct kvmfault__span *span, const void *what)

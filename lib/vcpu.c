@@ -116,6 +116,7 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 	vm->vcpus++;
 	kvmfault__sys_unlock(&vm->lock);
 	*vcpu = new;
+	kvmfault__expect_service(vm);
 	return 0;
 }
 

@@ -176,6 +176,30 @@ static void say(struct kvmfault_vm *vm, enum kvmfault_log_level level,
 		vm->options.log(vm->options.log_data, level, line);
 }
 
+static int is_tracked(struct kvmfault_memory *memory)
+{
+	return kvmfault__tracked(memory);
+}
+
+/*
+ * The kernel tells nobody that a message waits where no one reads: so this is
+ * said at the last moment at which somebody calls, when there is memory whose
+ * pages come by messages and a vCPU to miss them, or work that is the service's.
+ */
+void kvmfault__expect_service(struct kvmfault_vm *vm)
+{
+	bool missed;
+
+	kvmfault__sys_lock(&vm->lock);
+	missed = !vm->services && vm->vcpus &&
+		 (atomic_load(&vm->jobs) >= 0 ||
+		  kvmfault__each_memory(vm, is_tracked));
+	kvmfault__sys_unlock(&vm->lock);
+	if (missed && !atomic_exchange(&vm->service_missed, true))
+		kvmfault__log(vm, KVMFAULT_LOG_WARNING,
+			      "there is no service: whoever misses a page of guest memory sleeps until there is one, vCPUs too; call kvmfault_service_new() before kvmfault_region_add() and kvmfault_vcpu_new()");
+}
+
 void kvmfault__log(struct kvmfault_vm *vm, enum kvmfault_log_level level,
 		   const char *format, ...)
 {

@@ -305,6 +305,9 @@ void bed_add(void)
 						      &bed.service), 0);
 	bed.seat = kvmfault__seat_take(bed.vm);
 	ck_assert_ptr_nonnull(bed.seat);
+	/* That there is no service yet was said, and is not to be counted. */
+	bed.logs = 0;
+	bed.log[0] = '\0';
 }
 
 void bed_up(void)

@@ -6,7 +6,8 @@
 
 Each switch over what kvmfault_handle() returns, in the documents, the examples
 and the tools, has all actions; a loop without a switch names UNFINISHED. And the
-compiler warns of a switch that has not: both are tried.
+compiler warns of a switch that has not: both are tried. The set-up has one order
+in all of them as well.
 
 usage: loops.py TREE BUILD COMPILER...
 """
@@ -39,6 +40,24 @@ def wrong(name, text, names):
         yield f'{name}: a loop without KVMFAULT_UNFINISHED'
 
 
+# What can answer before what can ask; the reason is in doc/integration.md.
+ORDER = ('vm_new', 'memory_', 'service_new', 'region_add', 'vcpu_new')
+BEGINS = {
+    'include/kvmfault.h': 'The whole integration of a VMM, in order:',
+    'README.md': 'check(kvmfault_vm_new(',
+    'examples/minimal.c': 'check(kvmfault_vm_new(',
+    'doc/integration.md': '\n1. `kvmfault_vm_new()`',
+    'doc/man/kvmfault.7': 'The integration of a VMM, in order',
+}
+
+
+def order(text, begin):
+    """The calls of the set-up, in the order in which the text has them."""
+    text = text[text.index(begin):]
+    return sorted(ORDER, key=lambda name: re.search(
+        rf'kvmfault_{name}(?:new|create)?\b', text).start())
+
+
 def compiles(compiler, tree, build, names):
     cases = '\n'.join(f'\tcase {name}: return 1;' for name in names)
     code = (f'#include "kvmfault.h"\nint f(enum kvmfault_action a);\n'
@@ -68,6 +87,13 @@ def main():
             text = path.read_text()
             found += wrong(path.relative_to(tree), text, names)
             loops += bool(re.search(r'switch \(kvmfault_handle\(', text))
+    for name, begin in BEGINS.items():
+        text = (tree / name).read_text()
+        if order(text, begin) != list(ORDER):
+            found.append(f'{name}: set-up in another order: '
+                         f'{order(text, begin)}')
+        assert order(text.replace(begin, f'{begin} kvmfault_vcpu_new', 1),
+                     begin) != list(ORDER)
     print('\n'.join(map(str, found)))
     assert loops >= 4, loops
     # It can fail.

@@ -90,6 +90,21 @@ START_TEST(present_page_failed)
 }
 END_TEST
 
+/* A slot that has no region: said once, and the page is served all the same. */
+START_TEST(where_no_region_is)
+{
+	fetch(3);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
+	populate_says(0);
+	ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+	ck_assert_uint_eq(bed.logs, 1);
+	ck_assert_ptr_nonnull(strstr(bed.log, "no region shows that"));
+	populate_says(0);
+	ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+	ck_assert_uint_eq(bed.logs, 1);
+}
+END_TEST
+
 START_TEST(vmm_can_not_tell)
 {
 	fetch(3);
@@ -459,6 +474,7 @@ int main(void)
 
 	tcase_add_checked_fixture(t, up, bed_down);
 	tcase_add_test(t, present_page_failed);
+	tcase_add_test(t, where_no_region_is);
 	tcase_add_test(t, vmm_can_not_tell);
 	tcase_add_test(t, late_signal_of_a_marker);
 	tcase_add_test(t, marker_is_fetched);

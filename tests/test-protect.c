@@ -238,7 +238,7 @@ START_TEST(mmio_write_waits_for_the_hook)
 	memset(bed.run->mmio.data, 0x5a, 8);
 	hook.verdict = KVMFAULT_LATER;
 	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 8, true),
-			 KVMFAULT_PENDING);
+			 KVMFAULT_PENDING_UNFINISHED);
 	ck_assert(bed_has(3, bed_byte(3)));
 	expect_protected(3, true);
 	hook.verdict = KVMFAULT_RESOLVED;

@@ -374,6 +374,84 @@ START_TEST(of_another_version)
 }
 END_TEST
 
+/* ---- nobody who answers ---- */
+
+static unsigned int missed;
+
+static void on_missed(void *data, enum kvmfault_log_level level,
+		      const char *message)
+{
+	(void)data;
+	missed += level == KVMFAULT_LOG_WARNING &&
+		  strstr(message, "there is no service") &&
+		  strstr(message, "kvmfault_service_new()");
+}
+
+/* With a source or without, a service first or not; and a vCPU. */
+static void set_up(bool tracked, bool served, bool region_last,
+		   enum kvmfault_profile profile)
+{
+	const struct kvmfault_vm_options options = {
+		.size = sizeof(options), .log = on_missed,
+	};
+	const struct kvmfault_source source = bed_source();
+	struct kvmfault_memory_options memory = {
+		.size = sizeof(memory), .length = PAGE,
+		.source = tracked ? &source : NULL,
+	};
+	const struct kvmfault_service_options work = { .size = sizeof(work) };
+	static struct kvm_run run;
+	const struct kvmfault_vcpu_options vcpu = {
+		.size = sizeof(vcpu), .fd = bed.fd, .run = &run,
+		.profile = profile,
+	};
+	struct kvmfault_region region = { .size = sizeof(region),
+					  .length = PAGE };
+	struct kvmfault_service *service = NULL;
+	struct kvmfault_vcpu *handle;
+	struct kvmfault_vm *vm;
+	int i;
+
+	missed = 0;
+	ck_assert_int_eq(kvmfault_vm_new(&options, &vm), 0);
+	if (served)
+		ck_assert_int_eq(kvmfault_service_new(vm, &work, &service), 0);
+	for (i = 0; i < 2; i++)
+		if (i == region_last) {
+			memory.fd = fake_memory(PAGE, PAGE, &memory.host);
+			ck_assert_int_eq(kvmfault_memory_new(vm, &memory,
+							&region.memory), 0);
+			ck_assert_int_eq(kvmfault_region_add(vm, &region), 0);
+		} else {
+			ck_assert_int_eq(kvmfault_vcpu_new(vm, &vcpu, &handle),
+					 0);
+		}
+	/* Once is enough. */
+	kvmfault_vm_set_delivery(vm, KVMFAULT_DELIVERY_UFFD);
+	kvmfault_vcpu_free(handle);
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	ck_assert_int_eq(kvmfault_region_remove(vm, 0, 0), 0);
+	ck_assert_int_eq(kvmfault_memory_free(region.memory), 0);
+	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
+}
+
+START_TEST(no_service)
+{
+	int region_last = _i;
+
+	set_up(true, false, region_last, KVMFAULT_PROFILE_INLINE);
+	ck_assert_uint_eq(missed, 1);
+	set_up(true, true, region_last, KVMFAULT_PROFILE_INLINE);
+	ck_assert_uint_eq(missed, 0);
+	/* No messages come of such a memory. */
+	set_up(false, false, region_last, KVMFAULT_PROFILE_INLINE);
+	ck_assert_uint_eq(missed, 0);
+	set_up(false, false, region_last, KVMFAULT_PROFILE_DELEGATE);
+	ck_assert_uint_eq(missed, 1);
+	bed_down();
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("refuse");
@@ -386,5 +464,6 @@ int main(void)
 	tcase_add_test(tcase, all_at_once);
 	tcase_add_test(tcase, in_use);
 	tcase_add_test(tcase, of_another_version);
+	tcase_add_loop_test(tcase, no_service, 0, 2);
 	return run_suite(suite);
 }
