@@ -58,6 +58,21 @@ def order(text, begin):
         rf'kvmfault_{name}(?:new|create)?\b', text).start())
 
 
+def pages(tree):
+    """What the manual's own pages forget."""
+    seven = (tree / 'doc/man/kvmfault.7').read_text()
+    also = seven[seven.index('.Sh SEE ALSO'):]
+    for path in sorted(tree.glob('doc/man/*.3')):
+        if f'.Xr {path.stem} 3' not in also:
+            yield f'kvmfault.7: SEE ALSO is without {path.stem}'
+    one = (tree / 'doc/man/kvmfault.1').read_text()
+    synopsis, rest = one.split('.Sh DESCRIPTION')
+    for option in re.findall(r'\.It Fl (\\-[\w-]+)',
+                             rest[:rest.index('.Ss probe')]):
+        if f'.Op Fl {option}' not in synopsis:
+            yield f'kvmfault.1: SYNOPSIS is without {option}'
+
+
 def compiles(compiler, tree, build, names):
     cases = '\n'.join(f'\tcase {name}: return 1;' for name in names)
     code = (f'#include "kvmfault.h"\nint f(enum kvmfault_action a);\n'
@@ -87,6 +102,7 @@ def main():
             text = path.read_text()
             found += wrong(path.relative_to(tree), text, names)
             loops += bool(re.search(r'switch \(kvmfault_handle\(', text))
+    found += pages(tree)
     for name, begin in BEGINS.items():
         text = (tree / name).read_text()
         if order(text, begin) != list(ORDER):
