@@ -432,8 +432,9 @@ struct kvmfault_vm_options {
 	uint64_t allow;
 	enum kvmfault_delivery delivery;
 	/* /dev/kvm, borrowed during kvmfault_vm_new(): to ask scratch VMs what
-	 * KVM does, for the modes that end in an exit. 0: they can't be asked
-	 * for, and are not taken. */
+	 * KVM does, for the modes that end in an exit. 0: KERNEL_EXIT is not
+	 * taken, and MARKER_EXIT only with KVMFAULT_ALLOW_SHADOW_PAGING, which
+	 * leaves nothing to be asked. */
 	int kvm_fd;
 };
 
@@ -1029,8 +1030,14 @@ enum kvmfault_profile {
 	/* The service does: the vCPU's thread uses private futexes and writes
 	 * to an eventfd. For VMMs that give these threads a narrow filter. It
 	 * needs a service: until there is one its faults wait. The VMM's
-	 * callbacks then come on the service's threads. */
+	 * callbacks then come on the service's threads, but for changed after a
+	 * guest's MMIO write: the vCPU's thread copies its bytes. */
 	KVMFAULT_PROFILE_DELEGATE = 1,
+	/* Not a vCPU's, for kvmfault_syscalls() only. A thread of the service;
+	 * and one that calls what is of the thread class "any", like
+	 * kvmfault_ensure(), _discard(), _protect(), _convert() without a vcpu. */
+	KVMFAULT_PROFILE_SERVICE = 2,
+	KVMFAULT_PROFILE_CALLER = 3,
 };
 
 struct kvmfault_vcpu_options {
@@ -1215,7 +1222,7 @@ bool kvmfault_vcpu_sigbus(struct kvmfault_vcpu *vcpu, const void *siginfo);
  */
 int kvmfault_memory_failed(struct kvmfault_vm *vm, const void *siginfo);
 
-/* A system call that the library makes on a vCPU's thread. */
+/* A system call that the library makes on a thread. */
 struct kvmfault_syscall {
 	size_t size;
 	const char *name;
@@ -1229,12 +1236,16 @@ struct kvmfault_syscall {
 };
 
 /*
- * Which system calls are made on a vCPU's thread with this profile: all that
- * kvmfault_handle(), kvmfault_handle_sigbus(), and kvmfault_convert() with a
- * vcpu, do there, and so what a seccomp filter has to let pass. index counts
- * from 0 until there is none left; one call comes once for each value that its
- * argument has. Not in it: what a VMM's own callbacks do (with the delegate
- * profile they come on other threads), and KVM_RUN.
+ * Which system calls are made on a thread of this profile, and so what a seccomp
+ * filter has to let pass. INLINE, DELEGATE: all that kvmfault_handle(),
+ * kvmfault_handle_sigbus(), and kvmfault_convert() with a vcpu, do on a vCPU's
+ * thread. SERVICE: a thread of the service from its beginning on, and
+ * kvmfault_service_dispatch(), with what CALLER has for its first call. CALLER:
+ * the functions of the thread class "any". index counts from 0 until there is
+ * none left; one call comes once for each value that its argument has. Not in it:
+ * what a VMM's own callbacks do (with the delegate profile they come on other
+ * threads), KVM_RUN, what libc does when a thread begins and ends, and functions of
+ * the class "setup", freeing included: for these see doc/integration.md.
  *
  * call->size must be set; strings are the library's, for ever.
  * Returns 0; -EINVAL: call is NULL, a profile that is not known; -ENOENT: index

@@ -192,6 +192,8 @@ const char *kvmfault_profile_str(enum kvmfault_profile profile)
 	static const char *const names[] = {
 		[KVMFAULT_PROFILE_INLINE] = "inline",
 		[KVMFAULT_PROFILE_DELEGATE] = "delegate",
+		[KVMFAULT_PROFILE_SERVICE] = "service",
+		[KVMFAULT_PROFILE_CALLER] = "caller",
 	};
 
 	return NAME(names, profile);

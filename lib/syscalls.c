@@ -2,8 +2,8 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: what a vCPU's thread asks of the kernel, for who filters
- * its calls. In: a profile. Out: each call, and what its argument is. The fake
+ * Beside the flow: what each kind of thread asks of the kernel, for a VMM that
+ * filters calls. In: a profile. Out: each call, and what its argument is. The fake
  * door of the tests lets no other pass.
  */
 
@@ -12,6 +12,7 @@
 #include <linux/futex.h>
 #include <linux/kvm.h>
 #include <linux/userfaultfd.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -22,6 +23,9 @@
 
 #define INLINE (1U << KVMFAULT_PROFILE_INLINE)
 #define DELEGATE (1U << KVMFAULT_PROFILE_DELEGATE)
+#define SERVICE (1U << KVMFAULT_PROFILE_SERVICE)
+#define CALLER (1U << KVMFAULT_PROFILE_CALLER)
+#define FAULT (INLINE | SERVICE | CALLER)	/* who answers one itself */
 
 /* A libc may have a macro of a call's name: # and ## come before any other macro
  * is given it. */
@@ -47,53 +51,67 @@ static const struct {
 	unsigned int profiles;
 	struct kvmfault_syscall call;
 } calls[] = {
-	{ INLINE | DELEGATE, WITH(futex, 1, FUTEX_WAIT_PRIVATE,
+	{ FAULT | DELEGATE, WITH(futex, 1, FUTEX_WAIT_PRIVATE,
 	  "waits, with a timeout: for a page, for a conversion, and pauses") },
-	{ INLINE | DELEGATE, WITH(futex, 1, FUTEX_WAKE_PRIVATE,
+	{ FAULT | DELEGATE, WITH(futex, 1, FUTEX_WAKE_PRIVATE,
 	  "waking those who wait for a page, a conversion or a removal") },
-	{ INLINE | DELEGATE, ANY(restart_syscall,
+	{ FAULT | DELEGATE, ANY(restart_syscall,
 	  "a wait goes on after SIGSTOP and SIGCONT, or under a debugger") },
 	{ INLINE, ANY(rt_sigtimedwait,
 	  "delivery by markers: the SIGBUS that ended KVM_RUN") },
 	{ DELEGATE, CALL(write, 2, sizeof(uint64_t), "",
 	  "the service's eventfd: there is something to do") },
-	{ INLINE, WITH(clock_gettime, 0, CLOCK_MONOTONIC,
+#ifdef SYS_epoll_wait
+	{ SERVICE, ANY(epoll_wait, "waits for messages; libc's epoll_wait()") },
+#endif
+	{ SERVICE, ANY(epoll_pwait, "the same, where libc uses this one") },
+	{ SERVICE, ANY(read, "messages, timers, and what vCPUs have delegated") },
+	{ SERVICE, ANY(sched_yield, "unless poll_us is KVMFAULT_NO_POLL") },
+	{ SERVICE, WITH(epoll_ctl, 1, EPOLL_CTL_DEL,
+	  "a userfaultfd that has failed is not listened to any more") },
+	{ SERVICE, ANY(close, "an adopted userfaultfd with fork events") },
+	{ CALLER, ANY(mmap, "the first calls, by libc too: scratch memory") },
+	{ CALLER, ANY(munmap, "the same, when memory ran out") },
+	{ CALLER, ANY(brk, "the same, by libc") },
+	{ FAULT, WITH(clock_gettime, 0, CLOCK_MONOTONIC,
 	  "where the vDSO has no clock") },
-	{ INLINE, WITH(ioctl, 1, UFFDIO_COPY, "a page is installed") },
-	{ INLINE, WITH(ioctl, 1, UFFDIO_ZEROPAGE,
+	{ FAULT, WITH(ioctl, 1, UFFDIO_COPY, "a page is installed") },
+	{ FAULT, WITH(ioctl, 1, UFFDIO_ZEROPAGE,
 	  "a discarded page is installed") },
-	{ INLINE, WITH(ioctl, 1, UFFDIO_CONTINUE,
+	{ FAULT, WITH(ioctl, 1, UFFDIO_CONTINUE,
 	  "a page is installed, in memory with minor faults") },
-	{ INLINE, WITH(ioctl, 1, UFFDIO_WRITEPROTECT,
+	{ FAULT, WITH(ioctl, 1, UFFDIO_WRITEPROTECT,
 	  "a page was saved, in memory that can be protected") },
-	{ INLINE, OURS(ioctl, 1, , UFFDIO_POISON, "a page's data is lost") },
-	{ INLINE, WITH(ioctl, 1, UFFDIO_WAKE,
+	{ FAULT, OURS(ioctl, 1, , UFFDIO_POISON, "a page's data is lost") },
+	{ FAULT, WITH(ioctl, 1, UFFDIO_WAKE,
 	  "waking those who sleep in the kernel") },
-	{ INLINE, OURS(madvise, 2, , MADV_POPULATE_READ,
+	{ FAULT, OURS(madvise, 2, , MADV_POPULATE_READ,
 	  "a present page is out of reach; a SIGBUS may be a failure") },
-	{ INLINE, OURS(madvise, 2, , MADV_POPULATE_WRITE,
+	{ FAULT, OURS(madvise, 2, , MADV_POPULATE_WRITE,
 	  "a present page is out of reach; minor faults: a page of the file") },
-	{ INLINE, WITH(madvise, 2, MADV_DONTNEED,
+	{ FAULT, WITH(madvise, 2, MADV_DONTNEED,
 	  "a discard, of anonymous or poisoned memory") },
-	{ INLINE, CALL(fallocate, 1, FALLOC_FL_PUNCH_HOLE |
+	{ FAULT, CALL(fallocate, 1, FALLOC_FL_PUNCH_HOLE |
 	  FALLOC_FL_KEEP_SIZE, "FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE",
 	  "a discard: a page that was fetched meanwhile, or a conversion's") },
-	{ INLINE, ANY(pread64, "the file source") },
-	{ INLINE, CALL(timerfd_settime, 1, 0, "",
+	{ FAULT, ANY(pread64, "the file source") },
+	{ FAULT, CALL(timerfd_settime, 1, 0, "",
 	  "the deadline of a source that answers later") },
-	{ INLINE, WITH(lseek, 2, SEEK_DATA,
+	{ FAULT, WITH(lseek, 2, SEEK_DATA,
 	  "has a resolver of the VMM's put the page there?") },
-	{ INLINE, ANY(mincore, "the same, of anonymous memory") },
-	{ INLINE, OURS(ioctl, 1, KVM_, SET_MEMORY_ATTRIBUTES,
+	{ FAULT, ANY(mincore, "the same, of anonymous memory") },
+	{ FAULT, OURS(ioctl, 1, KVM_, SET_MEMORY_ATTRIBUTES,
 	  "a conversion, if the VMM has no back end of its own") },
-	{ INLINE, OURS(ioctl, 1, KVM_, PRE_FAULT_MEMORY,
+	{ INLINE | SERVICE, OURS(ioctl, 1, KVM_, PRE_FAULT_MEMORY,
 	  "a window came, and the context's option prefault is set") },
 #ifdef __x86_64__
-	{ INLINE, WITH(ioctl, 1, KVM_GET_REGS, "an emulation error") },
-	{ INLINE, WITH(ioctl, 1, KVM_GET_SREGS, "an emulation error") },
-	{ INLINE, WITH(ioctl, 1, KVM_TRANSLATE, "an emulation error") },
-	{ INLINE, WITH(ioctl, 1, KVM_GET_VCPU_EVENTS, "an emulation error") },
-	{ INLINE, WITH(ioctl, 1, KVM_SET_VCPU_EVENTS,
+	{ INLINE | SERVICE, WITH(ioctl, 1, KVM_GET_REGS, "an emulation error") },
+	{ FAULT, WITH(ioctl, 1, KVM_GET_SREGS,
+	  "an emulation error; page tables that are ensured") },
+	{ INLINE | SERVICE, WITH(ioctl, 1, KVM_TRANSLATE, "an emulation error") },
+	{ FAULT, WITH(ioctl, 1, KVM_GET_VCPU_EVENTS,
+	  "an emulation error; page tables that are ensured") },
+	{ INLINE | SERVICE, WITH(ioctl, 1, KVM_SET_VCPU_EVENTS,
 	  "an emulation error: the #UD that is queued is taken back") },
 #endif
 };
@@ -115,7 +133,7 @@ int kvmfault_syscalls(enum kvmfault_profile profile, unsigned int index,
 {
 	const struct kvmfault_syscall *ours;
 
-	if (!call || profile > KVMFAULT_PROFILE_DELEGATE)
+	if (!call || profile > KVMFAULT_PROFILE_CALLER)
 		return -EINVAL;
 	ours = kvmfault__syscall(profile, index);
 	if (!ours)

@@ -232,6 +232,11 @@ static const char *syscall_of(const struct fake_call *call, uint32_t *value)
 		[FAKE_SIGTAKE] = { "rt_sigtimedwait", 0 },
 		[FAKE_EVENTFD_SIGNAL] = { "write", sizeof(uint64_t) },
 		[FAKE_TIMERFD_ARM] = { "timerfd_settime", 0 },
+		[FAKE_EPOLL_WAIT] = { "epoll_pwait", 0 },
+		[FAKE_EPOLL_CTL] = { "epoll_ctl", 0 },
+		[FAKE_READ] = { "read", 0 },
+		[FAKE_YIELD] = { "sched_yield", 0 },
+		[FAKE_CLOSE] = { "close", 0 },
 		[FAKE_NAMES] = { "clock_gettime", CLOCK_MONOTONIC },
 	};
 	uint32_t fixed = names[call->name].value;
@@ -266,9 +271,24 @@ static bool by_a_vcpu(void)
 	       !strncmp(name, request, sizeof(request) - 1);
 }
 
+/* A thread of the service, or one that calls what may be filtered too. */
+static bool by_another(const struct path *on, const struct fake_call *call,
+		       enum kvmfault_profile *profile)
+{
+	*profile = noting_inside == &service_thread ||
+		   !strcmp(noting_inside->name, "kvmfault_service_dispatch") ?
+		   KVMFAULT_PROFILE_SERVICE : KVMFAULT_PROFILE_CALLER;
+	/* That is a vCPU's too, and may then be delegated. */
+	if (!strcmp(noting_inside->name, "kvmfault_convert") &&
+	    call->name == FAKE_EVENTFD_SIGNAL)
+		*profile = KVMFAULT_PROFILE_DELEGATE;
+	return on->name;
+}
+
 static void judge(const struct fake_call *call)
 {
 	const struct path *on = path();
+	enum kvmfault_profile profile;
 
 	if (thread.locked && !may_be_locked(call))
 		wrong("a lock is held across a system call");
@@ -280,6 +300,9 @@ static void judge(const struct fake_call *call)
 		wrong("what is delegated is called");
 	else if (on && by_a_vcpu() && !published(KVMFAULT_PROFILE_INLINE, call) &&
 		 !thread.delegated)
+		wrong("what is called was not published");
+	else if (on && !by_a_vcpu() && by_another(on, call, &profile) &&
+		 !makes_something(call->name) && !published(profile, call))
 		wrong("what is called was not published");
 	thread.last = call->name;
 }

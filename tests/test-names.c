@@ -27,7 +27,7 @@
 	X(page, enum kvmfault_page, 1, KVMFAULT_PAGE_PROTECTED) \
 	X(verdict, enum kvmfault_verdict, 0, KVMFAULT_LATER) \
 	X(action, enum kvmfault_action, 1, KVMFAULT_PENDING_UNFINISHED) \
-	X(profile, enum kvmfault_profile, 0, KVMFAULT_PROFILE_DELEGATE)
+	X(profile, enum kvmfault_profile, 0, KVMFAULT_PROFILE_CALLER)
 
 KINDS(NAMES)
 

@@ -185,7 +185,7 @@ static const struct member {
 	{ "kvmfault_vm_set_delivery", set_delivery,
 	  KVMFAULT_DELIVERY_COUNT, 0, false },
 	{ "kvmfault_syscalls", syscalls_profile,
-	  KVMFAULT_PROFILE_DELEGATE + 1, 0, true },
+	  KVMFAULT_PROFILE_CALLER + 1, 0, true },
 };
 #define MEMBERS ((int)(sizeof(members) / sizeof(*members)))
 

@@ -18,6 +18,7 @@
 
 #define INLINE KVMFAULT_PROFILE_INLINE
 #define DELEGATE KVMFAULT_PROFILE_DELEGATE
+#define PROFILES (KVMFAULT_PROFILE_CALLER + 1)
 
 static struct kvmfault_syscall at(enum kvmfault_profile profile,
 				  unsigned int index)
@@ -90,7 +91,7 @@ START_TEST(errors)
 
 	ck_assert_int_eq(kvmfault_syscalls(INLINE, 0, NULL), -EINVAL);
 	ck_assert_int_eq(kvmfault_syscalls(INLINE, 0, &none), -EINVAL);
-	ck_assert_int_eq(kvmfault_syscalls(DELEGATE + 1, 0, &call), -EINVAL);
+	ck_assert_int_eq(kvmfault_syscalls(PROFILES, 0, &call), -EINVAL);
 	ck_assert_int_eq(kvmfault_syscalls(INLINE, 1000, &call), -ENOENT);
 	ck_assert_int_eq(kvmfault_syscalls(DELEGATE, 1000, &call), -ENOENT);
 }
@@ -151,9 +152,9 @@ int main(void)
 	Suite *suite = suite_create("syscalls");
 	TCase *t = tests(suite, "syscalls");
 
-	tcase_add_loop_test(t, each_once, 0, 2);
+	tcase_add_loop_test(t, each_once, 0, PROFILES);
 	tcase_add_test(t, delegate_is_narrow);
 	tcase_add_test(t, errors);
-	tcase_add_loop_test(t, documented, 0, 2);
+	tcase_add_loop_test(t, documented, 0, PROFILES);
 	return run_suite(suite);
 }
