@@ -38,6 +38,7 @@ UNREACHED = {
 INSIDE = {
     'ENOTTY': 'the answer "no" of a probe, -EINVAL of an adopted descriptor',
     'EACCES': 'becomes -EPERM',
+    'ENODEV': 'becomes -EOPNOTSUPP: no huge pages of that size',
 }
 
 OTHERS = 'others'		# a source's, or the kernel's, passed on

@@ -128,6 +128,10 @@ START_TEST(wrong_arguments)
 	options.length = PAGE;
 	options.page_size = PAGE + 1;
 	ck_assert_int_eq(create(), -EINVAL);
+	/* A size that this kernel has no huge pages of. */
+	options.length = options.page_size = HUGE;
+	fake_push(FAKE_MEMFD, -ENODEV);
+	ck_assert_int_eq(create(), -EOPNOTSUPP);
 	newer.options.size = sizeof(newer);
 	ck_assert_int_eq(kvmfault_memory_create(bed.vm, &newer.options, &maps,
 						&memory), -E2BIG);
