@@ -81,14 +81,13 @@ int main(void)
 	/* ... and the run loop. */
 	for (;;) {
 		int ret = ioctl(fd, KVM_RUN, 0), why = errno;
-		enum kvmfault_action action;
-		do	/* not into KVM_RUN with an access half done */
-			action = kvmfault_handle(vcpu, ret, why);
-		while (action == KVMFAULT_UNFINISHED);
-		if (action == KVMFAULT_UNRESOLVED)
+		enum kvmfault_action what = kvmfault_handle(vcpu, ret, why);
+		while (what == KVMFAULT_UNFINISHED)	/* not into KVM_RUN */
+			what = kvmfault_handle(vcpu, ret, why);
+		if (what == KVMFAULT_UNRESOLVED)
 			errx(1, "%s", kvmfault_reason_str(
 				kvmfault_vcpu_result(vcpu)->reason));
-		if (action != KVMFAULT_NOT_A_FAULT)
+		if (what != KVMFAULT_NOT_A_FAULT)
 			continue;	/* RETRY; here the others too */
 		if (run->exit_reason != KVM_EXIT_IO)
 			break;

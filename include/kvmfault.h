@@ -496,8 +496,8 @@ int kvmfault_vm_delivery(const struct kvmfault_vm *vm,
  * on the memslots' mappings, which takes the markers and no data.
  *
  * Returns 0; -EINVAL: vm is NULL, AUTO or a mode that is not known; -EOPNOTSUPP:
- * one that is neither UFFD nor the chosen one; and what madvise(2) said: some markers are left then, and are answered
- * as before.
+ * one that is neither UFFD nor the chosen one; -ENOMEM; and what madvise(2) said:
+ * some markers are left then, and are answered as before.
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_vm_set_delivery(struct kvmfault_vm *vm,
@@ -534,8 +534,8 @@ struct kvmfault_source {
 	 * the same. Optional. May come in any thread, once for each fetch that
 	 * submit has begun, and not before that has returned. */
 	void (*cancel)(void *data, struct kvmfault_fetch *fetch);
-	/* A fetch that takes longer is cancelled, in milliseconds; needs a
-	 * service. 0: none is. */
+	/* A fetch that takes longer is cancelled, in milliseconds; needs submit,
+	 * cancel and a service. 0: none is. */
 	uint32_t deadline_ms;
 	/* Beside read, for a source that is mapped in this process: where length
 	 * bytes at offset are, until the fault is answered. They are installed
@@ -683,6 +683,12 @@ struct kvmfault_memory_options {
 	 * for that too. Needs a source (kvmfault_source_zero() will do), and
 	 * for a file Linux 5.19, with minor faults 6.4. */
 	bool write_protect;
+	/* Children of fork() get it mapped. By default they do not
+	 * (MADV_DONTFORK, which stays when the memory is freed): a child's
+	 * mapping is not registered, so what it merely reads there becomes
+	 * zeros, for the guest too. Only for a child that registers it before
+	 * it touches it, and hands over that userfaultfd. */
+	bool inherited;
 };
 
 /*
@@ -763,6 +769,8 @@ struct kvmfault_mapping_options {
 	/* Registered for missing pages and served; only for a memory with a
 	 * source. NULL: it is mapped in this process, with one of its own. */
 	struct kvmfault_uffd *uffd;
+	/* As a memory's. */
+	bool inherited;
 };
 
 /*
@@ -781,8 +789,9 @@ int kvmfault_mapping_add(struct kvmfault_memory *memory,
 			 struct kvmfault_mapping **mapping);
 
 /* Remove a mapping (not the memslots'), fail-closed as kvmfault_memory_free().
- * NULL is fine. Returns 0; -EINVAL: it is the memslots'; -ENOMEM. Thread class:
- * setup. Since 0.1. */
+ * NULL is fine. It waits for faults of that mapping that are in progress. Returns
+ * 0; -EINVAL: it is the memslots'; -EDEADLK: called in a callback for a fault of
+ * that mapping; -ENOMEM. Thread class: setup. Since 0.1. */
 int kvmfault_mapping_remove(struct kvmfault_mapping *mapping);
 
 /*

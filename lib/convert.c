@@ -492,6 +492,11 @@ static int convert_chunk(struct kvmfault__seat *seat,
 	err = begin(seat, &mine);
 	if (err)
 		return err;
+	/* A job's: not for a vCPU that has gone on. */
+	if (!kvmfault__hold_vcpu(seat)) {
+		end(vm, &mine, true);
+		return -EINTR;
+	}
 	if (!private && vm->converter.flags & KVMFAULT_CONVERTER_RAM_ONLY)
 		err = for_each_part(seat, chunk, &mine, is_ram);
 	while (!err) {
@@ -505,6 +510,7 @@ static int convert_chunk(struct kvmfault__seat *seat,
 			private);
 		err = convert_run(seat, run, &mine, private);
 	}
+	kvmfault__free_vcpu(seat);
 	end(vm, &mine, true);
 	return err;
 }
@@ -577,6 +583,11 @@ static int by_jobs(struct kvmfault_vcpu *vcpu, struct kvmfault__gfns pages,
 	return err;
 }
 
+static bool is_it(struct kvmfault__seat *seat, void *what)
+{
+	return seat == what;
+}
+
 KVMFAULT__EXPORT
 int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,
 		     uint64_t gpa, uint64_t length, bool to_private,
@@ -586,6 +597,7 @@ int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,
 		.first = gpa / KVMFAULT__PAGE,
 		.end = (gpa + length - 1) / KVMFAULT__PAGE + 1,
 	};
+	struct kvmfault__inside inside;
 	struct kvmfault__seat *seat;
 	uint64_t count;
 	int err;
@@ -605,15 +617,17 @@ int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,
 	if (!vm->converter.set)
 		return kvmfault__refuse(vm, -EOPNOTSUPP,
 			"kvmfault_convert: the context has neither kvmfault_vm_options.fd nor a converter that sets");
+	if (vcpu && kvmfault__within(is_it, vcpu->seat))
+		vcpu = NULL;	/* a callback of its own fault */
 	seat = vcpu ? vcpu->seat : kvmfault__seat_take(vm);
 	if (!seat)
 		return -ENOMEM;
-	if (seat->delegate) {
+	kvmfault__enter(&inside, seat, NULL);
+	if (seat->delegate)
 		err = by_jobs(vcpu, pages, to_private, &count);
-	} else {
-		atomic_store(&seat->owner, (uintptr_t)pthread_self());
+	else
 		err = kvmfault__convert(seat, pages, to_private, true, &count);
-	}
+	kvmfault__exit(&inside);
 	if (!vcpu)
 		kvmfault__seat_give(seat);
 	if (done)

@@ -122,7 +122,7 @@ int kvmfault_decode_siginfo(const void *siginfo, struct kvmfault_fault *fault)
 			KVMFAULT_ENTRANCE_MARKER : KVMFAULT_ENTRANCE_FAILURE;
 		ours.known = KVMFAULT_KNOWN_HVA | KVMFAULT_KNOWN_LENGTH;
 		ours.length = 1ULL << lsb;
-		ours.hva = (uintptr_t)info->si_addr & ~(ours.length - 1);
+		ours.hva = (uintptr_t)info->si_addr & ~(KVMFAULT__PAGE - 1);
 	}
 	return kvmfault__options_out(fault, &ours, sizeof(ours));
 }

@@ -24,7 +24,7 @@ enum {
 	POSTED,			/* in the list */
 	DROPPED,		/* in the list, and nobody wants it */
 	RUNNING,
-	DONE,			/* what came of it waits to be seen */
+	DONE,			/* and what came of it can be seen */
 };
 #define STATE 7U
 #define LEFT (1U << 3)		/* the vCPU's thread has left: a signal */
@@ -37,8 +37,6 @@ static void execute(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 	struct kvmfault__outcome *outcome = &vcpu->outcome;
 	const struct kvmfault__task *task = vcpu->task;
 
-	atomic_store_explicit(&vcpu->seat->owner, (uintptr_t)pthread_self(),
-			      memory_order_relaxed);
 	outcome->began = kvmfault__sys_now();
 	outcome->pause = 0;
 	if (task->due > outcome->began) {
@@ -77,6 +75,7 @@ struct kvmfault__seat *kvmfault__job_take(struct kvmfault_vm *vm)
 void kvmfault__job_run(struct kvmfault__seat *seat)
 {
 	uint32_t state = atomic_load(&seat->job), to;
+	struct kvmfault__inside inside;
 
 	do
 		to = (state & STATE) == DROPPED ? IDLE :
@@ -84,7 +83,9 @@ void kvmfault__job_run(struct kvmfault__seat *seat)
 	while (!atomic_compare_exchange_weak(&seat->job, &state, to));
 	if (to == IDLE)
 		return;
+	kvmfault__enter(&inside, seat, NULL);
 	execute(seat->vcpu, &seat->vcpu->outcome.answer);
+	kvmfault__exit(&inside);
 	/* The vCPU may be freed from here on; the seat stays. */
 	atomic_store(&seat->job, DONE);
 	kvmfault__sys_futex_wake(&seat->job);
@@ -97,7 +98,6 @@ bool kvmfault__hold_vcpu(struct kvmfault__seat *seat)
 	if (!seat->delegate)
 		return true;
 	do {
-		seat->cut_short |= state & LEFT;
 		if (state & LEFT)
 			return false;
 	} while (!atomic_compare_exchange_weak(&seat->job, &state,
@@ -122,7 +122,6 @@ static void post(struct kvmfault_vcpu *vcpu, const struct kvmfault__task *task)
 	vcpu->job_fault = *task->fault;
 	vcpu->job.fault = &vcpu->job_fault;
 	vcpu->task = &vcpu->job;
-	seat->cut_short = false;
 	/* What was dropped is in its place in the list still. */
 	if (atomic_exchange(&seat->job, POSTED) != DROPPED) {
 		seat->next_job = atomic_load(&vm->posted);
@@ -138,65 +137,53 @@ static bool unfinished(uint32_t state)
 	return (state & STATE) == POSTED || (state & STATE) == RUNNING;
 }
 
-/* 0: nothing of this vCPU's is posted or running; -EINTR: that may be, or has
- * just ended. */
-static int await_job(struct kvmfault__seat *seat)
+bool kvmfault__job_has(const struct kvmfault__seat *seat)
+{
+	return unfinished(atomic_load(&seat->job));
+}
+
+/* Until nothing of this vCPU's is posted or running. -EINTR: a signal or
+ * immediate_exit came; then *left: it has not ended. */
+static int await_job(struct kvmfault__seat *seat, bool *left)
 {
 	uint32_t state = atomic_fetch_and(&seat->job, ~LEFT) & ~LEFT;
-	bool leave = false;
+	int err = 0;
 
+	*left = false;
 	while (unfinished(state)) {
-		if (!leave)
-			leave = kvmfault__sleep(seat, &seat->job, state);
-		else if (state & HELD)
+		if (!err) {
+			err = kvmfault__sleep(seat, &seat->job, state);
+		} else if (state & HELD) {
 			kvmfault__sys_futex_wait(&seat->job, state, SLICE);
-		else if (atomic_compare_exchange_strong(&seat->job, &state,
-							state | LEFT))
-			return -EINTR;
+		} else if (atomic_compare_exchange_strong(&seat->job, &state,
+							  state | LEFT)) {
+			*left = true;
+			break;
+		}
 		state = atomic_load(&seat->job);
 	}
-	return leave ? -EINTR : 0;
+	return err;
 }
 
-static bool same(const struct kvmfault__task *a, const struct kvmfault__task *b)
-{
-	const struct kvmfault_fault *of_a = a->fault, *of_b = b->fault;
-
-	return a->work == b->work && a->gpa == b->gpa &&
-	       of_a->entrance == of_b->entrance &&
-	       of_a->address_space == of_b->address_space &&
-	       of_a->flags == of_b->flags &&
-	       of_a->gpa == of_b->gpa && of_a->hva == of_b->hva &&
-	       a->pages.first == b->pages.first &&
-	       a->pages.end == b->pages.end && a->private == b->private;
-}
-
-/* What a call that a signal ended has left: is it what is wanted now? */
-static bool left_over(const struct kvmfault_vcpu *vcpu,
-		      const struct kvmfault__task *task)
-{
-	return atomic_load(&vcpu->seat->job) == DONE &&
-	       !vcpu->seat->cut_short && same(&vcpu->job, task);
-}
-
+/* What became of a job that was left behind is nobody's: the pages know. */
 static int have_done(struct kvmfault_vcpu *vcpu,
 		     const struct kvmfault__task *task,
 		     struct kvmfault__answer *answer)
 {
 	struct kvmfault__seat *seat = vcpu->seat;
-	int err = await_job(seat);
+	bool left;
+	int err = await_job(seat, &left);
 
 	if (err)
 		return err;
-	if (!left_over(vcpu, task)) {
-		kvmfault__forget_awaited(seat);
-		if (vcpu->anew)
-			kvmfault__not_pending(seat);
-		post(vcpu, task);
-		err = await_job(seat);
-	}
-	if (err)
-		return err;
+	kvmfault__forget_awaited(seat);
+	if (vcpu->anew)
+		kvmfault__not_pending(seat);
+	post(vcpu, task);
+	/* What has ended is done, even if a signal came meanwhile. */
+	await_job(seat, &left);
+	if (left)
+		return -EINTR;
 	*answer = vcpu->outcome.answer;
 	atomic_store(&seat->job, IDLE);
 	return 0;

@@ -164,18 +164,27 @@ static int enter_kernel_exit(struct kvmfault_memory *memory)
 	return 0;
 }
 
-static void switch_kernel_exit(struct kvmfault_vm *vm, bool leave)
+static int switch_to(struct kvmfault__seat *seat,
+		     enum kvmfault_delivery delivery)
 {
-	kvmfault__sys_lock(&vm->lock);
-	kvmfault__each_memory(vm, leave ? leave_kernel_exit :
-					  enter_kernel_exit);
-	kvmfault__sys_unlock(&vm->lock);
+	bool leave = delivery == KVMFAULT_DELIVERY_UFFD;
+	struct kvmfault_vm *vm = seat->vm;
+
+	atomic_store(&vm->delivery, delivery);
+	if (vm->chosen == KVMFAULT_DELIVERY_KERNEL_EXIT)
+		return kvmfault__each_memory(seat, leave ? leave_kernel_exit :
+							   enter_kernel_exit);
+	return vm->chosen == KVMFAULT_DELIVERY_MARKER_EXIT && leave ?
+		kvmfault__unmark_all(seat) : 0;
 }
 
 KVMFAULT__EXPORT
 int kvmfault_vm_set_delivery(struct kvmfault_vm *vm,
 			     enum kvmfault_delivery delivery)
 {
+	struct kvmfault__seat *seat;
+	int err;
+
 	if (!vm)
 		return -EINVAL;
 	if (!delivery || delivery >= KVMFAULT_DELIVERY_COUNT)
@@ -189,12 +198,11 @@ int kvmfault_vm_set_delivery(struct kvmfault_vm *vm,
 			kvmfault_delivery_str(delivery),
 			vm->delivery_why[delivery] ?
 			vm->delivery_why[delivery] : "it was not asked for");
-	atomic_store(&vm->delivery, delivery);
+	seat = kvmfault__call_begin(vm);
+	if (!seat)
+		return -ENOMEM;
+	err = switch_to(seat, delivery);
+	kvmfault__call_end(seat);
 	kvmfault__expect_service(vm);
-	if (vm->chosen == KVMFAULT_DELIVERY_KERNEL_EXIT)
-		switch_kernel_exit(vm, delivery == KVMFAULT_DELIVERY_UFFD);
-	if (vm->chosen == KVMFAULT_DELIVERY_MARKER_EXIT &&
-	    delivery == KVMFAULT_DELIVERY_UFFD)
-		return kvmfault__unmark_all(vm);
-	return 0;
+	return err;
 }

@@ -21,6 +21,9 @@ int kvmfault_request_poison(struct kvmfault_request *request)
 
 	if (err)
 		return err;
+	if (kvmfault__has_come(ours))
+		return kvmfault__refuse(ours->seat->vm, -EINVAL,
+			"kvmfault_request_poison: the page was installed before");
 	if (ours->count > 1)
 		kvmfault__narrow(ours);
 	err = kvmfault__poison(ours->seat, request->memory, NULL,
@@ -79,6 +82,9 @@ static bool failed(const struct kvmfault_fault *fault,
 	if (fault->entrance == KVMFAULT_ENTRANCE_FAILURE)
 		return true;
 	err = kvmfault__sys_madvise(page, size, KVMFAULT__MADV_POPULATE_READ);
+	/* It says nothing now: the page will be touched again. */
+	if (err == -ENOMEM || err == -EAGAIN || err == -EINTR)
+		return false;
 	/* A page that came past the library, by way of another mapping, has
 	 * left the marker where it was. Without it the file's page counts; one
 	 * that has failed is in the file still. */
@@ -90,25 +96,50 @@ static bool failed(const struct kvmfault_fault *fault,
 					    KVMFAULT__MADV_POPULATE_READ);
 }
 
-static bool present(const struct kvmfault__place *place)
-{
-	const struct kvmfault_memory *memory = place->memory;
+/* The pages of the memory that it is about: a failure may be larger than one, and
+ * begin before the memory does. */
+struct lost {
+	uint64_t page, end;
+};
 
-	return !kvmfault__tracked(memory) ||
-	       kvmfault__page_state(memory, place->offset >>
-				    memory->page_shift) == KVMFAULT__PRESENT;
+static struct lost lost(const struct kvmfault_fault *fault,
+			const struct kvmfault_mapping *mapping)
+{
+	const struct kvmfault_memory *memory = mapping->span.memory;
+	uint64_t start = fault->hva & -fault->length;
+	uint64_t last = start + fault->length - 1 - mapping->host;
+
+	start = start > mapping->host ? start - mapping->host : 0;
+	if (last >= memory->length)
+		last = memory->length - 1;
+	return (struct lost){
+		.page = start >> memory->page_shift,
+		.end = (last >> memory->page_shift) + 1,
+	};
 }
 
-/* Its page, or pages: a failure may be larger than that. */
-static void poison(struct kvmfault_memory *memory, uint64_t offset,
-		   uint64_t length)
+static bool present(const struct kvmfault_memory *memory, uint64_t page)
 {
-	uint64_t page = offset >> memory->page_shift;
-	uint64_t end = (offset + length - 1) >> memory->page_shift;
+	return !kvmfault__tracked(memory) ||
+	       kvmfault__page_state(memory, page) == KVMFAULT__PRESENT;
+}
 
-	for (; page <= end && page << memory->page_shift < memory->length;
-	     page++)
-		kvmfault__page_change(memory, page, KVMFAULT__PRESENT,
+/* Is there data that can have been lost? A thread met its own page; else any. */
+static bool any_present(const struct kvmfault_fault *fault,
+			const struct kvmfault__place *place, struct lost lost)
+{
+	if (fault->entrance == KVMFAULT_ENTRANCE_MARKER)
+		return present(place->memory, place->offset >>
+			       place->memory->page_shift);
+	while (lost.page < lost.end && !present(place->memory, lost.page))
+		lost.page++;
+	return lost.page < lost.end;
+}
+
+static void poison(struct kvmfault_memory *memory, struct lost lost)
+{
+	for (; lost.page < lost.end; lost.page++)
+		kvmfault__page_change(memory, lost.page, KVMFAULT__PRESENT,
 				      KVMFAULT__POISONED);
 }
 
@@ -130,6 +161,7 @@ void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 {
 	struct kvmfault__place place = { 0 };
 	struct kvmfault_mapping *mapping;
+	struct lost its;
 
 	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
 	mapping = kvmfault__mapping_find(seat, 0, fault->hva);
@@ -137,6 +169,7 @@ void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 		kvmfault__leave(seat);
 		return;
 	}
+	its = lost(fault, mapping);
 	place.memory = mapping->span.memory;
 	place.offset = fault->hva - mapping->host;
 	place.region = kvmfault__region_showing(seat, place.memory,
@@ -144,7 +177,7 @@ void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 	translate(fault, &place);
 	if (!place.region && seat->vcpu)
 		kvmfault__warn_unshown(place.memory, place.offset);
-	if (present(&place)) {
+	if (any_present(fault, &place, its)) {
 		if (!failed(fault, &place)) {
 			kvmfault__leave(seat);
 			answer->action = KVMFAULT_RETRY;
@@ -152,7 +185,7 @@ void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 		}
 		fault->error = EHWPOISON;
 		if (kvmfault__tracked(place.memory))
-			poison(place.memory, place.offset, fault->length);
+			poison(place.memory, its);
 	}
 	kvmfault__resolve(seat, fault, &place, answer);
 	kvmfault__leave(seat);
@@ -173,11 +206,11 @@ int kvmfault_memory_failed(struct kvmfault_vm *vm, const void *siginfo)
 	kvmfault_decode_siginfo(siginfo, &fault);
 	if (fault.entrance == KVMFAULT_ENTRANCE_NONE)
 		return -ENOENT;
-	seat = kvmfault__seat_take(vm);
+	seat = kvmfault__call_begin(vm);
 	if (!seat)
 		return -ENOMEM;
 	kvmfault__sigbus(seat, &fault, &answer);
-	kvmfault__seat_give(seat);
+	kvmfault__call_end(seat);
 	if (answer.action == KVMFAULT_NOT_A_FAULT)
 		return -ENOENT;
 	return kvmfault__error(&answer);

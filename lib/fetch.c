@@ -4,8 +4,8 @@
 /*
  * Fetches in flight: what a source that answers later was asked for. In: a run
  * of absent pages, claimed. Out, some time, on the thread that says so: the
- * same publish as ever. A fetch has a seat of its own, made ahead, which holds
- * the memory and has room for the data: nothing is allocated for a fault, and
+ * same publish as ever. A fetch is counted by its memory, and has a seat of its
+ * own, made ahead, with room for the data: nothing is allocated for a fault, and
  * who asked is free to go.
  */
 
@@ -16,24 +16,26 @@
 #define MS 1000000ULL
 
 /*
- * Whoever sets DONE completes it, unless somebody is submitting or cancelling:
- * then that one does, when it is finished with it. So a fetch is never given
- * back, and used again, while submit() or cancel() is on its way to the source.
+ * Who has it: the source, until it has said what came of it; who submits it; and
+ * who cancels it. The last one to let go completes it, so that it is never given
+ * back, and used again, while somebody is on his way to the source.
  */
-#define BEGUN (1U << 0)		/* the source has it, or is being given it */
-#define DONE (1U << 1)
-#define CANCELLING (1U << 2)
-#define CANCELLED (1U << 3)
-#define SUBMITTING (1U << 4)
+#define HOLDERS 0xffffU
+#define SUBMITTED (1U << 16)	/* the source can be told to end it */
+#define CANCELLED (1U << 17)
+
+#define UNSAID 1		/* the source's first word counts */
 
 struct kvmfault_fetch {
 	atomic_bool taken;
 	atomic_uint state;
-	atomic_int error;
+	atomic_int said;
 	struct kvmfault__seat *seat;
 	struct kvmfault__seat *asked;	/* whose thread may wait for it */
 	struct kvmfault__request rq;
 	struct kvmfault_fault fault;
+	bool message;			/* somebody sleeps for it, there: */
+	uint32_t space;
 	uint64_t began;
 	_Atomic uint64_t due;		/* UINT64_MAX: no deadline */
 };
@@ -74,7 +76,6 @@ static int make(struct kvmfault_vm *vm, struct kvmfault__fetches **fetches)
 			delete(new);
 			return -ENOMEM;
 		}
-		atomic_store(&fetch->seat->owner, 0);
 		atomic_store(&fetch->due, UINT64_MAX);
 	}
 	*fetches = new;
@@ -133,6 +134,15 @@ int kvmfault__fetch_failed(struct kvmfault__request *rq)
 
 /* ---- its life ---- */
 
+static void unpin(struct kvmfault_memory *memory)
+{
+	struct kvmfault_vm *vm = memory->vm;
+
+	/* It may be gone from here on. */
+	atomic_fetch_sub(&memory->fetches, 1);
+	kvmfault__tell_drainers(vm);
+}
+
 static struct kvmfault_fetch *take(struct kvmfault__fetches *all)
 {
 	size_t i;
@@ -144,28 +154,107 @@ static struct kvmfault_fetch *take(struct kvmfault__fetches *all)
 	return NULL;
 }
 
-static void give(struct kvmfault_fetch *fetch)
+/*
+ * A vCPU that does not want to wait is told when it can have one. Its wish pins
+ * the memory: whoever takes the wish out of the seat lets go of that.
+ */
+void kvmfault__withdraw(struct kvmfault__seat *seat)
 {
-	atomic_store(&fetch->state, 0);
-	atomic_store(&fetch->due, UINT64_MAX);
-	atomic_store(&fetch->seat->owner, 0);
-	kvmfault__leave(fetch->seat);
-	atomic_store(&fetch->taken, false);
+	struct kvmfault_memory *memory = atomic_exchange(&seat->wish, NULL);
+
+	if (memory)
+		unpin(memory);
 }
 
-/* All that it needs after the one who asked has gone. */
+static bool all_in_use(const struct kvmfault__fetches *all)
+{
+	size_t i = 0;
+
+	while (i < all->count && atomic_load(&all->fetch[i].taken))
+		i++;
+	return i == all->count;
+}
+
+bool kvmfault__fetch_wished(struct kvmfault__request *rq)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+	struct kvmfault__seat *seat = rq->seat;
+	struct kvmfault__fetches *all = atomic_load(&seat->vm->fetches);
+
+	if (kvmfault__waits(rq) ||
+	    kvmfault__page_state(memory, rq->page) != KVMFAULT__ABSENT ||
+	    !all_in_use(all))
+		return false;
+	kvmfault__set_pending(seat);
+	atomic_fetch_add(&memory->fetches, 1);
+	atomic_store(&seat->wish_offset, rq->request.offset);
+	atomic_store(&seat->wish, memory);
+	/* Who gives one back, or frees the memory, looks afterwards. */
+	if (all_in_use(all) && !atomic_load(&memory->closing))
+		return true;
+	kvmfault__not_pending(seat);
+	return false;
+}
+
+static void tell_settled(struct kvmfault_memory *memory, uint64_t offset)
+{
+	const struct kvmfault_vm_options *options = &memory->vm->options;
+
+	if (options->settled)
+		options->settled(options->settled_data, memory, offset,
+				 kvmfault__page_size(memory));
+}
+
+/* The wishes of all, or for one memory. */
+static void grant(struct kvmfault_vm *vm, struct kvmfault_memory *only)
+{
+	struct kvmfault__seat *seat = atomic_load(&vm->pending) ?
+				      atomic_load(&vm->seats) : NULL;
+	struct kvmfault__inside inside;
+
+	for (; seat; seat = seat->next) {
+		struct kvmfault_memory *memory = atomic_load(&seat->wish);
+
+		if (!memory || (only && memory != only) ||
+		    !atomic_compare_exchange_strong(&seat->wish, &memory, NULL))
+			continue;
+		kvmfault__enter(&inside, NULL, memory);
+		tell_settled(memory, atomic_load(&seat->wish_offset));
+		kvmfault__exit(&inside);
+		unpin(memory);
+	}
+}
+
+static void give(struct kvmfault_fetch *fetch)
+{
+	struct kvmfault_memory *memory = fetch->rq.request.memory;
+	struct kvmfault_vm *vm = fetch->seat->vm;
+
+	atomic_store(&fetch->due, UINT64_MAX);
+	kvmfault__leave(fetch->seat);
+	atomic_store(&fetch->taken, false);
+	unpin(memory);
+	grant(vm, NULL);
+}
+
+/* All that it needs after the one who asked has gone: not its region, nor where
+ * the sleeper's message came from, which may be removed. */
 static void move_in(struct kvmfault_fetch *fetch,
 		    const struct kvmfault__request *rq)
 {
-	const struct kvmfault_memory *memory = rq->request.memory;
+	struct kvmfault_memory *memory = rq->request.memory;
 	uint64_t deadline = memory->source.deadline_ms * MS;
 
-	/* Held by us before the other lets go. */
-	atomic_store(&fetch->seat->span, atomic_load(&rq->seat->span));
+	/* Counted before the other lets go. */
+	atomic_fetch_add(&memory->fetches, 1);
 	fetch->asked = rq->seat;
 	fetch->fault = *rq->request.fault;
+	fetch->message = rq->origin;
+	fetch->space = rq->origin ? rq->origin->uffd->space : 0;
 	fetch->rq = *rq;
 	fetch->rq.seat = fetch->seat;
+	fetch->rq.origin = NULL;
+	fetch->rq.request.region = NULL;
 	fetch->rq.request.fault = &fetch->fault;
 	fetch->rq.request.buffer = kvmfault__buffer(fetch->seat, memory,
 						    rq->request.offset);
@@ -175,62 +264,89 @@ static void move_in(struct kvmfault_fetch *fetch,
 	atomic_store(&rq->seat->failed, 0);
 }
 
-/* A source can't be told to end what it does not have yet: who submits tells
- * it what was cancelled meanwhile. Returns what else became of it. */
-static unsigned int submitted(struct kvmfault_fetch *fetch)
-{
-	const struct kvmfault_source *source =
-		&fetch->rq.request.memory->source;
-	unsigned int state = atomic_load(&fetch->state);
-	bool told = false;
-
-	do {
-		if (state & CANCELLED && !(state & DONE) && !told) {
-			told = true;
-			source->cancel(source->data, fetch);
-		}
-	} while (!atomic_compare_exchange_weak(&fetch->state, &state,
-					       state & ~SUBMITTING));
-	return state;
-}
-
 static void complete(struct kvmfault_fetch *fetch);
 
-/* The source may answer before submit() returns. */
-static int begin(struct kvmfault_fetch *fetch)
+static bool hold(struct kvmfault_fetch *fetch)
+{
+	unsigned int state = atomic_load(&fetch->state);
+
+	do {
+		if (!(state & HOLDERS))
+			return false;
+	} while (!atomic_compare_exchange_weak(&fetch->state, &state,
+					       state + 1));
+	return true;
+}
+
+/* True: nobody has it any more. */
+static bool let_go(struct kvmfault_fetch *fetch)
+{
+	return (atomic_fetch_sub(&fetch->state, 1) & HOLDERS) == 1;
+}
+
+/* False: the source has said something before. */
+static bool say(struct kvmfault_fetch *fetch, int error)
+{
+	int unsaid = UNSAID;
+
+	return atomic_compare_exchange_strong(&fetch->said, &unsaid, error);
+}
+
+static bool unsaid(const struct kvmfault_fetch *fetch)
+{
+	return atomic_load(&fetch->said) == UNSAID;
+}
+
+/* Of a memory that is being freed nothing is asked for any more. */
+static int submit(struct kvmfault_fetch *fetch)
 {
 	const struct kvmfault_request *request = &fetch->rq.request;
 	const struct kvmfault_memory *memory = request->memory;
-	unsigned int state;
-	int err = 0;
+	int err;
 
-	if (memory->fill)
-		err = kvmfault__prepare(memory, request->offset,
-					request->length);
-	if (err)
-		return err;
-	atomic_store(&fetch->state, BEGUN | SUBMITTING);
+	if (atomic_load(&memory->closing) > fetch->message)
+		return -EAGAIN;
 	err = memory->source.submit(memory->source.data, fetch,
 				    memory->source_offset + request->offset,
 				    request->buffer, request->length);
 	if (err > 0)
 		err = -EIO;
-	/* Said to have failed, and yet answered: the answer is heard. */
-	if (err && atomic_fetch_or(&fetch->state, DONE) & DONE)
-		err = 0;
-	if (err) {
-		fetch->rq.source_failed = true;
-		atomic_store(&fetch->error, err);
-	}
-	/* From here on it is in flight, and not in this thread's hands. */
-	atomic_store(&fetch->seat->owner, 0);
-	kvmfault__set_deadline(fetch->seat, atomic_load(&fetch->due));
-	state = submitted(fetch);
-	if (!(state & DONE) || state & CANCELLING)
-		return 0;
-	if (!err)
-		complete(fetch);
+	fetch->rq.source_failed = err && err != -EAGAIN;
 	return err;
+}
+
+/* The source may answer before submit() returns. -errno: it was refused, and
+ * nobody else has it. */
+static int begin(struct kvmfault_fetch *fetch)
+{
+	const struct kvmfault_memory *memory = fetch->rq.request.memory;
+	const struct kvmfault_source *source = &memory->source;
+	bool refused = false;
+	int err = 0;
+
+	if (memory->fill)
+		err = kvmfault__prepare(memory, fetch->rq.request.offset,
+					fetch->rq.request.length);
+	if (err)
+		return err;
+	atomic_store(&fetch->said, UNSAID);
+	atomic_store(&fetch->state, 2);		/* the source, and we */
+	err = submit(fetch);
+	/* Said to have failed, and yet answered: the answer is heard. */
+	if (err && say(fetch, err)) {
+		refused = true;
+		let_go(fetch);
+	}
+	kvmfault__set_deadline(fetch->seat, atomic_load(&fetch->due));
+	if (atomic_fetch_or(&fetch->state, SUBMITTED) & CANCELLED &&
+	    unsaid(fetch))
+		source->cancel(source->data, fetch);
+	if (!let_go(fetch))
+		return 0;
+	if (refused)
+		return err;
+	complete(fetch);
+	return 0;
 }
 
 int kvmfault__submit(struct kvmfault__request *rq)
@@ -240,8 +356,9 @@ int kvmfault__submit(struct kvmfault__request *rq)
 	int err;
 
 	while (!(fetch = take(all))) {
-		/* A message can wait where it is parked. */
-		if (rq->origin)
+		/* A message can wait where it is parked, and who does not
+		 * want to wait comes again. */
+		if (rq->origin || !kvmfault__waits(rq))
 			return -EAGAIN;
 		/* A job waits for nobody: its vCPU's thread does. */
 		if (rq->seat->delegate) {
@@ -266,34 +383,51 @@ int kvmfault__submit(struct kvmfault__request *rq)
 /* It failed for the run: ask for the page alone. */
 static bool again_alone(struct kvmfault_fetch *fetch)
 {
+	int err;
+
 	if (fetch->rq.count == 1 || atomic_load(&fetch->state) & CANCELLED)
 		return false;
 	kvmfault__narrow(&fetch->rq);
-	atomic_store(&fetch->state, 0);
-	return !begin(fetch);
+	err = begin(fetch);
+	/* It is the page's error that counts. */
+	if (err)
+		atomic_store(&fetch->said, err);
+	return !err;
 }
 
 static int install(struct kvmfault_fetch *fetch, int error)
 {
 	struct kvmfault_request *request = &fetch->rq.request;
 
-	fetch->rq.source_failed = error;
 	if (!error)
 		return kvmfault_request_install(request, request->buffer);
+	fetch->rq.source_failed = error != -EAGAIN;
 	if (error == -EHWPOISON)
 		kvmfault_request_poison(request);
 	return error;
 }
 
-static void complete(struct kvmfault_fetch *fetch)
+/* Where the sleeper's message came from, if that is a mapping of it still. */
+static struct kvmfault_mapping *find_origin(struct kvmfault_fetch *fetch)
+{
+	struct kvmfault_mapping *origin = NULL;
+
+	if (fetch->message)
+		origin = kvmfault__mapping_find(fetch->seat, fetch->space,
+						fetch->fault.hva);
+	return origin && origin->span.memory == fetch->rq.request.memory ?
+		origin : NULL;
+}
+
+static void conclude(struct kvmfault_fetch *fetch)
 {
 	struct kvmfault__request *rq = &fetch->rq;
-	int error = atomic_load(&fetch->error);
+	int error = atomic_load(&fetch->said);
 
-	atomic_store(&fetch->seat->owner, (uintptr_t)pthread_self());
 	if (error && again_alone(fetch))
 		return;
-	error = install(fetch, error);
+	rq->origin = find_origin(fetch);
+	error = install(fetch, atomic_load(&fetch->said));
 	KVMFAULT__TRACE(fetch_done, fetch, rq->request.memory,
 			rq->request.offset, rq->request.length, error);
 	/* Of a poisoned page its state says enough. */
@@ -312,57 +446,43 @@ static void complete(struct kvmfault_fetch *fetch)
 	give(fetch);
 }
 
+static void complete(struct kvmfault_fetch *fetch)
+{
+	struct kvmfault__inside inside;
+
+	kvmfault__enter(&inside, fetch->seat, fetch->rq.request.memory);
+	conclude(fetch);
+	kvmfault__exit(&inside);
+}
+
 KVMFAULT__EXPORT
 void kvmfault_fetch_done(struct kvmfault_fetch *fetch, int error)
 {
-	unsigned int state;
-
-	if (!fetch || !(atomic_load(&fetch->state) & BEGUN))
-		return;
 	if (error > 0)
 		error = -EIO;
-	atomic_store(&fetch->error, error);
-	state = atomic_fetch_or(&fetch->state, DONE);
-	if (!(state & (DONE | CANCELLING | SUBMITTING)))
+	if (fetch && say(fetch, error) && let_go(fetch))
 		complete(fetch);
 }
 
 /* ---- the end of patience ---- */
 
-/* Is it the source's, and nobody cancels it? Then it stays what it is, until
- * CANCELLING is taken back. */
-static bool stop_it(struct kvmfault_fetch *fetch)
-{
-	unsigned int state;
-
-	do {
-		/* Somebody looks whether it is wanted: that is soon over. */
-		while ((state = atomic_load(&fetch->state)) & CANCELLING &&
-		       !(state & CANCELLED))
-			;
-		if ((state & ~SUBMITTING) != BEGUN)
-			return false;
-	} while (!atomic_compare_exchange_weak(&fetch->state, &state,
-					       state | CANCELLING));
-	return true;
-}
-
+/* A source can't be told to end what it does not have yet: then who submits it
+ * tells it. */
 static void cancel(struct kvmfault_fetch *fetch,
 		   bool (*wanted)(const struct kvmfault_fetch *fetch,
 				  const void *what),
 		   const void *what)
 {
 	const struct kvmfault_source *source;
-	unsigned int state;
 
-	if (!stop_it(fetch))
+	if (!hold(fetch))
 		return;
 	source = &fetch->rq.request.memory->source;
-	if (source->cancel && wanted(fetch, what) &&
-	    !(atomic_fetch_or(&fetch->state, CANCELLED) & SUBMITTING))
+	if (source->cancel && wanted(fetch, what) && unsaid(fetch) &&
+	    (atomic_fetch_or(&fetch->state, CANCELLED) &
+	     (CANCELLED | SUBMITTED)) == SUBMITTED)
 		source->cancel(source->data, fetch);
-	state = atomic_fetch_and(&fetch->state, ~CANCELLING);
-	if (state & DONE && !(state & SUBMITTING))
+	if (let_go(fetch))
 		complete(fetch);
 }
 
@@ -386,6 +506,7 @@ static bool of_memory(const struct kvmfault_fetch *fetch, const void *memory)
 void kvmfault__fetches_cancel(struct kvmfault_memory *memory)
 {
 	cancel_all(memory->vm, of_memory, memory);
+	grant(memory->vm, memory);
 }
 
 struct range {
@@ -437,7 +558,7 @@ int kvmfault_cancel(struct kvmfault_vm *vm, uint32_t address_space,
 		return kvmfault__refuse(vm, -EINVAL,
 			"kvmfault_cancel: gpa %#llx, length %#llx: empty, or past the end of all",
 			(unsigned long long)gpa, (unsigned long long)length);
-	seat = kvmfault__seat_take(vm);
+	seat = kvmfault__call_begin(vm);
 	if (!seat)
 		return -ENOMEM;
 	while (length && !err) {
@@ -447,7 +568,7 @@ int kvmfault_cancel(struct kvmfault_vm *vm, uint32_t address_space,
 		gpa += step;
 		length -= step;
 	}
-	kvmfault__seat_give(seat);
+	kvmfault__call_end(seat);
 	return err;
 }
 
@@ -471,8 +592,8 @@ uint64_t kvmfault__fetches_due(struct kvmfault_vm *vm)
 		const struct kvmfault_fetch *fetch = &all->fetch[i];
 		uint64_t its = atomic_load(&fetch->due);
 
-		if (its < due &&
-		    (atomic_load(&fetch->state) & ~SUBMITTING) == BEGUN)
+		if (its < due && unsaid(fetch) &&
+		    !(atomic_load(&fetch->state) & CANCELLED))
 			due = its;
 	}
 	return due;

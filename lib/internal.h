@@ -57,6 +57,7 @@ struct kvmfault__span {
 	struct kvmfault_memory *memory;	/* or NULL */
 	uint64_t first, last;		/* keys, see table.c */
 	atomic_bool dead;		/* removed: nobody finds it any more */
+	bool kept;	/* dead, and its remover's still: under the VM's lock */
 };
 
 #define KVMFAULT__COUNTERS \
@@ -65,13 +66,25 @@ struct kvmfault__span {
 	((offsetof(struct kvmfault_stats, field) - sizeof(size_t)) / \
 	 sizeof(uint64_t))
 
+/*
+ * What a thread is in the middle of: a seat for each call or fault, the innermost
+ * first. A callback that waits for what one of the outer ones holds would wait
+ * for itself.
+ */
+struct kvmfault__inside {
+	struct kvmfault__seat *seat;		/* or NULL */
+	const struct kvmfault_memory *memory;	/* whose pages it has, or NULL */
+	void **own;				/* the thread's, in which it is */
+	struct kvmfault__inside *outer;
+};
+
 /* A thread's place in a VM: its hazards, scratch memory and counters. Written
  * by that thread only. */
 struct kvmfault__seat {
 	_Alignas(KVMFAULT__CACHE_LINE) struct kvmfault_vm *vm;
 	struct kvmfault__seat *next;
 	atomic_bool taken;
-	_Atomic(uintptr_t) owner;	/* pthread_self() while in use */
+	struct kvmfault__inside inside;	/* of who has it for one call */
 	_Atomic(const void *) table;	/* short: a lookup */
 	_Atomic(struct kvmfault__span *) span; /* long: a fault */
 	_Atomic(const void *) mappings;	/* short: an install or a wake */
@@ -89,9 +102,10 @@ struct kvmfault__seat {
 	struct kvmfault__bucket *awaited; /* by the job, until it is done again */
 	uint32_t awaited_sequence;
 	bool waited;			/* it has been: this is done again */
-	bool cut_short;			/* the job: its vCPU had left */
 	bool pending;			/* counted in vm->pending */
 	_Atomic uint64_t failed;	/* a fetch that it asked for */
+	_Atomic(struct kvmfault_memory *) wish;	/* to fetch, when one can, */
+	_Atomic uint64_t wish_offset;	/* that page of it */
 	_Atomic uint32_t pause;		/* futex word, never changes */
 	void *buffer;
 	_Atomic uint64_t counter[KVMFAULT__COUNTERS];
@@ -101,6 +115,24 @@ struct kvmfault__seat {
 struct kvmfault__seat *kvmfault__seat_take(struct kvmfault_vm *vm);
 void kvmfault__seat_give(struct kvmfault__seat *seat);
 void kvmfault__seats_free(struct kvmfault_vm *vm);
+
+/* Until kvmfault__exit(), on this thread. */
+void kvmfault__enter(struct kvmfault__inside *inside,
+		     struct kvmfault__seat *seat,
+		     const struct kvmfault_memory *memory);
+static inline void kvmfault__exit(const struct kvmfault__inside *inside)
+{
+	*inside->own = inside->outer;
+}
+/* Is it true of a seat that this thread is in? Has one of them something of the
+ * memory, other than that one (or NULL)? */
+bool kvmfault__within(bool (*busy)(struct kvmfault__seat *seat, void *what),
+		      void *what);
+bool kvmfault__within_memory(const struct kvmfault_memory *memory,
+			     const struct kvmfault__seat *but);
+/* A seat for one call, and in it; NULL when out of memory. */
+struct kvmfault__seat *kvmfault__call_begin(struct kvmfault_vm *vm);
+void kvmfault__call_end(struct kvmfault__seat *seat);
 
 /* Read *where and hold it in hazard; validated. */
 static inline void *kvmfault__hold(_Atomic(const void *) *hazard,
@@ -123,11 +155,18 @@ void kvmfault__wake_drainers(struct kvmfault_vm *vm);
 void kvmfault__retire(struct kvmfault_vm *vm, const void *retired);
 void kvmfault__reclaim(struct kvmfault_vm *vm);
 bool kvmfault__retired(struct kvmfault_vm *vm, const void *what);
-/* Wait, without the lock, until busy() is false for every seat; -EDEADLK when
- * it is the caller's own. */
-int kvmfault__drain(struct kvmfault_vm *vm,
-		    bool (*busy)(struct kvmfault__seat *seat, void *what),
-		    void *what);
+/* Wait, without the lock, until busy() is false for every seat; not for the
+ * caller's own. */
+void kvmfault__drain(struct kvmfault_vm *vm,
+		     bool (*busy)(struct kvmfault__seat *seat, void *what),
+		     void *what);
+/* The same for anything that kvmfault__tell_drainers() is called for. */
+void kvmfault__drain_until(struct kvmfault_vm *vm,
+			   bool (*busy)(struct kvmfault_vm *vm, void *what),
+			   void *what);
+bool kvmfault__any_seat(struct kvmfault_vm *vm,
+			bool (*busy)(struct kvmfault__seat *seat, void *what),
+			void *what);
 
 static inline void kvmfault__add(struct kvmfault__seat *seat, size_t counter,
 				 uint64_t n)
@@ -175,6 +214,11 @@ void kvmfault__table_sweep(struct kvmfault_vm *vm, kvmfault__table *table);
 int kvmfault__table_each(kvmfault__table *table,
 			 int (*each)(struct kvmfault__span *span, void *data),
 			 void *data);
+/* Every living span, held, without the lock. */
+void kvmfault__table_visit(struct kvmfault__seat *seat, kvmfault__table *table,
+			   void (*visit)(struct kvmfault__seat *seat,
+					 struct kvmfault__span *span,
+					 void *data), void *data);
 /* When nobody is left to look anything up. */
 void kvmfault__table_free(struct kvmfault_vm *vm, kvmfault__table *table);
 
@@ -236,7 +280,9 @@ struct kvmfault_vm {
 						 * of the chain's indices */
 	unsigned int own_resolvers;	/* the VMM's, before ours */
 	unsigned int resolvers;
-	int epoll;			/* every uffd is in it */
+	int epoll;			/* every uffd is in it, */
+	_Atomic uint32_t baton;		/* EPOLLONESHOT: one thread is woken
+					 * for a message; or 0 */
 	_Atomic int jobs;		/* and this eventfd; -1: none yet */
 	_Atomic(struct kvmfault__seat *) posted;	/* the newest first */
 	struct kvmfault__seat *taken;	/* the oldest first; under the
@@ -249,6 +295,7 @@ struct kvmfault_vm {
 	struct kvmfault__retired *retired;
 	size_t dead;			/* spans that are still in a table */
 	unsigned int vcpus, services, memories, region_count;
+	unsigned int tracked;		/* of the memories */
 
 	_Atomic(struct kvmfault__leaf *) leaves[KVMFAULT__LEAVES];
 	struct kvmfault_converter converter;	/* set NULL: none possible */
@@ -323,21 +370,30 @@ int kvmfault__uffd_register(struct kvmfault_uffd *uffd, uint64_t start,
 int kvmfault__uffd_unregister(struct kvmfault_uffd *uffd, uint64_t start,
 			      uint64_t length);
 /* How many bytes, from the first page on; it may be less than length. Or of that
- * page: -EEXIST: it was there, nobody was woken; -EAGAIN: not now; ... */
+ * page: -EEXIST: it is said to be there, nobody was woken; -ENOENT: nothing is
+ * mapped; -EAGAIN: not now; ... page: its size. */
 enum kvmfault__install {
 	KVMFAULT__COPY,		/* from there */
 	KVMFAULT__ZERO,
 	KVMFAULT__MAP,		/* what is in the file: UFFDIO_CONTINUE */
 };
 int64_t kvmfault__uffd_install(int fd, enum kvmfault__install how, uint64_t to,
-			       const void *from, uint64_t length, bool protect);
-/* Off: who sleeps there is woken. */
-int kvmfault__uffd_protect(int fd, uint64_t start, uint64_t length, bool on);
+			       const void *from, uint64_t length, uint64_t page,
+			       bool protect);
+/* Off: who sleeps there is woken. Where nothing is mapped there is nothing to
+ * protect. */
+int kvmfault__uffd_protect(int fd, uint64_t start, uint64_t length,
+			   uint64_t page, bool on);
 int kvmfault__uffd_wake(int fd, uint64_t start, uint64_t length);
 /* Markers, on *done bytes, and then 0 or as above; quiet: whoever sleeps there
  * sleeps on. */
-int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length, bool quiet,
-			  uint64_t *done);
+int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length,
+			  uint64_t page, bool quiet, uint64_t *done);
+/* Have the service told of its messages: EPOLL_CTL_ADD, or again, _MOD. */
+int kvmfault__uffd_listen(struct kvmfault_uffd *uffd, int op);
+/* Under the VM's lock. On: a message wakes one of the service's threads, and it has
+ * the next one woken when it has read it. */
+void kvmfault__pass_baton(struct kvmfault_vm *vm, bool on);
 int kvmfault__uffd_open(unsigned int how);
 /* Forget it, but leave its descriptor open: it guards absent pages. */
 void kvmfault__uffd_abandon(struct kvmfault_uffd *uffd);
@@ -389,6 +445,10 @@ struct kvmfault_memory {
 	_Atomic(const void *) mappings;	/* struct kvmfault__mappings */
 	unsigned int regions;		/* under the VM's lock */
 	_Atomic(const void *) shown;	/* one of them, or NULL */
+	_Atomic uint32_t fetches;	/* in flight, or wished for */
+	_Atomic uint32_t closing;	/* it is being freed: */
+#define KVMFAULT__CLOSED_FOR_VCPUS 1	/* only messages are answered yet, */
+#define KVMFAULT__CLOSED 2		/* nor are they */
 	_Atomic uint64_t *marked;	/* stretches that were given markers;
 					 * behind them those only touched */
 	atomic_uint marked_at_once;	/* of the former, not touched before */
@@ -473,21 +533,27 @@ kvmfault__page_protected(const struct kvmfault_memory *memory, uint64_t page)
 	return atomic_load(kvmfault__page_word(memory, page)) >>
 	       kvmfault__page_shift(page) & KVMFAULT__PAGE_PROTECTED;
 }
-/* Returns the state that it had at that moment. */
-enum kvmfault__state kvmfault__page_protect(struct kvmfault_memory *memory,
-					    uint64_t page, bool on);
+/* Of so many pages in one word of states those that are not in flight get the bit.
+ * For each of the others the lowest of its bits is returned. */
+uint64_t kvmfault__word_protect(struct kvmfault_memory *memory, uint64_t page,
+				unsigned int count);
+void kvmfault__page_unprotect(struct kvmfault_memory *memory, uint64_t page);
 /* Who touches it needs nobody: present, or poisoned and marked so. */
 bool kvmfault__page_settled(const struct kvmfault_memory *memory,
 			    uint64_t page);
 /* Its data is gone: removed, or its fetcher is told. */
 void kvmfault__page_remove(struct kvmfault_memory *memory, uint64_t page);
-/* Wait while it is in flight; 0, -EINTR, or -EDEADLK: this thread has it. */
+/* Wait while it is in flight; 0, -EINTR, -EDEADLK: this thread has it, or -EAGAIN:
+ * its memory is being freed. */
 int kvmfault__page_wait(struct kvmfault__seat *seat,
 			struct kvmfault_memory *memory, uint64_t page);
 void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page);
+/* Have all who wait for pages look again. */
+void kvmfault__wake_waiters(struct kvmfault_vm *vm);
 /* The VMM will be told when it is not in flight any more; false: it is not. */
 bool kvmfault__page_pending(struct kvmfault__seat *seat,
 			    struct kvmfault_memory *memory, uint64_t page);
+void kvmfault__set_pending(struct kvmfault__seat *seat);
 void kvmfault__not_pending(struct kvmfault__seat *seat);
 /* Is there a page that nobody may read? */
 bool kvmfault__pages_absent(struct kvmfault_memory *memory);
@@ -523,13 +589,17 @@ static inline void kvmfault__changed(struct kvmfault_memory *memory,
 }
 
 /* The memory's first mapping is the memslots'. A tracked memory's mapping is
- * registered, with a uffd of its own where it was given none. */
+ * registered, with a uffd of its own where it was given none; it goes to no child
+ * of fork(), unless it is inherited. */
 int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
-			  struct kvmfault_uffd *uffd,
+			  struct kvmfault_uffd *uffd, bool inherited,
 			  struct kvmfault_mapping **mapping);
-/* Under the VM's lock: every memory, until that is not 0 for one. */
-int kvmfault__each_memory(struct kvmfault_vm *vm,
+/* Every memory, held; the first error. */
+int kvmfault__each_memory(struct kvmfault__seat *seat,
 			  int (*each)(struct kvmfault_memory *memory));
+/* Under the VM's lock: nobody finds it any more; it is the remover's until it is
+ * not kept. */
+void kvmfault__mapping_kill(struct kvmfault_mapping *mapping);
 /* After the mapping's last use: let go of the uffd; guard: where pages are
  * absent nobody may read zeros afterwards. */
 void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard);
@@ -568,6 +638,10 @@ int kvmfault__install(struct kvmfault__seat *seat,
 		      struct kvmfault_memory *memory, uint64_t offset,
 		      const void *data, uint64_t length,
 		      struct kvmfault__installed *installed);
+/* Is the page there? Then it is mapped by the memslots' mapping, too. 1, 0, -errno:
+ * it can't be asked (-EOPNOTSUPP: by this kernel, -EAGAIN: now). */
+int kvmfault__see(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
+		  uint64_t offset);
 /* With minor faults: map a page that is in the file, and wake. -EEXIST: it was
  * mapped, nobody was woken; -EFAULT: it is not in the file. */
 int kvmfault__map(const struct kvmfault_mapping *mapping, uint64_t offset,
@@ -637,7 +711,7 @@ struct kvmfault__place {
 	struct kvmfault_mapping *origin;	/* where its thread sleeps */
 	uint64_t offset;	/* into the memory, or region without one */
 	struct kvmfault__tries {
-		unsigned int count;
+		unsigned int count;	/* that were not possible then */
 		unsigned int failures;	/* that nobody resolved */
 	} tries;		/* a message's, until now */
 };
@@ -683,7 +757,7 @@ void kvmfault__mark_ahead(struct kvmfault__seat *seat,
 void kvmfault__unmarked(const struct kvmfault_memory *memory, uint64_t offset,
 			uint64_t length);
 /* Take all of them out, of every memory. */
-int kvmfault__unmark_all(struct kvmfault_vm *vm);
+int kvmfault__unmark_all(struct kvmfault__seat *seat);
 
 /* attributes.c: which pages are private, as KVM was last told */
 bool kvmfault__private(struct kvmfault_vm *vm, uint64_t gfn);
@@ -697,6 +771,15 @@ void kvmfault__attributes_note(struct kvmfault_vm *vm,
 int kvmfault__attributes_cover(struct kvmfault_vm *vm,
 			       struct kvmfault__gfns pages);
 void kvmfault__attributes_free(struct kvmfault_vm *vm);
+
+/* What the region shows there is in its guest_memfd, and nowhere else. */
+static inline bool
+kvmfault__shows_private(struct kvmfault_vm *vm,
+			const struct kvmfault__region *region, uint64_t gpa)
+{
+	return region->info.guest_memfd > 0 &&
+	       kvmfault__private(vm, gpa / KVMFAULT__PAGE);
+}
 
 /* range.c: make a range present, which does not wrap: 0 or -errno. */
 int kvmfault__ensure(struct kvmfault__seat *seat, uint32_t address_space,
@@ -766,8 +849,13 @@ struct kvmfault__request {
 /* 0: the request's page is claimed; -EINVAL, with its reason: it is not. */
 int kvmfault__unclaimed(const struct kvmfault_request *request,
 			const char *function);
+/* Is the page that faulted among what was installed? */
+static inline bool kvmfault__has_come(const struct kvmfault__request *rq)
+{
+	return rq->page < rq->first + rq->installed.there;
+}
 /* Claim absent neighbours too, as the memory's window says; or let go of all
- * but the page that faulted. */
+ * but the page that faulted, which has not come. */
 void kvmfault__widen(struct kvmfault__request *rq);	/* window.c */
 /* What is claimed, and so requested. */
 void kvmfault__run(struct kvmfault__request *rq, uint64_t first,
@@ -807,11 +895,26 @@ static inline bool kvmfault__may_write(const struct kvmfault_fault *fault)
 	       fault->access != KVMFAULT_ACCESS_EXEC;
 }
 
+/* Will the library itself touch it, for the guest? Then the host's protection of
+ * it has to be asked for, also when it has just come. */
+static inline bool kvmfault__touched(const struct kvmfault__request *rq)
+{
+	return rq->request.fault->entrance == KVMFAULT_ENTRANCE_MMIO ||
+	       rq->request.fault->entrance == KVMFAULT_ENTRANCE_EMULATION;
+}
+
 static inline bool kvmfault__must_save(const struct kvmfault__request *rq)
 {
 	return rq->request.memory->write_protect &&
 	       kvmfault__may_write(rq->request.fault) &&
 	       kvmfault__page_protected(rq->request.memory, rq->page);
+}
+
+/* Does it wait for a page that is on its way? */
+static inline bool kvmfault__waits(const struct kvmfault__request *rq)
+{
+	return !rq->seat->no_wait ||
+	       rq->request.fault->entrance == KVMFAULT_ENTRANCE_CALL;
 }
 
 /* Ask one resolver after the other. The answer says nothing yet; then what the
@@ -853,6 +956,10 @@ int kvmfault__fetches_new(struct kvmfault_vm *vm);
 void kvmfault__fetches_free(struct kvmfault_vm *vm);
 /* A verdict or -errno; LATER: rq is detached. */
 int kvmfault__submit(struct kvmfault__request *rq);
+/* All fetches are in use, and this vCPU does not wait: true, and the VMM will be
+ * told. Not any more. */
+bool kvmfault__fetch_wished(struct kvmfault__request *rq);
+void kvmfault__withdraw(struct kvmfault__seat *seat);
 /* What became of the last submit of this seat's, for this page: 0 or -errno */
 int kvmfault__fetch_failed(struct kvmfault__request *rq);
 void kvmfault__fetches_cancel(struct kvmfault_memory *memory);
@@ -882,18 +989,25 @@ struct kvmfault__parked {
 struct kvmfault__park {
 	pthread_mutex_t lock;
 	int timer;			/* expires when the earliest is due */
-	size_t count;
+	uint64_t no_room;		/* 0, or when all are to be woken */
+	_Atomic size_t count;
 	struct kvmfault__parked item[KVMFAULT__PARKED_MAX];
 };
-/* Not now. reason: nobody resolved it; the third time the VMM is told. */
+/* Nobody resolved it: the third time the VMM is told. */
+void kvmfault__not_resolved(struct kvmfault__seat *seat,
+			    struct kvmfault__parked *item,
+			    enum kvmfault_reason reason, int error);
+/* Later again: it has failed, or is not possible now. */
 void kvmfault__put_off(struct kvmfault__park *park, struct kvmfault__seat *seat,
-		       struct kvmfault__parked *item,
-		       enum kvmfault_reason reason, int error);
+		       struct kvmfault__parked *item, bool failed);
 bool kvmfault__is_parked(struct kvmfault__park *park, uint32_t space,
 			 uint64_t hva);
 /* One item whose time has come, taken out; false: none. */
 bool kvmfault__unpark(struct kvmfault__park *park, uint64_t now,
 		      struct kvmfault__parked *item);
+/* Wake those that there was no room for, when it is time. */
+void kvmfault__wake_without_room(struct kvmfault__park *park,
+				 struct kvmfault__seat *seat, uint64_t now);
 /* Set the timer. */
 void kvmfault__park_arm(struct kvmfault__park *park);
 /* At the end, their messages are read: awake they fault again, for the next
@@ -966,6 +1080,7 @@ struct kvmfault_vcpu {
 	uint64_t history[KVMFAULT__HISTORY];
 	uint32_t newest;
 	uint32_t streak;
+	uint32_t not_now;	/* how often it was not possible */
 	/* its last faults: a ring, how many there were; and for who asks for
 	 * the result, in order */
 	struct kvmfault__past past[KVMFAULT_HISTORY_COUNT];
@@ -1024,6 +1139,8 @@ kvmfault__task(struct kvmfault_vcpu *vcpu, kvmfault__work *work)
  * the vCPU's thread stays where it is. False: it has gone already. */
 bool kvmfault__hold_vcpu(struct kvmfault__seat *seat);
 void kvmfault__free_vcpu(struct kvmfault__seat *seat);
+/* Is a job posted or running, and so in the seat? */
+bool kvmfault__job_has(const struct kvmfault__seat *seat);
 /* The set-up of a vCPU whose work is delegated, and its end. */
 int kvmfault__jobs_new(struct kvmfault_vm *vm);
 void kvmfault__job_drop(struct kvmfault_vcpu *vcpu);

@@ -90,6 +90,55 @@ static bool any_protected(const struct kvmfault_memory *memory, uint64_t offset,
 	return page < end;
 }
 
+/* What is in the file can be mapped, which also takes a marker away that is in
+ * its place. Before 5.13 a huge page can't be asked for. As kvmfault__see(). */
+static int see(const struct kvmfault_mapping *mapping, uint64_t offset,
+	       bool protect)
+{
+	const struct kvmfault_memory *memory = mapping->span.memory;
+	uint64_t size = kvmfault__page_size(memory);
+	int64_t done = -ENOTTY;
+
+	if (memory->fd > 0)
+		done = kvmfault__uffd_install(mapping->uffd->fd, KVMFAULT__MAP,
+					      mapping->host + offset, NULL,
+					      size, size, protect);
+	if (done > 0 || done == -EEXIST)
+		return 1;
+	if (done == -EFAULT)
+		return 0;
+	if (done != -EINVAL && done != -ENOTTY)
+		return (int)done;
+	return memory->hugetlb ? -EOPNOTSUPP :
+				 kvmfault__memory_resident(memory, offset, size);
+}
+
+int kvmfault__see(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
+		  uint64_t offset)
+{
+	const struct kvmfault__mappings *all = hold_mappings(seat, memory);
+	int there = see(all->mapping[0], offset,
+			any_protected(memory, offset,
+				      kvmfault__page_size(memory)));
+
+	kvmfault__unhold(seat, &seat->mappings);
+	return there;
+}
+
+/* "It is there" is a claim: a kernel says so, too, when no huge page is left. Of
+ * anonymous memory it is true. */
+static int prove(const struct kvmfault_mapping *mapping, uint64_t offset,
+		 bool protect)
+{
+	int there = 1;
+
+	if (mapping->span.memory->fd > 0)
+		there = see(mapping, offset, protect);
+	if (there == -EOPNOTSUPP)
+		there = 1;
+	return there > 0 ? 0 : there ? there : -ENOMEM;
+}
+
 /* One call for each run of pages that are not there, if the kernel does not stop
  * in between. */
 static int fill(const struct kvmfault_mapping *mapping,
@@ -97,23 +146,28 @@ static int fill(const struct kvmfault_mapping *mapping,
 		uint64_t length, bool protect,
 		struct kvmfault__installed *installed)
 {
-	unsigned int shift = mapping->span.memory->page_shift;
+	uint64_t size = kvmfault__page_size(mapping->span.memory);
 	uint64_t host = mapping->host + offset, at = 0;
 	int64_t done = 0;
 
 	while (at < length) {
+		bool existed;
+
 		done = kvmfault__uffd_install(mapping->uffd->fd, how, host + at,
 					      data ? data + at : NULL,
-					      length - at, protect);
-		if (done == -EEXIST) {
-			installed->existed++;
-			done = 1LL << shift;
-		}
+					      length - at, size, protect);
+		existed = done == -EEXIST;
+		if (existed)
+			done = how == KVMFAULT__MAP ? 0 :
+				prove(mapping, offset + at, protect);
 		if (done < 0)
 			break;
+		if (existed)
+			done = (int64_t)size;
+		installed->existed += existed;
 		at += (uint64_t)done;
 	}
-	installed->there = at >> shift;
+	installed->there = at / size;
 	return done < 0 ? (int)done : 0;
 }
 
@@ -149,9 +203,10 @@ int kvmfault__map(const struct kvmfault_mapping *mapping, uint64_t offset,
 		  uint64_t length)
 {
 	bool protect = any_protected(mapping->span.memory, offset, length);
+	uint64_t size = kvmfault__page_size(mapping->span.memory);
 	int64_t done = kvmfault__uffd_install(mapping->uffd->fd, KVMFAULT__MAP,
 					      mapping->host + offset, NULL,
-					      length, protect);
+					      length, size, protect);
 
 	return done < 0 ? (int)done : 0;
 }
@@ -173,16 +228,38 @@ int kvmfault__protect(struct kvmfault__seat *seat,
 			continue;
 		err = kvmfault__uffd_protect(mapping->uffd->fd,
 					     mapping->host + offset, length,
-					     on);
-		/* A process that is gone writes nothing; where nothing is
-		 * mapped nobody sleeps. */
-		if (err == -ESRCH || (!on && err == -ENOENT))
-			err = 0;
-		if (!first)
+					     kvmfault__page_size(memory), on);
+		/* A process that is gone writes nothing. */
+		if (!first && err != -ESRCH)
 			first = err;
 	}
 	kvmfault__unhold(seat, &seat->mappings);
 	return first;
+}
+
+/* What is there stays; and nobody reads where nothing is mapped, or in a process
+ * that is gone. */
+static int poison_run(const struct kvmfault_mapping *mapping, uint64_t offset,
+		      uint64_t length)
+{
+	const struct kvmfault_memory *memory = mapping->span.memory;
+	uint64_t size = kvmfault__page_size(memory), at = 0, done;
+	int fd = mapping->uffd->fd, err = 0;
+
+	/* Nothing goes over a protection's marker. */
+	if (memory->write_protect)
+		kvmfault__uffd_protect(fd, mapping->host + offset, length, size,
+				       false);
+	while (at < length && !err) {
+		err = kvmfault__uffd_poison(fd, mapping->host + offset + at,
+					    length - at, size, false, &done);
+		at += done;
+		if (err == -EEXIST || err == -ENOENT) {
+			at += size;
+			err = 0;
+		}
+	}
+	return err == -ESRCH ? 0 : err;
 }
 
 int kvmfault__poison(struct kvmfault__seat *seat,
@@ -191,7 +268,6 @@ int kvmfault__poison(struct kvmfault__seat *seat,
 		     uint64_t length)
 {
 	const struct kvmfault__mappings *all = hold_mappings(seat, memory);
-	uint64_t done;
 	int err = 0;
 	size_t i;
 
@@ -200,19 +276,11 @@ int kvmfault__poison(struct kvmfault__seat *seat,
 
 		if (!mapping->uffd || (only && only != mapping))
 			continue;
-		/* Nothing goes over a protection's marker. */
-		if (memory->write_protect)
-			kvmfault__uffd_protect(mapping->uffd->fd,
-					       mapping->host + offset, length,
-					       false);
-		err = kvmfault__uffd_poison(mapping->uffd->fd,
-					    mapping->host + offset, length,
-					    false, &done);
-		/* It has its marker, and nobody was woken. */
-		if (err == -EEXIST)
-			err = kvmfault__uffd_wake(mapping->uffd->fd,
-						  mapping->host + offset,
-						  length);
+		err = poison_run(mapping, offset, length);
+		/* Nobody was woken where there was a marker before. */
+		if (!err)
+			kvmfault__uffd_wake(mapping->uffd->fd,
+					    mapping->host + offset, length);
 	}
 	kvmfault__unhold(seat, &seat->mappings);
 	return err;
@@ -393,14 +461,47 @@ static int mapping_make(struct kvmfault_memory *memory, uint64_t host,
 	return err;
 }
 
+/* Of minor faults a page table tells nobody: what is in one already would be seen
+ * as it is. */
+static int forget_pages(struct kvmfault_vm *vm, void *host, uint64_t length)
+{
+	int err = kvmfault__sys_madvise(host, length, MADV_DONTNEED);
+
+	if (err == -EINVAL)
+		err = kvmfault__sys_madvise(host, length,
+					    KVMFAULT__MADV_DONTNEED_LOCKED);
+	if (err == -EINVAL)
+		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
+			      "the memory at %p may have pages in page tables, which would show what was there before, and this kernel does not take them out of memory that is locked or huge: do not lock it, or use Linux 5.18",
+			      host);
+	return err;
+}
+
+/* In this process, before it is registered: a REMOVE event would have to be read
+ * for it. A child's mapping is not registered: it would read zeros out of what is
+ * absent, and have them come into the file. */
+static int prepare(const struct kvmfault_memory *memory, void *host,
+		   bool inherited)
+{
+	int err = memory->fill ? forget_pages(memory->vm, host, memory->length) :
+				 0;
+
+	return err || inherited ? err :
+		kvmfault__sys_madvise(host, memory->length, MADV_DONTFORK);
+}
+
 int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
-			  struct kvmfault_uffd *uffd,
+			  struct kvmfault_uffd *uffd, bool inherited,
 			  struct kvmfault_mapping **mapping)
 {
 	bool own = kvmfault__tracked(memory) && !uffd;
 	bool local = own || !uffd || !uffd->space;
-	int err;
+	int err = 0;
 
+	if (kvmfault__tracked(memory) && !(uffd && uffd->space))
+		err = prepare(memory, (void *)(uintptr_t)host, inherited);
+	if (err)
+		return err;
 	if (own) {
 		err = kvmfault_uffd_new(memory->vm, NULL, &uffd);
 		if (err)
@@ -413,41 +514,51 @@ int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 	return err ? explain(memory, host, local, err) : 0;
 }
 
+static bool may_be_read(const struct kvmfault_memory *memory, uint64_t page)
+{
+	enum kvmfault__state state = kvmfault__page_state(memory, page);
+
+	return state == KVMFAULT__PRESENT || state == KVMFAULT__REMOVED;
+}
+
 /* Another process's memory can't be protected from here; its absent pages can
  * be made to kill who touches them. */
 static int poison_absent(struct kvmfault_mapping *mapping)
 {
-	struct kvmfault_memory *memory = mapping->span.memory;
-	uint64_t page, pages = memory->length >> memory->page_shift;
-	uint64_t size = kvmfault__page_size(memory), done;
+	const struct kvmfault_memory *memory = mapping->span.memory;
+	uint64_t page = 0, end, pages = memory->length >> memory->page_shift;
 	int err = 0;
 
-	for (page = 0; page < pages && (!err || err == -EEXIST); page++) {
-		enum kvmfault__state state = kvmfault__page_state(memory, page);
-
-		if (state != KVMFAULT__PRESENT && state != KVMFAULT__REMOVED)
-			err = kvmfault__uffd_poison(mapping->uffd->fd,
-						    mapping->host + page * size,
-						    size, false, &done);
+	for (; page < pages && !err; page = end + 1) {
+		for (end = page; end < pages && !may_be_read(memory, end);)
+			end++;
+		if (end > page)
+			err = poison_run(mapping, page << memory->page_shift,
+					 (end - page) << memory->page_shift);
 	}
-	/* A process that is gone reads nothing; likewise a range. */
-	return err == -EEXIST || err == -ESRCH || err == -ENOENT ? 0 : err;
+	return err;
 }
 
-static int protect(struct kvmfault_mapping *mapping)
+/* Has it a hole? Of all the advice this is what changes nothing: what is
+ * registered does not go to a child. */
+static bool unmapped(char *host, uint64_t length)
 {
-	void *host = (void *)(uintptr_t)mapping->host;
-	uint64_t length = mapping->span.memory->length;
-	unsigned char vec;
+	return kvmfault__sys_madvise(host, length, MADV_DONTFORK) == -ENOMEM;
+}
+
+/* What is not mapped any more can't be read. The same errno says that there are
+ * too many mappings. */
+static int protect(char *host, uint64_t length)
+{
+	uint64_t half = length / 2 & -(uint64_t)kvmfault__sys_page_size();
 	int err = kvmfault__sys_mprotect(host, length, PROT_NONE);
 
-	/* Not mapped any more: nothing there can be read. The same errno says
-	 * that there are too many mappings: ask. */
-	if (err == -ENOMEM &&
-	    kvmfault__sys_mincore(host, kvmfault__sys_page_size(), &vec) ==
-	    -ENOMEM)
+	if (err != -ENOMEM || !unmapped(host, length))
+		return err;
+	if (!half)
 		return 0;
-	return err;
+	err = protect(host, half);
+	return err ? err : protect(host + half, length - half);
 }
 
 /* Nobody may read zeros where pages are still absent. */
@@ -458,7 +569,8 @@ static int fail_closed(struct kvmfault_mapping *mapping)
 
 	if (!kvmfault__pages_absent(memory))
 		return 0;
-	err = mapping->uffd->space ? poison_absent(mapping) : protect(mapping);
+	err = mapping->uffd->space ? poison_absent(mapping) :
+		protect((char *)(uintptr_t)mapping->host, memory->length);
 	if (err)
 		kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
 			      "absent pages at %#llx could not be protected (error %d): they stay registered; end their users before the userfaultfd is freed",
@@ -488,19 +600,29 @@ void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard)
 		kvmfault_uffd_free(uffd);
 }
 
-/* A memory has one of these, and as long as it has it is found by it. */
-static int if_memslots(struct kvmfault__span *span, void *data)
-{
-	int (**each)(struct kvmfault_memory *memory) = data;
+struct each {
+	int (*memory)(struct kvmfault_memory *memory);
+	int err;
+};
 
-	return ((struct kvmfault_mapping *)span)->memslots ?
-		(*each)(span->memory) : 0;
+/* A memory has one of these, and as long as it has it is found by it. */
+static void if_memslots(struct kvmfault__seat *seat,
+			struct kvmfault__span *span, void *data)
+{
+	struct each *each = data;
+
+	(void)seat;
+	if (((struct kvmfault_mapping *)span)->memslots && !each->err)
+		each->err = each->memory(span->memory);
 }
 
-int kvmfault__each_memory(struct kvmfault_vm *vm,
+int kvmfault__each_memory(struct kvmfault__seat *seat,
 			  int (*each)(struct kvmfault_memory *memory))
 {
-	return kvmfault__table_each(&vm->mappings, if_memslots, &each);
+	struct each data = { .memory = each };
+
+	kvmfault__table_visit(seat, &seat->vm->mappings, if_memslots, &data);
+	return data.err;
 }
 
 /* A seat that came before the list was replaced. */
@@ -525,26 +647,43 @@ static int unlist(struct kvmfault_mapping *mapping)
 	return 0;
 }
 
+void kvmfault__mapping_kill(struct kvmfault_mapping *mapping)
+{
+	mapping->span.kept = true;
+	kvmfault__table_kill(mapping->span.memory->vm, &mapping->span);
+}
+
+static bool serves(struct kvmfault__seat *seat, void *mapping)
+{
+	return atomic_load(&seat->span) == mapping;
+}
+
+/* The library uses it no more; then nobody finds it, and nobody has it; then it is
+ * gone with its userfaultfd. Who touches it for the library is answered until
+ * then. */
 static int mapping_end(struct kvmfault_mapping *mapping, bool guard)
 {
 	struct kvmfault_vm *vm = mapping->span.memory->vm;
-	int err;
+	int err = kvmfault__within(serves, mapping) ? -EDEADLK : 0;
 
 	if (mapping->memslots)
 		return kvmfault__refuse(vm, -EINVAL,
 			"kvmfault_mapping_remove: the one at %#llx is the memslots': it goes with its memory",
 			(unsigned long long)mapping->host);
 	kvmfault__sys_lock(&vm->lock);
-	err = unlist(mapping);
+	if (!err)
+		err = unlist(mapping);
 	kvmfault__sys_unlock(&vm->lock);
 	if (err)
 		return err;
-	/* Who still wakes through it is inside a system call, not a callback:
-	 * that ends. */
 	kvmfault__drain(vm, uses_old_list, vm);
+	kvmfault__sys_lock(&vm->lock);
+	kvmfault__mapping_kill(mapping);
+	kvmfault__sys_unlock(&vm->lock);
+	kvmfault__drain(vm, serves, mapping);
 	kvmfault__mapping_close(mapping, guard);
 	kvmfault__sys_lock(&vm->lock);
-	kvmfault__table_kill(vm, &mapping->span);
+	mapping->span.kept = false;
 	kvmfault__table_sweep(vm, &vm->mappings);
 	kvmfault__sys_unlock(&vm->lock);
 	return 0;
@@ -566,7 +705,8 @@ static int protect_too(struct kvmfault_mapping *mapping)
 			err = kvmfault__uffd_protect(mapping->uffd->fd,
 						     mapping->host +
 						     page * size,
-						     (end - page) * size, true);
+						     (end - page) * size, size,
+						     true);
 	}
 	return err == -ESRCH ? 0 : err;
 }
@@ -614,7 +754,8 @@ int kvmfault_mapping_add(struct kvmfault_memory *memory,
 		err = memory ? check_mapping(memory, &ours) : -EINVAL;
 	if (err)
 		return err;
-	err = kvmfault__mapping_new(memory, ours.host, ours.uffd, mapping);
+	err = kvmfault__mapping_new(memory, ours.host, ours.uffd,
+				    ours.inherited, mapping);
 	if (err || !memory->write_protect)
 		return err;
 	err = protect_too(*mapping);

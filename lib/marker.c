@@ -93,12 +93,14 @@ static int mark_run(struct kvmfault__seat *seat,
 	while (page < end && !err && !gone) {
 		err = kvmfault__uffd_poison(mapping->uffd->fd,
 					    mapping->host + page * size,
-					    (end - page) * size, true, &done);
+					    (end - page) * size, size, true,
+					    &done);
 		done /= size;
 		kvmfault__add(seat, KVMFAULT__COUNTER(marked), done);
 		gone = recheck(mapping, page, done);
 		page += done;
-		if (err == -EEXIST) {
+		/* There is a page; or nothing is mapped. */
+		if (err == -EEXIST || err == -ENOENT) {
 			err = 0;
 			page++;
 		}
@@ -285,14 +287,9 @@ static int unmark(struct kvmfault_memory *memory)
 				     MADV_DONTNEED);
 }
 
-int kvmfault__unmark_all(struct kvmfault_vm *vm)
+int kvmfault__unmark_all(struct kvmfault__seat *seat)
 {
-	int err;
-
 	/* Marking is no callback: this never waits for the caller itself. */
-	kvmfault__drain(vm, is_marking, NULL);
-	kvmfault__sys_lock(&vm->lock);
-	err = kvmfault__each_memory(vm, unmark);
-	kvmfault__sys_unlock(&vm->lock);
-	return err;
+	kvmfault__drain(seat->vm, is_marking, NULL);
+	return kvmfault__each_memory(seat, unmark);
 }

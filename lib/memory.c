@@ -206,6 +206,17 @@ static int check_source(struct kvmfault_vm *vm,
 		ULL(memory->source.length), ULL(needed));
 }
 
+/* What nobody can end has no deadline. */
+static int check_deadline(struct kvmfault_vm *vm,
+			  const struct kvmfault_source *source)
+{
+	if (!source->deadline_ms || (source->submit && source->cancel))
+		return 0;
+	return kvmfault__refuse(vm, -EINVAL,
+		"kvmfault_source.deadline_ms: nothing can end what takes longer than %u ms: it needs submit and cancel",
+		source->deadline_ms);
+}
+
 /*
  * Blocks that must be ours, however the rest of the file is. It is all that a
  * hugetlbfs file tells (there SEEK_DATA sees data everywhere), and it finds
@@ -356,7 +367,9 @@ static int map_fill(struct kvmfault_memory *memory)
 
 	if (!err)
 		memory->fill = fill;
-	return err;
+	/* A child has no use for it. */
+	return err ? err : kvmfault__sys_madvise(fill, memory->length,
+						 MADV_DONTFORK);
 }
 
 static int memory_make(struct kvmfault_vm *vm,
@@ -382,6 +395,8 @@ static int memory_make(struct kvmfault_vm *vm,
 					   sizeof(new->source), o->source);
 	if (!err && o->source)
 		err = check_submit(vm, &new->source);
+	if (!err)
+		err = check_deadline(vm, &new->source);
 	new->window = o->window;
 	new->window_pages = window_pages(new, o->window_length);
 	if (!err)
@@ -406,18 +421,19 @@ static int memory_make(struct kvmfault_vm *vm,
 
 /* Everything of a memory that reaches outside it, undone by memory_detach(). */
 static int memory_attach(struct kvmfault_memory *memory,
-			 struct kvmfault_uffd *uffd)
+			 const struct kvmfault_memory_options *o)
 {
 	struct kvmfault_mapping *mapping;
 	struct kvmfault_vm *vm = memory->vm;
 	int err;
 
-	err = kvmfault__mapping_new(memory, (uintptr_t)memory->host, uffd,
-				    &mapping);
+	err = kvmfault__mapping_new(memory, (uintptr_t)memory->host, o->uffd,
+				    o->inherited, &mapping);
 	if (err)
 		return err;
 	kvmfault__sys_lock(&vm->lock);
 	vm->memories++;
+	vm->tracked += kvmfault__tracked(memory);
 	kvmfault__sys_unlock(&vm->lock);
 	return 0;
 }
@@ -434,6 +450,7 @@ static int check_protect(const struct kvmfault_memory *memory)
 	if (!memory->fill || !memory->write_protect ||
 	    kvmfault__uffd_install(all->mapping[0]->uffd->fd, KVMFAULT__MAP,
 				   (uintptr_t)memory->fill, NULL,
+				   kvmfault__page_size(memory),
 				   kvmfault__page_size(memory), true) !=
 	    -EINVAL)
 		return 0;
@@ -452,10 +469,13 @@ static void memory_detach(struct kvmfault_memory *memory, bool guard)
 	for (i = all->count; i--;)
 		kvmfault__mapping_close(all->mapping[i], guard);
 	kvmfault__sys_lock(&vm->lock);
+	for (i = 0; i < all->count; i++)
+		all->mapping[i]->span.kept = false;
 	kvmfault__table_sweep(vm, &vm->mappings);
 	kvmfault__retire(vm, all);
 	kvmfault__reclaim(vm);
 	vm->memories--;
+	vm->tracked -= kvmfault__tracked(memory);
 	kvmfault__sys_unlock(&vm->lock);
 }
 
@@ -465,7 +485,7 @@ static void kill_mappings(struct kvmfault_memory *memory)
 	size_t i;
 
 	for (i = 0; i < all->count; i++)
-		kvmfault__table_kill(memory->vm, &all->mapping[i]->span);
+		kvmfault__mapping_kill(all->mapping[i]);
 }
 
 static bool serves(struct kvmfault__seat *seat, void *memory)
@@ -475,20 +495,55 @@ static bool serves(struct kvmfault__seat *seat, void *memory)
 	return span && span->memory == memory;
 }
 
-static int begin_close(struct kvmfault_memory *memory)
+/* In this order: who asked for a fetch has counted it before he leaves. */
+static bool in_use(struct kvmfault_vm *vm, void *data)
+{
+	struct kvmfault_memory *memory = data;
+
+	return kvmfault__any_seat(vm, serves, memory) ||
+	       atomic_load(&memory->fetches);
+}
+
+static bool is_mapping(const struct kvmfault__mappings *all,
+		       const struct kvmfault__span *span)
+{
+	size_t i = 0;
+
+	while (i < all->count && &all->mapping[i]->span != span)
+		i++;
+	return i < all->count;
+}
+
+/* Through a region, or in one of its mappings, where it may be asleep. */
+static bool uses(struct kvmfault__seat *seat, void *data)
+{
+	const struct kvmfault_memory *memory = data;
+	const struct kvmfault__mappings *all = atomic_load(&memory->mappings);
+
+	return atomic_load(&seat->mappings) == all ||
+	       (serves(seat, data) &&
+		!is_mapping(all, atomic_load(&seat->span)));
+}
+
+/*
+ * It is in no region, so nobody comes any more but by messages. Those are
+ * answered as long as one who is in it yet may sleep there; then they are no
+ * more. A fetch that is begun meanwhile sees that it is not to be, or is
+ * cancelled here.
+ */
+static void close_entrances(struct kvmfault_memory *memory)
 {
 	struct kvmfault_vm *vm = memory->vm;
-	struct kvmfault__seat *seat;
-	int err = memory->regions ? -EBUSY : 0;
 
-	for (seat = atomic_load(&vm->seats); seat && !err; seat = seat->next)
-		if (serves(seat, memory) &&
-		    atomic_load(&seat->owner) == (uintptr_t)pthread_self())
-			err = -EDEADLK;
-	if (err)
-		return err;
+	atomic_store(&memory->closing, KVMFAULT__CLOSED_FOR_VCPUS);
+	kvmfault__wake_waiters(vm);
+	kvmfault__fetches_cancel(memory);
+	kvmfault__drain(vm, uses, memory);
+	kvmfault__sys_lock(&vm->lock);
 	kill_mappings(memory);
-	return 0;
+	kvmfault__sys_unlock(&vm->lock);
+	atomic_store(&memory->closing, KVMFAULT__CLOSED);
+	kvmfault__fetches_cancel(memory);
 }
 
 static int memory_end(struct kvmfault_memory *memory, bool guard)
@@ -497,16 +552,18 @@ static int memory_end(struct kvmfault_memory *memory, bool guard)
 	int err;
 
 	kvmfault__sys_lock(&vm->lock);
-	err = begin_close(memory);
+	err = memory->regions ? -EBUSY : 0;
 	kvmfault__sys_unlock(&vm->lock);
 	if (err == -EBUSY)
 		return kvmfault__refuse(vm, err,
 			"kvmfault_memory_free: a region shows the memory at %p: kvmfault_region_remove() first",
 			memory->host);
+	if (!err && kvmfault__within_memory(memory, NULL))
+		err = -EDEADLK;
 	if (err)
 		return err;
-	kvmfault__fetches_cancel(memory);
-	kvmfault__drain(vm, serves, memory);
+	close_entrances(memory);
+	kvmfault__drain_until(vm, in_use, memory);
 	memory_detach(memory, guard);
 	memory_delete(memory);
 	return 0;
@@ -537,7 +594,7 @@ int kvmfault_memory_new(struct kvmfault_vm *vm,
 		err = memory_make(vm, &ours, &new);
 	if (err)
 		return err;
-	err = memory_attach(new, ours.uffd);
+	err = memory_attach(new, &ours);
 	if (err) {
 		memory_delete(new);
 		return err;

@@ -57,7 +57,8 @@ static void access_page(struct kvmfault_vcpu *vcpu,
 		kvmfault__changed(memory, offset, length, KVMFAULT_CAUSE_MMIO);
 }
 
-/* Held until kvmfault__leave(); NULL: a device's, or ROM that is written. */
+/* Held until kvmfault__leave(); NULL: a device's, ROM that is written, or what only
+ * the guest can reach. */
 static struct kvmfault__region *ram_at(struct kvmfault_vcpu *vcpu,
 				       const struct kvmfault_fault *fault,
 				       uint64_t gpa)
@@ -66,6 +67,7 @@ static struct kvmfault__region *ram_at(struct kvmfault_vcpu *vcpu,
 
 	region = kvmfault__region_find(vcpu->seat, fault->address_space, gpa);
 	if (!region || !region->span.memory ||
+	    kvmfault__shows_private(vcpu->vm, region, gpa) ||
 	    (fault->access == KVMFAULT_ACCESS_WRITE &&
 	     region->info.flags & KVMFAULT_REGION_READONLY))
 		return NULL;
@@ -87,6 +89,19 @@ static void resolve_part(struct kvmfault_vcpu *vcpu,
 	kvmfault__leave(vcpu->seat);
 }
 
+/* That takes no system call, and so no job; unless one that was left behind has
+ * the seat. */
+static bool is_a_device(struct kvmfault_vcpu *vcpu, uint64_t gpa)
+{
+	bool device;
+
+	if (kvmfault__job_has(vcpu->seat))
+		return false;
+	device = !ram_at(vcpu, &vcpu->fault, gpa);
+	kvmfault__leave(vcpu->seat);
+	return device;
+}
+
 /* One page's part of it. The bytes are copied by the vCPU's own thread: should
  * the page be discarded in between, it is the one that sleeps. */
 static void complete(struct kvmfault_vcpu *vcpu, uint64_t done, uint64_t length,
@@ -96,6 +111,10 @@ static void complete(struct kvmfault_vcpu *vcpu, uint64_t done, uint64_t length,
 	struct kvmfault__region *region;
 
 	task.gpa = vcpu->fault.gpa + done;
+	if (is_a_device(vcpu, task.gpa)) {
+		kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+		return;
+	}
 	kvmfault__perform(vcpu, &task, answer);
 	/* The mapping is changing: the bytes are not to be had yet, and KVM_RUN
 	 * must not go on without them. */

@@ -147,16 +147,31 @@ enum kvmfault__state kvmfault__page_claim(struct kvmfault_memory *memory,
 	return state;
 }
 
-enum kvmfault__state kvmfault__page_protect(struct kvmfault_memory *memory,
-					    uint64_t page, bool on)
+/* The lowest bit of each page's four: it is in flight, so its state is 1, 2 or 3. */
+static uint64_t in_flight(uint64_t word)
+{
+	return (word | word >> 1) & ~(word >> 2);
+}
+
+uint64_t kvmfault__word_protect(struct kvmfault_memory *memory, uint64_t page,
+				unsigned int count)
 {
 	_Atomic uint64_t *word = kvmfault__page_word(memory, page);
-	unsigned int shift = kvmfault__page_shift(page);
-	uint64_t bit = KVMFAULT__PAGE_PROTECTED << shift;
-	uint64_t old = on ? atomic_fetch_or(word, bit) :
-			    atomic_fetch_and(word, ~bit);
+	uint64_t pages = each(1, count) << kvmfault__page_shift(page);
+	uint64_t old = atomic_load(word), busy;
 
-	return old >> shift & KVMFAULT__PAGE_STATE;
+	do
+		busy = pages & in_flight(old);
+	while (!atomic_compare_exchange_weak(word, &old, old | (pages ^ busy) *
+					     KVMFAULT__PAGE_PROTECTED));
+	return busy;
+}
+
+void kvmfault__page_unprotect(struct kvmfault_memory *memory, uint64_t page)
+{
+	atomic_fetch_and(kvmfault__page_word(memory, page),
+			 ~(KVMFAULT__PAGE_PROTECTED <<
+			   kvmfault__page_shift(page)));
 }
 
 void kvmfault__page_remove(struct kvmfault_memory *memory, uint64_t page)
@@ -218,31 +233,14 @@ void kvmfault__forget_awaited(struct kvmfault__seat *seat)
 	seat->awaited = NULL;
 }
 
-/* A callback that is fetching for this memory would wait for itself. */
-static bool own_fetch(const struct kvmfault__seat *seat,
-		      const struct kvmfault_memory *memory)
-{
-	const struct kvmfault__seat *other = atomic_load(&seat->vm->seats);
-
-	for (; other; other = other->next) {
-		/* In this order: who is seen to hold a span has said before
-		 * who it is. Another thread's span is not ours to read. */
-		const struct kvmfault__span *span = atomic_load(&other->span);
-
-		if (span && other != seat && atomic_load(&other->owner) ==
-		    (uintptr_t)pthread_self() && span->memory == memory)
-			return true;
-	}
-	return false;
-}
-
 int kvmfault__page_wait(struct kvmfault__seat *seat,
 			struct kvmfault_memory *memory, uint64_t page)
 {
 	struct kvmfault__bucket *b = bucket(memory, page);
 	int err = 0;
 
-	if (own_fetch(seat, memory))
+	/* A callback that is fetching for this memory waits for itself. */
+	if (kvmfault__within_memory(memory, seat))
 		return -EDEADLK;
 	/*
 	 * The waker changes the state, then looks for waiters; we are counted,
@@ -254,7 +252,10 @@ int kvmfault__page_wait(struct kvmfault__seat *seat,
 
 		if (!kvmfault__in_flight(kvmfault__page_state(memory, page)))
 			break;
-		err = kvmfault__await(seat, b, sequence);
+		if (atomic_load(&memory->closing))
+			err = -EAGAIN;
+		else
+			err = kvmfault__await(seat, b, sequence);
 	}
 	atomic_fetch_sub(&b->waiters, 1);
 	return err;
@@ -275,12 +276,22 @@ void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page)
 	kvmfault__sys_futex_wake(&b->sequence);
 }
 
+void kvmfault__wake_waiters(struct kvmfault_vm *vm)
+{
+	size_t i;
+
+	for (i = 0; i < KVMFAULT__BUCKETS; i++) {
+		if (!atomic_load(&vm->bucket[i].waiters))
+			continue;
+		atomic_fetch_add(&vm->bucket[i].sequence, 1);
+		kvmfault__sys_futex_wake(&vm->bucket[i].sequence);
+	}
+}
+
 bool kvmfault__page_pending(struct kvmfault__seat *seat,
 			    struct kvmfault_memory *memory, uint64_t page)
 {
-	if (!seat->pending)
-		atomic_fetch_add(&seat->vm->pending, 1);
-	seat->pending = true;
+	kvmfault__set_pending(seat);
 	/* As a waiter: we are counted, then look; who wakes looks afterwards. */
 	if (kvmfault__in_flight(kvmfault__page_state(memory, page)))
 		return true;
@@ -288,10 +299,19 @@ bool kvmfault__page_pending(struct kvmfault__seat *seat,
 	return false;
 }
 
+void kvmfault__set_pending(struct kvmfault__seat *seat)
+{
+	if (!seat->pending)
+		atomic_fetch_add(&seat->vm->pending, 1);
+	seat->pending = true;
+}
+
 void kvmfault__not_pending(struct kvmfault__seat *seat)
 {
-	if (seat->pending)
-		atomic_fetch_sub(&seat->vm->pending, 1);
+	if (!seat->pending)
+		return;
+	kvmfault__withdraw(seat);
+	atomic_fetch_sub(&seat->vm->pending, 1);
 	seat->pending = false;
 }
 

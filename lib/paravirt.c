@@ -83,12 +83,12 @@ int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
 	if (count && !msrs)
 		return kvmfault__refuse(vm, -EINVAL,
 			"kvmfault_ensure_msrs: msrs is NULL");
-	seat = kvmfault__seat_take(vm);
+	seat = kvmfault__call_begin(vm);
 	if (!seat)
 		return -ENOMEM;
 	for (i = 0; i < count && !err; i++)
 		err = ensure(seat, &msrs[i], &once);
-	kvmfault__seat_give(seat);
+	kvmfault__call_end(seat);
 	if (again)
 		*again = once;
 	return err;

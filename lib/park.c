@@ -4,15 +4,18 @@
 /*
  * Entrance uffd, what can't be answered now. In: a message, and why not. Out: it
  * waits with a time to try again, that doubles, and a timer has the service look
- * then. No sleeper is forgotten: where there is no room he is woken, and faults
- * again.
+ * then. What is not possible now is tried at once, and then soon; what has failed
+ * is given more time. No sleeper is forgotten: those for whom there is no room
+ * sleep on, and when their time comes all are woken, and fault again.
  */
 
 #include "internal.h"
 #include "trace.h"
 
-#define DELAY_MIN 1000000ULL	/* 1 ms, doubled each time, */
-#define DELAY_STEPS 10		/* up to about a second */
+#define FAILED_MIN 1000000ULL	/* 1 ms, doubled each time, */
+#define FAILED_STEPS 10		/* up to about a second */
+#define SOON_MIN 50000ULL	/* 50 us, doubled each time, */
+#define SOON_STEPS 8		/* up to about 13 ms */
 #define TELL_AFTER 3		/* failures before the VMM is told */
 
 /* Under the lock. */
@@ -34,6 +37,8 @@ static uint64_t earliest(struct kvmfault__park *park)
 	size_t i;
 
 	kvmfault__sys_lock(&park->lock);
+	if (park->no_room)
+		due = park->no_room;
 	for (i = 0; i < park->count; i++)
 		if (park->item[i].due < due)
 			due = park->item[i].due;
@@ -56,6 +61,24 @@ void kvmfault__park_arm(struct kvmfault__park *park)
 					  due > now ? due - now : 1);
 		due = earliest(park);
 	} while (due != armed);
+}
+
+static void wake_mapping(struct kvmfault__seat *seat,
+			 struct kvmfault__span *span, void *unused)
+{
+	struct kvmfault_mapping *mapping = (struct kvmfault_mapping *)span;
+
+	(void)unused;
+	if (!mapping->uffd)
+		return;
+	kvmfault__uffd_wake(mapping->uffd->fd, mapping->host,
+			    span->memory->length);
+	kvmfault__count(seat, woken);
+}
+
+static void wake_all(struct kvmfault__seat *seat)
+{
+	kvmfault__table_visit(seat, &seat->vm->mappings, wake_mapping, NULL);
 }
 
 static void wake_sleeper(struct kvmfault__seat *seat,
@@ -86,30 +109,38 @@ static void merge(struct kvmfault__parked *other,
 		other->tries.failures = item->tries.failures;
 }
 
-static void put(struct kvmfault__park *park, struct kvmfault__seat *seat,
-		struct kvmfault__parked *item)
+static uint64_t delay(uint64_t first, unsigned int n, unsigned int steps)
 {
-	unsigned int step = item->tries.count < DELAY_STEPS ?
-		item->tries.count : DELAY_STEPS;
-	struct kvmfault__parked *other;
-	bool full;
+	return first << (n < steps ? n : steps);
+}
 
-	item->due = kvmfault__sys_now() + (DELAY_MIN << step);
-	item->tries.count++;
+/* Until the next try: has it failed, or was it not possible? */
+static uint64_t pause_of(struct kvmfault__parked *item, bool failed)
+{
+	if (failed)
+		return delay(FAILED_MIN, item->tries.failures - 1,
+			     FAILED_STEPS);
+	return item->tries.count++ ? delay(SOON_MIN, item->tries.count - 2,
+					   SOON_STEPS) : 0;
+}
+
+void kvmfault__put_off(struct kvmfault__park *park, struct kvmfault__seat *seat,
+		       struct kvmfault__parked *item, bool failed)
+{
+	struct kvmfault__parked *other;
+
+	item->due = kvmfault__sys_now() + pause_of(item, failed);
 	kvmfault__count(seat, parked);
 	kvmfault__sys_lock(&park->lock);
 	other = find(park, item->space, item->fault.hva);
-	full = !other && park->count == KVMFAULT__PARKED_MAX;
 	if (other)
 		merge(other, item);
-	else if (!full)
+	else if (park->count < KVMFAULT__PARKED_MAX)
 		park->item[park->count++] = *item;
+	else if (!park->no_room || item->due < park->no_room)
+		park->no_room = item->due;
 	kvmfault__sys_unlock(&park->lock);
-	/* No room: awake, it faults again and so comes back by itself. */
-	if (full)
-		wake_sleeper(seat, item);
-	else
-		kvmfault__park_arm(park);
+	kvmfault__park_arm(park);
 }
 
 static void tell(struct kvmfault_vm *vm, const struct kvmfault__parked *item,
@@ -127,15 +158,14 @@ static void tell(struct kvmfault_vm *vm, const struct kvmfault__parked *item,
 				       &item->fault, reason, error);
 }
 
-void kvmfault__put_off(struct kvmfault__park *park, struct kvmfault__seat *seat,
-		       struct kvmfault__parked *item,
-		       enum kvmfault_reason reason, int error)
+void kvmfault__not_resolved(struct kvmfault__seat *seat,
+			    struct kvmfault__parked *item,
+			    enum kvmfault_reason reason, int error)
 {
-	if (reason && ++item->tries.failures == TELL_AFTER) {
-		kvmfault__count(seat, unresolved);
-		tell(seat->vm, item, reason, error);
-	}
-	put(park, seat, item);
+	if (++item->tries.failures != TELL_AFTER)
+		return;
+	kvmfault__count(seat, unresolved);
+	tell(seat->vm, item, reason, error);
 }
 
 bool kvmfault__is_parked(struct kvmfault__park *park, uint32_t space,
@@ -143,8 +173,11 @@ bool kvmfault__is_parked(struct kvmfault__park *park, uint32_t space,
 {
 	bool found;
 
+	/* Who parks it just now is not to be waited for. */
+	if (!atomic_load(&park->count))
+		return false;
 	kvmfault__sys_lock(&park->lock);
-	found = park->count && find(park, space, hva);
+	found = find(park, space, hva);
 	kvmfault__sys_unlock(&park->lock);
 	return found;
 }
@@ -167,9 +200,25 @@ bool kvmfault__unpark(struct kvmfault__park *park, uint64_t now,
 	return found;
 }
 
+void kvmfault__wake_without_room(struct kvmfault__park *park,
+				 struct kvmfault__seat *seat, uint64_t now)
+{
+	bool due;
+
+	kvmfault__sys_lock(&park->lock);
+	due = park->no_room && park->no_room <= now;
+	if (due)
+		park->no_room = 0;
+	kvmfault__sys_unlock(&park->lock);
+	if (due)
+		wake_all(seat);
+}
+
 void kvmfault__wake_parked(struct kvmfault__park *park,
 			   struct kvmfault__seat *seat)
 {
+	if (park->no_room)
+		wake_all(seat);
 	while (park->count)
 		wake_sleeper(seat, &park->item[--park->count]);
 }

@@ -37,7 +37,7 @@ static void save(struct kvmfault__request *rq, struct kvmfault__answer *answer)
 	kvmfault__ask(rq, KVMFAULT_PAGE_PROTECTED, answer);
 	if (answer->action != KVMFAULT_RETRY || answer->error)
 		return;
-	kvmfault__page_protect(memory, rq->page, false);
+	kvmfault__page_unprotect(memory, rq->page);
 	err = kvmfault__protect(rq->seat, memory, NULL, rq->request.offset,
 				rq->request.length, false);
 	if (err)
@@ -137,7 +137,8 @@ static bool resolve_unprotected(struct kvmfault__request *rq, bool waited,
 	if (rq->origin)
 		return recheck(rq, answer);
 	kvmfault__userfault_follow(rq->request.memory, rq->page, 1);
-	if (!waited && rq->request.fault->entrance != KVMFAULT_ENTRANCE_CALL)
+	if (kvmfault__touched(rq) || (!waited &&
+	    rq->request.fault->entrance != KVMFAULT_ENTRANCE_CALL))
 		kvmfault__resolve_unclaimed(rq, KVMFAULT_PAGE_PRESENT, answer);
 	return true;
 }

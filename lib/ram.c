@@ -101,6 +101,7 @@ static int take(struct kvmfault_vm *vm,
 	struct kvmfault_mapping_options own = {
 		.size = sizeof(own),
 		.host = (uintptr_t)made->at[1],
+		.inherited = options->inherited,
 	};
 	struct kvmfault_mapping *mapping;
 	int err;

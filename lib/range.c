@@ -61,11 +61,11 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 
 	if (err)
 		return err;
-	seat = kvmfault__seat_take(vm);
+	seat = kvmfault__call_begin(vm);
 	if (!seat)
 		return -ENOMEM;
 	err = kvmfault__ensure(seat, address_space, gpa, length, write);
-	kvmfault__seat_give(seat);
+	kvmfault__call_end(seat);
 	return err;
 }
 
@@ -274,7 +274,7 @@ int kvmfault__each_region(struct kvmfault_vm *vm, uint32_t address_space,
 
 	if (err)
 		return err;
-	seat = kvmfault__seat_take(vm);
+	seat = kvmfault__call_begin(vm);
 	if (!seat)
 		return -ENOMEM;
 	while (length && !err) {
@@ -295,7 +295,7 @@ int kvmfault__each_region(struct kvmfault_vm *vm, uint32_t address_space,
 		gpa += step;
 		length -= step;
 	}
-	kvmfault__seat_give(seat);
+	kvmfault__call_end(seat);
 	return err;
 }
 

@@ -252,7 +252,7 @@ int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
 	if (err)
 		return err;
 	err = -ENOENT;
-	seat = kvmfault__seat_take(vm);
+	seat = kvmfault__call_begin(vm);
 	if (!seat)
 		return -ENOMEM;
 	found = kvmfault__region_find(seat, address_space, gpa);
@@ -260,6 +260,6 @@ int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
 		err = kvmfault__options_out(region, &found->info,
 					    sizeof(found->info));
 	kvmfault__leave(seat);
-	kvmfault__seat_give(seat);
+	kvmfault__call_end(seat);
 	return err;
 }

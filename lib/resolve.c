@@ -80,6 +80,9 @@ void kvmfault__ask(struct kvmfault__request *rq, enum kvmfault_page page,
 		}
 		rq->resolver = i;
 		verdict = r->resolve(r->data, &rq->request);
+		/* Whatever it says of it, it has brought the page. */
+		if (verdict == KVMFAULT_DECLINED && kvmfault__has_come(rq))
+			verdict = KVMFAULT_RESOLVED;
 		if (verdict != KVMFAULT_DECLINED) {
 			answer->resolver = r->name;
 			kvmfault__judge(rq, verdict, answer);
@@ -221,17 +224,6 @@ static void publish(struct kvmfault__request *rq, enum kvmfault__state was)
 			       rq->request.offset, rq->request.length);
 }
 
-/* "Resolved", says one that did not use our install: is it? What can't be
- * asked is not believed. */
-static bool lied(const struct kvmfault__request *rq)
-{
-	struct kvmfault_memory *memory = rq->request.memory;
-
-	/* Of a single hugetlb page the kernel can't be asked. */
-	return !memory->hugetlb &&
-	       kvmfault__memory_resident(memory, rq->request.offset,
-					 rq->request.length) <= 0;
-}
 
 static void warn_existed(struct kvmfault_memory *memory)
 {
@@ -272,6 +264,46 @@ void kvmfault__conclude(struct kvmfault__request *rq,
 	kvmfault__account(rq, was);
 }
 
+/* Ask for one of the pages. With minor faults it may be in the file since long ago,
+ * or be half written there: only install says that it is whole. */
+static int see(struct kvmfault__request *rq, uint64_t page)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+	int there;
+
+	kvmfault__run(rq, page, 1);
+	there = memory->fill ? 0 : kvmfault__see(rq->seat, memory,
+						 rq->request.offset);
+	rq->installed = (struct kvmfault__installed){ .there = there > 0 };
+	return there;
+}
+
+/*
+ * "Resolved", says one that did not use our install. That is a claim: what has
+ * come is what is seen to be there, and what can't be asked is not believed.
+ */
+static void see_what_came(struct kvmfault__request *rq,
+			  enum kvmfault__state was,
+			  struct kvmfault__answer *answer)
+{
+	uint64_t page = rq->first, end = page + rq->count;
+	int there;
+
+	rq->own_way = true;
+	for (; page < end; page++) {
+		if (page == rq->page)
+			continue;
+		see(rq, page);
+		kvmfault__conclude(rq, was);
+	}
+	there = see(rq, rq->page);
+	answer->came = there > 0;
+	if (there == -EAGAIN)
+		answer->error = there;
+	else if (there <= 0)
+		kvmfault__unresolved(answer, KVMFAULT_REASON_LIE, -ENODATA);
+}
+
 /* Its data is lost. Who sleeps on it in the kernel is woken into a SIGBUS. */
 static void resolve_poisoned(struct kvmfault__request *rq,
 			     struct kvmfault__answer *answer)
@@ -303,16 +335,8 @@ static void resolve_claimed(struct kvmfault__request *rq,
 	if (rq->detached)
 		return;
 	answer->came = answer->action == KVMFAULT_RETRY && !answer->error;
-	if (answer->came && !rq->installed.there) {
-		if (lied(rq)) {
-			answer->came = false;
-			kvmfault__unresolved(answer, KVMFAULT_REASON_LIE,
-					     -ENODATA);
-		} else {
-			rq->installed.there = rq->count;
-			rq->own_way = true;
-		}
-	}
+	if (answer->came && !kvmfault__has_come(rq))
+		see_what_came(rq, was, answer);
 	kvmfault__conclude(rq, was);
 	if (rq->poisoned)
 		resolve_poisoned(rq, answer);
@@ -327,8 +351,6 @@ static bool wait_for_page(struct kvmfault__request *rq,
 			  struct kvmfault__answer *answer)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
-	bool wait = !rq->seat->no_wait ||
-		    rq->request.fault->entrance == KVMFAULT_ENTRANCE_CALL;
 	int err = 0;
 
 	if (!rq->detached && !rq->seat->waited)
@@ -337,7 +359,7 @@ static bool wait_for_page(struct kvmfault__request *rq,
 			      KVMFAULT__COUNTER(waited), 1);
 	if (rq->origin)
 		return true;
-	if (wait) {
+	if (kvmfault__waits(rq)) {
 		err = kvmfault__page_wait(rq->seat, memory, rq->page);
 	} else if (kvmfault__page_pending(rq->seat, memory, rq->page)) {
 		answer->action = KVMFAULT_PENDING;
@@ -367,6 +389,10 @@ static void resolve_tracked(struct kvmfault__request *rq,
 		kvmfault__judge(rq, err, answer);
 		return;
 	}
+	if (memory->source.submit && kvmfault__fetch_wished(rq)) {
+		answer->action = KVMFAULT_PENDING;
+		return;
+	}
 	for (;;) {
 		enum kvmfault__state state =
 			kvmfault__page_claim(memory, rq->page, rq->origin);
@@ -377,7 +403,8 @@ static void resolve_tracked(struct kvmfault__request *rq,
 			resolve_claimed(rq, state, answer);
 			if (rq->detached)
 				break;
-			if (!answer->came || !kvmfault__must_save(rq))
+			if (!answer->came || !(kvmfault__must_save(rq) ||
+					       kvmfault__touched(rq)))
 				return;
 			waited = true;
 			continue;
@@ -534,7 +561,11 @@ void kvmfault__resolve_gpa(struct kvmfault__seat *seat,
 		kvmfault__region_find(seat, fault->address_space, gpa);
 	struct kvmfault__place place = kvmfault__region_place(region, gpa);
 
-	kvmfault__resolve(seat, fault, &place, answer);
+	if (region && fault->entrance != KVMFAULT_ENTRANCE_EXIT &&
+	    kvmfault__shows_private(seat->vm, region, gpa))
+		kvmfault__say(answer, KVMFAULT_RETRY);	/* it is KVM's */
+	else
+		kvmfault__resolve(seat, fault, &place, answer);
 	if (!region && answer->reason == KVMFAULT_REASON_DECLINED)
 		answer->reason = KVMFAULT_REASON_NO_REGION;
 	kvmfault__leave(seat);

@@ -13,6 +13,15 @@
 
 /* A KVM whose exits say what the access was (KVM_MEM_EXIT_ON_MISSING) has looked
  * for a page that can be written, also for a read: else it exits for ever. */
+static bool wants_writable(const struct kvmfault_request *request)
+{
+	const struct kvmfault_fault *fault = request->fault;
+
+	return fault->entrance == KVMFAULT_ENTRANCE_EXIT &&
+	       fault->flags & (KVMFAULT__EXIT_FLAG_READ |
+			       KVMFAULT__EXIT_FLAG_EXEC);
+}
+
 static bool for_writing(const struct kvmfault_request *request)
 {
 	const struct kvmfault_fault *fault = request->fault;
@@ -20,10 +29,7 @@ static bool for_writing(const struct kvmfault_request *request)
 	if (request->region && request->region->flags &
 	    KVMFAULT_REGION_READONLY)
 		return false;
-	if (fault->entrance == KVMFAULT_ENTRANCE_EXIT &&
-	    fault->flags & (KVMFAULT__EXIT_FLAG_READ | KVMFAULT__EXIT_FLAG_EXEC))
-		return true;
-	return kvmfault__may_write(fault);
+	return wants_writable(request) || kvmfault__may_write(fault);
 }
 
 static int resolve(void *data, struct kvmfault_request *request)
@@ -37,8 +43,10 @@ static int resolve(void *data, struct kvmfault_request *request)
 	err = kvmfault__sys_madvise(request->host, request->length, write ?
 				    KVMFAULT__MADV_POPULATE_WRITE :
 				    KVMFAULT__MADV_POPULATE_READ);
-	/* Not known to be a write: a mapping that is only readable will do. */
-	if (err == -EINVAL && request->fault->access != KVMFAULT_ACCESS_WRITE)
+	/* Not known to be a write: a mapping that is only readable will do, but
+	 * for a KVM that looks for one that is not. */
+	if (err == -EINVAL && request->fault->access != KVMFAULT_ACCESS_WRITE &&
+	    !wants_writable(request))
 		err = kvmfault__sys_madvise(request->host, request->length,
 					    KVMFAULT__MADV_POPULATE_READ);
 	/* What is asked for is right: this kernel (before 5.14), or this kind of

@@ -132,13 +132,14 @@ static int is_null(const struct kvmfault_request *request, const char *function,
 KVMFAULT__EXPORT
 int kvmfault_request_widen(struct kvmfault_request *request)
 {
+	struct kvmfault__request *ours = (struct kvmfault__request *)request;
 	int err = kvmfault__unclaimed(request, "kvmfault_request_widen");
 
 	if (err)
 		return err;
-	if (request->page == KVMFAULT_PAGE_ABSENT &&
+	if (request->page == KVMFAULT_PAGE_ABSENT && !ours->installed.there &&
 	    request->memory->window != KVMFAULT_WINDOW_NONE)
-		kvmfault__widen((struct kvmfault__request *)request);
+		kvmfault__widen(ours);
 	return 0;
 }
 
@@ -183,7 +184,7 @@ static int read_patiently(struct kvmfault__request *rq, void *buffer)
 	bool own = buffer == rq->request.buffer;
 	int err = read_run(rq, buffer, own);
 
-	if (!err || rq->count == 1)
+	if (!err || rq->count == 1 || kvmfault__has_come(rq))
 		return err;
 	/* The neighbours' trouble is not the page's. */
 	kvmfault__narrow(rq);
@@ -234,28 +235,33 @@ int kvmfault_request_data(struct kvmfault_request *request, const void **data)
 	return err;
 }
 
+/* What has not come yet. */
 static int install(struct kvmfault__request *rq, const void *data)
 {
-	return kvmfault__install(rq->seat, rq->request.memory,
-				 rq->request.offset, data, rq->request.length,
-				 &rq->installed);
-}
+	uint64_t done = rq->installed.there << rq->request.memory->page_shift;
+	struct kvmfault__installed rest = { 0 };
+	int err = 0;
 
-static bool has_come(const struct kvmfault__request *rq)
-{
-	return rq->page < rq->first + rq->installed.there;
+	if (!done)
+		return kvmfault__install(rq->seat, rq->request.memory,
+					 rq->request.offset, data,
+					 rq->request.length, &rq->installed);
+	if (done < rq->request.length)
+		err = kvmfault__install(rq->seat, rq->request.memory,
+					rq->request.offset + done,
+					data ? (const char *)data + done : NULL,
+					rq->request.length - done, &rest);
+	rq->installed.there += rest.there;
+	rq->installed.existed += rest.existed;
+	return err;
 }
 
 /* Of a view a neighbour before the page is gone: the page alone, as if it had
- * been read. What came before that stays. */
+ * been read. */
 static int install_alone(struct kvmfault__request *rq)
 {
-	uint64_t before = rq->page - rq->first, came = rq->installed.there;
+	uint64_t before = rq->page - rq->first;
 
-	kvmfault__account(rq, KVMFAULT__ABSENT);
-	kvmfault__release(rq, rq->first, came, KVMFAULT__PRESENT);
-	rq->first += came;
-	rq->count -= came;
 	kvmfault__narrow(rq);
 	return install(rq, (const char *)rq->view +
 		       (before << rq->request.memory->page_shift));
@@ -276,11 +282,11 @@ int kvmfault_request_install(struct kvmfault_request *request,
 			       "the page is absent, and data");
 	err = install(ours, data);
 	if (err == -EFAULT && data && data == ours->view) {
-		if (ours->count > 1 && !has_come(ours))
+		if (ours->count > 1 && !kvmfault__has_come(ours))
 			err = install_alone(ours);
 		/* What the source has shown is not there any more. */
 		ours->source_failed = err;
 	}
 	/* Of a window it is the page that counts; the others fault again. */
-	return has_come(ours) ? 0 : err;
+	return kvmfault__has_come(ours) ? 0 : err;
 }

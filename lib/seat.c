@@ -4,7 +4,8 @@
 /*
  * Beside the flow: seats, and hazard pointers in them. In: something shared
  * that is about to be read, or has been taken out of use. Out: it stays valid
- * while it is held; it is freed when nobody holds it. A reader never waits for
+ * while it is held; it is freed when nobody holds it. And the seats that a thread
+ * is in, one within the other. A reader never waits for
  * a writer; a writer waits only where a function says that it drains.
  */
 
@@ -43,11 +44,7 @@ struct kvmfault__seat *kvmfault__seat_take(struct kvmfault_vm *vm)
 		if (!atomic_load_explicit(&seat->taken, memory_order_relaxed) &&
 		    !atomic_exchange(&seat->taken, true))
 			break;
-	if (!seat)
-		seat = seat_new(vm);
-	if (seat)
-		atomic_store(&seat->owner, (uintptr_t)pthread_self());
-	return seat;
+	return seat ? seat : seat_new(vm);
 }
 
 void kvmfault__seat_give(struct kvmfault__seat *seat)
@@ -56,8 +53,63 @@ void kvmfault__seat_give(struct kvmfault__seat *seat)
 	seat->vcpu = NULL;
 	seat->no_wait = false;
 	seat->delegate = false;
-	atomic_store(&seat->owner, 0);
 	atomic_store(&seat->taken, false);
+}
+
+void kvmfault__enter(struct kvmfault__inside *inside,
+		     struct kvmfault__seat *seat,
+		     const struct kvmfault_memory *memory)
+{
+	void **own = kvmfault__sys_own();
+
+	*inside = (struct kvmfault__inside){
+		.seat = seat, .memory = memory, .own = own, .outer = *own,
+	};
+	*own = inside;
+}
+
+bool kvmfault__within(bool (*busy)(struct kvmfault__seat *seat, void *what),
+		      void *what)
+{
+	const struct kvmfault__inside *in = *kvmfault__sys_own();
+
+	while (in && !(in->seat && busy(in->seat, what)))
+		in = in->outer;
+	return in;
+}
+
+bool kvmfault__within_memory(const struct kvmfault_memory *memory,
+			     const struct kvmfault__seat *but)
+{
+	const struct kvmfault__inside *in = *kvmfault__sys_own();
+
+	for (; in; in = in->outer) {
+		const struct kvmfault__span *span;
+
+		if (in->memory == memory)
+			return true;
+		if (!in->seat || in->seat == but)
+			continue;
+		span = atomic_load(&in->seat->span);
+		if (span && span->memory == memory)
+			return true;
+	}
+	return false;
+}
+
+struct kvmfault__seat *kvmfault__call_begin(struct kvmfault_vm *vm)
+{
+	struct kvmfault__seat *seat = kvmfault__seat_take(vm);
+
+	if (seat)
+		kvmfault__enter(&seat->inside, seat, NULL);
+	return seat;
+}
+
+void kvmfault__call_end(struct kvmfault__seat *seat)
+{
+	kvmfault__exit(&seat->inside);
+	kvmfault__seat_give(seat);
 }
 
 void kvmfault__seats_free(struct kvmfault_vm *vm)
@@ -139,41 +191,55 @@ void kvmfault__reclaim(struct kvmfault_vm *vm)
 	}
 }
 
-static int any_busy(struct kvmfault_vm *vm,
-		    bool (*busy)(struct kvmfault__seat *seat, void *what),
-		    void *what)
+bool kvmfault__any_seat(struct kvmfault_vm *vm,
+			bool (*busy)(struct kvmfault__seat *seat, void *what),
+			void *what)
 {
-	struct kvmfault__seat *seat;
+	struct kvmfault__seat *seat = atomic_load(&vm->seats);
 
-	for (seat = atomic_load(&vm->seats); seat; seat = seat->next) {
-		if (!busy(seat, what))
-			continue;
-		if (atomic_load(&seat->owner) == (uintptr_t)pthread_self())
-			return -EDEADLK;
-		return -EBUSY;
-	}
-	return 0;
+	while (seat && !busy(seat, what))
+		seat = seat->next;
+	return seat;
 }
 
-int kvmfault__drain(struct kvmfault_vm *vm,
-		    bool (*busy)(struct kvmfault__seat *seat, void *what),
-		    void *what)
+void kvmfault__drain_until(struct kvmfault_vm *vm,
+			   bool (*busy)(struct kvmfault_vm *vm, void *what),
+			   void *what)
 {
-	int err;
+	bool again = true;
 
 	atomic_fetch_add(&vm->drainers, 1);
-	for (;;) {
+	while (again) {
 		uint32_t sequence = atomic_load(&vm->drain_sequence);
 
 		/* The lock: what a seat holds is not freed under our eyes. */
 		kvmfault__sys_lock(&vm->lock);
-		err = any_busy(vm, busy, what);
+		again = busy(vm, what);
 		kvmfault__sys_unlock(&vm->lock);
-		if (err != -EBUSY)
-			break;
-		kvmfault__sys_futex_wait(&vm->drain_sequence, sequence,
-					 1000000000);
+		if (again)
+			kvmfault__sys_futex_wait(&vm->drain_sequence, sequence,
+						 1000000000);
 	}
 	atomic_fetch_sub(&vm->drainers, 1);
-	return err;
+}
+
+struct seats {
+	bool (*busy)(struct kvmfault__seat *seat, void *what);
+	void *what;
+};
+
+static bool any_seat(struct kvmfault_vm *vm, void *what)
+{
+	const struct seats *seats = what;
+
+	return kvmfault__any_seat(vm, seats->busy, seats->what);
+}
+
+void kvmfault__drain(struct kvmfault_vm *vm,
+		     bool (*busy)(struct kvmfault__seat *seat, void *what),
+		     void *what)
+{
+	struct seats seats = { busy, what };
+
+	kvmfault__drain_until(vm, any_seat, &seats);
 }

@@ -30,6 +30,7 @@ struct kvmfault_service {
 	size_t batch;			/* messages that one read takes */
 	uint32_t poll_us;
 	atomic_bool polled;		/* by one of the threads */
+	atomic_bool stopping;		/* after what is in hand */
 	pthread_mutex_t lock;		/* of the VM's jobs; short */
 	struct kvmfault__park park;
 	unsigned int threads;
@@ -86,15 +87,15 @@ void kvmfault__put_off_fetch(struct kvmfault__request *rq, int error)
 		.space = rq->origin->uffd->space,
 		.tries = rq->tries,
 	};
-	enum kvmfault_reason reason = KVMFAULT_REASON_RESOLVER;
 
-	if (error == -EAGAIN)
-		reason = KVMFAULT_REASON_NONE;
-	else if (rq->source_failed)
-		reason = KVMFAULT_REASON_SOURCE;
+	if (error != -EAGAIN)
+		kvmfault__not_resolved(seat, &item, rq->source_failed ?
+				       KVMFAULT_REASON_SOURCE :
+				       KVMFAULT_REASON_RESOLVER, error);
 	service = kvmfault__hold(&seat->uffd, &seat->vm->service);
 	if (service)
-		kvmfault__put_off(&service->park, seat, &item, reason, error);
+		kvmfault__put_off(&service->park, seat, &item,
+				  error != -EAGAIN);
 	kvmfault__unhold(seat, &seat->uffd);
 }
 
@@ -125,12 +126,14 @@ static void serve_fault(struct kvmfault_service *service,
 	kvmfault__add(seat, KVMFAULT__COUNTER(action) + answer.action, 1);
 	if (answer.detached)
 		return;		/* a fetch in flight has it */
-	if (answer.action == KVMFAULT_RETRY && !answer.error)
+	if (answer.action == KVMFAULT_RETRY && !answer.error) {
 		kvmfault__latency(seat, kvmfault__sys_now() - began);
-	else
-		kvmfault__put_off(&service->park, seat, item, answer.action ==
-				  KVMFAULT_UNRESOLVED ? answer.reason :
-				  KVMFAULT_REASON_NONE, answer.error);
+		return;
+	}
+	if (answer.action == KVMFAULT_UNRESOLVED)
+		kvmfault__not_resolved(seat, item, answer.reason, answer.error);
+	kvmfault__put_off(&service->park, seat, item,
+			  answer.action == KVMFAULT_UNRESOLVED);
 }
 
 static void pagefault(struct kvmfault_service *service,
@@ -165,7 +168,10 @@ static void pagefault(struct kvmfault_service *service,
 		kvmfault__count(seat, repeated);
 		return;
 	}
-	serve_fault(service, seat, &item);
+	if (atomic_load(&service->stopping))
+		kvmfault__put_off(&service->park, seat, &item, false);
+	else
+		serve_fault(service, seat, &item);
 }
 
 /*
@@ -233,6 +239,8 @@ static void read_messages(struct kvmfault_service *service,
 	}
 	space = uffd->space;
 	n = kvmfault__sys_read(uffd->fd, msg, service->batch * sizeof(*msg));
+	if (atomic_load(&service->vm->baton))
+		kvmfault__uffd_listen(uffd, EPOLL_CTL_MOD);
 	kvmfault__unhold(seat, &seat->uffd);
 	n /= (ssize_t)sizeof(*msg);
 	/* The kernel hands out faults before the events that came earlier: a
@@ -253,9 +261,14 @@ static void retry_parked(struct kvmfault_service *service,
 
 	kvmfault__sys_read(service->park.timer, &expirations,
 			   sizeof(expirations));
-	/* What is parked again is due later than now: this ends. */
-	while (kvmfault__unpark(&service->park, now, &item))
+	kvmfault__wake_without_room(&service->park, seat, now);
+	/* What is parked again is due later than now: this ends. The others are
+	 * for another thread, should this one take long. */
+	while (!atomic_load(&service->stopping) &&
+	       kvmfault__unpark(&service->park, now, &item)) {
+		kvmfault__park_arm(&service->park);
 		serve_fault(service, seat, &item);
+	}
 	kvmfault__park_arm(&service->park);
 }
 
@@ -301,7 +314,7 @@ static int serve(struct kvmfault_service *service, struct kvmfault__seat *seat,
 	for (i = 0; i < n; i++) {
 		uint64_t id = ready[i].data.u64;
 
-		if (id == STOP)
+		if (id == STOP || atomic_load(&service->stopping))
 			return -1;
 		if (id == KVMFAULT__JOBS)
 			run_job(service);
@@ -340,14 +353,14 @@ static void *run(void *arg)
 	struct kvmfault__poll poll;
 	int n = 0;
 
-	atomic_store(&seat->owner, (uintptr_t)pthread_self());
+	kvmfault__enter(&seat->inside, seat, NULL);
 	kvmfault__poll_init(&poll, service->poll_us);
 	while (n >= 0) {
 		n = n ? look(service, seat, &poll) : 0;
 		if (!n)
 			n = serve(service, seat, -1);
 	}
-	kvmfault__seat_give(seat);
+	kvmfault__call_end(seat);
 	return NULL;
 }
 
@@ -401,28 +414,34 @@ static int open_descriptors(struct kvmfault_service *service)
 	return err ? err : add_event(service->vm, service->stop, STOP);
 }
 
+/* Closing alone would leave it in the set: a child of fork() has it, too. */
+static void close_event(struct kvmfault_vm *vm, int fd)
+{
+	if (fd < 0)
+		return;
+	kvmfault__sys_epoll_ctl(vm->epoll, EPOLL_CTL_DEL, fd, NULL);
+	kvmfault__sys_close(fd);
+}
+
 static void service_delete(struct kvmfault_service *service)
 {
 	struct kvmfault_vm *vm = service->vm;
 	unsigned int i;
 
+	atomic_store(&service->stopping, true);
 	if (service->threads)
 		kvmfault__sys_eventfd_signal(service->stop);
 	for (i = 0; i < service->threads; i++)
 		kvmfault__sys_join(service->thread[i]);
 	if (service->seat) {
-		atomic_store(&service->seat->owner, (uintptr_t)pthread_self());
 		kvmfault__wake_parked(&service->park, service->seat);
 		kvmfault__seat_give(service->seat);
 	}
-	/* Closing takes them out of the epoll set: nobody else has them. */
-	if (service->park.timer >= 0)
-		kvmfault__sys_close(service->park.timer);
-	if (service->deadlines >= 0)
-		kvmfault__sys_close(service->deadlines);
-	if (service->stop >= 0)
-		kvmfault__sys_close(service->stop);
+	close_event(vm, service->park.timer);
+	close_event(vm, service->deadlines);
+	close_event(vm, service->stop);
 	kvmfault__sys_lock(&vm->lock);
+	kvmfault__pass_baton(vm, false);
 	vm->services--;
 	kvmfault__sys_unlock(&vm->lock);
 	pthread_mutex_destroy(&service->park.lock);
@@ -483,6 +502,11 @@ int kvmfault_service_new(struct kvmfault_vm *vm,
 	pthread_mutex_init(&new->park.lock, NULL);
 	atomic_store(&new->next_deadline, UINT64_MAX);
 	err = open_descriptors(new);
+	if (!err && ours.threads > 1) {
+		kvmfault__sys_lock(&vm->lock);
+		kvmfault__pass_baton(vm, true);
+		kvmfault__sys_unlock(&vm->lock);
+	}
 	if (!err) {
 		new->seat = kvmfault__seat_take(vm);
 		err = new->seat ? start_threads(new, ours.threads) : -ENOMEM;
@@ -510,11 +534,11 @@ int kvmfault_service_dispatch(struct kvmfault_service *service)
 
 	if (!service)
 		return -EINVAL;
-	seat = kvmfault__seat_take(service->vm);
+	seat = kvmfault__call_begin(service->vm);
 	if (!seat)
 		return -ENOMEM;
 	serve(service, seat, 0);
-	kvmfault__seat_give(seat);
+	kvmfault__call_end(seat);
 	return 0;
 }
 
@@ -537,10 +561,7 @@ int kvmfault_service_free(struct kvmfault_service *service)
 			return -EDEADLK;
 	vm = service->vm;
 	atomic_store(&vm->service, NULL);
-	if (kvmfault__drain(vm, holds, service)) {
-		atomic_store(&vm->service, service);
-		return -EDEADLK;
-	}
+	kvmfault__drain(vm, holds, service);
 	service_delete(service);
 	return 0;
 }

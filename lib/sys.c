@@ -271,6 +271,13 @@ int kvmfault__sys_thread(pthread_t *thread, void *(*run)(void *), void *arg,
 	return 0;
 }
 
+void **kvmfault__sys_own(void)
+{
+	static _Thread_local void *own;
+
+	return &own;
+}
+
 void kvmfault__sys_join(pthread_t thread)
 {
 	pthread_join(thread, NULL);

@@ -74,6 +74,8 @@ uint64_t kvmfault__sys_now(void);	/* monotonic, nanoseconds */
 int kvmfault__sys_thread(pthread_t *thread, void *(*run)(void *), void *arg,
 			 const char *name);
 void kvmfault__sys_join(pthread_t thread);
+/* The calling thread's own pointer, NULL at first. */
+void **kvmfault__sys_own(void);
 void kvmfault__sys_yield(void);		/* to who waits for this CPU */
 
 /* See "Locks" in HACKING.md for what may be called under which. */

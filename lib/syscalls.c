@@ -69,6 +69,8 @@ static const struct {
 	{ SERVICE, ANY(sched_yield, "unless poll_us is KVMFAULT_NO_POLL") },
 	{ SERVICE, WITH(epoll_ctl, 1, EPOLL_CTL_DEL,
 	  "a userfaultfd that has failed is not listened to any more") },
+	{ SERVICE, WITH(epoll_ctl, 1, EPOLL_CTL_MOD,
+	  "with several threads: the next message may wake another one") },
 	{ SERVICE, ANY(close, "an adopted userfaultfd with fork events") },
 	{ CALLER, ANY(mmap, "the first calls, by libc too: scratch memory") },
 	{ CALLER, ANY(munmap, "the same, when memory ran out") },

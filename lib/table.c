@@ -96,6 +96,25 @@ kvmfault__table_search(struct kvmfault__seat *seat, kvmfault__table *table,
 	return span;
 }
 
+void kvmfault__table_visit(struct kvmfault__seat *seat, kvmfault__table *table,
+			   void (*visit)(struct kvmfault__seat *seat,
+					 struct kvmfault__span *span,
+					 void *data), void *data)
+{
+	const struct table *held = kvmfault__hold(&seat->table, table);
+	size_t i;
+
+	for (i = 0; held && i < held->count; i++) {
+		struct kvmfault__span *span = spans(held)[i];
+
+		atomic_store(&seat->span, span);
+		if (!atomic_load(&span->dead))
+			visit(seat, span, data);
+	}
+	atomic_store(&seat->span, NULL);
+	kvmfault__unhold(seat, &seat->table);
+}
+
 struct kvmfault__span *kvmfault__table_at(kvmfault__table *table, uint64_t key)
 {
 	return search(atomic_load(table), key);
@@ -140,7 +159,12 @@ static struct table *replace(kvmfault__table *table, struct table *new)
 	return (struct table *)(uintptr_t)atomic_exchange(table, new);
 }
 
-/* 0, or -errno: one that is dead but not swept is in the way for want of
+static bool may_go(const struct kvmfault__span *span)
+{
+	return atomic_load(&span->dead) && !span->kept;
+}
+
+/* 0, or -errno: one that may go but was not swept is in the way for want of
  * memory only. */
 static int overlaps(const struct table *table, size_t at,
 		    const struct kvmfault__span *span)
@@ -153,7 +177,7 @@ static int overlaps(const struct table *table, size_t at,
 		other = spans(table)[at];
 	if (!other)
 		return 0;
-	return atomic_load(&other->dead) ? -ENOMEM : -EEXIST;
+	return may_go(other) ? -ENOMEM : -EEXIST;
 }
 
 int kvmfault__table_add(struct kvmfault_vm *vm, kvmfault__table *table,
@@ -189,21 +213,21 @@ void kvmfault__table_kill(struct kvmfault_vm *vm, struct kvmfault__span *span)
 	vm->dead++;
 }
 
-/* Split what is old into the living, in a new table, and the dead. */
+/* Split what is old into what stays, in a new table, and what goes. */
 static void sweep(struct kvmfault_vm *vm, kvmfault__table *table,
 		  const struct table *old, struct table *new)
 {
 	size_t i, at = 0;
 
 	for (i = 0; i < old->count; i++) {
-		if (atomic_load(&spans(old)[i]->dead))
+		if (may_go(spans(old)[i]))
 			continue;
 		new->first[at] = old->first[i];
 		spans(new)[at++] = spans(old)[i];
 	}
 	kvmfault__retire(vm, replace(table, new));
 	for (i = 0; i < old->count; i++) {
-		if (!atomic_load(&spans(old)[i]->dead))
+		if (!may_go(spans(old)[i]))
 			continue;
 		kvmfault__retire(vm, spans(old)[i]);
 		vm->dead--;
@@ -220,7 +244,7 @@ void kvmfault__table_sweep(struct kvmfault_vm *vm, kvmfault__table *table)
 	if (!old || !vm->dead)
 		return;
 	for (i = 0; i < old->count; i++)
-		living += !atomic_load(&spans(old)[i]->dead);
+		living += !may_go(spans(old)[i]);
 	if (living == old->count)
 		return;
 	new = table_new(living);

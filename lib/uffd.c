@@ -87,10 +87,35 @@ static int adopt(struct kvmfault_vm *vm, int fd)
 	return kvmfault__sys_dup(fd);
 }
 
+int kvmfault__uffd_listen(struct kvmfault_uffd *uffd, int op)
+{
+	struct epoll_event event = {
+		.events = EPOLLIN | atomic_load(&uffd->vm->baton),
+		.data.u64 = uffd->id,
+	};
+
+	return kvmfault__sys_epoll_ctl(uffd->vm->epoll, op, uffd->fd, &event);
+}
+
+void kvmfault__pass_baton(struct kvmfault_vm *vm, bool on)
+{
+	uint32_t baton = on ? EPOLLONESHOT : 0;
+	uint32_t id;
+
+	if (atomic_exchange(&vm->baton, baton) == baton)
+		return;
+	for (id = 1; id < KVMFAULT__SPACES; id++) {
+		const void *uffd = atomic_load(&vm->uffds[id]);
+
+		if (uffd)
+			kvmfault__uffd_listen((void *)(uintptr_t)uffd,
+					      EPOLL_CTL_MOD);
+	}
+}
+
 /* Under the lock. */
 static int publish(struct kvmfault_vm *vm, struct kvmfault_uffd *uffd)
 {
-	struct epoll_event event = { .events = EPOLLIN };
 	uint32_t id = 1;
 	int err;
 
@@ -98,13 +123,11 @@ static int publish(struct kvmfault_vm *vm, struct kvmfault_uffd *uffd)
 		id++;
 	if (id == KVMFAULT__SPACES)
 		return -ENOSPC;		/* the lock is held: the caller says */
-	event.data.u64 = id;
 	uffd->id = id;
 	if (uffd->space)
 		uffd->space = id;
 	atomic_store(&vm->uffds[id], uffd);
-	err = kvmfault__sys_epoll_ctl(vm->epoll, EPOLL_CTL_ADD, uffd->fd,
-				      &event);
+	err = kvmfault__uffd_listen(uffd, EPOLL_CTL_ADD);
 	if (err)
 		atomic_store(&vm->uffds[id], NULL);
 	return err;
@@ -275,14 +298,29 @@ static int64_t map(int fd, uint64_t to, uint64_t length, bool protect)
 	return progress(err, length, cont.mapped);
 }
 
-int64_t kvmfault__uffd_install(int fd, enum kvmfault__install how, uint64_t to,
-			       const void *from, uint64_t length, bool protect)
+/* ENOENT is what a range says that crosses a border of two VMAs, as where nothing
+ * is mapped: then half of it is asked for. False: it is one page. */
+static bool halve(uint64_t *length, uint64_t page)
 {
+	*length = *length / 2 & -page;
+	return *length;
+}
+
+int64_t kvmfault__uffd_install(int fd, enum kvmfault__install how, uint64_t to,
+			       const void *from, uint64_t length, uint64_t page,
+			       bool protect)
+{
+	int64_t done;
+
 	if (how == KVMFAULT__COPY)
-		return copy(fd, to, from, length, protect);
-	if (how == KVMFAULT__ZERO)
-		return zero(fd, to, length);
-	return map(fd, to, length, protect);
+		done = copy(fd, to, from, length, protect);
+	else if (how == KVMFAULT__ZERO)
+		done = zero(fd, to, length);
+	else
+		done = map(fd, to, length, protect);
+	if (done != -ENOENT || !halve(&length, page))
+		return done;
+	return kvmfault__uffd_install(fd, how, to, from, length, page, protect);
 }
 
 int kvmfault__uffd_wake(int fd, uint64_t start, uint64_t length)
@@ -292,7 +330,7 @@ int kvmfault__uffd_wake(int fd, uint64_t start, uint64_t length)
 	return kvmfault__sys_ioctl(fd, UFFDIO_WAKE, &range);
 }
 
-int kvmfault__uffd_protect(int fd, uint64_t start, uint64_t length, bool on)
+static int protect(int fd, uint64_t start, uint64_t length, bool on)
 {
 	struct uffdio_writeprotect protect = {
 		.range = { .start = start, .len = length },
@@ -302,23 +340,49 @@ int kvmfault__uffd_protect(int fd, uint64_t start, uint64_t length, bool on)
 	return kvmfault__sys_ioctl(fd, UFFDIO_WRITEPROTECT, &protect);
 }
 
-int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length, bool quiet,
-			  uint64_t *done)
+int kvmfault__uffd_protect(int fd, uint64_t start, uint64_t length,
+			   uint64_t page, bool on)
 {
-	*done = 0;
-	while (*done < length) {
-		struct kvmfault__uffdio_poison poison = {
-			.range = { .start = start + *done,
-				   .len = length - *done },
-			.mode = quiet ? KVMFAULT__POISON_MODE_DONTWAKE : 0,
-		};
-		int err = kvmfault__sys_ioctl(fd, KVMFAULT__UFFDIO_POISON,
-					      &poison);
-		int64_t count = progress(err, length - *done, poison.updated);
+	uint64_t at = 0, step;
+	int err = 0;
 
+	for (; at < length && !err; at += step) {
+		step = length - at;
+		do
+			err = protect(fd, start + at, step, on);
+		while (err == -ENOENT && halve(&step, page));
+		if (err == -ENOENT) {	/* nobody writes to a hole */
+			step = page;
+			err = 0;
+		}
+	}
+	return err;
+}
+
+static int64_t poison(int fd, uint64_t start, uint64_t length, bool quiet)
+{
+	struct kvmfault__uffdio_poison poison = {
+		.range = { .start = start, .len = length },
+		.mode = quiet ? KVMFAULT__POISON_MODE_DONTWAKE : 0,
+	};
+	int err = kvmfault__sys_ioctl(fd, KVMFAULT__UFFDIO_POISON, &poison);
+
+	return progress(err, length, poison.updated);
+}
+
+int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length,
+			  uint64_t page, bool quiet, uint64_t *done)
+{
+	int64_t count = 0;
+
+	for (*done = 0; *done < length; *done += (uint64_t)count) {
+		uint64_t step = length - *done;
+
+		do
+			count = poison(fd, start + *done, step, quiet);
+		while (count == -ENOENT && halve(&step, page));
 		if (count < 0)
 			return (int)count;
-		*done += (uint64_t)count;
 	}
 	return 0;
 }

@@ -243,7 +243,7 @@ int kvmfault_region_memslot(struct kvmfault_vm *vm, uint32_t address_space,
 	if (err)
 		return err;
 	err = -ENOENT;
-	seat = kvmfault__seat_take(vm);
+	seat = kvmfault__call_begin(vm);
 	if (!seat)
 		return -ENOMEM;
 	found = kvmfault__region_find(seat, address_space, gpa);
@@ -252,6 +252,6 @@ int kvmfault_region_memslot(struct kvmfault_vm *vm, uint32_t address_space,
 		err = kvmfault__options_out(memslot, &ours, sizeof(ours));
 	}
 	kvmfault__leave(seat);
-	kvmfault__seat_give(seat);
+	kvmfault__call_end(seat);
 	return err;
 }

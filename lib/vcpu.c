@@ -26,6 +26,7 @@ static void start_guard(struct kvmfault_vcpu *vcpu)
 	vcpu->faulted = false;
 	vcpu->newest = 0;
 	vcpu->streak = 0;
+	vcpu->not_now = 0;
 	vcpu->emulation_rip = UINT64_MAX;
 }
 
@@ -303,6 +304,18 @@ static uint64_t key(const struct kvmfault_fault *fault)
 	return UINT64_MAX;
 }
 
+/* Before the nth retry, from 1. */
+static void pause_before(struct kvmfault_vcpu *vcpu,
+			 struct kvmfault__answer *answer, uint32_t n)
+{
+	uint64_t pause = n ? PAUSE_MIN : 0;
+
+	for (; n > 1 && pause < PAUSE_MAX; n--)
+		pause *= 2;
+	if (kvmfault__pause(vcpu->seat, pause < PAUSE_MAX ? pause : PAUSE_MAX))
+		answer->action = KVMFAULT_INTERRUPTED;
+}
+
 /*
  * Progress is a page that came, a page that did not fault lately, or an exit
  * of another kind (which starts the guard anew). Without it the pauses grow,
@@ -310,11 +323,14 @@ static uint64_t key(const struct kvmfault_fault *fault)
  */
 static void guard(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 {
-	uint64_t pause = PAUSE_MIN;
-	uint32_t n;
-
 	if (answer->action != KVMFAULT_RETRY)
 		return;
+	/* Not now: that is no failure, however often. */
+	if (answer->error == -EAGAIN) {
+		pause_before(vcpu, answer, vcpu->not_now++);
+		return;
+	}
+	vcpu->not_now = 0;
 	if (answer->came || !seen(vcpu, key(&vcpu->fault))) {
 		vcpu->streak = 0;
 		return;
@@ -328,12 +344,8 @@ static void guard(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 		answer->error = -vcpu->fault.error;
 		return;
 	}
-	if (vcpu->streak <= FREE_RETRIES)
-		return;
-	for (n = vcpu->streak - FREE_RETRIES; n > 1 && pause < PAUSE_MAX; n--)
-		pause *= 2;
-	if (kvmfault__pause(vcpu->seat, pause < PAUSE_MAX ? pause : PAUSE_MAX))
-		answer->action = KVMFAULT_INTERRUPTED;
+	if (vcpu->streak > FREE_RETRIES)
+		pause_before(vcpu, answer, vcpu->streak - FREE_RETRIES);
 }
 
 static void at_gpa(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
@@ -448,6 +460,7 @@ static bool not_a_fault(int ret, const struct kvm_run *run)
 static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 {
 	const struct kvmfault_fault *fault = &vcpu->fault;
+	struct kvmfault__inside inside;
 	struct kvmfault__answer answer;
 
 	KVMFAULT__TRACE(fault, vcpu, fault->entrance, fault->access, fault->gpa,
@@ -455,7 +468,9 @@ static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 	vcpu->faulted = true;
 	vcpu->anew = true;
 	vcpu->began = vcpu->ended = 0;
+	kvmfault__enter(&inside, vcpu->seat, NULL);
 	resolve_patiently(vcpu, &answer);
+	kvmfault__exit(&inside);
 	if (answer.action == KVMFAULT_NOT_A_FAULT) {
 		start_guard(vcpu);
 		return pass(vcpu, KVMFAULT_NOT_A_FAULT);

@@ -176,11 +176,6 @@ static void say(struct kvmfault_vm *vm, enum kvmfault_log_level level,
 		vm->options.log(vm->options.log_data, level, line);
 }
 
-static int is_tracked(struct kvmfault_memory *memory)
-{
-	return kvmfault__tracked(memory);
-}
-
 /*
  * The kernel tells nobody that a message waits where no one reads: so this is
  * said at the last moment at which somebody calls, when there is memory whose
@@ -192,8 +187,7 @@ void kvmfault__expect_service(struct kvmfault_vm *vm)
 
 	kvmfault__sys_lock(&vm->lock);
 	missed = !vm->services && vm->vcpus &&
-		 (atomic_load(&vm->jobs) >= 0 ||
-		  kvmfault__each_memory(vm, is_tracked));
+		 (atomic_load(&vm->jobs) >= 0 || vm->tracked);
 	kvmfault__sys_unlock(&vm->lock);
 	if (missed && !atomic_exchange(&vm->service_missed, true))
 		kvmfault__log(vm, KVMFAULT_LOG_WARNING,

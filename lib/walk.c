@@ -94,8 +94,7 @@ static bool is_private(const struct walk *w,
 		       const struct kvmfault__region *region, uint64_t gpa)
 {
 	return !region->span.memory ||
-	       (region->info.guest_memfd > 0 &&
-		kvmfault__private(w->seat->vm, gpa / KVMFAULT__PAGE));
+	       kvmfault__shows_private(w->seat->vm, region, gpa);
 }
 
 /* 0: it is there; 1: it is no memory of ours; or -errno */
@@ -224,12 +223,12 @@ int kvmfault_ensure_page_tables(struct kvmfault_vcpu *vcpu)
 		err = address_space(vcpu, &w.space);
 	if (err || !set_mode(&w, &sregs))
 		return err;
-	w.seat = kvmfault__seat_take(vcpu->vm);
+	w.seat = kvmfault__call_begin(vcpu->vm);
 	if (!w.seat)
 		return -ENOMEM;
 	w.seat->immediate_exit = &vcpu->run->immediate_exit;
 	err = walk_table(&w, w.top, w.root, w.root_entries);
-	kvmfault__seat_give(w.seat);
+	kvmfault__call_end(w.seat);
 	return err;
 }
 

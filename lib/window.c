@@ -136,12 +136,19 @@ void kvmfault__widen(struct kvmfault__request *rq)
 	kvmfault__run(rq, first, end - first);
 }
 
+/* Neighbours before the page that were installed are present, however it goes
+ * on. */
 void kvmfault__narrow(struct kvmfault__request *rq)
 {
 	uint64_t first = rq->first, count = rq->count;
+	uint64_t came = rq->installed.there;
 
+	kvmfault__release(rq, first, came, KVMFAULT__PRESENT);
+	kvmfault__account(rq, KVMFAULT__ABSENT);
+	rq->installed = (struct kvmfault__installed){ 0 };
 	kvmfault__run(rq, rq->page, 1);
-	kvmfault__release(rq, first, rq->page - first, KVMFAULT__ABSENT);
+	kvmfault__release(rq, first + came, rq->page - first - came,
+			  KVMFAULT__ABSENT);
 	kvmfault__release(rq, rq->page + 1, first + count - rq->page - 1,
 			  KVMFAULT__ABSENT);
 }

@@ -156,8 +156,10 @@ struct kvmfault__answer bed_resolve(enum kvmfault_entrance entrance,
 	};
 	static const struct noted judged = { .name = "bed_resolve" };
 	const struct noted *outer = noting_inside;
+	struct kvmfault__inside inside;
 
 	noting_inside = &judged;
+	kvmfault__enter(&inside, bed.seat, NULL);
 	if (!origin) {
 		kvmfault__resolve_gpa(bed.seat, &fault, fault.gpa, &answer);
 	} else {
@@ -168,6 +170,7 @@ struct kvmfault__answer bed_resolve(enum kvmfault_entrance entrance,
 		kvmfault__resolve(bed.seat, &fault, &place, &answer);
 		kvmfault__leave(bed.seat);
 	}
+	kvmfault__exit(&inside);
 	noting_inside = outer;
 	return answer;
 }

@@ -208,7 +208,8 @@ static bool may_be_locked(const struct fake_call *call)
 	case FAKE_MADVISE:
 		return call->number == MADV_DONTNEED;
 	case FAKE_EPOLL_CTL:
-		return call->number == EPOLL_CTL_ADD;
+		return call->number == EPOLL_CTL_ADD ||
+		       call->number == EPOLL_CTL_MOD;
 	default:
 		return false;
 	}
@@ -801,6 +802,7 @@ static long uffd_fill(struct object *uffd, uint64_t to, uint64_t from,
 		else
 			memset(page, 0, m->page_size);
 		m->present[(offset + done) / m->page_size] = 1;
+		*page_mapped(m, to + done) = 1;
 		*page_of(m, m->marker, to + done) = 0;
 		*page_protected(m, to + done) = protect;
 		done += m->page_size;
@@ -1186,6 +1188,13 @@ static long model_epoll_ctl(struct fake_call *c)
 		e->watched[w] = e->watched[e->watches];
 		return 0;
 	}
+	if (c->number == EPOLL_CTL_MOD) {
+		if (w == e->watches)
+			return -ENOENT;
+		e->watch[w] = *(struct epoll_event *)c->arg;
+		pthread_cond_broadcast(&changed);
+		return 0;
+	}
 	if (w < e->watches)
 		return -EEXIST;
 	e->watch[w] = *(struct epoll_event *)c->arg;
@@ -1219,8 +1228,13 @@ static long model_epoll_wait(struct fake_call *c)
 		return -EBADF;
 	for (;;) {
 		for (w = 0; w < e->watches && n < (long)c->length; w++)
-			if (readable(object_of(e->watched[w])))
-				events[n++] = e->watch[w];
+			if (e->watch[w].events &&
+			    readable(object_of(e->watched[w]))) {
+				events[n] = e->watch[w];
+				events[n++].events &= ~EPOLLONESHOT;
+				if (e->watch[w].events & EPOLLONESHOT)
+					e->watch[w].events = 0;
+			}
 		if (n || (int)c->number == 0)
 			return n;
 		pthread_cond_wait(&changed, &lock);
@@ -1419,7 +1433,7 @@ static bool foretold(struct fake_call *call)
 	enum fake_name name = call->name;
 
 	if (until_failure && (failure[name] || name == FAKE_ALLOC) &&
-	    !(name == FAKE_EPOLL_CTL && call->number == EPOLL_CTL_DEL) &&
+	    !(name == FAKE_EPOLL_CTL && call->number != EPOLL_CTL_ADD) &&
 	    !--until_failure) {
 		failed = true;
 		call->result = failure[name];
@@ -1699,6 +1713,13 @@ int kvmfault__sys_thread(pthread_t *id, void *(*run)(void *), void *arg,
 
 	return (int)CALL(.name = FAKE_THREAD, .path = name, .arg = id,
 			 .at = (uintptr_t)&start);
+}
+
+void **kvmfault__sys_own(void)
+{
+	static _Thread_local void *own;
+
+	return &own;
 }
 
 void kvmfault__sys_join(pthread_t id)

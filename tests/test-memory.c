@@ -406,14 +406,36 @@ START_TEST(nothing_absent_nothing_protected)
 }
 END_TEST
 
+#define HOLE 5		/* this page is not mapped any more */
+
+static bool closed[BED_PAGES];
+
+static bool a_hole(struct fake_call *call)
+{
+	uint64_t first = (call->at - (uintptr_t)host) / PAGE;
+	uint64_t end = first + call->length / PAGE;
+	bool meets = first <= HOLE && HOLE < end;
+
+	call->result = meets ? -ENOMEM : 0;
+	if (call->name == FAKE_MPROTECT)
+		for (; first < end && first != HOLE; first++)
+			closed[first] = true;
+	return true;
+}
+
 START_TEST(unmapped_already)
 {
+	uint64_t page;
+
 	ck_assert_int_eq(new_memory(), 0);
-	fake_push(FAKE_MPROTECT, -ENOMEM);
-	fake_push(FAKE_MINCORE, -ENOMEM);
+	fake_on(FAKE_MPROTECT, a_hole);
+	fake_on(FAKE_MADVISE, a_hole);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 	ck_assert_uint_eq(bed.logs, 0);
 	ck_assert(!fake_registered(host));
+	/* All around it: what is in front of it, and what is behind. */
+	for (page = 0; page < BED_PAGES; page++)
+		ck_assert_int_eq(closed[page], page != HOLE);
 }
 END_TEST
 

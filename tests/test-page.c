@@ -328,8 +328,14 @@ START_TEST(runs)
 							 KVMFAULT__ABSENT,
 							 KVMFAULT__FETCHING),
 				  count);
-		kvmfault__page_protect(&memory, odd, true);
+		/* Not while somebody has it. */
+		ck_assert_uint_eq(kvmfault__word_protect(&memory, odd, 1),
+				  1ULL << kvmfault__page_shift(odd));
+		ck_assert(!kvmfault__page_protected(&memory, odd));
 		kvmfault__page_change(&memory, odd, KVMFAULT__FETCHING,
+				      KVMFAULT__PRESENT);
+		ck_assert_uint_eq(kvmfault__word_protect(&memory, odd, 1), 0);
+		kvmfault__page_change(&memory, odd, KVMFAULT__PRESENT,
 				      KVMFAULT__FETCHING_WAITED);
 		ck_assert_uint_eq(kvmfault__pages_change(&memory, first, count,
 							 KVMFAULT__FETCHING,
@@ -343,7 +349,7 @@ START_TEST(runs)
 					 KVMFAULT__FETCHING_WAITED :
 					 KVMFAULT__FETCHING);
 		ck_assert(kvmfault__page_protected(&memory, odd));
-		kvmfault__page_protect(&memory, odd, false);
+		kvmfault__page_unprotect(&memory, odd);
 		for (page = first; page < first + count; page++)
 			kvmfault__page_change(&memory, page,
 					      kvmfault__page_state(&memory,

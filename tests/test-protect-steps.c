@@ -174,12 +174,14 @@ enum kvmfault__state
 __wrap_kvmfault__page_change(struct kvmfault_memory *memory, uint64_t page,
 			     enum kvmfault__state from,
 			     enum kvmfault__state to);
-enum kvmfault__state
-__real_kvmfault__page_protect(struct kvmfault_memory *memory, uint64_t page,
-			      bool on);
-enum kvmfault__state
-__wrap_kvmfault__page_protect(struct kvmfault_memory *memory, uint64_t page,
-			      bool on);
+uint64_t __real_kvmfault__word_protect(struct kvmfault_memory *memory,
+				       uint64_t page, unsigned int count);
+uint64_t __wrap_kvmfault__word_protect(struct kvmfault_memory *memory,
+				       uint64_t page, unsigned int count);
+void __real_kvmfault__page_unprotect(struct kvmfault_memory *memory,
+				     uint64_t page);
+void __wrap_kvmfault__page_unprotect(struct kvmfault_memory *memory,
+				     uint64_t page);
 
 enum kvmfault__state
 __wrap_kvmfault__page_change(struct kvmfault_memory *memory, uint64_t page,
@@ -194,16 +196,23 @@ __wrap_kvmfault__page_change(struct kvmfault_memory *memory, uint64_t page,
 	return state;
 }
 
-enum kvmfault__state
-__wrap_kvmfault__page_protect(struct kvmfault_memory *memory, uint64_t page,
-			      bool on)
+uint64_t __wrap_kvmfault__word_protect(struct kvmfault_memory *memory,
+				       uint64_t page, unsigned int count)
 {
-	enum kvmfault__state state;
+	uint64_t busy;
 
-	pass("before a change of the bit");
-	state = __real_kvmfault__page_protect(memory, page, on);
-	pass("after a change of the bit");
-	return state;
+	pass("before bits are set");
+	busy = __real_kvmfault__word_protect(memory, page, count);
+	pass("after bits are set");
+	return busy;
+}
+
+void __wrap_kvmfault__page_unprotect(struct kvmfault_memory *memory,
+				     uint64_t page)
+{
+	pass("before a bit is cleared");
+	__real_kvmfault__page_unprotect(memory, page);
+	pass("after a bit is cleared");
 }
 
 static bool in_ioctl(struct fake_call *call)

@@ -147,19 +147,34 @@ START_TEST(not_now_is_parked_and_comes_again)
 }
 END_TEST
 
-START_TEST(parked_longer_and_longer)
+static void for_a_minute(void)
 {
 	unsigned int i;
 
-	fake_on(FAKE_IOCTL, not_now);
 	touch(3, false);
 	for (i = 0; i < 60000; i += 10) {
 		ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
 		fake_advance(10 * MS);
 	}
-	/* Within a minute: 10 quick ones, then about one a second. */
-	ck_assert_uint_ge(copies(), 60);
-	ck_assert_uint_le(copies(), 75);
+}
+
+START_TEST(parked_longer_and_longer)
+{
+	bed.source_result = -EIO;
+	for_a_minute();
+	/* 10 quick ones, then about one a second. */
+	ck_assert_uint_ge(bed.reads, 60);
+	ck_assert_uint_le(bed.reads, 75);
+}
+END_TEST
+
+/* What is not possible now is no failure: soon again, and nobody is told. */
+START_TEST(not_now_is_tried_soon)
+{
+	fake_on(FAKE_IOCTL, not_now);
+	for_a_minute();
+	ck_assert_uint_ge(copies(), 2000);
+	ck_assert_uint_eq(bed.unresolved, 0);
 }
 END_TEST
 
@@ -356,17 +371,17 @@ START_TEST(told_once_for_two_messages)
 	struct kvmfault__park park = { .timer = kvmfault__sys_timerfd() };
 
 	pthread_mutex_init(&park.lock, NULL);
-	kvmfault__put_off(&park, bed.seat, &second, KVMFAULT_REASON_SOURCE,
-			  -EIO);
+	kvmfault__not_resolved(bed.seat, &second, KVMFAULT_REASON_SOURCE, -EIO);
+	kvmfault__put_off(&park, bed.seat, &second, true);
 	ck_assert_uint_eq(bed.unresolved, 0);
-	kvmfault__put_off(&park, bed.seat, &first, KVMFAULT_REASON_SOURCE,
-			  -EIO);
+	kvmfault__not_resolved(bed.seat, &first, KVMFAULT_REASON_SOURCE, -EIO);
+	kvmfault__put_off(&park, bed.seat, &first, true);
 	ck_assert_uint_eq(bed.unresolved, 1);
 	ck_assert_uint_eq(park.count, 1);
 	ck_assert(kvmfault__unpark(&park, UINT64_MAX, &second));
-	ck_assert_uint_eq(second.tries.count, 3);
-	kvmfault__put_off(&park, bed.seat, &second, KVMFAULT_REASON_SOURCE,
-			  -EIO);
+	ck_assert_uint_eq(second.tries.failures, 3);
+	kvmfault__not_resolved(bed.seat, &second, KVMFAULT_REASON_SOURCE, -EIO);
+	kvmfault__put_off(&park, bed.seat, &second, true);
 	ck_assert_uint_eq(bed.unresolved, 1);
 	kvmfault__sys_close(park.timer);
 	pthread_mutex_destroy(&park.lock);
@@ -698,6 +713,7 @@ int main(void)
 	tcase_add_checked_fixture(t, up, down);
 	tcase_add_test(t, not_now_is_parked_and_comes_again);
 	tcase_add_test(t, parked_longer_and_longer);
+	tcase_add_test(t, not_now_is_tried_soon);
 	tcase_add_test(t, repeated_message_of_a_parked_one);
 	tcase_add_test(t, parked_ones_do_not_hold_up_the_others);
 	tcase_add_test(t, parked_by_address_and_process);

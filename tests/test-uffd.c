@@ -49,7 +49,7 @@ static int64_t copy(uint64_t length)
 {
 	fake_on(FAKE_IOCTL, scripted_copy);
 	return kvmfault__uffd_install(3, KVMFAULT__COPY, TO, FROM, length,
-				      false);
+				      PAGE, false);
 }
 
 START_TEST(copied_whole)

@@ -28,12 +28,15 @@ AROUND = '''
 #include <kvmfault.h>
 #include <linux/kvm.h>
 #include <linux/kvm_para.h>
+#include <stdio.h>
 #include <sys/ioctl.h>
 
 extern struct kvmfault_vm *vm;
 extern struct kvmfault_vcpu *vcpu;
 extern struct kvm_run *run;
+extern struct kvmfault_region region;
 extern int vcpu_fd, err;
+extern char text[512];
 extern unsigned int i;
 extern uint64_t done;
 void allow(long number, int argument, uint32_t value);
@@ -64,7 +67,8 @@ def shown(top):
 def pieces(top):
     """where -> a piece of code"""
     header = public.read(os.path.join(top, 'include', 'kvmfault.h'))
-    loop = re.search(r'\n( \*   for \(;;\) \{\n.*?\n \*   \}\n)', header, re.S)
+    loop = re.search(r'\n( \*   bool enter = true;\n.*?\n \*   \}\n)', header,
+                     re.S)
     found = {'kvmfault.h': re.sub(r'^ \* ', '', loop[1], flags=re.M)}
     for page in glob.glob(os.path.join(top, 'doc', 'man', '*.3')):
         for number, text in enumerate(re.findall(

@@ -131,11 +131,13 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_memory_options, window_length, 80, 8),
 	MEMBER(kvmfault_memory_options, minor, 88, 1),
 	MEMBER(kvmfault_memory_options, write_protect, 89, 1),
+	MEMBER(kvmfault_memory_options, inherited, 90, 1),
 
-	SIZE(kvmfault_mapping_options, 24),
+	SIZE(kvmfault_mapping_options, 32),
 	MEMBER(kvmfault_mapping_options, size, 0, 8),
 	MEMBER(kvmfault_mapping_options, host, 8, 8),
 	MEMBER(kvmfault_mapping_options, uffd, 16, 8),
+	MEMBER(kvmfault_mapping_options, inherited, 24, 1),
 
 	SIZE(kvmfault_region, 64),
 	MEMBER(kvmfault_region, size, 0, 8),

@@ -154,6 +154,9 @@ void door_check_bits(const struct kvmfault_memory *memory)
 	for (i = 0; memory->userfault && i < pages; i++) {
 		set = atomic_load(&memory->userfault[i / 64]) >> i % 64 & 1;
 		state = kvmfault__page_state(memory, i >> shift);
+		/* Who has it in hand may not be done with it. */
+		if (kvmfault__in_flight(state))
+			continue;
 		wanted = state != KVMFAULT__PRESENT &&
 			state != KVMFAULT__POISONED &&
 			atomic_load(&memory->exits);
@@ -841,12 +844,14 @@ int kvmfault__sys_epoll_create(void)
 
 int kvmfault__sys_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev)
 {
-	int err = BEGIN("epoll_ctl", .lockable = op == EPOLL_CTL_ADD,
+	int err = BEGIN("epoll_ctl", .lockable = op != EPOLL_CTL_DEL,
 			.errnos = { op == EPOLL_CTL_ADD ? ENOMEM : 0 });
 	struct open *epoll = use(epfd);
 
 	if (err || !epoll)
 		return err ? err : -EBADF;
+	if (op == EPOLL_CTL_MOD)
+		return epoll_modify(epoll, fd, ev);
 	return op == EPOLL_CTL_DEL ? epoll_delete(epoll, fd) :
 				     epoll_add(epoll, fd, ev);
 }
@@ -918,6 +923,11 @@ pthread_t sim_pthread_self(void);
 pthread_t sim_pthread_self(void)
 {
 	return current->id + 1;
+}
+
+void **kvmfault__sys_own(void)
+{
+	return &current->own;
 }
 
 struct start {

@@ -237,6 +237,18 @@ int epoll_add(struct open *open, int fd, const struct epoll_event *event)
 	return 0;
 }
 
+int epoll_modify(struct open *open, int fd, const struct epoll_event *event)
+{
+	struct open *what = fd_open(fd);
+	struct watch *watch = what ? find_watch(open->epoll, what, fd) : NULL;
+
+	if (!watch)
+		return what ? -ENOENT : -EBADF;
+	watch->event = *event;
+	fds_changed();
+	return 0;
+}
+
 int epoll_delete(struct open *open, int fd)
 {
 	struct open *what = fd_open(fd);
@@ -248,7 +260,9 @@ int epoll_delete(struct open *open, int fd)
 	return 0;
 }
 
-static int look(struct epoll *epoll, struct epoll_event *events, int count)
+/* What is told once (EPOLLONESHOT) is told no more, if it is taken. */
+static int look(struct epoll *epoll, struct epoll_event *events, int count,
+		bool take)
 {
 	unsigned int w, first = sim_below(epoll->watches);
 	int n = 0;
@@ -257,10 +271,12 @@ static int look(struct epoll *epoll, struct epoll_event *events, int count)
 		struct watch *watch =
 			&epoll->watch[(first + w) % epoll->watches];
 
-		if (!open_readable(watch->open))
+		if (!watch->event.events || !open_readable(watch->open))
 			continue;
 		events[n] = watch->event;
 		events[n++].events = EPOLLIN;
+		if (take && watch->event.events & EPOLLONESHOT)
+			watch->event.events = 0;
 	}
 	return n;
 }
@@ -271,7 +287,7 @@ int epoll_await(struct open *open, struct epoll_event *events, int count,
 	uint64_t until = timeout < 0 ? NEVER : sim_now() + (uint64_t)timeout * MS;
 	int n;
 
-	while (!(n = look(open->epoll, events, count)) && timeout &&
+	while (!(n = look(open->epoll, events, count, true)) && timeout &&
 	       sim_now() < until)
 		if (task_sleep(open->epoll, "epoll_wait()", until, true) ==
 		    SIGNALLED) {
@@ -286,7 +302,8 @@ bool epoll_await_any(int fd, uint64_t until)
 	struct open *open = fd_open(fd);
 	struct epoll_event event;
 
-	while (open && !look(open->epoll, &event, 1) && sim_now() < until)
+	while (open && !look(open->epoll, &event, 1, false) &&
+	       sim_now() < until)
 		task_sleep(open->epoll, "messages", until, false);
 	return open && sim_now() < until;
 }

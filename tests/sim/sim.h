@@ -93,6 +93,7 @@ struct task {
 	/* the public function that it is in: see world.c */
 	const char *call;
 	uint32_t began;			/* that call: the count of switches then */
+	void *own;			/* the library's */
 	uint64_t waited;		/* on futexes, since the call began */
 	const void *napped;		/* a futex on which nobody has woken it, */
 	uint32_t napped_at;		/* and the count of switches then */
@@ -395,6 +396,7 @@ void fds_fork(void);			/* a child holds all of them */
 void fds_child_gone(void);
 
 int epoll_add(struct open *open, int fd, const struct epoll_event *event);
+int epoll_modify(struct open *open, int fd, const struct epoll_event *event);
 int epoll_delete(struct open *open, int fd);
 int epoll_await(struct open *open, struct epoll_event *events, int count,
 		int timeout);

@@ -442,10 +442,12 @@ void source_make(struct sim_memory *memory, struct kvmfault_source *source)
 	case 2:
 		source->read = NULL;
 		source->submit = submit;
-		if (!option(OPT_no_cancel))
+		/* What can't be cancelled can't have a deadline. */
+		if (!option(OPT_no_cancel)) {
 			source->cancel = cancel;
-		source->deadline_ms = option(OPT_deadline) == 1 ? 5 :
-				      option(OPT_deadline) ? 50 : 0;
+			source->deadline_ms = option(OPT_deadline) == 1 ? 5 :
+					      option(OPT_deadline) ? 50 : 0;
+		}
 		if (!answerer)
 			answerer = task_new("source", our_mm, run_answerer, NULL);
 		return;
@@ -557,7 +559,8 @@ static int own_way(struct kvmfault_request *request, bool all)
 			return -ENOMEM;
 		sim_point();
 	}
-	if (!all)
+	/* With minor faults what is in the file proves nothing. */
+	if (!all || option(OPT_minor))
 		world.lies++;
 	return KVMFAULT_RESOLVED;
 }

@@ -342,7 +342,7 @@ static bool other_exit(struct sim_vcpu *vcpu)
 	case KVM_EXIT_MMIO:
 		/* A device's, or memory that is in no region just now. */
 		memory = world_memory_at(kvm_vcpu->now.gpa);
-		if (!world.regions_changed && memory &&
+		if (!world.regions_changed && memory && !world.ever_private &&
 		    !(kvm_vcpu->now.write && world_is_rom(memory)))
 			sim_fail("MMIO in RAM is not a fault", "gpa %#llx",
 				 (unsigned long long)kvm_vcpu->now.gpa);

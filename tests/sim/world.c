@@ -137,8 +137,9 @@ static bool excused(int err, unsigned int injected)
 	case -EINTR:
 		return world.signalled || bad_luck(injected);
 	case -EAGAIN:
+		/* A memory that is being freed is one that changes. */
 		return bad_luck(injected) || option(OPT_events) ||
-		       option(OPT_resolver) == 7 || option(OPT_answers) == 4;
+		       world.regions_changed || option(OPT_resolver) == 7 || option(OPT_answers) == 4;
 	case -EIO:
 		return bad_luck(injected) || world.source_errors ||
 		       world.resolver_errors;
