@@ -186,6 +186,7 @@ bool kvmfault__fetch_wished(struct kvmfault__request *rq)
 	    !all_in_use(all))
 		return false;
 	kvmfault__set_pending(seat);
+	kvmfault__withdraw(seat);	/* what it wished before */
 	atomic_fetch_add(&memory->fetches, 1);
 	atomic_store(&seat->wish_offset, rq->request.offset);
 	atomic_store(&seat->wish, memory);
@@ -358,7 +359,8 @@ int kvmfault__submit(struct kvmfault__request *rq)
 	while (!(fetch = take(all))) {
 		/* A message can wait where it is parked, and who does not
 		 * want to wait comes again. */
-		if (rq->origin || !kvmfault__waits(rq))
+		if (rq->origin || !kvmfault__waits(rq) ||
+		    atomic_load(&rq->request.memory->closing))
 			return -EAGAIN;
 		/* A job waits for nobody: its vCPU's thread does. */
 		if (rq->seat->delegate) {

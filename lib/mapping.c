@@ -60,10 +60,13 @@ int kvmfault__prepare(const struct kvmfault_memory *memory, uint64_t offset,
 static int write_file(const struct kvmfault_memory *memory, uint64_t offset,
 		      const void *data, uint64_t length)
 {
+	const char *from = data;
 	char *to = memory->fill + offset;
 	int err;
 
-	if (data == to)
+	/* The request's own buffer, also if the request was a wider one when
+	 * that was read: the bytes are where they belong. */
+	if (from && from >= memory->fill && from < memory->fill + memory->length)
 		return 0;
 	err = kvmfault__prepare(memory, offset, length);
 	if (err)
@@ -353,8 +356,8 @@ static uint64_t modes(const struct kvmfault_memory *memory)
 	       (memory->write_protect ? UFFDIO_REGISTER_MODE_WP : 0);
 }
 
-/* Known by address and in the list before it is registered: a message never
- * comes from where nobody can be found and woken. */
+/* In the list, then known by address, then registered: a message, even one for
+ * what was there before, never comes from where nobody can be found and woken. */
 static int publish(struct kvmfault_mapping *mapping, bool *known)
 {
 	struct kvmfault_memory *memory = mapping->span.memory;
@@ -367,13 +370,15 @@ static int publish(struct kvmfault_mapping *mapping, bool *known)
 	if (!new)
 		return -ENOMEM;
 	mapping->memslots = !old;
-	err = kvmfault__table_add(vm, &vm->mappings, &mapping->span);
-	if (err) {
-		kvmfault__sys_free(new);
-		return err;
-	}
 	*known = true;		/* from here on it is retired, not freed */
 	atomic_store(&memory->mappings, new);
+	err = kvmfault__table_add(vm, &vm->mappings, &mapping->span);
+	if (err) {
+		atomic_store(&memory->mappings, old);
+		kvmfault__retire(vm, new);
+		kvmfault__retire(vm, mapping);
+		return err;
+	}
 	if (mapping->uffd)
 		err = kvmfault__uffd_register(mapping->uffd, mapping->host,
 					      memory->length, modes(memory),

@@ -298,8 +298,8 @@ static void see_what_came(struct kvmfault__request *rq,
 	}
 	there = see(rq, rq->page);
 	answer->came = there > 0;
-	if (there == -EAGAIN)
-		answer->error = there;
+	if (there < 0 && there != -EOPNOTSUPP)
+		kvmfault__judge(rq, there, answer);
 	else if (there <= 0)
 		kvmfault__unresolved(answer, KVMFAULT_REASON_LIE, -ENODATA);
 }
@@ -327,6 +327,8 @@ static void resolve_claimed(struct kvmfault__request *rq,
 			    struct kvmfault__answer *answer)
 {
 	*answer = (struct kvmfault__answer){ 0 };
+	/* It may be its second turn: discarded as soon as it had come. */
+	rq->installed = (struct kvmfault__installed){ 0 };
 	if (rq->count != 1)
 		kvmfault__run(rq, rq->page, 1);
 	kvmfault__ask(rq, was == KVMFAULT__REMOVED ? KVMFAULT_PAGE_REMOVED :
