@@ -360,7 +360,10 @@ struct kvmfault_vm_options {
 
 	/* How many times in a row one vCPU's faults may be answered without
 	 * progress (a page came, or another exit) before the answer is
-	 * UNRESOLVED; from the third on with a pause. 0: 16. */
+	 * UNRESOLVED; from the third on with a pause. 0: 16. What is not
+	 * possible now (mappings that change, a source that says -EAGAIN) does
+	 * not count: that is tried again, with pauses of 10 ms at most, until a
+	 * signal or immediate_exit ends it. */
 	uint32_t retry_budget;
 
 	/* What went wrong and what to do about it, one line, no newline: also

@@ -94,7 +94,8 @@ static bool any_protected(const struct kvmfault_memory *memory, uint64_t offset,
 }
 
 /* What is in the file can be mapped, which also takes a marker away that is in
- * its place. Before 5.13 a huge page can't be asked for. As kvmfault__see(). */
+ * its place; if that is not possible now, the file says whether it is there. Before
+ * 5.13 a huge page can't be asked for. As kvmfault__see(). */
 static int see(const struct kvmfault_mapping *mapping, uint64_t offset,
 	       bool protect)
 {
@@ -110,10 +111,10 @@ static int see(const struct kvmfault_mapping *mapping, uint64_t offset,
 		return 1;
 	if (done == -EFAULT)
 		return 0;
-	if (done != -EINVAL && done != -ENOTTY)
-		return (int)done;
-	return memory->hugetlb ? -EOPNOTSUPP :
-				 kvmfault__memory_resident(memory, offset, size);
+	/* Not known, and its bytes may be what somebody has written by now. */
+	if (!memory->hugetlb)
+		return kvmfault__memory_resident(memory, offset, size);
+	return done == -EINVAL || done == -ENOTTY ? -EOPNOTSUPP : (int)done;
 }
 
 int kvmfault__see(struct kvmfault__seat *seat, struct kvmfault_memory *memory,

@@ -929,6 +929,9 @@ int world_plug_memory(struct sim_memory *memory)
 	if (!err)
 		mm_protect(our_mm, memory->memslots, memory->pages * PAGE,
 			   PROT_READ | PROT_WRITE);
+	else if (memory->own)
+		mm_protect(our_mm, memory->own, memory->pages * PAGE,
+			   PROT_NONE);
 	return err;
 }
 
