@@ -146,7 +146,7 @@ bool kvmfault__job_has(const struct kvmfault__seat *seat)
  * immediate_exit came; then *left: it has not ended. */
 static int await_job(struct kvmfault__seat *seat, bool *left)
 {
-	uint32_t state = atomic_fetch_and(&seat->job, ~LEFT) & ~LEFT;
+	uint32_t state = atomic_load(&seat->job);
 	int err = 0;
 
 	*left = false;

@@ -66,6 +66,12 @@ void kvmfault__tell_failure(struct kvmfault__request *rq,
 	answer->error = 0;
 }
 
+/* Now: the page will be touched again. */
+static bool says_nothing(int err)
+{
+	return err == -ENOMEM || err == -EAGAIN || err == -EINTR;
+}
+
 /*
  * Has it failed, or was there a marker that is gone by now? Another thread may
  * have fetched the page since the signal was sent. The kernel knows; one that
@@ -82,8 +88,7 @@ static bool failed(const struct kvmfault_fault *fault,
 	if (fault->entrance == KVMFAULT_ENTRANCE_FAILURE)
 		return true;
 	err = kvmfault__sys_madvise(page, size, KVMFAULT__MADV_POPULATE_READ);
-	/* It says nothing now: the page will be touched again. */
-	if (err == -ENOMEM || err == -EAGAIN || err == -EINTR)
+	if (says_nothing(err))
 		return false;
 	/* A page that came past the library, by way of another mapping, has
 	 * left the marker where it was. Without it the file's page counts; one
@@ -92,8 +97,10 @@ static bool failed(const struct kvmfault_fault *fault,
 		err = kvmfault__sys_madvise(page, size, MADV_DONTNEED);
 	else
 		return err;
-	return err || kvmfault__sys_madvise(page, size,
+	if (!err)
+		err = kvmfault__sys_madvise(page, size,
 					    KVMFAULT__MADV_POPULATE_READ);
+	return err && !says_nothing(err);
 }
 
 /* The pages of the memory that it is about: a failure may be larger than one, and

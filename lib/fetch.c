@@ -234,8 +234,8 @@ static void give(struct kvmfault_fetch *fetch)
 	atomic_store(&fetch->due, UINT64_MAX);
 	kvmfault__leave(fetch->seat);
 	atomic_store(&fetch->taken, false);
-	unpin(memory);
 	grant(vm, NULL);
+	unpin(memory);
 }
 
 /* All that it needs after the one who asked has gone: not its region, nor where
@@ -421,13 +421,14 @@ static struct kvmfault_mapping *find_origin(struct kvmfault_fetch *fetch)
 		origin : NULL;
 }
 
-static void conclude(struct kvmfault_fetch *fetch)
+/* False: it is in flight again, or somebody's by now. */
+static bool conclude(struct kvmfault_fetch *fetch)
 {
 	struct kvmfault__request *rq = &fetch->rq;
 	int error = atomic_load(&fetch->said);
 
 	if (error && again_alone(fetch))
-		return;
+		return false;
 	rq->origin = find_origin(fetch);
 	error = install(fetch, atomic_load(&fetch->said));
 	KVMFAULT__TRACE(fetch_done, fetch, rq->request.memory,
@@ -445,16 +446,19 @@ static void conclude(struct kvmfault_fetch *fetch)
 		kvmfault__latency(fetch->seat,
 				  kvmfault__sys_now() - fetch->began);
 	}
-	give(fetch);
+	return true;
 }
 
 static void complete(struct kvmfault_fetch *fetch)
 {
 	struct kvmfault__inside inside;
+	bool over;
 
 	kvmfault__enter(&inside, fetch->seat, fetch->rq.request.memory);
-	conclude(fetch);
+	over = conclude(fetch);
 	kvmfault__exit(&inside);
+	if (over)
+		give(fetch);
 }
 
 KVMFAULT__EXPORT

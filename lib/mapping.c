@@ -215,26 +215,34 @@ int kvmfault__map(const struct kvmfault_mapping *mapping, uint64_t offset,
 	return done < 0 ? (int)done : 0;
 }
 
+/* A process that is gone writes nothing. */
+static int protect_in(const struct kvmfault_mapping *mapping, uint64_t offset,
+		      uint64_t length, bool on)
+{
+	uint64_t size = kvmfault__page_size(mapping->span.memory);
+	int err = kvmfault__uffd_protect(mapping->uffd->fd,
+					 mapping->host + offset, length, size,
+					 on);
+
+	return err == -ESRCH ? 0 : err;
+}
+
 int kvmfault__protect(struct kvmfault__seat *seat,
 		      struct kvmfault_memory *memory,
 		      const struct kvmfault_mapping *only, uint64_t offset,
 		      uint64_t length, bool on)
 {
-	const struct kvmfault__mappings *all = hold_mappings(seat, memory);
+	const struct kvmfault__mappings *all;
 	int first = 0;
 	size_t i;
 
+	if (only)
+		return protect_in(only, offset, length, on);
+	all = hold_mappings(seat, memory);
 	for (i = 0; i < all->count; i++) {
-		const struct kvmfault_mapping *mapping = all->mapping[i];
-		int err;
+		int err = protect_in(all->mapping[i], offset, length, on);
 
-		if (only && only != mapping)
-			continue;
-		err = kvmfault__uffd_protect(mapping->uffd->fd,
-					     mapping->host + offset, length,
-					     kvmfault__page_size(memory), on);
-		/* A process that is gone writes nothing. */
-		if (!first && err != -ESRCH)
+		if (!first)
 			first = err;
 	}
 	kvmfault__unhold(seat, &seat->mappings);
@@ -266,26 +274,33 @@ static int poison_run(const struct kvmfault_mapping *mapping, uint64_t offset,
 	return err == -ESRCH ? 0 : err;
 }
 
+static int poison_and_wake(const struct kvmfault_mapping *mapping,
+			   uint64_t offset, uint64_t length)
+{
+	int err = poison_run(mapping, offset, length);
+
+	/* Nobody was woken where there was a marker before. */
+	if (!err)
+		kvmfault__uffd_wake(mapping->uffd->fd, mapping->host + offset,
+				    length);
+	return err;
+}
+
 int kvmfault__poison(struct kvmfault__seat *seat,
 		     struct kvmfault_memory *memory,
 		     const struct kvmfault_mapping *only, uint64_t offset,
 		     uint64_t length)
 {
-	const struct kvmfault__mappings *all = hold_mappings(seat, memory);
+	const struct kvmfault__mappings *all;
 	int err = 0;
 	size_t i;
 
-	for (i = 0; i < all->count && !err; i++) {
-		const struct kvmfault_mapping *mapping = all->mapping[i];
-
-		if (!mapping->uffd || (only && only != mapping))
-			continue;
-		err = poison_run(mapping, offset, length);
-		/* Nobody was woken where there was a marker before. */
-		if (!err)
-			kvmfault__uffd_wake(mapping->uffd->fd,
-					    mapping->host + offset, length);
-	}
+	if (only)
+		return poison_and_wake(only, offset, length);
+	all = hold_mappings(seat, memory);
+	for (i = 0; i < all->count && !err; i++)
+		if (all->mapping[i]->uffd)
+			err = poison_and_wake(all->mapping[i], offset, length);
 	kvmfault__unhold(seat, &seat->mappings);
 	return err;
 }
@@ -310,24 +325,32 @@ int kvmfault__unpoison(struct kvmfault__seat *seat,
 	return err;
 }
 
+/* It fails only where nobody can be asleep (any more). */
+static void wake_in(struct kvmfault__seat *seat,
+		    const struct kvmfault_mapping *mapping, uint64_t offset,
+		    uint64_t length)
+{
+	kvmfault__uffd_wake(mapping->uffd->fd, mapping->host + offset, length);
+	kvmfault__count(seat, woken);
+}
+
 void kvmfault__wake(struct kvmfault__seat *seat,
 		    struct kvmfault_memory *memory,
 		    const struct kvmfault_mapping *only, uint64_t offset,
 		    uint64_t length)
 {
-	const struct kvmfault__mappings *all = hold_mappings(seat, memory);
+	const struct kvmfault__mappings *all;
 	size_t i;
 
-	for (i = 0; i < all->count; i++) {
-		const struct kvmfault_mapping *mapping = all->mapping[i];
-
-		if (!mapping->uffd || (only && only != mapping))
-			continue;
-		/* It fails only where nobody can be asleep (any more). */
-		kvmfault__uffd_wake(mapping->uffd->fd, mapping->host + offset,
-				    length);
-		kvmfault__count(seat, woken);
+	/* It is held, and may be in the list no more. */
+	if (only) {
+		wake_in(seat, only, offset, length);
+		return;
 	}
+	all = hold_mappings(seat, memory);
+	for (i = 0; i < all->count; i++)
+		if (all->mapping[i]->uffd)
+			wake_in(seat, all->mapping[i], offset, length);
 	kvmfault__unhold(seat, &seat->mappings);
 }
 
@@ -438,6 +461,17 @@ static int explain(const struct kvmfault_memory *memory, uint64_t host,
 		(unsigned long long)host, more);
 }
 
+/* A seat that came before the list was replaced. */
+static bool uses_old_list(struct kvmfault__seat *seat, void *vm)
+{
+	return kvmfault__retired(vm, atomic_load(&seat->mappings));
+}
+
+static bool serves(struct kvmfault__seat *seat, void *mapping)
+{
+	return atomic_load(&seat->span) == mapping;
+}
+
 static int mapping_make(struct kvmfault_memory *memory, uint64_t host,
 			struct kvmfault_uffd *uffd,
 			struct kvmfault_mapping **mapping)
@@ -460,10 +494,17 @@ static int mapping_make(struct kvmfault_memory *memory, uint64_t host,
 	if (!err && uffd)
 		uffd->users++;
 	kvmfault__sys_unlock(&memory->vm->lock);
-	if (!err)
+	if (!err) {
 		*mapping = new;
-	else if (!known)
+		return 0;
+	}
+	/* Who has seen it in the list may use the userfaultfd yet. */
+	if (known) {
+		kvmfault__drain(memory->vm, uses_old_list, memory->vm);
+		kvmfault__drain(memory->vm, serves, new);
+	} else {
 		kvmfault__sys_free(new);
+	}
 	return err;
 }
 
@@ -477,7 +518,7 @@ static int forget_pages(struct kvmfault_vm *vm, void *host, uint64_t length)
 		err = kvmfault__sys_madvise(host, length,
 					    KVMFAULT__MADV_DONTNEED_LOCKED);
 	if (err == -EINVAL)
-		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
+		return kvmfault__refuse(vm, -EOPNOTSUPP,
 			      "the memory at %p may have pages in page tables, which would show what was there before, and this kernel does not take them out of memory that is locked or huge: do not lock it, or use Linux 5.18",
 			      host);
 	return err;
@@ -554,17 +595,17 @@ static bool unmapped(char *host, uint64_t length)
 
 /* What is not mapped any more can't be read. The same errno says that there are
  * too many mappings. */
-static int protect(char *host, uint64_t length)
+static int protect(char *host, uint64_t length, uint64_t page)
 {
-	uint64_t half = length / 2 & -(uint64_t)kvmfault__sys_page_size();
+	uint64_t half = length / 2 & -page;
 	int err = kvmfault__sys_mprotect(host, length, PROT_NONE);
 
 	if (err != -ENOMEM || !unmapped(host, length))
 		return err;
 	if (!half)
 		return 0;
-	err = protect(host, half);
-	return err ? err : protect(host + half, length - half);
+	err = protect(host, half, page);
+	return err ? err : protect(host + half, length - half, page);
 }
 
 /* Nobody may read zeros where pages are still absent. */
@@ -576,7 +617,8 @@ static int fail_closed(struct kvmfault_mapping *mapping)
 	if (!kvmfault__pages_absent(memory))
 		return 0;
 	err = mapping->uffd->space ? poison_absent(mapping) :
-		protect((char *)(uintptr_t)mapping->host, memory->length);
+		protect((char *)(uintptr_t)mapping->host, memory->length,
+			kvmfault__page_size(memory));
 	if (err)
 		kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
 			      "absent pages at %#llx could not be protected (error %d): they stay registered; end their users before the userfaultfd is freed",
@@ -631,12 +673,6 @@ int kvmfault__each_memory(struct kvmfault__seat *seat,
 	return data.err;
 }
 
-/* A seat that came before the list was replaced. */
-static bool uses_old_list(struct kvmfault__seat *seat, void *vm)
-{
-	return kvmfault__retired(vm, atomic_load(&seat->mappings));
-}
-
 /* Under the lock: the list without it. */
 static int unlist(struct kvmfault_mapping *mapping)
 {
@@ -657,11 +693,6 @@ void kvmfault__mapping_kill(struct kvmfault_mapping *mapping)
 {
 	mapping->span.kept = true;
 	kvmfault__table_kill(mapping->span.memory->vm, &mapping->span);
-}
-
-static bool serves(struct kvmfault__seat *seat, void *mapping)
-{
-	return atomic_load(&seat->span) == mapping;
 }
 
 /* The library uses it no more; then nobody finds it, and nobody has it; then it is

@@ -137,8 +137,8 @@ void kvmfault__put_off(struct kvmfault__park *park, struct kvmfault__seat *seat,
 		merge(other, item);
 	else if (park->count < KVMFAULT__PARKED_MAX)
 		park->item[park->count++] = *item;
-	else if (!park->no_room || item->due < park->no_room)
-		park->no_room = item->due;
+	else if (!park->no_room)
+		park->no_room = item->due + FAILED_MIN;
 	kvmfault__sys_unlock(&park->lock);
 	kvmfault__park_arm(park);
 }

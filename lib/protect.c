@@ -152,6 +152,8 @@ static uint64_t lift(struct kvmfault__seat *seat,
 	n = claim(memory, page, end, &was);
 	if (!n)
 		return 0;
+	/* A discard that comes meanwhile takes the markers, too. */
+	rq.poisoned = was == KVMFAULT__POISONED;
 	/* What can't be lifted now is at the first write. */
 	kvmfault__protect(seat, memory, NULL, page << memory->page_shift,
 			  n << memory->page_shift, false);

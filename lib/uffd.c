@@ -204,7 +204,9 @@ static void unpublish(struct kvmfault_uffd *uffd)
 
 void kvmfault__uffd_abandon(struct kvmfault_uffd *uffd)
 {
+	kvmfault__sys_lock(&uffd->vm->lock);
 	atomic_store(&uffd->vm->uffds[uffd->id], NULL);
+	kvmfault__sys_unlock(&uffd->vm->lock);
 	unpublish(uffd);
 	kvmfault__sys_free(uffd);
 }

@@ -162,6 +162,7 @@ static void keep(struct kvmfault_vm *vm, const char *text)
 	atomic_store(&slot->busy, false);
 }
 
+__attribute__((format(printf, 3, 0)))
 static void say(struct kvmfault_vm *vm, enum kvmfault_log_level level,
 		const char *format, va_list args)
 {

@@ -559,6 +559,9 @@ static void access_page(struct vcpu *vcpu)
 		}
 		vcpu->wrong += !!kvmfault_ensure(bed.vm, 0, at(access.page), 1,
 						 access.write);
+		/* Who converts has told KVM, and has yet to note it. */
+		if (tries > 100)
+			usleep(100);
 	}
 	vcpu->wrong++;
 }

@@ -615,6 +615,9 @@ START_TEST(no_memory_for_attributes)
 	struct fake_held before, after;
 	unsigned int nth;
 
+	/* Nothing here is a job, and its thread may take the failure. */
+	if (bed.profile == KVMFAULT_PROFILE_DELEGATE)
+		return;
 	ck_assert_int_eq(kvmfault_region_find(bed.vm, 0, region.gpa, &region),
 			 -ENOENT);	/* there is a seat from now on */
 	before = fake_held();

@@ -48,7 +48,10 @@ static void have_vm(void)
 
 static int free_vm(void)
 {
-	return kvmfault_vm_free(other);
+	int err = kvmfault_vm_free(other);
+
+	other = err ? other : NULL;
+	return err;
 }
 
 static void drop_vm(void)
