@@ -55,6 +55,7 @@ struct kvmfault__retired {
 struct kvmfault__span {
 	struct kvmfault__retired retired;
 	struct kvmfault_memory *memory;	/* or NULL */
+	struct kvmfault_uffd *uffd;	/* a mapping's, or NULL */
 	uint64_t first, last;		/* keys, see table.c */
 	atomic_bool dead;		/* removed: nobody finds it any more */
 	bool kept;	/* dead, and its remover's still: under the VM's lock */
@@ -293,6 +294,7 @@ struct kvmfault_vm {
 
 	pthread_mutex_t lock;		/* of all changes to the above */
 	struct kvmfault__retired *retired;
+	struct kvmfault_uffd *ended;
 	size_t dead;			/* spans that are still in a table */
 	unsigned int vcpus, services, memories, region_count;
 	unsigned int tracked;		/* of the memories */
@@ -361,6 +363,8 @@ struct kvmfault_uffd {
 	uint32_t space;		/* 0: this process; else id */
 	unsigned int users;	/* mappings, under the VM's lock */
 	bool own;		/* made for one mapping, goes with it */
+	bool guards;		/* absent pages: its descriptor stays open */
+	struct kvmfault_uffd *next;	/* that waits for its last use */
 };
 
 /* mode: UFFDIO_REGISTER_MODE_*, beside that for missing pages; ioctls: what can
@@ -395,8 +399,10 @@ int kvmfault__uffd_listen(struct kvmfault_uffd *uffd, int op);
  * the next one woken when it has read it. */
 void kvmfault__pass_baton(struct kvmfault_vm *vm, bool on);
 int kvmfault__uffd_open(unsigned int how);
-/* Forget it, but leave its descriptor open: it guards absent pages. */
-void kvmfault__uffd_abandon(struct kvmfault_uffd *uffd);
+/* Of a mapping that was removed: it lives as long as a fault names it, which may
+ * take its time; and then is freed by the next one to reap. */
+void kvmfault__uffd_end(struct kvmfault_uffd *uffd, bool guards);
+void kvmfault__uffds_reap(struct kvmfault_vm *vm);
 #define KVMFAULT__UFFD_DEVICE (1U << 0)
 #define KVMFAULT__UFFD_SYSCALL (1U << 1)
 

@@ -488,6 +488,7 @@ static int mapping_make(struct kvmfault_memory *memory, uint64_t host,
 	new->span.first = kvmfault__key(space, host);
 	new->span.last = kvmfault__key(space, host + memory->length - 1);
 	new->host = host;
+	new->span.uffd = uffd;
 	new->uffd = uffd;
 	kvmfault__sys_lock(&memory->vm->lock);
 	err = publish(new, &known);
@@ -640,12 +641,8 @@ void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard)
 	kvmfault__sys_lock(&memory->vm->lock);
 	uffd->users--;
 	kvmfault__sys_unlock(&memory->vm->lock);
-	if (!uffd->own)
-		return;
-	if (err)
-		kvmfault__uffd_abandon(uffd);
-	else
-		kvmfault_uffd_free(uffd);
+	if (uffd->own)
+		kvmfault__uffd_end(uffd, err);
 }
 
 struct each {
@@ -695,21 +692,20 @@ void kvmfault__mapping_kill(struct kvmfault_mapping *mapping)
 	kvmfault__table_kill(mapping->span.memory->vm, &mapping->span);
 }
 
-/* The library uses it no more; then nobody finds it, and nobody has it; then it is
- * gone with its userfaultfd. Who touches it for the library is answered until
- * then. */
+/* The library uses it no more, and who touches it for the library is answered until
+ * he is done; then nobody finds it, and it is closed. A fault of it that is in
+ * progress may take its time: it has the mapping and its userfaultfd until it ends. */
 static int mapping_end(struct kvmfault_mapping *mapping, bool guard)
 {
 	struct kvmfault_vm *vm = mapping->span.memory->vm;
-	int err = kvmfault__within(serves, mapping) ? -EDEADLK : 0;
+	int err;
 
 	if (mapping->memslots)
 		return kvmfault__refuse(vm, -EINVAL,
 			"kvmfault_mapping_remove: the one at %#llx is the memslots': it goes with its memory",
 			(unsigned long long)mapping->host);
 	kvmfault__sys_lock(&vm->lock);
-	if (!err)
-		err = unlist(mapping);
+	err = unlist(mapping);
 	kvmfault__sys_unlock(&vm->lock);
 	if (err)
 		return err;
@@ -717,7 +713,6 @@ static int mapping_end(struct kvmfault_mapping *mapping, bool guard)
 	kvmfault__sys_lock(&vm->lock);
 	kvmfault__mapping_kill(mapping);
 	kvmfault__sys_unlock(&vm->lock);
-	kvmfault__drain(vm, serves, mapping);
 	kvmfault__mapping_close(mapping, guard);
 	kvmfault__sys_lock(&vm->lock);
 	mapping->span.kept = false;

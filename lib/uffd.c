@@ -202,13 +202,50 @@ static void unpublish(struct kvmfault_uffd *uffd)
 	kvmfault__drain(vm, reads, uffd);
 }
 
-void kvmfault__uffd_abandon(struct kvmfault_uffd *uffd)
+static bool names(struct kvmfault__seat *seat, void *uffd)
 {
-	kvmfault__sys_lock(&uffd->vm->lock);
-	atomic_store(&uffd->vm->uffds[uffd->id], NULL);
-	kvmfault__sys_unlock(&uffd->vm->lock);
+	const struct kvmfault__span *span = atomic_load(&seat->span);
+
+	return span && span->uffd == uffd;
+}
+
+void kvmfault__uffd_end(struct kvmfault_uffd *uffd, bool guards)
+{
+	struct kvmfault_vm *vm = uffd->vm;
+
+	uffd->guards = guards;
+	kvmfault__sys_lock(&vm->lock);
+	atomic_store(&vm->uffds[uffd->id], NULL);
+	kvmfault__sys_unlock(&vm->lock);
 	unpublish(uffd);
-	kvmfault__sys_free(uffd);
+	kvmfault__sys_lock(&vm->lock);
+	uffd->next = vm->ended;
+	vm->ended = uffd;
+	kvmfault__sys_unlock(&vm->lock);
+	kvmfault__uffds_reap(vm);
+}
+
+void kvmfault__uffds_reap(struct kvmfault_vm *vm)
+{
+	struct kvmfault_uffd **link = &vm->ended, *uffd, *unused = NULL;
+
+	kvmfault__sys_lock(&vm->lock);
+	while ((uffd = *link)) {
+		if (kvmfault__any_seat(vm, names, uffd)) {
+			link = &uffd->next;
+			continue;
+		}
+		*link = uffd->next;
+		uffd->next = unused;
+		unused = uffd;
+	}
+	kvmfault__sys_unlock(&vm->lock);
+	while ((uffd = unused)) {
+		unused = uffd->next;
+		if (!uffd->guards)
+			kvmfault__sys_close(uffd->fd);
+		kvmfault__sys_free(uffd);
+	}
 }
 
 KVMFAULT__EXPORT
@@ -221,7 +258,7 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd)
 		return 0;
 	vm = uffd->vm;
 	kvmfault__sys_lock(&vm->lock);
-	busy = uffd->users;
+	busy = uffd->users || kvmfault__within(names, uffd);
 	if (!busy)
 		atomic_store(&vm->uffds[uffd->id], NULL);
 	kvmfault__sys_unlock(&vm->lock);
@@ -229,6 +266,7 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd)
 		return kvmfault__refuse(vm, -EBUSY,
 			"kvmfault_uffd_free: a mapping uses it: free its memory, or kvmfault_mapping_remove() first");
 	unpublish(uffd);
+	kvmfault__drain(vm, names, uffd);
 	kvmfault__sys_close(uffd->fd);
 	kvmfault__sys_free(uffd);
 	return 0;

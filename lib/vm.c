@@ -130,6 +130,7 @@ int kvmfault_vm_free(struct kvmfault_vm *vm)
 	if (left)
 		return kvmfault__refuse(vm, -EBUSY, "kvmfault_vm_free: %s",
 					left);
+	kvmfault__uffds_reap(vm);	/* nobody names one any more */
 	kvmfault__fetches_free(vm);
 	kvmfault__seats_free(vm);
 	kvmfault__attributes_free(vm);
