@@ -147,6 +147,8 @@ static bool excused(int err, unsigned int injected)
 		return world.poisons || world.failures;
 	case -ECANCELED:
 		return world.cancels;
+	case -EMFILE:
+		return bad_luck(injected);
 	case -ENXIO:
 		return world.regions_changed;
 	case -ENODATA:
