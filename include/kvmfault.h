@@ -792,9 +792,8 @@ int kvmfault_mapping_add(struct kvmfault_memory *memory,
 			 struct kvmfault_mapping **mapping);
 
 /* Remove a mapping (not the memslots'), fail-closed as kvmfault_memory_free().
- * NULL is fine. A fault of it that is in progress goes on: a userfaultfd of the
- * VMM's is free when that has ended. Returns 0; -EINVAL: it is the memslots';
- * -ENOMEM. Thread class: setup. Since 0.1. */
+ * NULL is fine. It does not wait for a fault of it that is in progress. Returns 0;
+ * -EINVAL: it is the memslots'; -ENOMEM. Thread class: setup. Since 0.1. */
 int kvmfault_mapping_remove(struct kvmfault_mapping *mapping);
 
 /*

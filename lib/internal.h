@@ -399,8 +399,8 @@ int kvmfault__uffd_listen(struct kvmfault_uffd *uffd, int op);
  * the next one woken when it has read it. */
 void kvmfault__pass_baton(struct kvmfault_vm *vm, bool on);
 int kvmfault__uffd_open(unsigned int how);
-/* Of a mapping that was removed: it lives as long as a fault names it, which may
- * take its time; and then is freed by the next one to reap. */
+/* No mapping uses it any more: it lives as long as a fault names it, which may take
+ * its time; and then is freed by the next one to reap. */
 void kvmfault__uffd_end(struct kvmfault_uffd *uffd, bool guards);
 void kvmfault__uffds_reap(struct kvmfault_vm *vm);
 #define KVMFAULT__UFFD_DEVICE (1U << 0)

@@ -258,17 +258,12 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd)
 		return 0;
 	vm = uffd->vm;
 	kvmfault__sys_lock(&vm->lock);
-	busy = uffd->users || kvmfault__within(names, uffd);
-	if (!busy)
-		atomic_store(&vm->uffds[uffd->id], NULL);
+	busy = uffd->users;
 	kvmfault__sys_unlock(&vm->lock);
 	if (busy)
 		return kvmfault__refuse(vm, -EBUSY,
 			"kvmfault_uffd_free: a mapping uses it: free its memory, or kvmfault_mapping_remove() first");
-	unpublish(uffd);
-	kvmfault__drain(vm, names, uffd);
-	kvmfault__sys_close(uffd->fd);
-	kvmfault__sys_free(uffd);
+	kvmfault__uffd_end(uffd, false);
 	return 0;
 }
 
