@@ -1014,8 +1014,9 @@ int kvmfault_request_install(struct kvmfault_request *request,
  * -EHWPOISON). Poison it in each mapping (UFFDIO_POISON): who touches it gets
  * SIGBUS from now on, and a vCPU's fault is one of failed memory. The library's
  * own do so. kvmfault_discard() makes it usable again.
- * Returns 0; -EINVAL: nothing is claimed; -EOPNOTSUPP: a kernel before 6.6;
- * -ENOENT: not mapped any more; -EAGAIN: the mappings are changing; -ESRCH; -ENOMEM.
+ * Where nothing is mapped any more, or the process is gone, nobody reads.
+ * Returns 0; -EINVAL: nothing is claimed, or it was installed; -EOPNOTSUPP: a kernel
+ * before 6.6; -EAGAIN: the mappings are changing; -ENOMEM.
  * Thread class: as the request. Since 0.1.
  */
 int kvmfault_request_poison(struct kvmfault_request *request);
@@ -1474,8 +1475,7 @@ int kvmfault_cancel(struct kvmfault_vm *vm, uint32_t address_space,
  * no region with memory; -EOPNOTSUPP: its memory has no write_protect; -EINTR: a
  * signal came while a page was waited for; -EDEADLK: called from a callback that
  * is fetching or saving for this memory; -EAGAIN: the mappings are changing just
- * now; -ENOENT: a mapping is not there any more, or is just being added;
- * -ENOMEM. After an error some of it is protected: call again, or
+ * now, or its memory is being freed; -ENOMEM. After an error some of it is protected: call again, or
  * kvmfault_unprotect().
  * Thread class: any. Kernel interface: UFFDIO_WRITEPROTECT. Since 0.1.
  */

@@ -488,6 +488,25 @@ static void *try_interrupted(void *arg)
 	return arg;
 }
 
+static void *try_unprotect_interrupted(void *arg)
+{
+	fake_on(FAKE_FUTEX_WAIT, interrupt);
+	result = unprotect();
+	fake_on(FAKE_FUTEX_WAIT, NULL);
+	ck_assert_int_eq(result, -EINTR);
+	result = 0;
+	return arg;
+}
+
+START_TEST(a_signal_ends_the_wait_for_a_hook)
+{
+	ck_assert_int_eq(ensure(3, true), 0);
+	ck_assert_int_eq(protect(), 0);
+	hook.during = stand_at_the_gate;
+	against(&gate, try_unprotect_interrupted);
+}
+END_TEST
+
 START_TEST(signals_end_the_waits)
 {
 	bed.during_read = stand_at_the_gate;
@@ -920,6 +939,7 @@ int main(void)
 	tcase_add_test(t, unprotect_waits_for_a_hook);
 	tcase_add_test(t, discard_waits_for_a_fetch);
 	tcase_add_test(t, signals_end_the_waits);
+	tcase_add_test(t, a_signal_ends_the_wait_for_a_hook);
 	tcase_add_test(t, discard_is_a_write);
 	tcase_add_test(t, discard_of_what_is_discarded_loses_nothing);
 	tcase_add_test(t, protected_while_a_discard_takes_it);
