@@ -197,15 +197,6 @@ bool kvmfault__fetch_wished(struct kvmfault__request *rq)
 	return false;
 }
 
-static void tell_settled(struct kvmfault_memory *memory, uint64_t offset)
-{
-	const struct kvmfault_vm_options *options = &memory->vm->options;
-
-	if (options->settled)
-		options->settled(options->settled_data, memory, offset,
-				 kvmfault__page_size(memory));
-}
-
 /* The wishes of all, or for one memory. */
 static void grant(struct kvmfault_vm *vm, struct kvmfault_memory *only)
 {
@@ -220,7 +211,7 @@ static void grant(struct kvmfault_vm *vm, struct kvmfault_memory *only)
 		    !atomic_compare_exchange_strong(&seat->wish, &memory, NULL))
 			continue;
 		kvmfault__enter(&inside, NULL, memory);
-		tell_settled(memory, atomic_load(&seat->wish_offset));
+		kvmfault__tell_settled(memory, atomic_load(&seat->wish_offset));
 		kvmfault__exit(&inside);
 		unpin(memory);
 	}

@@ -554,6 +554,8 @@ void kvmfault__page_remove(struct kvmfault_memory *memory, uint64_t page);
 int kvmfault__page_wait(struct kvmfault__seat *seat,
 			struct kvmfault_memory *memory, uint64_t page);
 void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page);
+/* To the VMM, of the page there. */
+void kvmfault__tell_settled(struct kvmfault_memory *memory, uint64_t offset);
 /* Have all who wait for pages look again. */
 void kvmfault__wake_waiters(struct kvmfault_vm *vm);
 /* The VMM will be told when it is not in flight any more; false: it is not. */

@@ -261,15 +261,21 @@ int kvmfault__page_wait(struct kvmfault__seat *seat,
 	return err;
 }
 
-void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page)
+void kvmfault__tell_settled(struct kvmfault_memory *memory, uint64_t offset)
 {
 	const struct kvmfault_vm_options *options = &memory->vm->options;
+
+	if (options->settled)
+		options->settled(options->settled_data, memory, offset,
+				 kvmfault__page_size(memory));
+}
+
+void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page)
+{
 	struct kvmfault__bucket *b = bucket(memory, page);
 
-	if (atomic_load(&memory->vm->pending) && options->settled)
-		options->settled(options->settled_data, memory,
-				 page << memory->page_shift,
-				 kvmfault__page_size(memory));
+	if (atomic_load(&memory->vm->pending))
+		kvmfault__tell_settled(memory, page << memory->page_shift);
 	if (!atomic_load(&b->waiters))
 		return;
 	atomic_fetch_add(&b->sequence, 1);

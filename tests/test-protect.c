@@ -478,23 +478,24 @@ static bool interrupt(struct fake_call *call)
 	return true;
 }
 
-static void *try_interrupted(void *arg)
+static void interrupted(int (*call)(void))
 {
 	fake_on(FAKE_FUTEX_WAIT, interrupt);
-	result = protect();
+	result = call();
 	fake_on(FAKE_FUTEX_WAIT, NULL);
 	ck_assert_int_eq(result, -EINTR);
 	result = 0;
+}
+
+static void *protect_interrupted(void *arg)
+{
+	interrupted(protect);
 	return arg;
 }
 
-static void *try_unprotect_interrupted(void *arg)
+static void *unprotect_interrupted(void *arg)
 {
-	fake_on(FAKE_FUTEX_WAIT, interrupt);
-	result = unprotect();
-	fake_on(FAKE_FUTEX_WAIT, NULL);
-	ck_assert_int_eq(result, -EINTR);
-	result = 0;
+	interrupted(unprotect);
 	return arg;
 }
 
@@ -503,14 +504,14 @@ START_TEST(a_signal_ends_the_wait_for_a_hook)
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(protect(), 0);
 	hook.during = stand_at_the_gate;
-	against(&gate, try_unprotect_interrupted);
+	against(&gate, unprotect_interrupted);
 }
 END_TEST
 
 START_TEST(signals_end_the_waits)
 {
 	bed.during_read = stand_at_the_gate;
-	against(NULL, try_interrupted);
+	against(NULL, protect_interrupted);
 }
 END_TEST
 
