@@ -663,7 +663,9 @@ struct kvmfault_memory_options {
 	 * what 0 means. */
 	uint64_t page_size;
 	/* The file behind it, borrowed until the memory is freed, and where
-	 * host is in it. 0: private anonymous memory. */
+	 * host is in it, mapped MAP_SHARED. 0: private anonymous memory. What is
+	 * mapped in another way is refused, as far as /proc/self/maps tells;
+	 * where that can't be opened this is believed. */
 	int fd;
 	uint64_t fd_offset;
 	/* Where absent pages come from, copied; NULL: not tracked. */
@@ -701,7 +703,7 @@ struct kvmfault_memory_options {
  *
  * Returns 0;
  * -EINVAL: vm, host or memory is NULL; not aligned to the page size; a file
- *   that is too short; a page size that is not the backing's, or larger than
+ *   that is too short, or is not what is mapped at host; a page size that is not the backing's, or larger than
  *   the context's page_size_max; a range that wraps; a uffd of another process
  *   or context, or without a source; a window that is not known, or its length;
  *   minor faults without a file or a source; protection without a source; a
@@ -780,7 +782,8 @@ struct kvmfault_mapping_options {
  * Add a mapping to a memory, also while vCPUs run. Nobody touches it before this
  * has returned.
  * Returns 0; -EINVAL: a NULL pointer, misaligned host, anonymous memory (it
- * has one mapping), a uffd of another context, or for a memory without a
+ * has one mapping), another file, another part of it or a private mapping of it
+ * there (as a memory's: of another process's nobody knows), a uffd of another context, or for a memory without a
  * source; -EOPNOTSUPP: this kernel's userfaultfd does not take what is mapped
  * there; -EEXIST: another mapping is known there; -EBUSY: registered with
  * another userfaultfd; -ENOMEM: also a range that is not mapped, or a process

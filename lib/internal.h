@@ -596,6 +596,9 @@ static inline void kvmfault__changed(struct kvmfault_memory *memory,
 		kvmfault__tell_change(memory, offset, length, cause);
 }
 
+/* maps.c: is at host what the memory says that it is? -EINVAL, refused: no. */
+int kvmfault__maps_check(const struct kvmfault_memory *memory, uint64_t host);
+
 /* The memory's first mapping is the memslots'. A tracked memory's mapping is
  * registered, with a uffd of its own where it was given none; it goes to no child
  * of fork(), unless it is inherited. */

@@ -544,9 +544,9 @@ int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 {
 	bool own = kvmfault__tracked(memory) && !uffd;
 	bool local = own || !uffd || !uffd->space;
-	int err = 0;
+	int err = local ? kvmfault__maps_check(memory, host) : 0;
 
-	if (kvmfault__tracked(memory) && !(uffd && uffd->space))
+	if (!err && kvmfault__tracked(memory) && local)
 		err = prepare(memory, (void *)(uintptr_t)host, inherited);
 	if (err)
 		return err;

@@ -94,6 +94,7 @@ static _Thread_local bool in_hook;
 static siginfo_t pending;		/* si_signo 0: none */
 static uint64_t run_mask = UINT64_MAX;	/* by KVM_SET_SIGNAL_MASK */
 long fake_uffd_denied;
+const char *fake_maps;
 uint64_t fake_signal_mask;
 bool fake_sigbus_handler;
 
@@ -493,10 +494,19 @@ static struct object *registered_with(uint64_t address)
 
 static long model_open(struct fake_call *c)
 {
+	int fd = -ENOENT;
+
 	if (!strcmp(c->path, "/dev/userfaultfd"))
 		return fake_uffd_denied ? fake_uffd_denied :
 			open_new(FAKE_DEVICE, 0);
-	return -ENOENT;
+	if (fake_maps && !strcmp(c->path, "/proc/self/maps")) {
+		fd = open_new(FAKE_FILE, 0);
+		if (fd >= 0) {
+			object_of(fd)->data = (const unsigned char *)fake_maps;
+			object_of(fd)->length = strlen(fake_maps);
+		}
+	}
+	return fd;
 }
 
 static void unwatch(struct object *object)
@@ -648,6 +658,7 @@ static long model_fstat(struct fake_call *c)
 		return -EBADF;
 	memset(stat, 0, sizeof(*stat));
 	stat->st_mode = mode[object->kind];
+	stat->st_ino = (ino_t)c->fd;
 	if (object->kind != FAKE_BLOCK)
 		stat->st_size = (off_t)object->length;
 	for (i = 0; object->present && i < object->length / object->page_size;

@@ -125,6 +125,8 @@ bool fake_protected(const void *address);
 bool fake_fault(const void *address, bool write);
 /* May userfaultfds be had? -errno of both ways, 0: yes. */
 extern long fake_uffd_denied;
+/* What /proc/self/maps says; NULL: it can't be opened. */
+extern const char *fake_maps;
 
 /* The calling thread's signals: what it blocks, whether SIGBUS has a handler,
  * one that is pending; and what KVM was told to have blocked in KVM_RUN. */

@@ -512,6 +512,54 @@ START_TEST(touched_before)
 }
 END_TEST
 
+/* What would be discarded in one place and read in another. */
+START_TEST(mapped_otherwise)
+{
+	static const struct {
+		int flags;
+		bool named, other;
+		off_t offset;
+	} as[] = {
+		{ MAP_SHARED | MAP_ANONYMOUS, false, false, 0 },
+		{ MAP_PRIVATE, false, false, 0 },
+		{ MAP_PRIVATE, true, false, 0 },
+		{ MAP_SHARED, true, false, PAGE },
+		{ MAP_SHARED, true, true, 0 },
+	};
+	int other = memfd_create("other", MFD_CLOEXEC);
+	int mapped = as[_i].other ? other : backing;
+
+	ck_assert_int_eq(ftruncate(backing, LENGTH + PAGE), 0);
+	ck_assert_int_eq(ftruncate(other, LENGTH), 0);
+	host = mmap(NULL, LENGTH, PROT_READ | PROT_WRITE, as[_i].flags,
+		    as[_i].flags & MAP_ANONYMOUS ? -1 : mapped, as[_i].offset);
+	ck_assert_ptr_ne(host, MAP_FAILED);
+	if (!as[_i].named)
+		backing = 0;
+	ck_assert_int_eq(new_memory(NULL), -EINVAL);
+	ck_assert_ptr_null(memory);
+	/* It is as it was: readable, and writable. */
+	*(volatile char *)host = 1;
+}
+END_TEST
+
+START_TEST(mapped_privately_too)
+{
+	struct kvmfault_mapping_options options = {
+		.size = sizeof(options),
+		.host = (uintptr_t)mmap(NULL, LENGTH, PROT_READ | PROT_WRITE,
+					MAP_PRIVATE, backing, 0),
+	};
+	struct kvmfault_mapping *mapping;
+
+	ck_assert_int_eq(new_memory(NULL), 0);
+	add_region();
+	ck_assert_int_eq(kvmfault_mapping_add(memory, &options, &mapping),
+			 -EINVAL);
+	ck_assert(has_data(host, 0));
+}
+END_TEST
+
 START_TEST(image_is_shorter)
 {
 	ck_assert_int_eq(ftruncate(image, LENGTH - 1), 0);
@@ -993,6 +1041,8 @@ int main(void)
 	tcase_add_loop_test(t, protection_is_given_up, 0, KINDS);
 	tcase_add_test(t, preallocated);
 	tcase_add_test(t, touched_before);
+	tcase_add_loop_test(t, mapped_otherwise, 0, 5);
+	tcase_add_test(t, mapped_privately_too);
 	tcase_add_test(t, image_is_shorter);
 	tcase_add_test(t, not_mapped);
 	tcase_add_test(t, registered_by_another);

@@ -78,7 +78,7 @@ START_TEST(untracked)
 	fake_put(fd, 0);	/* what it has, it has */
 	ck_assert_int_eq(new_memory(), 0);
 	ck_assert(!fake_registered(host));
-	ck_assert_uint_eq(fake_count(FAKE_OPEN, FAKE_ANY), 0);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_API), 0);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 	ck_assert_uint_eq(fake_count(FAKE_MPROTECT, FAKE_ANY), 0);
 }
