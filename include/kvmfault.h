@@ -592,8 +592,13 @@ int kvmfault_source_zero(struct kvmfault_source *source);
  */
 struct kvmfault_uffd_options {
 	size_t size;
-	/* To adopt: a userfaultfd with O_NONBLOCK and UFFDIO_API done. The
-	 * library keeps a duplicate, and reads all its messages: nothing else
+	/* To adopt: a userfaultfd with O_NONBLOCK and UFFDIO_API done, without
+	 * UFFD_FEATURE_SIGBUS. One of this process's is asked, by an access of
+	 * the kernel's to a page of the library's: it has to report those, which
+	 * KVM's are, and so is not made with UFFD_USER_MODE_ONLY. Of another
+	 * process's that can't be asked: one with UFFD_USER_MODE_ONLY will do
+	 * for a process that touches guest memory itself, while a system call on
+	 * it there, as read(2) into it, fails with EFAULT. The library keeps a duplicate, and reads all its messages: nothing else
 	 * may be registered with it. 0: open one of this process's. Events
 	 * (UFFD_FEATURE_EVENT_*) in an adopted one make every madvise() and
 	 * munmap() of that memory wait for the service; with anonymous memory
@@ -606,8 +611,10 @@ struct kvmfault_uffd_options {
 
 /*
  * Returns 0; -EINVAL: vm or uffd is NULL, remote without fd, fd without
- * O_NONBLOCK or UFFDIO_API; -EOPNOTSUPP: the kernel's has another API; -EBADF: fd
- * is closed; -EPERM: no right to
+ * O_NONBLOCK or UFFDIO_API, or one that is not remote and does not report what
+ * the kernel touches, or takes no memory of this process; -EOPNOTSUPP: the
+ * kernel's has another API; -EBADF: fd is closed; -EAGAIN: no more threads, which
+ * it takes one of to ask an fd; -EPERM: no right to
  * userfaultfd (the log says how to get it); -ENOSYS: kernel without it;
  * -ENOSPC: there are 4,095; -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
  * Thread class: setup. Since 0.1.

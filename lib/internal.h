@@ -369,10 +369,9 @@ struct kvmfault_uffd {
 
 /* mode: UFFDIO_REGISTER_MODE_*, beside that for missing pages; ioctls: what can
  * be done there, bits of UFFDIO_* numbers */
-int kvmfault__uffd_register(struct kvmfault_uffd *uffd, uint64_t start,
-			    uint64_t length, uint64_t mode, uint64_t *ioctls);
-int kvmfault__uffd_unregister(struct kvmfault_uffd *uffd, uint64_t start,
-			      uint64_t length);
+int kvmfault__uffd_register(int fd, uint64_t start, uint64_t length,
+			    uint64_t mode, uint64_t *ioctls);
+int kvmfault__uffd_unregister(int fd, uint64_t start, uint64_t length);
 /* How many bytes, from the first page on; it may be less than length. Or of that
  * page: -EEXIST: it is said to be there, nobody was woken; -ENOENT: nothing is
  * mapped; -EAGAIN: not now; ... page: its size. */

@@ -404,7 +404,7 @@ static int publish(struct kvmfault_mapping *mapping, bool *known)
 		return err;
 	}
 	if (mapping->uffd)
-		err = kvmfault__uffd_register(mapping->uffd, mapping->host,
+		err = kvmfault__uffd_register(mapping->uffd->fd, mapping->host,
 					      memory->length, modes(memory),
 					      &ioctls);
 	if (!err) {
@@ -637,7 +637,8 @@ void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard)
 		return;
 	err = guard ? fail_closed(mapping) : 0;
 	if (!err)
-		kvmfault__uffd_unregister(uffd, mapping->host, memory->length);
+		kvmfault__uffd_unregister(uffd->fd, mapping->host,
+					  memory->length);
 	kvmfault__sys_lock(&memory->vm->lock);
 	uffd->users--;
 	kvmfault__sys_unlock(&memory->vm->lock);

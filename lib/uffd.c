@@ -10,6 +10,7 @@
 
 #include <fcntl.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 
 #include "abi.h"
 #include "internal.h"
@@ -66,7 +67,92 @@ static int open_own(struct kvmfault_vm *vm)
 		"this kernel's userfaultfd does not speak this API") : err;
 }
 
-static int adopt(struct kvmfault_vm *vm, int fd)
+int kvmfault__uffd_register(int fd, uint64_t start, uint64_t length,
+			    uint64_t mode, uint64_t *ioctls)
+{
+	struct uffdio_register reg = {
+		.range = { .start = start, .len = length },
+		.mode = UFFDIO_REGISTER_MODE_MISSING | mode,
+	};
+	int err = kvmfault__sys_ioctl(fd, UFFDIO_REGISTER, &reg);
+
+	*ioctls = err ? 0 : reg.ioctls;
+	return err;
+}
+
+int kvmfault__uffd_unregister(int fd, uint64_t start, uint64_t length)
+{
+	struct uffdio_range range = { .start = start, .len = length };
+
+	return kvmfault__sys_ioctl(fd, UFFDIO_UNREGISTER, &range);
+}
+
+/* An access of the kernel's, by a thread that may sleep in it. */
+struct access {
+	void *page;
+	_Atomic uint32_t ended;
+	int err;
+};
+
+static void *access_page(void *data)
+{
+	struct access *access = data;
+
+	/* It is asked about the page, and has to write into that page. */
+	access->err = kvmfault__sys_mincore(access->page,
+					    kvmfault__sys_page_size(),
+					    access->page);
+	atomic_store(&access->ended, 1);
+	return NULL;
+}
+
+/* Not the flags of the descriptor nor another call tell whether it reports what
+ * the kernel touches: only an access does. 0: it does; -EFAULT: it does not. */
+static int ask_kernel_access(int fd, void *page)
+{
+	struct access access = { .page = page };
+	uint64_t ioctls, size = kvmfault__sys_page_size();
+	struct uffd_msg msg;
+	pthread_t thread;
+	int err;
+
+	err = kvmfault__uffd_register(fd, (uintptr_t)page, size, 0, &ioctls);
+	if (err)
+		return err;
+	err = kvmfault__sys_thread(&thread, access_page, &access,
+				   "kvmfault-access");
+	while (!err && !atomic_load(&access.ended) &&
+	       kvmfault__sys_read(fd, &msg, sizeof(msg)) == -EAGAIN)
+		kvmfault__sys_yield();
+	/* This wakes who sleeps there, too. */
+	kvmfault__uffd_unregister(fd, (uintptr_t)page, size);
+	if (err)
+		return err;
+	kvmfault__sys_join(thread);
+	return access.err == -EFAULT ? -EFAULT : 0;
+}
+
+static int check_kernel_access(struct kvmfault_vm *vm, int fd)
+{
+	size_t size = kvmfault__sys_page_size();
+	void *page;
+	int err = kvmfault__sys_mmap(&page, size, PROT_READ | PROT_WRITE,
+				     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (err)
+		return err;
+	err = ask_kernel_access(fd, page);
+	kvmfault__sys_munmap(page, size);
+	if (err == -EFAULT)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_uffd_options.fd: descriptor %d does not report what the kernel touches, and so not what KVM does: make it without UFFD_USER_MODE_ONLY and UFFD_FEATURE_SIGBUS, or let the library open one",
+			fd);
+	return err == -EINVAL ? kvmfault__refuse(vm, err,
+		"kvmfault_uffd_options.fd: descriptor %d takes no memory of this process: if it is another one's, set remote",
+		fd) : err;
+}
+
+static int adopt(struct kvmfault_vm *vm, int fd, bool remote)
 {
 	int err, flags = kvmfault__sys_getfl(fd);
 
@@ -84,7 +170,8 @@ static int adopt(struct kvmfault_vm *vm, int fd)
 	if (!(flags & O_NONBLOCK))
 		return kvmfault__refuse(vm, -EINVAL,
 			"kvmfault_uffd_options.fd: an adopted userfaultfd needs O_NONBLOCK: a reader that lost a race for a message would sleep in read()");
-	return kvmfault__sys_dup(fd);
+	err = remote ? 0 : check_kernel_access(vm, fd);
+	return err ? err : kvmfault__sys_dup(fd);
 }
 
 int kvmfault__uffd_listen(struct kvmfault_uffd *uffd, int op)
@@ -159,7 +246,7 @@ int kvmfault_uffd_new(struct kvmfault_vm *vm,
 		return -ENOMEM;
 	new->vm = vm;
 	new->space = ours.remote;
-	new->fd = ours.fd > 0 ? adopt(vm, ours.fd) : open_own(vm);
+	new->fd = ours.fd > 0 ? adopt(vm, ours.fd, ours.remote) : open_own(vm);
 	if (new->fd < 0) {
 		err = new->fd;
 		goto free;
@@ -265,27 +352,6 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd)
 			"kvmfault_uffd_free: a mapping uses it: free its memory, or kvmfault_mapping_remove() first");
 	kvmfault__uffd_end(uffd, false);
 	return 0;
-}
-
-int kvmfault__uffd_register(struct kvmfault_uffd *uffd, uint64_t start,
-			    uint64_t length, uint64_t mode, uint64_t *ioctls)
-{
-	struct uffdio_register reg = {
-		.range = { .start = start, .len = length },
-		.mode = UFFDIO_REGISTER_MODE_MISSING | mode,
-	};
-	int err = kvmfault__sys_ioctl(uffd->fd, UFFDIO_REGISTER, &reg);
-
-	*ioctls = err ? 0 : reg.ioctls;
-	return err;
-}
-
-int kvmfault__uffd_unregister(struct kvmfault_uffd *uffd, uint64_t start,
-			      uint64_t length)
-{
-	struct uffdio_range range = { .start = start, .len = length };
-
-	return kvmfault__sys_ioctl(uffd->fd, UFFDIO_UNREGISTER, &range);
 }
 
 /* Some errors leave the count of bytes as it was, which is 0, and others write

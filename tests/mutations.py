@@ -61,6 +61,8 @@ MUTATIONS = [
     ('any part of the file will do', 'lib/maps.c',
      '	if (line->offset - line->start != memory->fd_offset - host)',
      '	if (0)', ['maps']),
+    ('adopt what hears nothing of the kernel', 'lib/uffd.c',
+     '	return access.err == -EFAULT ? -EFAULT : 0;', '	return 0;', ['uffd']),
     ('ignore a partial copy', 'lib/uffd.c',
      '	return count > 0 ? count : err;', '	return err;', ['uffd']),
     ('install a view past the file', 'lib/resolver.c',

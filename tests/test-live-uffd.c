@@ -13,6 +13,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -660,6 +661,46 @@ START_TEST(adopted_that_would_block)
 }
 END_TEST
 
+/* What KVM touches they do not report: the guest would die of it. */
+START_TEST(adopted_that_hears_no_kernel)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API, .features = _i ? UFFD_FEATURE_SIGBUS : 0,
+	};
+	struct kvmfault_uffd_options options = { .size = sizeof(options) };
+	struct kvmfault_uffd *uffd;
+
+	options.fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK |
+				  (_i ? 0 : UFFD_USER_MODE_ONLY));
+	ck_assert_int_ge(options.fd, 0);
+	ck_assert_int_eq(ioctl(options.fd, UFFDIO_API, &api), 0);
+	ck_assert_int_eq(kvmfault_uffd_new(vm, &options, &uffd), -EINVAL);
+	ck_assert_ptr_null(uffd);
+	close(options.fd);
+}
+END_TEST
+
+/* Events, too, are read in time: what the library asks of it waits for nobody. */
+START_TEST(adopted_with_events)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE |
+			UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP,
+	};
+	struct kvmfault_uffd_options options = {
+		.size = sizeof(options),
+		.fd = kvmfault__uffd_open(KVMFAULT__UFFD_DEVICE |
+					  KVMFAULT__UFFD_SYSCALL),
+	};
+	struct kvmfault_uffd *uffd;
+
+	ck_assert_int_eq(ioctl(options.fd, UFFDIO_API, &api), 0);
+	ck_assert_int_eq(kvmfault_uffd_new(vm, &options, &uffd), 0);
+	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
+	close(options.fd);
+}
+END_TEST
+
 static void send_fd(int to, int fd)
 {
 	union {
@@ -1049,6 +1090,8 @@ int main(void)
 	tcase_add_test(t, adopted);
 	tcase_add_test(t, adopted_without_a_handshake);
 	tcase_add_test(t, adopted_that_would_block);
+	tcase_add_loop_test(t, adopted_that_hears_no_kernel, 0, 2);
+	tcase_add_test(t, adopted_with_events);
 	tcase_add_test(tests(suite, "descriptors"), descriptor_0);
 	return run_suite(suite);
 }

@@ -190,6 +190,40 @@ START_TEST(adopted_that_would_block)
 }
 END_TEST
 
+/* Its kind shows by an access of the kernel's alone. */
+START_TEST(adopted_that_hears_no_kernel)
+{
+	int fd = fake_uffd(O_NONBLOCK);
+	struct fake_held before = fake_held();
+
+	fake_push(FAKE_MINCORE, -EFAULT);
+	ck_assert_int_eq(new_uffd(fd, false), -EINVAL);
+	ck_assert_ptr_null(uffd);
+	ck_assert_uint_eq(bed.logs, 1);
+	ck_assert_ptr_nonnull(strstr(bed.log, "UFFD_USER_MODE_ONLY"));
+	ck_assert_int_eq(fake_held().mappings, before.mappings);
+	ck_assert_int_eq(fake_held().threads, before.threads);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_UNREGISTER), 1);
+	/* Of another process's memory it can't be asked here. */
+	ck_assert_int_eq(new_uffd(fd, true), 0);
+	ck_assert_uint_eq(fake_count(FAKE_MINCORE, FAKE_ANY), 1);
+	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
+}
+END_TEST
+
+START_TEST(adopted_that_cannot_be_asked)
+{
+	int fd = fake_uffd(O_NONBLOCK);
+
+	fake_push(FAKE_THREAD, -EAGAIN);
+	ck_assert_int_eq(new_uffd(fd, false), -EAGAIN);
+	fake_push(FAKE_IOCTL, FAKE_MODEL);	/* the wake */
+	fake_push(FAKE_IOCTL, -EINVAL);
+	ck_assert_int_eq(new_uffd(fd, false), -EINVAL);
+	ck_assert_ptr_nonnull(strstr(bed.log, "remote"));
+}
+END_TEST
+
 START_TEST(adopted_without_a_handshake)
 {
 	int fd = fake_fd(FAKE_UFFD);	/* and would say "error" for ever */
@@ -322,6 +356,8 @@ int main(void)
 	tcase_add_test(t, unknown_tail);
 	tcase_add_test(t, adopted);
 	tcase_add_test(t, adopted_that_would_block);
+	tcase_add_test(t, adopted_that_hears_no_kernel);
+	tcase_add_test(t, adopted_that_cannot_be_asked);
 	tcase_add_test(t, adopted_without_a_handshake);
 	tcase_add_test(t, adopted_but_no_userfaultfd);
 	tcase_add_test(t, adopted_but_closed);
