@@ -646,6 +646,14 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd);
  * The first mapping is the memslots' (their userspace_addr): pages are
  * installed through it. Any number of others may follow: the VMM's own, one
  * for each device process.
+ *
+ * All who touch guest memory do so through a mapping that is known. write(2) to
+ * the file asks nobody: into an absent page it puts its bytes and zeros around
+ * them, and that page never comes from the source; read(2) of the file has zeros
+ * there. So kvmfault_ensure() the pages before, whoever writes or reads by the
+ * descriptor. The library does not seal its file against that: with
+ * F_SEAL_FUTURE_WRITE nobody can map it for writing any more, as device
+ * processes do, nor discard a page of it.
  */
 
 /* How many pages one fault brings: the run of absent pages around it, within
@@ -737,7 +745,8 @@ struct kvmfault_memory_maps {
 	void *memslots;		/* for the memslots' userspace_addr */
 	void *own;		/* for whatever else this process does with it */
 	int fd;			/* the file: the one that was given, or a new
-				 * one; other processes can map it */
+				 * one; other processes can map it. Not to be
+				 * written by write(2): see above */
 };
 
 /*

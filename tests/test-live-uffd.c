@@ -491,6 +491,39 @@ START_TEST(protection_is_given_up)
 }
 END_TEST
 
+/* ---- past the mappings ---- */
+
+/* By the descriptor: nobody is asked, so the page has to be there before. */
+START_TEST(written_by_the_descriptor)
+{
+	uint64_t i;
+
+	ck_assert_int_eq(new_memory(NULL), 0);
+	add_region();
+	ck_assert_int_eq(kvmfault_ensure(vm, 0, GPA + 3 * PAGE, 1, true), 0);
+	ck_assert_int_eq(pwrite(backing, "four", 4, 3 * PAGE), 4);
+	for (i = 1; i < PAGE / 8; i++)
+		ck_assert_uint_eq(((uint64_t *)(host + 3 * PAGE))[i],
+				  word(3, i));
+	ck_assert_int_eq(memcmp(host + 3 * PAGE, "four", 4), 0);
+}
+END_TEST
+
+/* Why the library does not forbid it by a seal: see the header. */
+START_TEST(sealed_file_can_neither_be_shared_nor_discarded)
+{
+	int fd = memfd_create("sealed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	ck_assert_int_eq(ftruncate(fd, LENGTH), 0);
+	ck_assert_int_eq(fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), 0);
+	ck_assert_int_eq(fallocate(fd, FALLOC_FL_PUNCH_HOLE |
+				   FALLOC_FL_KEEP_SIZE, 0, PAGE), -1);
+	ck_assert_ptr_eq(mmap(NULL, LENGTH, PROT_READ | PROT_WRITE,
+			      MAP_SHARED, fd, 0), MAP_FAILED);
+	close(fd);
+}
+END_TEST
+
 /* ---- refused ---- */
 
 START_TEST(preallocated)
@@ -1082,6 +1115,8 @@ int main(void)
 	tcase_add_loop_test(t, protection_is_given_up, 0, KINDS);
 	tcase_add_test(t, preallocated);
 	tcase_add_test(t, touched_before);
+	tcase_add_test(t, written_by_the_descriptor);
+	tcase_add_test(t, sealed_file_can_neither_be_shared_nor_discarded);
 	tcase_add_loop_test(t, mapped_otherwise, 0, 5);
 	tcase_add_test(t, mapped_privately_too);
 	tcase_add_test(t, image_is_shorter);
