@@ -548,6 +548,13 @@ struct kvmfault_source {
 	 * which have the bytes read into the file; there read has to cope with
 	 * such a file by itself. Optional. */
 	const void *(*view)(void *data, uint64_t offset, size_t length);
+	/* The file that bytes come from, with the same offsets: of one that is
+	 * mapped. In a mapping the last page of a file has zeros behind the
+	 * file's end, and nothing says so: only its length tells that it was cut
+	 * off there. With this member it is looked at (fstat(2)) before each
+	 * read and view, and a page of which something is missing is -ENODATA.
+	 * Borrowed for the source's life. 0: none. */
+	int file;
 };
 
 /*
@@ -574,7 +581,9 @@ int kvmfault_source_file(int fd, struct kvmfault_source *source);
 /*
  * Memory of this process, such as a mapped snapshot: pages are installed straight
  * from it, but with minor faults, where it is read, and a file that was cut off
- * is a SIGBUS for who reads. It is borrowed for the source's life, and is not to
+ * is a SIGBUS for who reads. Of a mapped file set source->file afterwards, if bytes
+ * is where the file begins: else what is cut off in the middle of a page is zeros
+ * to the guest. It is borrowed for the source's life, and is not to
  * be guest memory itself.
  * Returns 0; -EINVAL: a NULL pointer, no length. Thread class: any. Since 0.1.
  */

@@ -355,6 +355,10 @@ struct kvmfault_finding kvmfault__ask_poison(void);
 /* delivery.c: how vCPUs' missing pages get here; -EOPNOTSUPP, logged */
 int kvmfault__delivery_choose(struct kvmfault_vm *vm);
 
+/* source.c: has it so many bytes, as far as it says, and its file now? */
+bool kvmfault__source_reaches(const struct kvmfault_source *source,
+			      uint64_t end);
+
 /* uffd.c: one process's userfaultfd, and its calls with errors made sane */
 struct kvmfault_uffd {
 	struct kvmfault_vm *vm;

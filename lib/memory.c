@@ -198,12 +198,12 @@ static int check_source(struct kvmfault_vm *vm,
 {
 	uint64_t needed = memory->source_offset + memory->length;
 
-	if (!kvmfault__tracked(memory) || !memory->source.length ||
-	    memory->source.length >= needed)
+	if (!kvmfault__tracked(memory) ||
+	    kvmfault__source_reaches(&memory->source, needed))
 		return 0;
 	return kvmfault__refuse(vm, -ENODATA,
-		"the source is shorter than the memory: it has %llu bytes of %llu; make the memory smaller or the source longer",
-		ULL(memory->source.length), ULL(needed));
+		"the source is shorter than the memory: it, or its file, has not all of %llu bytes; make the memory smaller or the source longer",
+		ULL(needed));
 }
 
 /* What nobody can end has no deadline. */

@@ -143,12 +143,24 @@ int kvmfault_request_widen(struct kvmfault_request *request)
 	return 0;
 }
 
+/* A mapping has zeros behind its file's end, up to the end of the page. */
+static bool cut_off(const struct kvmfault__request *rq)
+{
+	const struct kvmfault_memory *memory = rq->request.memory;
+	uint64_t end = memory->source_offset + rq->request.offset +
+		       rq->request.length;
+
+	return !kvmfault__source_reaches(&memory->source, end);
+}
+
 static int read_source(struct kvmfault__request *rq, void *buffer)
 {
 	const struct kvmfault_source *source = &rq->request.memory->source;
 	int err = -EOPNOTSUPP;	/* it answers later, and not to us */
 
-	if (source->read)
+	if (cut_off(rq))
+		err = -ENODATA;
+	else if (source->read)
 		err = source->read(source->data,
 				   rq->request.memory->source_offset +
 				   rq->request.offset, buffer,
@@ -210,7 +222,7 @@ static const void *view(struct kvmfault__request *rq)
 	const struct kvmfault_source *source = &memory->source;
 
 	if (!source->view || memory->fill ||
-	    rq->request.page != KVMFAULT_PAGE_ABSENT)
+	    rq->request.page != KVMFAULT_PAGE_ABSENT || cut_off(rq))
 		return NULL;
 	return source->view(source->data,
 			    memory->source_offset + rq->request.offset,

@@ -54,6 +54,19 @@ static int zero_read(void *data, uint64_t offset, void *buffer, size_t length)
 	return 0;
 }
 
+bool kvmfault__source_reaches(const struct kvmfault_source *source, uint64_t end)
+{
+	struct stat stat;
+
+	if (source->length && source->length < end)
+		return false;
+	if (source->file <= 0)
+		return true;
+	/* A block device does not shrink, and has its size elsewhere. */
+	return !kvmfault__sys_fstat(source->file, &stat) &&
+	       (S_ISBLK(stat.st_mode) || (uint64_t)stat.st_size >= end);
+}
+
 KVMFAULT__EXPORT
 int kvmfault_source_file(int fd, struct kvmfault_source *source)
 {

@@ -97,6 +97,8 @@ static const struct {
 	  FALLOC_FL_KEEP_SIZE, "FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE",
 	  "a discard: a page that was fetched meanwhile, or a conversion's") },
 	{ FAULT, ANY(pread64, "the file source") },
+	{ FAULT, ANY(fstat, "the length of a source's file; musl's fstat()") },
+	{ FAULT, ANY(newfstatat, "the same, where libc uses this one") },
 	{ FAULT, CALL(timerfd_settime, 1, 0, "",
 	  "the deadline of a source that answers later") },
 	{ FAULT, WITH(lseek, 2, SEEK_DATA,

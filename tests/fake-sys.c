@@ -228,6 +228,7 @@ static const char *syscall_of(const struct fake_call *call, uint32_t *value)
 		[FAKE_FALLOCATE] = { "fallocate", 0 },
 		[FAKE_LSEEK] = { "lseek", 0 },
 		[FAKE_PREAD] = { "pread64", 0 },
+		[FAKE_FSTAT] = { "newfstatat", 0 },
 		[FAKE_MINCORE] = { "mincore", 0 },
 		[FAKE_FUTEX_WAIT] = { "futex", FUTEX_WAIT_PRIVATE },
 		[FAKE_FUTEX_WAKE] = { "futex", FUTEX_WAKE_PRIVATE },

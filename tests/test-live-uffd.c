@@ -577,6 +577,23 @@ START_TEST(mapped_otherwise)
 }
 END_TEST
 
+/* The snapshot's mapping shows zeros behind a cut, up to the end of the page. */
+START_TEST(mapped_image_is_cut_off)
+{
+	const void *mapped = mmap(NULL, LENGTH, PROT_READ, MAP_SHARED, image,
+				  0);
+
+	ck_assert_int_eq(kvmfault_source_memory(mapped, LENGTH, &source), 0);
+	source.file = image;
+	ck_assert_int_eq(new_memory(NULL), 0);
+	add_region();
+	ck_assert_int_eq(ftruncate(image, 3 * PAGE + 100), 0);
+	ck_assert_int_eq(kvmfault_ensure(vm, 0, GPA + 3 * PAGE, 1, false),
+			 -ENODATA);
+	ck_assert(has_data(host + 2 * PAGE, 2));
+}
+END_TEST
+
 START_TEST(mapped_privately_too)
 {
 	struct kvmfault_mapping_options options = {
@@ -1119,6 +1136,7 @@ int main(void)
 	tcase_add_test(t, sealed_file_can_neither_be_shared_nor_discarded);
 	tcase_add_loop_test(t, mapped_otherwise, 0, 5);
 	tcase_add_test(t, mapped_privately_too);
+	tcase_add_test(t, mapped_image_is_cut_off);
 	tcase_add_test(t, image_is_shorter);
 	tcase_add_test(t, not_mapped);
 	tcase_add_test(t, registered_by_another);

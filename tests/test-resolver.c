@@ -9,6 +9,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include <sys/stat.h>
+
 #include "bed.h"
 
 static unsigned int order[8], asked;
@@ -269,6 +271,83 @@ START_TEST(shown_and_not_there)
 }
 END_TEST
 
+/* How long the source's file is now. */
+static uint64_t file_length;
+
+static bool tell_length(struct fake_call *call)
+{
+	struct stat *stat = call->arg;
+
+	if (call->fd != bed.source.file)
+		return false;
+	*stat = (struct stat){
+		.st_mode = S_IFREG, .st_size = (off_t)file_length,
+	};
+	call->result = 0;
+	return true;
+}
+
+static void add_with_file(void)
+{
+	bed.source.file = fake_file(FAKE_FILE, shown, sizeof(shown));
+	file_length = sizeof(shown);
+	bed_add();
+	fake_on(FAKE_FSTAT, tell_length);
+}
+
+/* In the middle of a page a mapping goes on with zeros: the length tells. */
+START_TEST(cut_off_in_a_page)
+{
+	struct kvmfault__answer answer;
+
+	if (_i)		/* and the same of what is read */
+		bed.source.view = NULL;
+	add_with_file();
+	file_length = 4 * PAGE - 1;
+	answer = fetch(3);
+	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_SOURCE);
+	ck_assert_int_eq(answer.error, -ENODATA);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
+	ck_assert_uint_eq(views + bed.reads, 0);
+	file_length++;
+	ck_assert_int_eq(fetch(3).action, KVMFAULT_RETRY);
+	ck_assert_uint_eq(views, !_i);
+}
+END_TEST
+
+START_TEST(cut_off_in_a_neighbour)
+{
+	bed.window = KVMFAULT_WINDOW_FIXED;
+	bed.window_length = 4 * PAGE;
+	add_with_file();
+	file_length = 7 * PAGE + 1;
+	ck_assert_int_eq(fetch(5).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(5), KVMFAULT__PRESENT);
+	ck_assert_int_eq(bed_state(7), KVMFAULT__ABSENT);
+}
+END_TEST
+
+START_TEST(length_that_cannot_be_told)
+{
+	add_with_file();
+	fake_push(FAKE_FSTAT, -EIO);
+	fake_push(FAKE_FSTAT, -EIO);
+	ck_assert_int_eq(fetch(3).error, -ENODATA);
+}
+END_TEST
+
+START_TEST(file_too_short_at_first)
+{
+	struct kvmfault_memory *memory;
+	void *host;
+	int fd;
+
+	bed.source.file = fake_file(FAKE_FILE, shown, sizeof(shown) - 1);
+	ck_assert_int_eq(bed_memory(&memory, &fd, &host), -ENODATA);
+}
+END_TEST
+
 /* A neighbour's bytes are gone: those before it come, and the page itself. */
 static unsigned int copies;
 
@@ -497,6 +576,10 @@ int main(void)
 	tcase_add_test(t, shown_and_not_there);
 	tcase_add_test(t, a_neighbour_is_not_there);
 	tcase_add_test(t, data_for_ones_own);
+	tcase_add_loop_test(t, cut_off_in_a_page, 0, 2);
+	tcase_add_test(t, cut_off_in_a_neighbour);
+	tcase_add_test(t, length_that_cannot_be_told);
+	tcase_add_test(t, file_too_short_at_first);
 	tcase_add_test(t, no_view_of_zeros);
 	tcase_add_test(t, no_view_with_minor_faults);
 	return run_suite(suite);
