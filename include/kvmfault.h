@@ -873,6 +873,29 @@ int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
 			   uint64_t gpa);
 
 /*
+ * Lay the guest's memory anew, also while vCPUs run: the regions that begin where
+ * those of `remove` do go (gpa and address_space say which, their other members
+ * nothing), and those of `add` come, in ascending order of address_space and gpa.
+ * Each list has so many pointers, and may be NULL if that is 0. All at once: who
+ * looks finds what was there before or what is there now, and where both have a
+ * region always one. It costs what a single region does, and so is for whoever
+ * changes many: a VMM that collects its changes calls this when they are committed.
+ * Call it when the old ranges' slots are gone and before the new ones' are set, and
+ * kvmfault_region_memslot() for each of these. After it returns the library does not
+ * touch the guest_memfds of those that went. The structs are copied.
+ *
+ * Returns 0, or on error, when nothing has changed: -EINVAL: a NULL pointer, not in
+ * that order, or as kvmfault_region_add(); -ENOENT: no region begins where one is to
+ * go, or it is named twice; -EEXIST: one that comes overlaps another one that comes
+ * or stays; -ENOMEM; -E2BIG. Thread class: setup. Since 0.1.
+ */
+int kvmfault_regions_replace(struct kvmfault_vm *vm,
+			     const struct kvmfault_region *const *remove,
+			     size_t removed,
+			     const struct kvmfault_region *const *add,
+			     size_t added);
+
+/*
  * The region that contains gpa. region->size must be set.
  * Returns 0; -EINVAL; -ENOENT: none; -ENOMEM.
  * Thread class: any. Since 0.1.

@@ -58,7 +58,7 @@ struct kvmfault__span {
 	struct kvmfault_uffd *uffd;	/* a mapping's, or NULL */
 	uint64_t first, last;		/* keys, see table.c */
 	atomic_bool dead;		/* removed: nobody finds it any more */
-	bool kept;	/* dead, and its remover's still: under the VM's lock */
+	bool leaves;	/* its table, with the next copy: under the VM's lock */
 };
 
 #define KVMFAULT__COUNTERS \
@@ -204,12 +204,18 @@ kvmfault__table_search(struct kvmfault__seat *seat, kvmfault__table *table,
 				       const void *what),
 		       const void *what);
 /* Under the VM's lock: */
-int kvmfault__table_add(struct kvmfault_vm *vm, kvmfault__table *table,
-			struct kvmfault__span *span);
 struct kvmfault__span *kvmfault__table_at(kvmfault__table *table, uint64_t key);
-/* A removal can't fail: the span is dead at once, and retired by a sweep when
- * there is memory for a table without it. */
-void kvmfault__table_kill(struct kvmfault_vm *vm, struct kvmfault__span *span);
+/* A copy without those that leave, and with `add`, in the order of their keys. 0,
+ * -ENOMEM, or -EEXIST: *count is then which of them overlaps another one. It is to
+ * be freed, or put in the table's place: then those that leave are dead. */
+int kvmfault__table_copy(struct kvmfault_vm *vm, kvmfault__table *table,
+			 struct kvmfault__span **add, size_t *count,
+			 void **copy);
+void kvmfault__table_put(struct kvmfault_vm *vm, kvmfault__table *table,
+			 void *copy);
+/* It is to leave. Who has made it dead has removed it, which so can't fail: it is
+ * in the table until there is memory for one without it. */
+void kvmfault__table_drop(struct kvmfault_vm *vm, struct kvmfault__span *span);
 void kvmfault__table_sweep(struct kvmfault_vm *vm, kvmfault__table *table);
 /* Every living span, until that is not 0 for one. */
 int kvmfault__table_each(kvmfault__table *table,
@@ -295,7 +301,7 @@ struct kvmfault_vm {
 	pthread_mutex_t lock;		/* of all changes to the above */
 	struct kvmfault__retired *retired;
 	struct kvmfault_uffd *ended;
-	size_t dead;			/* spans that are still in a table */
+	size_t leaving;			/* spans that are still in a table */
 	unsigned int vcpus, services, memories, region_count;
 	unsigned int tracked;		/* of the memories */
 
@@ -611,9 +617,6 @@ int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 /* Every memory, held; the first error. */
 int kvmfault__each_memory(struct kvmfault__seat *seat,
 			  int (*each)(struct kvmfault_memory *memory));
-/* Under the VM's lock: nobody finds it any more; it is the remover's until it is
- * not kept. */
-void kvmfault__mapping_kill(struct kvmfault_mapping *mapping);
 /* After the mapping's last use: let go of the uffd; guard: where pages are
  * absent nobody may read zeros afterwards. */
 void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard);

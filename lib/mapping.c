@@ -388,21 +388,23 @@ static int publish(struct kvmfault_mapping *mapping, bool *known)
 	struct kvmfault_vm *vm = memory->vm;
 	const struct kvmfault__mappings *old = atomic_load(&memory->mappings);
 	struct kvmfault__mappings *new = list_new(old, mapping, NULL);
+	struct kvmfault__span *span = &mapping->span;
+	size_t one = 1;
 	uint64_t ioctls;
+	void *table;
 	int err;
 
 	if (!new)
 		return -ENOMEM;
+	err = kvmfault__table_copy(vm, &vm->mappings, &span, &one, &table);
+	if (err) {
+		kvmfault__sys_free(new);
+		return err;
+	}
 	mapping->memslots = !old;
 	*known = true;		/* from here on it is retired, not freed */
 	atomic_store(&memory->mappings, new);
-	err = kvmfault__table_add(vm, &vm->mappings, &mapping->span);
-	if (err) {
-		atomic_store(&memory->mappings, old);
-		kvmfault__retire(vm, new);
-		kvmfault__retire(vm, mapping);
-		return err;
-	}
+	kvmfault__table_put(vm, &vm->mappings, table);
 	if (mapping->uffd)
 		err = kvmfault__uffd_register(mapping->uffd->fd, mapping->host,
 					      memory->length, modes(memory),
@@ -416,7 +418,8 @@ static int publish(struct kvmfault_mapping *mapping, bool *known)
 	}
 	atomic_store(&memory->mappings, old);
 	kvmfault__retire(vm, new);
-	kvmfault__table_kill(vm, &mapping->span);
+	atomic_store(&mapping->span.dead, true);
+	kvmfault__table_drop(vm, &mapping->span);
 	kvmfault__table_sweep(vm, &vm->mappings);
 	return err;
 }
@@ -687,12 +690,6 @@ static int unlist(struct kvmfault_mapping *mapping)
 	return 0;
 }
 
-void kvmfault__mapping_kill(struct kvmfault_mapping *mapping)
-{
-	mapping->span.kept = true;
-	kvmfault__table_kill(mapping->span.memory->vm, &mapping->span);
-}
-
 /* The library uses it no more, and who touches it for the library is answered until
  * he is done; then nobody finds it, and it is closed. A fault of it that is in
  * progress may take its time: it has the mapping and its userfaultfd until it ends. */
@@ -712,11 +709,11 @@ static int mapping_end(struct kvmfault_mapping *mapping, bool guard)
 		return err;
 	kvmfault__drain(vm, uses_old_list, vm);
 	kvmfault__sys_lock(&vm->lock);
-	kvmfault__mapping_kill(mapping);
+	atomic_store(&mapping->span.dead, true);
 	kvmfault__sys_unlock(&vm->lock);
 	kvmfault__mapping_close(mapping, guard);
 	kvmfault__sys_lock(&vm->lock);
-	mapping->span.kept = false;
+	kvmfault__table_drop(vm, &mapping->span);
 	kvmfault__table_sweep(vm, &vm->mappings);
 	kvmfault__sys_unlock(&vm->lock);
 	return 0;

@@ -470,7 +470,7 @@ static void memory_detach(struct kvmfault_memory *memory, bool guard)
 		kvmfault__mapping_close(all->mapping[i], guard);
 	kvmfault__sys_lock(&vm->lock);
 	for (i = 0; i < all->count; i++)
-		all->mapping[i]->span.kept = false;
+		kvmfault__table_drop(vm, &all->mapping[i]->span);
 	kvmfault__table_sweep(vm, &vm->mappings);
 	kvmfault__retire(vm, all);
 	kvmfault__reclaim(vm);
@@ -485,7 +485,7 @@ static void kill_mappings(struct kvmfault_memory *memory)
 	size_t i;
 
 	for (i = 0; i < all->count; i++)
-		kvmfault__mapping_kill(all->mapping[i]);
+		atomic_store(&all->mapping[i]->span.dead, true);
 }
 
 static bool serves(struct kvmfault__seat *seat, void *memory)

@@ -424,10 +424,18 @@ END_TEST
 /* ---- a region that goes ---- */
 
 static atomic_bool removed;
+static bool in_a_layout;
 
 static void *remove_region(void *arg)
 {
-	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
+	const struct kvmfault_region region = {
+		.size = sizeof(region), .gpa = BED_GPA,
+	};
+	const struct kvmfault_region *list = &region;
+
+	ck_assert_int_eq(in_a_layout ?
+			 kvmfault_regions_replace(bed.vm, &list, 1, NULL, 0) :
+			 kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
 	atomic_store(&removed, true);
 	return arg;
 }
@@ -449,6 +457,7 @@ static bool remove_while_punched(struct fake_call *call)
 
 START_TEST(removed_while_it_is_punched)
 {
+	in_a_layout = _i;
 	ck_assert_int_eq(kvmfault_convert(bed.vm, NULL, at(3), PAGE, true,
 					  NULL), 0);
 	fake_put(gmem, 3 * PAGE);
@@ -639,7 +648,7 @@ int main(void)
 	tcase_add_test(tcase, immediate_exit_while_it_waits);
 	tcase_add_test(tcase, private_while_it_is_fetched);
 	tcase_add_test(tcase, shared_again_while_it_is_fetched);
-	tcase_add_test(tcase, removed_while_it_is_punched);
+	tcase_add_loop_test(tcase, removed_while_it_is_punched, 0, 2);
 	tcase_add_test(tcase, eight_at_random);
 	return run_suite(suite);
 }

@@ -74,7 +74,7 @@ static void have_vm_with_dead_regions(void)
 		ck_assert_int_eq(kvmfault_region_remove(other, 0, region.gpa),
 				 0);
 	}
-	ck_assert_uint_eq(other->dead, 3);
+	ck_assert_uint_eq(other->leaving, 3);
 }
 
 static int declines(void *data, struct kvmfault_request *request)
@@ -409,6 +409,33 @@ static void drop_region(void)
 {
 	ck_assert_int_eq(find(ELSEWHERE), 0);
 	ck_assert_int_eq(remove_region(), 0);
+}
+
+/* The bed's stays where it is, another one goes and two come. */
+static int replace_regions(void)
+{
+	const struct kvmfault_region region[] = {
+		{ .size = sizeof(region[0]), .gpa = ELSEWHERE, .length = PAGE,
+		  .guest_memfd = 1000 },
+		{ .size = sizeof(region[0]), .gpa = ELSEWHERE + PAGE,
+		  .length = PAGE, .memory = bed.memory },
+		{ .size = sizeof(region[0]), .gpa = ELSEWHERE + (1ULL << 30),
+		  .length = PAGE, .guest_memfd = 1000 },
+	};
+	const struct kvmfault_region *list[] = {
+		&region[0], &region[1], &region[2],
+	};
+
+	return kvmfault_regions_replace(bed.vm, list, 1, list + 1, 2);
+}
+
+static void drop_replaced(void)
+{
+	ck_assert_int_eq(find(ELSEWHERE), -ENOENT);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, ELSEWHERE + PAGE),
+			 0);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0,
+						ELSEWHERE + (1ULL << 30)), 0);
 }
 
 static void expect_no_region(void)
@@ -1061,6 +1088,8 @@ static const struct row {
 	{ "kvmfault_region_add", RETURNS, nothing, add_region, drop_region },
 	{ "kvmfault_region_remove", COPES, have_region, remove_region,
 	  expect_no_region },
+	{ "kvmfault_regions_replace", RETURNS, have_region, replace_regions,
+	  drop_replaced },
 	{ "kvmfault_region_find", RETURNS, nothing, find_region, nothing },
 	{ "kvmfault_region_memslot", RETURNS, nothing, find_memslot, nothing },
 	{ "kvmfault_vcpu_new", RETURNS, nothing, new_vcpu, drop_vcpu },
@@ -1210,7 +1239,7 @@ static void expect_unchanged(const struct state *before)
 		now.present[i] = before->present[i];
 	}
 	/* What could not be swept for want of memory goes with the next. */
-	if (bed.vm->dead || bed.vm->retired)
+	if (bed.vm->leaving || bed.vm->retired)
 		now.allocations = before->allocations;
 	ck_assert_mem_eq(&now, before, sizeof(now));
 }

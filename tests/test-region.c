@@ -260,23 +260,41 @@ static uint64_t length_of(unsigned int i)
 	return (i % 3 + 1) * PAGE;
 }
 
-/* At once: one by one it takes the square of them. */
-static void drop_the_rest(void)
+static struct kvmfault_region layout[SLOTS];
+static const struct kvmfault_region *listed[SLOTS];
+
+/* So many from there on, in order; the slot says which layout it is of. */
+static void have_layout(unsigned int first, unsigned int count, uint32_t slot)
 {
-	struct kvmfault__span *span;
 	unsigned int i;
 
-	pthread_mutex_lock(&vm->lock);
-	for (i = 0; i < SLOTS; i++) {
-		span = kvmfault__table_at(&vm->regions,
-					  kvmfault__key(1, gpa_of(i)));
-		if (!span)
-			continue;
-		kvmfault__table_kill(vm, span);
-		vm->region_count--;
+	for (i = 0; i < count; i++) {
+		layout[i] = (struct kvmfault_region){
+			.size = sizeof(layout[i]), .address_space = 1,
+			.gpa = gpa_of(first + i), .slot = slot,
+			.length = length_of(first + i), .guest_memfd = 5,
+		};
+		listed[i] = &layout[i];
 	}
-	kvmfault__table_sweep(vm, &vm->regions);
-	pthread_mutex_unlock(&vm->lock);
+}
+
+static int lay(unsigned int removed, unsigned int added)
+{
+	return kvmfault_regions_replace(vm, removed ? listed : NULL, removed,
+					added ? listed : NULL, added);
+}
+
+/* The rest, and the count of those that are not there: one by one it takes the
+ * square of them. */
+static void drop_but(unsigned int every, unsigned int below)
+{
+	unsigned int i, n = 0;
+
+	have_layout(0, SLOTS, 0);
+	for (i = 0; i < SLOTS; i++)
+		if (i % every || i / every >= below)
+			listed[n++] = &layout[i];
+	ck_assert_int_eq(lay(n, 0), 0);
 }
 
 /* Those that are bad are counted: an assertion costs a system call. */
@@ -305,7 +323,256 @@ START_TEST(as_many_as_kvm_has)
 		bad += find(1, gpa_of(i)) != (i % 31 || i / 31 >= 100 ?
 					      gpa_of(i) : UINT64_MAX);
 	ck_assert_uint_eq(bad, 0);
-	drop_the_rest();
+	drop_but(31, 100);
+}
+END_TEST
+
+/* Tables that were made: each has a key and a pointer for a span. */
+static unsigned int copies(unsigned int spans)
+{
+	const struct fake_call *call;
+	unsigned int n = 0;
+	size_t i;
+
+	for (i = 0; (call = fake_nth(FAKE_ALLOC, FAKE_ANY, i)); i++)
+		n += call->length >= 2 * sizeof(uint64_t) * spans;
+	return n;
+}
+
+static unsigned int bad_slots(uint32_t slot, unsigned int first)
+{
+	struct kvmfault_region found;
+	unsigned int i, bad = 0;
+
+	for (i = first; i < SLOTS; i++) {
+		found = (struct kvmfault_region){ .size = sizeof(found) };
+		bad += kvmfault_region_find(vm, 1, gpa_of(i), &found) ||
+		       found.gpa != gpa_of(i) || found.slot != slot;
+	}
+	return bad;
+}
+
+/* A layout of as many as there can be is one copy of the table, and another one
+ * in its place is one more, and so is its end. */
+START_TEST(laid_in_one_copy)
+{
+	have_layout(0, SLOTS, 7);
+	fake_forget();
+	ck_assert_int_eq(lay(0, SLOTS), 0);
+	ck_assert_uint_eq(copies(SLOTS), 1);
+	ck_assert_uint_eq(bad_slots(7, 0), 0);
+	have_layout(0, SLOTS, 8);
+	fake_forget();
+	ck_assert_int_eq(lay(SLOTS, SLOTS), 0);
+	ck_assert_uint_eq(copies(SLOTS), 1);
+	ck_assert_uint_eq(bad_slots(8, 0), 0);
+	fake_forget();
+	ck_assert_int_eq(lay(SLOTS / 2, 0), 0);
+	ck_assert_uint_eq(copies(SLOTS / 2), 1);
+	ck_assert_uint_eq(bad_slots(8, SLOTS / 2), 0);
+	ck_assert_uint_eq(find(1, gpa_of(SLOTS / 2 - 1)), UINT64_MAX);
+	have_layout(SLOTS / 2, SLOTS - SLOTS / 2, 0);
+	fake_forget();
+	ck_assert_int_eq(lay(SLOTS - SLOTS / 2, 0), 0);
+	ck_assert_uint_eq(copies(SLOTS / 2), 0);
+}
+END_TEST
+
+/* ---- a layout in the place of another ---- */
+
+static struct kvmfault_region region_of(uint32_t space, uint64_t gpa,
+					uint64_t length)
+{
+	return (struct kvmfault_region){
+		.size = sizeof(struct kvmfault_region), .address_space = space,
+		.gpa = gpa, .length = length, .guest_memfd = 5,
+	};
+}
+
+#define AT 0x10000ULL
+
+/* Four of two pages each, with a page between them; and the second may go. */
+static void have_four(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < 4; i++)
+		ck_assert_int_eq(add(0, AT + i * 3 * PAGE, 2 * PAGE), 0);
+}
+
+static void expect_four(void)
+{
+	unsigned int i;
+
+	ck_assert_uint_eq(vm->region_count, 4);
+	ck_assert_uint_eq(vm->leaving, 0);
+	for (i = 0; i < 4; i++) {
+		uint64_t gpa = AT + i * 3 * PAGE;
+
+		ck_assert_uint_eq(find(0, gpa + PAGE), gpa);
+		ck_assert_uint_eq(find(0, gpa + 2 * PAGE), UINT64_MAX);
+	}
+}
+
+static void drop_four(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < 4; i++)
+		ck_assert_int_eq(drop(0, AT + i * 3 * PAGE), 0);
+}
+
+/* What the second may be replaced with, and what not. */
+static const struct {
+	int err;
+	unsigned int count;
+	struct {
+		uint32_t space;
+		int64_t from, pages;	/* from AT */
+	} add[3];
+} layouts[] = {
+	{ 0, 0, { { 0 } } },
+	{ 0, 1, { { 0, 2, 4 } } },
+	{ 0, 2, { { 0, 2, 2 }, { 0, 4, 2 } } },
+	{ 0, 3, { { 0, -1, 1 }, { 0, 3, 1 }, { 1, 0, 9 } } },
+	{ 0, 3, { { 0, 2, 1 }, { 0, 4, 1 }, { 0, 11, 1 } } },
+	{ -EEXIST, 1, { { 0, 1, 2 } } },		/* the first stays */
+	{ -EEXIST, 1, { { 0, 3, 4 } } },		/* the third */
+	{ -EEXIST, 1, { { 0, -1, 99 } } },
+	{ -EEXIST, 1, { { 0, 10, 2 } } },		/* the last */
+	{ -EEXIST, 2, { { 0, 3, 2 }, { 0, 4, 2 } } },	/* each other */
+	{ -EEXIST, 3, { { 0, 2, 1 }, { 0, 3, 1 }, { 0, 7, 1 } } },
+	{ -EINVAL, 2, { { 0, 4, 1 }, { 0, 3, 1 } } },	/* no order */
+	{ -EINVAL, 2, { { 1, 0, 1 }, { 0, 3, 1 } } },
+	{ -EINVAL, 2, { { 0, 4, 1 }, { 0, 4, 1 } } },
+	{ -EINVAL, 2, { { 0, 3, 1 }, { 0, 4, 0 } } },	/* empty */
+};
+
+START_TEST(in_the_place_of_another)
+{
+	const struct kvmfault_region second = region_of(0, AT + 3 * PAGE, PAGE);
+	const struct kvmfault_region *remove[] = { &second }, *list[3];
+	struct kvmfault_region come[3];
+	unsigned int i, count = layouts[_i].count;
+
+	have_four();
+	for (i = 0; i < count; i++) {
+		come[i] = region_of(layouts[_i].add[i].space,
+				    AT + (uint64_t)layouts[_i].add[i].from *
+				    PAGE,
+				    (uint64_t)layouts[_i].add[i].pages * PAGE);
+		list[i] = &come[i];
+	}
+	ck_assert_int_eq(kvmfault_regions_replace(vm, remove, 1, list, count),
+			 layouts[_i].err);
+	if (!layouts[_i].err) {
+		ck_assert_uint_eq(vm->region_count, 3 + count);
+		for (i = 0; i < count; i++)
+			ck_assert_uint_eq(find(come[i].address_space,
+					       come[i].gpa + come[i].length -
+					       1), come[i].gpa);
+		ck_assert_int_eq(kvmfault_regions_replace(vm, list, count,
+							  remove, 1), 0);
+		ck_assert_int_eq(drop(0, AT + 3 * PAGE), 0);
+		ck_assert_int_eq(add(0, AT + 3 * PAGE, 2 * PAGE), 0);
+	}
+	expect_four();
+	drop_four();
+}
+END_TEST
+
+START_TEST(not_there_to_be_replaced)
+{
+	const struct kvmfault_region gone[] = {
+		region_of(0, AT, PAGE), region_of(0, AT + PAGE, PAGE),
+		region_of(1, AT, PAGE), region_of(4096, AT, PAGE),
+	};
+	const struct kvmfault_region fifth = region_of(0, 0, PAGE);
+	const struct kvmfault_region *remove[2] = { &gone[0], &gone[_i] };
+	const struct kvmfault_region *come = &fifth;
+
+	have_four();		/* with _i 0 one is named twice */
+	ck_assert_int_eq(kvmfault_regions_replace(vm, remove, 2, &come, 1),
+			 -ENOENT);
+	expect_four();
+	ck_assert_uint_eq(find(0, 0), UINT64_MAX);
+	drop_four();
+}
+END_TEST
+
+START_TEST(bad_lists)
+{
+	const struct kvmfault_region good = region_of(0, AT, PAGE);
+	const struct kvmfault_region *list[] = { &good, NULL };
+	const struct {
+		struct kvmfault_region region;
+		uint64_t tail;
+	} newer = {
+		.region = { .size = sizeof(newer), .gpa = AT, .length = PAGE,
+			    .guest_memfd = 5 },
+		.tail = 1,
+	};
+	const struct kvmfault_region *later[] = { &newer.region };
+
+	ck_assert_int_eq(kvmfault_regions_replace(NULL, NULL, 0, list, 1),
+			 -EINVAL);
+	ck_assert_int_eq(kvmfault_regions_replace(vm, NULL, 1, list, 1),
+			 -EINVAL);
+	ck_assert_int_eq(kvmfault_regions_replace(vm, list, 1, NULL, 1),
+			 -EINVAL);
+	ck_assert_int_eq(kvmfault_regions_replace(vm, NULL, 0, list, 2),
+			 -EINVAL);
+	ck_assert_int_eq(kvmfault_regions_replace(vm, list, 2, NULL, 0),
+			 -EINVAL);
+	ck_assert_int_eq(kvmfault_regions_replace(vm, NULL, 0, later, 1),
+			 -E2BIG);
+	ck_assert_int_eq(kvmfault_regions_replace(vm, later, 1, NULL, 0),
+			 -E2BIG);
+	ck_assert_int_eq(kvmfault_regions_replace(vm, NULL, 0, NULL, 0), 0);
+	ck_assert_uint_eq(vm->region_count, 0);
+}
+END_TEST
+
+/* Who looks by the memory finds what shows it now. */
+START_TEST(memory_of_another_layout)
+{
+	struct kvmfault_memory memory = { .vm = vm, .length = 4 * PAGE };
+	struct kvmfault_region old = region_of(0, AT, PAGE), new = old;
+	struct kvmfault_region stays = region_of(0, 0, PAGE);
+	const struct kvmfault_region *remove = &old, *come = &new;
+	const struct kvmfault__region *found;
+
+	stays.memory = old.memory = new.memory = &memory;
+	new.gpa = AT + PAGE;
+	ck_assert_int_eq(kvmfault_region_add(vm, &stays), 0);
+	ck_assert_int_eq(kvmfault_region_add(vm, &old), 0);
+	ck_assert_int_eq(kvmfault_regions_replace(vm, &remove, 1, &come, 1),
+			 0);
+	ck_assert_uint_eq(memory.regions, 2);
+	found = atomic_load(&memory.shown);
+	ck_assert_uint_eq(found->info.gpa, new.gpa);
+	ck_assert_int_eq(kvmfault_regions_replace(vm, &come, 1, NULL, 0), 0);
+	ck_assert_uint_eq(memory.regions, 1);
+	found = atomic_load(&memory.shown);
+	ck_assert_ptr_nonnull(found);
+	ck_assert_uint_eq(found->info.gpa, 0);
+	/* It stays the one that is known when another one can't go. */
+	remove = &stays;
+	new.gpa = UINT64_MAX & -PAGE;
+	new.length = 2 * PAGE;
+	ck_assert_int_eq(kvmfault_regions_replace(vm, &remove, 1, &come, 1),
+			 -EINVAL);
+	new.length = PAGE;
+	fake_push(FAKE_ALLOC, FAKE_MODEL);	/* the list, */
+	fake_push(FAKE_ALLOC, FAKE_MODEL);	/* the region, */
+	fake_push(FAKE_ALLOC, FAKE_MODEL);	/* its attributes, */
+	fake_push(FAKE_ALLOC, 0);		/* and no table */
+	ck_assert_int_eq(kvmfault_regions_replace(vm, &remove, 1, &come, 1),
+			 -ENOMEM);
+	ck_assert_uint_eq(memory.regions, 1);
+	ck_assert_ptr_eq(atomic_load(&memory.shown), found);
+	ck_assert_int_eq(drop(0, 0), 0);
+	ck_assert_ptr_null(atomic_load(&memory.shown));
 }
 END_TEST
 
@@ -372,6 +639,44 @@ START_TEST(looked_up_while_they_come_and_go)
 }
 END_TEST
 
+/* One that is in both layouts is there at any moment. */
+static void *look_at_one(void *arg)
+{
+	struct kvmfault__seat *mine = kvmfault__seat_take(vm);
+
+	while (!atomic_load(&stop)) {
+		struct kvmfault__region *region =
+			kvmfault__region_find(mine, 0, AT);
+
+		atomic_fetch_add(&wrong, !region || region->info.gpa != AT);
+		kvmfault__leave(mine);
+	}
+	kvmfault__seat_give(mine);
+	return arg;
+}
+
+START_TEST(looked_up_while_laid_anew)
+{
+	const struct kvmfault_region stays = region_of(0, AT, PAGE);
+	const struct kvmfault_region *list = &stays;
+	pthread_t thread[THREADS];
+	unsigned int i, round;
+
+	ck_assert_int_eq(kvmfault_region_add(vm, &stays), 0);
+	for (i = 0; i < THREADS; i++)
+		pthread_create(&thread[i], NULL, look_at_one, NULL);
+	for (round = 0; round < 20000; round++)
+		if (kvmfault_regions_replace(vm, &list, 1, &list, 1))
+			break;
+	atomic_store(&stop, true);
+	for (i = 0; i < THREADS; i++)
+		pthread_join(thread[i], NULL);
+	ck_assert_uint_eq(round, 20000);
+	ck_assert_uint_eq(wrong, 0);
+	ck_assert_int_eq(drop(0, AT), 0);
+}
+END_TEST
+
 /* ---- without memory ---- */
 
 START_TEST(removal_cannot_fail)
@@ -422,11 +727,18 @@ int main(void)
 	tcase_add_test(t, unknown_tail);
 	tcase_add_test(t, public_find);
 	tcase_add_test(t, looked_up_while_they_come_and_go);
+	tcase_add_loop_test(t, in_the_place_of_another, 0,
+			    sizeof(layouts) / sizeof(layouts[0]));
+	tcase_add_loop_test(t, not_there_to_be_replaced, 0, 4);
+	tcase_add_test(t, bad_lists);
+	tcase_add_test(t, memory_of_another_layout);
+	tcase_add_test(t, looked_up_while_laid_anew);
 	tcase_add_test(t, removal_cannot_fail);
 	tcase_add_test(t, no_place_without_memory);
 	t = tests(suite, "many");
 	tcase_add_checked_fixture(t, up, down);
 	tcase_set_timeout(t, 10 * HANG);	/* sanitizers are slow */
 	tcase_add_test(t, as_many_as_kvm_has);
+	tcase_add_test(t, laid_in_one_copy);
 	return run_suite(suite);
 }

@@ -122,7 +122,7 @@ START_TEST(freed_with_the_dead)
 	ck_assert_int_eq(kvmfault_region_remove(vm, 0, 0), 0);
 	fake_push(FAKE_ALLOC, 0);
 	ck_assert_int_eq(kvmfault_memory_free(region.memory), 0);
-	ck_assert_uint_eq(vm->dead, 2);
+	ck_assert_uint_eq(vm->leaving, 2);
 	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
 	/* down() checks that nothing is left. */
 }
