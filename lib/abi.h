@@ -10,6 +10,7 @@
 #ifndef KVMFAULT__ABI_H
 #define KVMFAULT__ABI_H
 
+#include <linux/fs.h>
 #include <linux/kvm.h>
 #include <linux/userfaultfd.h>
 #include <stddef.h>
@@ -19,6 +20,12 @@
 
 #define KVMFAULT__SAME(known, ours) \
 	_Static_assert((known) == (ours), #known " differs from " #ours)
+
+/* 4.14; of a userfaultfd 6.10 */
+#define KVMFAULT__RWF_NOWAIT 0x8
+#ifdef RWF_NOWAIT
+KVMFAULT__SAME(RWF_NOWAIT, KVMFAULT__RWF_NOWAIT);
+#endif
 
 /* 6.8: the exit, and what it leaves in kvm_run's union */
 #define KVMFAULT__EXIT_MEMORY_FAULT 39

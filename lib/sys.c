@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -20,10 +21,12 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
+#include <sys/uio.h>
 #include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "abi.h"
 #include "sys.h"
 
 static long result(long ret)
@@ -59,6 +62,22 @@ int kvmfault__sys_ioctl(int fd, unsigned long request, void *arg)
 ssize_t kvmfault__sys_read(int fd, void *buffer, size_t length)
 {
 	return result(read(fd, buffer, length));
+}
+
+/* Not by libc: musl has it since 1.2.5. */
+ssize_t kvmfault__sys_read_now(int fd, void *buffer, size_t length)
+{
+	const struct iovec part = { .iov_base = buffer, .iov_len = length };
+
+	return result(syscall(SYS_preadv2, fd, &part, 1L, -1L, -1L,
+			      KVMFAULT__RWF_NOWAIT));
+}
+
+bool kvmfault__sys_readable(int fd)
+{
+	struct pollfd one = { .fd = fd, .events = POLLIN };
+
+	return poll(&one, 1, 0) == 1 && one.revents & POLLIN;
 }
 
 ssize_t kvmfault__sys_pread(int fd, void *buffer, size_t length, off_t offset)

@@ -27,6 +27,10 @@ int kvmfault__sys_dup(int fd);		/* close-on-exec */
 int kvmfault__sys_getfl(int fd);	/* F_GETFL */
 int kvmfault__sys_ioctl(int fd, unsigned long request, void *arg);
 ssize_t kvmfault__sys_read(int fd, void *buffer, size_t length);
+/* Without waiting, whatever the descriptor's flags say. -EOPNOTSUPP: there is no
+ * such call for it. */
+ssize_t kvmfault__sys_read_now(int fd, void *buffer, size_t length);
+bool kvmfault__sys_readable(int fd);	/* now */
 ssize_t kvmfault__sys_pread(int fd, void *buffer, size_t length, off_t offset);
 off_t kvmfault__sys_lseek(int fd, off_t offset, int whence);
 int kvmfault__sys_fstat(int fd, struct stat *stat);

@@ -65,7 +65,13 @@ static const struct {
 	{ SERVICE, ANY(epoll_wait, "waits for messages; libc's epoll_wait()") },
 #endif
 	{ SERVICE, ANY(epoll_pwait, "the same, where libc uses this one") },
-	{ SERVICE, ANY(read, "messages, timers, and what vCPUs have delegated") },
+	{ SERVICE, OURS(preadv2, 5, , RWF_NOWAIT, "messages") },
+#ifdef SYS_poll
+	{ SERVICE, ANY(poll, "before 6.10: are there messages?") },
+#endif
+	{ SERVICE, ANY(ppoll, "the same, where libc uses this one") },
+	{ SERVICE, ANY(read,
+	  "timers, what vCPUs have delegated, and before 6.10 messages") },
 	{ SERVICE, ANY(sched_yield, "unless poll_us is KVMFAULT_NO_POLL") },
 	{ SERVICE, WITH(epoll_ctl, 1, EPOLL_CTL_DEL,
 	  "a userfaultfd that has failed is not listened to any more") },

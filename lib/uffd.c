@@ -169,7 +169,7 @@ static int adopt(struct kvmfault_vm *vm, int fd, bool remote)
 			fd);
 	if (!(flags & O_NONBLOCK))
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_uffd_options.fd: an adopted userfaultfd needs O_NONBLOCK: a reader that lost a race for a message would sleep in read()");
+			"kvmfault_uffd_options.fd: an adopted userfaultfd needs O_NONBLOCK: of one without it poll() says that it has failed");
 	err = remote ? 0 : check_kernel_access(vm, fd);
 	return err ? err : kvmfault__sys_dup(fd);
 }
@@ -267,6 +267,23 @@ close:
 free:
 	kvmfault__sys_free(new);
 	return err;
+}
+
+/*
+ * O_NONBLOCK is a flag of what other processes have, too: one could take it away,
+ * and the message that was waiting. Where the kernel can't be told by each read not
+ * to sleep (before 6.10) there are some instructions left in which that is so.
+ */
+ssize_t kvmfault__uffd_read(const struct kvmfault_uffd *uffd, void *messages,
+			    size_t size)
+{
+	ssize_t n = kvmfault__sys_read_now(uffd->fd, messages, size);
+
+	if (n != -EOPNOTSUPP)
+		return n;
+	if (!kvmfault__sys_readable(uffd->fd))
+		return -EAGAIN;
+	return kvmfault__sys_read(uffd->fd, messages, size);
 }
 
 KVMFAULT__EXPORT

@@ -95,6 +95,7 @@ static siginfo_t pending;		/* si_signo 0: none */
 static uint64_t run_mask = UINT64_MAX;	/* by KVM_SET_SIGNAL_MASK */
 long fake_uffd_denied;
 const char *fake_maps;
+bool fake_no_nowait;
 uint64_t fake_signal_mask;
 bool fake_sigbus_handler;
 
@@ -238,6 +239,7 @@ static const char *syscall_of(const struct fake_call *call, uint32_t *value)
 		[FAKE_EPOLL_WAIT] = { "epoll_pwait", 0 },
 		[FAKE_EPOLL_CTL] = { "epoll_ctl", 0 },
 		[FAKE_READ] = { "read", 0 },
+		[FAKE_POLL] = { "ppoll", 0 },
 		[FAKE_YIELD] = { "sched_yield", 0 },
 		[FAKE_CLOSE] = { "close", 0 },
 		[FAKE_NAMES] = { "clock_gettime", CLOCK_MONOTONIC },
@@ -245,6 +247,8 @@ static const char *syscall_of(const struct fake_call *call, uint32_t *value)
 	uint32_t fixed = names[call->name].value;
 
 	*value = fixed ? fixed : (uint32_t)call->number;
+	if (call->name == FAKE_READ && call->number)
+		return "preadv2";
 	return names[call->name].name;
 }
 
@@ -584,6 +588,8 @@ static long model_read(struct fake_call *c)
 
 	if (!object)
 		return -EBADF;
+	if (c->number && fake_no_nowait)
+		return -EOPNOTSUPP;
 	if (object->kind == FAKE_UFFD)
 		return read_messages(object, c);
 	if (object->kind == FAKE_EVENT && object->count) {
@@ -599,6 +605,14 @@ static long model_read(struct fake_call *c)
 	object->due = 0;
 	memset(c->arg, 0, c->length);
 	return (long)c->length;
+}
+
+/* With messages, and as long as a read would not sleep. */
+static long model_poll(struct fake_call *c)
+{
+	struct object *object = object_of(c->fd);
+
+	return object && object->msgs;
 }
 
 static long model_pread(struct fake_call *c)
@@ -1363,6 +1377,7 @@ static long (*const models[FAKE_NAMES])(struct fake_call *call) = {
 	[FAKE_GETFL] = model_getfl,
 	[FAKE_IOCTL] = model_ioctl,
 	[FAKE_READ] = model_read,
+	[FAKE_POLL] = model_poll,
 	[FAKE_PREAD] = model_pread,
 	[FAKE_LSEEK] = model_lseek,
 	[FAKE_FSTAT] = model_fstat,
@@ -1543,6 +1558,17 @@ ssize_t kvmfault__sys_read(int fd, void *buffer, size_t length)
 {
 	return CALL(.name = FAKE_READ, .fd = fd, .arg = buffer,
 		    .length = length);
+}
+
+ssize_t kvmfault__sys_read_now(int fd, void *buffer, size_t length)
+{
+	return CALL(.name = FAKE_READ, .fd = fd, .arg = buffer,
+		    .length = length, .number = KVMFAULT__RWF_NOWAIT);
+}
+
+bool kvmfault__sys_readable(int fd)
+{
+	return CALL(.name = FAKE_POLL, .fd = fd);
 }
 
 ssize_t kvmfault__sys_pread(int fd, void *buffer, size_t length, off_t offset)

@@ -37,7 +37,7 @@ struct uffd_msg;
 
 enum fake_name {
 	FAKE_OPEN, FAKE_CLOSE, FAKE_DUP, FAKE_GETFL, FAKE_IOCTL, FAKE_READ,
-	FAKE_PREAD, FAKE_LSEEK, FAKE_FSTAT, FAKE_FSTATFS, FAKE_CACHED,
+	FAKE_POLL, FAKE_PREAD, FAKE_LSEEK, FAKE_FSTAT, FAKE_FSTATFS, FAKE_CACHED,
 	FAKE_FALLOCATE, FAKE_USERFAULTFD, FAKE_MMAP, FAKE_MUNMAP,
 	FAKE_MPROTECT, FAKE_MADVISE, FAKE_MINCORE, FAKE_MEMFD,
 	FAKE_SIGMASK, FAKE_HANDLES, FAKE_SIGTAKE,
@@ -123,6 +123,7 @@ bool fake_protected(const void *address);
 /* A thread touches the address, and sleeps: its message is queued at the
  * userfaultfd that is registered there. False: none is. */
 bool fake_fault(const void *address, bool write);
+extern bool fake_no_nowait;	/* a kernel before 6.10 */
 /* May userfaultfds be had? -errno of both ways, 0: yes. */
 extern long fake_uffd_denied;
 /* What /proc/self/maps says; NULL: it can't be opened. */

@@ -58,7 +58,7 @@ int __wrap_kvmfault__sys_userfaultfd(int flags);
 int __wrap_kvmfault__sys_madvise(void *address, size_t length, int advice);
 int __wrap_kvmfault__sys_epoll_wait(int epfd, struct epoll_event *events,
 				    int count, int timeout);
-ssize_t __wrap_kvmfault__sys_read(int fd, void *buffer, size_t length);
+ssize_t __wrap_kvmfault__sys_read_now(int fd, void *buffer, size_t length);
 uint64_t __wrap_kvmfault__sys_now(void);
 
 int __wrap_kvmfault__sys_ioctl(int fd, unsigned long request, void *arg)
@@ -102,7 +102,7 @@ int __wrap_kvmfault__sys_epoll_wait(int epfd, struct epoll_event *events,
 	return 1;
 }
 
-ssize_t __wrap_kvmfault__sys_read(int fd, void *buffer, size_t length)
+ssize_t __wrap_kvmfault__sys_read_now(int fd, void *buffer, size_t length)
 {
 	struct uffd_msg *msg = buffer;
 

@@ -1110,6 +1110,21 @@ START_TEST(descriptor_0)
 }
 END_TEST
 
+/* O_NONBLOCK belongs to whoever has the descriptor: without it, and without a
+ * message, a read of it would sleep. */
+START_TEST(read_of_one_that_was_made_to_block)
+{
+	struct kvmfault_uffd *uffd;
+	struct uffd_msg message;
+
+	ck_assert_int_eq(kvmfault_uffd_new(vm, NULL, &uffd), 0);
+	ck_assert_int_eq(fcntl(kvmfault_uffd_fd(uffd), F_SETFL, 0), 0);
+	ck_assert_int_eq(kvmfault__uffd_read(uffd, &message, sizeof(message)),
+			 -EAGAIN);
+	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("live-uffd");
@@ -1145,6 +1160,7 @@ int main(void)
 	tcase_add_test(t, adopted_that_would_block);
 	tcase_add_loop_test(t, adopted_that_hears_no_kernel, 0, 2);
 	tcase_add_test(t, adopted_with_events);
+	tcase_add_test(t, read_of_one_that_was_made_to_block);
 	tcase_add_test(tests(suite, "descriptors"), descriptor_0);
 	return run_suite(suite);
 }

@@ -295,6 +295,41 @@ START_TEST(handshake_fails)
 }
 END_TEST
 
+static struct uffd_msg message;
+
+static long read_now(void)
+{
+	return kvmfault__uffd_read(uffd, &message, sizeof(message));
+}
+
+/* Another reader, or who has sent it, was faster than the read. */
+static bool message_is_withdrawn(struct fake_call *call)
+{
+	call->result = 0;
+	return true;
+}
+
+/* Whoever has the descriptor as well may take its O_NONBLOCK away: no read is one
+ * that could sleep. */
+START_TEST(read_does_not_rely_on_a_flag)
+{
+	int fd = fake_uffd(O_NONBLOCK);
+
+	fake_no_nowait = _i;		/* before 6.10 */
+	ck_assert_int_eq(new_uffd(fd, false), 0);
+	ck_assert_int_eq(read_now(), -EAGAIN);
+	fake_message(fd, &message);
+	fake_on(FAKE_POLL, message_is_withdrawn);
+	ck_assert_int_eq(read_now(), _i ? -EAGAIN : (long)sizeof(message));
+	ck_assert_uint_eq(fake_count(FAKE_READ, 0), 0);
+	fake_forget();
+	fake_message(fd, &message);
+	ck_assert_int_eq(read_now(), sizeof(message));
+	ck_assert_uint_eq(fake_count(FAKE_POLL, FAKE_ANY), _i);
+	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
+}
+END_TEST
+
 #define MOST 4095
 
 START_TEST(there_are_only_so_many)
@@ -365,6 +400,7 @@ int main(void)
 	tcase_add_test(t, device_is_refused_but_not_the_call);
 	tcase_add_test(t, kernel_without_it);
 	tcase_add_test(t, handshake_fails);
+	tcase_add_loop_test(t, read_does_not_rely_on_a_flag, 0, 2);
 	tcase_add_test(t, there_are_only_so_many);
 	tcase_add_test(t, busy_while_it_is_used);
 	return run_suite(suite);

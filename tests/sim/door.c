@@ -438,15 +438,24 @@ int kvmfault__sys_ioctl(int fd, unsigned long request, void *arg)
 	return err;
 }
 
-static ssize_t read_uffd(struct open *open, void *buffer, size_t length)
+ssize_t kvmfault__sys_read_now(int fd, void *buffer, size_t length)
 {
-	ssize_t n;
+	int err = BEGIN("read_now", .syscall = "preadv2",
+			.errnos = { EAGAIN });
+	struct open *open = use(fd);
 
-	while ((n = uffd_read(open->uffd, buffer, length)) == -EAGAIN &&
-	       !(open->flags & O_NONBLOCK))
-		task_sleep(open, "read() of a userfaultfd that blocks", NEVER,
-			   false);
-	return n;
+	if (err)
+		return err;
+	if (!open || open->kind != KIND_UFFD)
+		return -EBADF;
+	return end("read_now", fd, uffd_read(open->uffd, buffer, length));
+}
+
+/* It is asked on kernels that have no such read, and this one has. */
+bool kvmfault__sys_readable(int fd)
+{
+	sim_fail("a call of an older kernel", "readable(%d)", fd);
+	return false;
 }
 
 ssize_t kvmfault__sys_read(int fd, void *buffer, size_t length)
@@ -459,8 +468,6 @@ ssize_t kvmfault__sys_read(int fd, void *buffer, size_t length)
 	if (!open)
 		return -EBADF;
 	switch (open->kind) {
-	case KIND_UFFD:
-		return end("read", fd, read_uffd(open, buffer, length));
 	case KIND_EVENT:
 		if (!open->count)
 			return -EAGAIN;
