@@ -1221,7 +1221,8 @@ struct kvmfault_result {
  * - mmio inside a region: makes the page present and completes the access,
  *   which KVM's emulator would not do again;
  * - emulation error: makes the instruction and its operand present, and takes
- *   back the #UD that KVM queued; if nothing was absent it is not a fault;
+ *   back the #UD that KVM queued; if nothing was absent, as many times in a row
+ *   as the retry budget says, it is not a fault;
  * - bare EFAULT: may have been a race; tried again within the budget;
  * - EHWPOISON, or a page that is poisoned: options.failed is told, and UNRESOLVED
  *   unless it has told the guest;

@@ -207,8 +207,9 @@ static void verdict(const struct kvmfault_vcpu *vcpu,
 	 * it counts when none came. */
 	if (!e->came && e->answer.action != KVMFAULT_NOT_A_FAULT)
 		*answer = e->answer;
-	/* Nothing was absent: maybe another thread was faster. Once. */
-	else if (!e->came && vcpu->emulation_rip == e->cpu.rip)
+	/* Nothing was absent: maybe others were faster, as often as the guard
+	 * has patience. Then it is the VMM's, with its #UD. */
+	else if (!e->came && kvmfault__last_retry(vcpu))
 		answer->action = KVMFAULT_NOT_A_FAULT;
 }
 
@@ -243,8 +244,6 @@ void kvmfault__emulation(struct kvmfault_vcpu *vcpu,
 	    (perform(vcpu, take_back_ud, &taken_back) ||
 	     taken_back.action == KVMFAULT_NOT_A_FAULT))
 		*answer = taken_back;
-	if (!vcpu->emulating)
-		vcpu->emulation_rip = e->cpu.rip;
 }
 
 #else

@@ -1113,7 +1113,6 @@ struct kvmfault_vcpu {
 	/* an MMIO access that was interrupted */
 	uint64_t mmio_gpa;
 	uint32_t mmio_length;
-	uint64_t emulation_rip;
 	bool emulating;			/* interrupted: #UD may be queued */
 	bool prefault;
 	/* signal.c: the SIGBUS that ended KVM_RUN */
@@ -1133,6 +1132,9 @@ struct kvmfault_vcpu {
 	bool anew;			/* nothing was done for this fault yet */
 	uint64_t began, ended;		/* its first task, its last one; 0: no */
 };
+
+/* vcpu.c: one more answer without progress would be the last. */
+bool kvmfault__last_retry(const struct kvmfault_vcpu *vcpu);
 
 /* signal.c: the ways of a marker's SIGBUS. -EINVAL: it would not get through */
 int kvmfault__signal_new(struct kvmfault_vcpu *vcpu,

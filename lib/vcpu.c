@@ -27,7 +27,6 @@ static void start_guard(struct kvmfault_vcpu *vcpu)
 	vcpu->newest = 0;
 	vcpu->streak = 0;
 	vcpu->not_now = 0;
-	vcpu->emulation_rip = UINT64_MAX;
 }
 
 static int check(struct kvmfault_vm *vm,
@@ -283,25 +282,43 @@ static enum kvmfault_action pass(struct kvmfault_vcpu *vcpu,
 }
 
 /* Has this page, or what stands for it, faulted a short while ago? */
-static bool seen(struct kvmfault_vcpu *vcpu, uint64_t what)
+static bool seen(const struct kvmfault_vcpu *vcpu, uint64_t what)
 {
 	unsigned int i;
 
 	for (i = 0; i < KVMFAULT__HISTORY; i++)
 		if (vcpu->history[i] == what)
 			return true;
-	vcpu->history[vcpu->newest++ % KVMFAULT__HISTORY] = what;
 	return false;
 }
 
-/* The page that faulted, or what stands for it. */
-static uint64_t key(const struct kvmfault_fault *fault)
+/* If not, it has now. */
+static bool is_new(struct kvmfault_vcpu *vcpu, uint64_t what)
 {
+	if (seen(vcpu, what))
+		return false;
+	vcpu->history[vcpu->newest++ % KVMFAULT__HISTORY] = what;
+	return true;
+}
+
+/* The page that faulted, or what stands for it. */
+static uint64_t key(const struct kvmfault_vcpu *vcpu)
+{
+	const struct kvmfault_fault *fault = &vcpu->fault;
+
+	if (fault->entrance == KVMFAULT_ENTRANCE_EMULATION)
+		return ~vcpu->emulation.cpu.rip;	/* no page's */
 	if (fault->known & KVMFAULT_KNOWN_GPA)
 		return fault->gpa / KVMFAULT__PAGE;
 	if (fault->known & KVMFAULT_KNOWN_HVA)
 		return fault->hva / KVMFAULT__PAGE;
 	return UINT64_MAX;
+}
+
+bool kvmfault__last_retry(const struct kvmfault_vcpu *vcpu)
+{
+	return vcpu->streak + 1 >= vcpu->vm->options.retry_budget &&
+	       seen(vcpu, key(vcpu));
 }
 
 /* Before the nth retry, from 1. */
@@ -331,7 +348,7 @@ static void guard(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 		return;
 	}
 	vcpu->not_now = 0;
-	if (answer->came || !seen(vcpu, key(&vcpu->fault))) {
+	if (answer->came || is_new(vcpu, key(vcpu))) {
 		vcpu->streak = 0;
 		return;
 	}
@@ -425,7 +442,7 @@ static bool source_may_recover(struct kvmfault_vcpu *vcpu,
 static void resolve_patiently(struct kvmfault_vcpu *vcpu,
 			      struct kvmfault__answer *answer)
 {
-	uint64_t what = key(&vcpu->fault);	/* before it is translated */
+	uint64_t what = key(vcpu);	/* before it is translated */
 
 	if (vcpu->source_key != what)
 		forget_source(vcpu);

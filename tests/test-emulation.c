@@ -17,6 +17,7 @@
 #define STACK (BED_GPA + 12 * PAGE)
 #define LINEAR 0x10000000ULL	/* linear = gpa + this */
 #define NOWHERE 0x7000000000ULL
+#define BUDGET 16	/* of retries */
 #define UD 6
 
 static struct kvm_regs regs;
@@ -84,6 +85,16 @@ static enum kvmfault_action give_up(void)
 	bed.run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
 	bed.run->internal.suberror = 1;
 	return bed_handle(0, 0);
+}
+
+/* Nothing is absent: as often as the guard has patience, and then not ours. */
+static void give_up_for_good(void)
+{
+	unsigned int n;
+
+	for (n = 0; n < BUDGET; n++)
+		ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(give_up(), KVMFAULT_NOT_A_FAULT);
 }
 
 static void make_present(uint64_t page)
@@ -180,20 +191,17 @@ START_TEST(another_exit_starts_anew)
 		make_present(4);	/* the rest comes by the first */
 	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
 	ck_assert_int_eq(bed_other(), KVMFAULT_NOT_A_FAULT);
-	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
-	ck_assert_int_eq(give_up(), KVMFAULT_NOT_A_FAULT);
+	give_up_for_good();
 }
 END_TEST
 
 START_TEST(nothing_was_absent)
 {
 	all_present();
-	/* Another thread may have been faster: once. */
-	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
-	ck_assert_uint_eq(sets, 1);
-	ck_assert_int_eq(give_up(), KVMFAULT_NOT_A_FAULT);
+	/* Other threads may have been faster. */
+	give_up_for_good();
 	/* It is the VMM's now, with its #UD. */
-	ck_assert_uint_eq(sets, 1);
+	ck_assert_uint_eq(sets, BUDGET);
 	ck_assert_uint_eq(bed.reads, 0);
 }
 END_TEST
@@ -202,9 +210,9 @@ START_TEST(other_instruction)
 {
 	all_present();
 	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
-	regs.rip++;
 	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
-	ck_assert_int_eq(give_up(), KVMFAULT_NOT_A_FAULT);
+	regs.rip++;
+	give_up_for_good();
 }
 END_TEST
 
@@ -240,8 +248,9 @@ START_TEST(vcpu_cannot_be_asked)
 	make_present(4);
 	/* Without an answer nothing is made present, nothing taken back... */
 	if (requests[_i] == KVM_TRANSLATE)
-		give_up();
-	ck_assert_int_eq(give_up(), KVMFAULT_NOT_A_FAULT);
+		give_up_for_good();
+	else
+		ck_assert_int_eq(give_up(), KVMFAULT_NOT_A_FAULT);
 	ck_assert_uint_eq(bed.reads, 0);
 }
 END_TEST
