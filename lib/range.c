@@ -71,7 +71,7 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 
 #define RUN 256			/* pages that are discarded at once */
 
-/* The pages that were taken: to what they are now, or were before. */
+/* The pages that were taken: to what they were before, or are now. */
 static void put(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 		uint64_t page, size_t count, const enum kvmfault__state *was)
 {
@@ -79,8 +79,8 @@ static void put(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 	size_t i;
 
 	for (i = 0; i < count; i++) {
-		enum kvmfault__state to = was ? was[i] : KVMFAULT__REMOVED;
-		enum kvmfault__state from = KVMFAULT__FETCHING, found;
+		enum kvmfault__state from = KVMFAULT__FETCHING, to = was[i];
+		enum kvmfault__state found;
 		bool wake = false;
 
 		while ((found = kvmfault__page_change(memory, page + i, from,
@@ -169,6 +169,16 @@ static int save_page(struct kvmfault__seat *seat,
 	return kvmfault__error(&answer);
 }
 
+/* They hold nothing any more; and a marker that stays says so too. */
+static void note_gone(enum kvmfault__state *was, size_t count, bool marked)
+{
+	size_t i;
+
+	for (i = 0; i < count; i++)
+		if (!marked || was[i] != KVMFAULT__POISONED)
+			was[i] = KVMFAULT__REMOVED;
+}
+
 /* Poisoned pages become memory again. */
 static int clear_markers(struct kvmfault__seat *seat,
 			 struct kvmfault_memory *memory, uint64_t page,
@@ -185,12 +195,36 @@ static int clear_markers(struct kvmfault__seat *seat,
 	return err;
 }
 
+/* What was taken: punched, and put back as what it is then. */
+static int empty(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
+		 uint64_t page, size_t count, enum kvmfault__state *was)
+{
+	uint64_t size = kvmfault__page_size(memory);
+	uint64_t offset = page * size, length = count * size;
+	bool punched;
+	int err;
+
+	/* Before they are gone: then each is missed by an exit. */
+	kvmfault__userfault_follow(memory, page, count);
+	err = kvmfault__memory_punch(memory, offset, length);
+	punched = !err;
+	if (punched) {
+		err = clear_markers(seat, memory, page, count, was);
+		note_gone(was, count, err);
+	}
+	put(seat, memory, page, count, was);
+	if (!punched)
+		return err;
+	kvmfault__add(seat, KVMFAULT__COUNTER(removed), count);
+	kvmfault__changed(memory, offset, length, KVMFAULT_CAUSE_DISCARD);
+	return err;
+}
+
 static int discard_run(struct kvmfault__seat *seat,
 		       struct kvmfault_memory *memory, uint64_t page,
 		       size_t count, bool wait)
 {
 	enum kvmfault__state was[RUN];
-	uint64_t size = kvmfault__page_size(memory);
 	size_t done = 0, n;
 	int err;
 
@@ -213,18 +247,9 @@ static int discard_run(struct kvmfault__seat *seat,
 				done++;
 			continue;
 		}
-		/* Before they are gone: then each is missed by an exit. */
-		kvmfault__userfault_follow(memory, page + done, n);
-		err = kvmfault__memory_punch(memory, (page + done) * size,
-					     n * size);
-		if (!err)
-			err = clear_markers(seat, memory, page + done, n, was);
-		put(seat, memory, page + done, n, err ? was : NULL);
+		err = empty(seat, memory, page + done, n, was);
 		if (err)
 			return err;
-		kvmfault__add(seat, KVMFAULT__COUNTER(removed), n);
-		kvmfault__changed(memory, (page + done) * size, n * size,
-				  KVMFAULT_CAUSE_DISCARD);
 		done += n;
 	}
 	return 0;

@@ -284,6 +284,25 @@ START_TEST(discard_that_fails_changes_nothing)
 }
 END_TEST
 
+/* The hole is there, and the marker of one of the pages stays. */
+START_TEST(discard_that_leaves_a_marker)
+{
+	ck_assert_int_eq(ensure(BED_GPA, 3 * PAGE), 0);
+	kvmfault__page_change(bed.memory, 1, KVMFAULT__PRESENT,
+			      KVMFAULT__POISONED);
+	fake_push(FAKE_MADVISE, -ENOMEM);
+	ck_assert_int_eq(discard(BED_GPA, 3 * PAGE), -ENOMEM);
+	ck_assert_int_eq(bed_state(0), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__POISONED);
+	ck_assert_int_eq(bed_state(2), KVMFAULT__REMOVED);
+	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_DISCARD], 1);
+	ck_assert_int_eq(ensure(BED_GPA, PAGE), 0);
+	ck_assert(bed_has(0, 0));
+	ck_assert_int_eq(discard(BED_GPA, 3 * PAGE), 0);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__REMOVED);
+}
+END_TEST
+
 static struct kvmfault__answer message;
 
 /* Somebody touches a page that is just being discarded. */
@@ -448,6 +467,7 @@ int main(void)
 	tcase_add_test(t, discard_across_regions);
 	tcase_add_test(t, discard_bad_ranges);
 	tcase_add_test(t, discard_that_fails_changes_nothing);
+	tcase_add_test(t, discard_that_leaves_a_marker);
 	tcase_add_test(t, discard_untracked);
 	tcase_add_test(t, discard_anonymous);
 	tcase_add_test(t, touched_while_it_is_discarded);
