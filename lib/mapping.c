@@ -56,7 +56,9 @@ int kvmfault__prepare(const struct kvmfault_memory *memory, uint64_t offset,
 	return err == -EFAULT ? -ENOMEM : err;
 }
 
-/* With minor faults: what is to be there is written to the file first. */
+/* With minor faults: what is to be there is written to the file first. Of a page
+ * that was discarded nothing is: it reads zero by itself, unless somebody has
+ * written to it since, through a mapping that the library does not know. */
 static int write_file(const struct kvmfault_memory *memory, uint64_t offset,
 		      const void *data, uint64_t length)
 {
@@ -69,13 +71,9 @@ static int write_file(const struct kvmfault_memory *memory, uint64_t offset,
 	if (from && from >= memory->fill && from < memory->fill + memory->length)
 		return 0;
 	err = kvmfault__prepare(memory, offset, length);
-	if (err)
-		return err;
-	if (data)
+	if (!err && data)
 		memcpy(to, data, length);
-	else
-		memset(to, 0, length);
-	return 0;
+	return err;
 }
 
 /* Is one of the pages? Those that come with it are protected too, and the first

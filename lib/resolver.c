@@ -187,7 +187,9 @@ static int read_run(struct kvmfault__request *rq, void *buffer, bool own)
 		return err;
 	if (rq->request.page == KVMFAULT_PAGE_ABSENT)
 		return read_source(rq, buffer);
-	memset(buffer, 0, rq->request.length);
+	/* In the file it is zero, or what was written there since. */
+	if (!own || !memory->fill)
+		memset(buffer, 0, rq->request.length);
 	return 0;
 }
 
