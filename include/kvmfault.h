@@ -562,8 +562,9 @@ struct kvmfault_source {
  * had (-errno; a window is then asked for again, its page alone). Installs the
  * pages, wakes those who wait, and calls what the VMM wants to be told, all on
  * this thread; before submit has returned, on the thread that it was called by.
- * The buffer is the library's again. What was said before is not heard again.
- * NULL is fine.
+ * The buffer is the library's again, and so is the fetch: once for each submit that
+ * has returned 0. A second call is not heard while the first is seen to, and later
+ * would be taken for the answer to what the fetch is used for next. NULL is fine.
  * Thread class: any; not in a signal handler. Since 0.1.
  */
 void kvmfault_fetch_done(struct kvmfault_fetch *fetch, int error);

@@ -51,7 +51,9 @@ static bool need(struct kvmfault_vcpu *vcpu, uint64_t linear, uint64_t *gpa)
 		return false;
 	if (answer.action == KVMFAULT_RETRY)
 		e->came |= answer.came;
-	else if (!vcpu->seat->awaited)
+	/* What has failed counts, whatever is on its way. */
+	else if (!vcpu->seat->awaited &&
+		 e->answer.action != KVMFAULT_UNRESOLVED)
 		e->answer = answer;
 	return answer.action == KVMFAULT_RETRY;
 }

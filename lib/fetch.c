@@ -110,26 +110,70 @@ static uint64_t ticket(const struct kvmfault_memory *memory, uint64_t page,
 
 #define OF_SOURCE (1U << 15)
 
+/* Each has a place of its own: a vCPU that does not wait may have asked for all
+ * that its instruction needs before it is told of the first. */
 static void note_failure(const struct kvmfault_fetch *fetch, int error)
 {
 	const struct kvmfault__request *rq = &fetch->rq;
+	struct kvmfault__seat *asked = fetch->asked;
 	unsigned int low = (unsigned int)-error;
+	uint32_t n = atomic_fetch_add(&asked->failures, 1);
 
 	if (rq->source_failed)
 		low |= OF_SOURCE;
-	atomic_store(&fetch->asked->failed,
+	atomic_store(&asked->failed[n % KVMFAULT__FAILURES],
 		     ticket(rq->request.memory, rq->page, low));
+}
+
+/* Its lower half, or 0: there is none. */
+static unsigned int take_failure(const struct kvmfault__request *rq)
+{
+	struct kvmfault__seat *seat = rq->seat;
+	size_t i;
+
+	for (i = 0; i < KVMFAULT__FAILURES; i++) {
+		uint64_t failed = atomic_load(&seat->failed[i]);
+		unsigned int low = failed & 0xffff;
+
+		if (failed && failed == ticket(rq->request.memory, rq->page,
+					       low)) {
+			atomic_store(&seat->failed[i], 0);
+			return low;
+		}
+	}
+	return 0;
 }
 
 int kvmfault__fetch_failed(struct kvmfault__request *rq)
 {
-	uint64_t failed = atomic_exchange(&rq->seat->failed, 0);
-	unsigned int low = failed & 0xffff;
+	unsigned int low = 0;
 
-	if (!failed || failed != ticket(rq->request.memory, rq->page, low))
-		return 0;
-	rq->source_failed = low & OF_SOURCE;
+	/* What has come once is never absent again. */
+	if (atomic_load(&rq->seat->failures) &&
+	    kvmfault__page_state(rq->request.memory, rq->page) ==
+	    KVMFAULT__ABSENT)
+		low = take_failure(rq);
+	if (low)
+		rq->source_failed = low & OF_SOURCE;
 	return -(int)(low & ~OF_SOURCE);
+}
+
+void kvmfault__failures_forget(struct kvmfault__seat *seat)
+{
+	size_t i;
+
+	if (!atomic_exchange(&seat->failures, 0))
+		return;
+	for (i = 0; i < KVMFAULT__FAILURES; i++)
+		atomic_store(&seat->failed[i], 0);
+}
+
+void kvmfault__failures_forget_all(struct kvmfault_vm *vm)
+{
+	struct kvmfault__seat *seat;
+
+	for (seat = atomic_load(&vm->seats); seat; seat = seat->next)
+		kvmfault__failures_forget(seat);
 }
 
 /* ---- its life ---- */
@@ -253,7 +297,7 @@ static void move_in(struct kvmfault_fetch *fetch,
 	fetch->began = kvmfault__sys_now();
 	atomic_store(&fetch->due, deadline ? fetch->began + deadline :
 					     UINT64_MAX);
-	atomic_store(&rq->seat->failed, 0);
+	take_failure(rq);	/* it is asked for anew */
 }
 
 static void complete(struct kvmfault_fetch *fetch);

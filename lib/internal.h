@@ -79,6 +79,8 @@ struct kvmfault__inside {
 	struct kvmfault__inside *outer;
 };
 
+#define KVMFAULT__FAILURES 8	/* as many pages as a vCPU's guard remembers */
+
 /* A thread's place in a VM: its hazards, scratch memory and counters. Written
  * by that thread only. */
 struct kvmfault__seat {
@@ -104,7 +106,9 @@ struct kvmfault__seat {
 	uint32_t awaited_sequence;
 	bool waited;			/* it has been: this is done again */
 	bool pending;			/* counted in vm->pending */
-	_Atomic uint64_t failed;	/* a fetch that it asked for */
+	/* fetches that it asked for, and was not told of: fetch.c's */
+	_Atomic uint64_t failed[KVMFAULT__FAILURES];
+	_Atomic uint32_t failures;	/* that there were */
 	_Atomic(struct kvmfault_memory *) wish;	/* to fetch, when one can, */
 	_Atomic uint64_t wish_offset;	/* that page of it */
 	_Atomic uint32_t pause;		/* futex word, never changes */
@@ -980,8 +984,13 @@ int kvmfault__submit(struct kvmfault__request *rq);
  * told. Not any more. */
 bool kvmfault__fetch_wished(struct kvmfault__request *rq);
 void kvmfault__withdraw(struct kvmfault__seat *seat);
-/* What became of the last submit of this seat's, for this page: 0 or -errno */
+/* What became of this seat's submit for this page, unless it has come since: 0
+ * or -errno, once. */
 int kvmfault__fetch_failed(struct kvmfault__request *rq);
+/* Nothing of what failed is told: another has the seat; all seats: another memory
+ * may come to be at the same address. */
+void kvmfault__failures_forget(struct kvmfault__seat *seat);
+void kvmfault__failures_forget_all(struct kvmfault_vm *vm);
 void kvmfault__fetches_cancel(struct kvmfault_memory *memory);
 /* Deadlines: the next one, UINT64_MAX if there is none; cancel what is late. */
 uint64_t kvmfault__fetches_due(struct kvmfault_vm *vm);

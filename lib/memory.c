@@ -564,6 +564,7 @@ static int memory_end(struct kvmfault_memory *memory, bool guard)
 		return err;
 	close_entrances(memory);
 	kvmfault__drain_until(vm, in_use, memory);
+	kvmfault__failures_forget_all(vm);
 	memory_detach(memory, guard);
 	memory_delete(memory);
 	return 0;

@@ -44,7 +44,10 @@ struct kvmfault__seat *kvmfault__seat_take(struct kvmfault_vm *vm)
 		if (!atomic_load_explicit(&seat->taken, memory_order_relaxed) &&
 		    !atomic_exchange(&seat->taken, true))
 			break;
-	return seat ? seat : seat_new(vm);
+	if (!seat)
+		return seat_new(vm);
+	kvmfault__failures_forget(seat);
+	return seat;
 }
 
 void kvmfault__seat_give(struct kvmfault__seat *seat)

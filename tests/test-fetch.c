@@ -211,6 +211,53 @@ START_TEST(told_that_it_failed)
 }
 END_TEST
 
+/* Each page's own, whichever is touched first. */
+START_TEST(told_of_each_that_failed)
+{
+	unsigned int n;
+
+	for (n = 0; n < 3; n++)
+		ck_assert_int_eq(fault(3 + n), KVMFAULT_PENDING);
+	answer_with(1, -EIO);
+	answer_with(0, -EIO);
+	answer_with(2, -EIO);
+	for (n = 0; n < 3; n++)
+		ck_assert_int_eq(fault(3 + n), KVMFAULT_UNRESOLVED);
+	ck_assert_uint_eq(asks, 3);
+}
+END_TEST
+
+/* A failure is forgotten when the page comes, whoever brings it... */
+START_TEST(failed_and_has_come_since)
+{
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	answer_with(0, -EIO);
+	at_once = true;
+	ck_assert_int_eq(message(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fault(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA + 3 * PAGE, PAGE),
+			 0);
+	ck_assert_int_eq(fault(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
+}
+END_TEST
+
+/* ... and nobody is told of another one's, in whose place he is. */
+START_TEST(failed_for_who_has_gone)
+{
+	struct kvmfault__seat *seat = bed.vcpu->seat;
+
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	answer_with(0, -EIO);
+	kvmfault__seat_give(seat);
+	ck_assert_ptr_eq(kvmfault__seat_take(bed.vm), seat);
+	seat->vcpu = bed.vcpu;
+	seat->no_wait = true;
+	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	answer(1);
+}
+END_TEST
+
 START_TEST(answers_that_are_not_heard)
 {
 	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
@@ -943,6 +990,9 @@ int main(void)
 	tcase_add_test(t, fails_at_once);
 	tcase_add_test(t, told_to_wait);
 	tcase_add_test(t, told_that_it_failed);
+	tcase_add_test(t, told_of_each_that_failed);
+	tcase_add_test(t, failed_and_has_come_since);
+	tcase_add_test(t, failed_for_who_has_gone);
 	tcase_add_test(t, answers_that_are_not_heard);
 	tcase_add_test(t, not_begun);
 	tcase_add_test(t, kernel_is_not_ready);
