@@ -26,8 +26,10 @@ static void on_log(void *data, enum kvmfault_log_level level,
 	(void)data;
 	fake_called_back();
 	ck_assert_int_ne(level, KVMFAULT_LOG_NONE);
+	pthread_mutex_lock(&bed_lock);
 	bed.logs++;
 	snprintf(bed.log, sizeof(bed.log), "%s", message);
+	pthread_mutex_unlock(&bed_lock);
 }
 
 static void on_changed(void *data, const struct kvmfault_change *change)
@@ -45,10 +47,12 @@ static void on_unresolved(void *data, const struct kvmfault_fault *fault,
 {
 	(void)data;
 	fake_called_back();
+	pthread_mutex_lock(&bed_lock);
 	bed.unresolved++;
 	bed.fault = *fault;
 	bed.reason = reason;
 	bed.error = error;
+	pthread_mutex_unlock(&bed_lock);
 }
 
 static int read_page(void *data, uint64_t offset, void *buffer, size_t length)
