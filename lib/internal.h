@@ -407,8 +407,7 @@ int kvmfault__uffd_wake(int fd, uint64_t start, uint64_t length);
 int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length,
 			  uint64_t page, bool quiet, uint64_t *done);
 /* As read(2), and never asleep. */
-ssize_t kvmfault__uffd_read(const struct kvmfault_uffd *uffd, void *messages,
-			    size_t size);
+ssize_t kvmfault__uffd_read(int fd, void *messages, size_t size);
 /* Have the service told of its messages: EPOLL_CTL_ADD, or again, _MOD. */
 int kvmfault__uffd_listen(struct kvmfault_uffd *uffd, int op);
 /* Under the VM's lock. On: a message wakes one of the service's threads, and it has

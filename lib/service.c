@@ -238,7 +238,7 @@ static void read_messages(struct kvmfault_service *service,
 		return;
 	}
 	space = uffd->space;
-	n = kvmfault__uffd_read(uffd, msg, service->batch * sizeof(*msg));
+	n = kvmfault__uffd_read(uffd->fd, msg, service->batch * sizeof(*msg));
 	if (atomic_load(&service->vm->baton))
 		kvmfault__uffd_listen(uffd, EPOLL_CTL_MOD);
 	kvmfault__unhold(seat, &seat->uffd);

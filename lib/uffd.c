@@ -87,6 +87,22 @@ int kvmfault__uffd_unregister(int fd, uint64_t start, uint64_t length)
 	return kvmfault__sys_ioctl(fd, UFFDIO_UNREGISTER, &range);
 }
 
+/*
+ * O_NONBLOCK is a flag of what other processes have, too: one could take it away,
+ * and the message that was waiting. Where the kernel can't be told by each read not
+ * to sleep (before 6.10) there are some instructions left in which that is so.
+ */
+ssize_t kvmfault__uffd_read(int fd, void *messages, size_t size)
+{
+	ssize_t n = kvmfault__sys_read_now(fd, messages, size);
+
+	if (n != -EOPNOTSUPP)
+		return n;
+	if (!kvmfault__sys_readable(fd))
+		return -EAGAIN;
+	return kvmfault__sys_read(fd, messages, size);
+}
+
 /* An access of the kernel's, by a thread that may sleep in it. */
 struct access {
 	void *page;
@@ -122,7 +138,7 @@ static int ask_kernel_access(int fd, void *page)
 	err = kvmfault__sys_thread(&thread, access_page, &access,
 				   "kvmfault-access");
 	while (!err && !atomic_load(&access.ended) &&
-	       kvmfault__sys_read(fd, &msg, sizeof(msg)) == -EAGAIN)
+	       kvmfault__uffd_read(fd, &msg, sizeof(msg)) == -EAGAIN)
 		kvmfault__sys_yield();
 	/* This wakes who sleeps there, too. */
 	kvmfault__uffd_unregister(fd, (uintptr_t)page, size);
@@ -267,23 +283,6 @@ close:
 free:
 	kvmfault__sys_free(new);
 	return err;
-}
-
-/*
- * O_NONBLOCK is a flag of what other processes have, too: one could take it away,
- * and the message that was waiting. Where the kernel can't be told by each read not
- * to sleep (before 6.10) there are some instructions left in which that is so.
- */
-ssize_t kvmfault__uffd_read(const struct kvmfault_uffd *uffd, void *messages,
-			    size_t size)
-{
-	ssize_t n = kvmfault__sys_read_now(uffd->fd, messages, size);
-
-	if (n != -EOPNOTSUPP)
-		return n;
-	if (!kvmfault__sys_readable(uffd->fd))
-		return -EAGAIN;
-	return kvmfault__sys_read(uffd->fd, messages, size);
 }
 
 KVMFAULT__EXPORT

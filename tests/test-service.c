@@ -585,6 +585,7 @@ START_TEST(userfaultfd_that_was_just_freed)
 	struct uffd_msg msg = { .event = UFFD_EVENT_PAGEFAULT };
 
 	ck_assert_int_eq(kvmfault_uffd_new(bed.vm, &options, &uffd), 0);
+	fake_forget();
 	fake_message(options.fd, &msg);
 	fake_on(FAKE_EPOLL_WAIT, free_uffd);
 	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);

@@ -299,7 +299,7 @@ static struct uffd_msg message;
 
 static long read_now(void)
 {
-	return kvmfault__uffd_read(uffd, &message, sizeof(message));
+	return kvmfault__uffd_read(uffd->fd, &message, sizeof(message));
 }
 
 /* Another reader, or who has sent it, was faster than the read. */
@@ -318,6 +318,7 @@ START_TEST(read_does_not_rely_on_a_flag)
 	fake_no_nowait = _i;		/* before 6.10 */
 	ck_assert_int_eq(new_uffd(fd, false), 0);
 	ck_assert_int_eq(read_now(), -EAGAIN);
+	fake_forget();
 	fake_message(fd, &message);
 	fake_on(FAKE_POLL, message_is_withdrawn);
 	ck_assert_int_eq(read_now(), _i ? -EAGAIN : (long)sizeof(message));
