@@ -424,8 +424,9 @@ struct kvmfault_vm_options {
 
 	/* After a vCPU's fault has brought a window of pages (see enum
 	 * kvmfault_window), have KVM map all of them for the guest, by
-	 * KVM_PRE_FAULT_MEMORY on the vCPU's own thread: the other pages of it
-	 * then cost no exit to KVM. Where the kernel has it (6.11, x86 with
+	 * KVM_PRE_FAULT_MEMORY on the thread that has answered the fault: the
+	 * other pages of it then cost no exit to KVM. With the delegate profile
+	 * only after an exit for missing memory. Where the kernel has it (6.11, x86 with
 	 * two-dimensional paging), else nothing; only pages that are present,
 	 * and not in a region with a guest_memfd. kvmfault_vcpu_new() asks the
 	 * vCPU for it, so that is not to run at that time. */
@@ -1091,11 +1092,11 @@ enum kvmfault_sigbus {
 /* Who makes the system calls for a vCPU: which ones, see kvmfault_syscalls(). */
 enum kvmfault_profile {
 	KVMFAULT_PROFILE_INLINE = 0,	/* its own thread does all */
-	/* The service does: the vCPU's thread uses private futexes and writes
-	 * to an eventfd. For VMMs that give these threads a narrow filter. It
-	 * needs a service: until there is one its faults wait. The VMM's
-	 * callbacks then come on the service's threads, but for changed after a
-	 * guest's MMIO write: the vCPU's thread copies its bytes. */
+	/* A worker does: a thread of the library's, one for each such vCPU. The
+	 * vCPU's thread uses private futexes and nothing else. For VMMs that give
+	 * these threads a narrow filter. The VMM's callbacks then come on the
+	 * worker, where no signal ends them, but for changed after a guest's MMIO
+	 * write: the vCPU's thread copies its bytes. */
 	KVMFAULT_PROFILE_DELEGATE = 1,
 	/* Not a vCPU's, for kvmfault_syscalls() only. A thread of the service;
 	 * and one that calls what is of the thread class "any", like
@@ -1132,17 +1133,20 @@ struct kvmfault_vcpu_options {
  * Returns 0; -EINVAL: a NULL pointer, an unknown way of SIGBUS or
  * profile; with MARKER_EXIT
  * SIGBUS is not blocked, or for KVMFAULT_SIGBUS_HANDLER it is, or has no
- * handler, or the profile is delegate and it is not KVMFAULT_SIGBUS_HANDLER; -EBADF: fd is closed; -E2BIG; -ENOMEM; -EMFILE, -ENFILE;
- * with MARKER_EXIT what
- * KVM_SET_SIGNAL_MASK said, see ioctl(2).
+ * handler, or the profile is delegate and it is not KVMFAULT_SIGBUS_HANDLER;
+ * -EBADF: fd is closed; -E2BIG; -ENOMEM; for the delegate profile -EMFILE, and
+ * -EAGAIN: no more threads; with MARKER_EXIT what KVM_SET_SIGNAL_MASK said, see
+ * ioctl(2). With the delegate profile it makes a thread that blocks all signals,
+ * with the calling thread's filter, and duplicates fd.
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 		      const struct kvmfault_vcpu_options *options,
 		      struct kvmfault_vcpu **vcpu);
 
-/* Not while the vCPU's thread is in kvmfault_handle(), nor in a callback. Waits
- * for what the service still does for it. NULL is fine.
+/* Not while the vCPU's thread is in kvmfault_handle(), nor in a callback. A worker
+ * that it has left goes on for nobody, and is not waited for: it is another vCPU's
+ * afterwards, and ends with the context. NULL is fine.
  * Thread class: setup. Since 0.1. */
 void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu);
 
@@ -1153,8 +1157,8 @@ void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu);
  * registers and enter KVM_RUN, where the result still said unfinished. Of MMIO
  * KVM itself completes a half by the next KVM_RUN: enter it with immediate_exit
  * set before the registers are set, and clear a queued #UD by
- * KVM_SET_VCPU_EVENTS. Waits for what the service still does for the vCPU. NULL is
- * fine. Thread class: object, the vCPU's own thread. Since 0.1.
+ * KVM_SET_VCPU_EVENTS. A worker that it has left does nothing to the vCPU any more,
+ * and is not waited for. NULL is fine. Thread class: object, the vCPU's own thread. Since 0.1.
  */
 void kvmfault_vcpu_reset(struct kvmfault_vcpu *vcpu);
 
@@ -1239,9 +1243,9 @@ struct kvmfault_result {
  * ends these, and immediate_exit within 10 ms. Kernel interfaces: those of
  * kvmfault_syscalls(), and what sources, resolvers and other callbacks use.
  *
- * With the delegate profile it waits for the service, and so for a free thread
- * of it and for the source, in the same way. What was begun when a signal came
- * goes on, and its outcome is that of the next call for the same fault.
+ * With the delegate profile it waits for its worker, and so for the source, in the
+ * same way. A worker that it leaves for a signal goes on with the fault, for nobody:
+ * what comes of it is not kept, and the next fault begins when it is done.
  *
  * A NULL vcpu is UNRESOLVED. Thread class: object, the vCPU's own thread.
  * Since 0.1.
@@ -1304,7 +1308,7 @@ struct kvmfault_syscall {
  * Which system calls are made on a thread of this profile, and so what a seccomp
  * filter has to let pass. INLINE, DELEGATE: all that kvmfault_handle(),
  * kvmfault_handle_sigbus(), and kvmfault_convert() with a vcpu, do on a vCPU's
- * thread. SERVICE: a thread of the service from its beginning on, and
+ * thread; what a worker does for one that delegates is INLINE's as well. SERVICE: a thread of the service from its beginning on, and
  * kvmfault_service_dispatch(), with what CALLER has for its first call. CALLER:
  * the functions of the thread class "any". index counts from 0 until there is
  * none left; one call comes once for each value that its argument has. Not in it:

@@ -142,22 +142,18 @@ static bool in_the_way(const struct kvmfault_vm *vm,
 	return false;
 }
 
-/* begun: or it gives up waiting. Then only those behind it are told: a job gives
- * up each time, and would wake itself for ever. */
-static void end(struct kvmfault_vm *vm, struct kvmfault__conversion *mine,
-		bool begun)
+/* Or it gives up waiting. */
+static void end(struct kvmfault_vm *vm, struct kvmfault__conversion *mine)
 {
 	struct kvmfault__conversion **link = &vm->conversions;
-	bool wake = false;
+	bool wake;
 
 	kvmfault__sys_lock(&vm->conversion_lock);
 	while (*link != mine)
 		link = &(*link)->next;
 	*link = mine->next;
-	if (begun || mine->next) {
-		wake = atomic_load(&vm->conversion_ended.waiters);
-		atomic_fetch_add(&vm->conversion_ended.sequence, 1);
-	}
+	wake = atomic_load(&vm->conversion_ended.waiters);
+	atomic_fetch_add(&vm->conversion_ended.sequence, 1);
 	kvmfault__sys_unlock(&vm->conversion_lock);
 	if (wake)
 		kvmfault__sys_futex_wake(&vm->conversion_ended.sequence);
@@ -195,13 +191,13 @@ static int begin(struct kvmfault__seat *seat, struct kvmfault__conversion *mine)
 
 		atomic_fetch_add(&ended->waiters, 1);
 		kvmfault__sys_unlock(&vm->conversion_lock);
-		err = kvmfault__await(seat, ended, sequence);
+		err = kvmfault__sleep(seat, &ended->sequence, sequence);
 		atomic_fetch_sub(&ended->waiters, 1);
 		kvmfault__sys_lock(&vm->conversion_lock);
 	}
 	kvmfault__sys_unlock(&vm->conversion_lock);
 	if (err)
-		end(vm, mine, false);
+		end(vm, mine);
 	return err;
 }
 
@@ -480,38 +476,52 @@ static void widen(struct kvmfault__seat *seat, struct kvmfault__gfns *pages)
 	kvmfault__leave(seat);
 }
 
-static int convert_chunk(struct kvmfault__seat *seat,
-			 struct kvmfault__gfns chunk, bool private, bool wait)
+/* *reached is advanced as runs are converted, or are found to be. */
+static int convert_runs(struct kvmfault__seat *seat,
+			struct kvmfault__gfns chunk,
+			const struct kvmfault__conversion *mine, bool private,
+			uint64_t *reached)
 {
-	struct kvmfault__conversion mine = { .pages = chunk, .wait = wait };
 	struct kvmfault_vm *vm = seat->vm;
 	struct kvmfault__gfns run = { .end = chunk.first };
+	int err = 0;
+
+	if (!private && vm->converter.flags & KVMFAULT_CONVERTER_RAM_ONLY)
+		err = for_each_part(seat, chunk, mine, is_ram);
+	while (!err) {
+		run.first = kvmfault__attributes_find(vm,
+			(struct kvmfault__gfns){ run.end, chunk.end },
+			!private);
+		*reached = run.first;
+		if (run.first == chunk.end)
+			break;
+		run.end = kvmfault__attributes_find(vm,
+			(struct kvmfault__gfns){ run.first, chunk.end },
+			private);
+		err = convert_run(seat, run, mine, private);
+	}
+	return err;
+}
+
+static int convert_chunk(struct kvmfault__seat *seat,
+			 struct kvmfault__gfns chunk, bool private, bool wait,
+			 uint64_t *reached)
+{
+	struct kvmfault__conversion mine = { .pages = chunk, .wait = wait };
 	int err;
 
 	widen(seat, &mine.pages);
 	err = begin(seat, &mine);
 	if (err)
 		return err;
-	/* A job's: not for a vCPU that has gone on. */
-	if (!kvmfault__hold_vcpu(seat)) {
-		end(vm, &mine, true);
-		return -EINTR;
+	/* Not for a vCPU that has gone on, which knows how far it came. */
+	if (kvmfault__hold_vcpu(seat)) {
+		err = convert_runs(seat, chunk, &mine, private, reached);
+		kvmfault__free_vcpu(seat);
+	} else {
+		err = -EINTR;
 	}
-	if (!private && vm->converter.flags & KVMFAULT_CONVERTER_RAM_ONLY)
-		err = for_each_part(seat, chunk, &mine, is_ram);
-	while (!err) {
-		run.first = kvmfault__attributes_find(vm,
-			(struct kvmfault__gfns){ run.end, chunk.end },
-			!private);
-		if (run.first == chunk.end)
-			break;
-		run.end = kvmfault__attributes_find(vm,
-			(struct kvmfault__gfns){ run.first, chunk.end },
-			private);
-		err = convert_run(seat, run, &mine, private);
-	}
-	kvmfault__free_vcpu(seat);
-	end(vm, &mine, true);
+	end(seat->vm, &mine);
 	return err;
 }
 
@@ -529,7 +539,7 @@ static struct kvmfault__gfns next_chunk(struct kvmfault__gfns pages,
 }
 
 int kvmfault__convert(struct kvmfault__seat *seat, struct kvmfault__gfns pages,
-		      bool private, bool wait, uint64_t *done)
+		      bool private, bool wait, uint64_t *reached)
 {
 	struct kvmfault__gfns chunk = { .end = pages.first };
 	int err = 0;
@@ -539,53 +549,40 @@ int kvmfault__convert(struct kvmfault__seat *seat, struct kvmfault__gfns pages,
 		chunk = next_chunk(pages, chunk.end);
 		err = kvmfault__exit_wanted(seat) ? -EINTR : 0;
 		if (!err)
-			err = convert_chunk(seat, chunk, private, wait);
+			err = convert_chunk(seat, chunk, private, wait,
+					    reached);
 	}
-	*done = (err ? chunk.first : chunk.end) - pages.first;
 	return err;
 }
 
-static void convert_task(struct kvmfault_vcpu *vcpu,
+static void convert_task(struct kvmfault__task *task,
 			 struct kvmfault__answer *answer)
 {
-	const struct kvmfault__task *task = vcpu->task;
-	uint64_t done;
-	int err = kvmfault__convert(vcpu->seat, task->pages, task->private,
-				    true, &done);
-
-	kvmfault__say(answer, err == -EINTR ? KVMFAULT_INTERRUPTED :
-					      KVMFAULT_RETRY);
-	answer->error = err;
+	kvmfault__say(answer, KVMFAULT_RETRY);
+	answer->error = kvmfault__convert(task->seat, task->pages,
+					  task->private, true, &task->reached);
 }
 
-/* A job for each chunk: what a signal leaves ends with it. */
-static int by_jobs(struct kvmfault_vcpu *vcpu, struct kvmfault__gfns pages,
-		   bool private, uint64_t *done)
+static int by_task(struct kvmfault_vcpu *vcpu, struct kvmfault__gfns pages,
+		   bool private, uint64_t *reached)
 {
-	struct kvmfault__gfns chunk = { .end = pages.first };
+	struct kvmfault__task task = kvmfault__task(vcpu, convert_task);
 	struct kvmfault__answer answer;
-	int err = 0;
+	int err;
 
-	while (chunk.end < pages.end && !err) {
-		struct kvmfault__task task = {
-			.work = convert_task,
-			.fault = &vcpu->fault,
-			.private = private,
-		};
-
-		chunk = next_chunk(pages, chunk.end);
-		task.pages = chunk;
-		err = kvmfault__perform(vcpu, &task, &answer);
-		if (!err)
-			err = answer.error;
-	}
-	*done = (err ? chunk.first : chunk.end) - pages.first;
-	return err;
+	task.pages = pages;
+	task.private = private;
+	task.reached = pages.first;
+	task.due = 0;
+	task.anew = task.prefault = false;
+	err = kvmfault__perform(vcpu, &task, &answer);
+	*reached = task.reached;
+	return err ? err : answer.error;
 }
 
-static bool is_it(struct kvmfault__seat *seat, void *what)
+static bool is_its(struct kvmfault__seat *seat, void *vcpu)
 {
-	return seat == what;
+	return seat->vcpu == vcpu;
 }
 
 KVMFAULT__EXPORT
@@ -599,7 +596,7 @@ int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,
 	};
 	struct kvmfault__inside inside;
 	struct kvmfault__seat *seat;
-	uint64_t count;
+	uint64_t reached = pages.first;
 	int err;
 
 	if (done)
@@ -617,20 +614,21 @@ int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,
 	if (!vm->converter.set)
 		return kvmfault__refuse(vm, -EOPNOTSUPP,
 			"kvmfault_convert: the context has neither kvmfault_vm_options.fd nor a converter that sets");
-	if (vcpu && kvmfault__within(is_it, vcpu->seat))
+	if (vcpu && kvmfault__within(is_its, vcpu))
 		vcpu = NULL;	/* a callback of its own fault */
 	seat = vcpu ? vcpu->seat : kvmfault__seat_take(vm);
 	if (!seat)
 		return -ENOMEM;
 	kvmfault__enter(&inside, seat, NULL);
-	if (seat->delegate)
-		err = by_jobs(vcpu, pages, to_private, &count);
+	if (vcpu)
+		err = by_task(vcpu, pages, to_private, &reached);
 	else
-		err = kvmfault__convert(seat, pages, to_private, true, &count);
+		err = kvmfault__convert(seat, pages, to_private, true,
+					&reached);
 	kvmfault__exit(&inside);
 	if (!vcpu)
 		kvmfault__seat_give(seat);
 	if (done)
-		*done = count * KVMFAULT__PAGE;
+		*done = (reached - pages.first) * KVMFAULT__PAGE;
 	return err;
 }

@@ -3,238 +3,191 @@
 
 /*
  * Beside the flow: who does a vCPU's work. In: a task of the vCPU's thread.
- * Out: done by that thread itself, or with the delegate profile by one of the
- * service's, as a job. The vCPU's thread then makes no call but to wait for a
- * futex and to write to an eventfd; and all that the job would wait for is
- * waited for by that thread, so that the service's never wait for each other.
+ * Out: done by that thread itself, or with the delegate profile by a worker, a
+ * thread that the vCPU has for it; the vCPU's own then makes no call but to wait
+ * for a futex and to wake. A worker sleeps where an inline vCPU's thread would:
+ * for a page that another thread fetches, and in the kernel on a page that is
+ * missing, until a message of it is answered. So no thread that reads messages is
+ * ever a worker.
  */
 
-#include <sys/epoll.h>
+#include <string.h>
 
+#include "abi.h"
 #include "internal.h"
 
-#define SLICE 10000000ULL	/* 10 ms */
+#define SLICE 10000000ULL		/* 10 ms */
+#define LONG (1ULL << 60)		/* nanoseconds: until it is woken */
 
-/*
- * A seat's job. Its state says who has the seat and the vCPU's task: while it
- * is posted or running the job, else the vCPU's thread.
- */
-enum {
-	IDLE,
-	POSTED,			/* in the list */
-	DROPPED,		/* in the list, and nobody wants it */
-	RUNNING,
-	DONE,			/* and what came of it can be seen */
-};
-#define STATE 7U
-#define LEFT (1U << 3)		/* the vCPU's thread has left: a signal */
-#define HELD (1U << 4)		/* and it must not */
+/* A worker's state says who has its task. */
+#define BUSY (1U << 0)	/* the worker; else the vCPU's thread */
+#define LEFT (1U << 1)	/* the vCPU's thread has left: nobody wants the answer */
+#define HELD (1U << 2)	/* and it must not: the worker touches the vCPU */
+#define STOP (1U << 3)	/* the context is being freed */
 
 /* ---- the thread that does it ---- */
 
-static void execute(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
+static int execute(struct kvmfault__task *task, struct kvmfault__answer *answer)
 {
-	struct kvmfault__outcome *outcome = &vcpu->outcome;
-	const struct kvmfault__task *task = vcpu->task;
-
-	outcome->began = kvmfault__sys_now();
-	outcome->pause = 0;
-	if (task->due > outcome->began) {
-		outcome->pause = task->due - outcome->began;
-		return;
+	if (task->anew)
+		kvmfault__not_pending(task->seat);
+	task->began = kvmfault__sys_now();
+	if (task->due > task->began) {
+		if (kvmfault__pause(task->seat, task->due - task->began))
+			return -EINTR;
+		task->began = kvmfault__sys_now();
 	}
-	task->work(vcpu, answer);
-	outcome->ended = kvmfault__sys_now();
-	if (answer->length && vcpu->prefault &&
-	    answer->action == KVMFAULT_RETRY &&
-	    kvmfault__hold_vcpu(vcpu->seat)) {
-		kvmfault__prefault(vcpu, answer);
-		kvmfault__free_vcpu(vcpu->seat);
-	}
+	task->work(task, answer);
+	task->ended = kvmfault__sys_now();
+	if (answer->length && task->prefault && answer->action == KVMFAULT_RETRY)
+		kvmfault__prefault(task, answer);
+	return 0;
 }
 
-/* The list is pushed to without a lock, and taken as a whole. */
-struct kvmfault__seat *kvmfault__job_take(struct kvmfault_vm *vm)
+/* The vCPU may be freed from the last step on; the worker stays. */
+static void do_task(struct kvmfault__worker *worker)
 {
-	struct kvmfault__seat *seat, *next;
+	uint32_t state;
 
-	if (!vm->taken) {
-		seat = atomic_exchange(&vm->posted, NULL);
-		for (; seat; seat = next) {
-			next = seat->next_job;
-			seat->next_job = vm->taken;
-			vm->taken = seat;
-		}
-	}
-	seat = vm->taken;
-	if (seat)
-		vm->taken = seat->next_job;
-	return seat;
-}
-
-void kvmfault__job_run(struct kvmfault__seat *seat)
-{
-	uint32_t state = atomic_load(&seat->job), to;
-	struct kvmfault__inside inside;
-
+	worker->err = execute(&worker->task, &worker->answer);
+	state = atomic_load(&worker->state);
 	do
-		to = (state & STATE) == DROPPED ? IDLE :
-			RUNNING | (state & LEFT);
-	while (!atomic_compare_exchange_weak(&seat->job, &state, to));
-	if (to == IDLE)
-		return;
-	kvmfault__enter(&inside, seat, NULL);
-	execute(seat->vcpu, &seat->vcpu->outcome.answer);
-	kvmfault__exit(&inside);
-	/* The vCPU may be freed from here on; the seat stays. */
-	atomic_store(&seat->job, DONE);
-	kvmfault__sys_futex_wake(&seat->job);
+		/* Nobody was told PENDING. */
+		if (state & LEFT)
+			kvmfault__not_pending(worker->seat);
+	while (!atomic_compare_exchange_weak(&worker->state, &state,
+					     state & STOP));
+	kvmfault__sys_futex_wake(&worker->state);
+}
+
+static void *run(void *arg)
+{
+	struct kvmfault__worker *worker = arg;
+	uint32_t state;
+
+	kvmfault__enter(&worker->seat->inside, worker->seat, NULL);
+	while (!((state = atomic_load(&worker->state)) & STOP)) {
+		if (state & BUSY)
+			do_task(worker);
+		else
+			kvmfault__sys_futex_wait(&worker->state, state, LONG);
+	}
+	kvmfault__exit(&worker->seat->inside);
+	return NULL;
 }
 
 bool kvmfault__hold_vcpu(struct kvmfault__seat *seat)
 {
-	uint32_t state = atomic_load(&seat->job);
+	uint32_t state;
 
-	if (!seat->delegate)
+	if (!seat->worker)
 		return true;
+	state = atomic_load(&seat->worker->state);
 	do {
 		if (state & LEFT)
 			return false;
-	} while (!atomic_compare_exchange_weak(&seat->job, &state,
+	} while (!atomic_compare_exchange_weak(&seat->worker->state, &state,
 					       state | HELD));
 	return true;
 }
 
 void kvmfault__free_vcpu(struct kvmfault__seat *seat)
 {
-	if (seat->delegate)
-		atomic_fetch_and(&seat->job, ~HELD);
+	if (seat->worker &&
+	    atomic_fetch_and(&seat->worker->state, ~HELD) & LEFT)
+		kvmfault__sys_futex_wake(&seat->worker->state);
 }
 
 /* ---- the vCPU's thread ---- */
 
-static void post(struct kvmfault_vcpu *vcpu, const struct kvmfault__task *task)
+/*
+ * Until the worker has nothing to do. -EINTR: a signal or immediate_exit came;
+ * then *left: it goes on, for nobody. What it waits for in the library ends soon;
+ * what it waits for in the kernel, in a source or in a callback has its own time.
+ */
+static int await(struct kvmfault__seat *seat, struct kvmfault__worker *worker,
+		 bool *left)
 {
-	struct kvmfault__seat *seat = vcpu->seat;
-	struct kvmfault_vm *vm = vcpu->vm;
-
-	vcpu->job = *task;
-	vcpu->job_fault = *task->fault;
-	vcpu->job.fault = &vcpu->job_fault;
-	vcpu->task = &vcpu->job;
-	/* What was dropped is in its place in the list still. */
-	if (atomic_exchange(&seat->job, POSTED) != DROPPED) {
-		seat->next_job = atomic_load(&vm->posted);
-		while (!atomic_compare_exchange_weak(&vm->posted,
-						     &seat->next_job, seat))
-			;
-	}
-	kvmfault__sys_eventfd_signal(vm->jobs);
-}
-
-static bool unfinished(uint32_t state)
-{
-	return (state & STATE) == POSTED || (state & STATE) == RUNNING;
-}
-
-bool kvmfault__job_has(const struct kvmfault__seat *seat)
-{
-	return unfinished(atomic_load(&seat->job));
-}
-
-/* Until nothing of this vCPU's is posted or running. -EINTR: a signal or
- * immediate_exit came; then *left: it has not ended. */
-static int await_job(struct kvmfault__seat *seat, bool *left)
-{
-	uint32_t state = atomic_load(&seat->job);
+	uint32_t state = atomic_load(&worker->state);
 	int err = 0;
 
-	*left = false;
-	while (unfinished(state)) {
+	while (state & BUSY) {
 		if (!err) {
-			err = kvmfault__sleep(seat, &seat->job, state);
+			err = kvmfault__sleep(seat, &worker->state, state);
+		} else if (!(state & LEFT)) {
+			__atomic_store_n(&worker->leave, 1, __ATOMIC_RELAXED);
+			atomic_fetch_or(&worker->state, LEFT);
 		} else if (state & HELD) {
-			kvmfault__sys_futex_wait(&seat->job, state, SLICE);
-		} else if (atomic_compare_exchange_strong(&seat->job, &state,
-							  state | LEFT)) {
-			*left = true;
+			kvmfault__sys_futex_wait(&worker->state, state, SLICE);
+		} else {
 			break;
 		}
-		state = atomic_load(&seat->job);
+		state = atomic_load(&worker->state);
 	}
+	*left = state & BUSY;
 	return err;
 }
 
-/* What became of a job that was left behind is nobody's: the pages know. */
-static int have_done(struct kvmfault_vcpu *vcpu,
-		     const struct kvmfault__task *task,
+static void post(struct kvmfault__worker *worker,
+		 const struct kvmfault__task *task)
+{
+	worker->fault = *task->fault;
+	worker->task = *task;
+	worker->task.fault = &worker->fault;
+	worker->task.seat = worker->seat;
+	worker->task.fd = worker->fd;
+	__atomic_store_n(&worker->leave, 0, __ATOMIC_RELAXED);
+	atomic_store(&worker->state, BUSY);
+	kvmfault__sys_futex_wake(&worker->state);
+}
+
+static int have_done(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
 		     struct kvmfault__answer *answer)
 {
-	struct kvmfault__seat *seat = vcpu->seat;
+	struct kvmfault__worker *worker = vcpu->worker;
 	bool left;
-	int err = await_job(seat, &left);
+	int err = await(vcpu->seat, worker, &left);
 
 	if (err)
 		return err;
-	kvmfault__forget_awaited(seat);
-	if (vcpu->anew)
-		kvmfault__not_pending(seat);
-	post(vcpu, task);
-	/* What has ended is done, even if a signal came meanwhile. */
-	await_job(seat, &left);
+	post(worker, task);
+	await(vcpu->seat, worker, &left);
+	/* Only what it holds the vCPU for changes this. */
+	task->reached = worker->task.reached;
 	if (left)
 		return -EINTR;
-	*answer = vcpu->outcome.answer;
-	atomic_store(&seat->job, IDLE);
-	return 0;
+	/* What has ended is done, even if a signal came meanwhile. */
+	*task->fault = worker->fault;
+	task->began = worker->task.began;
+	task->ended = worker->task.ended;
+	task->rip = worker->task.rip;
+	*answer = worker->answer;
+	return worker->err;
 }
 
-/* Here and now. */
-static int do_it(struct kvmfault_vcpu *vcpu, const struct kvmfault__task *task,
-		 struct kvmfault__answer *answer)
+static int do_or_have_done(struct kvmfault_vcpu *vcpu,
+			   struct kvmfault__task *task,
+			   struct kvmfault__answer *answer)
 {
-	if (vcpu->anew)
-		kvmfault__not_pending(vcpu->seat);
-	vcpu->task = task;
-	execute(vcpu, answer);
-	return 0;
+	return vcpu->worker ? have_done(vcpu, task, answer) :
+			      execute(task, answer);
 }
 
-/* Sleep for what a job could not wait for. */
-static int sleep_for(struct kvmfault__seat *seat)
+/* A prefault may leave KVM's record of a fault in kvm_run, and the VMM, or KVM on
+ * its next entry, may still need what stands there. */
+static int with_prefault(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
+			 struct kvmfault__answer *answer)
 {
-	struct kvmfault__bucket *bucket = seat->awaited;
-	int err = 0;
-
-	while (!err && atomic_load(&bucket->sequence) == seat->awaited_sequence)
-		err = kvmfault__sleep(seat, &bucket->sequence,
-				      seat->awaited_sequence);
-	return err;
-}
-
-/* 0: it was done; 1: it is to be done now; -EINTR. */
-static int look(struct kvmfault_vcpu *vcpu,
-		const struct kvmfault__answer *answer)
-{
-	struct kvmfault__seat *seat = vcpu->seat;
+	struct kvm_run *run = vcpu->run;
+	struct kvmfault__memory_fault record;
+	uint32_t exit_reason = run->exit_reason;
 	int err;
 
-	if (vcpu->outcome.pause) {
-		err = kvmfault__pause(seat, vcpu->outcome.pause);
-		return err ? err : 1;
-	}
-	if (!vcpu->began)
-		vcpu->began = vcpu->outcome.began;
-	vcpu->ended = vcpu->outcome.ended;
-	seat->waited = false;
-	if (!seat->awaited || answer->action != KVMFAULT_INTERRUPTED) {
-		kvmfault__forget_awaited(seat);
-		return 0;
-	}
-	err = sleep_for(seat);
-	kvmfault__forget_awaited(seat);
-	seat->waited = !err;
-	return err ? err : 1;
+	memcpy(&record, &run->hw, sizeof(record));
+	err = do_or_have_done(vcpu, task, answer);
+	memcpy(&run->hw, &record, sizeof(record));
+	run->exit_reason = exit_reason;
+	return err;
 }
 
 int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
@@ -242,54 +195,127 @@ int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
 {
 	int err;
 
-	do {
-		err = vcpu->seat->delegate ? have_done(vcpu, task, answer) :
-					     do_it(vcpu, task, answer);
-		if (err)
-			break;
-		vcpu->anew = false;
-		task->due = 0;
-		err = look(vcpu, answer);
-	} while (err > 0);
-	if (err)
+	/* A worker may come late: only after such an exit nobody minds. */
+	task->prefault &= !vcpu->worker ||
+			  task->fault->entrance == KVMFAULT_ENTRANCE_EXIT;
+	err = task->prefault ? with_prefault(vcpu, task, answer) :
+			       do_or_have_done(vcpu, task, answer);
+	if (err) {
 		kvmfault__say(answer, KVMFAULT_INTERRUPTED);
-	return err;
+		return err;
+	}
+	vcpu->anew = false;
+	if (!vcpu->began)
+		vcpu->began = task->began;
+	vcpu->ended = task->ended;
+	return 0;
+}
+
+void kvmfault__forget_pending(struct kvmfault_vcpu *vcpu)
+{
+	if (!vcpu->worker)
+		kvmfault__not_pending(vcpu->seat);
+	else if (!(atomic_load(&vcpu->worker->state) & BUSY))
+		kvmfault__not_pending(vcpu->worker->seat);
+	/* Else it was left, and sees to that itself. */
 }
 
 /* ---- set-up ---- */
 
-int kvmfault__jobs_new(struct kvmfault_vm *vm)
+static void close_fd(struct kvmfault__worker *worker)
 {
-	struct epoll_event event = {
-		.events = EPOLLIN, .data.u64 = KVMFAULT__JOBS,
-	};
-	int err, fd, none = -1;
-
-	if (atomic_load(&vm->jobs) >= 0)
-		return 0;
-	fd = kvmfault__sys_eventfd();
-	if (fd < 0)
-		return fd;
-	err = kvmfault__sys_epoll_ctl(vm->epoll, EPOLL_CTL_ADD, fd, &event);
-	if (err || !atomic_compare_exchange_strong(&vm->jobs, &none, fd))
-		kvmfault__sys_close(fd);
-	return err;
+	if (worker->fd >= 0)
+		kvmfault__sys_close(worker->fd);
+	worker->fd = -1;
 }
 
-void kvmfault__job_drop(struct kvmfault_vcpu *vcpu)
+static int worker_new(struct kvmfault_vm *vm, struct kvmfault__worker **worker)
 {
-	struct kvmfault__seat *seat = vcpu->seat;
-	uint32_t state = atomic_load(&seat->job);
+	struct kvmfault__worker *new = kvmfault__sys_alloc(sizeof(*new), 0);
+	int err;
 
-	while (unfinished(state)) {
-		if ((state & STATE) == RUNNING)
-			kvmfault__sys_futex_wait(&seat->job, state, SLICE);
-		else if (atomic_compare_exchange_strong(&seat->job, &state,
-							DROPPED))
-			break;
-		state = atomic_load(&seat->job);
+	if (!new)
+		return -ENOMEM;
+	new->fd = -1;
+	new->taken = true;
+	new->seat = kvmfault__seat_take(vm);
+	err = new->seat ? 0 : -ENOMEM;
+	if (!err) {
+		new->seat->worker = new;
+		new->seat->immediate_exit = &new->leave;
+		err = kvmfault__sys_thread(&new->thread, run, new,
+					   "kvmfault-vcpu");
 	}
-	if ((state & STATE) == DONE)
-		atomic_store(&seat->job, IDLE);
-	kvmfault__forget_awaited(seat);
+	if (err) {
+		if (new->seat)
+			kvmfault__seat_give(new->seat);
+		kvmfault__sys_free(new);
+		return err;
+	}
+	kvmfault__sys_lock(&vm->lock);
+	new->next = vm->workers;
+	vm->workers = new;
+	kvmfault__sys_unlock(&vm->lock);
+	*worker = new;
+	return 0;
+}
+
+/* One whose vCPU was freed, and who has no task of its any more; or NULL. */
+static struct kvmfault__worker *take_idle(struct kvmfault_vm *vm)
+{
+	struct kvmfault__worker *worker;
+
+	kvmfault__sys_lock(&vm->lock);
+	worker = vm->workers;
+	while (worker && (worker->taken || atomic_load(&worker->state)))
+		worker = worker->next;
+	if (worker)
+		worker->taken = true;
+	kvmfault__sys_unlock(&vm->lock);
+	return worker;
+}
+
+int kvmfault__worker_take(struct kvmfault_vcpu *vcpu)
+{
+	struct kvmfault__worker *worker = take_idle(vcpu->vm);
+	int err = worker ? 0 : worker_new(vcpu->vm, &worker);
+
+	if (err)
+		return err;
+	vcpu->worker = worker;
+	worker->seat->vcpu = vcpu;
+	worker->seat->no_wait = vcpu->seat->no_wait;
+	close_fd(worker);
+	/* Its own: the VMM's may be closed, and be another's, while a task is
+	 * done for nobody. */
+	worker->fd = kvmfault__sys_dup(vcpu->fd);
+	return worker->fd < 0 ? worker->fd : 0;
+}
+
+void kvmfault__worker_give(struct kvmfault_vcpu *vcpu)
+{
+	struct kvmfault__worker *worker = vcpu->worker;
+
+	if (!worker)
+		return;
+	if (!(atomic_load(&worker->state) & BUSY))
+		close_fd(worker);
+	kvmfault__sys_lock(&vcpu->vm->lock);
+	worker->taken = false;
+	kvmfault__sys_unlock(&vcpu->vm->lock);
+}
+
+/* All memories are gone, so none of them sleeps any more. */
+void kvmfault__workers_free(struct kvmfault_vm *vm)
+{
+	struct kvmfault__worker *worker = vm->workers, *next;
+
+	for (; worker; worker = next) {
+		next = worker->next;
+		atomic_fetch_or(&worker->state, STOP);
+		kvmfault__sys_futex_wake(&worker->state);
+		kvmfault__sys_join(worker->thread);
+		close_fd(worker);
+		kvmfault__sys_free(worker);
+	}
 }

@@ -18,63 +18,65 @@
 #define OPERAND_MAX 512		/* the largest operand: FXSAVE's */
 #define UD 6
 
-/* The vCPU's thread waits meanwhile, or has left. */
-static int ask_vcpu(struct kvmfault_vcpu *vcpu, unsigned long request,
+struct emulation {
+	struct kvmfault__task *task;
+	struct kvmfault__x86 cpu;
+	uint64_t code[2];	/* the gpa of its bytes, by page, */
+	uint32_t lengths[2];	/* and how many there */
+	struct kvmfault__answer answer;	/* of a page that failed */
+	bool came;		/* one of them */
+};
+
+/* Does KVM meet guest memory there, it may take as long as a page takes. */
+static int ask_vcpu(const struct kvmfault__task *task, unsigned long request,
 		    void *arg)
 {
-	int err;
-
-	if (!kvmfault__hold_vcpu(vcpu->seat))
-		return -EINTR;
-	err = kvmfault__sys_ioctl(vcpu->fd, request, arg);
-	kvmfault__free_vcpu(vcpu->seat);
-	return err;
+	return kvmfault__sys_ioctl(task->fd, request, arg);
 }
 
 /* Make the page at a linear address present; its gpa, or false: not RAM of
  * ours, or it failed. */
-static bool need(struct kvmfault_vcpu *vcpu, uint64_t linear, uint64_t *gpa)
+static bool need(struct emulation *e, uint64_t linear, uint64_t *gpa)
 {
 	struct kvm_translation translation = { .linear_address = linear };
-	struct kvmfault__emulation *e = &vcpu->emulation;
-	struct kvmfault_fault fault = *vcpu->task->fault;
+	struct kvmfault_fault fault = *e->task->fault;
 	struct kvmfault__answer answer;
 
-	if (ask_vcpu(vcpu, KVM_TRANSLATE, &translation) || !translation.valid)
+	if (ask_vcpu(e->task, KVM_TRANSLATE, &translation) ||
+	    !translation.valid)
 		return false;
 	*gpa = translation.physical_address;
 	fault.known = KVMFAULT_KNOWN_GPA;
 	fault.gpa = *gpa & ~(KVMFAULT__PAGE - 1);
 	fault.length = KVMFAULT__PAGE;
-	kvmfault__resolve_gpa(vcpu->seat, &fault, fault.gpa, &answer);
+	kvmfault__resolve_gpa(e->task->seat, &fault, fault.gpa, &answer);
 	if (answer.reason == KVMFAULT_REASON_NO_REGION)
 		return false;
 	if (answer.action == KVMFAULT_RETRY)
 		e->came |= answer.came;
 	/* What has failed counts, whatever is on its way. */
-	else if (!vcpu->seat->awaited &&
-		 e->answer.action != KVMFAULT_UNRESOLVED)
+	else if (e->answer.action != KVMFAULT_UNRESOLVED)
 		e->answer = answer;
 	return answer.action == KVMFAULT_RETRY;
 }
 
-static void need_range(struct kvmfault_vcpu *vcpu, uint64_t linear,
-		       uint64_t length)
+static void need_range(struct emulation *e, uint64_t linear, uint64_t length)
 {
 	uint64_t gpa, last = linear + length - 1;
 
-	need(vcpu, linear, &gpa);
+	need(e, linear, &gpa);
 	if ((linear ^ last) & ~(KVMFAULT__PAGE - 1))
-		need(vcpu, last, &gpa);
+		need(e, last, &gpa);
 }
 
-static bool registers(struct kvmfault_vcpu *vcpu, struct kvmfault__x86 *cpu)
+static bool registers(const struct kvmfault__task *task,
+		      struct kvmfault__x86 *cpu)
 {
 	struct kvm_sregs s;
 	struct kvm_regs r;
 
-	if (ask_vcpu(vcpu, KVM_GET_REGS, &r) ||
-	    ask_vcpu(vcpu, KVM_GET_SREGS, &s))
+	if (ask_vcpu(task, KVM_GET_REGS, &r) ||
+	    ask_vcpu(task, KVM_GET_SREGS, &s))
 		return false;
 	*cpu = (struct kvmfault__x86){
 		.gpr = { r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi,
@@ -91,35 +93,17 @@ static bool registers(struct kvmfault_vcpu *vcpu, struct kvmfault__x86 *cpu)
 	return true;
 }
 
-/* ---- the tasks ---- */
-
-/* Whatever became of the pages, it goes on; but a job's that is to wait for one
- * is done again. */
-static void go_on(const struct kvmfault_vcpu *vcpu,
-		  struct kvmfault__answer *answer)
+/* The instruction's bytes present, as far as they can be. */
+static void find_code(struct emulation *e)
 {
-	kvmfault__say(answer, vcpu->seat->awaited ? KVMFAULT_INTERRUPTED :
-						    KVMFAULT_RETRY);
-}
-
-/* The registers, and the instruction's bytes present. */
-static void find_code(struct kvmfault_vcpu *vcpu,
-		      struct kvmfault__answer *answer)
-{
-	struct kvmfault__emulation *e = &vcpu->emulation;
 	const struct kvmfault__x86 *cpu = &e->cpu;
-	uint64_t gpa, linear;
+	uint64_t gpa, linear = cpu->rip +
+			       (cpu->long_mode ? 0 : cpu->segment[1]);
 	uint32_t done = 0, step;
 	unsigned int n;
 
-	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
-	if (!vcpu->seat->waited)
-		*e = (struct kvmfault__emulation){ .answer = *answer };
-	if (!registers(vcpu, &e->cpu))
-		return;
-	linear = cpu->rip + (cpu->long_mode ? 0 : cpu->segment[1]);
 	for (n = 0; n < 2 && done < KVMFAULT__CODE; n++) {
-		if (!need(vcpu, linear + done, &gpa))
+		if (!need(e, linear + done, &gpa))
 			break;
 		step = (uint32_t)(KVMFAULT__PAGE - gpa % KVMFAULT__PAGE);
 		if (step > KVMFAULT__CODE - done)
@@ -128,50 +112,12 @@ static void find_code(struct kvmfault_vcpu *vcpu,
 		e->lengths[n] = step;
 		done += step;
 	}
-	go_on(vcpu, answer);
 }
 
-static void find_operands(struct kvmfault_vcpu *vcpu,
-			  struct kvmfault__answer *answer)
+/* And out of guest memory. */
+static size_t read_code(const struct emulation *e, uint8_t *code)
 {
-	const struct kvmfault__emulation *e = &vcpu->emulation;
-	const struct kvmfault__x86 *cpu = &e->cpu;
-
-	if (e->has_operand)
-		need_range(vcpu, e->operand, OPERAND_MAX);
-	/* Strings and the stack have no ModRM. */
-	need_range(vcpu, cpu->gpr[4], 8);
-	need_range(vcpu, cpu->gpr[6] + cpu->segment[3], 8);
-	need_range(vcpu, cpu->gpr[7] + cpu->segment[0], 8);
-	go_on(vcpu, answer);
-}
-
-/* Unless the VMM has KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM has queued #UD for
- * the guest by now, which must not see it. */
-static void take_back_ud(struct kvmfault_vcpu *vcpu,
-			 struct kvmfault__answer *answer)
-{
-	struct kvm_vcpu_events events;
-	int err;
-
-	err = ask_vcpu(vcpu, KVM_GET_VCPU_EVENTS, &events);
-	if (!err && events.exception.nr == UD &&
-	    (events.exception.injected || events.exception.pending)) {
-		memset(&events.exception, 0, sizeof(events.exception));
-		/* Only what is said to be valid is set: nothing else
-		 * changes. */
-		events.flags &= KVM_VCPUEVENT_VALID_PAYLOAD;
-		err = ask_vcpu(vcpu, KVM_SET_VCPU_EVENTS, &events);
-	}
-	kvmfault__say(answer, err ? KVMFAULT_NOT_A_FAULT : KVMFAULT_RETRY);
-}
-
-/* ---- the vCPU's thread, between them ---- */
-
-/* The instruction's bytes, out of guest memory. */
-static size_t read_code(struct kvmfault_vcpu *vcpu, uint8_t *code)
-{
-	const struct kvmfault__emulation *e = &vcpu->emulation;
+	struct kvmfault__seat *seat = e->task->seat;
 	size_t done = 0;
 	unsigned int n;
 
@@ -180,8 +126,8 @@ static size_t read_code(struct kvmfault_vcpu *vcpu, uint8_t *code)
 		struct kvmfault_memory *memory;
 		uint64_t offset;
 
-		region = kvmfault__region_find(vcpu->seat,
-					       vcpu->fault.address_space,
+		region = kvmfault__region_find(seat,
+					       e->task->fault->address_space,
 					       e->code[n]);
 		memory = region ? region->span.memory : NULL;
 		if (!memory)
@@ -189,20 +135,54 @@ static size_t read_code(struct kvmfault_vcpu *vcpu, uint8_t *code)
 		offset = kvmfault__region_offset(region, e->code[n]);
 		if (kvmfault__poisoned(memory, offset))
 			break;
-		memcpy(code + done, kvmfault__bytes(vcpu->seat, memory, offset),
+		memcpy(code + done, kvmfault__bytes(seat, memory, offset),
 		       e->lengths[n]);
-		kvmfault__unhold(vcpu->seat, &vcpu->seat->mappings);
+		kvmfault__unhold(seat, &seat->mappings);
 		done += e->lengths[n];
 	}
-	kvmfault__leave(vcpu->seat);
+	kvmfault__leave(seat);
 	return done;
 }
 
-static void verdict(const struct kvmfault_vcpu *vcpu,
-		    struct kvmfault__answer *answer)
+static void find_operands(struct emulation *e)
 {
-	const struct kvmfault__emulation *e = &vcpu->emulation;
+	const struct kvmfault__x86 *cpu = &e->cpu;
+	uint8_t code[KVMFAULT__CODE];
+	uint64_t operand;
 
+	if (kvmfault__x86_operand(cpu, code, read_code(e, code), &operand))
+		need_range(e, operand, OPERAND_MAX);
+	/* Strings and the stack have no ModRM. */
+	need_range(e, cpu->gpr[4], 8);
+	need_range(e, cpu->gpr[6] + cpu->segment[3], 8);
+	need_range(e, cpu->gpr[7] + cpu->segment[0], 8);
+}
+
+/* Unless the VMM has KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM has queued #UD for
+ * the guest by now, which must not see it. False: that failed, or the vCPU is not
+ * this fault's any more. */
+static bool take_back_ud(const struct kvmfault__task *task)
+{
+	struct kvm_vcpu_events events;
+	int err;
+
+	if (!kvmfault__hold_vcpu(task->seat))
+		return false;
+	err = ask_vcpu(task, KVM_GET_VCPU_EVENTS, &events);
+	if (!err && events.exception.nr == UD &&
+	    (events.exception.injected || events.exception.pending)) {
+		memset(&events.exception, 0, sizeof(events.exception));
+		/* Only what is said to be valid is set: nothing else
+		 * changes. */
+		events.flags &= KVM_VCPUEVENT_VALID_PAYLOAD;
+		err = ask_vcpu(task, KVM_SET_VCPU_EVENTS, &events);
+	}
+	kvmfault__free_vcpu(task->seat);
+	return !err;
+}
+
+static void verdict(const struct emulation *e, struct kvmfault__answer *answer)
+{
 	kvmfault__say(answer, KVMFAULT_RETRY);
 	answer->came = e->came;
 	/* A page that failed may be one that the instruction has no use for:
@@ -211,41 +191,36 @@ static void verdict(const struct kvmfault_vcpu *vcpu,
 		*answer = e->answer;
 	/* Nothing was absent: maybe others were faster, as often as the guard
 	 * has patience. Then it is the VMM's, with its #UD. */
-	else if (!e->came && kvmfault__last_retry(vcpu))
+	else if (!e->came && e->task->last && e->task->rip == e->cpu.rip)
 		answer->action = KVMFAULT_NOT_A_FAULT;
 }
 
-static int perform(struct kvmfault_vcpu *vcpu, kvmfault__work *work,
-		   struct kvmfault__answer *answer)
+static void emulate(struct kvmfault__task *task, struct kvmfault__answer *answer)
 {
-	struct kvmfault__task task = kvmfault__task(vcpu, work);
-	int err = kvmfault__perform(vcpu, &task, answer);
+	struct emulation e = { .task = task };
 
-	vcpu->emulating = err;
-	return err;
+	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+	e.answer = *answer;
+	if (!registers(task, &e.cpu))
+		return;
+	find_code(&e);
+	find_operands(&e);
+	verdict(&e, answer);
+	/* Whatever comes of it, KVM_RUN may be entered again by then. */
+	if (answer->action != KVMFAULT_NOT_A_FAULT && !take_back_ud(task))
+		kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+	task->rip = e.cpu.rip;
 }
 
 void kvmfault__emulation(struct kvmfault_vcpu *vcpu,
 			 struct kvmfault__answer *answer)
 {
-	struct kvmfault__emulation *e = &vcpu->emulation;
-	struct kvmfault__answer taken_back;
-	uint8_t code[KVMFAULT__CODE];
+	struct kvmfault__task task = kvmfault__task(vcpu, emulate);
 
-	if (perform(vcpu, find_code, answer) ||
-	    answer->action == KVMFAULT_NOT_A_FAULT)
-		return;
-	e->has_operand = kvmfault__x86_operand(&e->cpu, code,
-					       read_code(vcpu, code),
-					       &e->operand);
-	if (perform(vcpu, find_operands, answer))
-		return;
-	verdict(vcpu, answer);
-	/* Whatever comes of it, KVM_RUN may be entered again by then. */
-	if (answer->action != KVMFAULT_NOT_A_FAULT &&
-	    (perform(vcpu, take_back_ud, &taken_back) ||
-	     taken_back.action == KVMFAULT_NOT_A_FAULT))
-		*answer = taken_back;
+	task.rip = vcpu->emulation_rip;
+	task.last = kvmfault__last_retry(vcpu);
+	vcpu->emulating = kvmfault__perform(vcpu, &task, answer);
+	vcpu->emulation_rip = task.rip;
 }
 
 #else

@@ -397,11 +397,6 @@ int kvmfault__submit(struct kvmfault__request *rq)
 		if (rq->origin || !kvmfault__waits(rq) ||
 		    atomic_load(&rq->request.memory->closing))
 			return -EAGAIN;
-		/* A job waits for nobody: its vCPU's thread does. */
-		if (rq->seat->delegate) {
-			rq->seat->vcpu->outcome.pause = MS;
-			return -EINTR;
-		}
 		err = kvmfault__pause(rq->seat, MS);
 		if (err)
 			return err;

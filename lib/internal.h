@@ -98,13 +98,8 @@ struct kvmfault__seat {
 	const uint8_t *immediate_exit;	/* of a vCPU, or NULL */
 	struct kvmfault_service *service; /* whose thread has it */
 	struct kvmfault_vcpu *vcpu;	/* whose it is, or NULL */
+	struct kvmfault__worker *worker; /* who has it, or NULL */
 	bool no_wait;			/* its vCPU waits for no page */
-	bool delegate;			/* what is done for its vCPU is a job */
-	_Atomic uint32_t job;		/* futex word: delegate.c's */
-	struct kvmfault__seat *next_job;
-	struct kvmfault__bucket *awaited; /* by the job, until it is done again */
-	uint32_t awaited_sequence;
-	bool waited;			/* it has been: this is done again */
 	bool pending;			/* counted in vm->pending */
 	/* fetches that it asked for, and was not told of: fetch.c's */
 	_Atomic uint64_t failed[KVMFAULT__FAILURES];
@@ -193,8 +188,6 @@ static inline uint64_t kvmfault__key(uint32_t space, uint64_t address)
 {
 	return (uint64_t)space << 52 | address >> 12;
 }
-
-#define KVMFAULT__JOBS KVMFAULT__SPACES	/* in the epoll set, beside uffds */
 
 typedef _Atomic(const void *) kvmfault__table;
 struct kvmfault__span *kvmfault__table_find(struct kvmfault__seat *seat,
@@ -294,10 +287,6 @@ struct kvmfault_vm {
 	int epoll;			/* every uffd is in it, */
 	_Atomic uint32_t baton;		/* EPOLLONESHOT: one thread is woken
 					 * for a message; or 0 */
-	_Atomic int jobs;		/* and this eventfd; -1: none yet */
-	_Atomic(struct kvmfault__seat *) posted;	/* the newest first */
-	struct kvmfault__seat *taken;	/* the oldest first; under the
-					 * service's lock */
 	_Atomic(struct kvmfault__fetches *) fetches;	/* made once */
 	_Atomic uint32_t pending;	/* vCPUs that were told so */
 	_Atomic(const void *) service;	/* struct kvmfault_service */
@@ -308,6 +297,7 @@ struct kvmfault_vm {
 	size_t leaving;			/* spans that are still in a table */
 	unsigned int vcpus, services, memories, region_count;
 	unsigned int tracked;		/* of the memories */
+	struct kvmfault__worker *workers;	/* all that there ever were */
 
 	_Atomic(struct kvmfault__leaf *) leaves[KVMFAULT__LEAVES];
 	struct kvmfault_converter converter;	/* set NULL: none possible */
@@ -580,17 +570,12 @@ void kvmfault__set_pending(struct kvmfault__seat *seat);
 void kvmfault__not_pending(struct kvmfault__seat *seat);
 /* Is there a page that nobody may read? */
 bool kvmfault__pages_absent(struct kvmfault_memory *memory);
-/* Is the vCPU's immediate_exit set? */
+/* Is the vCPU's immediate_exit set, or has it left its worker? */
 bool kvmfault__exit_wanted(const struct kvmfault__seat *seat);
 /* Sleep until the word may be another; 0, or -EINTR for a signal or
  * immediate_exit. */
 int kvmfault__sleep(struct kvmfault__seat *seat, _Atomic uint32_t *word,
 		    uint32_t value);
-/* The same, on a bucket that the caller is counted in. A job sleeps for nobody:
- * its vCPU's thread will, and this is -EINTR at once. */
-int kvmfault__await(struct kvmfault__seat *seat,
-		    struct kvmfault__bucket *bucket, uint32_t sequence);
-void kvmfault__forget_awaited(struct kvmfault__seat *seat);
 /* Sleep for a moment; as above. */
 int kvmfault__pause(struct kvmfault__seat *seat, uint64_t nanoseconds);
 
@@ -833,10 +818,10 @@ bool kvmfault__convertible(const struct kvmfault_vm *vm,
 			   const struct kvmfault_region *region,
 			   struct kvmfault__gfns *pages);
 bool kvmfault__wants_private(const struct kvmfault_fault *fault);
-/* Lets go of the seat's span. *done: pages, from the first on. 0, -errno, or
- * without wait KVMFAULT_LATER: a page is in flight, the VMM will be told. */
+/* Lets go of the seat's span. *reached: all before it are converted. 0, -errno,
+ * or without wait KVMFAULT_LATER: a page is in flight, the VMM will be told. */
 int kvmfault__convert(struct kvmfault__seat *seat, struct kvmfault__gfns pages,
-		      bool private, bool wait, uint64_t *done);
+		      bool private, bool wait, uint64_t *reached);
 
 /* region.c: once for each memory, that a slot has no region */
 void kvmfault__warn_unshown(struct kvmfault_memory *memory, uint64_t offset);
@@ -1066,33 +1051,42 @@ struct kvmfault__x86 {
 };
 #define KVMFAULT__CODE 15	/* the longest instruction */
 
-/* emulation.c: an instruction that KVM gave up on, and its pages */
-struct kvmfault__emulation {
-	struct kvmfault__x86 cpu;
-	uint64_t code[2];	/* the gpa of its bytes, by page, */
-	uint32_t lengths[2];	/* and how many there */
-	uint64_t operand;	/* linear, if it has one: */
-	bool has_operand;
-	struct kvmfault__answer answer;	/* of a page that failed */
-	bool came;		/* one of them */
-};
-
-/* delegate.c: what is done for a vCPU, with system calls, on whichever thread */
-typedef void kvmfault__work(struct kvmfault_vcpu *vcpu,
+/* delegate.c: what is done for a vCPU, with system calls, on whichever thread: so
+ * it knows nothing of the vCPU but this, since that may have been freed. */
+struct kvmfault__task;
+typedef void kvmfault__work(struct kvmfault__task *task,
 			    struct kvmfault__answer *answer);
 struct kvmfault__task {
 	kvmfault__work *work;
-	struct kvmfault_fault *fault;	/* the vCPU's; a job's is a copy */
-	uint64_t gpa;			/* mmio: the part's */
-	struct kvmfault__gfns pages;	/* a conversion's, */
-	bool private;			/* and to what */
+	struct kvmfault__seat *seat;	/* of the thread that does it */
+	struct kvmfault_fault *fault;	/* the vCPU's, or a copy */
+	int fd;				/* the vCPU's, or a duplicate */
+	bool anew;			/* nothing was done for this fault yet */
+	bool prefault;			/* what else came; then */
+	uint32_t space;			/* the one that the vCPU is in */
 	uint64_t due;			/* not before; 0: now */
+	uint64_t began, ended;		/* by the clock */
+	uint64_t gpa;			/* mmio: the part's */
+	uint64_t rip;			/* emulation: of the last one; this one's */
+	bool last;			/* and no other try without progress */
+	struct kvmfault__gfns pages;	/* a conversion's, */
+	bool private;			/* to what, */
+	uint64_t reached;		/* and how far it came */
 };
 
-struct kvmfault__outcome {
-	uint64_t pause;			/* nothing: it is too early by that */
-	struct kvmfault__answer answer;	/* a job's */
-	uint64_t began, ended;
+/* A thread that does one vCPU's tasks after the other's, and what it has of them. */
+struct kvmfault__worker {
+	struct kvmfault__worker *next;
+	struct kvmfault__seat *seat;
+	pthread_t thread;
+	bool taken;			/* by a vCPU, under the VM's lock */
+	uint8_t leave;			/* the seat's immediate_exit */
+	int fd;				/* the vCPU's, a duplicate; or -1 */
+	_Atomic uint32_t state;		/* futex word */
+	struct kvmfault__task task;
+	struct kvmfault_fault fault;
+	struct kvmfault__answer answer;
+	int err;
 };
 
 struct kvmfault_vcpu {
@@ -1121,6 +1115,7 @@ struct kvmfault_vcpu {
 	/* an MMIO access that was interrupted */
 	uint64_t mmio_gpa;
 	uint32_t mmio_length;
+	uint64_t emulation_rip;		/* the last one's */
 	bool emulating;			/* interrupted: #UD may be queued */
 	bool prefault;
 	/* signal.c: the SIGBUS that ended KVM_RUN */
@@ -1130,13 +1125,7 @@ struct kvmfault_vcpu {
 	uint64_t own_mask_value;
 	atomic_bool noted;	/* by the handler */
 	_Alignas(8) char siginfo[KVMFAULT__SIGINFO], note[KVMFAULT__SIGINFO];
-	/* What is done for it, and what came of that: a job's while it runs,
-	 * with copies of its own, and then the vCPU's thread's. */
-	const struct kvmfault__task *task;
-	struct kvmfault__task job;
-	struct kvmfault_fault job_fault;
-	struct kvmfault__outcome outcome;
-	struct kvmfault__emulation emulation;	/* a task's */
+	struct kvmfault__worker *worker; /* who does its tasks, or NULL: itself */
 	bool anew;			/* nothing was done for this fault yet */
 	uint64_t began, ended;		/* its first task, its last one; 0: no */
 };
@@ -1151,8 +1140,8 @@ void kvmfault__signal_free(struct kvmfault_vcpu *vcpu);
 /* KVM_RUN was interrupted: by a SIGBUS? Then vcpu->siginfo is it. */
 bool kvmfault__signal_take(struct kvmfault_vcpu *vcpu);
 
-/* Have it done, here or as a job; what it awaits is slept for, here. 0: it is;
- * -EINTR: a signal or immediate_exit came. The answer says either. */
+/* Have it done, here or by the worker. 0: it is; -EINTR: a signal or
+ * immediate_exit came. The answer says either. */
 int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
 		      struct kvmfault__answer *answer);
 /* One that is about the vCPU's fault. */
@@ -1161,22 +1150,27 @@ kvmfault__task(struct kvmfault_vcpu *vcpu, kvmfault__work *work)
 {
 	return (struct kvmfault__task){
 		.work = work,
+		.seat = vcpu->seat,
 		.fault = &vcpu->fault,
+		.fd = vcpu->fd,
+		.anew = vcpu->anew,
+		.prefault = vcpu->prefault,
+		.space = kvmfault__address_space(vcpu->run),
 		.due = vcpu->source_due,
 	};
 }
-/* For work: its descriptor and kvm_run may be used until kvmfault__free_vcpu():
- * the vCPU's thread stays where it is. False: it has gone already. */
+/* For work: what the vCPU is may be changed until kvmfault__free_vcpu(), since its
+ * thread stays where it is. Not across what sleeps for a page in the kernel. False:
+ * it has gone already. */
 bool kvmfault__hold_vcpu(struct kvmfault__seat *seat);
 void kvmfault__free_vcpu(struct kvmfault__seat *seat);
-/* Is a job posted or running, and so in the seat? */
-bool kvmfault__job_has(const struct kvmfault__seat *seat);
-/* The set-up of a vCPU whose work is delegated, and its end. */
-int kvmfault__jobs_new(struct kvmfault_vm *vm);
-void kvmfault__job_drop(struct kvmfault_vcpu *vcpu);
-/* Under the service's lock: the oldest job that nobody took, or NULL. */
-struct kvmfault__seat *kvmfault__job_take(struct kvmfault_vm *vm);
-void kvmfault__job_run(struct kvmfault__seat *seat);
+/* By the vCPU's thread: it does not wait to be told any more. */
+void kvmfault__forget_pending(struct kvmfault_vcpu *vcpu);
+/* The set-up of a vCPU whose work is delegated, and its end, which waits for no
+ * task; after an error as well. The last end, with the context. */
+int kvmfault__worker_take(struct kvmfault_vcpu *vcpu);
+void kvmfault__worker_give(struct kvmfault_vcpu *vcpu);
+void kvmfault__workers_free(struct kvmfault_vm *vm);
 
 void kvmfault__mmio(struct kvmfault_vcpu *vcpu,
 		    struct kvmfault__answer *answer);
@@ -1193,7 +1187,7 @@ void kvmfault__resolve_gpa(struct kvmfault__seat *seat,
 
 /* prefault.c: have KVM map a window that came */
 bool kvmfault__can_prefault(int vcpu_fd);
-void kvmfault__prefault(struct kvmfault_vcpu *vcpu,
+void kvmfault__prefault(const struct kvmfault__task *task,
 			const struct kvmfault__answer *answer);
 
 /* failure.c: tell of memory that failed; what becomes of the answer */
@@ -1207,8 +1201,8 @@ void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 const struct kvmfault_syscall *
 kvmfault__syscall(enum kvmfault_profile profile, unsigned int index);
 
-/* stats.c */
-void kvmfault__stats_add(struct kvmfault_stats *sum,
-			 const struct kvmfault__seat *seat);
+/* stats.c: what its seats have counted, for earlier users too */
+void kvmfault__vcpu_counted(const struct kvmfault_vcpu *vcpu,
+			    struct kvmfault_stats *sum);
 
 #endif

@@ -59,51 +59,46 @@ static void access_page(struct kvmfault_vcpu *vcpu,
 
 /* Held until kvmfault__leave(); NULL: a device's, ROM that is written, or what only
  * the guest can reach. */
-static struct kvmfault__region *ram_at(struct kvmfault_vcpu *vcpu,
+static struct kvmfault__region *ram_at(struct kvmfault__seat *seat,
 				       const struct kvmfault_fault *fault,
 				       uint64_t gpa)
 {
 	struct kvmfault__region *region;
 
-	region = kvmfault__region_find(vcpu->seat, fault->address_space, gpa);
+	region = kvmfault__region_find(seat, fault->address_space, gpa);
 	if (!region || !region->span.memory ||
-	    kvmfault__shows_private(vcpu->vm, region, gpa) ||
+	    kvmfault__shows_private(seat->vm, region, gpa) ||
 	    (fault->access == KVMFAULT_ACCESS_WRITE &&
 	     region->info.flags & KVMFAULT_REGION_READONLY))
 		return NULL;
 	return region;
 }
 
-static void resolve_part(struct kvmfault_vcpu *vcpu,
+static void resolve_part(struct kvmfault__task *task,
 			 struct kvmfault__answer *answer)
 {
-	const struct kvmfault__task *task = vcpu->task;
 	struct kvmfault__region *region =
-		ram_at(vcpu, task->fault, task->gpa);
+		ram_at(task->seat, task->fault, task->gpa);
 	struct kvmfault__place place = kvmfault__region_place(region,
 							      task->gpa);
 
 	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
 	if (region)
-		kvmfault__resolve(vcpu->seat, task->fault, &place, answer);
-	kvmfault__leave(vcpu->seat);
+		kvmfault__resolve(task->seat, task->fault, &place, answer);
+	kvmfault__leave(task->seat);
 }
 
-/* That takes no system call, and so no job; unless one that was left behind has
- * the seat. */
+/* That takes no system call, and so no task. */
 static bool is_a_device(struct kvmfault_vcpu *vcpu, uint64_t gpa)
 {
-	bool device;
+	bool device = !ram_at(vcpu->seat, &vcpu->fault, gpa);
 
-	if (kvmfault__job_has(vcpu->seat))
-		return false;
-	device = !ram_at(vcpu, &vcpu->fault, gpa);
 	kvmfault__leave(vcpu->seat);
 	return device;
 }
 
-/* One page's part of it. The bytes are copied by the vCPU's own thread: should
- * the page be discarded in between, it is the one that sleeps. */
+/* One page's part of it. The bytes are copied by the vCPU's own thread: a worker
+ * that it has left may not touch kvm_run. */
 static void complete(struct kvmfault_vcpu *vcpu, uint64_t done, uint64_t length,
 		     struct kvmfault__answer *answer)
 {
@@ -124,7 +119,7 @@ static void complete(struct kvmfault_vcpu *vcpu, uint64_t done, uint64_t length,
 	}
 	if (answer->action != KVMFAULT_RETRY)
 		return;
-	region = ram_at(vcpu, &vcpu->fault, task.gpa);
+	region = ram_at(vcpu->seat, &vcpu->fault, task.gpa);
 	if (region)
 		access_page(vcpu, region, done, length);
 	else

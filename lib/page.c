@@ -212,27 +212,6 @@ int kvmfault__sleep(struct kvmfault__seat *seat, _Atomic uint32_t *word,
 		-EINTR : 0;
 }
 
-int kvmfault__await(struct kvmfault__seat *seat,
-		    struct kvmfault__bucket *bucket, uint32_t sequence)
-{
-	if (!seat->delegate)
-		return kvmfault__sleep(seat, &bucket->sequence, sequence);
-	if (seat->awaited)
-		return -EINTR;
-	/* Counted in before the caller is not any more: no wake is lost. */
-	atomic_fetch_add(&bucket->waiters, 1);
-	seat->awaited = bucket;
-	seat->awaited_sequence = sequence;
-	return -EINTR;
-}
-
-void kvmfault__forget_awaited(struct kvmfault__seat *seat)
-{
-	if (seat->awaited)
-		atomic_fetch_sub(&seat->awaited->waiters, 1);
-	seat->awaited = NULL;
-}
-
 int kvmfault__page_wait(struct kvmfault__seat *seat,
 			struct kvmfault_memory *memory, uint64_t page)
 {
@@ -255,7 +234,7 @@ int kvmfault__page_wait(struct kvmfault__seat *seat,
 		if (atomic_load(&memory->closing))
 			err = -EAGAIN;
 		else
-			err = kvmfault__await(seat, b, sequence);
+			err = kvmfault__sleep(seat, &b->sequence, sequence);
 	}
 	atomic_fetch_sub(&b->waiters, 1);
 	return err;

@@ -4,11 +4,9 @@
 /*
  * Beside the flow: a window came, and its other pages are still unknown to the
  * guest's page tables. In: the window. Out: mapped for the guest as far as KVM
- * does it now, on the vCPU's own thread. It is a hint: nothing depends on it,
- * and no error of it is anybody's.
+ * does it now. It is a hint: nothing depends on it, and no error of it is
+ * anybody's.
  */
-
-#include <string.h>
 
 #include "abi.h"
 #include "internal.h"
@@ -64,25 +62,17 @@ static uint64_t map(int fd, uint64_t gpa, uint64_t length)
 	return length - range.size;
 }
 
-void kvmfault__prefault(struct kvmfault_vcpu *vcpu,
+void kvmfault__prefault(const struct kvmfault__task *task,
 			const struct kvmfault__answer *answer)
 {
-	struct kvm_run *run = vcpu->run;
-	struct kvmfault__memory_fault record;
-	uint32_t exit_reason = run->exit_reason;
 	unsigned int shift = 0;
 	uint64_t length;
 
-	length = present(vcpu->seat, kvmfault__address_space(run), answer->gpa,
+	length = present(task->seat, task->space, answer->gpa,
 			 answer->length, &shift);
 	if (!length)
 		return;
-	/* KVM may leave the record of a fault here, and the VMM, or KVM itself
-	 * on its next entry, may still need what stands there. */
-	memcpy(&record, &run->hw, sizeof(record));
-	length = map(vcpu->fd, answer->gpa, length);
-	memcpy(&run->hw, &record, sizeof(record));
-	run->exit_reason = exit_reason;
-	kvmfault__add(vcpu->seat, KVMFAULT__COUNTER(prefaulted),
+	length = map(task->fd, answer->gpa, length);
+	kvmfault__add(task->seat, KVMFAULT__COUNTER(prefaulted),
 		      length >> shift);
 }

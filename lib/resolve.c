@@ -355,7 +355,7 @@ static bool wait_for_page(struct kvmfault__request *rq,
 	struct kvmfault_memory *memory = rq->request.memory;
 	int err = 0;
 
-	if (!rq->detached && !rq->seat->waited)
+	if (!rq->detached)
 		kvmfault__add(rq->seat, rq->origin ?
 			      KVMFAULT__COUNTER(repeated) :
 			      KVMFAULT__COUNTER(waited), 1);
@@ -378,14 +378,14 @@ static void resolve_tracked(struct kvmfault__request *rq,
 			    struct kvmfault__answer *answer)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
-	bool waited = rq->seat->waited;
+	bool waited = false;
 	int err = 0;
 
 	rq->page = rq->request.offset >> memory->page_shift;
 	rq->first = rq->page;
 	rq->count = 1;
 	/* What it did not wait for has failed meanwhile. */
-	if (rq->seat->no_wait || rq->seat->delegate)
+	if (rq->seat->no_wait)
 		err = kvmfault__fetch_failed(rq);
 	if (err) {
 		kvmfault__judge(rq, err, answer);

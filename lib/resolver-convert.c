@@ -16,7 +16,7 @@ static int resolve(void *data, struct kvmfault_request *request)
 		((struct kvmfault__request *)request)->seat;
 	const struct kvmfault_converter *converter = &seat->vm->converter;
 	struct kvmfault__gfns pages;
-	uint64_t done;
+	uint64_t reached;
 	int err;
 
 	(void)data;
@@ -28,7 +28,7 @@ static int resolve(void *data, struct kvmfault_request *request)
 		return KVMFAULT_RESOLVED;
 	err = kvmfault__convert(seat, pages,
 				kvmfault__wants_private(request->fault),
-				!seat->no_wait, &done);
+				!seat->no_wait, &reached);
 	return err ? err : KVMFAULT_RESOLVED;
 }
 

@@ -54,8 +54,8 @@ void kvmfault__seat_give(struct kvmfault__seat *seat)
 {
 	seat->immediate_exit = NULL;
 	seat->vcpu = NULL;
+	seat->worker = NULL;
 	seat->no_wait = false;
-	seat->delegate = false;
 	atomic_store(&seat->taken, false);
 }
 

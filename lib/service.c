@@ -20,7 +20,7 @@
 #define EVENTS 8
 #define THREADS_MAX 256
 
-enum { TIMER = KVMFAULT__JOBS + 1, DEADLINES, STOP };	/* beside uffds' ids */
+enum { TIMER = KVMFAULT__SPACES, DEADLINES, STOP };	/* beside uffds' ids */
 
 struct kvmfault_service {
 	struct kvmfault_vm *vm;
@@ -31,7 +31,6 @@ struct kvmfault_service {
 	uint32_t poll_us;
 	atomic_bool polled;		/* by one of the threads */
 	atomic_bool stopping;		/* after what is in hand */
-	pthread_mutex_t lock;		/* of the VM's jobs; short */
 	struct kvmfault__park park;
 	unsigned int threads;
 	pthread_t thread[];
@@ -272,21 +271,6 @@ static void retry_parked(struct kvmfault_service *service,
 	kvmfault__park_arm(&service->park);
 }
 
-/* What each read takes is one job: the others are for other threads. */
-static void run_job(struct kvmfault_service *service)
-{
-	struct kvmfault__seat *seat;
-	uint64_t one;
-
-	if (kvmfault__sys_read(service->vm->jobs, &one, sizeof(one)) < 0)
-		return;
-	kvmfault__sys_lock(&service->lock);
-	seat = kvmfault__job_take(service->vm);
-	kvmfault__sys_unlock(&service->lock);
-	if (seat)
-		kvmfault__job_run(seat);
-}
-
 /* A userfaultfd that has failed says so for ever: do not listen to it. */
 static void mute(struct kvmfault_vm *vm, uint32_t id,
 		 struct kvmfault__seat *seat)
@@ -316,9 +300,7 @@ static int serve(struct kvmfault_service *service, struct kvmfault__seat *seat,
 
 		if (id == STOP || atomic_load(&service->stopping))
 			return -1;
-		if (id == KVMFAULT__JOBS)
-			run_job(service);
-		else if (id == TIMER)
+		if (id == TIMER)
 			retry_parked(service, seat);
 		else if (id == DEADLINES)
 			cancel_late(service);
@@ -445,7 +427,6 @@ static void service_delete(struct kvmfault_service *service)
 	vm->services--;
 	kvmfault__sys_unlock(&vm->lock);
 	pthread_mutex_destroy(&service->park.lock);
-	pthread_mutex_destroy(&service->lock);
 	kvmfault__sys_free(service);
 }
 
@@ -498,7 +479,6 @@ int kvmfault_service_new(struct kvmfault_vm *vm,
 	/* Several readers: none takes what another could begin with. */
 	new->batch = ours.threads > 1 ? 1 : MESSAGES;
 	new->poll_us = ours.poll_us;
-	pthread_mutex_init(&new->lock, NULL);
 	pthread_mutex_init(&new->park.lock, NULL);
 	atomic_store(&new->next_deadline, UINT64_MAX);
 	err = open_descriptors(new);

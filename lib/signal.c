@@ -46,7 +46,7 @@ static int set_up_masked(struct kvmfault_vcpu *vcpu, uint64_t thread,
 {
 	int err;
 
-	if (vcpu->seat->delegate)
+	if (vcpu->worker)
 		return refuse(vcpu, "a vCPU that delegates its work may not fetch it: have a handler and say KVMFAULT_SIGBUS_HANDLER");
 	if (!(thread & SIGBUS_BIT))
 		return refuse(vcpu, "block it in the vCPU's thread (pthread_sigmask) before kvmfault_vcpu_new(), or have a handler and say KVMFAULT_SIGBUS_HANDLER");

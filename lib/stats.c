@@ -10,8 +10,7 @@
 
 #include "internal.h"
 
-void kvmfault__stats_add(struct kvmfault_stats *sum,
-			 const struct kvmfault__seat *seat)
+static void add(struct kvmfault_stats *sum, const struct kvmfault__seat *seat)
 {
 	uint64_t *to = (uint64_t *)((char *)sum + sizeof(sum->size));
 	size_t i;
@@ -19,6 +18,14 @@ void kvmfault__stats_add(struct kvmfault_stats *sum,
 	for (i = 0; i < KVMFAULT__COUNTERS; i++)
 		to[i] += atomic_load_explicit(&seat->counter[i],
 					      memory_order_relaxed);
+}
+
+void kvmfault__vcpu_counted(const struct kvmfault_vcpu *vcpu,
+			    struct kvmfault_stats *sum)
+{
+	add(sum, vcpu->seat);
+	if (vcpu->worker)
+		add(sum, vcpu->worker->seat);
 }
 
 KVMFAULT__EXPORT
@@ -35,7 +42,7 @@ int kvmfault_vm_stats(const struct kvmfault_vm *vm,
 	if (err)
 		return err;
 	for (seat = atomic_load(&vm->seats); seat; seat = seat->next)
-		kvmfault__stats_add(&sum, seat);
+		add(&sum, seat);
 	return kvmfault__options_out(stats, &sum, sizeof(sum));
 }
 
@@ -54,7 +61,7 @@ int kvmfault_vcpu_stats(const struct kvmfault_vcpu *vcpu,
 	err = kvmfault__options_to(vcpu->vm, "kvmfault_stats", stats);
 	if (err)
 		return err;
-	kvmfault__stats_add(&sum, vcpu->seat);
+	kvmfault__vcpu_counted(vcpu, &sum);
 	/* A seat is used again: what it counted for others is not ours. */
 	now = (uint64_t *)((char *)&sum + sizeof(sum.size));
 	before = (const uint64_t *)((const char *)&vcpu->before +

@@ -236,8 +236,7 @@ int kvmfault__sys_epoll_wait(int epfd, struct epoll_event *events, int count,
 
 int kvmfault__sys_eventfd(void)
 {
-	return (int)result(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK |
-				   EFD_SEMAPHORE));
+	return (int)result(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
 }
 
 int kvmfault__sys_eventfd_signal(int fd)

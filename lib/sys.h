@@ -67,7 +67,7 @@ int kvmfault__sys_epoll_create(void);
 int kvmfault__sys_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev);
 int kvmfault__sys_epoll_wait(int epfd, struct epoll_event *events, int count,
 			     int timeout);
-int kvmfault__sys_eventfd(void);	/* a read takes one signal */
+int kvmfault__sys_eventfd(void);
 int kvmfault__sys_eventfd_signal(int fd);
 int kvmfault__sys_timerfd(void);
 int kvmfault__sys_timerfd_arm(int fd, uint64_t nanoseconds);

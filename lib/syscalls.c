@@ -52,15 +52,13 @@ static const struct {
 	struct kvmfault_syscall call;
 } calls[] = {
 	{ FAULT | DELEGATE, WITH(futex, 1, FUTEX_WAIT_PRIVATE,
-	  "waits, with a timeout: for a page, for a conversion, and pauses") },
+	  "waits, with a timeout: for a page, a conversion or work, and pauses") },
 	{ FAULT | DELEGATE, WITH(futex, 1, FUTEX_WAKE_PRIVATE,
-	  "waking those who wait for a page, a conversion or a removal") },
+	  "waking those who wait for a page, a conversion, a removal or work") },
 	{ FAULT | DELEGATE, ANY(restart_syscall,
 	  "a wait goes on after SIGSTOP and SIGCONT, or under a debugger") },
 	{ INLINE, ANY(rt_sigtimedwait,
 	  "delivery by markers: the SIGBUS that ended KVM_RUN") },
-	{ DELEGATE, CALL(write, 2, sizeof(uint64_t), "",
-	  "the service's eventfd: there is something to do") },
 #ifdef SYS_epoll_wait
 	{ SERVICE, ANY(epoll_wait, "waits for messages; libc's epoll_wait()") },
 #endif
@@ -70,8 +68,7 @@ static const struct {
 	{ SERVICE, ANY(poll, "before 6.10: are there messages?") },
 #endif
 	{ SERVICE, ANY(ppoll, "the same, where libc uses this one") },
-	{ SERVICE, ANY(read,
-	  "timers, what vCPUs have delegated, and before 6.10 messages") },
+	{ SERVICE, ANY(read, "timers, and before 6.10 messages") },
 	{ SERVICE, ANY(sched_yield, "unless poll_us is KVMFAULT_NO_POLL") },
 	{ SERVICE, WITH(epoll_ctl, 1, EPOLL_CTL_DEL,
 	  "a userfaultfd that has failed is not listened to any more") },
@@ -112,16 +109,16 @@ static const struct {
 	{ FAULT, ANY(mincore, "the same, of anonymous memory") },
 	{ FAULT, OURS(ioctl, 1, KVM_, SET_MEMORY_ATTRIBUTES,
 	  "a conversion, if the VMM has no back end of its own") },
-	{ INLINE | SERVICE, OURS(ioctl, 1, KVM_, PRE_FAULT_MEMORY,
+	{ INLINE, OURS(ioctl, 1, KVM_, PRE_FAULT_MEMORY,
 	  "a window came, and the context's option prefault is set") },
 #ifdef __x86_64__
-	{ INLINE | SERVICE, WITH(ioctl, 1, KVM_GET_REGS, "an emulation error") },
-	{ FAULT, WITH(ioctl, 1, KVM_GET_SREGS,
+	{ INLINE, WITH(ioctl, 1, KVM_GET_REGS, "an emulation error") },
+	{ INLINE | CALLER, WITH(ioctl, 1, KVM_GET_SREGS,
 	  "an emulation error; page tables that are ensured") },
-	{ INLINE | SERVICE, WITH(ioctl, 1, KVM_TRANSLATE, "an emulation error") },
-	{ FAULT, WITH(ioctl, 1, KVM_GET_VCPU_EVENTS,
+	{ INLINE, WITH(ioctl, 1, KVM_TRANSLATE, "an emulation error") },
+	{ INLINE | CALLER, WITH(ioctl, 1, KVM_GET_VCPU_EVENTS,
 	  "an emulation error; page tables that are ensured") },
-	{ INLINE | SERVICE, WITH(ioctl, 1, KVM_SET_VCPU_EVENTS,
+	{ INLINE, WITH(ioctl, 1, KVM_SET_VCPU_EVENTS,
 	  "an emulation error: the #UD that is queued is taken back") },
 #endif
 };

@@ -27,6 +27,7 @@ static void start_guard(struct kvmfault_vcpu *vcpu)
 	vcpu->newest = 0;
 	vcpu->streak = 0;
 	vcpu->not_now = 0;
+	vcpu->emulation_rip = UINT64_MAX;
 }
 
 static int check(struct kvmfault_vm *vm,
@@ -60,6 +61,28 @@ static void forget_source(struct kvmfault_vcpu *vcpu)
 	vcpu->source_due = 0;
 }
 
+/* Its threads' seats. */
+static int sit_down(struct kvmfault_vcpu *vcpu,
+		    const struct kvmfault_vcpu_options *o)
+{
+	vcpu->seat = kvmfault__seat_take(vcpu->vm);
+	if (!vcpu->seat)
+		return -ENOMEM;
+	vcpu->seat->immediate_exit = &o->run->immediate_exit;
+	vcpu->seat->vcpu = vcpu;
+	vcpu->seat->no_wait = o->no_wait;
+	return o->profile == KVMFAULT_PROFILE_DELEGATE ?
+		kvmfault__worker_take(vcpu) : 0;
+}
+
+static void get_up(struct kvmfault_vcpu *vcpu)
+{
+	kvmfault__worker_give(vcpu);
+	if (vcpu->seat)
+		kvmfault__seat_give(vcpu->seat);
+	kvmfault__sys_free(vcpu);
+}
+
 KVMFAULT__EXPORT
 int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 		      const struct kvmfault_vcpu_options *options,
@@ -81,35 +104,21 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 	new = kvmfault__sys_alloc(sizeof(*new), 0);
 	if (!new)
 		return -ENOMEM;
-	new->seat = kvmfault__seat_take(vm);
-	err = new->seat ? 0 : -ENOMEM;
-	/* The last that can fail: it stays for others. */
-	if (!err && ours.profile == KVMFAULT_PROFILE_DELEGATE)
-		err = kvmfault__jobs_new(vm);
-	if (err) {
-		if (new->seat)
-			kvmfault__seat_give(new->seat);
-		kvmfault__sys_free(new);
-		return err;
-	}
 	new->vm = vm;
 	new->fd = ours.fd;
 	new->run = ours.run;
-	new->seat->immediate_exit = &ours.run->immediate_exit;
-	new->seat->vcpu = new;
-	new->seat->no_wait = ours.no_wait;
-	new->seat->delegate = ours.profile == KVMFAULT_PROFILE_DELEGATE;
 	new->result.size = sizeof(new->result);
 	new->result.fault = &new->fault;
 	new->result.history = new->events;
 	new->fault.size = sizeof(new->fault);
-	err = kvmfault__signal_new(new, &ours);
+	err = sit_down(new, &ours);
+	if (!err)
+		err = kvmfault__signal_new(new, &ours);
 	if (err) {
-		kvmfault__seat_give(new->seat);
-		kvmfault__sys_free(new);
+		get_up(new);
 		return err;
 	}
-	kvmfault__stats_add(&new->before, new->seat);
+	kvmfault__vcpu_counted(new, &new->before);
 	new->prefault = vm->options.prefault && kvmfault__can_prefault(new->fd);
 	start_guard(new);
 	kvmfault__sys_lock(&vm->lock);
@@ -132,8 +141,7 @@ void kvmfault_vcpu_reset(struct kvmfault_vcpu *vcpu)
 {
 	if (!vcpu)
 		return;
-	kvmfault__job_drop(vcpu);
-	kvmfault__not_pending(vcpu->seat);
+	kvmfault__forget_pending(vcpu);
 	forget_access(vcpu);
 	forget_source(vcpu);
 	vcpu->past_count = 0;
@@ -148,14 +156,12 @@ void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu)
 	if (!vcpu)
 		return;
 	vm = vcpu->vm;
-	kvmfault__job_drop(vcpu);
 	kvmfault__signal_free(vcpu);
-	kvmfault__not_pending(vcpu->seat);
-	kvmfault__seat_give(vcpu->seat);
+	kvmfault__forget_pending(vcpu);
+	get_up(vcpu);
 	kvmfault__sys_lock(&vm->lock);
 	vm->vcpus--;
 	kvmfault__sys_unlock(&vm->lock);
-	kvmfault__sys_free(vcpu);
 }
 
 static struct kvmfault__past *past(struct kvmfault_vcpu *vcpu, uint64_t n)
@@ -282,23 +288,15 @@ static enum kvmfault_action pass(struct kvmfault_vcpu *vcpu,
 }
 
 /* Has this page, or what stands for it, faulted a short while ago? */
-static bool seen(const struct kvmfault_vcpu *vcpu, uint64_t what)
+static bool seen(struct kvmfault_vcpu *vcpu, uint64_t what)
 {
 	unsigned int i;
 
 	for (i = 0; i < KVMFAULT__HISTORY; i++)
 		if (vcpu->history[i] == what)
 			return true;
-	return false;
-}
-
-/* If not, it has now. */
-static bool is_new(struct kvmfault_vcpu *vcpu, uint64_t what)
-{
-	if (seen(vcpu, what))
-		return false;
 	vcpu->history[vcpu->newest++ % KVMFAULT__HISTORY] = what;
-	return true;
+	return false;
 }
 
 /* The page that faulted, or what stands for it. */
@@ -307,7 +305,7 @@ static uint64_t key(const struct kvmfault_vcpu *vcpu)
 	const struct kvmfault_fault *fault = &vcpu->fault;
 
 	if (fault->entrance == KVMFAULT_ENTRANCE_EMULATION)
-		return ~vcpu->emulation.cpu.rip;	/* no page's */
+		return ~vcpu->emulation_rip;	/* no page's */
 	if (fault->known & KVMFAULT_KNOWN_GPA)
 		return fault->gpa / KVMFAULT__PAGE;
 	if (fault->known & KVMFAULT_KNOWN_HVA)
@@ -317,8 +315,7 @@ static uint64_t key(const struct kvmfault_vcpu *vcpu)
 
 bool kvmfault__last_retry(const struct kvmfault_vcpu *vcpu)
 {
-	return vcpu->streak + 1 >= vcpu->vm->options.retry_budget &&
-	       seen(vcpu, key(vcpu));
+	return vcpu->streak + 1 >= vcpu->vm->options.retry_budget;
 }
 
 /* Before the nth retry, from 1. */
@@ -348,7 +345,7 @@ static void guard(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 		return;
 	}
 	vcpu->not_now = 0;
-	if (answer->came || is_new(vcpu, key(vcpu))) {
+	if (answer->came || !seen(vcpu, key(vcpu))) {
 		vcpu->streak = 0;
 		return;
 	}
@@ -365,16 +362,14 @@ static void guard(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 		pause_before(vcpu, answer, vcpu->streak - FREE_RETRIES);
 }
 
-static void at_gpa(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
+static void at_gpa(struct kvmfault__task *task, struct kvmfault__answer *answer)
 {
-	const struct kvmfault_fault *fault = vcpu->task->fault;
-
-	kvmfault__resolve_gpa(vcpu->seat, fault, fault->gpa, answer);
+	kvmfault__resolve_gpa(task->seat, task->fault, task->fault->gpa, answer);
 }
 
-static void at_hva(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
+static void at_hva(struct kvmfault__task *task, struct kvmfault__answer *answer)
 {
-	kvmfault__sigbus(vcpu->seat, vcpu->task->fault, answer);
+	kvmfault__sigbus(task->seat, task->fault, answer);
 }
 
 /* All of it is one task. */
@@ -383,8 +378,16 @@ static void by_task(struct kvmfault_vcpu *vcpu, kvmfault__work *work,
 {
 	struct kvmfault__task task = kvmfault__task(vcpu, work);
 
-	if (!kvmfault__perform(vcpu, &task, answer) && vcpu->seat->delegate)
-		vcpu->fault = vcpu->job_fault;	/* translated */
+	kvmfault__perform(vcpu, &task, answer);
+}
+
+/* A SIGBUS of the VMM's own memory is no work for another thread. */
+static bool is_ours(struct kvmfault_vcpu *vcpu)
+{
+	bool ours = kvmfault__mapping_find(vcpu->seat, 0, vcpu->fault.hva);
+
+	kvmfault__leave(vcpu->seat);
+	return ours;
 }
 
 /* No address: run it again, it may have been a race. */
@@ -407,7 +410,9 @@ static void resolve(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 		return;
 	case KVMFAULT_ENTRANCE_MARKER:
 	case KVMFAULT_ENTRANCE_FAILURE:
-		by_task(vcpu, at_hva, answer);
+		kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+		if (!vcpu->worker || is_ours(vcpu))
+			by_task(vcpu, at_hva, answer);
 		return;
 	case KVMFAULT_ENTRANCE_MMIO:
 		kvmfault__mmio(vcpu, answer);

@@ -70,7 +70,6 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 	if (!new)
 		return -ENOMEM;
 	new->options = ours;
-	atomic_store(&new->jobs, -1);
 	err = check(new);
 	if (!err)
 		err = check_fd(new);
@@ -130,13 +129,12 @@ int kvmfault_vm_free(struct kvmfault_vm *vm)
 	if (left)
 		return kvmfault__refuse(vm, -EBUSY, "kvmfault_vm_free: %s",
 					left);
+	kvmfault__workers_free(vm);
 	kvmfault__uffds_reap(vm);	/* nobody names one any more */
 	kvmfault__fetches_free(vm);
 	kvmfault__seats_free(vm);
 	kvmfault__attributes_free(vm);
 	kvmfault__sys_close(vm->epoll);
-	if (vm->jobs >= 0)
-		kvmfault__sys_close(vm->jobs);
 	pthread_mutex_destroy(&vm->conversion_lock);
 	pthread_mutex_destroy(&vm->lock);
 	kvmfault__sys_free(vm);
@@ -181,15 +179,14 @@ static void say(struct kvmfault_vm *vm, enum kvmfault_log_level level,
 /*
  * The kernel tells nobody that a message waits where no one reads: so this is
  * said at the last moment at which somebody calls, when there is memory whose
- * pages come by messages and a vCPU to miss them, or work that is the service's.
+ * pages come by messages and a vCPU to miss them.
  */
 void kvmfault__expect_service(struct kvmfault_vm *vm)
 {
 	bool missed;
 
 	kvmfault__sys_lock(&vm->lock);
-	missed = !vm->services && vm->vcpus &&
-		 (atomic_load(&vm->jobs) >= 0 || vm->tracked);
+	missed = !vm->services && vm->vcpus && vm->tracked;
 	kvmfault__sys_unlock(&vm->lock);
 	if (missed && !atomic_exchange(&vm->service_missed, true))
 		kvmfault__log(vm, KVMFAULT_LOG_WARNING,

@@ -237,7 +237,8 @@ size_t bed_waits(void)
 	size_t i, waits = 0;
 
 	for (i = 0; (call = fake_nth(FAKE_FUTEX_WAIT, FAKE_ANY, i)); i++)
-		waits += call->arg != &bed.vcpu->seat->job;
+		waits += !bed.vcpu->worker ||
+			 call->arg != &bed.vcpu->worker->state;
 	return waits;
 }
 
@@ -283,10 +284,6 @@ void bed_vm(void)
 
 void bed_add(void)
 {
-	const struct kvmfault_service_options service = {
-		.size = sizeof(service), .threads = 1,
-		.poll_us = KVMFAULT_NO_POLL,	/* time stands still */
-	};
 	struct kvmfault_vcpu_options options = { .size = sizeof(options) };
 	struct kvmfault_region region = {
 		.size = sizeof(region),
@@ -307,9 +304,6 @@ void bed_add(void)
 		fake_signal_mask |= 1ULL << (SIGBUS - 1);
 	options.profile = bed.profile;
 	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &bed.vcpu), 0);
-	if (getenv("KVMFAULT_DELEGATED"))
-		ck_assert_int_eq(kvmfault_service_new(bed.vm, &service,
-						      &bed.service), 0);
 	bed.seat = kvmfault__seat_take(bed.vm);
 	ck_assert_ptr_nonnull(bed.seat);
 	/* That there is no service yet was said, and is not to be counted. */
@@ -331,7 +325,6 @@ void bed_down(void)
 	if (bed.seat)
 		kvmfault__seat_give(bed.seat);
 	kvmfault_vcpu_free(bed.vcpu);
-	ck_assert_int_eq(kvmfault_service_free(bed.service), 0);
 	if (bed.memory) {
 		kvmfault_region_remove(bed.vm, 0, BED_GPA);
 		ck_assert_int_eq(kvmfault_memory_free(bed.memory), 0);

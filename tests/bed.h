@@ -27,11 +27,10 @@ struct bed {
 	int fd;
 	int guest_memfd;		/* of its region; set before bed_add() */
 	/* Of its vCPU; the same. With KVMFAULT_DELEGATED in the environment
-	 * it is that, and the service's one thread is bed.service's. */
+	 * it is that. */
 	enum kvmfault_profile profile;
 	char *host;
 	struct kvmfault_vcpu *vcpu;
-	struct kvmfault_service *service;
 	struct kvm_run *run;
 	struct kvmfault__seat *seat;	/* for tests that call resolve */
 

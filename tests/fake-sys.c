@@ -109,6 +109,7 @@ __attribute__((weak)) _Thread_local const struct noted *noting_inside;
 static const struct noted service_thread = {
 	.name = "a thread of the service",
 };
+static const struct noted worker_thread = { .name = "a worker" };
 
 /* All but set-up may run for a fault, and is judged. What of it may do more: */
 static const struct path {
@@ -273,22 +274,18 @@ static bool by_a_vcpu(void)
 	static const char request[] = "kvmfault_request_";
 	const char *name = noting_inside->name;
 
-	return !strcmp(name, "kvmfault_handle") ||
+	return noting_inside == &worker_thread ||
+	       !strcmp(name, "kvmfault_handle") ||
 	       !strcmp(name, "kvmfault_handle_sigbus") ||
 	       !strncmp(name, request, sizeof(request) - 1);
 }
 
 /* A thread of the service, or one that calls what may be filtered too. */
-static bool by_another(const struct path *on, const struct fake_call *call,
-		       enum kvmfault_profile *profile)
+static bool by_another(const struct path *on, enum kvmfault_profile *profile)
 {
 	*profile = noting_inside == &service_thread ||
 		   !strcmp(noting_inside->name, "kvmfault_service_dispatch") ?
 		   KVMFAULT_PROFILE_SERVICE : KVMFAULT_PROFILE_CALLER;
-	/* That is a vCPU's too, and may then be delegated. */
-	if (!strcmp(noting_inside->name, "kvmfault_convert") &&
-	    call->name == FAKE_EVENTFD_SIGNAL)
-		*profile = KVMFAULT_PROFILE_DELEGATE;
 	return on->name;
 }
 
@@ -308,7 +305,7 @@ static void judge(const struct fake_call *call)
 	else if (on && by_a_vcpu() && !published(KVMFAULT_PROFILE_INLINE, call) &&
 		 !thread.delegated)
 		wrong("what is called was not published");
-	else if (on && !by_a_vcpu() && by_another(on, call, &profile) &&
+	else if (on && !by_a_vcpu() && by_another(on, &profile) &&
 		 !makes_something(call->name) && !published(profile, call))
 		wrong("what is called was not published");
 	thread.last = call->name;
@@ -1305,6 +1302,7 @@ static long model_timerfd_arm(struct fake_call *c)
 struct start {
 	void *(*run)(void *);
 	void *arg;
+	const struct noted *judged;
 };
 
 static void *begin(void *arg)
@@ -1312,7 +1310,7 @@ static void *begin(void *arg)
 	struct start start = *(struct start *)arg;
 
 	free(arg);
-	noting_inside = &service_thread;
+	noting_inside = start.judged;
 	return start.run(start.arg);
 }
 
@@ -1747,7 +1745,11 @@ uint64_t kvmfault__sys_now(void)
 int kvmfault__sys_thread(pthread_t *id, void *(*run)(void *), void *arg,
 			 const char *name)
 {
-	struct start start = { .run = run, .arg = arg };
+	struct start start = {
+		.run = run, .arg = arg,
+		.judged = strcmp(name, "kvmfault-vcpu") ? &service_thread :
+							  &worker_thread,
+	};
 
 	return (int)CALL(.name = FAKE_THREAD, .path = name, .arg = id,
 			 .at = (uintptr_t)&start);

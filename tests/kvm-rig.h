@@ -109,7 +109,7 @@ bool rig_has_guest_memfd(void);
 void rig_plain(struct rig *rig);
 void rig_resolver(struct rig *rig,
 		  int (*resolve)(void *, struct kvmfault_request *));
-/* Of the vCPUs: with KVMFAULT_DELEGATED in the environment the service does
+/* Of the vCPUs: with KVMFAULT_DELEGATED in the environment workers do
  * their work. */
 enum kvmfault_profile rig_profile(void);
 /* After what is added to the context: the vCPUs' handles. */

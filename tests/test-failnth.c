@@ -911,24 +911,10 @@ static void expect_woken(void)
 
 /* ---- what makes no call ---- */
 
-/* The service is served by who waits for it. */
-static bool serve(struct fake_call *call)
-{
-	call->result = 0;
-	/* Without a seat in reserve it could not. */
-	bed_give_seats();
-	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
-	bed_take_seats();
-	return true;
-}
-
 static void have_delegate(void)
 {
 	have_region();
 	ck_assert_int_eq(new_delegate(), 0);
-	ck_assert_int_eq(make_service(0), 0);
-	ck_assert_int_eq(dispatch(), 0);	/* which makes a seat */
-	fake_on(FAKE_FUTEX_WAIT, serve);
 }
 
 static int handle_delegated(void)
@@ -954,23 +940,16 @@ static int convert_delegated(void)
 	return err;
 }
 
-static void drop_delegate(void)
-{
-	fake_on(FAKE_FUTEX_WAIT, NULL);
-	drop_vcpu();
-	drop_service();
-}
-
 static void expect_delegated(void)
 {
 	expect_page();
-	drop_delegate();
+	drop_vcpu();
 	drop_region();
 }
 
 static void expect_converted(void)
 {
-	drop_delegate();
+	drop_vcpu();
 	expect_private();
 }
 
@@ -1193,6 +1172,7 @@ static struct state state(void)
 {
 	struct fake_held held = fake_held();
 	const struct kvmfault_memory *memory = second ? second : bed.memory;
+	const struct kvmfault__worker *worker;
 	const struct kvmfault__seat *seat;
 	struct state now;
 	uint64_t i;
@@ -1211,7 +1191,11 @@ static struct state state(void)
 		now.page[i] = kvmfault__page_state(memory, i);
 		now.present[i] = fake_present(bed.fd, i * PAGE);
 	}
-	/* A seat that was made stays: that is no leak. */
+	/* A seat or worker that was made stays: that is no leak. */
+	for (worker = bed.vm->workers; worker; worker = worker->next) {
+		now.allocations--;
+		now.threads--;
+	}
 	for (seat = atomic_load(&bed.vm->seats); seat; seat = seat->next) {
 		now.allocations--;
 		now.mappings--;

@@ -100,8 +100,10 @@ START_TEST(marker_too)
 	info.si_addr_lsb = 12;
 	ck_assert_int_eq(bed_handle_sigbus(&info),
 			 KVMFAULT_RETRY);
-	ck_assert_uint_eq(kernel.calls, 1);
-	expect(0, 8, WINDOW);
+	/* A worker may come late, and kvm_run may be in use then. */
+	ck_assert_uint_eq(kernel.calls, !bed.vcpu->worker);
+	if (kernel.calls)
+		expect(0, 8, WINDOW);
 }
 END_TEST
 
@@ -109,8 +111,9 @@ START_TEST(mmio_keeps_its_data)
 {
 	/* KVM completes the access with what stands there. */
 	ck_assert_int_eq(bed_mmio(BED_GPA + PAGE, 8, false), KVMFAULT_RETRY);
-	ck_assert_uint_eq(kernel.calls, 1);
-	expect(0, 0, WINDOW);
+	ck_assert_uint_eq(kernel.calls, !bed.vcpu->worker);
+	if (kernel.calls)
+		expect(0, 0, WINDOW);
 	ck_assert_uint_eq(bed.run->exit_reason, KVM_EXIT_MMIO);
 	ck_assert_uint_eq(bed.run->mmio.phys_addr, BED_GPA + PAGE);
 	ck_assert_int_eq(bed.run->mmio.data[0], bed_byte(1));

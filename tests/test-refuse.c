@@ -337,7 +337,7 @@ END_TEST
 START_TEST(in_use)
 {
 	struct kvmfault_service_options options = { .size = sizeof(options) };
-	struct kvmfault_service *service;
+	struct kvmfault_service *service, *second;
 
 	ck_assert_int_eq(kvmfault_vm_free(bed.vm), -EBUSY);
 	ck_assert_int_eq(kvmfault_vm_error(bed.vm, text, sizeof(text)), 0);
@@ -345,12 +345,12 @@ START_TEST(in_use)
 	ck_assert_int_eq(kvmfault_memory_free(bed.memory), -EBUSY);
 	ck_assert_int_eq(kvmfault_vm_error(bed.vm, text, sizeof(text)), 0);
 	ck_assert_ptr_nonnull(strstr(text, "kvmfault_region_remove()"));
-	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &bed.service),
-			 0);
-	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service),
+	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
+	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &second),
 			 -EBUSY);
 	ck_assert_int_eq(kvmfault_vm_error(bed.vm, text, sizeof(text)), 0);
 	ck_assert_ptr_nonnull(strstr(text, "kvmfault_service_free()"));
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
 	bed_down();
 }
 END_TEST
@@ -388,8 +388,7 @@ static void on_missed(void *data, enum kvmfault_log_level level,
 }
 
 /* With a source or without, a service first or not; and a vCPU. */
-static void set_up(bool tracked, bool served, bool region_last,
-		   enum kvmfault_profile profile)
+static void set_up(bool tracked, bool served, bool region_last)
 {
 	const struct kvmfault_vm_options options = {
 		.size = sizeof(options), .log = on_missed,
@@ -403,7 +402,6 @@ static void set_up(bool tracked, bool served, bool region_last,
 	static struct kvm_run run;
 	const struct kvmfault_vcpu_options vcpu = {
 		.size = sizeof(vcpu), .fd = bed.fd, .run = &run,
-		.profile = profile,
 	};
 	struct kvmfault_region region = { .size = sizeof(region),
 					  .length = PAGE };
@@ -439,15 +437,13 @@ START_TEST(no_service)
 {
 	int region_last = _i;
 
-	set_up(true, false, region_last, KVMFAULT_PROFILE_INLINE);
+	set_up(true, false, region_last);
 	ck_assert_uint_eq(missed, 1);
-	set_up(true, true, region_last, KVMFAULT_PROFILE_INLINE);
+	set_up(true, true, region_last);
 	ck_assert_uint_eq(missed, 0);
 	/* No messages come of such a memory. */
-	set_up(false, false, region_last, KVMFAULT_PROFILE_INLINE);
+	set_up(false, false, region_last);
 	ck_assert_uint_eq(missed, 0);
-	set_up(false, false, region_last, KVMFAULT_PROFILE_DELEGATE);
-	ck_assert_uint_eq(missed, 1);
 	bed_down();
 }
 END_TEST

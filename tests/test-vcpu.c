@@ -435,7 +435,9 @@ static bool sleep_well(struct fake_call *call)
 {
 	bool signal = interrupts;
 
-	if (call->arg != &bed.vcpu->seat->pause)
+	/* Its own, or the one of who works for it. */
+	if (call->arg != &bed.vcpu->seat->pause &&
+	    !(bed.vcpu->worker && call->arg == &bed.vcpu->worker->seat->pause))
 		return false;
 	pauses++;
 	slept += call->length;

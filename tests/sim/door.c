@@ -203,6 +203,23 @@ struct call {
 	int errnos[ERRNOS];		/* that the kernel may give */
 };
 
+struct start {
+	void *(*run)(void *);
+	void *arg;
+};
+
+static struct start starts[TASKS];
+
+static const char worker[] = "a worker";
+
+/* Its vCPU's thread has left it. */
+static bool was_left(const char *in)
+{
+	const struct kvmfault__worker *mine = starts[current->id].arg;
+
+	return in == worker && mine->leave;
+}
+
 static bool published(enum kvmfault_profile profile, const struct call *call)
 {
 	const struct kvmfault_syscall *known;
@@ -228,8 +245,8 @@ static void judge(const struct call *call)
 	if (current->on_path && call->makes && !current->callbacks)
 		sim_fail("the fault path makes something", "%s in %s",
 			 call->name, in);
-	if (world_is_vcpu(current) && !current->callbacks && call->syscall &&
-	    !published(world_profile(current), call))
+	if ((world_is_vcpu(current) || in == worker) && !current->callbacks &&
+	    call->syscall && !published(world_profile(current), call))
 		sim_fail("a system call that is not published",
 			 "%s %#llx on a vCPU's thread in %s", call->name,
 			 (unsigned long long)call->value, in);
@@ -382,16 +399,21 @@ static struct call ioctl_call(unsigned long request)
 	return call;
 }
 
-/* As another thread than the vCPU's own: that waits for it in the library. */
+/* As another thread than the vCPU's own: that waits for it in the library, or else
+ * it is only looked at. */
 static int ioctl_of_vcpu(struct open *open, unsigned long request, void *arg)
 {
+	bool change = request == KVM_SET_VCPU_EVENTS;
 	int err;
 
-	world_check_vcpu(world_vcpu_of(open->vcpu));
+	if (change)
+		world_check_vcpu(world_vcpu_of(open->vcpu));
 	open->vcpu->used++;
 	err = kvm_ioctl(open, request, arg);
 	open->vcpu->used--;
-	world_check_vcpu(world_vcpu_of(open->vcpu));
+	task_wake(&open->vcpu->used, TASKS);
+	if (change)
+		world_check_vcpu(world_vcpu_of(open->vcpu));
 	return err;
 }
 
@@ -792,7 +814,8 @@ void door_check_wake(void)
 	/* Somebody else has gone on since: it may be about to wake. */
 	if (current->napped_at != sched_switches())
 		return;
-	if ((vcpu && vcpu->run.immediate_exit) || current->callbacks ||
+	if ((vcpu && vcpu->run.immediate_exit) || was_left(in) ||
+	    current->callbacks ||
 	    !strcmp(in, "kvmfault_memory_free") ||
 	    !strcmp(in, "kvmfault_mapping_remove"))
 		return;
@@ -937,20 +960,14 @@ void **kvmfault__sys_own(void)
 	return &current->own;
 }
 
-struct start {
-	void *(*run)(void *);
-	void *arg;
-};
-
-static struct start starts[TASKS];
-
 static void run_thread(void *arg)
 {
 	struct start *start = arg;
 
 	current->service = true;
 	current->on_path = true;
-	current->call = "a thread of the service";
+	current->call = strcmp(current->name, "kvmfault-vcpu") ?
+		"a thread of the service" : worker;
 	start->run(start->arg);
 }
 

@@ -355,9 +355,9 @@ int kvm_run(struct vcpu *vcpu, int *err)
 	int ret;
 
 	sim_point();
-	if (vcpu->used)
-		sim_fail("a vCPU is used that its thread has",
-			 "KVM_RUN is entered meanwhile");
+	/* KVM's mutex. */
+	while (vcpu->used)
+		task_sleep(&vcpu->used, "the vCPU", NEVER, false);
 	if (vcpu->masked)
 		current->blocked = vcpu->mask;
 	ret = enter(vcpu);

@@ -45,9 +45,8 @@ bool world_masks_sigbus(void)
 
 enum kvmfault_profile world_profile(const struct task *task)
 {
-	(void)task;
-	return option(OPT_delegate) ? KVMFAULT_PROFILE_DELEGATE :
-				      KVMFAULT_PROFILE_INLINE;
+	return option(OPT_delegate) && !(task && task->service) ?
+		KVMFAULT_PROFILE_DELEGATE : KVMFAULT_PROFILE_INLINE;
 }
 
 struct sim_vcpu *world_vcpu_of(const struct vcpu *kvm_vcpu)
@@ -111,7 +110,7 @@ void call_end(const struct in_call *in, int64_t ret)
 	door_check_wake();
 	if (current->locked)
 		sim_fail("a call returns with a lock held", "%s", current->call);
-	/* With the delegate profile it waits for a thread of the service. */
+	/* With the delegate profile it waits for its worker. */
 	if (option(OPT_no_wait) && world_is_vcpu(current) &&
 	    !option(OPT_delegate) && current->waited > LIMIT)
 		sim_fail("a vCPU with no_wait waits", "%s for %llu ms",
