@@ -170,7 +170,6 @@ static int switch_to(struct kvmfault__seat *seat,
 	bool leave = delivery == KVMFAULT_DELIVERY_UFFD;
 	struct kvmfault_vm *vm = seat->vm;
 
-	atomic_store(&vm->delivery, delivery);
 	if (vm->chosen == KVMFAULT_DELIVERY_KERNEL_EXIT)
 		return kvmfault__each_memory(seat, leave ? leave_kernel_exit :
 							   enter_kernel_exit);
@@ -201,7 +200,13 @@ int kvmfault_vm_set_delivery(struct kvmfault_vm *vm,
 	seat = kvmfault__call_begin(vm);
 	if (!seat)
 		return -ENOMEM;
-	err = switch_to(seat, delivery);
+	atomic_store(&vm->delivery, delivery);
+	/* Another thread may do so too: the last one to switch has seen the last
+	 * mode that was set. */
+	do {
+		delivery = atomic_load(&vm->delivery);
+		err = switch_to(seat, delivery);
+	} while (!err && atomic_load(&vm->delivery) != delivery);
 	kvmfault__call_end(seat);
 	kvmfault__expect_service(vm);
 	return err;
