@@ -237,16 +237,17 @@ static void read_messages(struct kvmfault_service *service,
 		return;
 	}
 	space = uffd->space;
-	n = kvmfault__uffd_read(uffd->fd, msg, service->batch * sizeof(*msg));
-	if (atomic_load(&service->vm->baton))
-		kvmfault__uffd_listen(uffd, EPOLL_CTL_MOD);
-	kvmfault__unhold(seat, &seat->uffd);
-	n /= (ssize_t)sizeof(*msg);
+	n = kvmfault__uffd_read(uffd->fd, msg, service->batch * sizeof(*msg)) /
+	    (ssize_t)sizeof(*msg);
 	/* The kernel hands out faults before the events that came earlier: a
-	 * page that was removed must not be served with its old data. */
+	 * page that was removed must not be served with its old data. Nor by
+	 * the next reader. */
 	for (i = 0; i < n; i++)
 		if (msg[i].event != UFFD_EVENT_PAGEFAULT)
 			event(service, seat, space, &msg[i]);
+	if (atomic_load(&service->vm->baton))
+		kvmfault__uffd_listen(uffd, EPOLL_CTL_MOD);
+	kvmfault__unhold(seat, &seat->uffd);
 	for (i = 0; i < n; i++)
 		if (msg[i].event == UFFD_EVENT_PAGEFAULT)
 			pagefault(service, seat, space, &msg[i]);
