@@ -312,6 +312,8 @@ struct kvmfault_vm {
 	_Atomic uint32_t drainers, drain_sequence;
 	struct kvmfault__bucket bucket[KVMFAULT__BUCKETS];
 
+	_Atomic uint32_t leaving;	/* have unpinned a memory, and see to
+					 * the drainers yet */
 	atomic_bool service_missed;	/* that was said */
 	_Atomic uint64_t texts_kept;
 	struct kvmfault__text text[KVMFAULT__TEXTS];
