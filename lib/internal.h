@@ -310,8 +310,6 @@ struct kvmfault_vm {
 	struct kvmfault__bucket conversion_ended;
 
 	_Atomic uint32_t drainers, drain_sequence;
-	struct kvmfault__bucket bucket[KVMFAULT__BUCKETS];
-
 	_Atomic uint32_t leaving;	/* have unpinned a memory, and see to
 					 * the drainers yet */
 	atomic_bool service_missed;	/* that was said */

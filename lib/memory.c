@@ -389,6 +389,7 @@ static int memory_make(struct kvmfault_vm *vm,
 	new->fd = o->fd > 0 ? o->fd : 0;
 	new->fd_offset = o->fd_offset;
 	new->host = o->host;
+	atomic_store(&new->making, true);
 	new->source_offset = o->source_offset;
 	if (o->source)
 		err = kvmfault__options_in(vm, "kvmfault_source", &new->source,
@@ -610,6 +611,7 @@ int kvmfault_memory_new(struct kvmfault_vm *vm,
 	}
 	*memory = new;
 	return 0;
+	atomic_store(&new->making, false);
 }
 
 KVMFAULT__EXPORT

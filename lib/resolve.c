@@ -384,6 +384,11 @@ static void resolve_tracked(struct kvmfault__request *rq,
 	rq->page = rq->request.offset >> memory->page_shift;
 	rq->first = rq->page;
 	rq->count = 1;
+	/* A late message, of what was there before: it has to be empty yet. */
+	if (atomic_load(&memory->making)) {
+		kvmfault__judge(rq, -EAGAIN, answer);
+		return;
+	}
 	/* What it did not wait for has failed meanwhile. */
 	if (rq->seat->no_wait)
 		err = kvmfault__fetch_failed(rq);

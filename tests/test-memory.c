@@ -219,6 +219,41 @@ START_TEST(preallocated)
 }
 END_TEST
 
+static struct kvmfault__answer early;
+
+/* A message of what was there before is read while it is being made. */
+static bool late_message(struct fake_call *call)
+{
+	struct kvmfault__seat *seat = kvmfault__call_begin(bed.vm);
+	struct kvmfault_fault fault = {
+		.size = sizeof(fault), .entrance = KVMFAULT_ENTRANCE_UFFD,
+		.known = KVMFAULT_KNOWN_HVA, .hva = (uintptr_t)host,
+	};
+	struct kvmfault__place place = { 0 };
+
+	(void)call;
+	fake_on(FAKE_CACHED, NULL);
+	place.origin = kvmfault__mapping_find(seat, 0, fault.hva);
+	ck_assert_ptr_nonnull(place.origin);
+	place.memory = place.origin->span.memory;
+	kvmfault__resolve(seat, &fault, &place, &early);
+	kvmfault__leave(seat);
+	kvmfault__call_end(seat);
+	return false;
+}
+
+/* It waits until it is known that there was nothing. */
+START_TEST(touched_while_it_is_made)
+{
+	fake_on(FAKE_CACHED, late_message);
+	ck_assert_int_eq(new_memory(), 0);
+	ck_assert_int_eq(early.action, KVMFAULT_RETRY);
+	ck_assert_int_eq(early.error, -EAGAIN);
+	ck_assert(!fake_present(fd, 0));
+	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+}
+END_TEST
+
 START_TEST(preallocated_anonymous)
 {
 	options.fd = 0;
@@ -561,6 +596,7 @@ int main(void)
 	tcase_add_test(t, source_too_short);
 	tcase_add_test(t, source_cannot_read);
 	tcase_add_loop_test(t, preallocated, 0, 3);
+	tcase_add_test(t, touched_while_it_is_made);
 	tcase_add_test(t, preallocated_anonymous);
 	tcase_add_test(t, preallocated_on_an_old_kernel);
 	tcase_add_test(t, cannot_look);
