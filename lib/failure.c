@@ -77,16 +77,12 @@ static bool says_nothing(int err)
  * have fetched the page since the signal was sent. The kernel knows; one that
  * can't be asked (before 5.14) has no markers (6.6).
  */
-static bool failed(const struct kvmfault_fault *fault,
-		   const struct kvmfault__place *place)
+bool kvmfault__has_failed(const struct kvmfault_memory *memory, uint64_t hva)
 {
-	const struct kvmfault_memory *memory = place->memory;
 	uint64_t size = kvmfault__page_size(memory);
-	void *page = (void *)(uintptr_t)(fault->hva & ~(size - 1));
+	void *page = (void *)(uintptr_t)(hva & ~(size - 1));
 	int err;
 
-	if (fault->entrance == KVMFAULT_ENTRANCE_FAILURE)
-		return true;
 	err = kvmfault__sys_madvise(page, size, KVMFAULT__MADV_POPULATE_READ);
 	if (says_nothing(err))
 		return false;
@@ -185,8 +181,8 @@ void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 	if (!place.region && seat->vcpu)
 		kvmfault__warn_unshown(place.memory, place.offset);
 	if (any_present(fault, &place, its)) {
-		if (!failed(fault, &place)) {
-			kvmfault__leave(seat);
+		if (fault->entrance != KVMFAULT_ENTRANCE_FAILURE &&
+		    !kvmfault__has_failed(place.memory, fault->hva)) {
 			answer->action = KVMFAULT_RETRY;
 			return;
 		}

@@ -314,6 +314,8 @@ struct kvmfault_vm {
 					 * the drainers yet */
 	atomic_bool service_missed;	/* that was said */
 	_Atomic uint64_t texts_kept;
+	struct kvmfault__bucket bucket[KVMFAULT__BUCKETS];
+
 	struct kvmfault__text text[KVMFAULT__TEXTS];
 };
 

@@ -125,6 +125,26 @@ static bool recheck(struct kvmfault__request *rq,
 	return true;
 }
 
+/*
+ * KVM can't reach it, or the library is about to touch it: is it to be had? The
+ * memslots' mapping is asked, and may have a marker there: the page was discarded
+ * since, or came past the library. False: look again.
+ */
+static bool reach(struct kvmfault__request *rq, struct kvmfault__answer *answer)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+
+	kvmfault__resolve_unclaimed(rq, KVMFAULT_PAGE_PRESENT, answer);
+	if (answer->error != -EHWPOISON || !memory->marked)
+		return true;
+	if (kvmfault__page_state(memory, rq->page) != KVMFAULT__PRESENT ||
+	    !kvmfault__has_failed(memory, (uintptr_t)rq->request.host)) {
+		kvmfault__say(answer, KVMFAULT_RETRY);
+		return false;
+	}
+	return true;
+}
+
 /* Most often it came meanwhile; or KVM can't reach it all the same. */
 static bool resolve_unprotected(struct kvmfault__request *rq, bool waited,
 				struct kvmfault__answer *answer)
@@ -139,7 +159,7 @@ static bool resolve_unprotected(struct kvmfault__request *rq, bool waited,
 	kvmfault__userfault_follow(rq->request.memory, rq->page, 1);
 	if (kvmfault__touched(rq) || (!waited &&
 	    rq->request.fault->entrance != KVMFAULT_ENTRANCE_CALL))
-		kvmfault__resolve_unclaimed(rq, KVMFAULT_PAGE_PRESENT, answer);
+		return reach(rq, answer);
 	return true;
 }
 

@@ -419,6 +419,32 @@ END_TEST
 
 /* ---- the mode ---- */
 
+static enum kvmfault__state becomes;
+
+/* Discarded since it was seen to be present, and marked; or the marker is an old
+ * one. */
+static bool meets_a_marker(struct fake_call *call)
+{
+	if (call->number != KVMFAULT__MADV_POPULATE_READ)
+		return false;
+	fake_on(FAKE_MADVISE, NULL);
+	kvmfault__page_change(bed.memory, 3, KVMFAULT__PRESENT, becomes);
+	call->result = -EHWPOISON;
+	return true;
+}
+
+START_TEST(mmio_meets_a_marker)
+{
+	becomes = _i ? KVMFAULT__REMOVED : KVMFAULT__PRESENT;
+	touched(bed_page(3));
+	fake_on(FAKE_MADVISE, meets_a_marker);
+	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 8, false),
+			 KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
+	ck_assert_uint_eq(bed_stats().unresolved, 0);
+}
+END_TEST
+
 START_TEST(left_and_taken_up)
 {
 	touched(bed_page(3));
@@ -502,6 +528,7 @@ int main(void)
 	tcase_add_loop_test(t, tried_again_at_the_next_touch, 0, 2);
 	tcase_add_test(t, marker_on_a_page_that_is_there);
 	tcase_add_test(t, bytes_of_mmio_go_past_the_markers);
+	tcase_add_loop_test(t, mmio_meets_a_marker, 0, 2);
 	tcase_add_test(t, left_and_taken_up);
 	tcase_add_test(t, leaving_fails);
 	tcase_add_test(t, leaving_waits_for_who_is_marking);
