@@ -159,19 +159,16 @@ static void translate(struct kvmfault_fault *fault,
 	fault->gpa = region->gpa + place->offset - region->offset;
 }
 
-void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
-		      struct kvmfault__answer *answer)
+static void at_hva(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
+		   struct kvmfault__answer *answer)
 {
 	struct kvmfault__place place = { 0 };
 	struct kvmfault_mapping *mapping;
 	struct lost its;
 
-	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
 	mapping = kvmfault__mapping_find(seat, 0, fault->hva);
-	if (!mapping) {
-		kvmfault__leave(seat);
+	if (!mapping)
 		return;
-	}
 	its = lost(fault, mapping);
 	place.memory = mapping->span.memory;
 	place.offset = fault->hva - mapping->host;
@@ -191,7 +188,17 @@ void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 			poison(place.memory, its);
 	}
 	kvmfault__resolve(seat, fault, &place, answer);
+}
+
+void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
+		      struct kvmfault__answer *answer)
+{
+	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+	/* Before it is seen in the mapping. */
+	atomic_store(&seat->at_signal, true);
+	at_hva(seat, fault, answer);
 	kvmfault__leave(seat);
+	atomic_store(&seat->at_signal, false);
 }
 
 KVMFAULT__EXPORT

@@ -95,6 +95,8 @@ struct kvmfault__seat {
 					 * service while something is parked */
 	_Atomic(const void *) punch;	/* short: a hole in its guest_memfd */
 	_Atomic(const void *) marking;	/* short: a memory, given markers */
+	atomic_bool at_signal;		/* its span is a SIGBUS's, which may
+					 * touch the page */
 	const uint8_t *immediate_exit;	/* of a vCPU, or NULL */
 	struct kvmfault_service *service; /* whose thread has it */
 	struct kvmfault_vcpu *vcpu;	/* whose it is, or NULL */
@@ -312,10 +314,10 @@ struct kvmfault_vm {
 	_Atomic uint32_t drainers, drain_sequence;
 	_Atomic uint32_t leaving;	/* have unpinned a memory, and see to
 					 * the drainers yet */
-	atomic_bool service_missed;	/* that was said */
-	_Atomic uint64_t texts_kept;
 	struct kvmfault__bucket bucket[KVMFAULT__BUCKETS];
 
+	atomic_bool service_missed;	/* that was said */
+	_Atomic uint64_t texts_kept;
 	struct kvmfault__text text[KVMFAULT__TEXTS];
 };
 
@@ -444,6 +446,7 @@ struct kvmfault_memory {
 	unsigned int page_shift;
 	bool hugetlb;
 	bool write_protect;	/* it can be */
+	atomic_bool making;	/* nothing may come to it yet */
 	int fd;
 	uint64_t fd_offset;
 	struct kvmfault_source source;	/* read NULL: not tracked */
@@ -1192,7 +1195,10 @@ bool kvmfault__can_prefault(int vcpu_fd);
 void kvmfault__prefault(const struct kvmfault__task *task,
 			const struct kvmfault__answer *answer);
 
-/* failure.c: tell of memory that failed; what becomes of the answer */
+/* failure.c: has the page there failed, or was there a marker that is gone by now?
+ * Its state is present. */
+bool kvmfault__has_failed(const struct kvmfault_memory *memory, uint64_t hva);
+/* Tell of memory that failed; what becomes of the answer */
 void kvmfault__tell_failure(struct kvmfault__request *rq,
 			    struct kvmfault__answer *answer);
 /* A SIGBUS at fault->hva; the gpa is filled in. NOT_A_FAULT: not ours. */

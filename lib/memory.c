@@ -515,7 +515,8 @@ static bool is_mapping(const struct kvmfault__mappings *all,
 	return i < all->count;
 }
 
-/* Through a region, or in one of its mappings, where it may be asleep. */
+/* Through a region, or in one of its mappings, where it may be asleep. Who answers
+ * a message there is not. */
 static bool uses(struct kvmfault__seat *seat, void *data)
 {
 	const struct kvmfault_memory *memory = data;
@@ -523,7 +524,8 @@ static bool uses(struct kvmfault__seat *seat, void *data)
 
 	return atomic_load(&seat->mappings) == all ||
 	       (serves(seat, data) &&
-		!is_mapping(all, atomic_load(&seat->span)));
+		(atomic_load(&seat->at_signal) ||
+		 !is_mapping(all, atomic_load(&seat->span))));
 }
 
 /*
@@ -609,9 +611,9 @@ int kvmfault_memory_new(struct kvmfault_vm *vm,
 		memory_end(new, false);
 		return err;
 	}
+	atomic_store(&new->making, false);
 	*memory = new;
 	return 0;
-	atomic_store(&new->making, false);
 }
 
 KVMFAULT__EXPORT
