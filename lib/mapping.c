@@ -526,6 +526,32 @@ static int forget_pages(struct kvmfault_vm *vm, void *host, uint64_t length)
 	return err;
 }
 
+static int overlaps(struct kvmfault__span *span, void *other)
+{
+	const struct kvmfault__span *its = other;
+
+	return span->first <= its->last && its->first <= span->last ?
+		-EEXIST : 0;
+}
+
+/* Before anything is done to what is there. */
+static int check_free(const struct kvmfault_memory *memory, uint64_t host,
+		      const struct kvmfault_uffd *uffd)
+{
+	struct kvmfault__span span = {
+		.first = kvmfault__key(uffd ? uffd->space : 0, host),
+		.last = kvmfault__key(uffd ? uffd->space : 0,
+				      host + memory->length - 1),
+	};
+	struct kvmfault_vm *vm = memory->vm;
+	int err;
+
+	kvmfault__sys_lock(&vm->lock);
+	err = kvmfault__table_each(&vm->mappings, overlaps, &span);
+	kvmfault__sys_unlock(&vm->lock);
+	return err;
+}
+
 /* In this process, before it is registered: a REMOVE event would have to be read
  * for it. A child's mapping is not registered: it would read zeros out of what is
  * absent, and have them come into the file. */
@@ -545,8 +571,12 @@ int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 {
 	bool own = kvmfault__tracked(memory) && !uffd;
 	bool local = own || !uffd || !uffd->space;
-	int err = local ? kvmfault__maps_check(memory, host) : 0;
+	int err = check_free(memory, host, uffd);
 
+	if (err)
+		return explain(memory, host, local, err);
+	if (local)
+		err = kvmfault__maps_check(memory, host);
 	if (!err && kvmfault__tracked(memory) && local)
 		err = prepare(memory, (void *)(uintptr_t)host, inherited);
 	if (err)

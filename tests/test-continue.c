@@ -150,6 +150,27 @@ START_TEST(bad_ones)
 }
 END_TEST
 
+/* What is there is another's: nothing of it is lost. */
+START_TEST(refused_before_anything_is_forgotten)
+{
+	struct kvmfault_source source = bed_source();
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options),
+		.length = BED_PAGES * PAGE,
+		.source = &source,
+		.host = bed.host,
+		.fd = bed.fd,
+		.minor = true,
+	};
+	struct kvmfault_memory *memory;
+
+	fake_forget();
+	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory),
+			 -EEXIST);
+	ck_assert_uint_eq(fake_count(FAKE_MADVISE, MADV_DONTNEED), 0);
+}
+END_TEST
+
 /* Larger than scratch memory: the source writes to the file itself. */
 START_TEST(page_larger_than_scratch)
 {
@@ -368,6 +389,7 @@ int main(void)
 	tcase_add_test(t, absent_page);
 	tcase_add_test(t, preallocated_file);
 	tcase_add_test(t, bad_ones);
+	tcase_add_test(t, refused_before_anything_is_forgotten);
 	tcase_add_test(t, page_larger_than_scratch);
 	tcase_add_test(t, second_mapping_is_told);
 	tcase_add_test(t, repeated_message_is_woken);
