@@ -1470,10 +1470,11 @@ int kvmfault_ensure_page_tables(struct kvmfault_vcpu *vcpu);
  * Returns 0; -EINVAL: vm is NULL, empty, not whole pages; -ENXIO: a part is in
  * no region with memory; -EINTR: a signal came while a fetch was waited for:
  * call again; -EDEADLK: called from a callback that is fetching for this
- * memory; -ENOMEM; what fallocate(2) or madvise(2) said; of a protected page
- * -EAGAIN: its resolver said later, or the mappings are changing just now; -EIO and
- * others: what its resolver or the source said. All that comes before is
- * discarded then, the rest is as it was.
+ * memory; -ENOMEM; what fallocate(2) or madvise(2) said; -EAGAIN: the memory is
+ * being freed, or of a protected page its resolver said later, or the mappings are
+ * changing just now; -EIO and others: what a protected page's resolver or the source
+ * said. All that comes before is discarded then, and the rest is as it was, but for
+ * the page whose fetch was waited for: who fetches it may discard it yet.
  * Thread class: any. Since 0.1.
  */
 int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,

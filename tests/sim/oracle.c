@@ -29,12 +29,14 @@ void truth_init(struct truth *truth, const char *name, unsigned int pages)
 	truth->pages = pages;
 	truth->word = calloc((size_t)pages * WORDS, sizeof(*truth->word));
 	truth->discarding = calloc(pages, 1);
+	truth->left = calloc(pages, sizeof(*truth->left));
 }
 
 void truth_free(struct truth *truth)
 {
 	free(truth->word);
 	free(truth->discarding);
+	free(truth->left);
 	memset(truth, 0, sizeof(*truth));
 }
 
@@ -42,6 +44,12 @@ struct word *truth_word(struct truth *truth, unsigned int page,
 			unsigned int word)
 {
 	return &truth->word[page * WORDS + word];
+}
+
+/* It may become zero at any time. */
+static bool going(const struct truth *truth, unsigned int page)
+{
+	return truth->discarding[page] || truth->left[page];
 }
 
 bool word_may_be(const struct word *word, uint64_t value)
@@ -103,7 +111,7 @@ void truth_read(struct truth *truth, unsigned int page, unsigned int word,
 	if (w->lost)
 		return;
 	/* While it may still be discarded, what it was may still be seen. */
-	if (truth->loose || (truth->discarding[page] && value))
+	if (truth->loose || (going(truth, page) && value))
 		return;
 	set(w, value);
 }
@@ -121,6 +129,7 @@ void truth_anew(struct truth *truth, unsigned int page, unsigned int word,
 
 	w->version++;
 	w->lost = w->written = false;
+	truth->left[page] = false;
 	/* A write of the library's that is under way may come to this one. */
 	set(w, value);
 	truth->changes++;
@@ -137,7 +146,7 @@ void truth_write(struct truth *truth, unsigned int page, unsigned int word,
 	truth->changes++;
 	w->written = true;
 	w->version++;
-	if (truth->discarding[page])
+	if (going(truth, page))
 		add(w, 0);
 }
 
@@ -166,7 +175,7 @@ void truth_write_end(struct truth *truth, unsigned int page, unsigned int word,
 	if (i < w->pendings)
 		w->pending[i] = w->pending[--w->pendings];
 	/* Nobody else has touched it: it was the last to write. */
-	if (done && w->version == version && !truth->discarding[page])
+	if (done && w->version == version && !going(truth, page))
 		set(w, value);
 }
 
@@ -189,6 +198,12 @@ void truth_discard_begin(struct truth *truth, unsigned int page,
 	}
 }
 
+void truth_discard_left(struct truth *truth, unsigned int page,
+			unsigned int count)
+{
+	memset(&truth->left[page], true, count);
+}
+
 void truth_discard_end(struct truth *truth, unsigned int page,
 		       unsigned int count, bool done)
 {
@@ -198,6 +213,8 @@ void truth_discard_end(struct truth *truth, unsigned int page,
 	truth->changes++;
 	for (i = page; i < page + count; i++) {
 		truth->discarding[i]--;
+		if (done && !truth->discarding[i])
+			truth->left[i] = false;
 		for (k = 0; k < WORDS; k++) {
 			struct word *w = truth_word(truth, i, k);
 

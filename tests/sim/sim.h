@@ -508,6 +508,8 @@ struct truth {				/* of a memory, or a guest_memfd */
 	struct word *word;		/* by page and word */
 	uint8_t *discarding;		/* by page: discards in progress, */
 	unsigned int open;		/* and in all */
+	bool *left;			/* by page: one was given up, and may
+					 * come to its end by itself */
 	unsigned int changes;		/* whatever has happened to it */
 };
 
@@ -535,6 +537,9 @@ void truth_write_end(struct truth *truth, unsigned int page, unsigned int word,
 		     uint64_t value, uint32_t version, bool done);
 void truth_discard_begin(struct truth *truth, unsigned int page,
 			 unsigned int count);
+/* It has failed, and yet who is fetching such a page may discard it. */
+void truth_discard_left(struct truth *truth, unsigned int page,
+			unsigned int count);
 void truth_discard_end(struct truth *truth, unsigned int page,
 		       unsigned int count, bool done);
 void truth_lose(struct truth *truth, unsigned int page, unsigned int count);

@@ -856,6 +856,8 @@ static void discard(struct acting *a, const struct step *step)
 	} while (err == -EINTR);
 	if (!err && alone == sched_switches() && memory->exists)
 		door_check_marked(memory, page, count);
+	if (err == -EAGAIN)	/* its memory is being freed */
+		truth_discard_left(&memory->truth, page, count);
 	truth_discard_end(&memory->truth, page, count, !err);
 	end_write();
 	check_error("kvmfault_discard", err, injected);
