@@ -766,9 +766,6 @@ void kvmfault__mark(struct kvmfault__seat *seat,
 		    const struct kvmfault__place *place);
 void kvmfault__mark_ahead(struct kvmfault__seat *seat,
 			  const struct kvmfault__place *place);
-/* Its pages may have lost their markers: to be marked anew. */
-void kvmfault__unmarked(const struct kvmfault_memory *memory, uint64_t offset,
-			uint64_t length);
 /* Take all of them out, of every memory. */
 int kvmfault__unmark_all(struct kvmfault__seat *seat);
 

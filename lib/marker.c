@@ -81,10 +81,11 @@ static int recheck(const struct kvmfault_mapping *mapping, uint64_t page,
 	return err;
 }
 
-/* One call for each run of pages that have neither data nor a marker. */
+/* One call for each run of pages that have neither data nor a marker; first: the
+ * first of these runs is all. */
 static int mark_run(struct kvmfault__seat *seat,
 		    const struct kvmfault_mapping *mapping, uint64_t page,
-		    uint64_t count)
+		    uint64_t count, bool first)
 {
 	uint64_t size = kvmfault__page_size(mapping->span.memory);
 	uint64_t end = page + count, done;
@@ -99,8 +100,8 @@ static int mark_run(struct kvmfault__seat *seat,
 		kvmfault__add(seat, KVMFAULT__COUNTER(marked), done);
 		gone = recheck(mapping, page, done);
 		page += done;
-		/* There is a page; or nothing is mapped. */
-		if (err == -EEXIST || err == -ENOENT) {
+		/* There is a page, or a marker; or nothing is mapped. */
+		if (!first && (err == -EEXIST || err == -ENOENT)) {
 			err = 0;
 			page++;
 		}
@@ -108,13 +109,14 @@ static int mark_run(struct kvmfault__seat *seat,
 	return err ? err : gone;
 }
 
-static int mark_stretch(struct kvmfault__seat *seat,
-			const struct kvmfault_mapping *mapping,
-			uint64_t stretch)
+/* From the page on, in its stretch. */
+static int mark_pages(struct kvmfault__seat *seat,
+		      const struct kvmfault_mapping *mapping, uint64_t page,
+		      bool first)
 {
 	const struct kvmfault_memory *memory = mapping->span.memory;
 	uint64_t pages = memory->length >> memory->page_shift;
-	uint64_t page = stretch * STRETCH, end = page + STRETCH, next;
+	uint64_t end = page - page % STRETCH + STRETCH, next;
 	int err = 0;
 
 	if (end > pages)
@@ -123,23 +125,25 @@ static int mark_stretch(struct kvmfault__seat *seat,
 		for (next = page; next < end && missing(memory, next); next++)
 			;
 		if (next > page)
-			err = mark_run(seat, mapping, page, next - page);
+			err = mark_run(seat, mapping, page, next - page, first);
 		else
 			next++;
+		if (first)
+			break;
 	}
 	return err;
 }
 
 /* Who touches a marker through the only mapping there is may be the VMM. */
 static int mark(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
-		uint64_t stretch)
+		uint64_t page, bool first)
 {
 	const struct kvmfault__mappings *all =
 		kvmfault__hold(&seat->mappings, &memory->mappings);
 	int err = -EAGAIN;
 
 	if (kvmfault__own_mapping(all))
-		err = mark_stretch(seat, all->mapping[0], stretch);
+		err = mark_pages(seat, all->mapping[0], page, first);
 	kvmfault__unhold(seat, &seat->mappings);
 	return err;
 }
@@ -166,10 +170,24 @@ static bool mark_once(struct kvmfault__seat *seat,
 	/* Who leaves the mode says so, and then looks for who is marking. */
 	atomic_store(&seat->marking, memory);
 	if (wanted(memory) && !(atomic_fetch_or(word, bit) & bit) &&
-	    mark(seat, memory, stretch))
+	    mark(seat, memory, stretch * STRETCH, false))
 		atomic_fetch_and(word, ~bit);
 	kvmfault__unhold(seat, &seat->marking);
 	return is_marked(memory, stretch);
+}
+
+/* A message for a page of a stretch that is marked: it was punched, maybe with those
+ * behind it. They get their markers again, up to the first that still has one. */
+static void mark_again(struct kvmfault__seat *seat,
+		       struct kvmfault_memory *memory, uint64_t page)
+{
+	if (kvmfault__page_state(memory, page) != KVMFAULT__REMOVED ||
+	    !(++page % STRETCH))
+		return;
+	atomic_store(&seat->marking, memory);
+	if (wanted(memory))
+		mark(seat, memory, page, true);
+	kvmfault__unhold(seat, &seat->marking);
 }
 
 static bool by_markers(const struct kvmfault__place *place)
@@ -207,9 +225,14 @@ static bool worth_it(struct kvmfault_memory *memory, uint64_t stretch)
 void kvmfault__mark(struct kvmfault__seat *seat,
 		    const struct kvmfault__place *place)
 {
-	if (by_markers(place) && !is_marked(place->memory, stretch_of(place)) &&
-	    worth_it(place->memory, stretch_of(place)))
-		mark_once(seat, place->memory, stretch_of(place));
+	struct kvmfault_memory *memory = place->memory;
+
+	if (!by_markers(place))
+		return;
+	if (is_marked(memory, stretch_of(place)))
+		mark_again(seat, memory, place->offset >> memory->page_shift);
+	else if (worth_it(memory, stretch_of(place)))
+		mark_once(seat, memory, stretch_of(place));
 }
 
 /* How many of the next ones that way are marked, or are not, up to AHEAD. */
@@ -250,22 +273,6 @@ void kvmfault__mark_ahead(struct kvmfault__seat *seat,
 		n = way > 0 ? below : above;
 	while (n-- && mark_once(seat, memory, stretch += (uint64_t)way))
 		;
-}
-
-void kvmfault__unmarked(const struct kvmfault_memory *memory, uint64_t offset,
-			uint64_t length)
-{
-	uint64_t page = offset >> memory->page_shift;
-	uint64_t stretch = page / STRETCH;
-	uint64_t last = (page + (length >> memory->page_shift) - 1) / STRETCH;
-
-	for (; stretch <= last; stretch++) {
-		_Atomic uint64_t *word = &memory->marked[stretch / BITS];
-		uint64_t bit = 1ULL << stretch % BITS;
-
-		if (atomic_load(word) & bit)
-			atomic_fetch_and(word, ~bit);
-	}
 }
 
 static bool is_marking(struct kvmfault__seat *seat, void *unused)

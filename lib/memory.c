@@ -280,18 +280,13 @@ int kvmfault__memory_resident(const struct kvmfault_memory *memory,
 int kvmfault__memory_punch(const struct kvmfault_memory *memory,
 			   uint64_t offset, uint64_t length)
 {
-	int err;
-
 	if (memory->fd <= 0)
 		return kvmfault__sys_madvise((char *)memory->host + offset,
 					     length, MADV_DONTNEED);
-	err = kvmfault__sys_fallocate(memory->fd, FALLOC_FL_PUNCH_HOLE |
-				      FALLOC_FL_KEEP_SIZE,
-				      (off_t)(memory->fd_offset + offset),
-				      (off_t)length);
-	if (memory->marked)
-		kvmfault__unmarked(memory, offset, length);
-	return err;
+	return kvmfault__sys_fallocate(memory->fd, FALLOC_FL_PUNCH_HOLE |
+				       FALLOC_FL_KEEP_SIZE,
+				       (off_t)(memory->fd_offset + offset),
+				       (off_t)length);
 }
 
 void kvmfault__tell_change(struct kvmfault_memory *memory, uint64_t offset,

@@ -281,22 +281,49 @@ START_TEST(who_jumps_about_finds_none)
 }
 END_TEST
 
-/* Punching keeps some markers and drops others: all are put there again. */
+/* Punching keeps the markers that there are. Where there was data the first touch
+ * brings one to what is behind it, and asks of no page that has one but the first. */
 START_TEST(discarded_pages_are_marked_again)
+{
+	uint64_t page;
+
+	touched(bed_page(0));
+	for (page = 4; page < 8; page++)
+		ck_assert_int_eq(sigbus(bed_page(page)), KVMFAULT_RETRY);
+	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA + 3 * PAGE,
+					  6 * PAGE), 0);
+	ck_assert(marked(3));
+	ck_assert(!marked(4) && !marked(7));
+	ck_assert(marked(8));
+	fake_forget();
+	touched(bed_page(5));
+	ck_assert(bed_has(5, 0));
+	ck_assert_uint_eq(poisons(), 2);
+	ck_assert(!marked(4) && !marked(5));
+	ck_assert(marked(6) && marked(7) && marked(8));
+	ck_assert_int_eq(sigbus(bed_page(6)), KVMFAULT_RETRY);
+	ck_assert(bed_has(6, 0));
+	/* What it is followed by is here: there is nothing to mark. */
+	fake_forget();
+	touched(bed_page(4));
+	ck_assert(bed_has(4, 0));
+	ck_assert_uint_eq(poisons(), 0);
+}
+END_TEST
+
+/* The mode may be left at any moment. */
+START_TEST(discarded_pages_are_not_marked_where_nobody_wants_it)
 {
 	touched(bed_page(0));
 	ck_assert_int_eq(sigbus(bed_page(4)), KVMFAULT_RETRY);
-	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA + 3 * PAGE,
-					  3 * PAGE), 0);
-	ck_assert(marked(3));
-	ck_assert(!marked(4));
+	ck_assert_int_eq(sigbus(bed_page(5)), KVMFAULT_RETRY);
+	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA + 4 * PAGE,
+					  2 * PAGE), 0);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
 	touched(bed_page(4));
 	ck_assert(bed_has(4, 0));
-	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA, PAGE), 0);
-	touched(bed_page(4));
-	ck_assert(marked(0));
-	ck_assert_int_eq(sigbus(bed_page(0)), KVMFAULT_RETRY);
-	ck_assert(bed_has(0, 0));
+	ck_assert(!marked(5));
+	add_mapping(bed.memory, bed.fd);
 }
 END_TEST
 
@@ -523,6 +550,7 @@ int main(void)
 	tcase_add_test(t, a_few_at_once);
 	tcase_add_test(t, who_jumps_about_finds_none);
 	tcase_add_test(t, discarded_pages_are_marked_again);
+	tcase_add_test(t, discarded_pages_are_not_marked_where_nobody_wants_it);
 	tcase_add_test(t, page_that_came_meanwhile_keeps_no_marker);
 	tcase_add_test(t, page_that_is_mapped_is_passed_over);
 	tcase_add_loop_test(t, tried_again_at_the_next_touch, 0, 2);
