@@ -1464,7 +1464,8 @@ int kvmfault_ensure_page_tables(struct kvmfault_vcpu *vcpu);
  * source again; its host memory is freed (FALLOC_FL_PUNCH_HOLE, for anonymous
  * memory MADV_DONTNEED). Whole pages of the memory only. Waits for a page whose
  * fetch is in flight, and then takes it: hold no lock that your source takes.
- * What is protected is saved first, and for that fetched. Punching a hole or
+ * What is protected is saved first, and for that fetched. What was poisoned is
+ * memory again, in every process. Punching a hole or
  * MADV_REMOVE behind the library's back loses that order: use this call.
  *
  * Returns 0; -EINVAL: vm is NULL, empty, not whole pages; -ENXIO: a part is in

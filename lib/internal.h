@@ -670,10 +670,10 @@ int kvmfault__poison(struct kvmfault__seat *seat,
 		     struct kvmfault_memory *memory,
 		     const struct kvmfault_mapping *only, uint64_t offset,
 		     uint64_t length);
-/* Take markers out of this process's mappings: punching leaves them there. */
+/* Take the marker of a page that was punched, and is in flight, out of every
+ * mapping: punching leaves it there. */
 int kvmfault__unpoison(struct kvmfault__seat *seat,
-		       struct kvmfault_memory *memory, uint64_t offset,
-		       uint64_t length);
+		       struct kvmfault_memory *memory, uint64_t offset);
 /* Wake who sleeps on the range, through every mapping or `only` one. */
 void kvmfault__wake(struct kvmfault__seat *seat,
 		    struct kvmfault_memory *memory,

@@ -303,9 +303,33 @@ int kvmfault__poison(struct kvmfault__seat *seat,
 	return err;
 }
 
+/* Nobody but the process itself can take a marker out, and yet what is installed
+ * there takes its place: zeros, which is what a discarded page holds, and a hole
+ * takes these away again. */
+static int unpoison_remote(struct kvmfault__seat *seat,
+			   const struct kvmfault_mapping *mapping,
+			   uint64_t offset)
+{
+	const struct kvmfault_memory *memory = mapping->span.memory;
+	uint64_t size = kvmfault__page_size(memory);
+	uint64_t host = mapping->host + offset;
+	int64_t done;
+
+	done = kvmfault__uffd_install(mapping->uffd->fd, KVMFAULT__COPY, host,
+				      memset(seat->buffer, 0, size), size,
+				      size, false);
+	if (done == -EEXIST)	/* it is in the file */
+		done = kvmfault__uffd_install(mapping->uffd->fd, KVMFAULT__MAP,
+					      host, NULL, size, size, false);
+	if (done == -ENOENT || done == -ESRCH)
+		return 0;
+	if (done < 0 && done != -EEXIST)
+		return done == -EFAULT ? -ENOMEM : (int)done;
+	return kvmfault__memory_punch(memory, offset, size);
+}
+
 int kvmfault__unpoison(struct kvmfault__seat *seat,
-		       struct kvmfault_memory *memory, uint64_t offset,
-		       uint64_t length)
+		       struct kvmfault_memory *memory, uint64_t offset)
 {
 	const struct kvmfault__mappings *all = hold_mappings(seat, memory);
 	int err = 0;
@@ -315,9 +339,10 @@ int kvmfault__unpoison(struct kvmfault__seat *seat,
 		const struct kvmfault_mapping *mapping = all->mapping[i];
 		void *host = (void *)(uintptr_t)(mapping->host + offset);
 
-		if (!mapping->uffd || !mapping->uffd->space)
-			err = kvmfault__sys_madvise(host, length,
-						    MADV_DONTNEED);
+		err = mapping->uffd && mapping->uffd->space ?
+			unpoison_remote(seat, mapping, offset) :
+			kvmfault__sys_madvise(host, kvmfault__page_size(memory),
+					      MADV_DONTNEED);
 	}
 	kvmfault__unhold(seat, &seat->mappings);
 	return err;

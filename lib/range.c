@@ -191,7 +191,7 @@ static int clear_markers(struct kvmfault__seat *seat,
 	for (i = 0; i < count && !err; i++)
 		if (was[i] == KVMFAULT__POISONED)
 			err = kvmfault__unpoison(seat, memory,
-						 (page + i) * size, size);
+						 (page + i) * size);
 	return err;
 }
 

@@ -121,7 +121,7 @@ static bool discarded(struct kvmfault__request *rq, uint64_t page,
 		return false;
 	err = kvmfault__memory_punch(memory, page * size, size);
 	if (!err && rq->poisoned)
-		err = kvmfault__unpoison(rq->seat, memory, page * size, size);
+		err = kvmfault__unpoison(rq->seat, memory, page * size);
 	if (err)
 		kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
 			      "a page at offset %#llx was discarded while it was fetched, and could not be freed (error %d): it keeps its data",

@@ -791,22 +791,47 @@ static int receive_fd(int from)
 	return fd;
 }
 
-/* A device process: maps the memory at an address of its own, sends its
- * userfaultfd, and reads when it is told to. Ends with how many were wrong. */
-static void device(int to, bool only_last)
+/* A device process: maps the memory at an address of its own, and sends its
+ * userfaultfd. */
+static char *be_device(int to)
 {
-	uint64_t page, wrong = 0;
 	char *address = mmap(NULL, LENGTH, PROT_READ, MAP_SHARED, backing, 0);
-	char go;
 
 	signal(SIGBUS, SIG_DFL);
 	send_fd(to, open_uffd());
-	if (write(to, &address, sizeof(address)) != sizeof(address) ||
-	    read(to, &go, 1) != 1)
+	if (write(to, &address, sizeof(address)) != sizeof(address))
 		_exit(99);
-	for (page = only_last ? PAGES - 1 : 0; page < PAGES; page++)
+	return address;
+}
+
+static void wait_for_go(int from)
+{
+	char go;
+
+	if (read(from, &go, 1) != 1)
+		_exit(99);
+}
+
+/* Reads when it is told to, and ends with how many were wrong. */
+static void read_from(int to, uint64_t page)
+{
+	char *address = be_device(to);
+	uint64_t wrong = 0;
+
+	wait_for_go(to);
+	for (; page < PAGES; page++)
 		wrong += !has_data(address + page * PAGE, page);
 	_exit(wrong > 90 ? 90 : (int)wrong);
+}
+
+static void read_all(int to)
+{
+	read_from(to, 0);
+}
+
+static void read_the_last(int to)
+{
+	read_from(to, PAGES - 1);
 }
 
 static pid_t child;
@@ -814,7 +839,7 @@ static int channel[2];
 static struct kvmfault_uffd *remote;
 static struct kvmfault_mapping *remote_mapping;
 
-static void start_device(bool only_last)
+static void start_device(void (*run)(int to))
 {
 	struct kvmfault_mapping_options options = { .size = sizeof(options) };
 	struct kvmfault_uffd_options uffd = {
@@ -824,7 +849,7 @@ static void start_device(bool only_last)
 	ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, channel), 0);
 	child = fork();
 	if (!child)
-		device(channel[1], only_last);
+		run(channel[1]);
 	uffd.fd = receive_fd(channel[0]);
 	ck_assert_int_eq(read(channel[0], &options.host, 8), 8);
 	ck_assert_int_eq(kvmfault_uffd_new(vm, &uffd, &remote), 0);
@@ -847,7 +872,7 @@ START_TEST(another_process_is_served)
 {
 	int status;
 
-	start_device(false);
+	start_device(read_all);
 	ck_assert(has_data(host + 3 * PAGE, 3));
 	status = end_device();
 	ck_assert(WIFEXITED(status));
@@ -862,7 +887,7 @@ START_TEST(another_process_never_reads_zero)
 {
 	int status;
 
-	start_device(true);
+	start_device(read_the_last);
 	ck_assert_int_eq(kvmfault_mapping_remove(remote_mapping), 0);
 	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
 	status = end_device();
@@ -875,7 +900,7 @@ START_TEST(another_process_that_is_gone)
 {
 	int status;
 
-	start_device(true);
+	start_device(read_the_last);
 	kill(child, SIGKILL);
 	ck_assert_int_eq(waitpid(child, &status, 0), child);
 	ck_assert(has_data(host, 0));
@@ -998,6 +1023,55 @@ START_TEST(page_that_is_lost_at_the_source)
 	ck_assert_int_eq(second[7 * PAGE], 0);
 	second[7 * PAGE] = 5;
 	ck_assert_int_eq(host[7 * PAGE], 5);
+}
+END_TEST
+
+/* In another process, too, where nothing takes a marker out but what comes into
+ * its place. Ends with 0, or which step was wrong. */
+static void read_what_is_lost(int to)
+{
+	char *lost = be_device(to) + 7 * PAGE;
+
+	wait_for_go(to);
+	if (!fails(lost))
+		_exit(1);
+	if (write(to, "f", 1) != 1)
+		_exit(99);
+	wait_for_go(to);
+	if (fails(lost))
+		_exit(2);
+	if (*(const volatile char *)lost)
+		_exit(3);
+	if (write(to, "r", 1) != 1)
+		_exit(99);
+	wait_for_go(to);
+	_exit(*(const volatile char *)lost == 5 ? 0 : 4);
+}
+
+static void let_go_on(void)
+{
+	char answer;
+
+	ck_assert_int_eq(write(channel[0], "x", 1), 1);
+	ck_assert_int_eq(read(channel[0], &answer, 1), 1);
+}
+
+START_TEST(page_that_another_process_has_lost)
+{
+	int status;
+
+	start_device(read_what_is_lost);
+	let_go_on();
+	ck_assert_int_eq(kvmfault_discard(vm, 0, GPA + 7 * PAGE, PAGE), 0);
+	/* Nothing came but a hole. */
+	ck_assert_int_eq(kvmfault__memory_resident(memory, 7 * PAGE, PAGE), 0);
+	let_go_on();
+	host[7 * PAGE] = 5;
+	status = end_device();
+	ck_assert(WIFEXITED(status));
+	ck_assert_int_eq(WEXITSTATUS(status), 0);
+	ck_assert_int_eq(kvmfault_mapping_remove(remote_mapping), 0);
+	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
 }
 END_TEST
 
@@ -1138,6 +1212,7 @@ int main(void)
 	t = tests(suite, "failed");
 	tcase_add_checked_fixture(t, up_lost, down);
 	tcase_add_test(t, page_that_is_lost_at_the_source);
+	tcase_add_test(t, page_that_another_process_has_lost);
 	tcase_add_test(t, marker_of_somebodys);
 	tcase_add_test(t, page_that_fails);
 	t = tests(suite, "new");

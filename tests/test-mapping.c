@@ -435,6 +435,63 @@ START_TEST(remote_poisoned_before)
 }
 END_TEST
 
+/* A page that has failed, and is discarded: its marker goes there, too, by what
+ * comes and goes in its place; and whatever is in the way is no marker. */
+static const struct {
+	long copy, map;		/* what the kernel says; FAKE_MODEL: it does it */
+	int err;
+	bool stays;
+} lifts[] = {
+	{ FAKE_MODEL, FAKE_MODEL, 0, false },
+	{ -EEXIST, FAKE_MODEL, 0, false },	/* somebody writes the file */
+	{ -EEXIST, -EEXIST, 0, true },		/* it was another page's */
+	{ -ENOENT, FAKE_MODEL, 0, true },	/* not mapped any more */
+	{ -ESRCH, FAKE_MODEL, 0, true },
+	{ -ENOMEM, FAKE_MODEL, -ENOMEM, true },
+	{ -EEXIST, -EFAULT, -ENOMEM, true },	/* no huge page */
+};
+
+static bool lift(struct fake_call *call)
+{
+	long says = call->number == UFFDIO_COPY ? lifts[bed.error].copy :
+		    call->number == UFFDIO_CONTINUE ? lifts[bed.error].map :
+						      FAKE_MODEL;
+
+	if (says == FAKE_MODEL)
+		return false;
+	if (lifts[bed.error].map == FAKE_MODEL && says == -EEXIST)
+		fake_put(bed.fd, 3 * PAGE);
+	call->result = says;
+	return true;
+}
+
+START_TEST(remote_that_was_poisoned)
+{
+	char *page;
+
+	add_remote();
+	page = (char *)address() + 3 * PAGE;
+	bed_resolve(KVMFAULT_ENTRANCE_CALL, 2, false);
+	kvmfault__page_change(bed.memory, 3, KVMFAULT__ABSENT,
+			      KVMFAULT__POISONED);
+	ck_assert_int_eq(kvmfault__poison(bed.seat, bed.memory, NULL, 3 * PAGE,
+					  PAGE), 0);
+	ck_assert(fake_marked(page));
+	bed.error = _i;
+	fake_on(FAKE_IOCTL, lift);
+	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA + 3 * PAGE, PAGE),
+			 lifts[_i].err);
+	ck_assert_int_eq(bed_state(3), lifts[_i].err ? KVMFAULT__POISONED :
+						       KVMFAULT__REMOVED);
+	ck_assert_int_eq(fake_marked(page), lifts[_i].stays);
+	ck_assert(!fake_present(bed.fd, 3 * PAGE));
+	ck_assert(bed_has(2, bed_byte(2)));
+	fake_on(FAKE_IOCTL, NULL);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("mapping");
@@ -450,6 +507,8 @@ int main(void)
 	tcase_add_test(t, anonymous_has_one);
 	tcase_add_test(t, known_already);
 	tcase_add_test(t, same_address_of_another_process);
+	tcase_add_loop_test(t, remote_that_was_poisoned, 0,
+			    sizeof(lifts) / sizeof(lifts[0]));
 	tcase_add_loop_test(t, not_registered, 0, 3);
 	tcase_add_test(t, memslots_mapping_stays);
 	tcase_add_test(t, remove_without_memory);
