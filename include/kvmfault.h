@@ -347,8 +347,8 @@ enum kvmfault_delivery {
 /* MARKER_EXIT also where KVM walks the guest's page tables in software: a table
  * in a marked page would be a page fault that the guest sees. The VMM sees to it
  * that they are present, see kvmfault_ensure_page_tables(). On PVM, where KVM
- * delivers exceptions in software, also the guest's exception stacks, IDT, GDT and
- * TSS, for which there is no call: a marker there ends the guest. */
+ * delivers exceptions in software, also the IDT, GDT, TSS and the exceptions'
+ * stacks, as far as the registers lead there: a marker there ends the guest. */
 #define KVMFAULT_ALLOW_SHADOW_PAGING (1ULL << 1)
 
 struct kvmfault_vm_options {
@@ -1401,10 +1401,11 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 /*
  * Make present what KVM itself reads and writes for the features that MSRs turn
  * on: kvmclock and its wall clock, steal time, PV EOI, asynchronous page faults,
- * Hyper-V's hypercall, reference TSC, VP assist, event and message pages. An
- * access of KVM's own waits for an absent page where the guest's would (and no
- * signal may end that), and where the page has a marker it fails, mostly without
- * a word. So: before KVM_SET_MSRS, with what is about to be set. Other MSRs, and
+ * Hyper-V's hypercall, reference TSC, VP assist, event and message pages; and of
+ * SMBASE (0x9e) the state that is saved when an SMI comes, in address space 1,
+ * without which the VM is dead. An access of KVM's own waits for an absent page
+ * where the guest's would (and no signal may end that), and where the page has a
+ * marker it fails, mostly without a word. So: before KVM_SET_MSRS, with what is about to be set. Other MSRs, and
  * pages that are in no region, are passed over.
  *
  * msrs, count: as in struct kvm_msrs. again, unless NULL: one of them is of what
@@ -1425,29 +1426,32 @@ int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
 /*
  * Make present the page tables that a vCPU's registers lead to, all that its
  * guest can use without loading CR3: with 2 levels, PAE, 4 and 5, past large
- * pages. What they map is not touched.
+ * pages. What they map is not touched, but for what exceptions and task switches
+ * need: the IDT, the GDT, the TSS, and where a frame would be pushed on each stack
+ * that the TSS names, and on the one in use.
  *
  * Where KVM walks a guest's tables in software, and a table's page has a marker
  * or is not mapped, the guest gets a page fault that it has not earned. With
  * two-dimensional paging KVM does so for the operands of the few instructions
  * that it emulates; with shadow paging (see KVMFAULT_FEATURE_TWO_DIMENSIONAL_
  * PAGING) for every access. So: when a VM is restored, after KVM_SET_SREGS and
- * before the first KVM_RUN, for each vCPU. Tables that the guest makes from then
- * on it has written itself. The tables of its other processes come with their
+ * KVM_SET_REGS and before the first KVM_RUN, for each vCPU. Tables that the guest
+ * makes from then on it has written itself. The tables of its other processes come with their
  * next load of CR3: with two-dimensional paging as faults of the guest's own.
  * Where the guest uses PAE without long mode, KVM_SET_SREGS has read the first
  * table: set them again.
  *
- * Page tables only. The stack, IDT, GDT and TSS that an exception needs are the
- * processor's to read: a page of them that is missing is an ordinary fault, with
- * shadow paging too. But not on PVM, where KVM delivers exceptions in software.
+ * What an exception needs is the processor's to read: a page of it that is
+ * missing is an ordinary fault, with shadow paging too. But not on PVM, where KVM
+ * delivers exceptions in software, and a marker there ends the guest; and nowhere
+ * if a 32-bit guest switches tasks. Stacks of tasks that run later are not known.
  *
  * What is in no region is passed over: tables there have to be present always.
  * So are private pages, which KVM can't read either. Not for a vCPU that runs a
  * nested guest: its registers are that guest's.
  *
- * Kernel interfaces: KVM_GET_SREGS, KVM_GET_VCPU_EVENTS, pread(2) of a memory's
- * file, and those of kvmfault_ensure().
+ * Kernel interfaces: KVM_GET_REGS, KVM_GET_SREGS, KVM_GET_VCPU_EVENTS,
+ * KVM_TRANSLATE, pread(2) of a memory's file, and those of kvmfault_ensure().
  *
  * Returns 0; -EINVAL: vcpu is NULL; -ELOOP: more than 2^20 tables: the guest's
  * are not meant to be walked; -EINTR: a signal came while a fetch was waited for,

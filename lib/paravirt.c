@@ -17,25 +17,30 @@ static const struct feature {
 	uint32_t msr;
 	uint32_t length;	/* of what is there */
 	uint64_t address;	/* bits of the value: which gpa, */
-	uint64_t enabled;	/* and whether it counts */
+	uint64_t enabled;	/* and whether it counts; 0: always */
 	bool once;		/* tried when the MSR is set, and not again;
 				 * that it failed, nobody is told */
+	uint32_t space;		/* KVM means the ordinary one, in SMM too */
+	uint32_t offset;	/* of what is there */
 } features[] = {
 	/* linux/kvm_para.h: kvmclock, its wall clock (any address but 0), */
-	{ 0x4b564d01, 32, ~1ULL, 1, true },
-	{ 0x12, 32, ~1ULL, 1, true },
-	{ 0x4b564d00, 12, ~0ULL, ~0ULL, true },
-	{ 0x11, 12, ~0ULL, ~0ULL, true },
+	{ 0x4b564d01, 32, ~1ULL, 1, .once = true },
+	{ 0x12, 32, ~1ULL, 1, .once = true },
+	{ 0x4b564d00, 12, ~0ULL, ~0ULL, .once = true },
+	{ 0x11, 12, ~0ULL, ~0ULL, .once = true },
 	/* asynchronous page faults, steal time, PV EOI; */
-	{ 0x4b564d02, 64, ~63ULL, 1, false },
-	{ 0x4b564d03, 64, ~63ULL, 1, false },
-	{ 0x4b564d04, 4, ~3ULL, 1, false },
+	{ 0x4b564d02, 64, ~63ULL, 1, .once = false },
+	{ 0x4b564d03, 64, ~63ULL, 1, .once = false },
+	{ 0x4b564d04, 4, ~3ULL, 1, .once = false },
 	/* Hyper-V: hypercall page, reference TSC, VP assist, events, messages */
-	{ 0x40000001, 4096, ~4095ULL, 1, false },
-	{ 0x40000021, 4096, ~4095ULL, 1, true },
-	{ 0x40000073, 4096, ~4095ULL, 1, false },
-	{ 0x40000082, 4096, ~4095ULL, 1, false },
-	{ 0x40000083, 4096, ~4095ULL, 1, false },
+	{ 0x40000001, 4096, ~4095ULL, 1, .once = false },
+	{ 0x40000021, 4096, ~4095ULL, 1, .once = true },
+	{ 0x40000073, 4096, ~4095ULL, 1, .once = false },
+	{ 0x40000082, 4096, ~4095ULL, 1, .once = false },
+	{ 0x40000083, 4096, ~4095ULL, 1, .once = false },
+	/* SMBASE: the state that is saved when an SMI comes. If KVM can't write
+	 * it, the VM is dead. */
+	{ 0x9e, 512, ~0ULL, 0, .space = 1, .offset = 0xfe00 },
 };
 
 /* NULL: it names no page. */
@@ -45,7 +50,8 @@ static const struct feature *named_by(const struct kvm_msr_entry *msr)
 
 	for (i = 0; i < sizeof(features) / sizeof(*features); i++)
 		if (features[i].msr == msr->index)
-			return msr->data & features[i].enabled ? &features[i] :
+			return !features[i].enabled ||
+			       msr->data & features[i].enabled ? &features[i] :
 								 NULL;
 	return NULL;
 }
@@ -60,11 +66,10 @@ static int ensure(struct kvmfault__seat *seat, const struct kvm_msr_entry *msr,
 	if (!feature)
 		return 0;
 	*again |= feature->once;
-	gpa = msr->data & feature->address;
+	gpa = (msr->data & feature->address) + feature->offset;
 	if (gpa + feature->length - 1 < gpa)
 		return 0;
-	/* KVM means the ordinary address space, in SMM too. */
-	err = kvmfault__ensure(seat, 0, gpa, feature->length, true);
+	err = kvmfault__ensure(seat, feature->space, gpa, feature->length, true);
 	return err == -ENXIO ? 0 : err;
 }
 

@@ -3,10 +3,11 @@
 
 /*
  * Beside the flow: KVM sometimes walks the guest's page tables in software, and
- * takes a table that it can't read for one that maps nothing. In: a vCPU's
- * registers. Out: each table that they lead to is present, by the one path.
- * Whatever the guest has put there: no more tables than TABLES_MAX are looked
- * at, no byte past a table, and what they map is not touched.
+ * takes a table that it can't read for one that maps nothing; and it switches
+ * tasks, and on some back ends delivers exceptions. In: a vCPU's registers. Out:
+ * each table that they lead to is present, by the one path, and what an exception
+ * needs. Whatever the guest has put there: no more tables than TABLES_MAX are
+ * looked at, no byte past a table, and of what they map nothing else is touched.
  */
 
 #include <string.h>
@@ -31,6 +32,9 @@
 #define TABLES_MAX (1U << 20)
 #define SEEN 64			/* tables of a level, by their address */
 #define CHUNK 64		/* entries that are read at once */
+
+#define TSS 104			/* bytes of it, without its map of ports */
+#define PUSHED 64		/* by an exception, aligned */
 
 struct walk {
 	struct kvmfault__seat *seat;
@@ -195,6 +199,85 @@ static int walk_table(struct walk *w, unsigned int level, uint64_t gpa,
 	return ret || level == 1 ? 0 : walk_entries(w, level, gpa, entries);
 }
 
+/* At a linear address, as the guest has it mapped; and copied, unless to is NULL.
+ * What is not mapped, or no memory of ours, is passed over. */
+static int ensure_linear(struct walk *w, int fd, uint64_t linear,
+			 uint64_t length, unsigned char *to)
+{
+	uint64_t at, n;
+	int err = 0;
+
+	for (at = 0; at < length && err >= 0; at += n) {
+		struct kvm_translation page = { .linear_address = linear + at };
+
+		n = KVMFAULT__PAGE - (linear + at) % KVMFAULT__PAGE;
+		if (n > length - at)
+			n = length - at;
+		err = kvmfault__sys_ioctl(fd, KVM_TRANSLATE, &page);
+		if (err || !page.valid)
+			continue;
+		err = ensure_table(w, page.physical_address);
+		if (!err && to)
+			err = (int)read_table(w, page.physical_address,
+					      to + at, n);
+	}
+	return err < 0 ? err : 0;
+}
+
+/* As much as an exception puts there: on a stack that begins at 0 there is none. */
+static int ensure_frame(struct walk *w, int fd, uint64_t top)
+{
+	return top ? ensure_linear(w, fd, top - PUSHED, PUSHED, NULL) : 0;
+}
+
+static uint64_t table_length(uint32_t limit)
+{
+	return limit ? limit + 1ULL : 0;
+}
+
+/* The stacks that a TSS names. One of 32 bits has only those of the privilege
+ * levels, in the same places. */
+static int ensure_stacks(struct walk *w, int fd, const struct kvm_sregs *s)
+{
+	static const uint8_t stacks[] = {
+		4, 12, 20, 36, 44, 52, 60, 68, 76, 84,
+	};
+	bool wide = s->efer & EFER_LMA;
+	unsigned char tss[TSS] = { 0 };
+	uint64_t length = table_length(s->tr.limit);
+	size_t i, count = wide ? sizeof(stacks) : 3;
+	int err;
+
+	err = ensure_linear(w, fd, s->tr.base, length < TSS ? length : TSS,
+			    tss);
+	for (i = 0; i < count && !err; i++) {
+		uint64_t top = 0;
+
+		memcpy(&top, tss + stacks[i], wide ? 8 : 4);
+		err = ensure_frame(w, fd, top);
+	}
+	return err;
+}
+
+static int ensure_exceptions(struct walk *w, int fd, const struct kvm_sregs *s)
+{
+	struct kvm_regs regs;
+	int err = kvmfault__sys_ioctl(fd, KVM_GET_REGS, &regs);
+
+	if (!err)
+		err = ensure_linear(w, fd, s->idt.base,
+				    table_length(s->idt.limit), NULL);
+	if (!err)
+		err = ensure_linear(w, fd, s->gdt.base,
+				    table_length(s->gdt.limit), NULL);
+	if (!err)
+		err = ensure_stacks(w, fd, s);
+	if (!err)
+		err = ensure_frame(w, fd, s->efer & EFER_LMA ? regs.rsp :
+				   s->ss.base + regs.rsp);
+	return err;
+}
+
 /* The one that the registers are of. */
 static int address_space(const struct kvmfault_vcpu *vcpu, uint32_t *space)
 {
@@ -228,6 +311,8 @@ int kvmfault_ensure_page_tables(struct kvmfault_vcpu *vcpu)
 		return -ENOMEM;
 	w.seat->immediate_exit = &vcpu->run->immediate_exit;
 	err = walk_table(&w, w.top, w.root, w.root_entries);
+	if (!err)
+		err = ensure_exceptions(&w, vcpu->fd, &sregs);
 	kvmfault__call_end(w.seat);
 	return err;
 }

@@ -694,10 +694,14 @@ static bool vcpu_calls(struct fake_call *call)
 {
 	struct kvm_sregs *sregs = call->arg;
 
-	if (call->number != KVM_GET_SREGS &&
+	if (call->number != KVM_GET_SREGS && call->number != KVM_GET_REGS &&
 	    call->number != KVM_GET_VCPU_EVENTS)
 		return false;
 	call->result = 0;
+	if (call->number == KVM_GET_REGS) {
+		memset(call->arg, 0, sizeof(struct kvm_regs));
+		return true;
+	}
 	if (call->number == KVM_GET_VCPU_EVENTS) {
 		memset(call->arg, 0, sizeof(struct kvm_vcpu_events));
 		return true;

@@ -104,6 +104,26 @@ START_TEST(is_off)
 }
 END_TEST
 
+/* What is saved when an SMI comes, in that mode's own address space; from 0 on,
+ * too. */
+START_TEST(smbase)
+{
+	struct kvmfault_region smram = {
+		.size = sizeof(smram), .gpa = _i ? 0 : 0x30000,
+		.length = BED_PAGES * PAGE, .address_space = 1,
+	};
+
+	ck_assert_int_eq(ensure(0x9e, smram.gpa), 0);	/* there is none */
+	present(0, 0);
+	smram.memory = bed.memory;
+	ck_assert_int_eq(kvmfault_region_add(bed.vm, &smram), 0);
+	ck_assert_int_eq(ensure(0x9e, smram.gpa), 0);
+	present(15, 16);
+	ck_assert(!again);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 1, smram.gpa), 0);
+}
+END_TEST
+
 /* The bits that are no address are another's. */
 START_TEST(other_bits)
 {
@@ -227,6 +247,7 @@ int main(void)
 	tcase_add_checked_fixture(t, up, bed_down);
 	tcase_add_loop_test(t, names_a_page, 0, MSRS);
 	tcase_add_loop_test(t, is_off, 0, MSRS);
+	tcase_add_loop_test(t, smbase, 0, 2);
 	tcase_add_loop_test(t, other_bits, 0, MSRS);
 	tcase_add_loop_test(t, nowhere, 0, MSRS);
 	tcase_add_test(t, many);

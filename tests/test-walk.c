@@ -37,6 +37,18 @@ static uint64_t to(unsigned int page)
 	return gpa(page) | BITS;
 }
 
+/* The guest's linear addresses of the bed's memory. */
+#define LINEAR 0xffff888000000000ULL
+static struct kvm_regs regs;
+
+static void translate(struct kvm_translation *page)
+{
+	uint64_t offset = page->linear_address - LINEAR;
+
+	page->valid = offset < BED_PAGES * PAGE;
+	page->physical_address = page->valid ? BED_GPA + offset : UINT64_MAX;
+}
+
 static bool vcpu_calls(struct fake_call *call)
 {
 	if (call->number == refused) {
@@ -46,6 +58,10 @@ static bool vcpu_calls(struct fake_call *call)
 	call->result = 0;
 	if (call->number == KVM_GET_SREGS)
 		memcpy(call->arg, &sregs, sizeof(sregs));
+	else if (call->number == KVM_GET_REGS)
+		memcpy(call->arg, &regs, sizeof(regs));
+	else if (call->number == KVM_TRANSLATE)
+		translate(call->arg);
 	else if (call->number == KVM_GET_VCPU_EVENTS)
 		memcpy(call->arg, &events, sizeof(events));
 	else
@@ -449,6 +465,95 @@ START_TEST(exit_wanted)
 }
 END_TEST
 
+/* ---- what an exception needs ---- */
+
+static void only_these(uint64_t pages)
+{
+	unsigned int i;
+
+	for (i = 0; i < BED_PAGES; i++)
+		ck_assert_msg((bed_state(i) == KVMFAULT__PRESENT) ==
+			      (pages >> i & 1), "page %u", i);
+}
+
+START_TEST(descriptor_tables)
+{
+	four_levels();
+	chain(4);
+	sregs.idt.base = LINEAR + 5 * PAGE;
+	sregs.idt.limit = PAGE - 1;
+	sregs.gdt.base = LINEAR + 8 * PAGE - 8;
+	sregs.gdt.limit = 15;
+	sregs.tr.base = LINEAR + 11 * PAGE - 1;
+	sregs.tr.limit = 0x2067;		/* with a map of ports */
+	regs.rsp = LINEAR + 14 * PAGE;
+	ck_assert_int_eq(walk(), 0);
+	only_these(0xf | 1 << 5 | 3 << 7 | 3 << 10 | 1 << 13);
+}
+END_TEST
+
+static const size_t stacks[] = { 4, 12, 20, 36, 44, 52, 60, 68, 76, 84 };
+#define STACKS ((int)(sizeof(stacks) / sizeof(*stacks)))
+
+/* Of a TSS that crosses a page's end, each of the stacks that it names. */
+START_TEST(exception_stacks)
+{
+	const uint64_t top = LINEAR + 12 * PAGE + 8, nowhere = 8 * PAGE;
+	unsigned char *tss = (unsigned char *)ram + 9 * PAGE - 30;
+
+	four_levels();
+	chain(4);
+	sregs.tr.base = LINEAR + 9 * PAGE - 30;
+	sregs.tr.limit = 103;
+	memcpy(tss + stacks[_i], &top, sizeof(top));
+	memcpy(tss + stacks[(_i + 1) % STACKS], &nowhere, sizeof(nowhere));
+	ck_assert_int_eq(walk(), 0);
+	only_these(0xf | 3 << 8 | 3 << 11);
+}
+END_TEST
+
+/* Of 32 bits: three stacks, of which only so much counts; and a stack segment. */
+START_TEST(exception_stacks_of_32_bits)
+{
+	uint32_t *tss = (uint32_t *)ram[9];
+
+	sregs.cr0 = PG;
+	sregs.cr3 = gpa(0);
+	sregs.tr.base = LINEAR + 9 * PAGE;
+	sregs.tr.limit = 103;
+	tss[1] = 0x1000;
+	tss[2] = tss[4] = tss[6] = 0xffffffff;	/* SS0 to SS2, CR3 */
+	sregs.ss.base = LINEAR + 3 * PAGE;
+	regs.rsp = 2 * PAGE;
+	ck_assert_int_eq(walk(), 0);
+	only_these(1 | 1 << 4 | 1 << 9);
+}
+END_TEST
+
+/* None is in use, and none is looked for. */
+START_TEST(no_exceptions_yet)
+{
+	four_levels();
+	chain(4);
+	ck_assert_int_eq(walk(), 0);
+	only(4);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_TRANSLATE), 0);
+}
+END_TEST
+
+static const uint64_t exception_requests[] = { KVM_GET_REGS, KVM_TRANSLATE };
+
+START_TEST(exceptions_cannot_be_asked)
+{
+	four_levels();
+	chain(4);
+	regs.rsp = LINEAR + 14 * PAGE;
+	refused = exception_requests[_i];
+	ck_assert_int_eq(walk(), -ENXIO);
+	only(4);
+}
+END_TEST
+
 START_TEST(no_memory)
 {
 	four_levels();
@@ -515,6 +620,11 @@ int main(void)
 	tcase_add_test(t, from_its_own_fetch);
 	tcase_add_test(t, region_goes);
 	tcase_add_test(t, exit_wanted);
+	tcase_add_test(t, descriptor_tables);
+	tcase_add_loop_test(t, exception_stacks, 0, STACKS);
+	tcase_add_test(t, exception_stacks_of_32_bits);
+	tcase_add_test(t, no_exceptions_yet);
+	tcase_add_loop_test(t, exceptions_cannot_be_asked, 0, 2);
 	tcase_add_test(t, no_memory);
 	tcase_add_loop_test(t, file_cannot_be_read, 0, 2);
 #else
