@@ -665,6 +665,13 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd);
  * descriptor. The library does not seal its file against that: with
  * F_SEAL_FUTURE_WRITE nobody can map it for writing any more, as device
  * processes do, nor discard a page of it.
+ *
+ * Do not move a mapping by mremap(): remove it, or free the memory, before. What
+ * was moved stays registered, so that absent pages do not read as zero there, but
+ * none comes any more: who misses one sleeps, also after kvmfault_memory_free(),
+ * which then leaves a descriptor open for that. mremap() waits until the service
+ * has read of it, and the log has an ERROR. With an adopted userfaultfd that needs
+ * UFFD_FEATURE_EVENT_REMAP; without, what was moved reads zeros and nobody is told.
  */
 
 /* How many pages one fault brings: the run of absent pages around it, within

@@ -372,6 +372,7 @@ struct kvmfault_uffd {
 	unsigned int users;	/* mappings, under the VM's lock */
 	bool own;		/* made for one mapping, goes with it */
 	bool guards;		/* absent pages: its descriptor stays open */
+	atomic_bool moved;	/* so does what mremap() has moved */
 	struct kvmfault_uffd *next;	/* that waits for its last use */
 };
 

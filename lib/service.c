@@ -216,9 +216,14 @@ static void event(struct kvmfault_service *service,
 			      "a process with registered guest memory has forked: the child must not touch it");
 		return;
 	case UFFD_EVENT_REMAP:
+		kvmfault__log(service->vm, KVMFAULT_LOG_ERROR,
+			      "guest memory at %#llx was moved to %#llx by mremap(): no page comes there any more, and who misses one sleeps; remove the mapping first, and add it again",
+			      (unsigned long long)msg->arg.remap.from,
+			      (unsigned long long)msg->arg.remap.to);
+		return;
 	case UFFD_EVENT_UNMAP:
 		kvmfault__log(service->vm, KVMFAULT_LOG_WARNING,
-			      "guest memory was unmapped or moved while it is registered: remove the mapping first");
+			      "guest memory was unmapped while it is registered: remove the mapping first");
 		return;
 	}
 }
@@ -239,6 +244,9 @@ static void read_messages(struct kvmfault_service *service,
 	space = uffd->space;
 	n = kvmfault__uffd_read(uffd->fd, msg, service->batch * sizeof(*msg)) /
 	    (ssize_t)sizeof(*msg);
+	for (i = 0; i < n; i++)
+		if (msg[i].event == UFFD_EVENT_REMAP)
+			atomic_store(&uffd->moved, true);
 	/* The kernel hands out faults before the events that came earlier: a
 	 * page that was removed must not be served with its old data. Nor by
 	 * the next reader. */

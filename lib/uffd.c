@@ -44,7 +44,10 @@ int kvmfault__uffd_open(unsigned int how)
 
 static int open_own(struct kvmfault_vm *vm)
 {
-	struct uffdio_api api = { .api = UFFD_API };
+	/* Without it what mremap() moves is registered no more, and zeros. */
+	struct uffdio_api api = {
+		.api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMAP,
+	};
 	int err, fd;
 
 	fd = kvmfault__uffd_open(KVMFAULT__UFFD_DEVICE |
@@ -316,11 +319,12 @@ void kvmfault__uffd_end(struct kvmfault_uffd *uffd, bool guards)
 {
 	struct kvmfault_vm *vm = uffd->vm;
 
-	uffd->guards = guards;
 	kvmfault__sys_lock(&vm->lock);
 	atomic_store(&vm->uffds[uffd->id], NULL);
 	kvmfault__sys_unlock(&vm->lock);
 	unpublish(uffd);
+	/* Nobody reads it any more: what has moved by now was told. */
+	uffd->guards = guards || atomic_load(&uffd->moved);
 	kvmfault__sys_lock(&vm->lock);
 	uffd->next = vm->ended;
 	vm->ended = uffd;

@@ -78,6 +78,8 @@ MUTATIONS = [
      'lib/paravirt.c', '.space = 1, ', '', ['paravirt']),
     ('a TSS of 64 bits has three stacks', 'lib/walk.c',
      'wide ? sizeof(stacks) : 3', '3', ['walk']),
+    ('close the descriptor of what mremap() has moved', 'lib/uffd.c',
+     ' || atomic_load(&uffd->moved);', ';', ['service']),
     ('ignore a partial copy', 'lib/uffd.c',
      '	return count > 0 ? count : err;', '	return err;', ['uffd']),
     ('show what was cut off in the middle of a page', 'lib/resolver.c',

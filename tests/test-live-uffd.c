@@ -594,6 +594,51 @@ START_TEST(mapped_image_is_cut_off)
 }
 END_TEST
 
+static int open_uffd(void)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	int fd = kvmfault__uffd_open(KVMFAULT__UFFD_DEVICE |
+				     KVMFAULT__UFFD_SYSCALL);
+
+	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api)) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+/* Of what is registered another userfaultfd gets nothing. */
+static bool is_registered(void *address)
+{
+	struct uffdio_register reg = {
+		.range = { .start = (uintptr_t)address, .len = PAGE },
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	int fd = open_uffd(), ret = ioctl(fd, UFFDIO_REGISTER, &reg);
+	bool busy = ret < 0 && errno == EBUSY;
+
+	close(fd);
+	return busy;
+}
+
+/* Nobody reads zeros where it was moved to, then and when it is freed. */
+START_TEST(moved_by_mremap)
+{
+	void *place = mmap(NULL, LENGTH, PROT_NONE,
+			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	ck_assert_int_eq(new_memory(NULL), 0);
+	ck_assert(has_data(host, 0));
+	ck_assert_ptr_eq(mremap(host, LENGTH, LENGTH, MREMAP_MAYMOVE |
+				MREMAP_FIXED, place), place);
+	ck_assert(is_registered((char *)place + PAGE));
+	ck_assert(has_data(place, 0));
+	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
+	memory = NULL;
+	ck_assert(is_registered((char *)place + PAGE));
+}
+END_TEST
+
 START_TEST(mapped_privately_too)
 {
 	struct kvmfault_mapping_options options = {
@@ -652,19 +697,6 @@ START_TEST(registered_by_another)
 END_TEST
 
 /* ---- userfaultfds that others opened ---- */
-
-static int open_uffd(void)
-{
-	struct uffdio_api api = { .api = UFFD_API };
-	int fd = kvmfault__uffd_open(KVMFAULT__UFFD_DEVICE |
-				     KVMFAULT__UFFD_SYSCALL);
-
-	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api)) {
-		close(fd);
-		return -1;
-	}
-	return fd;
-}
 
 START_TEST(adopted)
 {
@@ -1226,6 +1258,7 @@ int main(void)
 	tcase_add_test(t, sealed_file_can_neither_be_shared_nor_discarded);
 	tcase_add_loop_test(t, mapped_otherwise, 0, 5);
 	tcase_add_test(t, mapped_privately_too);
+	tcase_add_test(t, moved_by_mremap);
 	tcase_add_test(t, mapped_image_is_cut_off);
 	tcase_add_test(t, image_is_shorter);
 	tcase_add_test(t, not_mapped);
