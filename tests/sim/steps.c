@@ -1237,7 +1237,8 @@ static void service_again(struct acting *a, const struct step *step)
 	int err;
 
 	(void)a;
-	if (world.service_busy || !world.service)
+	/* A run has so many threads, the ended ones too. */
+	if (world.service_busy || !world.service || task_nth(TASKS - 8))
 		return;
 	world.service_busy = true;
 	err = CALL(kvmfault_service_free, false,
@@ -1251,6 +1252,8 @@ static void service_again(struct acting *a, const struct step *step)
 			option(OPT_service) ? 1 + step->b % 3 : 0));
 		if (err != -EAGAIN && err != -EMFILE)
 			check_error("kvmfault_service_new", err, injected);
+		if (err)
+			task_pause(MS, "better times");
 	} while (err && ++tries < 1000);
 	world.service_busy = false;
 }
