@@ -4,15 +4,18 @@
 /*
  * Plans. In: a seed, or text. Out: the same plan each time. Each option is on in
  * a part of the plans only, so that a fault of one does not hide what another
- * would find. Half of the plans are brief: what two threads do to each other needs
- * few steps, and is found where little else goes on.
+ * would find. Most plans are brief, with up to three steps a thread, or with one:
+ * what two threads do to each other needs few steps, and is found where little else
+ * goes on. And a third are narrow: all that threads do in one is of a few kinds, and
+ * any option is on as often as any other, in some plans many, in others few. So what
+ * is rare beside the rest is frequent somewhere, together with each other rare thing.
  */
 
 #include <string.h>
 
 #include "plan.h"
 
-#define BRIEF 3U			/* steps, at most */
+#define NARROW 3U			/* kinds of steps of a role, at most */
 
 const char *const option_name[OPTION_COUNT] = {
 #define OPTION(name, values, often) #name,
@@ -90,14 +93,14 @@ static uint8_t weight_of(const struct plan *plan, unsigned int step)
 /* Mostly the same few pages: there they meet. */
 static uint32_t draw_page(uint64_t *state, const struct plan *plan)
 {
-	uint32_t few = plan->brief ? 2 : 4;
+	uint32_t few = plan->most < ACTOR_STEPS ? 2 : 4;
 
 	return draw(state, draw(state, 3) ? few : 4U << plan->option[OPT_pages]);
 }
 
-static void draw_step(uint64_t *state, const struct plan *plan,
-		      struct step *step, uint8_t role,
-		      const uint8_t weight[STEP_COUNT], uint32_t total)
+/* One of the role's steps, by their weights. */
+static unsigned int draw_kind(uint64_t *state, uint8_t role,
+			      const uint8_t weight[STEP_COUNT], uint32_t total)
 {
 	uint32_t n = draw(state, total);
 	unsigned int i;
@@ -109,7 +112,45 @@ static void draw_step(uint64_t *state, const struct plan *plan,
 			break;
 		n -= weight[i];
 	}
-	step->what = (uint8_t)i;
+	return i;
+}
+
+/* What each step of the role weighs that is allowed; the sum. */
+static uint32_t weigh(const struct plan *plan, uint8_t role,
+		      const bool allowed[STEP_COUNT],
+		      uint8_t weight[STEP_COUNT])
+{
+	uint32_t total = 0;
+	unsigned int i;
+
+	for (i = 0; i < STEP_COUNT; i++) {
+		weight[i] = allowed[i] && kinds[i].role == role ?
+			weight_of(plan, i) : 0;
+		total += weight[i];
+	}
+	return total;
+}
+
+/* Of each role's steps a few kinds. */
+static void draw_kinds(uint64_t *state, const struct plan *plan,
+		       bool allowed[STEP_COUNT])
+{
+	bool drawn[STEP_COUNT] = { false };
+	uint8_t role, weight[STEP_COUNT];
+	uint32_t total, n;
+
+	for (role = 0; role < ROLE_COUNT; role++) {
+		total = weigh(plan, role, allowed, weight);
+		for (n = 1 + draw(state, NARROW); total && n; n--)
+			drawn[draw_kind(state, role, weight, total)] = true;
+	}
+	memcpy(allowed, drawn, sizeof(drawn));
+}
+
+static void draw_step(uint64_t *state, const struct plan *plan,
+		      struct step *step, unsigned int what)
+{
+	step->what = (uint8_t)what;
 	step->a = (uint16_t)draw_page(state, plan);
 	step->b = (uint16_t)draw(state, 4);
 	step->c = (uint16_t)draw(state, 2);
@@ -119,56 +160,70 @@ static void draw_step(uint64_t *state, const struct plan *plan,
 static void draw_actor(uint64_t *state, struct plan *plan, uint8_t role,
 		       const bool allowed[STEP_COUNT])
 {
-	uint32_t most = plan->brief ? BRIEF : ACTOR_STEPS;
 	struct actor *actor = &plan->actor[plan->actors++];
 	uint8_t weight[STEP_COUNT];
-	uint32_t total = 0;
+	bool some[STEP_COUNT];
+	uint32_t total;
 	unsigned int i;
 
 	actor->role = role;
-	for (i = 0; i < STEP_COUNT; i++) {
-		weight[i] = allowed[i] && draw(state, 2) ?
-			weight_of(plan, i) : 0;
-		if (kinds[i].role == role)
-			total += weight[i];
-	}
-	for (i = 0; !total && i < STEP_COUNT; i++)
-		if (kinds[i].role == role && allowed[i])
-			total += weight[i] = kinds[i].weight;
-	actor->steps = total ? (uint8_t)(1 + draw(state, most)) : 0;
+	for (i = 0; i < STEP_COUNT; i++)
+		some[i] = allowed[i] && draw(state, 2);
+	total = weigh(plan, role, some, weight);
+	if (!total)
+		total = weigh(plan, role, allowed, weight);
+	actor->steps = total ? (uint8_t)(1 + draw(state, plan->most)) : 0;
 	if (role == ROLE_KERNEL && actor->steps > 4)
 		actor->steps = 4;
 	for (i = 0; i < actor->steps; i++)
-		draw_step(state, plan, &actor->step[i], role, weight, total);
+		draw_step(state, plan, &actor->step[i],
+			  draw_kind(state, role, weight, total));
+}
+
+/* A narrow plan takes each as often as any other: always, or rarely. */
+static void draw_options(uint64_t *state, struct plan *plan,
+			 const bool allowed[OPTION_COUNT])
+{
+	uint32_t rarely = plan->narrow ? 1U << draw(state, 3) : 0;
+	unsigned int i;
+
+	for (i = 0; i < OPTION_COUNT; i++) {
+		bool on = !draw(state, rarely && option_often[i] > 1 ?
+				rarely : option_often[i]);
+		uint32_t value = draw(state, option_values[i]);
+
+		if (on && allowed[i])
+			plan->option[i] = (uint8_t)value;
+	}
 }
 
 void plan_from_seed(struct plan *plan, uint64_t seed,
 		    const bool allowed[OPTION_COUNT],
 		    const bool allowed_step[STEP_COUNT])
 {
+	static const uint8_t steps[] = { 1, 3, ACTOR_STEPS };
 	uint64_t state = seed * 0x2545f4914f6cdd1dULL;
-	unsigned int i, vcpus, threads;
+	unsigned int vcpus, threads, i;
+	bool step[STEP_COUNT];
 
 	memset(plan, 0, sizeof(*plan));
 	plan->choices = seed;
-	plan->brief = draw(&state, 2);
-	for (i = 0; i < OPTION_COUNT; i++) {
-		bool on = !draw(&state, option_often[i]);
-		uint32_t value = draw(&state, option_values[i]);
-
-		if (on && allowed[i])
-			plan->option[i] = (uint8_t)value;
-	}
+	plan->most = steps[draw(&state, 3)];
+	plan->narrow = !draw(&state, 3);
+	draw_options(&state, plan, allowed);
+	memcpy(step, allowed_step, sizeof(step));
+	if (plan->narrow)
+		draw_kinds(&state, plan, step);
 	vcpus = draw(&state, 3);
-	threads = 1 + draw(&state, plan->brief ? 2 : 3);
+	threads = 1 + draw(&state, plan->most < ACTOR_STEPS ? 2 : 3);
 	for (i = 0; i < vcpus; i++)
-		draw_actor(&state, plan, ROLE_VCPU, allowed_step);
+		draw_actor(&state, plan, ROLE_VCPU, step);
 	for (i = 0; i < threads; i++)
-		draw_actor(&state, plan, ROLE_THREAD, allowed_step);
+		draw_actor(&state, plan, ROLE_THREAD, step);
 	if (plan->option[OPT_device])
-		draw_actor(&state, plan, ROLE_DEVICE, allowed_step);
+		draw_actor(&state, plan, ROLE_DEVICE, step);
 	if (!draw(&state, 3))
-		draw_actor(&state, plan, ROLE_KERNEL, allowed_step);
+		draw_actor(&state, plan, ROLE_KERNEL, step);
 }
 
 void plan_write(const struct plan *plan, FILE *file)

@@ -41,7 +41,7 @@
 	option(delivery, 4, 1)		/* uffd, markers, userfault, on missing */ \
 	option(delegate, 2, 3) \
 	option(handler, 2, 3)		/* of SIGBUS */ \
-	option(no_wait, 2, 3) \
+	option(no_wait, 2, 2) \
 	option(service, 4, 1)		/* threads; 0: a thread dispatches */ \
 	option(retry_budget, 2, 4)	/* 16, 6 */ \
 	option(source_retries, 3, 3) \
@@ -69,7 +69,7 @@
 					 * nobody knows, a gpa within a page */ \
 	option(rom, 2, 6)		/* the first memory's region is one */ \
 	option(halves, 2, 4)		/* a memory is shown by two regions */ \
-	option(late_memory, 2, 2)	/* the vCPUs' handles are made first */ \
+	option(late_memory, 2, 1)	/* the vCPUs' handles are made first */ \
 	option(tables, 6, 2)		/* of the guest: none, 32 bits, the same
 					 * with PSE, PAE, 4 and 5 levels */
 
@@ -104,7 +104,7 @@ enum role { ROLE_VCPU, ROLE_THREAD, ROLE_DEVICE, ROLE_KERNEL, ROLE_COUNT };
 	step(convert, THREAD, 4, "page count private") \
 	step(cancel, THREAD, 2, "page count -") \
 	step(region_again, THREAD, 3, "memory - -") \
-	step(memory_again, THREAD, 4, "memory back -") \
+	step(memory_again, THREAD, 6, "memory back -") \
 	step(another_memory, THREAD, 1, "page word -") \
 	step(mapping_again, THREAD, 2, "memory remote back") \
 	step(service_again, THREAD, 2, "threads - -") \
@@ -151,7 +151,8 @@ struct plan {
 	uint64_t choices;		/* the seed of what a run chooses */
 	uint8_t option[OPTION_COUNT];
 	uint8_t actors;
-	bool brief;			/* few threads, a few steps each */
+	uint8_t most;			/* steps of an actor, when it was made */
+	bool narrow;			/* these are of a few kinds */
 	struct actor actor[ACTORS];
 };
 
