@@ -14,10 +14,10 @@ code), and a mutation that does not compile, which no test would have to notice.
 Twins, which are wrong in each of these ways, have to be found wrong.
 
 With --simulate it asks the simulator (tests/sim) instead of the tests, which
-looks for a failure that is not known for so many seconds each, and succeeds if
-that finds four of five.
+looks for a failure that is not known for so many seconds each, with so many jobs
+(2), and succeeds if that finds four of five.
 
-usage: mutations.py SOURCE [--simulate SECONDS] [--only NAME]...
+usage: mutations.py SOURCE [--simulate SECONDS [--jobs N]] [--only NAME]...
 
 Works in a copy of the tree; takes about a second for each mutation, with
 --simulate some more, and all the time that is given for what is not found.
@@ -125,9 +125,8 @@ MUTATIONS = [
     ('protect only what it can at once', 'lib/protect.c',
      '	if (!err)\n		err = wait_for(&busy);\n', '', ['protect hangs']),
     ('protect only what is mapped first', 'lib/mapping.c',
-     '		if (only && only != mapping)\n			continue;\n		err',
-     '		if (i || (only && only != mapping))\n			continue;\n'
-     '		err', ['protect']),
+     '		int err = protect_in(all->mapping[i], offset,',
+     '		int err = protect_in(all->mapping[0], offset,', ['protect']),
     ('lift protection only where somebody sleeps', 'lib/present.c',
      '	err = kvmfault__protect(rq->seat, memory, NULL, rq->request.offset,',
      '	err = kvmfault__protect(rq->seat, memory, rq->origin, rq->request.offset,',
@@ -573,41 +572,52 @@ def wrong(tree, build, mutation, patience):
             if came[test] != expected[test]]
 
 
-def simulated(tree, build, mutation, seconds):
-    """What the simulator says to it; nothing, if it does not notice."""
+def simulated(tree, build, mutation, options):
+    """The simulator's first failure that is not known; None, if it has none."""
     undo = mutate(tree, mutation)
     if not undo:
-        sys.exit(f'{mutation[0]}: its text is not found exactly once')
+        raise ValueError('its text is not found exactly once')
     try:
         subprocess.run(['ninja', '-C', build, 'tests/sim/sim'], check=True,
                        stdout=subprocess.DEVNULL)
         done = subprocess.run(
             [os.path.join(build, 'tests/sim/sim'), 'search', '--first',
-             '--json', '--seconds', str(seconds), '--known',
+             '--json', '--seconds', str(options.simulate),
+             '--jobs', str(options.jobs), '--known',
              os.path.join(tree, 'tests/sim/open.txt')],
             capture_output=True, text=True)
     finally:
         undo()
     if done.returncode not in (0, 1):
-        sys.exit(f'{mutation[0]}: the simulator ends with {done.returncode}')
-    return [failure for failure in json.loads(done.stdout)['failures']
-            if not failure['known']]
+        raise ValueError(f'the simulator ends with {done.returncode}')
+    for failure in json.loads(done.stdout)['failures']:
+        if not failure['known']:
+            return failure
+    return None
 
 
-def simulate(tree, build, chosen, seconds):
+def simulate(tree, build, chosen, options):
+    """A line for each, as soon as it is noticed, or its time is over."""
     nothing = ('nothing is changed', 'lib/memory.c', '	return -EEXIST;',
                '	return -EEXIST;', None)
-    if simulated(tree, build, nothing, seconds):
+    if simulated(tree, build, nothing, options):
         sys.exit('the simulator fails without any mutation')
-    caught = 0
-    for mutation in chosen:
-        failures = simulated(tree, build, mutation, seconds)
-        caught += bool(failures)
-        print(f'{"ok" if failures else "MISSED"}: {mutation[0]}'
-              + ''.join(f': {f["kind"]}, seed {f["seed"]}, {f["after"]:.1f} s'
-                        for f in failures[:1]), flush=True)
-    print(f'{caught} of {len(chosen)} mutations are noticed by the simulator')
-    sys.exit(5 * caught < 4 * len(chosen))
+    caught = wrong = 0
+    for n, mutation in enumerate(chosen, 1):
+        try:
+            failure = simulated(tree, build, mutation, options)
+            said = 'MISSED'
+            if failure:
+                caught += 1
+                said = (f'ok: {failure["kind"]}, seed {failure["seed"]}, '
+                        f'{failure["after"]:.1f} s')
+        except (ValueError, subprocess.CalledProcessError) as why:
+            wrong += 1
+            said = f'WRONG: {why}'
+        print(f'{n}/{len(chosen)} {mutation[0]}: {said}', flush=True)
+    print(f'the simulator notices {caught} of {len(chosen)} mutations, '
+          f'{100 * caught // max(1, len(chosen))} %; {wrong} are wrong')
+    sys.exit(bool(wrong or not chosen or 5 * caught < 4 * len(chosen)))
 
 
 def copy(source, work):
@@ -649,6 +659,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('source')
     parser.add_argument('--simulate', type=int, metavar='SECONDS')
+    parser.add_argument('--jobs', type=int, default=2)
     parser.add_argument('--only', action='append')
     options = parser.parse_args()
     chosen = [m for m in MUTATIONS
@@ -658,7 +669,7 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         tree, build = copy(options.source, work)
         if options.simulate:
-            simulate(tree, build, chosen, options.simulate)
+            simulate(tree, build, chosen, options)
         doctored = dict(twins())
         patience = measure(build, sorted({
             test.split()[0] for m in (*chosen, *doctored.values())
