@@ -48,7 +48,7 @@ const char *__asan_default_options(void)
 {
 	return "detect_leaks=0:detect_stack_use_after_return=0:handle_segv=0:"
 	       "allow_user_segv_handler=1:handle_abort=0:handle_sigbus=0:"
-	       "handle_sigfpe=0:handle_sigill=0:quarantine_size_mb=32";
+	       "handle_sigfpe=0:handle_sigill=0:quarantine_size_mb=8";
 }
 
 /* ---- what a run is of ---- */
