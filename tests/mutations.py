@@ -15,9 +15,11 @@ Twins, which are wrong in each of these ways, have to be found wrong.
 
 With --simulate it asks the simulator (tests/sim) instead of the tests, which
 looks for a failure that is not known for so many seconds each, with so many jobs
-(2), and succeeds if that finds four of five.
+(2), and succeeds if that finds four of five. With --seeds for no more than so many
+runs, too: the same ones on a machine that is busy.
 
-usage: mutations.py SOURCE [--simulate SECONDS [--jobs N]] [--only NAME]...
+usage: mutations.py SOURCE [--simulate SECONDS [--jobs N] [--seeds N]]
+                    [--only NAME]...
 
 Works in a copy of the tree; takes about a second for each mutation, with
 --simulate some more, and all the time that is given for what is not found.
@@ -583,8 +585,8 @@ def simulated(tree, build, mutation, options):
         done = subprocess.run(
             [os.path.join(build, 'tests/sim/sim'), 'search', '--first',
              '--json', '--seconds', str(options.simulate),
-             '--jobs', str(options.jobs), '--known',
-             os.path.join(tree, 'tests/sim/open.txt')],
+             '--seeds', str(options.seeds), '--jobs', str(options.jobs),
+             '--known', os.path.join(tree, 'tests/sim/open.txt')],
             capture_output=True, text=True)
     finally:
         undo()
@@ -660,6 +662,7 @@ def main():
     parser.add_argument('source')
     parser.add_argument('--simulate', type=int, metavar='SECONDS')
     parser.add_argument('--jobs', type=int, default=2)
+    parser.add_argument('--seeds', type=int, default=2 ** 40)
     parser.add_argument('--only', action='append')
     options = parser.parse_args()
     chosen = [m for m in MUTATIONS
