@@ -602,9 +602,9 @@ void kicker_stop(struct kicker *kicker)
 	pthread_join(kicker->thread, NULL);
 }
 
-int rig_open_uffd(void)
+int rig_open_uffd(uint64_t features)
 {
-	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
 	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
 	return fd >= 0 && ioctl(fd, UFFDIO_API, &api) ? -1 : fd;

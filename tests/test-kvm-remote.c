@@ -84,7 +84,7 @@ static void device(int channel)
 	memfd = rig_receive_fd(channel, &at);
 	map = mmap((void *)(uintptr_t)at, PAGES * PAGE, PROT_READ | PROT_WRITE,
 		   MAP_SHARED | (at ? MAP_FIXED_NOREPLACE : 0), memfd, 0);
-	uffd = rig_open_uffd();
+	uffd = rig_open_uffd(0);
 	if (map == MAP_FAILED || uffd < 0 ||
 	    !rig_send_fd(channel, uffd, (uintptr_t)map))
 		_exit(1);
