@@ -183,10 +183,10 @@ static void unpin(struct kvmfault_memory *memory)
 	struct kvmfault_vm *vm = memory->vm;
 
 	/* It may be gone from here on; the context is not before the end. */
-	atomic_fetch_add(&vm->leaving, 1);
+	atomic_fetch_add(&vm->unpinning, 1);
 	atomic_fetch_sub(&memory->fetches, 1);
 	kvmfault__tell_drainers(vm);
-	atomic_fetch_sub(&vm->leaving, 1);
+	atomic_fetch_sub(&vm->unpinning, 1);
 }
 
 static struct kvmfault_fetch *take(struct kvmfault__fetches *all)

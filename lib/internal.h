@@ -312,7 +312,7 @@ struct kvmfault_vm {
 	struct kvmfault__bucket conversion_ended;
 
 	_Atomic uint32_t drainers, drain_sequence;
-	_Atomic uint32_t leaving;	/* have unpinned a memory, and see to
+	_Atomic uint32_t unpinning;	/* have unpinned a memory, and see to
 					 * the drainers yet */
 	struct kvmfault__bucket bucket[KVMFAULT__BUCKETS];
 

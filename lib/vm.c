@@ -130,7 +130,7 @@ int kvmfault_vm_free(struct kvmfault_vm *vm)
 		return kvmfault__refuse(vm, -EBUSY, "kvmfault_vm_free: %s",
 					left);
 	kvmfault__workers_free(vm);
-	while (atomic_load(&vm->leaving))	/* for an instant */
+	while (atomic_load(&vm->unpinning))	/* for an instant */
 		kvmfault__sys_yield();
 	kvmfault__uffds_reap(vm);	/* nobody names one any more */
 	kvmfault__fetches_free(vm);

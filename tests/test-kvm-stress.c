@@ -810,7 +810,7 @@ static void *disturb(void *arg)
 
 static void device(int channel)
 {
-	int uffd = rig_open_uffd();
+	int uffd = rig_open_uffd(0);
 	uint64_t page;
 
 	if (uffd < 0 || !rig_send_fd(channel, uffd, 0))

@@ -1225,7 +1225,7 @@ START_TEST(read_of_one_that_was_made_to_block)
 
 	ck_assert_int_eq(kvmfault_uffd_new(vm, NULL, &uffd), 0);
 	ck_assert_int_eq(fcntl(kvmfault_uffd_fd(uffd), F_SETFL, 0), 0);
-	ck_assert_int_eq(kvmfault__uffd_read(uffd, &message, sizeof(message)),
+	ck_assert_int_eq(kvmfault__uffd_read(uffd->fd, &message, sizeof(message)),
 			 -EAGAIN);
 	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 }
