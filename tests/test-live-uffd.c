@@ -984,6 +984,42 @@ START_TEST(sleepers_wait_for_the_next_service)
 }
 END_TEST
 
+/* The work of a vCPU that delegates, which needs no KVM: its page is said to be
+ * present, and is not any more, so the kernel's own access to it sleeps until the one
+ * thread of the service has answered. */
+START_TEST(worker_sleeps_on_a_page)
+{
+	struct kvmfault_service_options options = {
+		.size = sizeof(options), .threads = 1,
+	};
+	struct kvmfault__memory_fault record = {
+		.gpa = GPA + 3 * PAGE, .size = PAGE,
+	};
+	struct kvm_run run = { .exit_reason = KVMFAULT__EXIT_MEMORY_FAULT };
+	struct kvmfault_vcpu_options of_vcpu = {
+		.size = sizeof(of_vcpu), .fd = image, .run = &run,
+		.profile = KVMFAULT_PROFILE_DELEGATE,
+	};
+	struct kvmfault_stats stats = { .size = sizeof(stats) };
+	struct kvmfault_vcpu *vcpu;
+	uint64_t messages;
+
+	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	ck_assert_int_eq(kvmfault_service_new(vm, &options, &service), 0);
+	ck_assert_int_eq(kvmfault_vcpu_new(vm, &of_vcpu, &vcpu), 0);
+	ck_assert(has_data(host + 3 * PAGE, 3));
+	ck_assert_int_eq(kvmfault_vm_stats(vm, &stats), 0);
+	messages = stats.entrance[KVMFAULT_ENTRANCE_UFFD];
+	ck_assert_int_eq(fallocate(backing, FALLOC_FL_PUNCH_HOLE |
+				   FALLOC_FL_KEEP_SIZE, 3 * PAGE, PAGE), 0);
+	memcpy(&run.hw, &record, sizeof(record));
+	ck_assert_int_eq(kvmfault_handle(vcpu, -1, EFAULT), KVMFAULT_RETRY);
+	ck_assert_int_eq(kvmfault_vm_stats(vm, &stats), 0);
+	ck_assert_uint_eq(stats.entrance[KVMFAULT_ENTRANCE_UFFD], messages + 1);
+	kvmfault_vcpu_free(vcpu);
+}
+END_TEST
+
 /* ---- memory that failed ---- */
 
 static sigjmp_buf after_sigbus;
@@ -1173,6 +1209,7 @@ static void add_memory_tests(Suite *suite, const char *name, SFun begin)
 	tcase_add_test(t, another_process_that_is_gone);
 	tcase_add_test(t, dispatched_by_the_vmm);
 	tcase_add_test(t, sleepers_wait_for_the_next_service);
+	tcase_add_test(t, worker_sleeps_on_a_page);
 }
 
 /* ---- descriptors ---- */
