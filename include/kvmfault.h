@@ -351,6 +351,20 @@ enum kvmfault_delivery {
  * stacks, as far as the registers lead there: a marker there ends the guest. */
 #define KVMFAULT_ALLOW_SHADOW_PAGING (1ULL << 1)
 
+/* A fault of a thread that sleeps in the kernel, and that was not resolved. */
+struct kvmfault_sleeper {
+	size_t size;
+	const struct kvmfault_fault *fault;	/* its hva is of the process
+						 * that sleeps */
+	struct kvmfault_memory *memory;	/* not to be freed in the callback */
+	uint64_t offset;	/* the page of the memory */
+	uint64_t length;
+	/* Of the process; NULL: one of the library's, of this process. */
+	struct kvmfault_uffd *uffd;
+	enum kvmfault_reason reason;
+	int error;		/* -errno */
+};
+
 struct kvmfault_vm_options {
 	size_t size;
 
@@ -382,9 +396,8 @@ struct kvmfault_vm_options {
 	 * in three tries. Nothing can be returned to that thread: it stays
 	 * asleep and the library tries again, more and more slowly, up to once
 	 * a second, until it works, or the VMM stops the VM. Called once for
-	 * each such fault. error: -errno. */
-	void (*unresolved)(void *data, const struct kvmfault_fault *fault,
-			   enum kvmfault_reason reason, int error);
+	 * each such fault. */
+	void (*unresolved)(void *data, const struct kvmfault_sleeper *sleeper);
 	void *unresolved_data;
 
 	/* Guest memory has failed: see kvmfault_handle_sigbus(). Tell the guest

@@ -1009,9 +1009,11 @@ struct kvmfault__park {
 	_Atomic size_t count;
 	struct kvmfault__parked item[KVMFAULT__PARKED_MAX];
 };
-/* Nobody resolved it: the third time the VMM is told. */
+/* Nobody resolved it: the third time the VMM is told. mapping: where its thread
+ * sleeps, held. */
 void kvmfault__not_resolved(struct kvmfault__seat *seat,
 			    struct kvmfault__parked *item,
+			    const struct kvmfault_mapping *mapping,
 			    enum kvmfault_reason reason, int error);
 /* Later again: it has failed, or is not possible now. */
 void kvmfault__put_off(struct kvmfault__park *park, struct kvmfault__seat *seat,

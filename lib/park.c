@@ -143,29 +143,44 @@ void kvmfault__put_off(struct kvmfault__park *park, struct kvmfault__seat *seat,
 	kvmfault__park_arm(park);
 }
 
-static void tell(struct kvmfault_vm *vm, const struct kvmfault__parked *item,
+static void tell(const struct kvmfault_mapping *mapping,
+		 const struct kvmfault__parked *item,
 		 enum kvmfault_reason reason, int error)
 {
-	kvmfault__log(vm, KVMFAULT_LOG_ERROR,
+	struct kvmfault_memory *memory = mapping->span.memory;
+	const struct kvmfault_vm_options *options = &memory->vm->options;
+	uint64_t size = kvmfault__page_size(memory);
+	struct kvmfault_sleeper sleeper = {
+		.size = sizeof(sleeper),
+		.fault = &item->fault,
+		.memory = memory,
+		.offset = (item->fault.hva - mapping->host) & ~(size - 1),
+		.length = size,
+		.uffd = mapping->uffd->own ? NULL : mapping->uffd,
+		.reason = reason,
+		.error = error,
+	};
+
+	kvmfault__log(memory->vm, KVMFAULT_LOG_ERROR,
 		      "a %s at host address %#llx sleeps: %s (error %d); trying again until it works or the VM is stopped",
 		      kvmfault_access_str(item->fault.access),
 		      (unsigned long long)item->fault.hva,
 		      kvmfault_reason_str(reason), -error);
 	KVMFAULT__TRACE(unresolved, item->fault.entrance, item->fault.gpa,
 			item->fault.hva, reason, error);
-	if (vm->options.unresolved)
-		vm->options.unresolved(vm->options.unresolved_data,
-				       &item->fault, reason, error);
+	if (options->unresolved)
+		options->unresolved(options->unresolved_data, &sleeper);
 }
 
 void kvmfault__not_resolved(struct kvmfault__seat *seat,
 			    struct kvmfault__parked *item,
+			    const struct kvmfault_mapping *mapping,
 			    enum kvmfault_reason reason, int error)
 {
 	if (++item->tries.failures != TELL_AFTER)
 		return;
 	kvmfault__count(seat, unresolved);
-	tell(seat->vm, item, reason, error);
+	tell(mapping, item, reason, error);
 }
 
 bool kvmfault__is_parked(struct kvmfault__park *park, uint32_t space,

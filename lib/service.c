@@ -88,7 +88,8 @@ void kvmfault__put_off_fetch(struct kvmfault__request *rq, int error)
 	};
 
 	if (error != -EAGAIN)
-		kvmfault__not_resolved(seat, &item, rq->source_failed ?
+		kvmfault__not_resolved(seat, &item, rq->origin,
+				       rq->source_failed ?
 				       KVMFAULT_REASON_SOURCE :
 				       KVMFAULT_REASON_RESOLVER, error);
 	service = kvmfault__hold(&seat->uffd, &seat->vm->service);
@@ -121,6 +122,9 @@ static void serve_fault(struct kvmfault_service *service,
 	kvmfault__mark(seat, &place);
 	kvmfault__resolve(seat, &item->fault, &place, &answer);
 	kvmfault__mark_ahead(seat, &place);
+	if (!answer.detached && answer.action == KVMFAULT_UNRESOLVED)
+		kvmfault__not_resolved(seat, item, mapping, answer.reason,
+				       answer.error);
 	kvmfault__leave(seat);
 	kvmfault__add(seat, KVMFAULT__COUNTER(action) + answer.action, 1);
 	if (answer.detached)
@@ -129,8 +133,6 @@ static void serve_fault(struct kvmfault_service *service,
 		kvmfault__latency(seat, kvmfault__sys_now() - began);
 		return;
 	}
-	if (answer.action == KVMFAULT_UNRESOLVED)
-		kvmfault__not_resolved(seat, item, answer.reason, answer.error);
 	kvmfault__put_off(&service->park, seat, item,
 			  answer.action == KVMFAULT_UNRESOLVED);
 }

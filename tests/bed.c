@@ -42,16 +42,16 @@ static void on_changed(void *data, const struct kvmfault_change *change)
 	pthread_mutex_unlock(&bed_lock);
 }
 
-static void on_unresolved(void *data, const struct kvmfault_fault *fault,
-			  enum kvmfault_reason reason, int error)
+static void on_unresolved(void *data, const struct kvmfault_sleeper *sleeper)
 {
 	(void)data;
 	fake_called_back();
 	pthread_mutex_lock(&bed_lock);
 	bed.unresolved++;
-	bed.fault = *fault;
-	bed.reason = reason;
-	bed.error = error;
+	bed.sleeper = *sleeper;
+	bed.fault = *sleeper->fault;
+	bed.reason = sleeper->reason;
+	bed.error = sleeper->error;
 	pthread_mutex_unlock(&bed_lock);
 }
 

@@ -48,7 +48,8 @@ struct bed {
 	unsigned int logs, unresolved, changes[8];
 	char log[512];
 	struct kvmfault_change change;
-	struct kvmfault_fault fault;
+	struct kvmfault_sleeper sleeper;	/* the last one, */
+	struct kvmfault_fault fault;		/* and its fault */
 	enum kvmfault_reason reason;
 	int error;
 };

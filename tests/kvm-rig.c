@@ -118,14 +118,11 @@ static void changed(void *data, const struct kvmfault_change *change)
 	atomic_fetch_add(&rig->changes[change->cause], 1);
 }
 
-static void unresolved(void *data, const struct kvmfault_fault *fault,
-		       enum kvmfault_reason reason, int error)
+static void unresolved(void *data, const struct kvmfault_sleeper *sleeper)
 {
 	struct rig *rig = data;
 
-	(void)fault;
-	(void)reason;
-	(void)error;
+	(void)sleeper;
 	atomic_fetch_add(&rig->unresolved, 1);
 }
 

@@ -82,6 +82,8 @@ MUTATIONS = [
      'wide ? sizeof(stacks) : 3', '3', ['walk']),
     ('close the descriptor of what mremap() has moved', 'lib/uffd.c',
      ' || atomic_load(&uffd->moved);', ';', ['service']),
+    ('a sleeper of another process is one of ours', 'lib/park.c',
+     'mapping->uffd->own ? NULL : mapping->uffd', 'NULL', ['service']),
     ('ignore a partial copy', 'lib/uffd.c',
      '	return count > 0 ? count : err;', '	return err;', ['uffd']),
     ('show what was cut off in the middle of a page', 'lib/resolver.c',

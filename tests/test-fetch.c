@@ -541,13 +541,10 @@ static int free_in_callback(struct kvmfault_service *s)
 	return free_result = kvmfault_service_free(s);
 }
 
-static void on_unresolved(void *data, const struct kvmfault_fault *f,
-			  enum kvmfault_reason reason, int error)
+static void on_unresolved(void *data, const struct kvmfault_sleeper *sleeper)
 {
 	(void)data;
-	(void)f;
-	(void)reason;
-	(void)error;
+	(void)sleeper;
 	free_in_callback(service);
 }
 

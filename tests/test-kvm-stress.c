@@ -365,14 +365,11 @@ static void note_change(void *data, const struct kvmfault_change *change)
 				 [(change->offset + at) / PAGE], 1);
 }
 
-static void note_unresolved(void *data, const struct kvmfault_fault *fault,
-			    enum kvmfault_reason reason, int error)
+static void note_unresolved(void *data, const struct kvmfault_sleeper *sleeper)
 {
 	(void)data;
-	(void)fault;
-	(void)reason;
-	if (!of_source(error))
-		expect(error, "unresolved");
+	if (!of_source(sleeper->error))
+		expect(sleeper->error, "unresolved");
 	atomic_fetch_add(&unresolved, 1);
 }
 

@@ -351,6 +351,11 @@ START_TEST(told_after_three_tries)
 	ck_assert_uint_eq(bed.fault.hva, (uintptr_t)bed_page(3));
 	ck_assert_uint_eq(bed.fault.known & KVMFAULT_KNOWN_HVA,
 			  KVMFAULT_KNOWN_HVA);
+	ck_assert_uint_eq(bed.sleeper.size, sizeof(bed.sleeper));
+	ck_assert_ptr_eq(bed.sleeper.memory, bed.memory);
+	ck_assert_uint_eq(bed.sleeper.offset, 3 * PAGE);
+	ck_assert_uint_eq(bed.sleeper.length, PAGE);
+	ck_assert_ptr_null(bed.sleeper.uffd);	/* the library's own */
 	/* Once; and it goes on trying until it works. */
 	tries(5);
 	ck_assert_uint_eq(bed.unresolved, 1);
@@ -361,6 +366,34 @@ START_TEST(told_after_three_tries)
 }
 END_TEST
 
+/* Of another process the address alone says nothing: whose it is comes with it. */
+START_TEST(told_of_another_process)
+{
+	struct kvmfault_uffd_options process = {
+		.size = sizeof(process), .fd = fake_uffd(O_NONBLOCK),
+		.remote = true,
+	};
+	struct kvmfault_mapping_options options = { .size = sizeof(options) };
+	struct uffd_msg msg = { .event = UFFD_EVENT_PAGEFAULT };
+	struct kvmfault_mapping *mapping;
+
+	ck_assert_int_eq(kvmfault_uffd_new(bed.vm, &process, &options.uffd), 0);
+	options.host = (uintptr_t)fake_map(bed.fd);
+	ck_assert_int_eq(kvmfault_mapping_add(bed.memory, &options, &mapping),
+			 0);
+	bed.source_result = -EIO;
+	msg.arg.pagefault.address = options.host + 5 * PAGE + 7;
+	fake_message(process.fd, &msg);
+	tries(3);
+	ck_assert_uint_eq(bed.unresolved, 1);
+	ck_assert_ptr_eq(bed.sleeper.uffd, options.uffd);
+	ck_assert_ptr_eq(bed.sleeper.memory, bed.memory);
+	ck_assert_uint_eq(bed.sleeper.offset, 5 * PAGE);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	ck_assert_int_eq(kvmfault_uffd_free(options.uffd), 0);
+}
+END_TEST
+
 /* A sleeper that was woken has sent a second message, and another thread has
  * parked that first. */
 START_TEST(told_once_for_two_messages)
@@ -368,19 +401,25 @@ START_TEST(told_once_for_two_messages)
 	struct kvmfault__parked first = {
 		.fault.hva = (uintptr_t)bed_page(3), .tries = { 2, 2 },
 	}, second = { .fault.hva = (uintptr_t)bed_page(3) };
+	const struct kvmfault__mappings *all =
+		atomic_load(&bed.memory->mappings);
+	const struct kvmfault_mapping *mapping = all->mapping[0];
 	struct kvmfault__park park = { .timer = kvmfault__sys_timerfd() };
 
 	pthread_mutex_init(&park.lock, NULL);
-	kvmfault__not_resolved(bed.seat, &second, KVMFAULT_REASON_SOURCE, -EIO);
+	kvmfault__not_resolved(bed.seat, &second, mapping,
+			       KVMFAULT_REASON_SOURCE, -EIO);
 	kvmfault__put_off(&park, bed.seat, &second, true);
 	ck_assert_uint_eq(bed.unresolved, 0);
-	kvmfault__not_resolved(bed.seat, &first, KVMFAULT_REASON_SOURCE, -EIO);
+	kvmfault__not_resolved(bed.seat, &first, mapping,
+			       KVMFAULT_REASON_SOURCE, -EIO);
 	kvmfault__put_off(&park, bed.seat, &first, true);
 	ck_assert_uint_eq(bed.unresolved, 1);
 	ck_assert_uint_eq(park.count, 1);
 	ck_assert(kvmfault__unpark(&park, UINT64_MAX, &second));
 	ck_assert_uint_eq(second.tries.failures, 3);
-	kvmfault__not_resolved(bed.seat, &second, KVMFAULT_REASON_SOURCE, -EIO);
+	kvmfault__not_resolved(bed.seat, &second, mapping,
+			       KVMFAULT_REASON_SOURCE, -EIO);
 	kvmfault__put_off(&park, bed.seat, &second, true);
 	ck_assert_uint_eq(bed.unresolved, 1);
 	kvmfault__sys_close(park.timer);
@@ -747,6 +786,7 @@ int main(void)
 	tcase_add_test(t, parked_ones_are_woken_without_memory);
 	tcase_add_test(t, memory_of_a_parked_one_is_gone);
 	tcase_add_test(t, told_after_three_tries);
+	tcase_add_test(t, told_of_another_process);
 	tcase_add_test(t, told_once_for_two_messages);
 	tcase_add_test(t, told_after_a_mixed_series);
 	tcase_add_test(t, failing_fetch_does_not_flood);

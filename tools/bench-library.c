@@ -175,13 +175,13 @@ static void note(void *data, enum kvmfault_log_level level, const char *message)
 	bench_why(data, 0, "%s", message);
 }
 
-static void unresolved(void *data, const struct kvmfault_fault *fault,
-		       enum kvmfault_reason reason, int error)
+static void unresolved(void *data, const struct kvmfault_sleeper *sleeper)
 {
 	(void)data;
 	bench_die("a vCPU's %s can't go on: %s (%s)",
-		  kvmfault_access_str(fault->access),
-		  kvmfault_reason_str(reason), strerror(-error));
+		  kvmfault_access_str(sleeper->fault->access),
+		  kvmfault_reason_str(sleeper->reason),
+		  strerror(-sleeper->error));
 }
 
 /* Of a kernel that lets missing pages leave KVM_RUN, with what it needs. */

@@ -87,12 +87,12 @@ static void log_line(void *data, enum kvmfault_log_level level,
 }
 
 /* A vCPU sleeps in the kernel on a page that can't be had. */
-static void unresolved(void *data, const struct kvmfault_fault *fault,
-		       enum kvmfault_reason reason, int error)
+static void unresolved(void *data, const struct kvmfault_sleeper *sleeper)
 {
 	demo_fail(data, "a vCPU's %s can't go on: %s (%s)",
-		  kvmfault_access_str(fault->access),
-		  kvmfault_reason_str(reason), strerror(-error));
+		  kvmfault_access_str(sleeper->fault->access),
+		  kvmfault_reason_str(sleeper->reason),
+		  strerror(-sleeper->error));
 }
 
 /* The whole run loop. */

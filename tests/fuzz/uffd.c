@@ -73,12 +73,12 @@ static void on_log(void *data, enum kvmfault_log_level level,
 	MUST(level && *message);
 }
 
-static void on_unresolved(void *data, const struct kvmfault_fault *fault,
-			  enum kvmfault_reason reason, int error)
+static void on_unresolved(void *data, const struct kvmfault_sleeper *sleeper)
 {
 	(void)data;
 	no_lock_is_held();
-	MUST(fault->entrance == KVMFAULT_ENTRANCE_UFFD && reason && error < 0);
+	MUST(sleeper->fault->entrance == KVMFAULT_ENTRANCE_UFFD &&
+	     sleeper->reason && sleeper->error < 0);
 }
 
 static void wake(int fd, uint64_t start)

@@ -267,15 +267,15 @@ static void on_changed(void *data, const struct kvmfault_change *change)
 	callback_end();
 }
 
-static void on_unresolved(void *data, const struct kvmfault_fault *fault,
-			  enum kvmfault_reason reason, int error)
+static void on_unresolved(void *data, const struct kvmfault_sleeper *sleeper)
 {
 	(void)data;
 	callback_begin("unresolved");
-	tell("unresolved: %#llx, %s, %d", (unsigned long long)fault->hva,
-	     kvmfault_reason_str(reason), error);
-	if (reason == KVMFAULT_REASON_RESOLVER)
-		check_error("a sleeper", error, 0);
+	tell("unresolved: %#llx, %s, %d",
+	     (unsigned long long)sleeper->fault->hva,
+	     kvmfault_reason_str(sleeper->reason), sleeper->error);
+	if (sleeper->reason == KVMFAULT_REASON_RESOLVER)
+		check_error("a sleeper", sleeper->error, 0);
 	callback_end();
 }
 
