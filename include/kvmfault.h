@@ -402,7 +402,8 @@ struct kvmfault_vm_options {
 
 	/* Guest memory has failed: see kvmfault_handle_sigbus(). Tell the guest
 	 * (a machine check, an SError) and return 0: a vCPU that touched it
-	 * then goes on with RETRY. -errno, or no such callback: UNRESOLVED. */
+	 * then goes on with RETRY. -errno, or no such callback: UNRESOLVED, and
+	 * so is a guest that touches it retry_budget times in a row. */
 	int (*failed)(void *data, const struct kvmfault_failure *failure);
 	void *failed_data;
 

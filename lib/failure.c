@@ -64,6 +64,7 @@ void kvmfault__tell_failure(struct kvmfault__request *rq,
 	answer->action = KVMFAULT_RETRY;
 	answer->reason = KVMFAULT_REASON_NONE;
 	answer->error = 0;
+	answer->told = true;
 }
 
 /* Now: the page will be touched again. */

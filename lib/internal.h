@@ -878,6 +878,7 @@ struct kvmfault__answer {
 	int error;
 	const char *resolver;
 	bool came;	/* the page was absent, and now it is there */
+	bool told;	/* the guest: its data is lost */
 	bool detached;	/* a sleeper's fetch is in flight */
 	/* of a window: its gpa, from the region's beginning on, and its length,
 	 * maybe past the region's end; not all of it need have come */

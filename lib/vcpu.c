@@ -330,6 +330,20 @@ static void pause_before(struct kvmfault_vcpu *vcpu,
 		answer->action = KVMFAULT_INTERRUPTED;
 }
 
+static void give_up(const struct kvmfault_vcpu *vcpu,
+		    struct kvmfault__answer *answer)
+{
+	if (answer->told)	/* again and again, and touches it still */
+		kvmfault__unresolved(answer, KVMFAULT_REASON_HWPOISON,
+				     -EHWPOISON);
+	else if (vcpu->fault.known & KVMFAULT_KNOWN_GPA)
+		kvmfault__unresolved(answer, KVMFAULT_REASON_NO_PROGRESS,
+				     -vcpu->fault.error);
+	else
+		kvmfault__unresolved(answer, KVMFAULT_REASON_NO_ADDRESS,
+				     -vcpu->fault.error);
+}
+
 /*
  * Progress is a page that came, a page that did not fault lately, or an exit
  * of another kind (which starts the guard anew). Without it the pauses grow,
@@ -351,11 +365,7 @@ static void guard(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 	}
 	if (++vcpu->streak >= vcpu->vm->options.retry_budget) {
 		vcpu->streak = 0;
-		answer->action = KVMFAULT_UNRESOLVED;
-		answer->reason = vcpu->fault.known & KVMFAULT_KNOWN_GPA ?
-			KVMFAULT_REASON_NO_PROGRESS :
-			KVMFAULT_REASON_NO_ADDRESS;
-		answer->error = -vcpu->fault.error;
+		give_up(vcpu, answer);
 		return;
 	}
 	if (vcpu->streak > FREE_RETRIES)

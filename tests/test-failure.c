@@ -105,6 +105,22 @@ START_TEST(where_no_region_is)
 }
 END_TEST
 
+/* A guest that does not mind being told: it ends, and says why. */
+START_TEST(told_and_touched_again)
+{
+	uint32_t i, budget = bed.vm->options.retry_budget;
+
+	fetch(3);
+	populate_says(-EHWPOISON);
+	for (i = 0; i < budget; i++)	/* the first is another page */
+		ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+	ck_assert_uint_eq(tells, budget);
+	ck_assert_int_eq(touched(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
+	ck_assert_int_eq(result()->error, -EHWPOISON);
+}
+END_TEST
+
 START_TEST(vmm_can_not_tell)
 {
 	fetch(3);
@@ -475,6 +491,7 @@ int main(void)
 	tcase_add_checked_fixture(t, up, bed_down);
 	tcase_add_test(t, present_page_failed);
 	tcase_add_test(t, where_no_region_is);
+	tcase_add_test(t, told_and_touched_again);
 	tcase_add_test(t, vmm_can_not_tell);
 	tcase_add_test(t, late_signal_of_a_marker);
 	tcase_add_test(t, marker_is_fetched);
