@@ -148,8 +148,9 @@ static int have_done(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
 	bool left;
 	int err = await(vcpu->seat, worker, &left);
 
-	if (err)
-		return err;
+	/* Who is wanted elsewhere begins nothing. */
+	if (err || kvmfault__exit_wanted(vcpu->seat))
+		return -EINTR;
 	post(worker, task);
 	await(vcpu->seat, worker, &left);
 	/* Only what it holds the vCPU for changes this. */
