@@ -836,27 +836,27 @@ static void take_away(uint64_t number, unsigned int who)
 }
 
 /*
- * The VMM's own balloon, past the library. What is present is known to be taken
- * away when that has ended; with events also what is absent, but a fetch of it
- * in flight may bring its data all the same before it is gone: that never ends.
+ * The VMM's own balloon, past the library, of what is present; with events also
+ * of what is absent, if the memory is anonymous. There a page that was in flight
+ * is punched when it has come, and with it goes what was written meanwhile: for
+ * this model that never ends.
  */
 static void take_away_ourselves(uint64_t number, unsigned int who)
 {
 	uint64_t page, first, count = some_of_block(number, &first);
 	char *map = number >> 30 & 1 ? ram()->a : ram()->b;
-	bool absent = now.kind == ANONYMOUS && now.events &&
-		      !(number >> 31 & 7);
+	bool ends = now.kind != ANONYMOUS || !now.events;
 
 	(void)who;
 	if (class_of(first) != REMOVED ||
-	    (!absent && !ensured(first, count, false)))
+	    ((ends || number >> 31 & 1) && !ensured(first, count, false)))
 		return;
 	for (page = first; page < first + count; page++)
 		begin(page);
 	expect(madvise(map + first * now.page_size, count * now.page_size,
 		       now.kind == ANONYMOUS ? MADV_DONTNEED : MADV_REMOVE),
 	       "madvise");
-	for (page = first; page < first + count && !absent; page++)
+	for (page = first; page < first + count && ends; page++)
 		end(page);
 }
 
