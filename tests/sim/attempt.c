@@ -49,7 +49,7 @@ void seed_schedule(struct schedule *schedule, uint64_t seed)
 		.seed = seed,
 		.every = 1U << seed % 7,
 		.depth = 1 + seed % 5,
-		.length = 500U << seed % 4,
+		.length = 125U << seed % 6,
 	};
 }
 

@@ -6,7 +6,7 @@
  * a part of the plans only, so that a fault of one does not hide what another
  * would find. Most plans are brief, with up to three steps a thread, or with one:
  * what two threads do to each other needs few steps, and is found where little else
- * goes on. And a third are narrow: all that threads do in one is of a few kinds, and
+ * goes on. And half are narrow: all that threads do in one is of one kind or two, and
  * any option is on as often as any other, in some plans many, in others few. So what
  * is rare beside the rest is frequent somewhere, together with each other rare thing.
  */
@@ -15,7 +15,7 @@
 
 #include "plan.h"
 
-#define NARROW 3U			/* kinds of steps of a role, at most */
+#define NARROW 2U			/* kinds of steps of a role, at most */
 
 const char *const option_name[OPTION_COUNT] = {
 #define OPTION(name, values, often) #name,
@@ -209,7 +209,7 @@ void plan_from_seed(struct plan *plan, uint64_t seed,
 	memset(plan, 0, sizeof(*plan));
 	plan->choices = seed;
 	plan->most = steps[draw(&state, 3)];
-	plan->narrow = !draw(&state, 3);
+	plan->narrow = draw(&state, 2);
 	draw_options(&state, plan, allowed);
 	memcpy(step, allowed_step, sizeof(step));
 	if (plan->narrow)
