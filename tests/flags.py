@@ -20,7 +20,8 @@ FILLED = {
     'kvmfault_finding', 'kvmfault_features', 'kvmfault_fault',
     'kvmfault_change', 'kvmfault_failure', 'kvmfault_delivery_report',
     'kvmfault_memory_maps', 'kvmfault_memslot', 'kvmfault_request',
-    'kvmfault_event', 'kvmfault_result', 'kvmfault_syscall', 'kvmfault_stats',
+    'kvmfault_event', 'kvmfault_result', 'kvmfault_sleeper', 'kvmfault_syscall',
+    'kvmfault_stats',
 }
 # Any value is right: it is compared, or answered with a name.
 ANY = {'kvmfault_resolver.flags'}
