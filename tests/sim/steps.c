@@ -840,24 +840,26 @@ static void discard(struct acting *a, const struct step *step)
 	unsigned int page = page_of(memory, step->a);
 	unsigned int count = count_of(memory, page, step->b);
 	unsigned int injected = current->injected;
-	uint32_t alone;
 	int err;
 
 	(void)a;
 	begin_write();
 	truth_discard_begin(&memory->truth, page, count);
 	/* What a signal has interrupted may go on by itself: until it is over. */
-	do {
-		alone = sched_switches();
+	do
 		err = CALL(kvmfault_discard, true,
 			   kvmfault_discard(world.vm, 0,
 					    memory->gpa + page * PAGE,
 					    count * PAGE));
+<<<<<<< ours
 	} while (err == -EINTR);
 	if (!err && alone == sched_switches() && memory->exists)
 		door_check_marked(memory, page, count);
 	if (err == -EAGAIN)	/* its memory is being freed */
 		truth_discard_left(&memory->truth, page, count);
+=======
+	while (err == -EINTR);
+>>>>>>> theirs
 	truth_discard_end(&memory->truth, page, count, !err);
 	end_write();
 	check_error("kvmfault_discard", err, injected);

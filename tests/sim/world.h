@@ -182,9 +182,6 @@ void tables_note_fetch(const struct sim_memory *memory, uint64_t offset,
 		       uint64_t length);
 void tables_note_read(const struct file *file, uint64_t offset, size_t length);
 
-/* door.c: what is discarded, by nobody else meanwhile, is to be marked anew. */
-void door_check_marked(const struct sim_memory *memory, unsigned int page,
-		       unsigned int count);
 /* Without a mapping of the VMM's own nothing is marked, nor when the mode was
  * left. */
 void door_check_unmarked(const struct sim_memory *memory);
