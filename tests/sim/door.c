@@ -100,23 +100,6 @@ static bool is_marked(const struct kvmfault_memory *memory)
 	return memory->marked && atomic_load(&memory->marked[0]);
 }
 
-void door_check_marked(const struct sim_memory *memory, unsigned int page,
-		       unsigned int count)
-{
-	const struct kvmfault_memory *handle = memory->handle;
-	unsigned int i, at;
-	struct map *map;
-
-	for (i = page; i < page + count && is_marked(handle); i++) {
-		map = map_at(our_mm, memory->memslots + i * PAGE, &at);
-		if (map && map->pte[at].kind == PTE_NONE &&
-		    kvmfault__page_state(handle, i / memory->unit) ==
-		    KVMFAULT__REMOVED)
-			sim_fail("what has no marker counts as marked",
-				 "page %u was discarded", i);
-	}
-}
-
 /* Of what has failed one is left. */
 static void check_left(const struct sim_memory *memory)
 {

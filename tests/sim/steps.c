@@ -851,15 +851,9 @@ static void discard(struct acting *a, const struct step *step)
 			   kvmfault_discard(world.vm, 0,
 					    memory->gpa + page * PAGE,
 					    count * PAGE));
-<<<<<<< ours
-	} while (err == -EINTR);
-	if (!err && alone == sched_switches() && memory->exists)
-		door_check_marked(memory, page, count);
+	while (err == -EINTR);
 	if (err == -EAGAIN)	/* its memory is being freed */
 		truth_discard_left(&memory->truth, page, count);
-=======
-	while (err == -EINTR);
->>>>>>> theirs
 	truth_discard_end(&memory->truth, page, count, !err);
 	end_write();
 	check_error("kvmfault_discard", err, injected);
