@@ -835,7 +835,8 @@ struct kvmfault_mapping_options {
  * source; -EOPNOTSUPP: this kernel's userfaultfd does not take what is mapped
  * there; -EEXIST: another mapping is known there; -EBUSY: registered with
  * another userfaultfd; -ENOMEM: also a range that is not mapped, or a process
- * that is gone; what kvmfault_uffd_new() returns; -E2BIG.
+ * that is gone; -EPERM, -ENOSYS: no userfaultfd, see kvmfault_uffd_new();
+ * -ENOSPC: 4,095 userfaultfds; -EMFILE, -ENFILE; -E2BIG.
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_mapping_add(struct kvmfault_memory *memory,

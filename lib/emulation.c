@@ -24,7 +24,8 @@ struct emulation {
 	uint64_t code[2];	/* the gpa of its bytes, by page, */
 	uint32_t lengths[2];	/* and how many there */
 	struct kvmfault__answer answer;	/* of a page that failed */
-	bool came;		/* one of them */
+	bool came;		/* one of them; */
+	bool later;		/* or could not now */
 };
 
 /* Does KVM meet guest memory there, it may take as long as a page takes. */
@@ -52,11 +53,13 @@ static bool need(struct emulation *e, uint64_t linear, uint64_t *gpa)
 	kvmfault__resolve_gpa(e->task->seat, &fault, fault.gpa, &answer);
 	if (answer.reason == KVMFAULT_REASON_NO_REGION)
 		return false;
-	if (answer.action == KVMFAULT_RETRY)
+	if (answer.action == KVMFAULT_RETRY) {
 		e->came |= answer.came;
-	/* What has failed counts, whatever is on its way. */
-	else if (e->answer.action != KVMFAULT_UNRESOLVED)
+		e->later |= answer.error == -EAGAIN;
+	} else if (e->answer.action != KVMFAULT_UNRESOLVED) {
+		/* What has failed counts, whatever is on its way. */
 		e->answer = answer;
+	}
 	return answer.action == KVMFAULT_RETRY;
 }
 
@@ -189,6 +192,8 @@ static void verdict(const struct emulation *e, struct kvmfault__answer *answer)
 	 * it counts when none came. */
 	if (!e->came && e->answer.action != KVMFAULT_NOT_A_FAULT)
 		*answer = e->answer;
+	else if (!e->came && e->later)
+		answer->error = -EAGAIN;
 	/* Nothing was absent: maybe others were faster, as often as the guard
 	 * has patience. Then it is the VMM's, with its #UD. */
 	else if (!e->came && e->task->last && e->task->rip == e->cpu.rip)

@@ -438,6 +438,9 @@ int kvmfault__sys_ioctl(int fd, unsigned long request, void *arg)
 	if (open->kind == KIND_UFFD && arg)
 		memcpy(&range, arg, sizeof(range));
 	err = ioctl_of(open, request, arg);
+	if (!err && request == KVM_TRANSLATE)
+		tables_note_asked(((struct kvm_translation *)arg)->
+				  physical_address);
 	tell("%s(%d) %#llx: %d", call.name, fd, (unsigned long long)range.start,
 	     err);
 	return err;
@@ -655,8 +658,9 @@ int kvmfault__sys_mmap(void **address, size_t length, int prot, int flags,
 	if (fd >= 0)
 		return open ? map_descriptor(address, length, prot, flags, open,
 					     (uint64_t)offset) : -EBADF;
-	if (prot == PROT_NONE) {
-		/* A page that nobody may read: the model's. */
+	if (prot == PROT_NONE || !(flags & MAP_NORESERVE)) {
+		/* A page that nobody may read, or that the kernel is asked
+		 * about: the model's. */
 		*address = (void *)(uintptr_t)mm_map(our_mm, NULL, 0,
 			(unsigned int)(length / PAGE), prot, true);
 		note_made(*address, length, BY_MAP);
@@ -713,8 +717,22 @@ int kvmfault__sys_madvise(void *address, size_t length, int advice)
 int kvmfault__sys_mincore(void *address, size_t length, unsigned char *vec)
 {
 	int err = BEGIN("mincore", .syscall = "mincore", .errnos = { EAGAIN });
+	unsigned char said[MEMORY_PAGES];
+	unsigned int page;
+	frame_t frame;
 
-	return err ? err : mm_mincore(our_mm, (uintptr_t)address, length, vec);
+	if (!err)
+		err = mm_mincore(our_mm, (uintptr_t)address, length, said);
+	if (err)
+		return err;
+	/* The kernel writes it there, and may have to sleep for that page. */
+	if (map_at(our_mm, (uintptr_t)vec, &page)) {
+		if (mm_copy(our_mm, (uintptr_t)vec, true, &frame) != ACCESS_OK)
+			return -EFAULT;
+		vec = frame_bytes(frame) + (uintptr_t)vec % PAGE;
+	}
+	memcpy(vec, said, length / PAGE);
+	return 0;
 }
 
 int kvmfault__sys_memfd(const char *name, unsigned int flags, off_t length)
@@ -983,6 +1001,7 @@ void kvmfault__sys_join(pthread_t thread)
 void kvmfault__sys_yield(void)
 {
 	BEGIN("sched_yield");
+	sim_give_way();
 	sim_pass(500);
 }
 

@@ -169,7 +169,8 @@ static struct task *highest(void)
 	unsigned int i;
 
 	for (i = 0; i < task_count; i++)
-		if (is_ready(i) && (!best || tasks[i].priority > best->priority))
+		if (is_ready(i) && !tasks[i].gives_way &&
+		    (!best || tasks[i].priority > best->priority))
 			best = &tasks[i];
 	return best;
 }
@@ -359,6 +360,29 @@ void sim_point(void)
 		plan_decision();
 		go_on(task);
 	}
+}
+
+/* Another one goes on, if one can: who spins until something has happened would
+ * else never let it happen. */
+void sim_give_way(void)
+{
+	struct task *task;
+
+	sim_point();
+	if (ready_count == 1)
+		return;
+	sched_steps++;
+	note_ready();
+	current->priority = 0;
+	current->gives_way = true;
+	task = how.strategy == GIVEN && !fair ? given() : choose(true);
+	if (!task)
+		task = next_in_order();
+	current->gives_way = false;
+	plan_decision();
+	if (task == current)
+		note_change(task);
+	go_on(task);
 }
 
 /* ---- where tasks meet ---- */

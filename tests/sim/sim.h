@@ -83,6 +83,7 @@ struct task {
 	const void *channel;
 	const char *why;
 	uint64_t until;
+	bool gives_way;
 	bool interruptible;
 	enum woken how;
 	/* signals: bit n - 1 is signal n */
@@ -142,6 +143,7 @@ void sim_meet(void);
 /* What was met there before was another thing. */
 void sim_made(const void *memory, size_t length);
 uint64_t sim_now(void);
+void sim_give_way(void);		/* another one goes on, if one can */
 void sim_pass(uint64_t nanoseconds);	/* of the clock */
 
 /* Every choice of a run but the schedule; the same for the same seed. */

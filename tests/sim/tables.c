@@ -243,6 +243,7 @@ static struct walking {
 	const struct task *task;	/* NULL: none */
 	bool fetched[MEMORIES][MEMORY_PAGES];
 	uint32_t read[MEMORIES][MEMORY_PAGES];	/* bytes */
+	bool asked[MEMORIES][MEMORY_PAGES];	/* a register leads there */
 } walking[VCPUS_MAX];
 
 void tables_reset(void)
@@ -284,6 +285,15 @@ void tables_note_read(const struct file *file, uint64_t offset, size_t length)
 	for (i = 0; w && i < world.memories; i++)
 		if (world.memory[i].file == file)
 			w->read[i][offset / PAGE] += (uint32_t)length;
+}
+
+void tables_note_asked(uint64_t gpa)
+{
+	const struct sim_memory *memory = world_memory_at(gpa);
+	struct walking *w = walking_now();
+
+	if (w && memory)
+		w->asked[memory->id][(gpa - memory->gpa) / PAGE] = true;
 }
 
 /* ---- another walk ---- */
@@ -344,13 +354,14 @@ static void walk(struct walk *w, unsigned int level, uint64_t gpa)
 	}
 }
 
-static bool is_table(const struct walk *w, const struct sim_memory *memory,
-		     unsigned int page)
+/* Or what a register leads to. */
+static bool is_table(const struct walk *w, const struct walking *did,
+		     const struct sim_memory *memory, unsigned int page)
 {
 	unsigned int i, first = page - page % memory->unit;
 
 	for (i = first; i < first + memory->unit; i++)
-		if (w->levels[memory->id][i])
+		if (w->levels[memory->id][i] || did->asked[memory->id][i])
 			return true;
 	return false;
 }
@@ -372,12 +383,12 @@ static void check_page(struct walk *w, const struct walking *did,
 {
 	/* Windows and huge pages bring others with it. */
 	if (!option(OPT_window) && did->fetched[memory->id][page] &&
-	    !is_table(w, memory, page))
+	    !is_table(w, did, memory, page))
 		sim_fail("the walk fetches what is no table",
 			 "%s: memory %u, page %u", w->mode->name, memory->id,
 			 page);
 	if (did->read[memory->id][page] > w->size[memory->id][page] &&
-	    !is_crowded(w, memory, page))
+	    !did->asked[memory->id][page] && !is_crowded(w, memory, page))
 		sim_fail("the walk reads what is no table, or one again",
 			 "%s: memory %u, page %u: %u bytes in place of %u",
 			 w->mode->name, memory->id, page,

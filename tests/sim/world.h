@@ -181,6 +181,7 @@ void tables_ask(bool everything);	/* who walks them, and what else it has */
 void tables_note_fetch(const struct sim_memory *memory, uint64_t offset,
 		       uint64_t length);
 void tables_note_read(const struct file *file, uint64_t offset, size_t length);
+void tables_note_asked(uint64_t gpa);	/* by KVM_TRANSLATE */
 
 /* Without a mapping of the VMM's own nothing is marked, nor when the mode was
  * left. */
