@@ -79,8 +79,8 @@ extern "C" {
  *   -EOPNOTSUPP what this kernel, or this object as it was made, can't do. The
  *   context's log says which member or object it is about, and so does
  *   kvmfault_vm_error() to who has no log.
- * - Flags, bits and enumerators that this version does not know are refused with
- *   -EINVAL, never ignored.
+ * - Flags, bits and enumerators that this version does not know are refused
+ *   with -EINVAL, never ignored.
  * - Open structs begin with `size_t size`: set it to sizeof the struct. A
  *   shorter one (an older caller's) is accepted, a longer one if what this
  *   library does not know is zero (else -E2BIG). Zero is each field's default.
@@ -92,7 +92,9 @@ extern "C" {
  * - Sizes, lengths and offsets are bytes. gpa is a guest-physical address, hva
  *   an address in the process that owns the mapping.
  * - Callbacks are called on the calling thread, with none of the library's
- *   locks held: they may take the VMM's own locks and call the library.
+ *   locks held: they may take the VMM's own locks and call the library. They
+ *   return: no longjmp() leaves them. A thread that is cancelled in one
+ *   (pthread_cancel()) goes on until the library has returned.
  * - Thread classes: "any": any number of threads at once. "object": any
  *   thread, but one at a time for one object. "setup": like "any", may take
  *   the context's lock and allocate, and so is not for a vCPU's fault path.
@@ -326,13 +328,14 @@ enum kvmfault_delivery {
 	/* The vCPU sleeps in the kernel until a thread of the service has read
 	 * its message and brought the page. */
 	KVMFAULT_DELIVERY_UFFD = 1,
-	/* KVM_RUN ends with a SIGBUS, and the vCPU's own thread brings the page:
-	 * absent pages of the memslots' mapping have a marker (UFFDIO_POISON,
-	 * Linux 6.6), once the stretch that they are in was touched. Only in a
-	 * memory with a second mapping, which the VMM itself has to use: who
-	 * touches a marker in another way than KVM_RUN gets that SIGBUS too.
-	 * What KVM itself reads and writes fails where there is one, see
-	 * doc/integration.md: so it has to be allowed by name. */
+	/* KVM_RUN ends with a SIGBUS, and the vCPU's own thread brings the
+	 * page: absent pages of the memslots' mapping have a marker
+	 * (UFFDIO_POISON, Linux 6.6), once the stretch that they are in was
+	 * touched. Only in a memory with a second mapping, which the VMM
+	 * itself has to use: who touches a marker in another way than KVM_RUN
+	 * gets that SIGBUS too. What KVM itself reads and writes fails where
+	 * there is one, see doc/integration.md: so it has to be allowed by
+	 * name. */
 	KVMFAULT_DELIVERY_MARKER_EXIT = 2,
 	/* KVM_RUN ends with KVM_EXIT_MEMORY_FAULT: on a kernel with one of the
 	 * proposed KVM_MEM_USERFAULT or KVM_MEM_EXIT_ON_MISSING. No released
@@ -345,10 +348,11 @@ enum kvmfault_delivery {
 /* AUTO may take MARKER_EXIT. */
 #define KVMFAULT_ALLOW_MARKER_EXIT (1ULL << 0)
 /* MARKER_EXIT also where KVM walks the guest's page tables in software: a table
- * in a marked page would be a page fault that the guest sees. The VMM sees to it
- * that they are present, see kvmfault_ensure_page_tables(). On PVM, where KVM
- * delivers exceptions in software, also the IDT, GDT, TSS and the exceptions'
- * stacks, as far as the registers lead there: a marker there ends the guest. */
+ * in a marked page would be a page fault that the guest sees. The VMM sees to
+ * it that they are present, see kvmfault_ensure_page_tables(). On PVM, where
+ * KVM delivers exceptions in software, also the IDT, GDT, TSS and the
+ * exceptions' stacks, as far as the registers lead there: a marker there ends
+ * the guest. */
 #define KVMFAULT_ALLOW_SHADOW_PAGING (1ULL << 1)
 
 /* A fault of a thread that sleeps in the kernel, and that was not resolved. */
@@ -440,10 +444,11 @@ struct kvmfault_vm_options {
 	 * kvmfault_window), have KVM map all of them for the guest, by
 	 * KVM_PRE_FAULT_MEMORY on the thread that has answered the fault: the
 	 * other pages of it then cost no exit to KVM. With the delegate profile
-	 * only after an exit for missing memory. Where the kernel has it (6.11, x86 with
-	 * two-dimensional paging), else nothing; only pages that are present,
-	 * and not in a region with a guest_memfd. kvmfault_vcpu_new() asks the
-	 * vCPU for it, so that is not to run at that time. */
+	 * only after an exit for missing memory. Where the kernel has it
+	 * (6.11, x86 with two-dimensional paging), else nothing; only pages
+	 * that are present, and not in a region with a guest_memfd.
+	 * kvmfault_vcpu_new() asks the vCPU for it, so that is not to run at
+	 * that time. */
 	bool prefault;
 
 	/* How missing pages of vCPUs are delivered, and KVMFAULT_ALLOW_*. */
@@ -459,9 +464,9 @@ struct kvmfault_vm_options {
 /*
  * Make a context. options may be NULL: all defaults.
  * Returns 0; -EINVAL: vm is NULL, page_size_max is not a power of two from
- * 4 KiB to 1 GiB, flags of allow or of the converter or a delivery mode that are
- * not known; -EOPNOTSUPP: the delivery mode can't be had (the log says why); -EBADF: fd is
- * closed; -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
+ * 4 KiB to 1 GiB, flags of allow or of the converter or a delivery mode that
+ * are not known; -EOPNOTSUPP: the delivery mode can't be had (the log says
+ * why); -EBADF: fd is closed; -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
  * Thread class: any. Since 0.1.
  */
 int kvmfault_vm_new(const struct kvmfault_vm_options *options,
@@ -470,8 +475,8 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 /*
  * Why the calling thread's last call that failed has failed: the line that the
  * log got, which names the member or object, copied into text as far as it fits
- * with its final 0. It stays after calls that succeed, as errno does: ask when a
- * call has returned an error. What a call without a context has to say
+ * with its final 0. It stays after calls that succeed, as errno does: ask when
+ * a call has returned an error. What a call without a context has to say
  * (kvmfault_vm_new(), kvmfault_source_file()) is not in here: the former has
  * options.log.
  *
@@ -510,12 +515,13 @@ int kvmfault_vm_delivery(const struct kvmfault_vm *vm,
 /*
  * Leave the mode that kvmfault_vm_new() has chosen, or take it up again, also
  * while vCPUs run. With UFFD everything arrives at the service from the moment
- * in which this returns, so there has to be one. Kernel interface: MADV_DONTNEED
- * on the memslots' mappings, which takes the markers and no data.
+ * in which this returns, so there has to be one. Kernel interface:
+ * MADV_DONTNEED on the memslots' mappings, which takes the markers and no
+ * data.
  *
- * Returns 0; -EINVAL: vm is NULL, AUTO or a mode that is not known; -EOPNOTSUPP:
- * one that is neither UFFD nor the chosen one; -ENOMEM; and what madvise(2) said:
- * some markers are left then, and are answered as before.
+ * Returns 0; -EINVAL: vm is NULL, AUTO or a mode that is not known;
+ * -EOPNOTSUPP: one that is neither UFFD nor the chosen one; -ENOMEM; and what
+ * madvise(2) said: some markers are left then, and are answered as before.
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_vm_set_delivery(struct kvmfault_vm *vm,
@@ -552,34 +558,35 @@ struct kvmfault_source {
 	 * the same. Optional. May come in any thread, once for each fetch that
 	 * submit has begun, and not before that has returned. */
 	void (*cancel)(void *data, struct kvmfault_fetch *fetch);
-	/* A fetch that takes longer is cancelled, in milliseconds; needs submit,
-	 * cancel and a service. 0: none is. */
+	/* A fetch that takes longer is cancelled, in milliseconds; needs
+	 * submit, cancel and a service. 0: none is. */
 	uint32_t deadline_ms;
-	/* Beside read, for a source that is mapped in this process: where length
-	 * bytes at offset are, until the fault is answered. They are installed
-	 * from there, without a copy in between. NULL: they are to be read.
-	 * What is not there after all (the file was cut off) is an error of
-	 * the source's, -EFAULT. Called as read is, and not with minor faults,
-	 * which have the bytes read into the file; there read has to cope with
-	 * such a file by itself. Optional. */
+	/* Beside read, for a source that is mapped in this process: where
+	 * length bytes at offset are, until the fault is answered. They are
+	 * installed from there, without a copy in between. NULL: they are to
+	 * be read. What is not there after all (the file was cut off) is an
+	 * error of the source's, -EFAULT. Called as read is, and not with
+	 * minor faults, which have the bytes read into the file; there read
+	 * has to cope with such a file by itself. Optional. */
 	const void *(*view)(void *data, uint64_t offset, size_t length);
 	/* The file that bytes come from, with the same offsets: of one that is
 	 * mapped. In a mapping the last page of a file has zeros behind the
-	 * file's end, and nothing says so: only its length tells that it was cut
-	 * off there. With this member it is looked at (fstat(2)) before each
-	 * read and view, and a page of which something is missing is -ENODATA.
-	 * Borrowed for the source's life. 0: none. */
+	 * file's end, and nothing says so: only its length tells that it was
+	 * cut off there. With this member it is looked at (fstat(2)) before
+	 * each read and view, and a page of which something is missing is
+	 * -ENODATA. Borrowed for the source's life. 0: none. */
 	int file;
 };
 
 /*
- * For a source's submit: the bytes are in the buffer (error 0), or are not to be
- * had (-errno; a window is then asked for again, its page alone). Installs the
- * pages, wakes those who wait, and calls what the VMM wants to be told, all on
- * this thread; before submit has returned, on the thread that it was called by.
- * The buffer is the library's again, and so is the fetch: once for each submit that
- * has returned 0. A second call is not heard while the first is seen to, and later
- * would be taken for the answer to what the fetch is used for next. NULL is fine.
+ * For a source's submit: the bytes are in the buffer (error 0), or are not to
+ * be had (-errno; a window is then asked for again, its page alone). Installs
+ * the pages, wakes those who wait, and calls what the VMM wants to be told,
+ * all on this thread; before submit has returned, on the thread that it was
+ * called by. The buffer is the library's again, and so is the fetch: once for
+ * each submit that has returned 0. A second call is not heard while the first
+ * is seen to, and later would be taken for the answer to what the fetch is
+ * used for next. NULL is fine.
  * Thread class: any; not in a signal handler. Since 0.1.
  */
 void kvmfault_fetch_done(struct kvmfault_fetch *fetch, int error);
@@ -595,12 +602,12 @@ void kvmfault_fetch_done(struct kvmfault_fetch *fetch, int error);
 int kvmfault_source_file(int fd, struct kvmfault_source *source);
 
 /*
- * Memory of this process, such as a mapped snapshot: pages are installed straight
- * from it, but with minor faults, where it is read, and a file that was cut off
- * is a SIGBUS for who reads. Of a mapped file set source->file afterwards, if bytes
- * is where the file begins: else what is cut off in the middle of a page is zeros
- * to the guest. It is borrowed for the source's life, and is not to
- * be guest memory itself.
+ * Memory of this process, such as a mapped snapshot: pages are installed
+ * straight from it, but with minor faults, where it is read, and a file that
+ * was cut off is a SIGBUS for who reads. Of a mapped file set source->file
+ * afterwards, if bytes is where the file begins: else what is cut off in the
+ * middle of a page is zeros to the guest. It is borrowed for the source's
+ * life, and is not to be guest memory itself.
  * Returns 0; -EINVAL: a NULL pointer, no length. Thread class: any. Since 0.1.
  */
 int kvmfault_source_memory(const void *bytes, uint64_t length,
@@ -619,11 +626,12 @@ struct kvmfault_uffd_options {
 	size_t size;
 	/* To adopt: a userfaultfd with O_NONBLOCK and UFFDIO_API done, without
 	 * UFFD_FEATURE_SIGBUS. One of this process's is asked, by an access of
-	 * the kernel's to a page of the library's: it has to report those, which
-	 * KVM's are, and so is not made with UFFD_USER_MODE_ONLY. Of another
-	 * process's that can't be asked: one with UFFD_USER_MODE_ONLY will do
-	 * for a process that touches guest memory itself, while a system call on
-	 * it there, as read(2) into it, fails with EFAULT. The library keeps a duplicate, and reads all its messages: nothing else
+	 * the kernel's to a page of the library's: it has to report those,
+	 * which KVM's are, and so is not made with UFFD_USER_MODE_ONLY. Of
+	 * another process's that can't be asked: one with UFFD_USER_MODE_ONLY
+	 * will do for a process that touches guest memory itself, while a
+	 * system call on it there, as read(2) into it, fails with EFAULT. The
+	 * library keeps a duplicate, and reads all its messages: nothing else
 	 * may be registered with it. 0: open one of this process's. Events
 	 * (UFFD_FEATURE_EVENT_*) in an adopted one make every madvise() and
 	 * munmap() of that memory wait for the service; with anonymous memory
@@ -638,10 +646,10 @@ struct kvmfault_uffd_options {
  * Returns 0; -EINVAL: vm or uffd is NULL, remote without fd, fd without
  * O_NONBLOCK or UFFDIO_API, or one that is not remote and does not report what
  * the kernel touches, or takes no memory of this process; -EOPNOTSUPP: the
- * kernel's has another API; -EBADF: fd is closed; -EAGAIN: no more threads, which
- * it takes one of to ask an fd; -EPERM: no right to
- * userfaultfd (the log says how to get it); -ENOSYS: kernel without it;
- * -ENOSPC: there are 4,095; -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
+ * kernel's has another API; -EBADF: fd is closed; -EAGAIN: no more threads,
+ * which it takes one of to ask an fd; -EPERM: no right to userfaultfd (the log
+ * says how to get it); -ENOSYS: kernel without it; -ENOSPC: there are 4,095;
+ * -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_uffd_new(struct kvmfault_vm *vm,
@@ -674,18 +682,19 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd);
  *
  * All who touch guest memory do so through a mapping that is known. write(2) to
  * the file asks nobody: into an absent page it puts its bytes and zeros around
- * them, and that page never comes from the source; read(2) of the file has zeros
- * there. So kvmfault_ensure() the pages before, whoever writes or reads by the
- * descriptor. The library does not seal its file against that: with
+ * them, and that page never comes from the source; read(2) of the file has
+ * zeros there. So kvmfault_ensure() the pages before, whoever writes or reads
+ * by the descriptor. The library does not seal its file against that: with
  * F_SEAL_FUTURE_WRITE nobody can map it for writing any more, as device
  * processes do, nor discard a page of it.
  *
- * Do not move a mapping by mremap(): remove it, or free the memory, before. What
- * was moved stays registered, so that absent pages do not read as zero there, but
- * none comes any more: who misses one sleeps, also after kvmfault_memory_free(),
- * which then leaves a descriptor open for that. mremap() waits until the service
- * has read of it, and the log has an ERROR. With an adopted userfaultfd that needs
- * UFFD_FEATURE_EVENT_REMAP; without, what was moved reads zeros and nobody is told.
+ * Do not move a mapping by mremap(): remove it, or free the memory, before.
+ * What was moved stays registered, so that absent pages do not read as zero
+ * there, but none comes any more: who misses one sleeps, also after
+ * kvmfault_memory_free(), which then leaves a descriptor open for that.
+ * mremap() waits until the service has read of it, and the log has an ERROR.
+ * With an adopted userfaultfd that needs UFFD_FEATURE_EVENT_REMAP; without,
+ * what was moved reads zeros and nobody is told.
  */
 
 /* How many pages one fault brings: the run of absent pages around it, within
@@ -710,9 +719,9 @@ struct kvmfault_memory_options {
 	 * what 0 means. */
 	uint64_t page_size;
 	/* The file behind it, borrowed until the memory is freed, and where
-	 * host is in it, mapped MAP_SHARED. 0: private anonymous memory. What is
-	 * mapped in another way is refused, as far as /proc/self/maps tells;
-	 * where that can't be opened this is believed. */
+	 * host is in it, mapped MAP_SHARED. 0: private anonymous memory. What
+	 * is mapped in another way is refused, as far as /proc/self/maps
+	 * tells; where that can't be opened this is believed. */
 	int fd;
 	uint64_t fd_offset;
 	/* Where absent pages come from, copied; NULL: not tracked. */
@@ -750,11 +759,12 @@ struct kvmfault_memory_options {
  *
  * Returns 0;
  * -EINVAL: vm, host or memory is NULL; not aligned to the page size; a file
- *   that is too short, or is not what is mapped at host; a page size that is not the backing's, or larger than
- *   the context's page_size_max; a range that wraps; a uffd of another process
- *   or context, or without a source; a window that is not known, or its length;
- *   minor faults without a file or a source; protection without a source; a
- *   source with neither read nor submit;
+ *   that is too short, or is not what is mapped at host; a page size that is
+ *   not the backing's, or larger than the context's page_size_max; a range
+ *   that wraps; a uffd of another process or context, or without a source; a
+ *   window that is not known, or its length; minor faults without a file or a
+ *   source; protection without a source; a source with neither read nor
+ *   submit;
  * -EOPNOTSUPP: memory that this kernel's userfaultfd does not take: a
  *   guest_memfd, for minor faults before 5.13 (of a memfd 5.14), for protection
  *   before 5.19, for both before 6.4;
@@ -782,11 +792,12 @@ struct kvmfault_memory_maps {
 };
 
 /*
- * Memory in one call: map a memfd or hugetlbfs file twice, once for the memslots
- * and once for the VMM itself, and take both into care, as the delivery mode
- * needs it. options as for kvmfault_memory_new(), with host NULL. fd 0: the
- * library makes a memfd, of huge pages if page_size is one of theirs. Other
- * pages are asked to stay small (MADV_NOHUGEPAGE), so that they come one by one.
+ * Memory in one call: map a memfd or hugetlbfs file twice, once for the
+ * memslots and once for the VMM itself, and take both into care, as the
+ * delivery mode needs it. options as for kvmfault_memory_new(), with host
+ * NULL. fd 0: the library makes a memfd, of huge pages if page_size is one of
+ * theirs. Other pages are asked to stay small (MADV_NOHUGEPAGE), so that they
+ * come one by one.
  *
  * The memory borrows both mappings and the file. Unmap and close them after
  * kvmfault_memory_free(), and after the memslots that name them are gone.
@@ -827,16 +838,17 @@ struct kvmfault_mapping_options {
 };
 
 /*
- * Add a mapping to a memory, also while vCPUs run. Nobody touches it before this
- * has returned.
+ * Add a mapping to a memory, also while vCPUs run. Nobody touches it before
+ * this has returned.
  * Returns 0; -EINVAL: a NULL pointer, misaligned host, anonymous memory (it
  * has one mapping), another file, another part of it or a private mapping of it
- * there (as a memory's: of another process's nobody knows), a uffd of another context, or for a memory without a
- * source; -EOPNOTSUPP: this kernel's userfaultfd does not take what is mapped
- * there; -EEXIST: another mapping is known there; -EBUSY: registered with
- * another userfaultfd; -ENOMEM: also a range that is not mapped, or a process
- * that is gone; -EPERM, -ENOSYS: no userfaultfd, see kvmfault_uffd_new();
- * -ENOSPC: 4,095 userfaultfds; -EMFILE, -ENFILE; -E2BIG.
+ * there (as a memory's: of another process's nobody knows), a uffd of another
+ * context, or for a memory without a source; -EOPNOTSUPP: this kernel's
+ * userfaultfd does not take what is mapped there; -EEXIST: another mapping is
+ * known there; -EBUSY: registered with another userfaultfd; -ENOMEM: also a
+ * range that is not mapped, or a process that is gone; -EPERM, -ENOSYS: no
+ * userfaultfd, see kvmfault_uffd_new(); -ENOSPC: 4,095 userfaultfds; -EMFILE,
+ * -ENFILE; -E2BIG.
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_mapping_add(struct kvmfault_memory *memory,
@@ -844,8 +856,9 @@ int kvmfault_mapping_add(struct kvmfault_memory *memory,
 			 struct kvmfault_mapping **mapping);
 
 /* Remove a mapping (not the memslots'), fail-closed as kvmfault_memory_free().
- * NULL is fine. It does not wait for a fault of it that is in progress. Returns 0;
- * -EINVAL: it is the memslots'; -ENOMEM. Thread class: setup. Since 0.1. */
+ * NULL is fine. It does not wait for a fault of it that is in progress.
+ * Returns 0; -EINVAL: it is the memslots'; -ENOMEM.
+ * Thread class: setup. Since 0.1. */
 int kvmfault_mapping_remove(struct kvmfault_mapping *mapping);
 
 /*
@@ -897,21 +910,23 @@ int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
 			   uint64_t gpa);
 
 /*
- * Lay the guest's memory anew, also while vCPUs run: the regions that begin where
- * those of `remove` do go (gpa and address_space say which, their other members
- * nothing), and those of `add` come, in ascending order of address_space and gpa.
- * Each list has so many pointers, and may be NULL if that is 0. All at once: who
- * looks finds what was there before or what is there now, and where both have a
- * region always one. It costs what a single region does, and so is for whoever
- * changes many: a VMM that collects its changes calls this when they are committed.
- * Call it when the old ranges' slots are gone and before the new ones' are set, and
- * kvmfault_region_memslot() for each of these. After it returns the library does not
- * touch the guest_memfds of those that went. The structs are copied.
+ * Lay the guest's memory anew, also while vCPUs run: the regions that begin
+ * where those of `remove` do go (gpa and address_space say which, their other
+ * members nothing), and those of `add` come, in ascending order of
+ * address_space and gpa. Each list has so many pointers, and may be NULL if
+ * that is 0. All at once: who looks finds what was there before or what is
+ * there now, and where both have a region always one. It costs what a single
+ * region does, and so is for whoever changes many: a VMM that collects its
+ * changes calls this when they are committed. Call it when the old ranges'
+ * slots are gone and before the new ones' are set, and
+ * kvmfault_region_memslot() for each of these. After it returns the library
+ * does not touch the guest_memfds of those that went. The structs are copied.
  *
- * Returns 0, or on error, when nothing has changed: -EINVAL: a NULL pointer, not in
- * that order, or as kvmfault_region_add(); -ENOENT: no region begins where one is to
- * go, or it is named twice; -EEXIST: one that comes overlaps another one that comes
- * or stays; -ENOMEM; -E2BIG. Thread class: setup. Since 0.1.
+ * Returns 0, or on error, when nothing has changed: -EINVAL: a NULL pointer,
+ * not in that order, or as kvmfault_region_add(); -ENOENT: no region begins
+ * where one is to go, or it is named twice; -EEXIST: one that comes overlaps
+ * another one that comes or stays; -ENOMEM; -E2BIG.
+ * Thread class: setup. Since 0.1.
  */
 int kvmfault_regions_replace(struct kvmfault_vm *vm,
 			     const struct kvmfault_region *const *remove,
@@ -949,8 +964,8 @@ struct kvmfault_memslot {
  * The bitmap is the memory's, and KVM reads it: delete the slot, or set it
  * without the flag, before the memory is freed. memslot->size must be set.
  *
- * Returns 0; -EINVAL: a NULL pointer, or the size is not set; -ENOENT: no region
- * begins there; -ENOMEM. Thread class: any. Since 0.1.
+ * Returns 0; -EINVAL: a NULL pointer, or the size is not set; -ENOENT: no
+ * region begins there; -ENOMEM. Thread class: any. Since 0.1.
  */
 int kvmfault_region_memslot(struct kvmfault_vm *vm, uint32_t address_space,
 			    uint64_t gpa, struct kvmfault_memslot *memslot);
@@ -959,13 +974,13 @@ int kvmfault_region_memslot(struct kvmfault_vm *vm, uint32_t address_space,
  * Resolvers: who makes a page present
  * -----------------------------------
  * An ordered chain: the VMM's own, in the order in which they were added, then
- * the library's "copy" (absent pages: read the source, and UFFDIO_COPY), "async"
- * (of a source that answers later), "continue" (in a memory with minor faults:
- * UFFDIO_CONTINUE), "zero" (discarded pages: UFFDIO_ZEROPAGE), "populate"
- * (present or untracked pages: MADV_POPULATE_READ/WRITE), "convert" (private
- * pages that are to be shared, and the other way) and "unprotect" (protected
- * pages: has nothing to save).
- * Each is asked in turn until one does not decline.
+ * the library's "copy" (absent pages: read the source, and UFFDIO_COPY),
+ * "async" (of a source that answers later), "continue" (in a memory with minor
+ * faults: UFFDIO_CONTINUE), "zero" (discarded pages: UFFDIO_ZEROPAGE),
+ * "populate" (present or untracked pages: MADV_POPULATE_READ/WRITE), "convert"
+ * (private pages that are to be shared, and the other way) and "unprotect"
+ * (protected pages: has nothing to save). Each is asked in turn until one does
+ * not decline.
  */
 enum kvmfault_page {
 	KVMFAULT_PAGE_UNTRACKED = 1,	/* memory without a source, or none */
@@ -1029,8 +1044,8 @@ struct kvmfault_resolver {
  * Append a resolver to the VMM's part of the chain; copied, name included by
  * pointer. Before the first vCPU handle and the service.
  * Returns 0; -EINVAL: NULL pointer, no resolve function or name, kinds of pages
- * that are not known; -EBUSY: a vCPU handle or a service exists; -ENOSPC: there are KVMFAULT_RESOLVER_COUNT;
- * -E2BIG. Thread class: setup. Since 0.1.
+ * that are not known; -EBUSY: a vCPU handle or a service exists; -ENOSPC:
+ * there are KVMFAULT_RESOLVER_COUNT; -E2BIG. Thread class: setup. Since 0.1.
  */
 int kvmfault_resolver_add(struct kvmfault_vm *vm,
 			  const struct kvmfault_resolver *resolver);
@@ -1076,9 +1091,9 @@ int kvmfault_request_widen(struct kvmfault_request *request);
  * faults); NULL, for a discarded page: zeros. A page that has come
  * meanwhile is left as it is, and that is success; so is a run of which the
  * page that faulted came.
- * Returns 0; -EINVAL: nothing is claimed, NULL for an absent page; -EAGAIN: the mappings are changing,
- * the fault will come again; -ENOENT: not mapped any more; -ESRCH; -ENOMEM;
- * -EHWPOISON; -EFAULT: data can't be read.
+ * Returns 0; -EINVAL: nothing is claimed, NULL for an absent page; -EAGAIN:
+ * the mappings are changing, the fault will come again; -ENOENT: not mapped
+ * any more; -ESRCH; -ENOMEM; -EHWPOISON; -EFAULT: data can't be read.
  * Thread class: as the request. Since 0.1.
  */
 int kvmfault_request_install(struct kvmfault_request *request,
@@ -1090,8 +1105,8 @@ int kvmfault_request_install(struct kvmfault_request *request,
  * SIGBUS from now on, and a vCPU's fault is one of failed memory. The library's
  * own do so. kvmfault_discard() makes it usable again.
  * Where nothing is mapped any more, or the process is gone, nobody reads.
- * Returns 0; -EINVAL: nothing is claimed, or it was installed; -EOPNOTSUPP: a kernel
- * before 6.6; -EAGAIN: the mappings are changing; -ENOMEM.
+ * Returns 0; -EINVAL: nothing is claimed, or it was installed; -EOPNOTSUPP: a
+ * kernel before 6.6; -EAGAIN: the mappings are changing; -ENOMEM.
  * Thread class: as the request. Since 0.1.
  */
 int kvmfault_request_poison(struct kvmfault_request *request);
@@ -1100,8 +1115,9 @@ int kvmfault_request_poison(struct kvmfault_request *request);
  * vCPU
  * ----
  */
-/* How the SIGBUS of MARKER_EXIT gets from KVM_RUN to kvmfault_handle(). It has to
- * be delivered there: blocked, it would leave the vCPU spinning in the kernel. */
+/* How the SIGBUS of MARKER_EXIT gets from KVM_RUN to kvmfault_handle(). It has
+ * to be delivered there: blocked, it would leave the vCPU spinning in the
+ * kernel. */
 enum kvmfault_sigbus {
 	/* The thread blocks SIGBUS, the library unblocks it in KVM_RUN alone
 	 * (KVM_SET_SIGNAL_MASK), and fetches it with sigtimedwait(2). There is
@@ -1111,18 +1127,19 @@ enum kvmfault_sigbus {
 	KVMFAULT_SIGBUS_HANDLER = 1,
 };
 
-/* Who makes the system calls for a vCPU: which ones, see kvmfault_syscalls(). */
+/* Who makes the system calls for a vCPU, see kvmfault_syscalls(). */
 enum kvmfault_profile {
 	KVMFAULT_PROFILE_INLINE = 0,	/* its own thread does all */
 	/* A worker does: a thread of the library's, one for each such vCPU. The
-	 * vCPU's thread uses private futexes and nothing else. For VMMs that give
-	 * these threads a narrow filter. The VMM's callbacks then come on the
-	 * worker, where no signal ends them, but for changed after a guest's MMIO
-	 * write: the vCPU's thread copies its bytes. */
+	 * vCPU's thread uses private futexes and nothing else. For VMMs that
+	 * give these threads a narrow filter. The VMM's callbacks then come on
+	 * the worker, where no signal ends them, but for changed after a
+	 * guest's MMIO write: the vCPU's thread copies its bytes. */
 	KVMFAULT_PROFILE_DELEGATE = 1,
 	/* Not a vCPU's, for kvmfault_syscalls() only. A thread of the service;
 	 * and one that calls what is of the thread class "any", like
-	 * kvmfault_ensure(), _discard(), _protect(), _convert() without a vcpu. */
+	 * kvmfault_ensure(), _discard(), _protect(), _convert() without a
+	 * vcpu. */
 	KVMFAULT_PROFILE_SERVICE = 2,
 	KVMFAULT_PROFILE_CALLER = 3,
 };
@@ -1135,11 +1152,11 @@ struct kvmfault_vcpu_options {
 	 * PENDING or PENDING_UNFINISHED, and the context's callback settled
 	 * tells when to go on. */
 	bool no_wait;
-	/* With MARKER_EXIT: the signals that the VMM has blocked in KVM_RUN by a
-	 * KVM_SET_SIGNAL_MASK of its own: bit n - 1 is signal n. NULL: it has
-	 * not, and those count that the calling thread blocks. With
-	 * KVMFAULT_SIGBUS_MASKED the library sets that mask without SIGBUS, and
-	 * as it was when the handle is freed. */
+	/* With MARKER_EXIT: the signals that the VMM has blocked in KVM_RUN by
+	 * a KVM_SET_SIGNAL_MASK of its own: bit n - 1 is signal n. NULL: it
+	 * has not, and those count that the calling thread blocks. With
+	 * KVMFAULT_SIGBUS_MASKED the library sets that mask without SIGBUS,
+	 * and as it was when the handle is freed. */
 	const uint64_t *signal_mask;
 	/* And the way of SIGBUS. */
 	enum kvmfault_sigbus sigbus;
@@ -1149,8 +1166,9 @@ struct kvmfault_vcpu_options {
 
 /*
  * With MARKER_EXIT it is called by the vCPU's thread, or by one with the same
- * signal mask: a vCPU whose SIGBUS would not get through is refused. If there is
- * memory with a source and no service yet, the log has a warning of it, once.
+ * signal mask: a vCPU whose SIGBUS would not get through is refused. If there
+ * is memory with a source and no service yet, the log has a warning of it,
+ * once.
  *
  * Returns 0; -EINVAL: a NULL pointer, an unknown way of SIGBUS or
  * profile; with MARKER_EXIT
@@ -1158,29 +1176,30 @@ struct kvmfault_vcpu_options {
  * handler, or the profile is delegate and it is not KVMFAULT_SIGBUS_HANDLER;
  * -EBADF: fd is closed; -E2BIG; -ENOMEM; for the delegate profile -EMFILE, and
  * -EAGAIN: no more threads; with MARKER_EXIT what KVM_SET_SIGNAL_MASK said, see
- * ioctl(2). With the delegate profile it makes a thread that blocks all signals,
- * with the calling thread's filter, and duplicates fd.
+ * ioctl(2). With the delegate profile it makes a thread that blocks all
+ * signals, with the calling thread's filter, and duplicates fd.
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 		      const struct kvmfault_vcpu_options *options,
 		      struct kvmfault_vcpu **vcpu);
 
-/* Not while the vCPU's thread is in kvmfault_handle(), nor in a callback. A worker
- * that it has left goes on for nobody, and is not waited for: it is another vCPU's
- * afterwards, and ends with the context. NULL is fine.
+/* Not while the vCPU's thread is in kvmfault_handle(), nor in a callback. A
+ * worker that it has left goes on for nobody, and is not waited for: it is
+ * another vCPU's afterwards, and ends with the context. NULL is fine.
  * Thread class: setup. Since 0.1. */
 void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu);
 
 /*
- * The guest of this vCPU begins anew (a reset, INIT, a snapshot that is loaded, a
- * migration that is given up): an access that is half done is given up, with the
- * history of its faults and the counts of its retries. So the VMM may set the
- * registers and enter KVM_RUN, where the result still said unfinished. Of MMIO
- * KVM itself completes a half by the next KVM_RUN: enter it with immediate_exit
- * set before the registers are set, and clear a queued #UD by
- * KVM_SET_VCPU_EVENTS. A worker that it has left does nothing to the vCPU any more,
- * and is not waited for. NULL is fine. Thread class: object, the vCPU's own thread. Since 0.1.
+ * The guest of this vCPU begins anew (a reset, INIT, a snapshot that is
+ * loaded, a migration that is given up): an access that is half done is given
+ * up, with the history of its faults and the counts of its retries. So the VMM
+ * may set the registers and enter KVM_RUN, where the result still said
+ * unfinished. Of MMIO KVM itself completes a half by the next KVM_RUN: enter
+ * it with immediate_exit set before the registers are set, and clear a queued
+ * #UD by KVM_SET_VCPU_EVENTS. A worker that it has left does nothing to the
+ * vCPU any more, and is not waited for. NULL is fine. Thread class: object,
+ * the vCPU's own thread. Since 0.1.
  */
 void kvmfault_vcpu_reset(struct kvmfault_vcpu *vcpu);
 
@@ -1198,11 +1217,11 @@ enum kvmfault_action {
 	KVMFAULT_UNRESOLVED = 5, /* do not run this vCPU: the result says why. To
 				 * go on all the same, call kvmfault_handle()
 				 * with the same arguments again */
-	/* As INTERRUPTED and as PENDING, but an access is half done: do not enter
-	 * KVM_RUN, which would complete MMIO with the wrong bytes, or give the
-	 * guest the #UD of an instruction that was not emulated. See who wanted
-	 * this thread, or wait, and then call kvmfault_handle() with the same
-	 * arguments again; or kvmfault_vcpu_reset(). */
+	/* As INTERRUPTED and as PENDING, but an access is half done: do not
+	 * enter KVM_RUN, which would complete MMIO with the wrong bytes, or
+	 * give the guest the #UD of an instruction that was not emulated. See
+	 * who wanted this thread, or wait, and then call kvmfault_handle()
+	 * with the same arguments again; or kvmfault_vcpu_reset(). */
 	KVMFAULT_UNFINISHED = 6,
 	KVMFAULT_PENDING_UNFINISHED = 7,
 };
@@ -1224,9 +1243,9 @@ struct kvmfault_result {
 	enum kvmfault_action action;
 	enum kvmfault_reason reason;	/* of UNRESOLVED */
 	int error;		/* -errno behind the reason, or 0 */
-	/* An access is half done: with UNFINISHED and PENDING_UNFINISHED always,
-	 * and maybe with UNRESOLVED. KVM_RUN is not to be entered before
-	 * kvmfault_handle() has said RETRY, or kvmfault_vcpu_reset(). */
+	/* An access is half done: with UNFINISHED and PENDING_UNFINISHED
+	 * always, and maybe with UNRESOLVED. KVM_RUN is not to be entered
+	 * before kvmfault_handle() has said RETRY, or kvmfault_vcpu_reset(). */
 	bool unfinished;
 	const char *resolver;	/* the one that had the last word, or NULL */
 	const struct kvmfault_fault *fault;
@@ -1234,9 +1253,9 @@ struct kvmfault_result {
 	 * newest first: how it came to this. Valid as long as the result. */
 	const struct kvmfault_event *const *history;
 	uint32_t history_count;
-	/* With INTERRUPTED, never with UNFINISHED: the siginfo_t of a SIGBUS that the library took from
-	 * the thread's queue and that is not guest memory's. Hand it on. Else
-	 * NULL. */
+	/* With INTERRUPTED, never with UNFINISHED: the siginfo_t of a SIGBUS
+	 * that the library took from the thread's queue and that is not guest
+	 * memory's. Hand it on. Else NULL. */
 	const void *siginfo;
 };
 
@@ -1251,23 +1270,25 @@ struct kvmfault_result {
  *   back the #UD that KVM queued; if nothing was absent, as many times in a row
  *   as the retry budget says, it is not a fault;
  * - bare EFAULT: may have been a race; tried again within the budget;
- * - EHWPOISON, or a page that is poisoned: options.failed is told, and UNRESOLVED
- *   unless it has told the guest;
+ * - EHWPOISON, or a page that is poisoned: options.failed is told, and
+ *   UNRESOLVED unless it has told the guest;
  * - EINTR, and with MARKER_EXIT a SIGBUS: the same as kvmfault_handle_sigbus();
  * - EINTR: INTERRUPTED. Set immediate_exit to stop a vCPU: a signal alone that
  *   comes together with a fault is a RETRY.
  *
  * What ends a wait inside of an MMIO access or an emulated instruction is
- * UNFINISHED in the place of INTERRUPTED, PENDING_UNFINISHED in that of PENDING.
+ * UNFINISHED in the place of INTERRUPTED, PENDING_UNFINISHED in that of
+ * PENDING.
  *
  * Never allocates, never sleeps but for a page that another thread fetches or
- * converts and in the pauses of the retry budget and of source_retries: a signal
- * ends these, and immediate_exit within 10 ms. Kernel interfaces: those of
- * kvmfault_syscalls(), and what sources, resolvers and other callbacks use.
+ * converts and in the pauses of the retry budget and of source_retries: a
+ * signal ends these, and immediate_exit within 10 ms. Kernel interfaces: those
+ * of kvmfault_syscalls(), and what sources, resolvers and other callbacks use.
  *
- * With the delegate profile it waits for its worker, and so for the source, in the
- * same way. A worker that it leaves for a signal goes on with the fault, for nobody:
- * what comes of it is not kept, and the next fault begins when it is done.
+ * With the delegate profile it waits for its worker, and so for the source, in
+ * the same way. A worker that it leaves for a signal goes on with the fault,
+ * for nobody: what comes of it is not kept, and the next fault begins when it
+ * is done.
  *
  * A NULL vcpu is UNRESOLVED. Thread class: object, the vCPU's own thread.
  * Since 0.1.
@@ -1293,8 +1314,8 @@ enum kvmfault_action kvmfault_handle_sigbus(struct kvmfault_vcpu *vcpu,
 
 /*
  * For the VMM's SIGBUS handler, with KVMFAULT_SIGBUS_HANDLER: is this one the
- * vCPU's, whose thread it is in? Then it is noted, and kvmfault_handle() answers
- * it after KVM_RUN has ended, with -1 and EINTR. Makes no system call.
+ * vCPU's, whose thread it is in? Then it is noted, and kvmfault_handle()
+ * answers it after KVM_RUN has ended, with -1 and EINTR. Makes no system call.
  *
  * Returns true; false: it is not a fault in memslots' memory, hand it on.
  * Async-signal-safe. Thread class: object, the vCPU's own thread. Since 0.1.
@@ -1327,16 +1348,18 @@ struct kvmfault_syscall {
 };
 
 /*
- * Which system calls are made on a thread of this profile, and so what a seccomp
- * filter has to let pass. INLINE, DELEGATE: all that kvmfault_handle(),
- * kvmfault_handle_sigbus(), and kvmfault_convert() with a vcpu, do on a vCPU's
- * thread; what a worker does for one that delegates is INLINE's as well. SERVICE: a thread of the service from its beginning on, and
- * kvmfault_service_dispatch(), with what CALLER has for its first call. CALLER:
- * the functions of the thread class "any". index counts from 0 until there is
- * none left; one call comes once for each value that its argument has. Not in it:
- * what a VMM's own callbacks do (with the delegate profile they come on other
- * threads), KVM_RUN, what libc does when a thread begins and ends, and functions of
- * the class "setup", freeing included: for these see doc/integration.md.
+ * Which system calls are made on a thread of this profile, and so what a
+ * seccomp filter has to let pass. INLINE, DELEGATE: all that
+ * kvmfault_handle(), kvmfault_handle_sigbus(), and kvmfault_convert() with a
+ * vcpu, do on a vCPU's thread; what a worker does for one that delegates is
+ * INLINE's as well. SERVICE: a thread of the service from its beginning on,
+ * and kvmfault_service_dispatch(), with what CALLER has for its first call.
+ * CALLER: the functions of the thread class "any". index counts from 0 until
+ * there is none left; one call comes once for each value that its argument
+ * has. Not in it: what a VMM's own callbacks do (with the delegate profile
+ * they come on other threads), KVM_RUN, what libc does when a thread begins
+ * and ends, and functions of the class "setup", freeing included: for these
+ * see doc/integration.md.
  *
  * call->size must be set; strings are the library's, for ever.
  * Returns 0; -EINVAL: call is NULL, a profile that is not known; -ENOENT: index
@@ -1413,8 +1436,9 @@ int kvmfault_service_free(struct kvmfault_service *service);
  * for: call again; -EAGAIN: a resolver said later, or the mappings are changing
  * just now: call again when that is over; -EIO and others: what the
  * source or the kernel said, all before it is present; -EOPNOTSUPP: no resolver
- * took a page, or the host's mapping does not allow the access; -ENODATA: a resolver lied; -EHWPOISON; -EDEADLK: called from a
- * callback that is fetching this page; -ENOMEM.
+ * took a page, or the host's mapping does not allow the access; -ENODATA: a
+ * resolver lied; -EHWPOISON; -EDEADLK: called from a callback that is fetching
+ * this page; -ENOMEM.
  * Thread class: any. Since 0.1.
  */
 int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
@@ -1422,21 +1446,23 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 
 /*
  * Make present what KVM itself reads and writes for the features that MSRs turn
- * on: kvmclock and its wall clock, steal time, PV EOI, asynchronous page faults,
- * Hyper-V's hypercall, reference TSC, VP assist, event and message pages; and of
- * SMBASE (0x9e) the state that is saved when an SMI comes, in address space 1,
- * without which the VM is dead. An access of KVM's own waits for an absent page
- * where the guest's would (and no signal may end that), and where the page has a
- * marker it fails, mostly without a word. So: before KVM_SET_MSRS, with what is about to be set. Other MSRs, and
- * pages that are in no region, are passed over.
+ * on: kvmclock and its wall clock, steal time, PV EOI, asynchronous page
+ * faults, Hyper-V's hypercall, reference TSC, VP assist, event and message
+ * pages; and of SMBASE (0x9e) the state that is saved when an SMI comes, in
+ * address space 1, without which the VM is dead. An access of KVM's own waits
+ * for an absent page where the guest's would (and no signal may end that), and
+ * where the page has a marker it fails, mostly without a word. So: before
+ * KVM_SET_MSRS, with what is about to be set. Other MSRs, and pages that are
+ * in no region, are passed over.
  *
- * msrs, count: as in struct kvm_msrs. again, unless NULL: one of them is of what
- * KVM writes only when the MSR is set (kvmclock, the wall clock, the reference
- * TSC). If KVM had it before its page came (the MSRs were read from a vCPU), set
- * these MSRs again.
+ * msrs, count: as in struct kvm_msrs. again, unless NULL: one of them is of
+ * what KVM writes only when the MSR is set (kvmclock, the wall clock, the
+ * reference TSC). If KVM had it before its page came (the MSRs were read from
+ * a vCPU), set these MSRs again.
  *
  * Returns 0; -EINVAL: vm is NULL, msrs is NULL and count is not 0; -EINTR,
- * -EAGAIN, -EOPNOTSUPP, -ENODATA, -EHWPOISON, -EDEADLK, -ENOMEM, -EIO and others,
+ * -EAGAIN, -EOPNOTSUPP, -ENODATA, -EHWPOISON, -EDEADLK, -ENOMEM, -EIO and
+ * others,
  * what the source or the kernel said: see kvmfault_ensure(); the pages of the
  * MSRs before that one are present. arm64: 0, it has none.
  * Thread class: any. Since 0.1.
@@ -1448,25 +1474,26 @@ int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
 /*
  * Make present the page tables that a vCPU's registers lead to, all that its
  * guest can use without loading CR3: with 2 levels, PAE, 4 and 5, past large
- * pages. What they map is not touched, but for what exceptions and task switches
- * need: the IDT, the GDT, the TSS, and where a frame would be pushed on each stack
- * that the TSS names, and on the one in use.
+ * pages. What they map is not touched, but for what exceptions and task
+ * switches need: the IDT, the GDT, the TSS, and where a frame would be pushed
+ * on each stack that the TSS names, and on the one in use.
  *
  * Where KVM walks a guest's tables in software, and a table's page has a marker
  * or is not mapped, the guest gets a page fault that it has not earned. With
  * two-dimensional paging KVM does so for the operands of the few instructions
  * that it emulates; with shadow paging (see KVMFAULT_FEATURE_TWO_DIMENSIONAL_
  * PAGING) for every access. So: when a VM is restored, after KVM_SET_SREGS and
- * KVM_SET_REGS and before the first KVM_RUN, for each vCPU. Tables that the guest
- * makes from then on it has written itself. The tables of its other processes come with their
- * next load of CR3: with two-dimensional paging as faults of the guest's own.
- * Where the guest uses PAE without long mode, KVM_SET_SREGS has read the first
- * table: set them again.
+ * KVM_SET_REGS and before the first KVM_RUN, for each vCPU. Tables that the
+ * guest makes from then on it has written itself. The tables of its other
+ * processes come with their next load of CR3: with two-dimensional paging as
+ * faults of the guest's own. Where the guest uses PAE without long mode,
+ * KVM_SET_SREGS has read the first table: set them again.
  *
  * What an exception needs is the processor's to read: a page of it that is
- * missing is an ordinary fault, with shadow paging too. But not on PVM, where KVM
- * delivers exceptions in software, and a marker there ends the guest; and nowhere
- * if a 32-bit guest switches tasks. Stacks of tasks that run later are not known.
+ * missing is an ordinary fault, with shadow paging too. But not on PVM, where
+ * KVM delivers exceptions in software, and a marker there ends the guest; and
+ * nowhere if a 32-bit guest switches tasks. Stacks of tasks that run later are
+ * not known.
  *
  * What is in no region is passed over: tables there have to be present always.
  * So are private pages, which KVM can't read either. Not for a vCPU that runs a
@@ -1476,11 +1503,11 @@ int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
  * KVM_TRANSLATE, pread(2) of a memory's file, and those of kvmfault_ensure().
  *
  * Returns 0; -EINVAL: vcpu is NULL; -ELOOP: more than 2^20 tables: the guest's
- * are not meant to be walked; -EINTR: a signal came while a fetch was waited for,
- * or immediate_exit is set: call again; -EAGAIN, -EOPNOTSUPP, -ENODATA,
+ * are not meant to be walked; -EINTR: a signal came while a fetch was waited
+ * for, or immediate_exit is set: call again; -EAGAIN, -EOPNOTSUPP, -ENODATA,
  * -EHWPOISON, -EDEADLK, -ENOMEM, -EIO and others, what the source or ioctl(2)
- * said: see kvmfault_ensure(); the tables before that one are present. arm64: 0,
- * its KVM walks none.
+ * said: see kvmfault_ensure(); the tables before that one are present. arm64:
+ * 0, its KVM walks none.
  * Thread class: object, the vCPU's own thread. Since 0.1.
  */
 int kvmfault_ensure_page_tables(struct kvmfault_vcpu *vcpu);
@@ -1498,10 +1525,11 @@ int kvmfault_ensure_page_tables(struct kvmfault_vcpu *vcpu);
  * no region with memory; -EINTR: a signal came while a fetch was waited for:
  * call again; -EDEADLK: called from a callback that is fetching for this
  * memory; -ENOMEM; what fallocate(2) or madvise(2) said; -EAGAIN: the memory is
- * being freed, or of a protected page its resolver said later, or the mappings are
- * changing just now; -EIO and others: what a protected page's resolver or the source
- * said. All that comes before is discarded then, and the rest is as it was, but for
- * the page whose fetch was waited for: who fetches it may discard it yet.
+ * being freed, or of a protected page its resolver said later, or the mappings
+ * are changing just now; -EIO and others: what a protected page's resolver or
+ * the source said. All that comes before is discarded then, and the rest is as
+ * it was, but for the page whose fetch was waited for: who fetches it may
+ * discard it yet.
  * Thread class: any. Since 0.1.
  */
 int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
@@ -1522,10 +1550,10 @@ int kvmfault_cancel(struct kvmfault_vm *vm, uint32_t address_space,
 /*
  * Protect: live snapshots
  * -----------------------
- * The memory of a VM as it is at one instant, saved while the VM runs on. A page
- * that is protected can be read; whoever wants to write to it waits until a
- * resolver of the VMM's has saved it, whether that is a vCPU, a thread, a device
- * process, KVM or the library:
+ * The memory of a VM as it is at one instant, saved while the VM runs on. A
+ * page that is protected can be read; whoever wants to write to it waits until
+ * a resolver of the VMM's has saved it, whether that is a vCPU, a thread, a
+ * device process, KVM or the library:
  *
  *   stop the vCPUs and devices; kvmfault_protect(); let them run
  *   for each page: kvmfault_ensure(), for writing
@@ -1536,8 +1564,8 @@ int kvmfault_cancel(struct kvmfault_vm *vm, uint32_t address_space,
  * the sweep; with RESOLVED it is not protected any more. It is for the VMM to
  * pace the sweep.
  *
- * - Page by page: at most one thread has a page, and it is as it was when it was
- *   protected until the resolver returns, also if that takes long.
+ * - Page by page: at most one thread has a page, and it is as it was when it
+ *   was protected until the resolver returns, also if that takes long.
  * - If the resolver fails the page stays protected, and nobody goes on: the
  *   error comes back, or a sleeper is tried again as for a source that fails.
  *   If it declines, nobody wants the page saved, and it is written.
@@ -1557,11 +1585,11 @@ int kvmfault_cancel(struct kvmfault_vm *vm, uint32_t address_space,
  * added later is protected too.
  *
  * Returns 0; -EINVAL: vm is NULL, empty, not whole pages; -ENXIO: a part is in
- * no region with memory; -EOPNOTSUPP: its memory has no write_protect; -EINTR: a
- * signal came while a page was waited for; -EDEADLK: called from a callback that
- * is fetching or saving for this memory; -EAGAIN: the mappings are changing just
- * now, or its memory is being freed; -ENOMEM. After an error some of it is protected: call again, or
- * kvmfault_unprotect().
+ * no region with memory; -EOPNOTSUPP: its memory has no write_protect; -EINTR:
+ * a signal came while a page was waited for; -EDEADLK: called from a callback
+ * that is fetching or saving for this memory; -EAGAIN: the mappings are
+ * changing just now, or its memory is being freed; -ENOMEM. After an error
+ * some of it is protected: call again, or kvmfault_unprotect().
  * Thread class: any. Kernel interface: UFFDIO_WRITEPROTECT. Since 0.1.
  */
 int kvmfault_protect(struct kvmfault_vm *vm, uint32_t address_space,
@@ -1569,8 +1597,8 @@ int kvmfault_protect(struct kvmfault_vm *vm, uint32_t address_space,
 
 /*
  * Lift the protection, and ask nobody: for a snapshot that is given up. When
- * this returns no resolver has one of these pages to save. What is not protected
- * is left as it is.
+ * this returns no resolver has one of these pages to save. What is not
+ * protected is left as it is.
  *
  * Returns 0; -EINVAL, -ENXIO, -EOPNOTSUPP, -EINTR, -EDEADLK, -ENOMEM: for the
  * same reasons; all that comes before is not protected then.
@@ -1598,8 +1626,8 @@ int kvmfault_unprotect(struct kvmfault_vm *vm, uint32_t address_space,
  *   hooks before -> KVM told -> noted -> other side discarded -> hooks after
  *
  * - Conversions that overlap wait for one another, others run in parallel.
- * - To shared, a fetch that was in flight when the page became private has to end
- *   first; a vCPU with no_wait is told PENDING.
+ * - To shared, a fetch that was in flight when the page became private has to
+ *   end first; a vCPU with no_wait is told PENDING.
  * - If a hook or KVM refuses, the run is what it was: KVM is told so, the hooks
  *   hear of it, and the error comes back.
  * - What was discarded can't come back. So that is last, when nothing can fail

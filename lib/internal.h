@@ -77,6 +77,7 @@ struct kvmfault__inside {
 	const struct kvmfault_memory *memory;	/* whose pages it has, or NULL */
 	void **own;				/* the thread's, in which it is */
 	struct kvmfault__inside *outer;
+	int cancel;		/* without one: could the thread be cancelled? */
 };
 
 #define KVMFAULT__FAILURES 8	/* as many pages as a vCPU's guard remembers */
@@ -125,6 +126,8 @@ void kvmfault__enter(struct kvmfault__inside *inside,
 static inline void kvmfault__exit(const struct kvmfault__inside *inside)
 {
 	*inside->own = inside->outer;
+	if (!inside->outer)
+		kvmfault__sys_cancel(inside->cancel);
 }
 /* Is it true of a seat that this thread is in? Has one of them something of the
  * memory, other than that one (or NULL)? */
