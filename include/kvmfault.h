@@ -93,8 +93,9 @@ extern "C" {
  *   an address in the process that owns the mapping.
  * - Callbacks are called on the calling thread, with none of the library's
  *   locks held: they may take the VMM's own locks and call the library. They
- *   return: no longjmp() leaves them. A thread that is cancelled in one
- *   (pthread_cancel()) goes on until the library has returned.
+ *   return: no longjmp() leaves them, and no thread is cancelled
+ *   (pthread_cancel()) in the library or in a callback of it. The page that it
+ *   has in hand would be nobody's. immediate_exit and a signal end a wait.
  * - Thread classes: "any": any number of threads at once. "object": any
  *   thread, but one at a time for one object. "setup": like "any", may take
  *   the context's lock and allocate, and so is not for a vCPU's fault path.
@@ -564,8 +565,9 @@ struct kvmfault_source {
 	/* Beside read, for a source that is mapped in this process: where
 	 * length bytes at offset are, until the fault is answered. They are
 	 * installed from there, without a copy in between. NULL: they are to
-	 * be read. What is not there after all (the file was cut off) is an
-	 * error of the source's, -EFAULT. Called as read is, and not with
+	 * be read. What is not there after all (the file
+	 * was cut off at the end of a page, and `file` is not set) is an error
+	 * of the source's, -EFAULT. Called as read is, and not with
 	 * minor faults, which have the bytes read into the file; there read
 	 * has to cope with such a file by itself. Optional. */
 	const void *(*view)(void *data, uint64_t offset, size_t length);
@@ -663,8 +665,9 @@ int kvmfault_uffd_new(struct kvmfault_vm *vm,
  */
 int kvmfault_uffd_fd(const struct kvmfault_uffd *uffd);
 
-/* Close the library's duplicate. NULL is fine. Returns 0; -EBUSY: a mapping
- * uses it. Thread class: setup. Since 0.1. */
+/* Close the library's duplicate, unless mremap() has moved memory that is
+ * registered with it. NULL is fine. Returns 0; -EBUSY: a mapping uses it.
+ * Thread class: setup. Since 0.1. */
 int kvmfault_uffd_free(struct kvmfault_uffd *uffd);
 
 /*
@@ -913,8 +916,8 @@ int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
  * Lay the guest's memory anew, also while vCPUs run: the regions that begin
  * where those of `remove` do go (gpa and address_space say which, their other
  * members nothing), and those of `add` come, in ascending order of
- * address_space and gpa. Each list has so many pointers, and may be NULL if
- * that is 0. All at once: who looks finds what was there before or what is
+ * address_space and gpa. `removed` and `added` say how many pointers each list
+ * has; a list of none may be NULL. All at once: who looks finds what was there before or what is
  * there now, and where both have a region always one. It costs what a single
  * region does, and so is for whoever changes many: a VMM that collects its
  * changes calls this when they are committed. Call it when the old ranges'
@@ -1529,7 +1532,9 @@ int kvmfault_ensure_page_tables(struct kvmfault_vcpu *vcpu);
  * are changing just now; -EIO and others: what a protected page's resolver or
  * the source said. All that comes before is discarded then, and the rest is as
  * it was, but for the page whose fetch was waited for: who fetches it may
- * discard it yet.
+ * discard it yet; and where a poisoned page can't be made memory again, up to
+ * 255 pages behind it are discarded all the same. Where hardware has failed
+ * under another process's mapping, that process has to map it anew.
  * Thread class: any. Since 0.1.
  */
 int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,

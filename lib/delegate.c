@@ -39,7 +39,9 @@ static int execute(struct kvmfault__task *task, struct kvmfault__answer *answer)
 	}
 	task->work(task, answer);
 	task->ended = kvmfault__sys_now();
-	if (answer->length && task->prefault && answer->action == KVMFAULT_RETRY)
+	/* Not when the vCPU's thread has left, and may be in KVM_RUN by now. */
+	if (answer->length && task->prefault &&
+	    answer->action == KVMFAULT_RETRY && !kvmfault__exit_wanted(task->seat))
 		kvmfault__prefault(task, answer);
 	return 0;
 }
@@ -268,7 +270,8 @@ static struct kvmfault__worker *take_idle(struct kvmfault_vm *vm)
 
 	kvmfault__sys_lock(&vm->lock);
 	worker = vm->workers;
-	while (worker && (worker->taken || atomic_load(&worker->state)))
+	while (worker && (worker->taken ||
+			  atomic_load(&worker->state) & BUSY))
 		worker = worker->next;
 	if (worker)
 		worker->taken = true;
@@ -286,6 +289,7 @@ int kvmfault__worker_take(struct kvmfault_vcpu *vcpu)
 	vcpu->worker = worker;
 	worker->seat->vcpu = vcpu;
 	worker->seat->no_wait = vcpu->seat->no_wait;
+	kvmfault__failures_forget(worker->seat);
 	close_fd(worker);
 	/* Its own: the VMM's may be closed, and be another's, while a task is
 	 * done for nobody. */

@@ -43,6 +43,9 @@ static bool need(struct emulation *e, uint64_t linear, uint64_t *gpa)
 	struct kvmfault_fault fault = *e->task->fault;
 	struct kvmfault__answer answer;
 
+	/* A signal has ended the wait for another one of its pages. */
+	if (e->answer.action == KVMFAULT_INTERRUPTED)
+		return false;
 	if (ask_vcpu(e->task, KVM_TRANSLATE, &translation) ||
 	    !translation.valid)
 		return false;

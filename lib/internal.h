@@ -77,7 +77,6 @@ struct kvmfault__inside {
 	const struct kvmfault_memory *memory;	/* whose pages it has, or NULL */
 	void **own;				/* the thread's, in which it is */
 	struct kvmfault__inside *outer;
-	int cancel;		/* without one: could the thread be cancelled? */
 };
 
 #define KVMFAULT__FAILURES 8	/* as many pages as a vCPU's guard remembers */
@@ -126,8 +125,6 @@ void kvmfault__enter(struct kvmfault__inside *inside,
 static inline void kvmfault__exit(const struct kvmfault__inside *inside)
 {
 	*inside->own = inside->outer;
-	if (!inside->outer)
-		kvmfault__sys_cancel(inside->cancel);
 }
 /* Is it true of a seat that this thread is in? Has one of them something of the
  * memory, other than that one (or NULL)? */
@@ -859,6 +856,7 @@ struct kvmfault__request {
 	bool poisoned;		/* by kvmfault_request_poison() */
 	bool detached;		/* a fetch in flight has it now */
 	bool source_failed;
+	unsigned int looked;	/* at a page that can be had, and cannot */
 };
 /* 0: the request's page is claimed; -EINVAL, with its reason: it is not. */
 int kvmfault__unclaimed(const struct kvmfault_request *request,

@@ -313,15 +313,23 @@ static int unpoison_remote(struct kvmfault__seat *seat,
 	const struct kvmfault_memory *memory = mapping->span.memory;
 	uint64_t size = kvmfault__page_size(memory);
 	uint64_t host = mapping->host + offset;
-	int64_t done;
+	int64_t done = -EEXIST;
+	/* Those pages may be larger than the buffer. */
+	int err = memory->fill ? kvmfault__prepare(memory, offset, size) : 0;
 
-	done = kvmfault__uffd_install(mapping->uffd->fd, KVMFAULT__COPY, host,
-				      memset(seat->buffer, 0, size), size,
-				      size, false);
+	if (err)
+		return err;
+	if (!memory->fill)
+		done = kvmfault__uffd_install(mapping->uffd->fd,
+			KVMFAULT__COPY, host, memset(seat->buffer, 0, size),
+			size, size, false);
 	if (done == -EEXIST)	/* it is in the file */
 		done = kvmfault__uffd_install(mapping->uffd->fd, KVMFAULT__MAP,
 					      host, NULL, size, size, false);
 	if (done == -ENOENT || done == -ESRCH)
+		return 0;
+	/* Of hardware, which only that process can take out. */
+	if (done == -EFAULT && !memory->hugetlb)
 		return 0;
 	if (done < 0 && done != -EEXIST)
 		return done == -EFAULT ? -ENOMEM : (int)done;

@@ -87,7 +87,7 @@ static void wake_sleeper(struct kvmfault__seat *seat,
 	struct kvmfault_mapping *mapping =
 		kvmfault__mapping_find(seat, item->space, item->fault.hva);
 
-	if (mapping) {
+	if (mapping && mapping->uffd) {
 		struct kvmfault_memory *memory = mapping->span.memory;
 		uint64_t size = kvmfault__page_size(memory);
 

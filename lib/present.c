@@ -125,6 +125,8 @@ static bool recheck(struct kvmfault__request *rq,
 	return true;
 }
 
+#define LOOKS 8
+
 /*
  * KVM can't reach it, or the library is about to touch it: is it to be had? The
  * memslots' mapping is asked, and may have a marker there: the page was discarded
@@ -140,7 +142,10 @@ static bool reach(struct kvmfault__request *rq, struct kvmfault__answer *answer)
 	if (kvmfault__page_state(memory, rq->page) != KVMFAULT__PRESENT ||
 	    !kvmfault__has_failed(memory, (uintptr_t)rq->request.host)) {
 		kvmfault__say(answer, KVMFAULT_RETRY);
-		return false;
+		/* As often as this: who asked waits a while, and comes again. */
+		if (++rq->looked < LOOKS)
+			return false;
+		answer->error = -EAGAIN;
 	}
 	return true;
 }

@@ -86,9 +86,11 @@ static void put(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 		while ((found = kvmfault__page_change(memory, page + i, from,
 						      to)) != from) {
 			/* Somebody marked it: a sleeper, or a second discard,
-			 * which can have no data back where there is none. */
+			 * which can have no data back where there is none.
+			 * The file of a memory with minor faults may have
+			 * some: then the second one has its turn. */
 			if (found == KVMFAULT__FETCHING_REMOVED &&
-			    to == KVMFAULT__ABSENT)
+			    to == KVMFAULT__ABSENT && !memory->fill)
 				to = KVMFAULT__REMOVED;
 			from = found;
 			wake = true;

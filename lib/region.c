@@ -174,6 +174,8 @@ static int lay(struct kvmfault_vm *vm, struct kvmfault__span **add,
 
 static bool punches_removed(struct kvmfault__seat *seat, void *unused)
 {
+	/* Its seat holds it by span as well, and the VM's lock is held: it is
+	 * not freed meanwhile. */
 	const struct kvmfault__region *region = atomic_load(&seat->punch);
 
 	(void)unused;

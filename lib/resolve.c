@@ -327,10 +327,6 @@ static void resolve_claimed(struct kvmfault__request *rq,
 			    struct kvmfault__answer *answer)
 {
 	*answer = (struct kvmfault__answer){ 0 };
-	/* It may be its second turn: discarded as soon as it had come. */
-	rq->installed = (struct kvmfault__installed){ 0 };
-	if (rq->count != 1)
-		kvmfault__run(rq, rq->page, 1);
 	kvmfault__ask(rq, was == KVMFAULT__REMOVED ? KVMFAULT_PAGE_REMOVED :
 						     KVMFAULT_PAGE_ABSENT,
 		      answer);
@@ -374,6 +370,15 @@ static bool wait_for_page(struct kvmfault__request *rq,
 	return err;
 }
 
+/* For the page alone: what came with it in the turn before, and was claimed, is not
+ * its own any more, or a fetch's in flight. */
+static void begin_turn(struct kvmfault__request *rq)
+{
+	rq->installed = (struct kvmfault__installed){ 0 };
+	if (rq->count != 1)
+		kvmfault__run(rq, rq->page, 1);
+}
+
 static void resolve_tracked(struct kvmfault__request *rq,
 			    struct kvmfault__answer *answer)
 {
@@ -404,6 +409,7 @@ static void resolve_tracked(struct kvmfault__request *rq,
 		enum kvmfault__state state =
 			kvmfault__page_claim(memory, rq->page, rq->origin);
 
+		begin_turn(rq);
 		switch (state) {
 		case KVMFAULT__ABSENT:
 		case KVMFAULT__REMOVED:
@@ -489,6 +495,7 @@ static void begin(struct kvmfault__request *rq, struct kvmfault__seat *seat,
 	rq->view = NULL;
 	rq->resolver = 0;
 	rq->own_way = rq->poisoned = rq->detached = rq->source_failed = false;
+	rq->looked = 0;
 	if (memory || place->region) {
 		rq->request.offset = place->offset & -size;
 		rq->request.length = size;

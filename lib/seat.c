@@ -69,9 +69,6 @@ void kvmfault__enter(struct kvmfault__inside *inside,
 		.seat = seat, .memory = memory, .own = own, .outer = *own,
 	};
 	*own = inside;
-	/* What it has claimed nobody would give back. */
-	if (!inside->outer)
-		inside->cancel = kvmfault__sys_cancel(PTHREAD_CANCEL_DISABLE);
 }
 
 bool kvmfault__within(bool (*busy)(struct kvmfault__seat *seat, void *what),

@@ -110,8 +110,9 @@ static void serve_fault(struct kvmfault_service *service,
 	struct kvmfault_mapping *mapping;
 
 	mapping = kvmfault__mapping_find(seat, item->space, item->fault.hva);
-	if (!mapping) {
-		/* Removed meanwhile: the kernel has woken its sleepers. */
+	if (!mapping || !mapping->uffd) {
+		/* Removed meanwhile: the kernel has woken its sleepers. Memory
+		 * without a source may have come in its place. */
 		kvmfault__leave(seat);
 		return;
 	}
@@ -202,15 +203,10 @@ static void removed(struct kvmfault__seat *seat, uint32_t space, uint64_t start,
 	kvmfault__leave(seat);
 }
 
-static void event(struct kvmfault_service *service,
-		  struct kvmfault__seat *seat, uint32_t space,
-		  const struct uffd_msg *msg)
+static void tell_event(struct kvmfault_service *service,
+		       const struct uffd_msg *msg)
 {
 	switch (msg->event) {
-	case UFFD_EVENT_REMOVE:
-		removed(seat, space, msg->arg.remove.start,
-			msg->arg.remove.end);
-		return;
 	case UFFD_EVENT_FORK:
 		/* A descriptor for the child's memory comes with it. */
 		kvmfault__sys_close((int)msg->arg.fork.ufd);
@@ -246,21 +242,24 @@ static void read_messages(struct kvmfault_service *service,
 	space = uffd->space;
 	n = kvmfault__uffd_read(uffd->fd, msg, service->batch * sizeof(*msg)) /
 	    (ssize_t)sizeof(*msg);
-	for (i = 0; i < n; i++)
-		if (msg[i].event == UFFD_EVENT_REMAP)
-			atomic_store(&uffd->moved, true);
 	/* The kernel hands out faults before the events that came earlier: a
 	 * page that was removed must not be served with its old data. Nor by
 	 * the next reader. */
 	for (i = 0; i < n; i++)
-		if (msg[i].event != UFFD_EVENT_PAGEFAULT)
-			event(service, seat, space, &msg[i]);
+		if (msg[i].event == UFFD_EVENT_REMOVE)
+			removed(seat, space, msg[i].arg.remove.start,
+				msg[i].arg.remove.end);
+		else if (msg[i].event == UFFD_EVENT_REMAP)
+			atomic_store(&uffd->moved, true);
 	if (atomic_load(&service->vm->baton))
 		kvmfault__uffd_listen(uffd, EPOLL_CTL_MOD);
+	/* From here on a callback may free it. */
 	kvmfault__unhold(seat, &seat->uffd);
 	for (i = 0; i < n; i++)
 		if (msg[i].event == UFFD_EVENT_PAGEFAULT)
 			pagefault(service, seat, space, &msg[i]);
+		else
+			tell_event(service, &msg[i]);
 }
 
 static void retry_parked(struct kvmfault_service *service,

@@ -80,8 +80,6 @@ int kvmfault__sys_thread(pthread_t *thread, void *(*run)(void *), void *arg,
 void kvmfault__sys_join(pthread_t thread);
 /* The calling thread's own pointer, NULL at first. */
 void **kvmfault__sys_own(void);
-/* May pthread_cancel() end it? Returns the state before. */
-int kvmfault__sys_cancel(int state);
 void kvmfault__sys_yield(void);		/* to who waits for this CPU */
 
 /* See "Locks" in HACKING.md for what may be called under which. */

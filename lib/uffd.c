@@ -99,7 +99,7 @@ ssize_t kvmfault__uffd_read(int fd, void *messages, size_t size)
 {
 	ssize_t n = kvmfault__sys_read_now(fd, messages, size);
 
-	if (n != -EOPNOTSUPP)
+	if (n != -EOPNOTSUPP && n != -ENOSYS)
 		return n;
 	if (!kvmfault__sys_readable(fd))
 		return -EAGAIN;
@@ -133,6 +133,7 @@ static int ask_kernel_access(int fd, void *page)
 	uint64_t ioctls, size = kvmfault__sys_page_size();
 	struct uffd_msg msg;
 	pthread_t thread;
+	ssize_t n = -EAGAIN;
 	int err;
 
 	err = kvmfault__uffd_register(fd, (uintptr_t)page, size, 0, &ioctls);
@@ -141,8 +142,10 @@ static int ask_kernel_access(int fd, void *page)
 	err = kvmfault__sys_thread(&thread, access_page, &access,
 				   "kvmfault-access");
 	while (!err && !atomic_load(&access.ended) &&
-	       kvmfault__uffd_read(fd, &msg, sizeof(msg)) == -EAGAIN)
+	       (n == -EAGAIN || n == -EINTR)) {
 		kvmfault__sys_yield();
+		n = kvmfault__uffd_read(fd, &msg, sizeof(msg));
+	}
 	/* This wakes who sleeps there, too. */
 	kvmfault__uffd_unregister(fd, (uintptr_t)page, size);
 	if (err)

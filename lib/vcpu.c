@@ -465,6 +465,9 @@ static void resolve_patiently(struct kvmfault_vcpu *vcpu,
 	do
 		resolve(vcpu, answer);
 	while (source_may_recover(vcpu, answer));
+	/* Only now it is known which instruction it is. */
+	if (vcpu->fault.entrance == KVMFAULT_ENTRANCE_EMULATION)
+		vcpu->source_key = key(vcpu);
 	if (answer->action != KVMFAULT_INTERRUPTED)
 		forget_source(vcpu);
 }

@@ -121,15 +121,15 @@ int kvmfault_vm_free(struct kvmfault_vm *vm)
 		return 0;
 	kvmfault__sys_lock(&vm->lock);
 	left = left_over(vm);
-	if (!left) {
-		kvmfault__table_free(vm, &vm->regions);
-		kvmfault__table_free(vm, &vm->mappings);
-	}
 	kvmfault__sys_unlock(&vm->lock);
 	if (left)
 		return kvmfault__refuse(vm, -EBUSY, "kvmfault_vm_free: %s",
 					left);
 	kvmfault__workers_free(vm);
+	kvmfault__sys_lock(&vm->lock);
+	kvmfault__table_free(vm, &vm->regions);
+	kvmfault__table_free(vm, &vm->mappings);
+	kvmfault__sys_unlock(&vm->lock);
 	while (atomic_load(&vm->unpinning))	/* for an instant */
 		kvmfault__sys_yield();
 	kvmfault__uffds_reap(vm);	/* nobody names one any more */

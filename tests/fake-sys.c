@@ -1762,14 +1762,6 @@ void **kvmfault__sys_own(void)
 	return &own;
 }
 
-int kvmfault__sys_cancel(int state)
-{
-	int before;
-
-	pthread_setcancelstate(state, &before);
-	return before;
-}
-
 void kvmfault__sys_join(pthread_t id)
 {
 	CALL(.name = FAKE_JOIN, .arg = &id);

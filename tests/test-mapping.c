@@ -448,7 +448,7 @@ static const struct {
 	{ -ENOENT, FAKE_MODEL, 0, true },	/* not mapped any more */
 	{ -ESRCH, FAKE_MODEL, 0, true },
 	{ -ENOMEM, FAKE_MODEL, -ENOMEM, true },
-	{ -EEXIST, -EFAULT, -ENOMEM, true },	/* no huge page */
+	{ -EEXIST, -EFAULT, 0, true },		/* the hardware's */
 };
 
 static bool lift(struct fake_call *call)

@@ -54,39 +54,6 @@ START_TEST(ensure_touches_what_it_must)
 }
 END_TEST
 
-static int ensured;
-
-static void cancel_oneself(void)
-{
-	pthread_cancel(pthread_self());
-	pthread_testcancel();
-}
-
-static void *ensure_and_end(void *arg)
-{
-	(void)arg;
-	bed.during_read = cancel_oneself;
-	ensured = ensure(BED_GPA, 1);
-	pthread_testcancel();
-	return NULL;
-}
-
-/* A thread that is cancelled in a source's read has its page in hand. */
-START_TEST(cancelled_in_a_callback)
-{
-	pthread_t thread;
-	void *end;
-
-	ensured = 1;
-	ck_assert_int_eq(pthread_create(&thread, NULL, ensure_and_end, NULL),
-			 0);
-	pthread_join(thread, &end);
-	ck_assert_ptr_eq(end, PTHREAD_CANCELED);
-	ck_assert_int_eq(ensured, 0);
-	ck_assert_int_eq(bed_state(0), KVMFAULT__PRESENT);
-}
-END_TEST
-
 START_TEST(ensure_across_regions)
 {
 	ck_assert_int_eq(ensure(SECOND_GPA - PAGE, 3 * PAGE), 0);
@@ -503,7 +470,6 @@ int main(void)
 	tcase_add_test(t, discard_that_leaves_a_marker);
 	tcase_add_test(t, discard_untracked);
 	tcase_add_test(t, discard_anonymous);
-	tcase_add_test(t, cancelled_in_a_callback);
 	tcase_add_test(t, touched_while_it_is_discarded);
 	tcase_add_test(t, touched_while_a_discard_fails);
 	tcase_add_test(t, second_discard_of_an_absent_page);

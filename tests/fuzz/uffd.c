@@ -197,6 +197,9 @@ static void send_any(struct input *in)
 	struct uffd_msg msg;
 
 	next(in, &msg, sizeof(msg));
+	/* After that one a descriptor is left open, on purpose. */
+	if (msg.event == UFFD_EVENT_REMAP)
+		msg.event = UFFD_EVENT_UNMAP;
 	if (msg.event == UFFD_EVENT_FORK) {
 		int fd = fake_fd(FAKE_UFFD);
 

@@ -30,6 +30,10 @@ static bool on_ioctl(struct fake_call *call)
 		memcpy(call->arg, &sregs, sizeof(sregs));
 	else if (call->number == KVM_GET_VCPU_EVENTS)
 		memset(call->arg, 0, sizeof(struct kvm_vcpu_events));
+	else if (call->number == KVM_GET_REGS)
+		memset(call->arg, 0, sizeof(struct kvm_regs));
+	else if (call->number == KVM_TRANSLATE)	/* nothing is mapped */
+		((struct kvm_translation *)call->arg)->valid = 0;
 	else
 		return false;
 	return true;

@@ -961,12 +961,6 @@ void **kvmfault__sys_own(void)
 	return &current->own;
 }
 
-/* Nobody cancels a thread here. */
-int kvmfault__sys_cancel(int state)
-{
-	return state;
-}
-
 static void run_thread(void *arg)
 {
 	struct start *start = arg;
