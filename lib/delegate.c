@@ -27,6 +27,12 @@
 
 /* ---- the thread that does it ---- */
 
+/* The vCPU's thread: it may be in KVM_RUN by now. */
+static bool has_left(const struct kvmfault__seat *seat)
+{
+	return seat->worker && kvmfault__exit_wanted(seat);
+}
+
 static int execute(struct kvmfault__task *task, struct kvmfault__answer *answer)
 {
 	if (task->anew)
@@ -39,9 +45,8 @@ static int execute(struct kvmfault__task *task, struct kvmfault__answer *answer)
 	}
 	task->work(task, answer);
 	task->ended = kvmfault__sys_now();
-	/* Not when the vCPU's thread has left, and may be in KVM_RUN by now. */
 	if (answer->length && task->prefault &&
-	    answer->action == KVMFAULT_RETRY && !kvmfault__exit_wanted(task->seat))
+	    answer->action == KVMFAULT_RETRY && !has_left(task->seat))
 		kvmfault__prefault(task, answer);
 	return 0;
 }

@@ -857,6 +857,8 @@ struct kvmfault__request {
 	bool detached;		/* a fetch in flight has it now */
 	bool source_failed;
 	unsigned int looked;	/* at a page that can be had, and cannot */
+	uint64_t window, window_length;	/* as request.offset and length: that
+					 * came, or was fetched, before this */
 };
 /* 0: the request's page is claimed; -EINVAL, with its reason: it is not. */
 int kvmfault__unclaimed(const struct kvmfault_request *request,

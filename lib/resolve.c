@@ -375,8 +375,11 @@ static bool wait_for_page(struct kvmfault__request *rq,
 static void begin_turn(struct kvmfault__request *rq)
 {
 	rq->installed = (struct kvmfault__installed){ 0 };
-	if (rq->count != 1)
-		kvmfault__run(rq, rq->page, 1);
+	if (rq->count == 1)
+		return;
+	rq->window = rq->request.offset;
+	rq->window_length = rq->request.length;
+	kvmfault__run(rq, rq->page, 1);
 }
 
 static void resolve_tracked(struct kvmfault__request *rq,
@@ -496,6 +499,7 @@ static void begin(struct kvmfault__request *rq, struct kvmfault__seat *seat,
 	rq->resolver = 0;
 	rq->own_way = rq->poisoned = rq->detached = rq->source_failed = false;
 	rq->looked = 0;
+	rq->window_length = 0;
 	if (memory || place->region) {
 		rq->request.offset = place->offset & -size;
 		rq->request.length = size;
@@ -521,11 +525,11 @@ static void tell_window(const struct kvmfault__request *rq,
 			struct kvmfault__answer *answer)
 {
 	const struct kvmfault_region *region = rq->request.region;
-	unsigned int shift = rq->request.memory->page_shift;
-	uint64_t offset = rq->first << shift;
-	uint64_t end = offset + (rq->count << shift);
+	bool now = rq->count > 1;
+	uint64_t offset = now ? rq->request.offset : rq->window;
+	uint64_t end = offset + (now ? rq->request.length : rq->window_length);
 
-	if (!region)
+	if (!region || offset == end)
 		return;
 	/* A huge page may begin before the region does. */
 	if (offset < region->offset)
@@ -560,7 +564,7 @@ void kvmfault__resolve(struct kvmfault__seat *seat,
 	if (answer->reason == KVMFAULT_REASON_HWPOISON && !place->origin &&
 	    fault->entrance != KVMFAULT_ENTRANCE_CALL)
 		kvmfault__tell_failure(&rq, answer);
-	if (rq.count > 1)
+	if (rq.count > 1 || rq.window_length)
 		tell_window(&rq, answer);
 	KVMFAULT__TRACE(resolve_end, seat, fault->entrance, memory,
 			rq.request.offset, answer->action, answer->reason,

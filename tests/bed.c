@@ -304,6 +304,9 @@ void bed_add(void)
 		fake_signal_mask |= 1ULL << (SIGBUS - 1);
 	options.profile = bed.profile;
 	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &bed.vcpu), 0);
+	bed.pause[0] = &bed.vcpu->seat->pause;
+	if (bed.vcpu->worker)
+		bed.pause[1] = &bed.vcpu->worker->seat->pause;
 	bed.seat = kvmfault__seat_take(bed.vm);
 	ck_assert_ptr_nonnull(bed.seat);
 	/* That there is no service yet was said, and is not to be counted. */
@@ -315,6 +318,11 @@ void bed_up(void)
 {
 	bed_vm();
 	bed_add();
+}
+
+bool bed_pauses(const struct fake_call *call)
+{
+	return call->arg == bed.pause[0] || call->arg == bed.pause[1];
 }
 
 void bed_down(void)

@@ -33,6 +33,7 @@ struct bed {
 	struct kvmfault_vcpu *vcpu;
 	struct kvm_run *run;
 	struct kvmfault__seat *seat;	/* for tests that call resolve */
+	const void *pause[2];		/* futex words: see bed_pauses() */
 
 	unsigned int reads;		/* of the source */
 	uint64_t last_read;
@@ -63,6 +64,8 @@ void bed_up(void);		/* all of it: */
 void bed_vm(void);		/* the context, */
 void bed_add(void);		/* and the rest */
 void bed_down(void);
+/* Is it a pause of its vCPU's thread, or of who works for it? */
+bool bed_pauses(const struct fake_call *call);
 
 /* No seat is free meanwhile: who needs one has to make it. */
 void bed_take_seats(void);

@@ -14,7 +14,7 @@
 
 static bool no_pause(struct fake_call *call)
 {
-	if (call->arg != &bed.vcpu->seat->pause)
+	if (!bed_pauses(call))
 		return false;
 	call->result = -ETIMEDOUT;
 	return true;

@@ -13,7 +13,7 @@
 
 static bool no_pause(struct fake_call *call)
 {
-	if (call->arg != &bed.vcpu->seat->pause)
+	if (!bed_pauses(call))
 		return false;
 	call->result = -ETIMEDOUT;
 	return true;
@@ -437,9 +437,7 @@ static bool sleep_well(struct fake_call *call)
 {
 	bool signal = interrupts;
 
-	/* Its own, or the one of who works for it. */
-	if (call->arg != &bed.vcpu->seat->pause &&
-	    !(bed.vcpu->worker && call->arg == &bed.vcpu->worker->seat->pause))
+	if (!bed_pauses(call))
 		return false;
 	pauses++;
 	/* immediate_exit is looked at every 10 ms. */
