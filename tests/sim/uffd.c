@@ -28,7 +28,7 @@ struct uffd_event {
 	bool read;
 };
 
-#define UFFDS 64
+#define UFFDS 256
 #define FLAGS_KNOWN 3			/* bits, of a message */
 static struct uffd *uffds[UFFDS];
 static unsigned int uffd_count;
