@@ -565,7 +565,7 @@ static bool want_exit(struct fake_call *call)
 
 	if (call->number != SET || --until_exit)
 		return false;
-	bed.run->immediate_exit = 1;
+	__atomic_store_n(&bed.run->immediate_exit, 1, __ATOMIC_RELAXED);
 	while (worker && !__atomic_load_n(&worker->leave, __ATOMIC_RELAXED))
 		sched_yield();	/* until that is seen by the vCPU's thread */
 	return false;

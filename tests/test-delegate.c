@@ -21,7 +21,7 @@
 /* What comes in each wait of the vCPU's thread, and what the wait returns. */
 static int (*steps[16])(void);
 static size_t step;
-static pthread_t vcpu_thread;
+static _Atomic pthread_t vcpu_thread;
 
 /* Of the one who works for the vCPU. */
 static struct kvmfault__worker *worker(void)
@@ -31,7 +31,8 @@ static struct kvmfault__worker *worker(void)
 
 static bool next_step(struct fake_call *call)
 {
-	if (!pthread_equal(pthread_self(), vcpu_thread) || !steps[step])
+	if (!pthread_equal(pthread_self(), atomic_load(&vcpu_thread)) ||
+	    !steps[step])
 		return false;
 	ck_assert_ptr_eq(call->arg, &worker()->state);
 	call->result = steps[step++]();
@@ -45,7 +46,7 @@ static void script(int (**what)(void))
 	for (step = 0; (steps[step] = *what); step++)
 		what++;
 	step = 0;
-	vcpu_thread = pthread_self();
+	atomic_store(&vcpu_thread, pthread_self());
 	fake_on(FAKE_FUTEX_WAIT, next_step);
 }
 

@@ -435,10 +435,11 @@ static int then_says;
 /* Time passes as it is slept, unless a signal comes halfway. */
 static bool sleep_well(struct fake_call *call)
 {
-	bool signal = interrupts;
+	bool signal;
 
 	if (!bed_pauses(call))
 		return false;
+	signal = interrupts;
 	pauses++;
 	/* immediate_exit is looked at every 10 ms. */
 	ck_assert_uint_le(call->length, 10 * MS);
