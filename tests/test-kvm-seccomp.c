@@ -114,6 +114,13 @@ static int submit(void *data, struct kvmfault_fetch *fetch, uint64_t offset,
 	return 0;
 }
 
+/* It is answered long before that. */
+static void cancel(void *data, struct kvmfault_fetch *fetch)
+{
+	(void)data;
+	(void)fetch;
+}
+
 static void *answer(void *arg)
 {
 	struct kvmfault_fetch *fetch;
@@ -240,6 +247,7 @@ static void add_memory(const struct set_up *what)
 		source.read = read_words;
 	if (what->later) {
 		source.submit = submit;
+		source.cancel = cancel;
 		source.deadline_ms = 60000;
 	}
 	MUST(kvmfault_memory_new(vm, &options, &memory));
@@ -783,6 +791,18 @@ START_TEST(two_on_one_page)
 }
 END_TEST
 
+/* An access that is half done, if there is one: KVM's half too. */
+static void give_up(unsigned int n)
+{
+	struct kvm_run *run = machine->vcpu[n].run;
+
+	kvmfault_vcpu_reset(vcpu[n]);
+	run->immediate_exit = 1;
+	ck_assert_int_eq(ioctl(machine->vcpu[n].fd, KVM_RUN, 0), -1);
+	ck_assert_int_eq(errno, EINTR);
+	run->immediate_exit = 0;
+}
+
 /* The one that waits is told of it while the fetch goes on: that is not over
  * before the gate opens, which is afterwards. */
 START_TEST(signal_to_one_of_two)
@@ -807,11 +827,12 @@ START_TEST(signal_to_one_of_two)
 	while (atomic_load(&r[1]->running))
 		kick(r[1]);
 	join(r[1]);
-	ck_assert_int_eq(r[1]->action, KVMFAULT_INTERRUPTED);
+	ck_assert(r[1]->action == KVMFAULT_INTERRUPTED ||
+		  r[1]->action == KVMFAULT_UNFINISHED);
 	ck_assert_uint_eq(inside, 1);
 	atomic_store(&gate, false);
 	ck_assert_uint_eq(end(r[0]), word(3 * PAGE));
-	/* What the signal has left is the beginning of this. */
+	give_up(1);
 	ck_assert_uint_eq(end(start(1, MACHINE_READ, RAM + 3 * PAGE, 8, 0)),
 			  word(3 * PAGE));
 	ck_assert_uint_eq(reads, 1);
