@@ -729,7 +729,8 @@ int kvmfault__sys_mincore(void *address, size_t length, unsigned char *vec)
 	if (map_at(our_mm, (uintptr_t)vec, &page)) {
 		if (mm_copy(our_mm, (uintptr_t)vec, true, &frame) != ACCESS_OK)
 			return -EFAULT;
-		vec = frame_bytes(frame) + (uintptr_t)vec % PAGE;
+		vec = (unsigned char *)frame_bytes(frame) +
+		      (uintptr_t)vec % PAGE;
 	}
 	memcpy(vec, said, length / PAGE);
 	return 0;
