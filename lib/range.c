@@ -203,20 +203,18 @@ static int empty(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 {
 	uint64_t size = kvmfault__page_size(memory);
 	uint64_t offset = page * size, length = count * size;
-	bool punched;
 	int err;
 
 	/* Before they are gone: then each is missed by an exit. */
 	kvmfault__userfault_follow(memory, page, count);
 	err = kvmfault__memory_punch(memory, offset, length);
-	punched = !err;
-	if (punched) {
-		err = clear_markers(seat, memory, page, count, was);
-		note_gone(was, count, err);
-	}
-	put(seat, memory, page, count, was);
-	if (!punched)
+	if (err) {
+		put(seat, memory, page, count, was);
 		return err;
+	}
+	err = clear_markers(seat, memory, page, count, was);
+	note_gone(was, count, err);
+	put(seat, memory, page, count, was);
 	kvmfault__add(seat, KVMFAULT__COUNTER(removed), count);
 	kvmfault__changed(memory, offset, length, KVMFAULT_CAUSE_DISCARD);
 	return err;
