@@ -224,7 +224,6 @@ static void publish(struct kvmfault__request *rq, enum kvmfault__state was)
 			       rq->request.offset, rq->request.length);
 }
 
-
 static void warn_existed(struct kvmfault_memory *memory)
 {
 	if (!atomic_exchange(&memory->warned, true))
@@ -382,32 +381,41 @@ static void begin_turn(struct kvmfault__request *rq)
 	kvmfault__run(rq, rq->page, 1);
 }
 
+/* Is there an answer before the page is looked at? */
+static bool answered(struct kvmfault__request *rq,
+		     struct kvmfault__answer *answer)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+	int err = 0;
+
+	/* A late message, of what was there before: it has to be empty yet. */
+	if (atomic_load(&memory->making))
+		err = -EAGAIN;
+	/* What it did not wait for has failed meanwhile. */
+	else if (rq->seat->no_wait)
+		err = kvmfault__fetch_failed(rq);
+	if (err) {
+		kvmfault__judge(rq, err, answer);
+		return true;
+	}
+	if (memory->source.submit && kvmfault__fetch_wished(rq)) {
+		answer->action = KVMFAULT_PENDING;
+		return true;
+	}
+	return false;
+}
+
 static void resolve_tracked(struct kvmfault__request *rq,
 			    struct kvmfault__answer *answer)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	bool waited = false;
-	int err = 0;
 
 	rq->page = rq->request.offset >> memory->page_shift;
 	rq->first = rq->page;
 	rq->count = 1;
-	/* A late message, of what was there before: it has to be empty yet. */
-	if (atomic_load(&memory->making)) {
-		kvmfault__judge(rq, -EAGAIN, answer);
+	if (answered(rq, answer))
 		return;
-	}
-	/* What it did not wait for has failed meanwhile. */
-	if (rq->seat->no_wait)
-		err = kvmfault__fetch_failed(rq);
-	if (err) {
-		kvmfault__judge(rq, err, answer);
-		return;
-	}
-	if (memory->source.submit && kvmfault__fetch_wished(rq)) {
-		answer->action = KVMFAULT_PENDING;
-		return;
-	}
 	for (;;) {
 		enum kvmfault__state state =
 			kvmfault__page_claim(memory, rq->page, rq->origin);
