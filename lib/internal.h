@@ -296,7 +296,7 @@ struct kvmfault_vm {
 	pthread_mutex_t lock;		/* of all changes to the above */
 	struct kvmfault__retired *retired;
 	struct kvmfault_uffd *ended;
-	size_t leaving;			/* spans that are still in a table */
+	size_t leaving;			/* spans that are in a table still */
 	unsigned int vcpus, services, memories, region_count;
 	unsigned int tracked;		/* of the memories */
 	struct kvmfault__worker *workers;	/* all that there ever were */
@@ -642,8 +642,9 @@ char *kvmfault__bytes(struct kvmfault__seat *seat,
 		      struct kvmfault_memory *memory, uint64_t offset);
 int kvmfault__prepare(const struct kvmfault_memory *memory, uint64_t offset,
 		      uint64_t length);
-/* Install through the memslots' mapping; data NULL: zeros. Pages that are there
- * are left as they are. Those before the one that failed are counted. */
+/* Install through the memslots' mapping; data NULL: zeros, or with minor faults
+ * what the file has there. Pages that are there are left as they are. Those before
+ * the one that failed are counted. */
 struct kvmfault__installed {
 	uint64_t there;		/* pages, from the first on */
 	uint64_t existed;	/* of those: were there before */
