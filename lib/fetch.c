@@ -435,6 +435,10 @@ static int install(struct kvmfault_fetch *fetch, int error)
 
 	if (!error)
 		return kvmfault_request_install(request, request->buffer);
+	/* Cancelled before it could be asked for the page alone: the data of which
+	 * page is lost? */
+	if (error == -EHWPOISON && fetch->rq.count > 1)
+		error = -EIO;
 	fetch->rq.source_failed = error != -EAGAIN;
 	if (error == -EHWPOISON)
 		kvmfault_request_poison(request);

@@ -862,6 +862,25 @@ START_TEST(deadline_of_a_page_asked_for_alone)
 }
 END_TEST
 
+/* A window that was cancelled is not asked for page by page: the data of which page
+ * is lost nobody knows. */
+START_TEST(deadline_of_a_window_with_a_lost_page)
+{
+	bed.memory->window = KVMFAULT_WINDOW_FIXED;
+	bed.memory->window_pages = 4;
+	ck_assert_int_eq(fault(6), KVMFAULT_PENDING);
+	pass_deadline();
+	ck_assert_uint_eq(asked[0].cancelled, 1);
+	answer_with(0, -EHWPOISON);
+	ck_assert_int_eq(bed_state(6), KVMFAULT__ABSENT);
+	ck_assert_int_eq(fault(6), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->error, -EIO);
+	ck_assert_int_eq(fault(6), KVMFAULT_PENDING);
+	answer(1);
+	ck_assert(bed_has(6, bed_byte(6)));
+}
+END_TEST
+
 /* ---- set-up ---- */
 
 START_TEST(without_memory)
@@ -1030,6 +1049,7 @@ int main(void)
 	tcase_add_test(t, deadline);
 	tcase_add_test(t, deadline_while_it_is_submitted);
 	tcase_add_test(t, deadline_of_a_page_asked_for_alone);
+	tcase_add_test(t, deadline_of_a_window_with_a_lost_page);
 	t = tests(suite, "new");
 	tcase_add_checked_fixture(t, NULL, bed_down);
 	tcase_add_test(t, without_memory);
