@@ -1007,7 +1007,7 @@ START_TEST(worker_sleeps_on_a_page)
 	ck_assert_int_eq(kvmfault_service_free(service), 0);
 	ck_assert_int_eq(kvmfault_service_new(vm, &options, &service), 0);
 	ck_assert_int_eq(kvmfault_vcpu_new(vm, &of_vcpu, &vcpu), 0);
-	ck_assert(has_data(host + 3 * PAGE, 3));
+	ck_assert_int_eq(kvmfault_ensure(vm, 0, GPA + 3 * PAGE, 1, false), 0);
 	ck_assert_int_eq(kvmfault_vm_stats(vm, &stats), 0);
 	messages = stats.entrance[KVMFAULT_ENTRANCE_UFFD];
 	ck_assert_int_eq(fallocate(backing, FALLOC_FL_PUNCH_HOLE |
@@ -1241,7 +1241,7 @@ START_TEST(descriptor_0)
 	/* It is asked, and is no KVM; none is not the same. */
 	ck_assert_int_eq(kvmfault_probe(0, -1, &features), 0);
 	ck_assert_int_eq(features.feature[
-		KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING].error, -ENOTTY);
+		KVMFAULT_FEATURE_PRE_FAULT_MEMORY].error, -ENOTTY);
 	ck_assert_int_eq(features.feature[
 		KVMFAULT_FEATURE_USER_MEMORY2].error, -EBADF);
 	other = open(name, O_WRONLY);

@@ -918,21 +918,21 @@ int world_plug_memory(struct sim_memory *memory)
 	unsigned int page, word;
 	int err;
 
+	/* Only what is watched may be touched. */
+	if (memory->own)
+		mm_protect(our_mm, memory->own, memory->pages * PAGE,
+			   PROT_NONE);
+	mm_map_again(our_mm, memory->memslots, PROT_NONE);
 	if (memory->file)
 		file_punch(memory->file, 0, memory->pages * PAGE);
-	mm_map_again(our_mm, memory->memslots, PROT_NONE);
 	for (page = 0; page < memory->pages; page++)
 		for (word = 0; word < WORDS; word++)
 			truth_anew(&memory->truth, page, word,
 				   source_word(memory, page, word));
 	err = world_make_memory(memory);
-	/* Only what is watched may be touched. */
 	if (!err)
 		mm_protect(our_mm, memory->memslots, memory->pages * PAGE,
 			   PROT_READ | PROT_WRITE);
-	else if (memory->own)
-		mm_protect(our_mm, memory->own, memory->pages * PAGE,
-			   PROT_NONE);
 	return err;
 }
 
