@@ -88,8 +88,8 @@ static int install_again(struct kvmfault__request *rq)
 			return 0;
 		if (err == -EEXIST)
 			return wake_origin(rq);
-		/* Only where it is not in the file may it become zero: a page
-		 * table that is just going is no reason. */
+		/* Only where it is not in the file does it become zero: a page
+		 * table that is just going is no reason to tell so. */
 		if (err != -EFAULT)
 			return err;
 	}
