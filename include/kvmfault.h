@@ -636,8 +636,15 @@ struct kvmfault_uffd_options {
 	 * library keeps a duplicate, and reads all its messages: nothing else
 	 * may be registered with it. 0: open one of this process's. Events
 	 * (UFFD_FEATURE_EVENT_*) in an adopted one make every madvise() and
-	 * munmap() of that memory wait for the service; with anonymous memory
-	 * kvmfault_discard() then needs two service threads. */
+	 * munmap() of that memory wait until a thread of the service has read
+	 * what came before. What the library takes away itself, in
+	 * kvmfault_discard() for instance, is read by a thread of its own, which
+	 * it makes for each such descriptor: /proc/self/fdinfo tells whether it
+	 * is one; without /proc each that is adopted is taken for one. A REMOVE
+	 * event of anonymous memory says what kvmfault_discard() does: once that
+	 * madvise() has returned those pages are zero, also those that were being
+	 * fetched. While it has not, the kernel installs nothing anywhere there
+	 * (EAGAIN, and the library tries again). */
 	int fd;
 	/* Whose address space it is: another process's that sent it here. One
 	 * such object for each process. */
@@ -666,7 +673,8 @@ int kvmfault_uffd_new(struct kvmfault_vm *vm,
 int kvmfault_uffd_fd(const struct kvmfault_uffd *uffd);
 
 /* Close the library's duplicate, unless mremap() has moved memory that is
- * registered with it. NULL is fine. Returns 0; -EBUSY: a mapping uses it.
+ * registered with it. NULL is fine. Returns 0; -EBUSY: a mapping uses it;
+ * -EDEADLK: in the log callback, on its own thread (see fd above).
  * Thread class: setup. Since 0.1. */
 int kvmfault_uffd_free(struct kvmfault_uffd *uffd);
 

@@ -91,7 +91,8 @@ bool kvmfault__has_failed(const struct kvmfault_memory *memory, uint64_t hva)
 	 * left the marker where it was. Without it the file's page counts; one
 	 * that has failed is in the file still. */
 	if (err && memory->marked)
-		err = kvmfault__sys_madvise(page, size, MADV_DONTNEED);
+		err = kvmfault__take_away(memory->uffd, page, size,
+					  MADV_DONTNEED);
 	else
 		return err;
 	if (!err)

@@ -93,6 +93,8 @@ struct kvmfault__seat {
 	_Atomic(const void *) mappings;	/* short: an install or a wake */
 	_Atomic(const void *) uffd;	/* short: a read of messages, or the
 					 * service while something is parked */
+	_Atomic(const void *) installing; /* short: into that userfaultfd's
+					 * range */
 	_Atomic(const void *) punch;	/* short: a hole in its guest_memfd */
 	_Atomic(const void *) marking;	/* short: a memory, given markers */
 	atomic_bool at_signal;		/* its span is a SIGBUS's, which may
@@ -292,6 +294,7 @@ struct kvmfault_vm {
 	_Atomic(struct kvmfault__fetches *) fetches;	/* made once */
 	_Atomic uint32_t pending;	/* vCPUs that were told so */
 	_Atomic(const void *) service;	/* struct kvmfault_service */
+	atomic_bool unserved;		/* messages that were read without */
 
 	pthread_mutex_t lock;		/* of all changes to the above */
 	struct kvmfault__retired *retired;
@@ -373,6 +376,7 @@ struct kvmfault_uffd {
 	bool own;		/* made for one mapping, goes with it */
 	bool guards;		/* absent pages: its descriptor stays open */
 	atomic_bool moved;	/* so does what mremap() has moved */
+	struct kvmfault__reader *reader; /* it tells of events; or NULL */
 	struct kvmfault_uffd *next;	/* that waits for its last use */
 };
 
@@ -454,7 +458,8 @@ struct kvmfault_memory {
 	uint64_t source_offset;
 	enum kvmfault_window window;
 	uint64_t window_pages;		/* at most */
-	void *host;
+	void *host;		/* the memslots' mapping, and its uffd */
+	struct kvmfault_uffd *uffd;
 	char *fill;		/* the file, not registered: minor faults */
 	_Atomic uint64_t *states;
 	_Atomic(unsigned long) *userfault;	/* KVM's bitmap, or NULL */
@@ -1023,6 +1028,10 @@ void kvmfault__not_resolved(struct kvmfault__seat *seat,
 /* Later again: it has failed, or is not possible now. */
 void kvmfault__put_off(struct kvmfault__park *park, struct kvmfault__seat *seat,
 		       struct kvmfault__parked *item, bool failed);
+/* For a thread of the service to begin with. */
+void kvmfault__park_now(struct kvmfault__park *park,
+			struct kvmfault__seat *seat,
+			struct kvmfault__parked *item);
 bool kvmfault__is_parked(struct kvmfault__park *park, uint32_t space,
 			 uint64_t hva);
 /* One item whose time has come, taken out; false: none. */
@@ -1037,10 +1046,41 @@ void kvmfault__park_arm(struct kvmfault__park *park);
  * service. */
 void kvmfault__wake_parked(struct kvmfault__park *park,
 			   struct kvmfault__seat *seat);
+/* Whoever sleeps anywhere. */
+void kvmfault__wake_all(struct kvmfault__seat *seat);
+
+/* message.c: as many as there are; what they say of pages that are gone is noted.
+ * And then each of them; true: it is a fault. */
+struct uffd_msg;
+ssize_t kvmfault__messages(struct kvmfault__seat *seat,
+			   struct kvmfault_uffd *uffd, struct uffd_msg *msg,
+			   size_t count);
+bool kvmfault__message_in(struct kvmfault__seat *seat, uint32_t space,
+			  const struct uffd_msg *msg,
+			  struct kvmfault__parked *item);
+
+/* reader.c: made for a descriptor that tells of more than faults. */
+int kvmfault__reader_new(struct kvmfault_uffd *uffd);
+void kvmfault__reader_free(struct kvmfault_uffd *uffd);
+bool kvmfault__reader_is_self(const struct kvmfault_uffd *uffd);
+/* madvise() of what may have an event that has to be read; uffd: or NULL. */
+int kvmfault__take_away(const struct kvmfault_uffd *uffd, void *host,
+			uint64_t length, int advice);
+/* Around each read of one that has a reader. */
+void kvmfault__reading_begin(struct kvmfault_uffd *uffd);
+void kvmfault__reading_end(struct kvmfault_uffd *uffd);
+/* Around each install there. False: not now. */
+bool kvmfault__install_begin(struct kvmfault__seat *seat,
+			     struct kvmfault_uffd *uffd);
+void kvmfault__install_end(struct kvmfault__seat *seat);
 
 /* service.c: a message's fetch has failed: later again. */
 void kvmfault__put_off_fetch(struct kvmfault__request *rq, int error);
 void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due);
+/* A message that another thread has read. */
+void kvmfault__serve_next(struct kvmfault_service *service,
+			  struct kvmfault__seat *seat,
+			  struct kvmfault__parked *item);
 
 /* vcpu.c and its entrances */
 #define KVMFAULT__HISTORY 8

@@ -141,23 +141,44 @@ static int prove(const struct kvmfault_mapping *mapping, uint64_t offset,
 	return there > 0 ? 0 : there ? there : -ENOMEM;
 }
 
+/* Of anonymous memory what an event has told is gone is zero from then on, also
+ * where it is being fetched. */
+static uint64_t length_not_gone(const struct kvmfault_memory *memory,
+				uint64_t offset, uint64_t length)
+{
+	uint64_t page = offset >> memory->page_shift;
+	uint64_t end = (offset + length) >> memory->page_shift;
+
+	while (memory->fd <= 0 && page < end &&
+	       kvmfault__page_state(memory, page) != KVMFAULT__FETCHING_REMOVED)
+		page++;
+	return memory->fd > 0 ? length :
+				(page << memory->page_shift) - offset;
+}
+
 /* One call for each run of pages that are not there, if the kernel does not stop
  * in between. */
-static int fill(const struct kvmfault_mapping *mapping,
+static int fill(struct kvmfault__seat *seat,
+		const struct kvmfault_mapping *mapping,
 		enum kvmfault__install how, uint64_t offset, const char *data,
 		uint64_t length, bool protect,
 		struct kvmfault__installed *installed)
 {
 	uint64_t size = kvmfault__page_size(mapping->span.memory);
-	uint64_t host = mapping->host + offset, at = 0;
+	uint64_t host = mapping->host + offset, at = 0, end = length;
+	bool apart = mapping->uffd->reader;
 	int64_t done = 0;
 
-	while (at < length) {
+	if (apart)
+		end = kvmfault__install_begin(seat, mapping->uffd) ?
+			length_not_gone(mapping->span.memory, offset, length) :
+			0;
+	while (at < end) {
 		bool existed;
 
 		done = kvmfault__uffd_install(mapping->uffd->fd, how, host + at,
 					      data ? data + at : NULL,
-					      length - at, size, protect);
+					      end - at, size, protect);
 		existed = done == -EEXIST;
 		if (existed)
 			done = how == KVMFAULT__MAP ? 0 :
@@ -169,8 +190,12 @@ static int fill(const struct kvmfault_mapping *mapping,
 		installed->existed += existed;
 		at += (uint64_t)done;
 	}
+	if (apart)
+		kvmfault__install_end(seat);
 	installed->there = at / size;
-	return done < 0 ? (int)done : 0;
+	if (done < 0)
+		return (int)done;
+	return end < length ? -EAGAIN : 0;
 }
 
 int kvmfault__install(struct kvmfault__seat *seat,
@@ -195,7 +220,7 @@ int kvmfault__install(struct kvmfault__seat *seat,
 		data = memset(seat->buffer, 0, length);
 	}
 	if (!err)
-		err = fill(mapping, how, offset, data, length, protect,
+		err = fill(seat, mapping, how, offset, data, length, protect,
 			   installed);
 	kvmfault__unhold(seat, &seat->mappings);
 	return err;
@@ -349,8 +374,9 @@ int kvmfault__unpoison(struct kvmfault__seat *seat,
 
 		err = mapping->uffd && mapping->uffd->space ?
 			unpoison_remote(seat, mapping, offset) :
-			kvmfault__sys_madvise(host, kvmfault__page_size(memory),
-					      MADV_DONTNEED);
+			kvmfault__take_away(mapping->uffd, host,
+					    kvmfault__page_size(memory),
+					    MADV_DONTNEED);
 	}
 	kvmfault__unhold(seat, &seat->mappings);
 	return err;
@@ -433,6 +459,8 @@ static int publish(struct kvmfault_mapping *mapping, bool *known)
 		return err;
 	}
 	mapping->memslots = !old;
+	if (!old)
+		memory->uffd = mapping->uffd;
 	*known = true;		/* from here on it is retired, not freed */
 	atomic_store(&memory->mappings, new);
 	kvmfault__table_put(vm, &vm->mappings, table);

@@ -75,9 +75,10 @@ static int recheck(const struct kvmfault_mapping *mapping, uint64_t page,
 
 	for (; page < end && !err; page++)
 		if (!missing(memory, page))
-			err = kvmfault__sys_madvise((char *)memory->host +
-						    page * size, size,
-						    MADV_DONTNEED);
+			err = kvmfault__take_away(memory->uffd,
+						  (char *)memory->host +
+						  page * size, size,
+						  MADV_DONTNEED);
 	return err;
 }
 
@@ -290,8 +291,8 @@ static int unmark(struct kvmfault_memory *memory)
 		return 0;
 	for (i = 0; i < bytes(memory) / sizeof(uint64_t); i++)
 		atomic_store(&memory->marked[i], 0);
-	return kvmfault__sys_madvise(memory->host, memory->length,
-				     MADV_DONTNEED);
+	return kvmfault__take_away(memory->uffd, memory->host, memory->length,
+				   MADV_DONTNEED);
 }
 
 int kvmfault__unmark_all(struct kvmfault__seat *seat)

@@ -281,8 +281,9 @@ int kvmfault__memory_punch(const struct kvmfault_memory *memory,
 			   uint64_t offset, uint64_t length)
 {
 	if (memory->fd <= 0)
-		return kvmfault__sys_madvise((char *)memory->host + offset,
-					     length, MADV_DONTNEED);
+		return kvmfault__take_away(memory->uffd,
+					   (char *)memory->host + offset,
+					   length, MADV_DONTNEED);
 	return kvmfault__sys_fallocate(memory->fd, FALLOC_FL_PUNCH_HOLE |
 				       FALLOC_FL_KEEP_SIZE,
 				       (off_t)(memory->fd_offset + offset),

@@ -76,7 +76,7 @@ static void wake_mapping(struct kvmfault__seat *seat,
 	kvmfault__count(seat, woken);
 }
 
-static void wake_all(struct kvmfault__seat *seat)
+void kvmfault__wake_all(struct kvmfault__seat *seat)
 {
 	kvmfault__table_visit(seat, &seat->vm->mappings, wake_mapping, NULL);
 }
@@ -107,6 +107,8 @@ static void merge(struct kvmfault__parked *other,
 		other->tries.count = item->tries.count;
 	if (other->tries.failures < item->tries.failures)
 		other->tries.failures = item->tries.failures;
+	if (other->due < item->due)
+		other->due = item->due;
 }
 
 static uint64_t delay(uint64_t first, unsigned int n, unsigned int steps)
@@ -124,6 +126,15 @@ static uint64_t pause_of(struct kvmfault__parked *item, bool failed)
 					   SOON_STEPS) : 0;
 }
 
+/* Under the lock. */
+static void add(struct kvmfault__park *park, const struct kvmfault__parked *item)
+{
+	if (park->count < KVMFAULT__PARKED_MAX)
+		park->item[park->count++] = *item;
+	else if (!park->no_room)
+		park->no_room = item->due + FAILED_MIN;
+}
+
 void kvmfault__put_off(struct kvmfault__park *park, struct kvmfault__seat *seat,
 		       struct kvmfault__parked *item, bool failed)
 {
@@ -135,11 +146,26 @@ void kvmfault__put_off(struct kvmfault__park *park, struct kvmfault__seat *seat,
 	other = find(park, item->space, item->fault.hva);
 	if (other)
 		merge(other, item);
-	else if (park->count < KVMFAULT__PARKED_MAX)
-		park->item[park->count++] = *item;
-	else if (!park->no_room)
-		park->no_room = item->due + FAILED_MIN;
+	else
+		add(park, item);
 	kvmfault__sys_unlock(&park->lock);
+	kvmfault__park_arm(park);
+}
+
+void kvmfault__park_now(struct kvmfault__park *park,
+			struct kvmfault__seat *seat,
+			struct kvmfault__parked *item)
+{
+	bool repeated;
+
+	item->due = kvmfault__sys_now();
+	kvmfault__sys_lock(&park->lock);
+	repeated = find(park, item->space, item->fault.hva);
+	if (!repeated)
+		add(park, item);
+	kvmfault__sys_unlock(&park->lock);
+	if (repeated)
+		kvmfault__count(seat, repeated);
 	kvmfault__park_arm(park);
 }
 
@@ -226,14 +252,14 @@ void kvmfault__wake_without_room(struct kvmfault__park *park,
 		park->no_room = 0;
 	kvmfault__sys_unlock(&park->lock);
 	if (due)
-		wake_all(seat);
+		kvmfault__wake_all(seat);
 }
 
 void kvmfault__wake_parked(struct kvmfault__park *park,
 			   struct kvmfault__seat *seat)
 {
 	if (park->no_room)
-		wake_all(seat);
+		kvmfault__wake_all(seat);
 	while (park->count)
 		wake_sleeper(seat, &park->item[--park->count]);
 }

@@ -139,97 +139,32 @@ static void serve_fault(struct kvmfault_service *service,
 }
 
 static void pagefault(struct kvmfault_service *service,
-		      struct kvmfault__seat *seat, uint32_t space,
-		      const struct uffd_msg *msg)
+		      struct kvmfault__seat *seat,
+		      struct kvmfault__parked *item)
 {
-	uint64_t flags = msg->arg.pagefault.flags;
-	struct kvmfault__parked item = {
-		.fault = {
-			.size = sizeof(item.fault),
-			.entrance = KVMFAULT_ENTRANCE_UFFD,
-			.access = flags & UFFD_PAGEFAULT_FLAG_WRITE ?
-				KVMFAULT_ACCESS_WRITE : KVMFAULT_ACCESS_READ,
-			.known = KVMFAULT_KNOWN_HVA,
-			.hva = msg->arg.pagefault.address &
-			       ~(KVMFAULT__PAGE - 1),
-			.length = KVMFAULT__PAGE,
-			/* What neither access nor the page's state says. */
-			.flags = flags & ~(uint64_t)(UFFD_PAGEFAULT_FLAG_WRITE |
-						     UFFD_PAGEFAULT_FLAG_WP |
-						     UFFD_PAGEFAULT_FLAG_MINOR),
-		},
-		.space = space,
-	};
-
-	KVMFAULT__TRACE(message, space, item.fault.hva, item.fault.access,
-			flags);
-	kvmfault__add(seat, KVMFAULT__COUNTER(entrance) +
-		      KVMFAULT_ENTRANCE_UFFD, 1);
 	/* Another thread asks for what is being tried already. */
-	if (kvmfault__is_parked(&service->park, space, item.fault.hva)) {
+	if (kvmfault__is_parked(&service->park, item->space, item->fault.hva)) {
 		kvmfault__count(seat, repeated);
 		return;
 	}
 	if (atomic_load(&service->stopping))
-		kvmfault__put_off(&service->park, seat, &item, false);
+		kvmfault__put_off(&service->park, seat, item, false);
 	else
-		serve_fault(service, seat, &item);
+		serve_fault(service, seat, item);
 }
 
-/*
- * A hint that pages are gone: it comes for one mapping only, also where the
- * data stays in the file. Anonymous pages are gone with their one mapping. Of a
- * file's pages those that really went are noticed when they are missed.
- */
-static void removed(struct kvmfault__seat *seat, uint32_t space, uint64_t start,
-		    uint64_t end)
+void kvmfault__serve_next(struct kvmfault_service *service,
+			  struct kvmfault__seat *seat,
+			  struct kvmfault__parked *item)
 {
-	struct kvmfault_mapping *mapping =
-		kvmfault__mapping_find(seat, space, start);
-	struct kvmfault_memory *memory = mapping ? mapping->span.memory : NULL;
-	uint64_t page, last;
-
-	if (memory && memory->fd <= 0 && kvmfault__tracked(memory) &&
-	    end > start) {
-		if (end > mapping->host + memory->length)
-			end = mapping->host + memory->length;
-		page = (start - mapping->host) >> memory->page_shift;
-		last = (end - 1 - mapping->host) >> memory->page_shift;
-		for (; page <= last; page++) {
-			kvmfault__page_remove(memory, page);
-			kvmfault__userfault_follow(memory, page, 1);
-		}
-	}
-	kvmfault__leave(seat);
-}
-
-static void tell_event(struct kvmfault_service *service,
-		       const struct uffd_msg *msg)
-{
-	switch (msg->event) {
-	case UFFD_EVENT_FORK:
-		/* A descriptor for the child's memory comes with it. */
-		kvmfault__sys_close((int)msg->arg.fork.ufd);
-		kvmfault__log(service->vm, KVMFAULT_LOG_WARNING,
-			      "a process with registered guest memory has forked: the child must not touch it");
-		return;
-	case UFFD_EVENT_REMAP:
-		kvmfault__log(service->vm, KVMFAULT_LOG_ERROR,
-			      "guest memory at %#llx was moved to %#llx by mremap(): no page comes there any more, and who misses one sleeps; remove the mapping first, and add it again",
-			      (unsigned long long)msg->arg.remap.from,
-			      (unsigned long long)msg->arg.remap.to);
-		return;
-	case UFFD_EVENT_UNMAP:
-		kvmfault__log(service->vm, KVMFAULT_LOG_WARNING,
-			      "guest memory was unmapped while it is registered: remove the mapping first");
-		return;
-	}
+	kvmfault__park_now(&service->park, seat, item);
 }
 
 static void read_messages(struct kvmfault_service *service,
 			  struct kvmfault__seat *seat, uint32_t id)
 {
 	struct uffd_msg msg[MESSAGES];
+	struct kvmfault__parked item;
 	struct kvmfault_uffd *uffd;
 	uint32_t space;
 	ssize_t n, i;
@@ -240,26 +175,14 @@ static void read_messages(struct kvmfault_service *service,
 		return;
 	}
 	space = uffd->space;
-	n = kvmfault__uffd_read(uffd->fd, msg, service->batch * sizeof(*msg)) /
-	    (ssize_t)sizeof(*msg);
-	/* The kernel hands out faults before the events that came earlier: a
-	 * page that was removed must not be served with its old data. Nor by
-	 * the next reader. */
-	for (i = 0; i < n; i++)
-		if (msg[i].event == UFFD_EVENT_REMOVE)
-			removed(seat, space, msg[i].arg.remove.start,
-				msg[i].arg.remove.end);
-		else if (msg[i].event == UFFD_EVENT_REMAP)
-			atomic_store(&uffd->moved, true);
+	n = kvmfault__messages(seat, uffd, msg, service->batch);
 	if (atomic_load(&service->vm->baton))
 		kvmfault__uffd_listen(uffd, EPOLL_CTL_MOD);
 	/* From here on a callback may free it. */
 	kvmfault__unhold(seat, &seat->uffd);
 	for (i = 0; i < n; i++)
-		if (msg[i].event == UFFD_EVENT_PAGEFAULT)
-			pagefault(service, seat, space, &msg[i]);
-		else
-			tell_event(service, &msg[i]);
+		if (kvmfault__message_in(seat, space, &msg[i], &item))
+			pagefault(service, seat, &item);
 }
 
 static void retry_parked(struct kvmfault_service *service,
@@ -507,6 +430,9 @@ int kvmfault_service_new(struct kvmfault_vm *vm,
 	}
 	atomic_store(&vm->service, new);
 	set_deadline(new, kvmfault__fetches_due(vm));
+	/* Whose messages were read without one. */
+	if (atomic_exchange(&vm->unserved, false))
+		kvmfault__wake_all(new->seat);
 	*service = new;
 	return 0;
 }

@@ -273,6 +273,9 @@ int kvmfault_uffd_new(struct kvmfault_vm *vm,
 		err = new->fd;
 		goto free;
 	}
+	err = ours.fd > 0 ? kvmfault__reader_new(new) : 0;
+	if (err)
+		goto close;
 	kvmfault__sys_lock(&vm->lock);
 	err = publish(vm, new);
 	kvmfault__sys_unlock(&vm->lock);
@@ -285,6 +288,7 @@ int kvmfault_uffd_new(struct kvmfault_vm *vm,
 	*uffd = new;
 	return 0;
 close:
+	kvmfault__reader_free(new);
 	kvmfault__sys_close(new->fd);
 free:
 	kvmfault__sys_free(new);
@@ -309,6 +313,7 @@ static void unpublish(struct kvmfault_uffd *uffd)
 
 	kvmfault__sys_epoll_ctl(vm->epoll, EPOLL_CTL_DEL, uffd->fd, NULL);
 	kvmfault__drain(vm, reads, uffd);
+	kvmfault__reader_free(uffd);
 }
 
 static bool names(struct kvmfault__seat *seat, void *uffd)
@@ -366,6 +371,8 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd)
 
 	if (!uffd)
 		return 0;
+	if (kvmfault__reader_is_self(uffd))
+		return -EDEADLK;
 	vm = uffd->vm;
 	kvmfault__sys_lock(&vm->lock);
 	busy = uffd->users;

@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 PURE = {'memcpy', 'memmove', 'memset', 'memcmp', 'strlen', 'strcmp',
-        'snprintf', 'vsnprintf', 'sscanf', '__isoc99_sscanf',
+        'snprintf', 'vsnprintf', 'strstr', 'sscanf', '__isoc99_sscanf',
         '__isoc23_sscanf', 'pthread_self', 'pthread_equal',
         'pthread_mutex_init', 'pthread_mutex_destroy',
         '_GLOBAL_OFFSET_TABLE_'}

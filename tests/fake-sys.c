@@ -61,6 +61,8 @@ struct object {
 	unsigned int hosts;
 	int real;			/* memory: the memfd behind it */
 	bool api;			/* userfaultfd */
+	uint64_t features;
+	char info[64];			/* what /proc tells of it */
 	struct range range[RANGES];
 	struct uffd_msg *msg;
 	size_t msgs;
@@ -95,6 +97,7 @@ static siginfo_t pending;		/* si_signo 0: none */
 static uint64_t run_mask = UINT64_MAX;	/* by KVM_SET_SIGNAL_MASK */
 long fake_uffd_denied;
 const char *fake_maps;
+bool fake_no_info;
 bool fake_no_nowait;
 uint64_t fake_signal_mask;
 bool fake_sigbus_handler;
@@ -494,9 +497,27 @@ static struct object *registered_with(uint64_t address)
 
 /* ---- the model: descriptors ---- */
 
+/* What the kernel tells of a descriptor. */
+static int open_info(const char *path)
+{
+	struct object *object;
+	int of, fd = -ENOENT;
+
+	if (!fake_no_info && sscanf(path, "/proc/self/fdinfo/%d", &of) == 1)
+		fd = open_new(FAKE_FILE, 0);
+	if (fd < 0)
+		return fd;
+	object = object_of(of);
+	object_of(fd)->data = (const unsigned char *)object->info;
+	object_of(fd)->length = (uint64_t)snprintf(object->info,
+		sizeof(object->info), "pos:\t0\ntotal:\t0\nAPI:\taa:%llx:1ff\n",
+		(unsigned long long)object->features);
+	return fd;
+}
+
 static long model_open(struct fake_call *c)
 {
-	int fd = -ENOENT;
+	int fd = open_info(c->path);
 
 	if (!strcmp(c->path, "/dev/userfaultfd"))
 		return fake_uffd_denied ? fake_uffd_denied :
@@ -747,6 +768,7 @@ static long uffd_api(struct object *uffd, struct uffdio_api *api)
 	if (api->api != UFFD_API || uffd->api)
 		return -EINVAL;
 	uffd->api = true;
+	uffd->features = api->features;
 	api->features = KVMFAULT__UFFD_FEATURE_POISON |
 			UFFD_FEATURE_MISSING_SHMEM;
 	api->ioctls = 1ULL << _UFFDIO_REGISTER;

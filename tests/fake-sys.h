@@ -128,6 +128,8 @@ extern bool fake_no_nowait;	/* a kernel before 6.10 */
 extern long fake_uffd_denied;
 /* What /proc/self/maps says; NULL: it can't be opened. */
 extern const char *fake_maps;
+/* Nothing is told of descriptors: there is no /proc. */
+extern bool fake_no_info;
 
 /* The calling thread's signals: what it blocks, whether SIGBUS has a handler,
  * one that is pending; and what KVM was told to have blocked in KVM_RUN. */

@@ -45,7 +45,6 @@
 #define MOMENT 100		/* us, between two looks */
 #define FREE_PAGES 1024		/* huge ones that a disturber takes */
 #define FETCHES 64
-#define EVENT_THREADS 32	/* more than there can be faults at once */
 #define PRIVATE_VM 1		/* KVM_X86_SW_PROTECTED_VM */
 
 #define SEED 1			/* KVMFAULT_TEST_SEED */
@@ -835,28 +834,24 @@ static void take_away(uint64_t number, unsigned int who)
 		convert(first, count, number >> 30 & 1);
 }
 
-/*
- * The VMM's own balloon, past the library, of what is present; with events also
- * of what is absent, if the memory is anonymous. There a page that was in flight
- * is punched when it has come, and with it goes what was written meanwhile: for
- * this model that never ends.
- */
+/* The VMM's own balloon, past the library, of what is present; with events also
+ * of what is absent or in flight, if the memory is anonymous. */
 static void take_away_ourselves(uint64_t number, unsigned int who)
 {
 	uint64_t page, first, count = some_of_block(number, &first);
 	char *map = number >> 30 & 1 ? ram()->a : ram()->b;
-	bool ends = now.kind != ANONYMOUS || !now.events;
+	bool anything = now.kind == ANONYMOUS && now.events;
 
 	(void)who;
 	if (class_of(first) != REMOVED ||
-	    ((ends || number >> 31 & 1) && !ensured(first, count, false)))
+	    ((!anything || number >> 31 & 1) && !ensured(first, count, false)))
 		return;
 	for (page = first; page < first + count; page++)
 		begin(page);
 	expect(madvise(map + first * now.page_size, count * now.page_size,
 		       now.kind == ANONYMOUS ? MADV_DONTNEED : MADV_REMOVE),
 	       "madvise");
-	for (page = first; page < first + count && ends; page++)
+	for (page = first; page < first + count; page++)
 		end(page);
 }
 
@@ -1372,9 +1367,6 @@ static void choose(unsigned int number, unsigned int column)
 	now.deadline_ms = now.later && now.failing ? n >> 13 & 7 : 0;
 	now.fetches = 1 + (n >> 16) % FETCHES;
 	now.threads = 1 + (n >> 24 & 3);
-	/* Who discards what was in flight waits for the event to be read. */
-	if (now.kind == ANONYMOUS && now.events)
-		now.threads = EVENT_THREADS;
 	now.exit_wanted = n >> 26 & 1;
 	now.signals = n >> 27 & 1 ? SA_RESTART : 0;
 	now.delivery = now.exits || now.kind == ANONYMOUS || n >> 28 & 1 ?

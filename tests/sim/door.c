@@ -280,14 +280,30 @@ static int end(const char *name, int fd, int64_t ret)
 
 /* ---- descriptors ---- */
 
+/* What the kernel tells of a userfaultfd there. */
+static int open_info(int fd)
+{
+	struct open *open = use(fd), *info;
+	int new;
+
+	if (!open || open->kind != KIND_UFFD)
+		return -ENOENT;
+	new = fd_new(KIND_INFO, true, &info);
+	info->length = open->uffd->features;
+	return new;
+}
+
 int kvmfault__sys_open(const char *path, int flags)
 {
 	struct open *open;
 	int err = BEGIN("open", .makes = true, .errnos = { EMFILE });
+	int fd;
 
 	(void)flags;
 	if (err)
 		return err;
+	if (sscanf(path, "/proc/self/fdinfo/%d", &fd) == 1)
+		return open_info(fd);
 	if (strcmp(path, "/dev/userfaultfd") || world.no_device)
 		return -ENOENT;
 	return fd_new(KIND_DEVICE, true, &open);
@@ -506,6 +522,10 @@ ssize_t kvmfault__sys_pread(int fd, void *buffer, size_t length, off_t offset)
 		tables_note_read(open->file, at, length);
 		return file_read(open->file, at, buffer, length);
 	}
+	if (open->kind == KIND_INFO)
+		return snprintf(buffer, length,
+				"pending:\t0\ntotal:\t0\nAPI:\taa:%llx:0\n",
+				(unsigned long long)open->length);
 	if (open->kind != KIND_IMAGE)
 		return -ESPIPE;
 	if (at >= open->length)

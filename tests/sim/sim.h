@@ -367,7 +367,7 @@ void uffd_tell_remove(struct mm *mm, uint64_t start, uint64_t length,
 
 enum kind {
 	KIND_NONE, KIND_UFFD, KIND_EPOLL, KIND_EVENT, KIND_TIMER, KIND_FILE,
-	KIND_IMAGE, KIND_DEVICE, KIND_KVM, KIND_VM, KIND_VCPU,
+	KIND_IMAGE, KIND_INFO, KIND_DEVICE, KIND_KVM, KIND_VM, KIND_VCPU,
 };
 
 struct open {				/* an open file description */
@@ -381,7 +381,7 @@ struct open {				/* an open file description */
 	uint64_t count;			/* eventfd */
 	uint64_t due;			/* timerfd; NEVER: not armed */
 	const char *image;		/* KIND_IMAGE: bytes, and how many */
-	uint64_t length;
+	uint64_t length;		/* KIND_INFO: a userfaultfd's features */
 };
 
 void fds_reset(void);

@@ -1244,8 +1244,8 @@ static void service_again(struct acting *a, const struct step *step)
 	world.service = NULL;
 	task_pause(sim_below(2) * MS, "no service");
 	do {
-		err = world_make_service(world_service_threads(
-			option(OPT_service) ? 1 + step->b % 3 : 0));
+		err = world_make_service(option(OPT_service) ?
+					 1 + step->b % 3 : 0);
 		if (err != -EAGAIN && err != -EMFILE)
 			check_error("kvmfault_service_new", err, injected);
 		if (err)
@@ -1616,7 +1616,7 @@ void steps_start(void)
 		if (world_masks_sigbus())
 			a->task->blocked = 1ULL << (SIGBUS - 1);
 	}
-	dispatcher = world_service_threads(option(OPT_service)) ? NULL :
+	dispatcher = option(OPT_service) ? NULL :
 		task_new("dispatcher", our_mm, run_dispatcher, NULL);
 }
 

@@ -755,13 +755,6 @@ static void make_vcpus(void)
 	}
 }
 
-/* Who waits for an event of its own needs another thread to read it: the manual
- * says two. */
-unsigned int world_service_threads(unsigned int threads)
-{
-	return option(OPT_events) && threads < 2 ? 2 : threads;
-}
-
 int world_make_service(unsigned int threads)
 {
 	const struct kvmfault_service_options options = {
@@ -851,8 +844,7 @@ void world_make(void)
 	tables_make();
 	if (!option(OPT_late_memory))
 		make_vcpus();
-	must(world_make_service(world_service_threads(option(OPT_service))),
-	     "a service");
+	must(world_make_service(option(OPT_service)), "a service");
 	if (option(OPT_huge_pool))
 		huge_pool = 1 + sim_below(3);
 	door_fail_one_in = luck[option(OPT_bad_luck)];

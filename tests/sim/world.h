@@ -154,7 +154,6 @@ void world_clear_slot(const struct sim_memory *memory);
 int world_make_vcpu(struct sim_vcpu *vcpu);
 int world_add_own(struct sim_memory *memory);
 int world_add_remote(struct sim_memory *memory);
-unsigned int world_service_threads(unsigned int threads);
 int world_make_service(unsigned int threads);
 /* Another one in its place, that is shown by no region yet. */
 int world_plug_memory(struct sim_memory *memory);
