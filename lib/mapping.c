@@ -281,10 +281,11 @@ static int poison_run(const struct kvmfault_mapping *mapping, uint64_t offset,
 	uint64_t size = kvmfault__page_size(memory), at = 0, done;
 	int fd = mapping->uffd->fd, err = 0;
 
-	/* Nothing goes over a protection's marker. */
+	/* Nothing goes over a protection's marker, and it would be taken for a
+	 * page. */
 	if (memory->write_protect)
-		kvmfault__uffd_protect(fd, mapping->host + offset, length, size,
-				       false);
+		err = kvmfault__uffd_protect(fd, mapping->host + offset, length,
+					     size, false);
 	while (at < length && !err) {
 		err = kvmfault__uffd_poison(fd, mapping->host + offset + at,
 					    length - at, size, false, &done);

@@ -408,6 +408,28 @@ START_TEST(remote_that_cannot_be_poisoned)
 }
 END_TEST
 
+static bool refuse_to_unprotect(struct fake_call *call)
+{
+	if (call->number != UFFDIO_WRITEPROTECT)
+		return false;
+	call->result = -EAGAIN;
+	return true;
+}
+
+/* What marks a protection is in the place of a page that is absent: it is no page,
+ * and nothing that would guard one. */
+START_TEST(remote_that_stays_protected)
+{
+	add_remote();
+	bed.memory->write_protect = true;
+	fake_on(FAKE_IOCTL, refuse_to_unprotect);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	ck_assert_uint_eq(bed.logs, 1);
+	ck_assert(fake_registered(address()));
+	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
+}
+END_TEST
+
 START_TEST(remote_that_is_gone)
 {
 	static const int errors[] = { -ESRCH, -ENOENT };
@@ -519,6 +541,7 @@ int main(void)
 	tcase_add_test(t, memory_freed_with_absent_pages);
 	tcase_add_test(t, remote_is_poisoned);
 	tcase_add_test(t, remote_that_cannot_be_poisoned);
+	tcase_add_test(t, remote_that_stays_protected);
 	tcase_add_loop_test(t, remote_that_is_gone, 0, 2);
 	tcase_add_test(t, remote_poisoned_before);
 	return run_suite(suite);
