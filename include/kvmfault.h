@@ -415,7 +415,8 @@ struct kvmfault_vm_options {
 	/* A page that a vCPU was told PENDING about (see the vCPU's option
 	 * no_wait) is not on its way any more: it is there, or has failed. Run
 	 * the vCPUs that wait again. It may come for pages that nobody waits
-	 * for. */
+	 * for. Or a conversion that was in the way of a vCPU's is over: then
+	 * memory is NULL, and offset a guest-physical address. */
 	void (*settled)(void *data, struct kvmfault_memory *memory,
 			uint64_t offset, uint64_t length);
 	void *settled_data;
@@ -1640,7 +1641,7 @@ int kvmfault_unprotect(struct kvmfault_vm *vm, uint32_t address_space,
  *
  * - Conversions that overlap wait for one another, others run in parallel.
  * - To shared, a fetch that was in flight when the page became private has to
- *   end first; a vCPU with no_wait is told PENDING.
+ *   end first. In either case a vCPU with no_wait is told PENDING.
  * - If a hook or KVM refuses, the run is what it was: KVM is told so, the hooks
  *   hear of it, and the error comes back.
  * - What was discarded can't come back. So that is last, when nothing can fail
@@ -1716,8 +1717,9 @@ int kvmfault_conversion_hook_add(struct kvmfault_vm *vm,
  * can't convert in a VM of this type, or before 6.8;
  * -ENXIO: to private, and a part is in no region with a guest_memfd; or to
  * shared, in no region, with KVMFAULT_CONVERTER_RAM_ONLY; -EINTR; -EDEADLK:
- * called from a hook or back end, or to shared from a callback that is fetching
- * for this memory; -ENOMEM; and what ioctl(2), a hook or the back end said.
+ * called from a hook or back end, or from a callback that has a page in hand (a
+ * source's, a resolver's) and would wait for another conversion or a fetch;
+ * -ENOMEM; and what ioctl(2), a hook or the back end said.
  * Thread class: any; with a vCPU object, its own thread. Since 0.1.
  */
 int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,

@@ -129,39 +129,59 @@ bool kvmfault__convertible(const struct kvmfault_vm *vm,
 
 /* ---- one at a time ---- */
 
+static bool overlap(const struct kvmfault__conversion *one,
+		    const struct kvmfault__conversion *other)
+{
+	return one->pages.first < other->pages.end &&
+	       other->pages.first < one->pages.end;
+}
+
 /* First come, first served: who came before and overlaps goes first. */
 static bool in_the_way(const struct kvmfault_vm *vm,
 		       const struct kvmfault__conversion *mine)
 {
-	const struct kvmfault__conversion *other;
+	const struct kvmfault__conversion *other = vm->conversions;
 
-	for (other = vm->conversions; other != mine; other = other->next)
-		if (other->pages.first < mine->pages.end &&
-		    mine->pages.first < other->pages.end)
-			return true;
-	return false;
+	while (other != mine && !overlap(other, mine))
+		other = other->next;
+	return other != mine;
 }
 
 /* Or it gives up waiting. */
 static void end(struct kvmfault_vm *vm, struct kvmfault__conversion *mine)
 {
 	struct kvmfault__conversion **link = &vm->conversions;
-	bool wake;
+	bool wake, tell;
 
 	kvmfault__sys_lock(&vm->conversion_lock);
 	while (*link != mine)
 		link = &(*link)->next;
 	*link = mine->next;
 	wake = atomic_load(&vm->conversion_ended.waiters);
+	tell = mine->refused && vm->options.settled;
 	atomic_fetch_add(&vm->conversion_ended.sequence, 1);
 	kvmfault__sys_unlock(&vm->conversion_lock);
 	if (wake)
 		kvmfault__sys_futex_wake(&vm->conversion_ended.sequence);
+	if (tell)
+		vm->options.settled(vm->options.settled_data, NULL,
+				    gpa(mine->pages.first), bytes(mine->pages));
 }
 
-/* In the queue; -EDEADLK: a hook of a conversion would wait for that. */
-static int queue(struct kvmfault_vm *vm, struct kvmfault__conversion *mine)
+/* Not by who has a page in hand: the other one may wait for that. */
+static int may_wait_for(struct kvmfault__conversion *other,
+			struct kvmfault__seat *seat, bool wait)
 {
+	other->refused |= !wait;
+	if (!wait)
+		return KVMFAULT_LATER;
+	return kvmfault__within_memory(NULL, seat) ? -EDEADLK : 0;
+}
+
+/* Or why it is not in the queue. */
+static int queue(struct kvmfault__seat *seat, struct kvmfault__conversion *mine)
+{
+	struct kvmfault_vm *vm = seat->vm;
 	struct kvmfault__conversion **link;
 	int err = 0;
 
@@ -170,20 +190,21 @@ static int queue(struct kvmfault_vm *vm, struct kvmfault__conversion *mine)
 	for (link = &vm->conversions; *link; link = &(*link)->next)
 		if ((*link)->owner == mine->owner)
 			err = -EDEADLK;
+		else if (!err && overlap(*link, mine))
+			err = may_wait_for(*link, seat, mine->wait);
 	if (!err)
 		*link = mine;
 	kvmfault__sys_unlock(&vm->conversion_lock);
 	return err;
 }
 
-static int begin(struct kvmfault__seat *seat, struct kvmfault__conversion *mine)
+static int wait_for_turn(struct kvmfault__seat *seat,
+			 const struct kvmfault__conversion *mine)
 {
 	struct kvmfault_vm *vm = seat->vm;
 	struct kvmfault__bucket *ended = &vm->conversion_ended;
-	int err = queue(vm, mine);
+	int err = 0;
 
-	if (err)
-		return err;
 	kvmfault__sys_lock(&vm->conversion_lock);
 	while (!err && in_the_way(vm, mine)) {
 		/* Read under the lock, as it is advanced: no wake is lost. */
@@ -196,8 +217,18 @@ static int begin(struct kvmfault__seat *seat, struct kvmfault__conversion *mine)
 		kvmfault__sys_lock(&vm->conversion_lock);
 	}
 	kvmfault__sys_unlock(&vm->conversion_lock);
+	return err;
+}
+
+static int begin(struct kvmfault__seat *seat, struct kvmfault__conversion *mine)
+{
+	int err = queue(seat, mine);
+
 	if (err)
-		end(vm, mine);
+		return err;
+	err = wait_for_turn(seat, mine);
+	if (err)
+		end(seat->vm, mine);
 	return err;
 }
 

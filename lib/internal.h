@@ -250,7 +250,8 @@ struct kvmfault__conversion {
 	struct kvmfault__conversion *next;
 	struct kvmfault__gfns pages;
 	uintptr_t owner;
-	bool wait;			/* for pages in flight */
+	bool wait;			/* for others, and pages in flight */
+	bool refused;			/* who did not want to wait for it */
 };
 
 /* Which of the proposed ABIs claims flag bit 3 of memslots. */

@@ -89,12 +89,12 @@ bool kvmfault__within_memory(const struct kvmfault_memory *memory,
 	for (; in; in = in->outer) {
 		const struct kvmfault__span *span;
 
-		if (in->memory == memory)
+		if (in->memory && (!memory || in->memory == memory))
 			return true;
 		if (!in->seat || in->seat == but)
 			continue;
 		span = atomic_load(&in->seat->span);
-		if (span && span->memory == memory)
+		if (span && (!memory || span->memory == memory))
 			return true;
 	}
 	return false;

@@ -285,6 +285,82 @@ static enum kvmfault_action leave(struct vcpu *vcpu, uint64_t gpa, bool private)
 	return kvmfault_handle(vcpu->handle, -1, EFAULT);
 }
 
+/* A vCPU that does not want to wait is told when it can go on; the others' waits are
+ * not ended by that. */
+static atomic_uint settled;
+
+static void on_settled(void *data, struct kvmfault_memory *memory,
+		       uint64_t offset, uint64_t length)
+{
+	(void)data;
+	fake_called_back();
+	settled += !memory && offset == at(3) && length == 2 * PAGE;
+}
+
+START_TEST(access_that_does_not_wait)
+{
+	struct call call = { .page = 3, .pages = 2, .to_private = true };
+	struct kvmfault_vcpu_options options = {
+		.size = sizeof(options), .fd = fake_fd(FAKE_KVM),
+		.run = calloc(1, sizeof(struct kvm_run)), .no_wait = true,
+	};
+	struct vcpu vcpu = { .run = options.run };
+
+	bed.vm->options.settled = on_settled;
+	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &vcpu.handle), 0);
+	close_gate(at(3));
+	start(&call);
+	await_gate();
+	ck_assert_int_eq(leave(&vcpu, at(4), true), KVMFAULT_PENDING);
+	ck_assert_int_eq(leave(&vcpu, at(4), true), KVMFAULT_PENDING);
+	ck_assert_uint_eq(settled, 0);
+	/* What does not overlap is done at once. */
+	ck_assert_int_eq(leave(&vcpu, at(5), true), KVMFAULT_RETRY);
+	ck_assert_int_eq(leave(&vcpu, at(4), true), KVMFAULT_PENDING);
+	open_gate();
+	join(&call);
+	ck_assert_uint_eq(settled, 1);
+	ck_assert_int_eq(leave(&vcpu, at(4), true), KVMFAULT_RETRY);
+	expect(3, 3, true);
+	kvmfault_vcpu_free(vcpu.handle);
+	free(options.run);
+	bed_down();
+}
+END_TEST
+
+/* Who brings a page would wait for a conversion whose hook waits for that page. */
+static int convert_in_a_source(void *data, uint64_t offset, void *buffer,
+			       size_t length)
+{
+	(void)offset;
+	fake_called_back();
+	*(int *)data = kvmfault_convert(bed.vm, NULL, at(3), PAGE, false, NULL);
+	memset(buffer, 1, length);
+	return 0;
+}
+
+START_TEST(two_that_wait_for_each_other)
+{
+	struct call call = { .page = 3, .pages = 1, .to_private = true };
+	int said = 0;
+
+	bed.memory->source.read = convert_in_a_source;
+	bed.memory->source.data = &said;
+	close_gate(at(3));
+	start(&call);
+	await_gate();
+	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, at(7), PAGE, false), 0);
+	ck_assert_int_eq(said, -EDEADLK);
+	open_gate();
+	join(&call);
+	/* Where nothing is in the way it may. */
+	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, at(8), PAGE, false), 0);
+	ck_assert_int_eq(said, 0);
+	expect(3, 1, false);
+	bed_down();
+}
+END_TEST
+
 static void *touch_the_same(void *arg)
 {
 	struct vcpu *vcpu = arg;
@@ -644,6 +720,8 @@ int main(void)
 	tcase_add_test(tcase, opposite_directions);
 	tcase_add_test(tcase, overlapping_and_disjoint);
 	tcase_add_test(tcase, one_converts_for_all);
+	tcase_add_test(tcase, access_that_does_not_wait);
+	tcase_add_test(tcase, two_that_wait_for_each_other);
 	tcase_add_test(tcase, a_signal_while_it_waits);
 	tcase_add_test(tcase, immediate_exit_while_it_waits);
 	tcase_add_test(tcase, private_while_it_is_fetched);
