@@ -641,11 +641,14 @@ struct kvmfault_uffd_options {
 	 * what came before. What the library takes away itself, in
 	 * kvmfault_discard() for instance, is read by a thread of its own, which
 	 * it makes for each such descriptor: /proc/self/fdinfo tells whether it
-	 * is one; without /proc each that is adopted is taken for one. A REMOVE
-	 * event of anonymous memory says what kvmfault_discard() does: once that
-	 * madvise() has returned those pages are zero, also those that were being
-	 * fetched. While it has not, the kernel installs nothing anywhere there
-	 * (EAGAIN, and the library tries again). */
+	 * is one; without /proc each that is adopted, and not remote, is taken
+	 * for one. That thread needs what SERVICE threads do of the kernel, and
+	 * calls back nothing but log. A REMOVE event of anonymous memory says
+	 * what kvmfault_discard() does: once that MADV_DONTNEED has returned
+	 * those pages are zero, also those that were being fetched. While it has
+	 * not, the kernel installs nothing anywhere there (EAGAIN, and the
+	 * library tries again). After MADV_FREE they are zero when the kernel
+	 * has taken them. */
 	int fd;
 	/* Whose address space it is: another process's that sent it here. One
 	 * such object for each process. */
@@ -657,7 +660,7 @@ struct kvmfault_uffd_options {
  * O_NONBLOCK or UFFDIO_API, or one that is not remote and does not report what
  * the kernel touches, or takes no memory of this process; -EOPNOTSUPP: the
  * kernel's has another API; -EBADF: fd is closed; -EAGAIN: no more threads,
- * which it takes one of to ask an fd; -EPERM: no right to userfaultfd (the log
+ * which it takes one of to ask an fd, and keeps one if that has events; -EPERM: no right to userfaultfd (the log
  * says how to get it); -ENOSYS: kernel without it; -ENOSPC: there are 4,095;
  * -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
  * Thread class: setup. Since 0.1.

@@ -13,6 +13,23 @@
 #include "abi.h"
 #include "internal.h"
 
+/* Not what an event has told is gone: it is zero. */
+static int poison_claimed(struct kvmfault__request *rq)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+	bool apart = kvmfault__events_take(memory);
+	int err = -EAGAIN;
+
+	if (!apart || (kvmfault__install_begin(rq->seat, memory->uffd) &&
+		       kvmfault__page_state(memory, rq->page) !=
+		       KVMFAULT__FETCHING_REMOVED))
+		err = kvmfault__poison(rq->seat, memory, NULL,
+				       rq->request.offset, rq->request.length);
+	if (apart)
+		kvmfault__install_end(rq->seat);
+	return err;
+}
+
 KVMFAULT__EXPORT
 int kvmfault_request_poison(struct kvmfault_request *request)
 {
@@ -26,8 +43,7 @@ int kvmfault_request_poison(struct kvmfault_request *request)
 			"kvmfault_request_poison: the page was installed before");
 	if (ours->count > 1)
 		kvmfault__narrow(ours);
-	err = kvmfault__poison(ours->seat, request->memory, NULL,
-			       request->offset, request->length);
+	err = poison_claimed(ours);
 	ours->poisoned = !err;
 	return err == -ENOTTY || err == -EINVAL ?
 		kvmfault__refuse(ours->seat->vm, -EOPNOTSUPP,

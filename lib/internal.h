@@ -484,6 +484,12 @@ static inline bool kvmfault__tracked(const struct kvmfault_memory *memory)
 	return memory->source.read || memory->source.submit;
 }
 
+/* Of anonymous memory an event says what has gone: see reader.c. */
+static inline bool kvmfault__events_take(const struct kvmfault_memory *memory)
+{
+	return memory->fd <= 0 && memory->uffd->reader;
+}
+
 static inline uint64_t kvmfault__page_size(const struct kvmfault_memory *memory)
 {
 	return 1ULL << memory->page_shift;

@@ -141,19 +141,18 @@ static int prove(const struct kvmfault_mapping *mapping, uint64_t offset,
 	return there > 0 ? 0 : there ? there : -ENOMEM;
 }
 
-/* Of anonymous memory what an event has told is gone is zero from then on, also
- * where it is being fetched. */
+/* What an event has told is gone is zero from then on, also where it is being
+ * fetched. */
 static uint64_t length_not_gone(const struct kvmfault_memory *memory,
 				uint64_t offset, uint64_t length)
 {
 	uint64_t page = offset >> memory->page_shift;
 	uint64_t end = (offset + length) >> memory->page_shift;
 
-	while (memory->fd <= 0 && page < end &&
-	       kvmfault__page_state(memory, page) != KVMFAULT__FETCHING_REMOVED)
+	while (page < end && kvmfault__page_state(memory, page) !=
+			     KVMFAULT__FETCHING_REMOVED)
 		page++;
-	return memory->fd > 0 ? length :
-				(page << memory->page_shift) - offset;
+	return (page << memory->page_shift) - offset;
 }
 
 /* One call for each run of pages that are not there, if the kernel does not stop
@@ -166,7 +165,7 @@ static int fill(struct kvmfault__seat *seat,
 {
 	uint64_t size = kvmfault__page_size(mapping->span.memory);
 	uint64_t host = mapping->host + offset, at = 0, end = length;
-	bool apart = mapping->uffd->reader;
+	bool apart = kvmfault__events_take(mapping->span.memory);
 	int64_t done = 0;
 
 	if (apart)
@@ -198,6 +197,13 @@ static int fill(struct kvmfault__seat *seat,
 	return end < length ? -EAGAIN : 0;
 }
 
+static bool is_ours(const struct kvmfault__seat *seat, const void *data)
+{
+	const char *at = data, *buffer = seat->buffer;
+
+	return at >= buffer && at < buffer + seat->vm->options.page_size_max;
+}
+
 int kvmfault__install(struct kvmfault__seat *seat,
 		      struct kvmfault_memory *memory, uint64_t offset,
 		      const void *data, uint64_t length,
@@ -218,6 +224,9 @@ int kvmfault__install(struct kvmfault__seat *seat,
 		how = KVMFAULT__ZERO;	/* it knows of no protection */
 	} else if (!data) {
 		data = memset(seat->buffer, 0, length);
+	} else if (kvmfault__events_take(memory) && !is_ours(seat, data)) {
+		/* Nobody sleeps on what is copied while others wait to read. */
+		data = memcpy(seat->buffer, data, length);
 	}
 	if (!err)
 		err = fill(seat, mapping, how, offset, data, length, protect,
@@ -574,15 +583,16 @@ static int mapping_make(struct kvmfault_memory *memory, uint64_t host,
 
 /* Of minor faults a page table tells nobody: what is in one already would be seen
  * as it is. */
-static int forget_pages(struct kvmfault_vm *vm, void *host, uint64_t length)
+static int forget_pages(const struct kvmfault_memory *memory, void *host,
+			const struct kvmfault_uffd *uffd)
 {
-	int err = kvmfault__sys_madvise(host, length, MADV_DONTNEED);
+	int err = kvmfault__take_away(uffd, host, memory->length, MADV_DONTNEED);
 
 	if (err == -EINVAL)
-		err = kvmfault__sys_madvise(host, length,
-					    KVMFAULT__MADV_DONTNEED_LOCKED);
+		err = kvmfault__take_away(uffd, host, memory->length,
+					  KVMFAULT__MADV_DONTNEED_LOCKED);
 	if (err == -EINVAL)
-		return kvmfault__refuse(vm, -EOPNOTSUPP,
+		return kvmfault__refuse(memory->vm, -EOPNOTSUPP,
 			      "the memory at %p may have pages in page tables, which would show what was there before, and this kernel does not take them out of memory that is locked or huge: do not lock it, or use Linux 5.18",
 			      host);
 	return err;
@@ -614,14 +624,12 @@ static int check_free(const struct kvmfault_memory *memory, uint64_t host,
 	return err;
 }
 
-/* In this process, before it is registered: a REMOVE event would have to be read
- * for it. A child's mapping is not registered: it would read zeros out of what is
- * absent, and have them come into the file. */
+/* In this process. A child's mapping is not registered: it would read zeros out of
+ * what is absent, and have them come into the file. */
 static int prepare(const struct kvmfault_memory *memory, void *host,
-		   bool inherited)
+		   const struct kvmfault_uffd *uffd, bool inherited)
 {
-	int err = memory->fill ? forget_pages(memory->vm, host, memory->length) :
-				 0;
+	int err = memory->fill ? forget_pages(memory, host, uffd) : 0;
 
 	return err || inherited ? err :
 		kvmfault__sys_madvise(host, memory->length, MADV_DONTFORK);
@@ -640,7 +648,7 @@ int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 	if (local)
 		err = kvmfault__maps_check(memory, host);
 	if (!err && kvmfault__tracked(memory) && local)
-		err = prepare(memory, (void *)(uintptr_t)host, inherited);
+		err = prepare(memory, (void *)(uintptr_t)host, uffd, inherited);
 	if (err)
 		return err;
 	if (own) {

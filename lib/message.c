@@ -12,31 +12,48 @@
 #include "internal.h"
 #include "trace.h"
 
+struct range {
+	uint64_t first, last;		/* keys: pages of 4 KiB */
+};
+
 /*
  * A hint that pages are gone: it comes for one mapping only, also where the
  * data stays in the file. Anonymous pages are gone with their one mapping. Of a
  * file's pages those that really went are noticed when they are missed.
  */
+static void removed_in(struct kvmfault__seat *seat, struct kvmfault__span *span,
+		       void *data)
+{
+	struct kvmfault_memory *memory = span->memory;
+	const struct range *gone = data;
+	uint64_t first = gone->first > span->first ? gone->first : span->first;
+	uint64_t last = gone->last < span->last ? gone->last : span->last;
+	unsigned int shift = memory->page_shift - 12;
+	uint64_t page;
+
+	(void)seat;
+	if (first > last || memory->fd > 0 || !kvmfault__tracked(memory))
+		return;
+	page = (first - span->first) >> shift;
+	last = (last - span->first) >> shift;
+	for (; page <= last; page++) {
+		kvmfault__page_remove(memory, page);
+		kvmfault__userfault_follow(memory, page, 1);
+	}
+}
+
+/* Of two memories that lie side by side there is one event. */
 static void removed(struct kvmfault__seat *seat, uint32_t space, uint64_t start,
 		    uint64_t end)
 {
-	struct kvmfault_mapping *mapping =
-		kvmfault__mapping_find(seat, space, start);
-	struct kvmfault_memory *memory = mapping ? mapping->span.memory : NULL;
-	uint64_t page, last;
+	struct range gone = {
+		.first = kvmfault__key(space, start),
+		.last = kvmfault__key(space, end - 1),
+	};
 
-	if (memory && memory->fd <= 0 && kvmfault__tracked(memory) &&
-	    end > start) {
-		if (end > mapping->host + memory->length)
-			end = mapping->host + memory->length;
-		page = (start - mapping->host) >> memory->page_shift;
-		last = (end - 1 - mapping->host) >> memory->page_shift;
-		for (; page <= last; page++) {
-			kvmfault__page_remove(memory, page);
-			kvmfault__userfault_follow(memory, page, 1);
-		}
-	}
-	kvmfault__leave(seat);
+	if (end > start)
+		kvmfault__table_visit(seat, &seat->vm->mappings, removed_in,
+				      &gone);
 }
 
 ssize_t kvmfault__messages(struct kvmfault__seat *seat,

@@ -18,8 +18,8 @@
 #include "internal.h"
 
 #define MESSAGES 16
-#define TRIES 8			/* to begin an install, */
-#define WAIT 1000000		/* of so many ns: a read takes less */
+#define TRIES 8			/* to begin an install */
+#define WAIT 1000000		/* ns, for a read, which takes less */
 #define LOOK 10			/* ms, after which it looks whether it is wanted */
 
 struct kvmfault__reader {
@@ -28,7 +28,8 @@ struct kvmfault__reader {
 	int epoll;
 	_Atomic uint32_t reading;	/* threads of anybody's, */
 	_Atomic uint32_t waiting;	/* and those that would install */
-	_Atomic uint32_t wanted;	/* by those who take pages away */
+	_Atomic uint32_t wanted;	/* takes of pages: while there are any
+					 * it reads */
 	atomic_bool stopping;
 	pthread_t thread;
 };
@@ -183,6 +184,10 @@ int kvmfault__take_away(const struct kvmfault_uffd *uffd, void *host,
 	struct kvmfault__reader *reader = uffd ? uffd->reader : NULL;
 	int err;
 
+	/* The log callback, and nobody but this thread reads. */
+	if (reader && kvmfault__reader_is_self(uffd) &&
+	    !atomic_load(&uffd->vm->service))
+		return -EDEADLK;
 	if (reader)
 		want(reader);
 	err = kvmfault__sys_madvise(host, length, advice);

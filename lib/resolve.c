@@ -122,6 +122,9 @@ static bool discarded(struct kvmfault__request *rq, uint64_t page,
 	err = kvmfault__memory_punch(memory, page * size, size);
 	if (!err && rq->poisoned)
 		err = kvmfault__unpoison(rq->seat, memory, page * size);
+	/* Where nothing came nothing is fetched any more. */
+	if (memory->fd <= 0 && else_to == KVMFAULT__ABSENT)
+		err = 0;
 	if (err)
 		kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
 			      "a page at offset %#llx was discarded while it was fetched, and could not be freed (error %d): it keeps its data",

@@ -223,7 +223,7 @@ static const void *view(struct kvmfault__request *rq)
 	const struct kvmfault_memory *memory = rq->request.memory;
 	const struct kvmfault_source *source = &memory->source;
 
-	if (!source->view || memory->fill ||
+	if (!source->view || memory->fill || kvmfault__events_take(memory) ||
 	    rq->request.page != KVMFAULT_PAGE_ABSENT || cut_off(rq))
 		return NULL;
 	return source->view(source->data,

@@ -32,6 +32,8 @@ static atomic_bool gate, asked;	/* the source waits for the one, says the other 
 static atomic_int freed;
 static int its_fd;
 
+static atomic_int source_says;
+
 static int read_page(void *data, uint64_t offset, void *buffer, size_t length)
 {
 	(void)data;
@@ -39,16 +41,23 @@ static int read_page(void *data, uint64_t offset, void *buffer, size_t length)
 	while (!atomic_load(&gate))
 		sched_yield();
 	memset(buffer, (int)(offset / PAGE) + 1, length);
-	return 0;
+	return atomic_load(&source_says);
 }
 
-/* The first time that a thread of the library's own says something. */
+static int discard_page(uint64_t page)
+{
+	return kvmfault_discard(vm, 0, GPA + page * PAGE, PAGE);
+}
+
+/* On the library's own thread, which would wait for itself. */
 static void on_log(void *data, enum kvmfault_log_level level, const char *text)
 {
 	(void)data;
 	(void)level;
-	if (strstr(text, "was unmapped"))
-		atomic_store(&freed, kvmfault_uffd_free(uffd));
+	if (!strstr(text, "was unmapped"))
+		return;
+	ck_assert_int_eq(discard_page(9), -EDEADLK);
+	atomic_store(&freed, kvmfault_uffd_free(uffd));
 }
 
 static void open_uffd(void)
@@ -76,18 +85,31 @@ static void serve(unsigned int threads)
 	ck_assert_int_eq(kvmfault_service_new(vm, &options, &service), 0);
 }
 
+/* Of the source's pages, which shows them, too, if view is set. */
+static struct kvmfault_memory *
+new_memory(char *at, int fd, const void *(*view)(void *data, uint64_t offset,
+						 size_t length))
+{
+	struct kvmfault_source source = {
+		.size = sizeof(source), .read = read_page, .view = view,
+		.length = LENGTH,
+	};
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options), .length = LENGTH, .source = &source,
+		.window = KVMFAULT_WINDOW_NONE, .host = at, .uffd = uffd,
+		.fd = fd, .minor = fd,
+	};
+	struct kvmfault_memory *new;
+
+	ck_assert_int_eq(kvmfault_memory_new(vm, &options, &new), 0);
+	return new;
+}
+
 static void up(void)
 {
 	struct kvmfault_vm_options of_vm = {
 		.size = sizeof(of_vm),
 		.log = on_log,
-	};
-	struct kvmfault_source source = {
-		.size = sizeof(source), .read = read_page, .length = LENGTH,
-	};
-	struct kvmfault_memory_options options = {
-		.size = sizeof(options), .length = LENGTH, .source = &source,
-		.window = KVMFAULT_WINDOW_NONE,
 	};
 	struct kvmfault_region region = {
 		.size = sizeof(region), .gpa = GPA, .length = LENGTH,
@@ -96,15 +118,15 @@ static void up(void)
 	atomic_store(&gate, true);
 	atomic_store(&asked, false);
 	atomic_store(&freed, 1);
+	atomic_store(&source_says, 0);
 	service = NULL;
-	host = mmap(NULL, LENGTH, PROT_READ | PROT_WRITE,
+	/* The second half is for another memory, or none. */
+	host = mmap(NULL, 2 * LENGTH, PROT_READ | PROT_WRITE,
 		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	ck_assert_ptr_ne(host, MAP_FAILED);
 	ck_assert_int_eq(kvmfault_vm_new(&of_vm, &vm), 0);
 	open_uffd();
-	options.host = host;
-	options.uffd = uffd;
-	ck_assert_int_eq(kvmfault_memory_new(vm, &options, &memory), 0);
+	memory = new_memory(host, 0, NULL);
 	region.memory = memory;
 	ck_assert_int_eq(kvmfault_region_add(vm, &region), 0);
 }
@@ -117,7 +139,7 @@ static void down(void)
 	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
 	close(its_fd);
-	munmap(host, LENGTH);
+	munmap(host, 2 * LENGTH);
 }
 
 static void *first_byte(void *at)
@@ -156,7 +178,7 @@ static int bring(uint64_t page)
 START_TEST(discarded_without_a_service)
 {
 	ck_assert_int_eq(bring(3), 0);
-	ck_assert_int_eq(kvmfault_discard(vm, 0, GPA + 3 * PAGE, PAGE), 0);
+	ck_assert_int_eq(discard_page(3), 0);
 	serve(1);
 	ck_assert_uint_eq(byte_of(3), 0);
 	ck_assert_uint_eq(byte_of(4), 5);
@@ -178,7 +200,7 @@ END_TEST
 
 static void *discard(void *unused)
 {
-	ck_assert_int_eq(kvmfault_discard(vm, 0, GPA + 3 * PAGE, PAGE), 0);
+	ck_assert_int_eq(discard_page(3), 0);
 	return unused;
 }
 
@@ -214,6 +236,80 @@ START_TEST(taken_while_it_is_fetched)
 }
 END_TEST
 
+/* It is zero, and not lost. */
+START_TEST(taken_before_it_is_known_to_be_lost)
+{
+	pthread_t thread;
+
+	serve(2);
+	atomic_store(&gate, false);
+	atomic_store(&source_says, -EHWPOISON);
+	thread = touch(3);
+	while (!atomic_load(&asked))
+		sched_yield();
+	ck_assert_int_eq(madvise(host + 3 * PAGE, PAGE, MADV_DONTNEED), 0);
+	atomic_store(&gate, true);
+	ck_assert_uint_eq(seen_by(thread), 0);
+	ck_assert_uint_eq(byte_of(3), 0);
+}
+END_TEST
+
+/* One event tells of both. */
+START_TEST(taken_of_two_memories)
+{
+	struct kvmfault_memory *second = new_memory(host + LENGTH, 0, NULL);
+
+	serve(1);
+	ck_assert_int_eq(madvise(host + 5 * PAGE, LENGTH, MADV_DONTNEED), 0);
+	ck_assert_uint_eq(byte_of(4), 5);
+	ck_assert_uint_eq(byte_of(5), 0);
+	ck_assert_uint_eq(byte_of(PAGES + 4), 0);
+	ck_assert_uint_eq(byte_of(PAGES + 5), 6);
+	ck_assert_int_eq(kvmfault_memory_free(second), 0);
+}
+END_TEST
+
+static const void *show(void *data, uint64_t offset, size_t length)
+{
+	(void)data;
+	(void)length;
+	return host + offset;
+}
+
+/* A clone: what is installed is missing itself, and comes the same way. */
+START_TEST(source_that_is_missing_itself)
+{
+	struct kvmfault_memory *second = new_memory(host + LENGTH, 0, show);
+
+	serve(2);
+	ck_assert_uint_eq(byte_of(PAGES + 3), 4);
+	ck_assert_int_eq(kvmfault_memory_free(second), 0);
+}
+END_TEST
+
+/* What was in page tables is forgotten, and an event tells of it. */
+START_TEST(registered_before_with_minor_faults)
+{
+	int fd = memfd_create("minor", MFD_CLOEXEC);
+	struct uffdio_register reg = {
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+		.range = { .len = LENGTH },
+	};
+	struct kvmfault_memory *second;
+
+	ck_assert_int_eq(ftruncate(fd, LENGTH), 0);
+	ck_assert_ptr_ne(mmap(host + LENGTH, LENGTH, PROT_READ | PROT_WRITE,
+			      MAP_SHARED | MAP_FIXED, fd, 0), MAP_FAILED);
+	reg.range.start = (uintptr_t)host + LENGTH;
+	ck_assert_int_eq(ioctl(its_fd, UFFDIO_REGISTER, &reg), 0);
+	second = new_memory(host + LENGTH, fd, NULL);
+	serve(1);
+	ck_assert_uint_eq(byte_of(PAGES + 3), 4);
+	ck_assert_int_eq(kvmfault_memory_free(second), 0);
+	close(fd);
+}
+END_TEST
+
 static uint64_t messages(void)
 {
 	struct kvmfault_stats stats = { .size = sizeof(stats) };
@@ -226,7 +322,7 @@ static uint64_t messages(void)
  * and everything before it. */
 static void have_it_read(void)
 {
-	ck_assert_int_eq(kvmfault_discard(vm, 0, GPA + 7 * PAGE, PAGE), 0);
+	ck_assert_int_eq(discard_page(7), 0);
 }
 
 /* Its message is read, and nobody is there to whom it can be handed. */
@@ -332,8 +428,7 @@ START_TEST(nobody_waits_for_ever)
 		ck_assert_int_eq(pthread_create(&thread[i], NULL, read_all,
 						&wrong), 0);
 	for (i = 0; i < 500; i++)
-		ck_assert_int_eq(kvmfault_discard(vm, 0, GPA + i % PAGES * PAGE,
-						  PAGE), 0);
+		ck_assert_int_eq(discard_page(i % PAGES), 0);
 	for (i = 1; i < 4; i++)
 		pthread_join(thread[i], NULL);
 	atomic_store(&enough, true);
@@ -352,6 +447,10 @@ int main(void)
 	tcase_add_test(t, discarded_without_a_service);
 	tcase_add_test(t, ballooned);
 	tcase_add_loop_test(t, taken_while_it_is_fetched, 0, 2);
+	tcase_add_test(t, taken_before_it_is_known_to_be_lost);
+	tcase_add_test(t, taken_of_two_memories);
+	tcase_add_test(t, source_that_is_missing_itself);
+	tcase_add_test(t, registered_before_with_minor_faults);
 	tcase_add_test(t, sleeper_waits_for_the_next_service);
 	tcase_add_test(t, served_by_the_vmm);
 	tcase_add_test(t, freed_by_its_own_thread);

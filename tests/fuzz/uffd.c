@@ -111,12 +111,10 @@ static bool on_ioctl(struct fake_call *call)
 
 static void take_out(uint64_t start, uint64_t end)
 {
-	uint64_t at = (uintptr_t)host[ALONE], page;
+	uint64_t at = (uintptr_t)host[ALONE];
+	uint64_t page = start > at ? (start - at) / PAGE : 0;
 
-	if (start < at || start - at >= LENGTH)
-		return;
-	for (page = (start - at) / PAGE; page < PAGES &&
-	     at + page * PAGE < end; page++) {
+	for (; end > start && page < PAGES && at + page * PAGE < end; page++) {
 		discarded[ANONYMOUS][page] = put[ANONYMOUS][page] = true;
 		kvmfault__sys_madvise((char *)host[ALONE] + page * PAGE, PAGE,
 				      MADV_DONTNEED);
