@@ -398,8 +398,8 @@ struct kvmfault_vm_options {
 	void *changed_data;
 
 	/* A fault of a thread that sleeps in the kernel could not be resolved
-	 * in three tries. Nothing can be returned to that thread: it stays
-	 * asleep and the library tries again, more and more slowly, up to once
+	 * in source_retries + 1 tries. Nothing can be returned to that thread:
+	 * it stays asleep and the library tries again, more and more slowly, up to once
 	 * a second, until it works, or the VMM stops the VM. Called once for
 	 * each such fault. */
 	void (*unresolved)(void *data, const struct kvmfault_sleeper *sleeper);
@@ -432,15 +432,17 @@ struct kvmfault_vm_options {
 	 * conversions. 0: none. */
 	int fd;
 
-	/* How many times a vCPU's fault whose source failed is tried again
-	 * before the answer is UNRESOLVED, SOURCE: after 1 ms, and then twice
-	 * as long each time up to about a second. A signal or immediate_exit
-	 * ends the pause (INTERRUPTED), and what is left of it is waited when
-	 * the fault comes again: no try is lost by it, and none is won.
-	 * -EHWPOISON is final, and for a vCPU with no_wait any error is. 0: not
-	 * at all; the source knows best whether it is worth it, and UNRESOLVED
-	 * leaves it to the VMM. */
+	/* How many times a fault whose source failed is tried again before the
+	 * VMM hears of it: after 1 ms, and then twice as long each time up to
+	 * about a second. Then a vCPU's is UNRESOLVED, SOURCE, and of a thread
+	 * that sleeps in the kernel the callback unresolved tells. A signal or
+	 * immediate_exit ends a vCPU's pause (INTERRUPTED), and what is left of
+	 * it is waited when the fault comes again: no try is lost by it, and
+	 * none is won. -EHWPOISON is final, and for a vCPU with no_wait any
+	 * error is. 0: 2; KVMFAULT_NO_RETRIES: at once, where the source knows
+	 * best whether it is worth it. kvmfault_ensure() asks once. */
 	uint32_t source_retries;
+#define KVMFAULT_NO_RETRIES UINT32_MAX
 
 	/* After a vCPU's fault has brought a window of pages (see enum
 	 * kvmfault_window), have KVM map all of them for the guest, by

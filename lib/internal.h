@@ -1026,8 +1026,8 @@ struct kvmfault__park {
 	_Atomic size_t count;
 	struct kvmfault__parked item[KVMFAULT__PARKED_MAX];
 };
-/* Nobody resolved it: the third time the VMM is told. mapping: where its thread
- * sleeps, held. */
+/* Nobody resolved it: after as many tries as a vCPU's has the VMM is told. mapping:
+ * where its thread sleeps, held. */
 void kvmfault__not_resolved(struct kvmfault__seat *seat,
 			    struct kvmfault__parked *item,
 			    const struct kvmfault_mapping *mapping,

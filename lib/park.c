@@ -16,7 +16,6 @@
 #define FAILED_STEPS 10		/* up to about a second */
 #define SOON_MIN 50000ULL	/* 50 us, doubled each time, */
 #define SOON_STEPS 8		/* up to about 13 ms */
-#define TELL_AFTER 3		/* failures before the VMM is told */
 
 /* Under the lock. */
 static struct kvmfault__parked *find(struct kvmfault__park *park,
@@ -203,7 +202,9 @@ void kvmfault__not_resolved(struct kvmfault__seat *seat,
 			    const struct kvmfault_mapping *mapping,
 			    enum kvmfault_reason reason, int error)
 {
-	if (++item->tries.failures != TELL_AFTER)
+	const struct kvmfault_memory *memory = mapping->span.memory;
+
+	if (++item->tries.failures != memory->vm->options.source_retries + 1)
 		return;
 	kvmfault__count(seat, unresolved);
 	tell(mapping, item, reason, error);

@@ -24,6 +24,10 @@ static int check(struct kvmfault_vm *vm)
 		options->page_size_max = 2 << 20;
 	if (!options->retry_budget)
 		options->retry_budget = 16;
+	if (!options->source_retries)
+		options->source_retries = 2;
+	else if (options->source_retries == KVMFAULT_NO_RETRIES)
+		options->source_retries = 0;
 	size = options->page_size_max;
 	if (options->delivery >= KVMFAULT_DELIVERY_COUNT)
 		return kvmfault__refuse(vm, -EINVAL,

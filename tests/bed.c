@@ -273,6 +273,7 @@ void bed_vm(void)
 		.converter = bed_converter,
 		.delivery = bed_delivery,
 		.allow = KVMFAULT_ALLOW_SHADOW_PAGING,
+		.source_retries = KVMFAULT_NO_RETRIES,
 	};
 
 	memset(&bed, 0, sizeof(bed));

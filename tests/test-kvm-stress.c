@@ -1400,7 +1400,8 @@ static void add_vm(void)
 		.unresolved = note_unresolved,
 		.settled = note_settled,
 		.fetches = now.fetches,
-		.source_retries = now.retries,
+		.source_retries = now.retries ? now.retries :
+						KVMFAULT_NO_RETRIES,
 		.converter = &converter,
 		.fd = t.machine->vm_fd,
 		.delivery = now.delivery,

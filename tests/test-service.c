@@ -22,6 +22,7 @@ static void up(void)
 	struct kvmfault_service_options options = { .size = sizeof(options) };
 
 	bed_up();
+	bed.vm->options.source_retries = 2;
 	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
 }
 
@@ -335,6 +336,7 @@ static void tries(unsigned int n)
 	}
 }
 
+/* Of as many as a vCPU's fault has. */
 START_TEST(told_after_three_tries)
 {
 	bed.source_result = -EIO;

@@ -492,14 +492,28 @@ START_TEST(source_does_not_recover)
 }
 END_TEST
 
-START_TEST(source_is_final_by_default)
+/* The bed asks for none. */
+START_TEST(source_is_final)
 {
-	struct kvmfault_vm_options none = { .size = sizeof(none) };
-
-	bed.vm->options.source_retries = none.source_retries;
+	bed.vm->options.source_retries = 0;
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(pauses, 0);
+}
+END_TEST
+
+START_TEST(source_is_tried_three_times_by_default)
+{
+	struct kvmfault_vm_options options = { .size = sizeof(options) };
+	struct kvmfault_vm *vm;
+
+	ck_assert_int_eq(kvmfault_vm_new(NULL, &vm), 0);
+	ck_assert_uint_eq(vm->options.source_retries, 2);
+	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
+	options.source_retries = KVMFAULT_NO_RETRIES;
+	ck_assert_int_eq(kvmfault_vm_new(&options, &vm), 0);
+	ck_assert_uint_eq(vm->options.source_retries, 0);
+	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
 }
 END_TEST
 
@@ -758,7 +772,8 @@ int main(void)
 	tcase_add_checked_fixture(t, failing, bed_down);
 	tcase_add_test(t, source_recovers);
 	tcase_add_test(t, source_does_not_recover);
-	tcase_add_test(t, source_is_final_by_default);
+	tcase_add_test(t, source_is_final);
+	tcase_add_test(t, source_is_tried_three_times_by_default);
 	tcase_add_test(t, source_pauses_grow_to_a_second);
 	tcase_add_test(t, source_pause_ends_by_a_signal);
 	tcase_add_test(t, signals_cost_no_try_and_win_none);

@@ -404,7 +404,9 @@ static int make_vm(void)
 		.fetches = 1 + option(OPT_fetches),
 		.converter = &converter,
 		.fd = world.vm_fd,
-		.source_retries = option(OPT_source_retries),
+		.source_retries = option(OPT_source_retries) ?
+				  option(OPT_source_retries) :
+				  KVMFAULT_NO_RETRIES,
 		.prefault = option(OPT_prefault),
 		.allow = option(OPT_shadow) ? KVMFAULT_ALLOW_SHADOW_PAGING : 0,
 		.delivery = deliveries[option(OPT_delivery)],
