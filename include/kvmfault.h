@@ -1570,9 +1570,10 @@ int kvmfault_cancel(struct kvmfault_vm *vm, uint32_t address_space,
  * Protect: live snapshots
  * -----------------------
  * The memory of a VM as it is at one instant, saved while the VM runs on. A
- * page that is protected can be read; whoever wants to write to it waits until
- * a resolver of the VMM's has saved it, whether that is a vCPU, a thread, a
- * device process, KVM or the library:
+ * page that is protected can be read, by threads and device processes also while
+ * it is saved (with minor faults only through a mapping that has it); whoever
+ * wants to write to it waits until a resolver of the VMM's has saved it, whether
+ * that is a vCPU, a thread, a device process, KVM or the library:
  *
  *   stop the vCPUs and devices; kvmfault_protect(); let them run
  *   for each page: kvmfault_ensure(), for writing

@@ -342,6 +342,19 @@ static void resolve_claimed(struct kvmfault__request *rq,
 		resolve_poisoned(rq, answer);
 }
 
+/* Who only reads a page that is being saved, where another mapping has it, need not
+ * wait for that. Of minor memory what is in the file may be half of it. */
+static void show_protected(const struct kvmfault__request *rq)
+{
+	const struct kvmfault_memory *memory = rq->request.memory;
+
+	if (memory->fd > 0 && !memory->fill &&
+	    !kvmfault__may_write(rq->request.fault) &&
+	    kvmfault__page_protected(memory, rq->page))
+		kvmfault__map(rq->origin, rq->request.offset,
+			      rq->request.length);
+}
+
 /*
  * The page is on its way. A sleeper's fetcher knows of it; a vCPU that does not
  * want to wait is told when it has arrived. True: that is the answer; else it
@@ -357,8 +370,10 @@ static bool wait_for_page(struct kvmfault__request *rq,
 		kvmfault__add(rq->seat, rq->origin ?
 			      KVMFAULT__COUNTER(repeated) :
 			      KVMFAULT__COUNTER(waited), 1);
-	if (rq->origin)
+	if (rq->origin) {
+		show_protected(rq);
 		return true;
+	}
 	if (kvmfault__waits(rq)) {
 		err = kvmfault__page_wait(rq->seat, memory, rq->page);
 	} else if (kvmfault__page_pending(rq->seat, memory, rq->page)) {

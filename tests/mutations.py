@@ -158,6 +158,8 @@ MUTATIONS = [
     ('forget that a message was read without a service', 'lib/reader.c',
      '		atomic_store(&vm->unserved, true);\n', '',
      ['live-events hangs']),
+    ('who only reads waits until the page is saved', 'lib/resolve.c',
+     '		show_protected(rq);\n', '', ['protect']),
     ('take what marks a protection for a page', 'lib/mapping.c',
      '		err = kvmfault__uffd_protect(fd, mapping->host + offset, length,',
      '		kvmfault__uffd_protect(fd, mapping->host + offset, length,',

@@ -618,6 +618,37 @@ static struct kvmfault_mapping *add_mapping(void **host)
 	return mapping;
 }
 
+static struct kvmfault_mapping *elsewhere;
+static bool its_write;
+static size_t mapped;
+
+static void somebody_wants_it(void)
+{
+	size_t before = fake_count(FAKE_IOCTL, UFFDIO_CONTINUE);
+
+	message_of(elsewhere, 3, its_write);
+	mapped = fake_count(FAKE_IOCTL, UFFDIO_CONTINUE) - before;
+	ck_assert(fake_protected((void *)(uintptr_t)(elsewhere->host +
+						     3 * PAGE)));
+}
+
+/* Where it has not been touched yet; who saves it may need that reader. */
+START_TEST(read_while_it_is_saved)
+{
+	void *host;
+
+	elsewhere = add_mapping(&host);
+	ck_assert_int_eq(ensure(3, false), 0);
+	ck_assert_int_eq(protect(), 0);
+	its_write = _i;
+	hook.during = somebody_wants_it;
+	ck_assert_int_eq(ensure(3, true), 0);
+	ck_assert_uint_eq(hook.asked, 1);
+	ck_assert_uint_eq(mapped, !its_write);
+	ck_assert(!fake_protected((char *)host + 3 * PAGE));
+}
+END_TEST
+
 START_TEST(every_mapping)
 {
 	struct kvmfault_mapping *mapping;
@@ -946,6 +977,7 @@ int main(void)
 	tcase_add_test(t, protected_while_a_discard_takes_it);
 	tcase_add_loop_test(t, saved_by_another_meanwhile, 0, 2);
 	tcase_add_test(t, every_mapping);
+	tcase_add_loop_test(t, read_while_it_is_saved, 0, 2);
 	tcase_add_test(t, mapping_that_comes_later);
 	tcase_add_test(t, process_that_is_gone);
 	tcase_add_test(t, unprotect_asks_nobody);
