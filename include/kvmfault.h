@@ -398,10 +398,12 @@ struct kvmfault_vm_options {
 	void *changed_data;
 
 	/* A fault of a thread that sleeps in the kernel could not be resolved
-	 * in source_retries + 1 tries. Nothing can be returned to that thread:
-	 * it stays asleep and the library tries again, more and more slowly, up to once
-	 * a second, until it works, or the VMM stops the VM. Called once for
-	 * each such fault. */
+	 * in as many tries as source_retries says. Nothing can be returned to
+	 * that thread: it stays asleep and the library tries again, more and
+	 * more slowly, up to once a second, until it works, or the VMM stops the
+	 * VM. Called once for each such fault while no more than 256 of them
+	 * are put off; those above that may be told again, or not at all. It
+	 * holds up one thread of the service. */
 	void (*unresolved)(void *data, const struct kvmfault_sleeper *sleeper);
 	void *unresolved_data;
 
@@ -414,9 +416,12 @@ struct kvmfault_vm_options {
 
 	/* A page that a vCPU was told PENDING about (see the vCPU's option
 	 * no_wait) is not on its way any more: it is there, or has failed. Run
-	 * the vCPUs that wait again. It may come for pages that nobody waits
-	 * for. Or a conversion that was in the way of a vCPU's is over: then
-	 * memory is NULL, and offset a guest-physical address. */
+	 * all vCPUs that wait again. It may come for pages that nobody waits
+	 * for, and before kvmfault_handle() has returned PENDING: note how often
+	 * it came before that call. Or a conversion that was in the way of a
+	 * vCPU's is over: then memory is NULL, and the range, guest-physical, is
+	 * the other conversion's, which the vCPU's page need not be in. It comes
+	 * on the thread that has ended it, which may be another vCPU's. */
 	void (*settled)(void *data, struct kvmfault_memory *memory,
 			uint64_t offset, uint64_t length);
 	void *settled_data;
@@ -435,12 +440,13 @@ struct kvmfault_vm_options {
 	/* How many times a fault whose source failed is tried again before the
 	 * VMM hears of it: after 1 ms, and then twice as long each time up to
 	 * about a second. Then a vCPU's is UNRESOLVED, SOURCE, and of a thread
-	 * that sleeps in the kernel the callback unresolved tells. A signal or
-	 * immediate_exit ends a vCPU's pause (INTERRUPTED), and what is left of
-	 * it is waited when the fault comes again: no try is lost by it, and
-	 * none is won. -EHWPOISON is final, and for a vCPU with no_wait any
-	 * error is. 0: 2; KVMFAULT_NO_RETRIES: at once, where the source knows
-	 * best whether it is worth it. kvmfault_ensure() asks once. */
+	 * that sleeps in the kernel the callback unresolved tells (for which
+	 * any failure counts). A signal or immediate_exit ends a vCPU's pause
+	 * (INTERRUPTED or UNFINISHED), and what is left of it is waited when the
+	 * fault comes again: no try is lost by it, and none is won. A vCPU's is
+	 * not tried again after -EHWPOISON, nor with no_wait. 0: 2.
+	 * KVMFAULT_NO_RETRIES: none, for a source that tries again by itself.
+	 * kvmfault_ensure() asks once. */
 	uint32_t source_retries;
 #define KVMFAULT_NO_RETRIES UINT32_MAX
 
@@ -608,8 +614,9 @@ int kvmfault_source_file(int fd, struct kvmfault_source *source);
 
 /*
  * Memory of this process, such as a mapped snapshot: pages are installed
- * straight from it, but with minor faults, where it is read, and a file that
- * was cut off is a SIGBUS for who reads. Of a mapped file set source->file
+ * straight from it, but with minor faults (or events, see
+ * kvmfault_uffd_options.fd), where it is read, and a file that was cut off is a
+ * SIGBUS for who reads. Of a mapped file set source->file
  * afterwards, if bytes is where the file begins: else what is cut off in the
  * middle of a page is zeros to the guest. It is borrowed for the source's
  * life, and is not to be guest memory itself.
@@ -642,15 +649,18 @@ struct kvmfault_uffd_options {
 	 * munmap() of that memory wait until a thread of the service has read
 	 * what came before. What the library takes away itself, in
 	 * kvmfault_discard() for instance, is read by a thread of its own, which
-	 * it makes for each such descriptor: /proc/self/fdinfo tells whether it
-	 * is one; without /proc each that is adopted, and not remote, is taken
-	 * for one. That thread needs what SERVICE threads do of the kernel, and
-	 * calls back nothing but log. A REMOVE event of anonymous memory says
+	 * it makes for each descriptor with events that is not remote
+	 * (/proc/self/fdinfo says whether it has them; where that can't be read,
+	 * for each). That thread needs what SERVICE threads do of the kernel,
+	 * and calls back nothing but log, in which kvmfault_discard(), for
+	 * instance, is then -EDEADLK. For anonymous memory of such a descriptor
+	 * what is installed is copied once more, as for minor faults: a source's
+	 * view is not asked for. A REMOVE event of anonymous memory says
 	 * what kvmfault_discard() does: once that MADV_DONTNEED has returned
 	 * those pages are zero, also those that were being fetched. While it has
-	 * not, the kernel installs nothing anywhere there (EAGAIN, and the
-	 * library tries again). After MADV_FREE they are zero when the kernel
-	 * has taken them. */
+	 * not, the kernel installs nothing by that descriptor: faults are tried
+	 * again, kvmfault_ensure() says -EAGAIN. After MADV_FREE they are zero
+	 * when the kernel has taken them. */
 	int fd;
 	/* Whose address space it is: another process's that sent it here. One
 	 * such object for each process. */
@@ -662,9 +672,9 @@ struct kvmfault_uffd_options {
  * O_NONBLOCK or UFFDIO_API, or one that is not remote and does not report what
  * the kernel touches, or takes no memory of this process; -EOPNOTSUPP: the
  * kernel's has another API; -EBADF: fd is closed; -EAGAIN: no more threads,
- * which it takes one of to ask an fd, and keeps one if that has events; -EPERM: no right to userfaultfd (the log
- * says how to get it); -ENOSYS: kernel without it; -ENOSPC: there are 4,095;
- * -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
+ * which it takes one of to ask an fd, and keeps one if that has events; -EPERM:
+ * no right to userfaultfd (the log says how to get it); -ENOSYS: kernel without
+ * it; -ENOSPC: there are 4,095; -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_uffd_new(struct kvmfault_vm *vm,
@@ -1110,7 +1120,8 @@ int kvmfault_request_widen(struct kvmfault_request *request);
  * page that faulted came.
  * Returns 0; -EINVAL: nothing is claimed, NULL for an absent page; -EAGAIN:
  * the mappings are changing, the fault will come again; -ENOENT: not mapped
- * any more; -ESRCH; -ENOMEM; -EHWPOISON; -EFAULT: data can't be read.
+ * any more; -ESRCH; -ENOMEM; -EHWPOISON; -EFAULT: data can't be read (with minor
+ * faults or events it is a signal).
  * Thread class: as the request. Since 0.1.
  */
 int kvmfault_request_install(struct kvmfault_request *request,
@@ -1446,7 +1457,10 @@ int kvmfault_service_free(struct kvmfault_service *service);
 /*
  * Make guest memory present before the VMM itself, or KVM for it, touches it
  * (what KVM_SET_MSRS writes, what a kernel device reads). write: for writing; a
- * page that is protected is saved first.
+ * page that is protected is saved first. A page that was discarded becomes a
+ * page of zeros, and takes host memory again: who calls this for all of a
+ * memory, to bring the rest, leaves out what a balloon has (the callback changed
+ * tells).
  *
  * Returns 0: all of it is; -EINVAL: vm is NULL, empty, wraps; -ENXIO: a part is
  * in no region; -EINTR: a signal came while another thread's fetch was waited
@@ -1570,10 +1584,10 @@ int kvmfault_cancel(struct kvmfault_vm *vm, uint32_t address_space,
  * Protect: live snapshots
  * -----------------------
  * The memory of a VM as it is at one instant, saved while the VM runs on. A
- * page that is protected can be read, by threads and device processes also while
- * it is saved (with minor faults only through a mapping that has it); whoever
- * wants to write to it waits until a resolver of the VMM's has saved it, whether
- * that is a vCPU, a thread, a device process, KVM or the library:
+ * page that is protected can be read, by threads and device processes also
+ * while it is saved (with minor faults only through a mapping that has it);
+ * whoever wants to write to it waits until a resolver of the VMM's has saved it,
+ * whether that is a vCPU, a thread, a device process, KVM or the library:
  *
  *   stop the vCPUs and devices; kvmfault_protect(); let them run
  *   for each page: kvmfault_ensure(), for writing
@@ -1647,7 +1661,8 @@ int kvmfault_unprotect(struct kvmfault_vm *vm, uint32_t address_space,
  *
  * - Conversions that overlap wait for one another, others run in parallel.
  * - To shared, a fetch that was in flight when the page became private has to
- *   end first. In either case a vCPU with no_wait is told PENDING.
+ *   end first. In either case a vCPU with no_wait is told PENDING for its
+ *   access; kvmfault_convert() waits, whoever calls it.
  * - If a hook or KVM refuses, the run is what it was: KVM is told so, the hooks
  *   hear of it, and the error comes back.
  * - What was discarded can't come back. So that is last, when nothing can fail
@@ -1723,8 +1738,9 @@ int kvmfault_conversion_hook_add(struct kvmfault_vm *vm,
  * can't convert in a VM of this type, or before 6.8;
  * -ENXIO: to private, and a part is in no region with a guest_memfd; or to
  * shared, in no region, with KVMFAULT_CONVERTER_RAM_ONLY; -EINTR; -EDEADLK:
- * called from a hook or back end, or from a callback that has a page in hand (a
- * source's, a resolver's) and would wait for another conversion or a fetch;
+ * called from a hook or back end, or by a source or a resolver that is asked
+ * for a page (not UNTRACKED, not UNCONVERTED), or in a callback of
+ * kvmfault_fetch_done(), where it would wait for another conversion or a fetch;
  * -ENOMEM; and what ioctl(2), a hook or the back end said.
  * Thread class: any; with a vCPU object, its own thread. Since 0.1.
  */

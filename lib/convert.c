@@ -169,19 +169,17 @@ static void end(struct kvmfault_vm *vm, struct kvmfault__conversion *mine)
 }
 
 /* Not by who has a page in hand: the other one may wait for that. */
-static int may_wait_for(struct kvmfault__conversion *other,
-			struct kvmfault__seat *seat, bool wait)
+static int may_wait_for(struct kvmfault__conversion *other, bool wait)
 {
 	other->refused |= !wait;
 	if (!wait)
 		return KVMFAULT_LATER;
-	return kvmfault__within_memory(NULL, seat) ? -EDEADLK : 0;
+	return kvmfault__in_hand() ? -EDEADLK : 0;
 }
 
 /* Or why it is not in the queue. */
-static int queue(struct kvmfault__seat *seat, struct kvmfault__conversion *mine)
+static int queue(struct kvmfault_vm *vm, struct kvmfault__conversion *mine)
 {
-	struct kvmfault_vm *vm = seat->vm;
 	struct kvmfault__conversion **link;
 	int err = 0;
 
@@ -191,7 +189,7 @@ static int queue(struct kvmfault__seat *seat, struct kvmfault__conversion *mine)
 		if ((*link)->owner == mine->owner)
 			err = -EDEADLK;
 		else if (!err && overlap(*link, mine))
-			err = may_wait_for(*link, seat, mine->wait);
+			err = may_wait_for(*link, mine->wait);
 	if (!err)
 		*link = mine;
 	kvmfault__sys_unlock(&vm->conversion_lock);
@@ -222,7 +220,7 @@ static int wait_for_turn(struct kvmfault__seat *seat,
 
 static int begin(struct kvmfault__seat *seat, struct kvmfault__conversion *mine)
 {
-	int err = queue(seat, mine);
+	int err = queue(seat->vm, mine);
 
 	if (err)
 		return err;

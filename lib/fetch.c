@@ -439,9 +439,9 @@ static int install(struct kvmfault_fetch *fetch, int error)
 	 * page is lost? */
 	if (error == -EHWPOISON && fetch->rq.count > 1)
 		error = -EIO;
-	fetch->rq.source_failed = error != -EAGAIN;
 	if (error == -EHWPOISON)
-		kvmfault_request_poison(request);
+		error = kvmfault__lost(request);
+	fetch->rq.source_failed = error != -EAGAIN;
 	return error;
 }
 

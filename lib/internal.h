@@ -104,6 +104,7 @@ struct kvmfault__seat {
 	struct kvmfault_vcpu *vcpu;	/* whose it is, or NULL */
 	struct kvmfault__worker *worker; /* who has it, or NULL */
 	bool no_wait;			/* its vCPU waits for no page */
+	bool in_hand;			/* a resolver is asked for a claimed one */
 	bool pending;			/* counted in vm->pending */
 	/* fetches that it asked for, and was not told of: fetch.c's */
 	_Atomic uint64_t failed[KVMFAULT__FAILURES];
@@ -134,6 +135,8 @@ bool kvmfault__within(bool (*busy)(struct kvmfault__seat *seat, void *what),
 		      void *what);
 bool kvmfault__within_memory(const struct kvmfault_memory *memory,
 			     const struct kvmfault__seat *but);
+/* Has this thread a page that is claimed, and others may wait for? */
+bool kvmfault__in_hand(void);
 /* A seat for one call, and in it; NULL when out of memory. */
 struct kvmfault__seat *kvmfault__call_begin(struct kvmfault_vm *vm);
 void kvmfault__call_end(struct kvmfault__seat *seat);
@@ -876,6 +879,9 @@ struct kvmfault__request {
 /* 0: the request's page is claimed; -EINVAL, with its reason: it is not. */
 int kvmfault__unclaimed(const struct kvmfault_request *request,
 			const char *function);
+/* For ours: its data is lost, poison it. -EHWPOISON; -EAGAIN: not now, or an event
+ * has taken it. */
+int kvmfault__lost(struct kvmfault_request *request);
 /* Is the page that faulted among what was installed? */
 static inline bool kvmfault__has_come(const struct kvmfault__request *rq)
 {
@@ -1026,8 +1032,8 @@ struct kvmfault__park {
 	_Atomic size_t count;
 	struct kvmfault__parked item[KVMFAULT__PARKED_MAX];
 };
-/* Nobody resolved it: after as many tries as a vCPU's has the VMM is told. mapping:
- * where its thread sleeps, held. */
+/* It is put off, and has failed: after as many tries as a vCPU's has the VMM is told.
+ * mapping: where its thread sleeps, held. */
 void kvmfault__not_resolved(struct kvmfault__seat *seat,
 			    struct kvmfault__parked *item,
 			    const struct kvmfault_mapping *mapping,

@@ -131,7 +131,9 @@ static void add(struct kvmfault__park *park, const struct kvmfault__parked *item
 	if (park->count < KVMFAULT__PARKED_MAX)
 		park->item[park->count++] = *item;
 	else if (!park->no_room)
-		park->no_room = item->due + FAILED_MIN;
+		park->no_room = item->due + (item->tries.failures ?
+					     FAILED_MIN << FAILED_STEPS :
+					     FAILED_MIN);
 }
 
 void kvmfault__put_off(struct kvmfault__park *park, struct kvmfault__seat *seat,
@@ -204,7 +206,7 @@ void kvmfault__not_resolved(struct kvmfault__seat *seat,
 {
 	const struct kvmfault_memory *memory = mapping->span.memory;
 
-	if (++item->tries.failures != memory->vm->options.source_retries + 1)
+	if (item->tries.failures != memory->vm->options.source_retries + 1)
 		return;
 	kvmfault__count(seat, unresolved);
 	tell(mapping, item, reason, error);

@@ -184,9 +184,8 @@ int kvmfault__take_away(const struct kvmfault_uffd *uffd, void *host,
 	struct kvmfault__reader *reader = uffd ? uffd->reader : NULL;
 	int err;
 
-	/* The log callback, and nobody but this thread reads. */
-	if (reader && kvmfault__reader_is_self(uffd) &&
-	    !atomic_load(&uffd->vm->service))
+	/* The log callback: maybe nobody but this thread reads. */
+	if (reader && kvmfault__reader_is_self(uffd))
 		return -EDEADLK;
 	if (reader)
 		want(reader);

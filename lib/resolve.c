@@ -79,7 +79,10 @@ void kvmfault__ask(struct kvmfault__request *rq, enum kvmfault_page page,
 			continue;
 		}
 		rq->resolver = i;
+		rq->seat->in_hand = page != KVMFAULT_PAGE_UNTRACKED &&
+				    page != KVMFAULT_PAGE_UNCONVERTED;
 		verdict = r->resolve(r->data, &rq->request);
+		rq->seat->in_hand = false;
 		/* Whatever it says of it, it has brought the page. */
 		if (verdict == KVMFAULT_DECLINED && kvmfault__has_come(rq))
 			verdict = KVMFAULT_RESOLVED;
@@ -221,8 +224,10 @@ static void publish(struct kvmfault__request *rq, enum kvmfault__state was)
 	if (marked)
 		kvmfault__wake(rq->seat, memory, NULL, rq->request.offset,
 			       rq->request.length);
-	else if (rq->origin && (installed->there < rq->count || rq->own_way ||
-				installed->existed || !rq->origin->memslots))
+	/* Whose page has not come is tried again where he sleeps. */
+	else if (rq->origin && kvmfault__has_come(rq) &&
+		 (installed->there < rq->count || rq->own_way ||
+		  installed->existed || !rq->origin->memslots))
 		kvmfault__wake(rq->seat, memory, rq->origin,
 			       rq->request.offset, rq->request.length);
 }

@@ -23,7 +23,7 @@ static int resolve(void *data, struct kvmfault_request *request)
 	if (!err)
 		err = kvmfault_request_install(request, bytes);
 	else if (err == -EHWPOISON)
-		kvmfault_request_poison(request);
+		err = kvmfault__lost(request);
 	return err ? err : KVMFAULT_RESOLVED;
 }
 

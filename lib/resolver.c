@@ -249,6 +249,12 @@ int kvmfault_request_data(struct kvmfault_request *request, const void **data)
 	return err;
 }
 
+int kvmfault__lost(struct kvmfault_request *request)
+{
+	return kvmfault_request_poison(request) == -EAGAIN ? -EAGAIN :
+							     -EHWPOISON;
+}
+
 /* What has not come yet. */
 static int install(struct kvmfault__request *rq, const void *data)
 {

@@ -89,15 +89,24 @@ bool kvmfault__within_memory(const struct kvmfault_memory *memory,
 	for (; in; in = in->outer) {
 		const struct kvmfault__span *span;
 
-		if (in->memory && (!memory || in->memory == memory))
+		if (in->memory == memory)
 			return true;
 		if (!in->seat || in->seat == but)
 			continue;
 		span = atomic_load(&in->seat->span);
-		if (span && (!memory || span->memory == memory))
+		if (span && span->memory == memory)
 			return true;
 	}
 	return false;
+}
+
+bool kvmfault__in_hand(void)
+{
+	const struct kvmfault__inside *in = *kvmfault__sys_own();
+
+	while (in && !in->memory && !(in->seat && in->seat->in_hand))
+		in = in->outer;
+	return in;
 }
 
 struct kvmfault__seat *kvmfault__call_begin(struct kvmfault_vm *vm)

@@ -87,16 +87,38 @@ void kvmfault__put_off_fetch(struct kvmfault__request *rq, int error)
 		.tries = rq->tries,
 	};
 
+	item.tries.failures += error != -EAGAIN;
+	service = kvmfault__hold(&seat->uffd, &seat->vm->service);
+	if (service)
+		kvmfault__put_off(&service->park, seat, &item,
+				  error != -EAGAIN);
+	else
+		kvmfault__wake(seat, rq->request.memory, rq->origin,
+			       rq->request.offset, rq->request.length);
+	kvmfault__unhold(seat, &seat->uffd);
 	if (error != -EAGAIN)
 		kvmfault__not_resolved(seat, &item, rq->origin,
 				       rq->source_failed ?
 				       KVMFAULT_REASON_SOURCE :
 				       KVMFAULT_REASON_RESOLVER, error);
-	service = kvmfault__hold(&seat->uffd, &seat->vm->service);
-	if (service)
-		kvmfault__put_off(&service->park, seat, &item,
-				  error != -EAGAIN);
-	kvmfault__unhold(seat, &seat->uffd);
+}
+
+/* A fetch in flight does not have it. It is parked before the VMM is told, who may
+ * take his time: a message that is repeated meanwhile is known to be one. */
+static void answered(struct kvmfault_service *service,
+		     struct kvmfault__seat *seat, struct kvmfault__parked *item,
+		     const struct kvmfault_mapping *mapping,
+		     const struct kvmfault__answer *answer)
+{
+	bool failed = answer->action == KVMFAULT_UNRESOLVED;
+
+	if (answer->action == KVMFAULT_RETRY && !answer->error)
+		return;
+	item->tries.failures += failed;
+	kvmfault__put_off(&service->park, seat, item, failed);
+	if (failed)
+		kvmfault__not_resolved(seat, item, mapping, answer->reason,
+				       answer->error);
 }
 
 /* Resolve, or park. */
@@ -123,19 +145,13 @@ static void serve_fault(struct kvmfault_service *service,
 	kvmfault__mark(seat, &place);
 	kvmfault__resolve(seat, &item->fault, &place, &answer);
 	kvmfault__mark_ahead(seat, &place);
-	if (!answer.detached && answer.action == KVMFAULT_UNRESOLVED)
-		kvmfault__not_resolved(seat, item, mapping, answer.reason,
-				       answer.error);
+	if (!answer.detached)
+		answered(service, seat, item, mapping, &answer);
 	kvmfault__leave(seat);
 	kvmfault__add(seat, KVMFAULT__COUNTER(action) + answer.action, 1);
-	if (answer.detached)
-		return;		/* a fetch in flight has it */
-	if (answer.action == KVMFAULT_RETRY && !answer.error) {
+	if (!answer.detached && answer.action == KVMFAULT_RETRY &&
+	    !answer.error)
 		kvmfault__latency(seat, kvmfault__sys_now() - began);
-		return;
-	}
-	kvmfault__put_off(&service->park, seat, item,
-			  answer.action == KVMFAULT_UNRESOLVED);
 }
 
 static void pagefault(struct kvmfault_service *service,

@@ -361,6 +361,41 @@ START_TEST(two_that_wait_for_each_other)
 }
 END_TEST
 
+/* A resolver that is asked to convert has nothing in hand: it may wait. */
+static bool has_a_page;
+
+static int note_what_is_in_hand(void *data, struct kvmfault_request *request)
+{
+	(void)data;
+	(void)request;
+	fake_called_back();
+	has_a_page = kvmfault__in_hand();
+	return KVMFAULT_DECLINED;
+}
+
+START_TEST(resolver_that_is_asked_to_convert)
+{
+	const struct kvmfault_resolver resolver = {
+		.size = sizeof(resolver), .name = "notes", .flags = PRIVATE,
+		.resolve = note_what_is_in_hand,
+	};
+
+	kvmfault_vcpu_free(bed.vcpu);
+	bed.vcpu = NULL;
+	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+	vcpus_new();
+	has_a_page = true;
+	ck_assert_int_eq(leave(&vcpus[0], at(5), true), KVMFAULT_RETRY);
+	ck_assert(!has_a_page);
+	expect(5, 1, true);
+	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, at(7), PAGE, false), 0);
+	ck_assert(has_a_page);
+	ck_assert(!kvmfault__in_hand());
+	vcpus_free();
+	bed_down();
+}
+END_TEST
+
 static void *touch_the_same(void *arg)
 {
 	struct vcpu *vcpu = arg;
@@ -722,6 +757,7 @@ int main(void)
 	tcase_add_test(tcase, one_converts_for_all);
 	tcase_add_test(tcase, access_that_does_not_wait);
 	tcase_add_test(tcase, two_that_wait_for_each_other);
+	tcase_add_test(tcase, resolver_that_is_asked_to_convert);
 	tcase_add_test(tcase, a_signal_while_it_waits);
 	tcase_add_test(tcase, immediate_exit_while_it_waits);
 	tcase_add_test(tcase, private_while_it_is_fetched);
