@@ -84,7 +84,8 @@ static int install_again(struct kvmfault__request *rq)
 	if (rq->request.memory->fill) {
 		err = kvmfault__map(rq->origin, rq->request.offset,
 				    rq->request.length);
-		if (!err)
+		/* Of a process that is gone nobody sleeps. */
+		if (!err || err == -ESRCH)
 			return 0;
 		if (err == -EEXIST)
 			return wake_origin(rq);

@@ -267,6 +267,17 @@ START_TEST(page_table_that_is_going)
 }
 END_TEST
 
+START_TEST(process_that_is_gone)
+{
+	ck_assert_int_eq(by_call(3).action, KVMFAULT_RETRY);
+	continue_says = -ESRCH;
+	fake_on(FAKE_IOCTL, continue_fails);
+	ck_assert_int_eq(by_message(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
+	ck_assert_uint_eq(bed_stats().zeroed, 0);
+}
+END_TEST
+
 START_TEST(hole_behind_our_back)
 {
 	by_call(3);
@@ -396,6 +407,7 @@ int main(void)
 	tcase_add_test(t, second_mapping_is_told);
 	tcase_add_test(t, repeated_message_is_woken);
 	tcase_add_loop_test(t, page_table_that_is_going, 0, 3);
+	tcase_add_test(t, process_that_is_gone);
 	tcase_add_test(t, hole_behind_our_back);
 	tcase_add_test(t, discarded_page);
 	tcase_add_test(t, source_fails);
