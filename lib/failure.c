@@ -20,9 +20,9 @@ static int poison_claimed(struct kvmfault__request *rq)
 	bool apart = kvmfault__events_take(memory);
 	int err = -EAGAIN;
 
-	if (!apart || (kvmfault__install_begin(rq->seat, memory->uffd) &&
-		       kvmfault__page_state(memory, rq->page) !=
-		       KVMFAULT__FETCHING_REMOVED))
+	if (!apart || kvmfault__install_begin(rq->seat, memory,
+					      rq->request.offset,
+					      rq->request.length))
 		err = kvmfault__poison(rq->seat, memory, NULL,
 				       rq->request.offset, rq->request.length);
 	if (apart)

@@ -1082,9 +1082,11 @@ int kvmfault__take_away(const struct kvmfault_uffd *uffd, void *host,
 /* Around each read of one that has a reader. */
 void kvmfault__reading_begin(struct kvmfault_uffd *uffd);
 void kvmfault__reading_end(struct kvmfault_uffd *uffd);
-/* Around each install there. False: not now. */
-bool kvmfault__install_begin(struct kvmfault__seat *seat,
-			     struct kvmfault_uffd *uffd);
+/* Around each install where events take pages: how much of it, up to what is gone.
+ * 0: nothing now. */
+uint64_t kvmfault__install_begin(struct kvmfault__seat *seat,
+				 const struct kvmfault_memory *memory,
+				 uint64_t offset, uint64_t length);
 void kvmfault__install_end(struct kvmfault__seat *seat);
 
 /* service.c: a message's fetch has failed: later again. */

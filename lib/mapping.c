@@ -141,20 +141,6 @@ static int prove(const struct kvmfault_mapping *mapping, uint64_t offset,
 	return there > 0 ? 0 : there ? there : -ENOMEM;
 }
 
-/* What an event has told is gone is zero from then on, also where it is being
- * fetched. */
-static uint64_t length_not_gone(const struct kvmfault_memory *memory,
-				uint64_t offset, uint64_t length)
-{
-	uint64_t page = offset >> memory->page_shift;
-	uint64_t end = (offset + length) >> memory->page_shift;
-
-	while (page < end && kvmfault__page_state(memory, page) !=
-			     KVMFAULT__FETCHING_REMOVED)
-		page++;
-	return (page << memory->page_shift) - offset;
-}
-
 /* One call for each run of pages that are not there, if the kernel does not stop
  * in between. */
 static int fill(struct kvmfault__seat *seat,
@@ -163,15 +149,14 @@ static int fill(struct kvmfault__seat *seat,
 		uint64_t length, bool protect,
 		struct kvmfault__installed *installed)
 {
-	uint64_t size = kvmfault__page_size(mapping->span.memory);
+	const struct kvmfault_memory *memory = mapping->span.memory;
+	uint64_t size = kvmfault__page_size(memory);
 	uint64_t host = mapping->host + offset, at = 0, end = length;
-	bool apart = kvmfault__events_take(mapping->span.memory);
+	bool apart = kvmfault__events_take(memory);
 	int64_t done = 0;
 
 	if (apart)
-		end = kvmfault__install_begin(seat, mapping->uffd) ?
-			length_not_gone(mapping->span.memory, offset, length) :
-			0;
+		end = kvmfault__install_begin(seat, memory, offset, length);
 	while (at < end) {
 		bool existed;
 

@@ -97,23 +97,38 @@ static bool wait_for_readers(struct kvmfault__reader *reader)
 	return err != -EINTR;
 }
 
-bool kvmfault__install_begin(struct kvmfault__seat *seat,
-			     struct kvmfault_uffd *uffd)
+/* What an event has told is gone is zero from then on, also where it is being
+ * fetched. */
+static uint64_t length_not_gone(const struct kvmfault_memory *memory,
+				uint64_t offset, uint64_t length)
 {
-	struct kvmfault__reader *reader = uffd->reader;
+	uint64_t page = offset >> memory->page_shift;
+	uint64_t end = (offset + length) >> memory->page_shift;
+
+	while (page < end && kvmfault__page_state(memory, page) !=
+			     KVMFAULT__FETCHING_REMOVED)
+		page++;
+	return (page << memory->page_shift) - offset;
+}
+
+uint64_t kvmfault__install_begin(struct kvmfault__seat *seat,
+				 const struct kvmfault_memory *memory,
+				 uint64_t offset, uint64_t length)
+{
+	struct kvmfault__reader *reader = memory->uffd->reader;
 	unsigned int i;
 
 	for (i = 0; i < TRIES; i++) {
 		/* Who reads says so, then looks for who installs; one of us sees
 		 * the other. */
-		atomic_store(&seat->installing, uffd);
+		atomic_store(&seat->installing, memory->uffd);
 		if (!atomic_load(&reader->reading))
-			return true;
+			return length_not_gone(memory, offset, length);
 		kvmfault__install_end(seat);
 		if (!wait_for_readers(reader))
 			break;
 	}
-	return false;
+	return 0;
 }
 
 void kvmfault__install_end(struct kvmfault__seat *seat)

@@ -14,7 +14,6 @@
 
 #include "abi.h"
 #include "internal.h"
-#include "trace.h"
 
 #define MESSAGES 16
 #define EVENTS 8
@@ -103,17 +102,16 @@ void kvmfault__put_off_fetch(struct kvmfault__request *rq, int error)
 				       KVMFAULT_REASON_RESOLVER, error);
 }
 
-/* A fetch in flight does not have it. It is parked before the VMM is told, who may
- * take his time: a message that is repeated meanwhile is known to be one. */
-static void answered(struct kvmfault_service *service,
-		     struct kvmfault__seat *seat, struct kvmfault__parked *item,
-		     const struct kvmfault_mapping *mapping,
-		     const struct kvmfault__answer *answer)
+/* It is parked before the VMM is told, who may take his time: a message that is
+ * repeated meanwhile is known to be one. */
+static void not_answered(struct kvmfault_service *service,
+			 struct kvmfault__seat *seat,
+			 struct kvmfault__parked *item,
+			 const struct kvmfault_mapping *mapping,
+			 const struct kvmfault__answer *answer)
 {
 	bool failed = answer->action == KVMFAULT_UNRESOLVED;
 
-	if (answer->action == KVMFAULT_RETRY && !answer->error)
-		return;
 	item->tries.failures += failed;
 	kvmfault__put_off(&service->park, seat, item, failed);
 	if (failed)
@@ -130,6 +128,7 @@ static void serve_fault(struct kvmfault_service *service,
 	struct kvmfault__place place = { 0 };
 	struct kvmfault__answer answer;
 	struct kvmfault_mapping *mapping;
+	bool done;
 
 	mapping = kvmfault__mapping_find(seat, item->space, item->fault.hva);
 	if (!mapping || !mapping->uffd) {
@@ -145,12 +144,13 @@ static void serve_fault(struct kvmfault_service *service,
 	kvmfault__mark(seat, &place);
 	kvmfault__resolve(seat, &item->fault, &place, &answer);
 	kvmfault__mark_ahead(seat, &place);
-	if (!answer.detached)
-		answered(service, seat, item, mapping, &answer);
+	done = answer.action == KVMFAULT_RETRY && !answer.error;
+	/* A fetch in flight may have it. */
+	if (!done && !answer.detached)
+		not_answered(service, seat, item, mapping, &answer);
 	kvmfault__leave(seat);
 	kvmfault__add(seat, KVMFAULT__COUNTER(action) + answer.action, 1);
-	if (!answer.detached && answer.action == KVMFAULT_RETRY &&
-	    !answer.error)
+	if (done && !answer.detached)
 		kvmfault__latency(seat, kvmfault__sys_now() - began);
 }
 
