@@ -14,8 +14,8 @@
 #include <linux/kvm.h>
 
 #include "fake-sys.h"
-#include "lib/abi.h"
-#include "lib/internal.h"
+#include "lib/os/abi.h"
+#include "lib/setup/setup.h"
 #include "unit.h"
 
 #define BED_GPA 0x100000ULL

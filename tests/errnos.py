@@ -121,7 +121,7 @@ def wrappers(header):
 #include <string.h>
 #include <unistd.h>
 
-#include "lib/internal.h"
+#include "lib/setup/setup.h"
 #include "tests/noting.h"
 
 /* A caller's mistake, what is in the way, what can't be: each says which. */

@@ -28,8 +28,8 @@
 #include <unistd.h>
 
 #include "fake-sys.h"
-#include "lib/abi.h"
-#include "lib/internal.h"
+#include "lib/os/abi.h"
+#include "lib/setup/setup.h"
 #include "noting.h"
 
 #define BASE 1000		/* real descriptors are below */

@@ -23,8 +23,8 @@
 #include <unistd.h>
 #include <valgrind/callgrind.h>
 
-#include "lib/abi.h"
-#include "lib/internal.h"
+#include "lib/os/abi.h"
+#include "lib/setup/setup.h"
 
 #define COUNT 1000
 #define THREADS_MAX 256

@@ -20,7 +20,7 @@
 #include <unistd.h>
 
 #include "kvm-rig.h"
-#include "lib/internal.h"
+#include "lib/setup/setup.h"
 #include "need.h"
 
 #define PAGES 128

@@ -15,7 +15,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "lib/internal.h"
+#include "lib/setup/setup.h"
 #include "need.h"
 #include "unit.h"
 

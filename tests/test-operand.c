@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "lib/internal.h"
+#include "lib/setup/setup.h"
 #include "unit.h"
 
 #define RIP 0x400000ULL

@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-#include "lib/internal.h"
+#include "lib/setup/setup.h"
 #include "unit.h"
 
 struct ours {

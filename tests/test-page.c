@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "lib/internal.h"
+#include "lib/setup/setup.h"
 #include "unit.h"
 
 #define PAGES 1000ULL

@@ -9,8 +9,8 @@
 #include <string.h>
 
 #include "fake-sys.h"
-#include "lib/abi.h"
-#include "lib/internal.h"
+#include "lib/os/abi.h"
+#include "lib/setup/setup.h"
 #include "unit.h"
 
 static int kvm;

@@ -4,7 +4,8 @@
 /* Whether a thread looks for the next message before it sleeps. */
 
 #include "fake-sys.h"
-#include "lib/internal.h"
+#include "lib/core/core.h"
+#include "lib/core/poll.h"
 #include "unit.h"
 
 #define US 1000ULL

@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "fake-sys.h"
-#include "lib/internal.h"
+#include "lib/setup/setup.h"
 #include "unit.h"
 
 #define THREADS 4

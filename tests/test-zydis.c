@@ -13,7 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "lib/internal.h"
+#include "lib/setup/setup.h"
 #include "unit.h"
 
 #define ROUNDS 400000

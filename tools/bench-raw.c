@@ -23,7 +23,7 @@
 #include <unistd.h>
 
 #include "bench.h"
-#include "lib/abi.h"
+#include "lib/os/abi.h"
 
 struct raw {
 	int uffd, stop;

@@ -9,8 +9,8 @@
 #include <errno.h>
 
 #include "fuzz.h"
-#include "lib/abi.h"
-#include "lib/internal.h"
+#include "lib/os/abi.h"
+#include "lib/setup/setup.h"
 
 #define HEAD offsetof(struct kvm_run, hw)
 

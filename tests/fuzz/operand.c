@@ -8,7 +8,7 @@
  */
 
 #include "fuzz.h"
-#include "lib/internal.h"
+#include "lib/setup/setup.h"
 
 #define MOST 32
 

@@ -7,7 +7,7 @@
  */
 
 #include "fuzz.h"
-#include "lib/internal.h"
+#include "lib/setup/setup.h"
 
 #define MOST 256
 #define HEAD sizeof(size_t)

@@ -7,7 +7,7 @@
  */
 
 #include "fuzz.h"
-#include "lib/internal.h"
+#include "lib/setup/setup.h"
 
 #define PAGES 64
 #define STATES 6

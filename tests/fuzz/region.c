@@ -9,7 +9,7 @@
 
 #include "../fake-sys.h"
 #include "fuzz.h"
-#include "lib/internal.h"
+#include "lib/setup/setup.h"
 
 #define MOST 64
 #define MEMORY (128 * PAGE)

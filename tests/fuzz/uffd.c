@@ -12,8 +12,8 @@
 
 #include "../fake-sys.h"
 #include "fuzz.h"
-#include "lib/abi.h"
-#include "lib/internal.h"
+#include "lib/os/abi.h"
+#include "lib/setup/setup.h"
 
 #define PAGES 8ULL
 #define LENGTH (PAGES * PAGE)

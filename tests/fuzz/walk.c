@@ -11,7 +11,7 @@
 
 #include "../fake-sys.h"
 #include "fuzz.h"
-#include "lib/internal.h"
+#include "lib/setup/setup.h"
 
 #define GPA 0x100000ULL
 #define PAGES 8

@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 
 #include "behaviour.h"
-#include "lib/abi.h"
+#include "lib/os/abi.h"
 
 #define MISSING UFFDIO_REGISTER_MODE_MISSING
 #define MINOR UFFDIO_REGISTER_MODE_MINOR

@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 
 #include "behaviour.h"
-#include "lib/abi.h"
+#include "lib/os/abi.h"
 
 static uint64_t features(void)
 {

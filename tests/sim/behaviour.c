@@ -16,7 +16,7 @@
 #include <sys/mman.h>
 
 #include "behaviour.h"
-#include "lib/abi.h"
+#include "lib/os/abi.h"
 #include "run.h"
 
 #define ANSWER "an answer"

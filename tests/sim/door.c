@@ -2,7 +2,7 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * The door of lib/ in the simulator. In: a call of lib/sys.h. Out: a point, then
+ * The door of lib/ in the simulator. In: a call of lib/os/sys.h. Out: a point, then
  * the model's answer, or an error that the kernel may give there. What the fault
  * path must not do is judged here, and what the library makes is counted.
  */
@@ -19,8 +19,8 @@
 #include <sys/timerfd.h>
 #include <time.h>
 
-#include "lib/abi.h"
-#include "lib/internal.h"
+#include "lib/os/abi.h"
+#include "lib/setup/setup.h"
 #include "sim.h"
 #include "world.h"
 

@@ -15,7 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "lib/abi.h"
+#include "lib/os/abi.h"
 #include "sim.h"
 
 struct kvm kvm;

@@ -19,7 +19,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-#include "lib/abi.h"
+#include "lib/os/abi.h"
 #include "run.h"
 #include "sim.h"
 

@@ -10,7 +10,7 @@
  *   uffd.c     userfaultfds: messages, sleepers, the ioctls
  *   fds.c      descriptors, epoll, eventfd, timerfd, fork, the end of a process
  *   kvm.c      memslots, vCPUs, KVM_RUN
- *   door.c     the door of lib/ (lib/sys.h), which leads to these
+ *   door.c     the door of lib/ (lib/os/sys.h), which leads to these
  *   oracle.c   what each word of guest memory may be
  *   world.c    a VMM: its objects, sources, resolvers and callbacks
  *   tables.c   the guest's page tables, what its MSRs name

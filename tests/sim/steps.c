@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "lib/abi.h"
+#include "lib/os/abi.h"
 #include "sources.h"
 #include "world.h"
 

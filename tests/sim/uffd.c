@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "lib/abi.h"
+#include "lib/os/abi.h"
 #include "sim.h"
 
 struct sleeper {

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * While a worker does a vCPU's task the vCPU's thread may leave. In: a worker that is
+ * about to touch what is the vCPU's. Out: the thread stays until it is done; or it has
+ * gone already.
+ */
+
+#include "seat.h"
+
+bool kvmfault__hold_vcpu(struct kvmfault__seat *seat)
+{
+	uint32_t state;
+
+	if (!seat->task)
+		return true;
+	state = atomic_load(seat->task);
+	do {
+		if (state & KVMFAULT__TASK_LEFT)
+			return false;
+	} while (!atomic_compare_exchange_weak(seat->task, &state,
+					       state | KVMFAULT__TASK_HELD));
+	return true;
+}
+
+void kvmfault__free_vcpu(struct kvmfault__seat *seat)
+{
+	if (seat->task &&
+	    atomic_fetch_and(seat->task, ~KVMFAULT__TASK_HELD) & KVMFAULT__TASK_LEFT)
+		kvmfault__sys_futex_wake(seat->task);
+}

@@ -1,0 +1,303 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Beside the flow: who does a vCPU's work. In: a task of the vCPU's thread.
+ * Out: done by that thread itself, or with the delegate profile by a worker, a
+ * thread that the vCPU has for it; the vCPU's own then makes no call but to wait
+ * for a futex and to wake. A worker sleeps where an inline vCPU's thread would:
+ * for a page that another thread fetches, and in the kernel on a page that is
+ * missing, until a message of it is answered. So no thread that reads messages is
+ * ever a worker.
+ */
+
+#include <string.h>
+
+#include "../os/abi.h"
+#include "entry.h"
+
+#define SLICE 10000000ULL		/* 10 ms */
+#define LONG (1ULL << 60)		/* nanoseconds: until it is woken */
+
+/* ---- the thread that does it ---- */
+
+/* The vCPU's thread: it may be in KVM_RUN by now. */
+static bool has_left(const struct kvmfault__seat *seat)
+{
+	return seat->task && kvmfault__exit_wanted(seat);
+}
+
+static int execute(struct kvmfault__task *task, struct kvmfault__answer *answer)
+{
+	if (task->anew)
+		kvmfault__not_pending(task->seat);
+	task->began = kvmfault__sys_now();
+	if (task->due > task->began) {
+		if (kvmfault__pause(task->seat, task->due - task->began))
+			return -EINTR;
+		task->began = kvmfault__sys_now();
+	}
+	task->work(task, answer);
+	task->ended = kvmfault__sys_now();
+	if (answer->length && task->prefault &&
+	    answer->action == KVMFAULT_RETRY && !has_left(task->seat))
+		kvmfault__prefault(task, answer);
+	return 0;
+}
+
+/* The vCPU may be freed from the last step on; the worker stays. */
+static void do_task(struct kvmfault__worker *worker)
+{
+	uint32_t state;
+
+	worker->err = execute(&worker->task, &worker->answer);
+	state = atomic_load(&worker->state);
+	do
+		/* Nobody was told PENDING. */
+		if (state & KVMFAULT__TASK_LEFT)
+			kvmfault__not_pending(worker->seat);
+	while (!atomic_compare_exchange_weak(&worker->state, &state,
+					     state & KVMFAULT__TASK_STOP));
+	kvmfault__sys_futex_wake(&worker->state);
+}
+
+static void *run(void *arg)
+{
+	struct kvmfault__worker *worker = arg;
+	uint32_t state;
+
+	kvmfault__enter(&worker->seat->inside, worker->seat, NULL);
+	while (!((state = atomic_load(&worker->state)) & KVMFAULT__TASK_STOP)) {
+		if (state & KVMFAULT__TASK_BUSY)
+			do_task(worker);
+		else
+			kvmfault__sys_futex_wait(&worker->state, state, LONG);
+	}
+	kvmfault__exit(&worker->seat->inside);
+	return NULL;
+}
+
+/* ---- the vCPU's thread ---- */
+
+/*
+ * Until the worker has nothing to do. -EINTR: a signal or immediate_exit came;
+ * then *left: it goes on, for nobody. What it waits for in the library ends soon;
+ * what it waits for in the kernel, in a source or in a callback has its own time.
+ */
+static int await(struct kvmfault__seat *seat, struct kvmfault__worker *worker,
+		 bool *left)
+{
+	uint32_t state = atomic_load(&worker->state);
+	int err = 0;
+
+	while (state & KVMFAULT__TASK_BUSY) {
+		if (!err) {
+			err = kvmfault__sleep(seat, &worker->state, state);
+		} else if (!(state & KVMFAULT__TASK_LEFT)) {
+			__atomic_store_n(&worker->leave, 1, __ATOMIC_RELAXED);
+			atomic_fetch_or(&worker->state, KVMFAULT__TASK_LEFT);
+		} else if (state & KVMFAULT__TASK_HELD) {
+			kvmfault__sys_futex_wait(&worker->state, state, SLICE);
+		} else {
+			break;
+		}
+		state = atomic_load(&worker->state);
+	}
+	*left = state & KVMFAULT__TASK_BUSY;
+	return err;
+}
+
+static void post(struct kvmfault__worker *worker,
+		 const struct kvmfault__task *task)
+{
+	worker->fault = *task->fault;
+	worker->task = *task;
+	worker->task.fault = &worker->fault;
+	worker->task.seat = worker->seat;
+	worker->task.fd = worker->fd;
+	__atomic_store_n(&worker->leave, 0, __ATOMIC_RELAXED);
+	atomic_store(&worker->state, KVMFAULT__TASK_BUSY);
+	kvmfault__sys_futex_wake(&worker->state);
+}
+
+static int have_done(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
+		     struct kvmfault__answer *answer)
+{
+	struct kvmfault__worker *worker = vcpu->worker;
+	bool left;
+	int err = await(vcpu->seat, worker, &left);
+
+	/* Who is wanted elsewhere begins nothing. */
+	if (err || kvmfault__exit_wanted(vcpu->seat))
+		return -EINTR;
+	post(worker, task);
+	await(vcpu->seat, worker, &left);
+	/* Only what it holds the vCPU for changes this. */
+	task->reached = worker->task.reached;
+	if (left)
+		return -EINTR;
+	/* What has ended is done, even if a signal came meanwhile. */
+	*task->fault = worker->fault;
+	task->began = worker->task.began;
+	task->ended = worker->task.ended;
+	task->rip = worker->task.rip;
+	*answer = worker->answer;
+	return worker->err;
+}
+
+static int do_or_have_done(struct kvmfault_vcpu *vcpu,
+			   struct kvmfault__task *task,
+			   struct kvmfault__answer *answer)
+{
+	return vcpu->worker ? have_done(vcpu, task, answer) :
+			      execute(task, answer);
+}
+
+/* A prefault may leave KVM's record of a fault in kvm_run, and the VMM, or KVM on
+ * its next entry, may still need what stands there. */
+static int with_prefault(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
+			 struct kvmfault__answer *answer)
+{
+	struct kvm_run *run = vcpu->run;
+	struct kvmfault__memory_fault record;
+	uint32_t exit_reason = run->exit_reason;
+	int err;
+
+	memcpy(&record, &run->hw, sizeof(record));
+	err = do_or_have_done(vcpu, task, answer);
+	memcpy(&run->hw, &record, sizeof(record));
+	run->exit_reason = exit_reason;
+	return err;
+}
+
+int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
+		      struct kvmfault__answer *answer)
+{
+	int err;
+
+	/* A worker may come late: only after such an exit nobody minds. */
+	task->prefault &= !vcpu->worker ||
+			  task->fault->entrance == KVMFAULT_ENTRANCE_EXIT;
+	err = task->prefault ? with_prefault(vcpu, task, answer) :
+			       do_or_have_done(vcpu, task, answer);
+	if (err) {
+		kvmfault__say(answer, KVMFAULT_INTERRUPTED);
+		return err;
+	}
+	vcpu->anew = false;
+	if (!vcpu->began)
+		vcpu->began = task->began;
+	vcpu->ended = task->ended;
+	return 0;
+}
+
+void kvmfault__forget_pending(struct kvmfault_vcpu *vcpu)
+{
+	if (!vcpu->worker)
+		kvmfault__not_pending(vcpu->seat);
+	else if (!(atomic_load(&vcpu->worker->state) & KVMFAULT__TASK_BUSY))
+		kvmfault__not_pending(vcpu->worker->seat);
+	/* Else it was left, and sees to that itself. */
+}
+
+/* ---- set-up ---- */
+
+static void close_fd(struct kvmfault__worker *worker)
+{
+	if (worker->fd >= 0)
+		kvmfault__sys_close(worker->fd);
+	worker->fd = -1;
+}
+
+static int worker_new(struct kvmfault_vm *vm, struct kvmfault__worker **worker)
+{
+	struct kvmfault__worker *new = kvmfault__sys_alloc(sizeof(*new), 0);
+	int err;
+
+	if (!new)
+		return -ENOMEM;
+	new->fd = -1;
+	new->taken = true;
+	new->seat = kvmfault__seat_take(vm);
+	err = new->seat ? 0 : -ENOMEM;
+	if (!err) {
+		new->seat->task = &new->state;
+		new->seat->immediate_exit = &new->leave;
+		err = kvmfault__sys_thread(&new->thread, run, new,
+					   "kvmfault-vcpu");
+	}
+	if (err) {
+		if (new->seat)
+			kvmfault__seat_give(new->seat);
+		kvmfault__sys_free(new);
+		return err;
+	}
+	kvmfault__sys_lock(&vm->lock);
+	new->next = vm->workers;
+	vm->workers = new;
+	kvmfault__sys_unlock(&vm->lock);
+	*worker = new;
+	return 0;
+}
+
+/* One whose vCPU was freed, and who has no task of its any more; or NULL. */
+static struct kvmfault__worker *take_idle(struct kvmfault_vm *vm)
+{
+	struct kvmfault__worker *worker;
+
+	kvmfault__sys_lock(&vm->lock);
+	worker = vm->workers;
+	while (worker && (worker->taken ||
+			  atomic_load(&worker->state) & KVMFAULT__TASK_BUSY))
+		worker = worker->next;
+	if (worker)
+		worker->taken = true;
+	kvmfault__sys_unlock(&vm->lock);
+	return worker;
+}
+
+int kvmfault__worker_take(struct kvmfault_vcpu *vcpu)
+{
+	struct kvmfault__worker *worker = take_idle(vcpu->vm);
+	int err = worker ? 0 : worker_new(vcpu->vm, &worker);
+
+	if (err)
+		return err;
+	vcpu->worker = worker;
+	worker->seat->vcpu = vcpu;
+	worker->seat->no_wait = vcpu->seat->no_wait;
+	kvmfault__failures_forget(worker->seat);
+	close_fd(worker);
+	/* Its own: the VMM's may be closed, and be another's, while a task is
+	 * done for nobody. */
+	worker->fd = kvmfault__sys_dup(vcpu->fd);
+	return worker->fd < 0 ? worker->fd : 0;
+}
+
+void kvmfault__worker_give(struct kvmfault_vcpu *vcpu)
+{
+	struct kvmfault__worker *worker = vcpu->worker;
+
+	if (!worker)
+		return;
+	if (!(atomic_load(&worker->state) & KVMFAULT__TASK_BUSY))
+		close_fd(worker);
+	kvmfault__sys_lock(&vcpu->vm->lock);
+	worker->taken = false;
+	kvmfault__sys_unlock(&vcpu->vm->lock);
+}
+
+/* All memories are gone, so none of them sleeps any more. */
+void kvmfault__workers_free(struct kvmfault_vm *vm)
+{
+	struct kvmfault__worker *worker = vm->workers, *next;
+
+	for (; worker; worker = next) {
+		next = worker->next;
+		atomic_fetch_or(&worker->state, KVMFAULT__TASK_STOP);
+		kvmfault__sys_futex_wake(&worker->state);
+		kvmfault__sys_join(worker->thread);
+		close_fd(worker);
+		kvmfault__sys_free(worker);
+	}
+}

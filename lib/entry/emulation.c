@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Entrance emulation: KVM's emulator gave up on an instruction, maybe because a
+ * page that it needs is absent. In: an internal error that tells nothing but
+ * RIP. Out: the pages of the code and of its operands present and the queued
+ * #UD taken back, so that the instruction runs again; or not a fault.
+ */
+
+#include <string.h>
+
+#include "../os/abi.h"
+#include "entry.h"
+
+#ifdef __x86_64__
+
+#define OPERAND_MAX 512		/* the largest operand: FXSAVE's */
+#define UD 6
+
+struct emulation {
+	struct kvmfault__task *task;
+	struct kvmfault__x86 cpu;
+	uint64_t code[2];	/* the gpa of its bytes, by page, */
+	uint32_t lengths[2];	/* and how many there */
+	struct kvmfault__answer answer;	/* of a page that failed */
+	bool came;		/* one of them; */
+	bool later;		/* or could not now */
+};
+
+/* Does KVM meet guest memory there, it may take as long as a page takes. */
+static int ask_vcpu(const struct kvmfault__task *task, unsigned long request,
+		    void *arg)
+{
+	return kvmfault__sys_ioctl(task->fd, request, arg);
+}
+
+/* Make the page at a linear address present; its gpa, or false: not RAM of
+ * ours, or it failed. */
+static bool need(struct emulation *e, uint64_t linear, uint64_t *gpa)
+{
+	struct kvm_translation translation = { .linear_address = linear };
+	struct kvmfault_fault fault = *e->task->fault;
+	struct kvmfault__answer answer;
+
+	/* A signal has ended the wait for another one of its pages. */
+	if (e->answer.action == KVMFAULT_INTERRUPTED)
+		return false;
+	if (ask_vcpu(e->task, KVM_TRANSLATE, &translation) ||
+	    !translation.valid)
+		return false;
+	*gpa = translation.physical_address;
+	fault.known = KVMFAULT_KNOWN_GPA;
+	fault.gpa = *gpa & ~(KVMFAULT__PAGE - 1);
+	fault.length = KVMFAULT__PAGE;
+	kvmfault__resolve_gpa(e->task->seat, &fault, fault.gpa, &answer);
+	if (answer.reason == KVMFAULT_REASON_NO_REGION)
+		return false;
+	if (answer.action == KVMFAULT_RETRY) {
+		e->came |= answer.came;
+		e->later |= answer.error == -EAGAIN;
+	} else if (e->answer.action != KVMFAULT_UNRESOLVED) {
+		/* What has failed counts, whatever is on its way. */
+		e->answer = answer;
+	}
+	return answer.action == KVMFAULT_RETRY;
+}
+
+static void need_range(struct emulation *e, uint64_t linear, uint64_t length)
+{
+	uint64_t gpa, last = linear + length - 1;
+
+	need(e, linear, &gpa);
+	if ((linear ^ last) & ~(KVMFAULT__PAGE - 1))
+		need(e, last, &gpa);
+}
+
+static bool registers(const struct kvmfault__task *task,
+		      struct kvmfault__x86 *cpu)
+{
+	struct kvm_sregs s;
+	struct kvm_regs r;
+
+	if (ask_vcpu(task, KVM_GET_REGS, &r) ||
+	    ask_vcpu(task, KVM_GET_SREGS, &s))
+		return false;
+	*cpu = (struct kvmfault__x86){
+		.gpr = { r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi,
+			 r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14,
+			 r.r15 },
+		.rip = r.rip,
+		.segment = { s.es.base, s.cs.base, s.ss.base, s.ds.base,
+			     s.fs.base, s.gs.base },
+		.long_mode = s.cs.l,
+		.big = s.cs.db,
+	};
+	if (cpu->long_mode)	/* those bases do not count there */
+		memset(cpu->segment, 0, 4 * sizeof(cpu->segment[0]));
+	return true;
+}
+
+/* The instruction's bytes present, as far as they can be. */
+static void find_code(struct emulation *e)
+{
+	const struct kvmfault__x86 *cpu = &e->cpu;
+	uint64_t gpa, linear = cpu->rip +
+			       (cpu->long_mode ? 0 : cpu->segment[1]);
+	uint32_t done = 0, step;
+	unsigned int n;
+
+	for (n = 0; n < 2 && done < KVMFAULT__CODE; n++) {
+		if (!need(e, linear + done, &gpa))
+			break;
+		step = (uint32_t)(KVMFAULT__PAGE - gpa % KVMFAULT__PAGE);
+		if (step > KVMFAULT__CODE - done)
+			step = KVMFAULT__CODE - done;
+		e->code[n] = gpa;
+		e->lengths[n] = step;
+		done += step;
+	}
+}
+
+/* And out of guest memory. */
+static size_t read_code(const struct emulation *e, uint8_t *code)
+{
+	struct kvmfault__seat *seat = e->task->seat;
+	size_t done = 0;
+	unsigned int n;
+
+	for (n = 0; n < 2 && e->lengths[n]; n++) {
+		struct kvmfault__region *region;
+		struct kvmfault_memory *memory;
+		uint64_t offset;
+
+		region = kvmfault__region_find(seat,
+					       e->task->fault->address_space,
+					       e->code[n]);
+		memory = region ? region->span.memory : NULL;
+		if (!memory)
+			break;
+		offset = kvmfault__region_offset(region, e->code[n]);
+		if (kvmfault__poisoned(memory, offset))
+			break;
+		memcpy(code + done, kvmfault__bytes(seat, memory, offset),
+		       e->lengths[n]);
+		kvmfault__unhold(seat, &seat->mappings);
+		done += e->lengths[n];
+	}
+	kvmfault__leave(seat);
+	return done;
+}
+
+static void find_operands(struct emulation *e)
+{
+	const struct kvmfault__x86 *cpu = &e->cpu;
+	uint8_t code[KVMFAULT__CODE];
+	uint64_t operand;
+
+	if (kvmfault__x86_operand(cpu, code, read_code(e, code), &operand))
+		need_range(e, operand, OPERAND_MAX);
+	/* Strings and the stack have no ModRM. */
+	need_range(e, cpu->gpr[4], 8);
+	need_range(e, cpu->gpr[6] + cpu->segment[3], 8);
+	need_range(e, cpu->gpr[7] + cpu->segment[0], 8);
+}
+
+/* Unless the VMM has KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM has queued #UD for
+ * the guest by now, which must not see it. False: that failed, or the vCPU is not
+ * this fault's any more. */
+static bool take_back_ud(const struct kvmfault__task *task)
+{
+	struct kvm_vcpu_events events;
+	int err;
+
+	if (!kvmfault__hold_vcpu(task->seat))
+		return false;
+	err = ask_vcpu(task, KVM_GET_VCPU_EVENTS, &events);
+	if (!err && events.exception.nr == UD &&
+	    (events.exception.injected || events.exception.pending)) {
+		memset(&events.exception, 0, sizeof(events.exception));
+		/* Only what is said to be valid is set: nothing else
+		 * changes. */
+		events.flags &= KVM_VCPUEVENT_VALID_PAYLOAD;
+		err = ask_vcpu(task, KVM_SET_VCPU_EVENTS, &events);
+	}
+	kvmfault__free_vcpu(task->seat);
+	return !err;
+}
+
+static void verdict(const struct emulation *e, struct kvmfault__answer *answer)
+{
+	kvmfault__say(answer, KVMFAULT_RETRY);
+	answer->came = e->came;
+	/* A page that failed may be one that the instruction has no use for:
+	 * it counts when none came. */
+	if (!e->came && e->answer.action != KVMFAULT_NOT_A_FAULT)
+		*answer = e->answer;
+	else if (!e->came && e->later)
+		answer->error = -EAGAIN;
+	/* Nothing was absent: maybe others were faster, as often as the guard
+	 * has patience. Then it is the VMM's, with its #UD. */
+	else if (!e->came && e->task->last && e->task->rip == e->cpu.rip)
+		answer->action = KVMFAULT_NOT_A_FAULT;
+}
+
+static void emulate(struct kvmfault__task *task, struct kvmfault__answer *answer)
+{
+	struct emulation e = { .task = task };
+
+	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+	e.answer = *answer;
+	if (!registers(task, &e.cpu))
+		return;
+	find_code(&e);
+	find_operands(&e);
+	verdict(&e, answer);
+	/* Whatever comes of it, KVM_RUN may be entered again by then. */
+	if (answer->action != KVMFAULT_NOT_A_FAULT && !take_back_ud(task))
+		kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+	task->rip = e.cpu.rip;
+}
+
+void kvmfault__emulation(struct kvmfault_vcpu *vcpu,
+			 struct kvmfault__answer *answer)
+{
+	struct kvmfault__task task = kvmfault__task(vcpu, emulate);
+
+	task.rip = vcpu->emulation_rip;
+	task.last = kvmfault__last_retry(vcpu);
+	vcpu->emulating = kvmfault__perform(vcpu, &task, answer);
+	vcpu->emulation_rip = task.rip;
+}
+
+#else
+
+/* arm64 KVM emulates no instruction that could meet an absent page. */
+void kvmfault__emulation(struct kvmfault_vcpu *vcpu,
+			 struct kvmfault__answer *answer)
+{
+	(void)vcpu;
+	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+}
+
+#endif

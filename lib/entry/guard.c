@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The guard: a retry is bounded. In: an answer, whatever the entrance. Out: the same, a
+ * pause before it, or the end of trying, after so many answers without progress.
+ */
+
+#include <string.h>
+#include "entry.h"
+
+#define FREE_RETRIES 2			/* then with a pause */
+#define PAUSE_MIN 50000ULL		/* 50 us, doubled each time, */
+#define PAUSE_MAX 10000000ULL		/* up to 10 ms */
+
+void kvmfault__guard_start(struct kvmfault_vcpu *vcpu)
+{
+	memset(vcpu->history, 0xfe, sizeof(vcpu->history)); /* no page's */
+	vcpu->faulted = false;
+	vcpu->newest = 0;
+	vcpu->streak = 0;
+	vcpu->not_now = 0;
+	vcpu->emulation_rip = UINT64_MAX;
+}
+
+/* Has this page, or what stands for it, faulted a short while ago? */
+static bool seen(struct kvmfault_vcpu *vcpu, uint64_t what)
+{
+	unsigned int i;
+
+	for (i = 0; i < KVMFAULT__HISTORY; i++)
+		if (vcpu->history[i] == what)
+			return true;
+	vcpu->history[vcpu->newest++ % KVMFAULT__HISTORY] = what;
+	return false;
+}
+
+bool kvmfault__last_retry(const struct kvmfault_vcpu *vcpu)
+{
+	return vcpu->streak + 1 >= vcpu->vm->options.retry_budget;
+}
+
+/* Before the nth retry, from 1. */
+static void pause_before(struct kvmfault_vcpu *vcpu,
+			 struct kvmfault__answer *answer, uint32_t n)
+{
+	uint64_t pause = n ? PAUSE_MIN : 0;
+
+	for (; n > 1 && pause < PAUSE_MAX; n--)
+		pause *= 2;
+	if (kvmfault__pause(vcpu->seat, pause < PAUSE_MAX ? pause : PAUSE_MAX))
+		answer->action = KVMFAULT_INTERRUPTED;
+}
+
+static void give_up(const struct kvmfault_vcpu *vcpu,
+		    struct kvmfault__answer *answer)
+{
+	if (answer->told)	/* again and again, and touches it still */
+		kvmfault__unresolved(answer, KVMFAULT_REASON_HWPOISON,
+				     -EHWPOISON);
+	else if (vcpu->fault.known & KVMFAULT_KNOWN_GPA)
+		kvmfault__unresolved(answer, KVMFAULT_REASON_NO_PROGRESS,
+				     -vcpu->fault.error);
+	else
+		kvmfault__unresolved(answer, KVMFAULT_REASON_NO_ADDRESS,
+				     -vcpu->fault.error);
+}
+
+void kvmfault__guard_no_page(struct kvmfault_vcpu *vcpu,
+			     struct kvmfault__answer *answer)
+{
+	/* Not now: that is no failure, however often. */
+	if (answer->error == -EAGAIN) {
+		pause_before(vcpu, answer, vcpu->not_now++);
+		return;
+	}
+	vcpu->not_now = 0;
+	if (!seen(vcpu, kvmfault__guard_key(vcpu))) {
+		vcpu->streak = 0;
+		return;
+	}
+	if (++vcpu->streak >= vcpu->vm->options.retry_budget) {
+		vcpu->streak = 0;
+		give_up(vcpu, answer);
+		return;
+	}
+	if (vcpu->streak > FREE_RETRIES)
+		pause_before(vcpu, answer, vcpu->streak - FREE_RETRIES);
+}

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * A vCPU's last faults, for whoever has to find out why. In: a fault and what came of it.
+ * Out: the ring of them, the newest first.
+ */
+
+#include "entry.h"
+
+static struct kvmfault__past *past(struct kvmfault_vcpu *vcpu, uint64_t n)
+{
+	return &vcpu->past[n % KVMFAULT_HISTORY_COUNT];
+}
+
+KVMFAULT__EXPORT
+const struct kvmfault_result *
+kvmfault_vcpu_result(const struct kvmfault_vcpu *vcpu)
+{
+	struct kvmfault_vcpu *ours = (struct kvmfault_vcpu *)(uintptr_t)vcpu;
+	uint64_t n;
+	uint32_t i = 0;
+
+	if (!vcpu)
+		return NULL;
+	/* In order for who asks, and not for each fault. */
+	for (n = vcpu->past_count; n && i < KVMFAULT_HISTORY_COUNT; i++)
+		ours->events[i] = &past(ours, --n)->event;
+	ours->result.history_count = i;
+	return &vcpu->result;
+}
+
+/* The same as the last one: a storm must not push out what began it. */
+static bool same_again(const struct kvmfault__past *last,
+		       const struct kvmfault_vcpu *vcpu)
+{
+	const struct kvmfault_fault *now = &vcpu->fault, *then = &last->fault;
+	const struct kvmfault_result *result = &vcpu->result;
+
+	/* What differs most often first. */
+	return then->gpa == now->gpa && then->hva == now->hva &&
+	       then->entrance == now->entrance && then->known == now->known &&
+	       then->address_space == now->address_space &&
+	       then->flags == now->flags &&
+	       last->event.action == result->action &&
+	       last->event.reason == result->reason &&
+	       last->event.error == result->error &&
+	       last->event.resolver == result->resolver;
+}
+
+/* For whoever has to find out why. */
+void kvmfault__remember(struct kvmfault_vcpu *vcpu)
+{
+	const struct kvmfault_result *result = &vcpu->result;
+	struct kvmfault__past *next = past(vcpu, vcpu->past_count);
+
+	if (vcpu->past_count &&
+	    same_again(past(vcpu, vcpu->past_count - 1), vcpu)) {
+		past(vcpu, vcpu->past_count - 1)->event.times++;
+		return;
+	}
+	vcpu->past_count++;
+	next->fault = vcpu->fault;
+	next->event = (struct kvmfault_event){
+		.size = sizeof(next->event),
+		.fault = &next->fault,
+		.action = result->action,
+		.reason = result->reason,
+		.error = result->error,
+		.times = 1,
+		.resolver = result->resolver,
+	};
+}

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Entrance uffd, stage decode: what a userfaultfd says. In: messages. Out: faults
+ * as the service wants them, and what an event means for the pages' states. The
+ * kernel hands out faults before the events that came earlier: so all that were
+ * read are noted before the first of them is served.
+ */
+
+#include <sys/epoll.h>
+
+#include "../os/abi.h"
+#include "entry.h"
+#include "../os/trace.h"
+
+int kvmfault__uffd_listen(struct kvmfault_uffd *uffd, int op)
+{
+	struct epoll_event event = {
+		.events = EPOLLIN | atomic_load(&uffd->vm->baton),
+		.data.u64 = uffd->id,
+	};
+
+	return kvmfault__sys_epoll_ctl(uffd->vm->epoll, op, uffd->fd, &event);
+}
+
+void kvmfault__pass_baton(struct kvmfault_vm *vm, bool on)
+{
+	uint32_t baton = on ? EPOLLONESHOT : 0;
+	uint32_t id;
+
+	if (atomic_exchange(&vm->baton, baton) == baton)
+		return;
+	for (id = 1; id < KVMFAULT__SPACES; id++) {
+		const void *uffd = atomic_load(&vm->uffds[id]);
+
+		if (uffd)
+			kvmfault__uffd_listen((void *)(uintptr_t)uffd,
+					      EPOLL_CTL_MOD);
+	}
+}
+
+struct range {
+	uint64_t first, last;		/* keys: pages of 4 KiB */
+};
+
+/*
+ * A hint that pages are gone: it comes for one mapping only, also where the
+ * data stays in the file. Anonymous pages are gone with their one mapping. Of a
+ * file's pages those that really went are noticed when they are missed.
+ */
+static void removed_in(struct kvmfault__seat *seat, struct kvmfault__span *span,
+		       void *data)
+{
+	struct kvmfault_memory *memory = span->memory;
+	const struct range *gone = data;
+	uint64_t first = gone->first > span->first ? gone->first : span->first;
+	uint64_t last = gone->last < span->last ? gone->last : span->last;
+	unsigned int shift = memory->page_shift - 12;
+	uint64_t page;
+
+	(void)seat;
+	if (first > last || memory->fd > 0 || !kvmfault__tracked(memory))
+		return;
+	page = (first - span->first) >> shift;
+	last = (last - span->first) >> shift;
+	for (; page <= last; page++) {
+		kvmfault__page_remove(memory, page);
+		kvmfault__userfault_follow(memory, page, 1);
+	}
+}
+
+/* Of two memories that lie side by side there is one event. */
+static void removed(struct kvmfault__seat *seat, uint32_t space, uint64_t start,
+		    uint64_t end)
+{
+	struct range gone = {
+		.first = kvmfault__key(space, start),
+		.last = kvmfault__key(space, end - 1),
+	};
+
+	if (end > start)
+		kvmfault__table_visit(seat, &seat->vm->mappings, removed_in,
+				      &gone);
+}
+
+ssize_t kvmfault__messages(struct kvmfault__seat *seat,
+			   struct kvmfault_uffd *uffd, struct uffd_msg *msg,
+			   size_t count)
+{
+	ssize_t i, n;
+
+	if (uffd->reader)
+		kvmfault__reading_begin(uffd);
+	n = kvmfault__uffd_read(uffd->fd, msg, count * sizeof(*msg)) /
+	    (ssize_t)sizeof(*msg);
+	for (i = 0; i < n; i++)
+		if (msg[i].event == UFFD_EVENT_REMOVE)
+			removed(seat, uffd->space, msg[i].arg.remove.start,
+				msg[i].arg.remove.end);
+		else if (msg[i].event == UFFD_EVENT_REMAP)
+			atomic_store(&uffd->moved, true);
+	if (uffd->reader)
+		kvmfault__reading_end(uffd);
+	return n;
+}
+
+static void tell_event(struct kvmfault_vm *vm, const struct uffd_msg *msg)
+{
+	switch (msg->event) {
+	case UFFD_EVENT_FORK:
+		/* A descriptor for the child's memory comes with it. */
+		kvmfault__sys_close((int)msg->arg.fork.ufd);
+		kvmfault__log(vm, KVMFAULT_LOG_WARNING,
+			      "a process with registered guest memory has forked: the child must not touch it");
+		return;
+	case UFFD_EVENT_REMAP:
+		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
+			      "guest memory at %#llx was moved to %#llx by mremap(): no page comes there any more, and who misses one sleeps; remove the mapping first, and add it again",
+			      (unsigned long long)msg->arg.remap.from,
+			      (unsigned long long)msg->arg.remap.to);
+		return;
+	case UFFD_EVENT_UNMAP:
+		kvmfault__log(vm, KVMFAULT_LOG_WARNING,
+			      "guest memory was unmapped while it is registered: remove the mapping first");
+		return;
+	}
+}
+
+bool kvmfault__message_in(struct kvmfault__seat *seat, uint32_t space,
+			  const struct uffd_msg *msg,
+			  struct kvmfault__parked *item)
+{
+	uint64_t flags = msg->arg.pagefault.flags;
+
+	if (msg->event != UFFD_EVENT_PAGEFAULT) {
+		tell_event(seat->vm, msg);
+		return false;
+	}
+	*item = (struct kvmfault__parked){
+		.fault = {
+			.size = sizeof(item->fault),
+			.entrance = KVMFAULT_ENTRANCE_UFFD,
+			.access = flags & UFFD_PAGEFAULT_FLAG_WRITE ?
+				KVMFAULT_ACCESS_WRITE : KVMFAULT_ACCESS_READ,
+			.known = KVMFAULT_KNOWN_HVA,
+			.hva = msg->arg.pagefault.address &
+			       ~(KVMFAULT__PAGE - 1),
+			.length = KVMFAULT__PAGE,
+			/* What neither access nor the page's state says. */
+			.flags = flags & ~(uint64_t)(UFFD_PAGEFAULT_FLAG_WRITE |
+						     UFFD_PAGEFAULT_FLAG_WP |
+						     UFFD_PAGEFAULT_FLAG_MINOR),
+		},
+		.space = space,
+	};
+	KVMFAULT__TRACE(message, space, item->fault.hva, item->fault.access,
+			flags);
+	kvmfault__add(seat, KVMFAULT__COUNTER(entrance) +
+		      KVMFAULT_ENTRANCE_UFFD, 1);
+	return true;
+}

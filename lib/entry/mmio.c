@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Entrance mmio: KVM's emulator met a page that it could not reach, took it
+ * for a device, and will not run the instruction again. In: KVM_EXIT_MMIO. Out:
+ * the page present and the access completed out of it, by the library, or not
+ * a fault: a device's address, or a write to ROM.
+ */
+
+#include <linux/kvm.h>
+#include <string.h>
+
+#include "entry.h"
+
+#define MOMENT 1000000ULL	/* 1 ms */
+
+/* As the guest's own access would be: whole, if it is aligned. */
+static void copy(volatile void *to, const volatile void *from, uint64_t length)
+{
+	uintptr_t both = (uintptr_t)to | (uintptr_t)from;
+
+	if (length == 8 && !(both & 7))
+		*(volatile uint64_t *)to = *(const volatile uint64_t *)from;
+	else if (length == 4 && !(both & 3))
+		*(volatile uint32_t *)to = *(const volatile uint32_t *)from;
+	else if (length == 2 && !(both & 1))
+		*(volatile uint16_t *)to = *(const volatile uint16_t *)from;
+	else
+		memcpy((void *)(uintptr_t)to, (const void *)(uintptr_t)from,
+		       length);
+}
+
+static void access_page(struct kvmfault_vcpu *vcpu,
+			struct kvmfault__region *region, uint64_t done,
+			uint64_t length)
+{
+	struct kvmfault_memory *memory = region->span.memory;
+	struct kvm_run *run = vcpu->run;
+	uint64_t offset = kvmfault__region_offset(region, run->mmio.phys_addr +
+						  done);
+	char *host;
+
+	/* The guest was told that it is lost. */
+	if (kvmfault__poisoned(memory, offset)) {
+		if (!run->mmio.is_write)
+			memset(run->mmio.data + done, 0xff, length);
+		return;
+	}
+	host = kvmfault__bytes(vcpu->seat, memory, offset);
+	if (run->mmio.is_write)
+		copy(host, run->mmio.data + done, length);
+	else
+		copy(run->mmio.data + done, host, length);
+	kvmfault__unhold(vcpu->seat, &vcpu->seat->mappings);
+	if (run->mmio.is_write)
+		kvmfault__changed(memory, offset, length, KVMFAULT_CAUSE_MMIO);
+}
+
+/* Held until kvmfault__leave(); NULL: a device's, ROM that is written, or what only
+ * the guest can reach. */
+static struct kvmfault__region *ram_at(struct kvmfault__seat *seat,
+				       const struct kvmfault_fault *fault,
+				       uint64_t gpa)
+{
+	struct kvmfault__region *region;
+
+	region = kvmfault__region_find(seat, fault->address_space, gpa);
+	if (!region || !region->span.memory ||
+	    kvmfault__shows_private(seat->vm, region, gpa) ||
+	    (fault->access == KVMFAULT_ACCESS_WRITE &&
+	     region->info.flags & KVMFAULT_REGION_READONLY))
+		return NULL;
+	return region;
+}
+
+static void resolve_part(struct kvmfault__task *task,
+			 struct kvmfault__answer *answer)
+{
+	struct kvmfault__region *region =
+		ram_at(task->seat, task->fault, task->gpa);
+	struct kvmfault__place place = kvmfault__region_place(region,
+							      task->gpa);
+
+	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+	if (region)
+		kvmfault__resolve(task->seat, task->fault, &place, answer);
+	kvmfault__leave(task->seat);
+}
+
+/* That takes no system call, and so no task. */
+static bool is_a_device(struct kvmfault_vcpu *vcpu, uint64_t gpa)
+{
+	bool device = !ram_at(vcpu->seat, &vcpu->fault, gpa);
+
+	kvmfault__leave(vcpu->seat);
+	return device;
+}
+
+/* One page's part of it. The bytes are copied by the vCPU's own thread: a worker
+ * that it has left may not touch kvm_run. */
+static void complete(struct kvmfault_vcpu *vcpu, uint64_t done, uint64_t length,
+		     struct kvmfault__answer *answer)
+{
+	struct kvmfault__task task = kvmfault__task(vcpu, resolve_part);
+	struct kvmfault__region *region;
+
+	task.gpa = vcpu->fault.gpa + done;
+	if (is_a_device(vcpu, task.gpa)) {
+		kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+		return;
+	}
+	kvmfault__perform(vcpu, &task, answer);
+	/* The mapping is changing: the bytes are not to be had yet, and KVM_RUN
+	 * must not go on without them. */
+	if (answer->action == KVMFAULT_RETRY && answer->error) {
+		kvmfault__pause(vcpu->seat, MOMENT);
+		answer->action = KVMFAULT_INTERRUPTED;
+	}
+	if (answer->action != KVMFAULT_RETRY)
+		return;
+	region = ram_at(vcpu->seat, &vcpu->fault, task.gpa);
+	if (region)
+		access_page(vcpu, region, done, length);
+	else
+		answer->action = KVMFAULT_NOT_A_FAULT;	/* by now */
+	kvmfault__leave(vcpu->seat);
+}
+
+void kvmfault__mmio(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
+{
+	const struct kvmfault_fault *fault = &vcpu->fault;
+	uint64_t done = 0, step;
+
+	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+	vcpu->mmio_length = 0;
+	while (done < fault->length) {
+		step = KVMFAULT__PAGE - (fault->gpa + done) % KVMFAULT__PAGE;
+		if (step > fault->length - done)
+			step = fault->length - done;
+		complete(vcpu, done, step, answer);
+		if (answer->action != KVMFAULT_RETRY)
+			break;
+		done += step;
+	}
+	/* Done for the guest: whatever comes next, this was progress. */
+	answer->came = answer->action == KVMFAULT_RETRY;
+	if (answer->action == KVMFAULT_NOT_A_FAULT ||
+	    answer->action == KVMFAULT_RETRY)
+		return;
+	vcpu->mmio_gpa = fault->gpa;
+	vcpu->mmio_length = (uint32_t)fault->length;
+}

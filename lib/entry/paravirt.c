@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Beside the flow: pages that KVM itself reads and writes, since an MSR names
+ * them: kvmclock, steal time, and the like. In: MSRs as they are restored or
+ * were read. Out: those pages are present, by the one path. Any value of any MSR
+ * is decoded; what names no page is none of our business.
+ */
+
+#include "../os/abi.h"
+#include "entry.h"
+
+#ifdef __x86_64__
+
+static const struct feature {
+	uint32_t msr;
+	uint32_t length;	/* of what is there */
+	uint64_t address;	/* bits of the value: which gpa, */
+	uint64_t enabled;	/* and whether it counts; 0: always */
+	bool once;		/* tried when the MSR is set, and not again;
+				 * that it failed, nobody is told */
+	uint32_t space;		/* KVM means the ordinary one, in SMM too */
+	uint32_t offset;	/* of what is there */
+} features[] = {
+	/* linux/kvm_para.h: kvmclock, its wall clock (any address but 0), */
+	{ 0x4b564d01, 32, ~1ULL, 1, .once = true },
+	{ 0x12, 32, ~1ULL, 1, .once = true },
+	{ 0x4b564d00, 12, ~0ULL, ~0ULL, .once = true },
+	{ 0x11, 12, ~0ULL, ~0ULL, .once = true },
+	/* asynchronous page faults, steal time, PV EOI; */
+	{ 0x4b564d02, 64, ~63ULL, 1, .once = false },
+	{ 0x4b564d03, 64, ~63ULL, 1, .once = false },
+	{ 0x4b564d04, 4, ~3ULL, 1, .once = false },
+	/* Hyper-V: hypercall page, reference TSC, VP assist, events, messages */
+	{ 0x40000001, 4096, ~4095ULL, 1, .once = false },
+	{ 0x40000021, 4096, ~4095ULL, 1, .once = true },
+	{ 0x40000073, 4096, ~4095ULL, 1, .once = false },
+	{ 0x40000082, 4096, ~4095ULL, 1, .once = false },
+	{ 0x40000083, 4096, ~4095ULL, 1, .once = false },
+	/* SMBASE: the state that is saved when an SMI comes. If KVM can't write
+	 * it, the VM is dead. */
+	{ 0x9e, 512, ~0ULL, 0, .space = 1, .offset = 0xfe00 },
+};
+
+/* NULL: it names no page. */
+static const struct feature *named_by(const struct kvm_msr_entry *msr)
+{
+	size_t i;
+
+	for (i = 0; i < sizeof(features) / sizeof(*features); i++)
+		if (features[i].msr == msr->index)
+			return !features[i].enabled ||
+			       msr->data & features[i].enabled ? &features[i] :
+								 NULL;
+	return NULL;
+}
+
+static int ensure(struct kvmfault__seat *seat, const struct kvm_msr_entry *msr,
+		  bool *again)
+{
+	const struct feature *feature = named_by(msr);
+	uint64_t gpa;
+	int err;
+
+	if (!feature)
+		return 0;
+	*again |= feature->once;
+	gpa = (msr->data & feature->address) + feature->offset;
+	if (gpa + feature->length - 1 < gpa)
+		return 0;
+	err = kvmfault__ensure(seat, feature->space, gpa, feature->length, true);
+	return err == -ENXIO ? 0 : err;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
+			 const struct kvm_msr_entry *msrs, uint32_t count,
+			 bool *again)
+{
+	struct kvmfault__seat *seat;
+	bool once = false;
+	uint32_t i;
+	int err = 0;
+
+	if (!vm)
+		return -EINVAL;
+	if (count && !msrs)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_ensure_msrs: msrs is NULL");
+	seat = kvmfault__call_begin(vm);
+	if (!seat)
+		return -ENOMEM;
+	for (i = 0; i < count && !err; i++)
+		err = ensure(seat, &msrs[i], &once);
+	kvmfault__call_end(seat);
+	if (again)
+		*again = once;
+	return err;
+}
+
+#else
+
+/* arm64 has no MSRs. Its steal time is KVM_ARM_VCPU_PVTIME_IPA's. */
+KVMFAULT__EXPORT
+int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
+			 const struct kvm_msr_entry *msrs, uint32_t count,
+			 bool *again)
+{
+	if (!vm)
+		return -EINVAL;
+	if (count && !msrs)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_ensure_msrs: msrs is NULL");
+	if (again)
+		*again = false;
+	return 0;
+}
+
+#endif

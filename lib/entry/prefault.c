@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Beside the flow: a window came, and its other pages are still unknown to the
+ * guest's page tables. In: the window. Out: mapped for the guest as far as KVM
+ * does it now. It is a hint: nothing depends on it, and no error of it is
+ * anybody's.
+ */
+
+#include "../os/abi.h"
+#include "entry.h"
+
+#define TRIES 4
+
+/* A kernel that knows the call looks for its argument first, and one that does
+ * not says -EINVAL to everything. */
+bool kvmfault__can_prefault(int vcpu_fd)
+{
+	return kvmfault__sys_ioctl(vcpu_fd, KVMFAULT__PRE_FAULT_MEMORY, NULL) ==
+	       -EFAULT;
+}
+
+/* How much of the range is present now, from its beginning on: an absent page
+ * would have the vCPU sleep for it. */
+static uint64_t present(struct kvmfault__seat *seat, uint32_t space,
+			uint64_t gpa, uint64_t length, unsigned int *shift)
+{
+	struct kvmfault__region *region = kvmfault__region_find(seat, space,
+								gpa);
+	struct kvmfault_memory *memory = region ? region->span.memory : NULL;
+	uint64_t offset, end, at;
+
+	/* What is private is not what came. */
+	if (!memory || !kvmfault__tracked(memory) ||
+	    region->info.guest_memfd > 0) {
+		kvmfault__leave(seat);
+		return 0;
+	}
+	offset = kvmfault__region_offset(region, gpa);
+	end = region->info.offset + region->info.length;
+	if (end > offset + length)
+		end = offset + length;
+	for (at = offset; at < end && kvmfault__page_state(memory,
+	     at >> memory->page_shift) == KVMFAULT__PRESENT;)
+		at = (at | (kvmfault__page_size(memory) - 1)) + 1;
+	*shift = memory->page_shift;
+	kvmfault__leave(seat);
+	return (at < end ? at : end) - offset;
+}
+
+/* One call does all of it, unless something comes in between. */
+static uint64_t map(int fd, uint64_t gpa, uint64_t length)
+{
+	struct kvmfault__pre_fault_memory range = { .gpa = gpa, .size = length };
+	int err = 0;
+	int i;
+
+	for (i = 0; i < TRIES && range.size && (!err || err == -EAGAIN); i++)
+		err = kvmfault__sys_ioctl(fd, KVMFAULT__PRE_FAULT_MEMORY,
+					  &range);
+	return length - range.size;
+}
+
+void kvmfault__prefault(const struct kvmfault__task *task,
+			const struct kvmfault__answer *answer)
+{
+	unsigned int shift = 0;
+	uint64_t length;
+
+	length = present(task->seat, task->space, answer->gpa,
+			 answer->length, &shift);
+	if (!length)
+		return;
+	length = map(task->fd, answer->gpa, length);
+	kvmfault__add(task->seat, KVMFAULT__COUNTER(prefaulted),
+		      length >> shift);
+}

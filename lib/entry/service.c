@@ -1,0 +1,476 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Entrance uffd: messages of all who sleep in the kernel on a missing page. In:
+ * every userfaultfd of the VM. Out: the page brought in by the one path, and
+ * the sleeper awake. What can't be done now is parked with a time to try again:
+ * nobody spins, and no sleeper is forgotten.
+ */
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#include "../os/abi.h"
+#include "../core/poll.h"
+#include "entry.h"
+
+#define MESSAGES 16
+#define EVENTS 8
+#define THREADS_MAX 256
+
+enum { TIMER = KVMFAULT__SPACES, DEADLINES, STOP };	/* beside uffds' ids */
+
+struct kvmfault_service {
+	struct kvmfault_vm *vm;
+	struct kvmfault__seat *seat;	/* for its end, which cannot fail */
+	int stop;
+	size_t batch;			/* messages that one read takes */
+	uint32_t poll_us;
+	atomic_bool polled;		/* by one of the threads */
+	atomic_bool stopping;		/* after what is in hand */
+	struct kvmfault__park park;
+	unsigned int threads;
+	pthread_t thread[];
+};
+
+static void cancel_late(struct kvmfault_service *service)
+{
+	uint64_t expirations;
+
+	kvmfault__sys_read(service->park.deadlines, &expirations,
+			   sizeof(expirations));
+	atomic_store(&service->park.next_deadline, UINT64_MAX);
+	kvmfault__fetches_expire(service->vm, kvmfault__sys_now());
+	kvmfault__deadline_set(&service->park,
+			       kvmfault__fetches_due(service->vm));
+}
+
+/* It is parked before the VMM is told, who may take his time: a message that is
+ * repeated meanwhile is known to be one. */
+static void not_answered(struct kvmfault_service *service,
+			 struct kvmfault__seat *seat,
+			 struct kvmfault__parked *item,
+			 const struct kvmfault_mapping *mapping,
+			 const struct kvmfault__answer *answer)
+{
+	bool failed = answer->action == KVMFAULT_UNRESOLVED;
+
+	item->tries.failures += failed;
+	kvmfault__put_off(&service->park, seat, item, failed);
+	if (failed)
+		kvmfault__not_resolved(seat, item, mapping, answer->reason,
+				       answer->error);
+}
+
+/* Resolve, or park. */
+static void serve_fault(struct kvmfault_service *service,
+			struct kvmfault__seat *seat,
+			struct kvmfault__parked *item)
+{
+	uint64_t began = kvmfault__sys_now();
+	struct kvmfault__place place = { 0 };
+	struct kvmfault__answer answer;
+	struct kvmfault_mapping *mapping;
+	bool done;
+
+	mapping = kvmfault__mapping_find(seat, item->space, item->fault.hva);
+	if (!mapping || !mapping->uffd) {
+		/* Removed meanwhile: the kernel has woken its sleepers. Memory
+		 * without a source may have come in its place. */
+		kvmfault__leave(seat);
+		return;
+	}
+	place.memory = mapping->span.memory;
+	place.origin = mapping;
+	place.offset = item->fault.hva - mapping->host;
+	place.tries = item->tries;
+	kvmfault__mark(seat, &place);
+	kvmfault__resolve(seat, &item->fault, &place, &answer);
+	kvmfault__mark_ahead(seat, &place);
+	done = answer.action == KVMFAULT_RETRY && !answer.error;
+	/* A fetch in flight may have it. */
+	if (!done && !answer.detached)
+		not_answered(service, seat, item, mapping, &answer);
+	kvmfault__leave(seat);
+	kvmfault__add(seat, KVMFAULT__COUNTER(action) + answer.action, 1);
+	if (done && !answer.detached)
+		kvmfault__latency(seat, kvmfault__sys_now() - began);
+}
+
+static void pagefault(struct kvmfault_service *service,
+		      struct kvmfault__seat *seat,
+		      struct kvmfault__parked *item)
+{
+	/* Another thread asks for what is being tried already. */
+	if (kvmfault__is_parked(&service->park, item->space, item->fault.hva)) {
+		kvmfault__count(seat, repeated);
+		return;
+	}
+	if (atomic_load(&service->stopping))
+		kvmfault__put_off(&service->park, seat, item, false);
+	else
+		serve_fault(service, seat, item);
+}
+
+static void read_messages(struct kvmfault_service *service,
+			  struct kvmfault__seat *seat, uint32_t id)
+{
+	struct uffd_msg msg[MESSAGES];
+	struct kvmfault__parked item;
+	struct kvmfault_uffd *uffd;
+	uint32_t space;
+	ssize_t n, i;
+
+	uffd = kvmfault__hold(&seat->uffd, &service->vm->uffds[id]);
+	if (!uffd) {
+		kvmfault__unhold(seat, &seat->uffd);
+		return;
+	}
+	space = uffd->space;
+	n = kvmfault__messages(seat, uffd, msg, service->batch);
+	if (atomic_load(&service->vm->baton))
+		kvmfault__uffd_listen(uffd, EPOLL_CTL_MOD);
+	/* From here on a callback may free it. */
+	kvmfault__unhold(seat, &seat->uffd);
+	for (i = 0; i < n; i++)
+		if (kvmfault__message_in(seat, space, &msg[i], &item))
+			pagefault(service, seat, &item);
+}
+
+static void retry_parked(struct kvmfault_service *service,
+			 struct kvmfault__seat *seat)
+{
+	uint64_t expirations, now = kvmfault__sys_now();
+	struct kvmfault__parked item;
+
+	kvmfault__sys_read(service->park.timer, &expirations,
+			   sizeof(expirations));
+	kvmfault__wake_without_room(&service->park, seat, now);
+	/* What is parked again is due later than now: this ends. The others are
+	 * for another thread, should this one take long. */
+	while (!atomic_load(&service->stopping) &&
+	       kvmfault__unpark(&service->park, now, &item)) {
+		kvmfault__park_arm(&service->park);
+		serve_fault(service, seat, &item);
+	}
+	kvmfault__park_arm(&service->park);
+}
+
+/* A userfaultfd that has failed says so for ever: do not listen to it. */
+static void mute(struct kvmfault_vm *vm, uint32_t id,
+		 struct kvmfault__seat *seat)
+{
+	struct kvmfault_uffd *uffd = kvmfault__hold(&seat->uffd,
+						    &vm->uffds[id]);
+
+	if (uffd)
+		kvmfault__sys_epoll_ctl(vm->epoll, EPOLL_CTL_DEL, uffd->fd,
+					NULL);
+	kvmfault__unhold(seat, &seat->uffd);
+	kvmfault__log(vm, KVMFAULT_LOG_ERROR,
+		      "a userfaultfd has failed, and is not listened to any more");
+}
+
+/* One round; how many events there were, or -1: stop. */
+static int serve(struct kvmfault_service *service, struct kvmfault__seat *seat,
+		 int timeout)
+{
+	struct epoll_event ready[EVENTS];
+	int i, n;
+
+	n = kvmfault__sys_epoll_wait(service->vm->epoll, ready,
+				     service->batch == 1 ? 1 : EVENTS, timeout);
+	for (i = 0; i < n; i++) {
+		uint64_t id = ready[i].data.u64;
+
+		if (id == STOP || atomic_load(&service->stopping))
+			return -1;
+		if (id == TIMER)
+			retry_parked(service, seat);
+		else if (id == DEADLINES)
+			cancel_late(service);
+		else if (!(ready[i].events & EPOLLIN))
+			mute(service->vm, (uint32_t)id, seat);
+		else
+			read_messages(service, seat, (uint32_t)id);
+	}
+	return n > 0 ? n : 0;
+}
+
+/* Before it sleeps, for a while; one thread is enough. As serve(). */
+static int look(struct kvmfault_service *service, struct kvmfault__seat *seat,
+		struct kvmfault__poll *poll)
+{
+	int n = 0;
+
+	if (atomic_load(&service->polled) || !kvmfault__poll_begin(poll) ||
+	    atomic_exchange(&service->polled, true))
+		return 0;
+	while (!n && kvmfault__poll_again(poll))
+		n = serve(service, seat, 0);
+	atomic_store(&service->polled, false);
+	kvmfault__poll_end(poll, n);
+	return n;
+}
+
+static void *run(void *arg)
+{
+	struct kvmfault__seat *seat = arg;
+	struct kvmfault_service *service = seat->service;
+	struct kvmfault__poll poll;
+	int n = 0;
+
+	kvmfault__enter(&seat->inside, seat, NULL);
+	kvmfault__poll_init(&poll, service->poll_us);
+	while (n >= 0) {
+		n = n ? look(service, seat, &poll) : 0;
+		if (!n)
+			n = serve(service, seat, -1);
+	}
+	kvmfault__call_end(seat);
+	return NULL;
+}
+
+static int start_threads(struct kvmfault_service *service, unsigned int threads)
+{
+	struct kvmfault__seat *seat;
+	char name[16];
+	int err;
+
+	while (service->threads < threads) {
+		seat = kvmfault__seat_take(service->vm);
+		if (!seat)
+			return -ENOMEM;
+		seat->service = service;
+		snprintf(name, sizeof(name), "kvmfault/%u", service->threads);
+		err = kvmfault__sys_thread(&service->thread[service->threads],
+					   run, seat, name);
+		if (err) {
+			kvmfault__seat_give(seat);
+			return err;
+		}
+		service->threads++;
+	}
+	return 0;
+}
+
+static int add_event(struct kvmfault_vm *vm, int fd, uint64_t id)
+{
+	struct epoll_event event = { .events = EPOLLIN, .data.u64 = id };
+
+	return kvmfault__sys_epoll_ctl(vm->epoll, EPOLL_CTL_ADD, fd, &event);
+}
+
+static int open_descriptors(struct kvmfault_service *service)
+{
+	int err;
+
+	service->stop = service->park.deadlines = -1;
+	service->park.timer = kvmfault__sys_timerfd();
+	if (service->park.timer < 0)
+		return service->park.timer;
+	service->park.deadlines = kvmfault__sys_timerfd();
+	if (service->park.deadlines < 0)
+		return service->park.deadlines;
+	service->stop = kvmfault__sys_eventfd();
+	if (service->stop < 0)
+		return service->stop;
+	err = add_event(service->vm, service->park.timer, TIMER);
+	if (!err)
+		err = add_event(service->vm, service->park.deadlines, DEADLINES);
+	return err ? err : add_event(service->vm, service->stop, STOP);
+}
+
+/* Closing alone would leave it in the set: a child of fork() has it, too. */
+static void close_event(struct kvmfault_vm *vm, int fd)
+{
+	if (fd < 0)
+		return;
+	kvmfault__sys_epoll_ctl(vm->epoll, EPOLL_CTL_DEL, fd, NULL);
+	kvmfault__sys_close(fd);
+}
+
+static void service_delete(struct kvmfault_service *service)
+{
+	struct kvmfault_vm *vm = service->vm;
+	unsigned int i;
+
+	atomic_store(&service->stopping, true);
+	if (service->threads)
+		kvmfault__sys_eventfd_signal(service->stop);
+	for (i = 0; i < service->threads; i++)
+		kvmfault__sys_join(service->thread[i]);
+	if (service->seat) {
+		kvmfault__wake_parked(&service->park, service->seat);
+		kvmfault__seat_give(service->seat);
+	}
+	close_event(vm, service->park.timer);
+	close_event(vm, service->park.deadlines);
+	close_event(vm, service->stop);
+	kvmfault__sys_lock(&vm->lock);
+	kvmfault__pass_baton(vm, false);
+	vm->services--;
+	kvmfault__sys_unlock(&vm->lock);
+	pthread_mutex_destroy(&service->park.lock);
+	kvmfault__sys_free(service);
+}
+
+/* A context has one service. */
+static int reserve(struct kvmfault_vm *vm)
+{
+	int err;
+
+	kvmfault__sys_lock(&vm->lock);
+	err = vm->services ? -EBUSY : 0;
+	vm->services += !err;
+	kvmfault__sys_unlock(&vm->lock);
+	return err ? kvmfault__refuse(vm, err,
+		"kvmfault_service_new: the context has a service: kvmfault_service_free() first") :
+		0;
+}
+
+static int service_make(struct kvmfault_vm *vm,
+			const struct kvmfault_service_options *o,
+			struct kvmfault_service **service)
+{
+	struct kvmfault_service *new;
+
+	new = kvmfault__sys_alloc(sizeof(*new) + o->threads *
+				  sizeof(new->thread[0]), 0);
+	if (!new) {
+		kvmfault__sys_lock(&vm->lock);
+		vm->services--;
+		kvmfault__sys_unlock(&vm->lock);
+		return -ENOMEM;
+	}
+	new->vm = vm;
+	/* Several readers: none takes what another could begin with. */
+	new->batch = o->threads > 1 ? 1 : MESSAGES;
+	new->poll_us = o->poll_us;
+	pthread_mutex_init(&new->park.lock, NULL);
+	atomic_store(&new->park.next_deadline, UINT64_MAX);
+	*service = new;
+	return 0;
+}
+
+/* From here on it is served, and so are those whose messages were read while
+ * there was no service. */
+static void publish(struct kvmfault_service *service)
+{
+	struct kvmfault_vm *vm = service->vm;
+
+	atomic_store(&vm->park, &service->park);
+	kvmfault__deadline_set(&service->park, kvmfault__fetches_due(vm));
+	if (atomic_exchange(&vm->unserved, false))
+		kvmfault__wake_all(service->seat);
+}
+
+KVMFAULT__EXPORT
+int kvmfault_service_new(struct kvmfault_vm *vm,
+			 const struct kvmfault_service_options *options,
+			 struct kvmfault_service **service)
+{
+	struct kvmfault_service_options ours;
+	struct kvmfault_service *new;
+	int err;
+
+	if (!service)
+		return kvmfault__no_place(vm, "kvmfault_service_new");
+	*service = NULL;
+	err = kvmfault__options_in(vm, "kvmfault_service_options", &ours,
+				   sizeof(ours), options);
+	if (err)
+		return err;
+	if (!vm)
+		return -EINVAL;
+	if (ours.threads > THREADS_MAX)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_service_options.threads: %u is more than %u",
+			ours.threads, (unsigned int)THREADS_MAX);
+	err = reserve(vm);
+	if (!err)
+		err = service_make(vm, &ours, &new);
+	if (err)
+		return err;
+	err = open_descriptors(new);
+	if (!err && ours.threads > 1) {
+		kvmfault__sys_lock(&vm->lock);
+		kvmfault__pass_baton(vm, true);
+		kvmfault__sys_unlock(&vm->lock);
+	}
+	if (!err) {
+		new->seat = kvmfault__seat_take(vm);
+		err = new->seat ? start_threads(new, ours.threads) : -ENOMEM;
+	}
+	if (err) {
+		service_delete(new);
+		return err;
+	}
+	publish(new);
+	*service = new;
+	return 0;
+}
+
+/*
+ * The kernel tells nobody that a message waits where no one reads: so this is
+ * said at the last moment at which somebody calls, when there is memory whose
+ * pages come by messages and a vCPU to miss them.
+ */
+void kvmfault__expect_service(struct kvmfault_vm *vm)
+{
+	bool missed;
+
+	kvmfault__sys_lock(&vm->lock);
+	missed = !vm->services && vm->vcpus && vm->tracked;
+	kvmfault__sys_unlock(&vm->lock);
+	if (missed && !atomic_exchange(&vm->service_missed, true))
+		kvmfault__log(vm, KVMFAULT_LOG_WARNING,
+			      "there is no service: whoever misses a page of guest memory sleeps until there is one, vCPUs too; call kvmfault_service_new() before kvmfault_region_add() and kvmfault_vcpu_new()");
+}
+
+KVMFAULT__EXPORT
+int kvmfault_service_fd(const struct kvmfault_service *service)
+{
+	return service ? service->vm->epoll : -EINVAL;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_service_dispatch(struct kvmfault_service *service)
+{
+	struct kvmfault__seat *seat;
+
+	if (!service)
+		return -EINVAL;
+	seat = kvmfault__call_begin(service->vm);
+	if (!seat)
+		return -ENOMEM;
+	serve(service, seat, 0);
+	kvmfault__call_end(seat);
+	return 0;
+}
+
+/* A fetch that failed is just being put off. */
+static bool holds(struct kvmfault__seat *seat, void *park)
+{
+	return atomic_load(&seat->uffd) == park;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_service_free(struct kvmfault_service *service)
+{
+	struct kvmfault_vm *vm;
+	unsigned int i;
+
+	if (!service)
+		return 0;
+	for (i = 0; i < service->threads; i++)
+		if (pthread_equal(service->thread[i], pthread_self()))
+			return -EDEADLK;
+	vm = service->vm;
+	atomic_store(&vm->park, NULL);
+	kvmfault__drain(vm, holds, &service->park);
+	service_delete(service);
+	return 0;
+}

@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Entrance marker, its way from KVM_RUN to decode. In: the SIGBUS that KVM sends
+ * to a vCPU's thread. Out: its siginfo, once. It can be delivered in KVM_RUN, or
+ * there is no vCPU: blocked there, it would keep KVM_RUN from ever returning.
+ */
+
+#include <signal.h>
+#include <string.h>
+
+#include "../os/abi.h"
+#include "entry.h"
+
+_Static_assert(sizeof(siginfo_t) == KVMFAULT__SIGINFO, "a siginfo's size");
+
+#define SIGBUS_BIT (1ULL << (SIGBUS - 1))
+
+/* The kernel's struct kvm_signal_mask, with its set. */
+struct mask {
+	uint32_t length;
+	uint8_t set[sizeof(uint64_t)];
+};
+
+static int set_mask(struct kvmfault_vcpu *vcpu, const uint64_t *set)
+{
+	struct mask mask = { .length = sizeof(mask.set) };
+
+	if (!set)
+		return kvmfault__sys_ioctl(vcpu->fd, KVM_SET_SIGNAL_MASK, NULL);
+	memcpy(mask.set, set, sizeof(mask.set));
+	return kvmfault__sys_ioctl(vcpu->fd, KVM_SET_SIGNAL_MASK, &mask);
+}
+
+static int refuse(struct kvmfault_vcpu *vcpu, const char *what)
+{
+	return kvmfault__refuse(vcpu->vm, -EINVAL,
+		"kvmfault_vcpu_new: SIGBUS would not get through during KVM_RUN, so that MARKER_EXIT would hang this vCPU: %s",
+		what);
+}
+
+/* blocked: what KVM_RUN is to have blocked. */
+static int set_up_masked(struct kvmfault_vcpu *vcpu, uint64_t thread,
+			 uint64_t blocked)
+{
+	int err;
+
+	if (vcpu->worker)
+		return refuse(vcpu, "a vCPU that delegates its work may not fetch it: have a handler and say KVMFAULT_SIGBUS_HANDLER");
+	if (!(thread & SIGBUS_BIT))
+		return refuse(vcpu, "block it in the vCPU's thread (pthread_sigmask) before kvmfault_vcpu_new(), or have a handler and say KVMFAULT_SIGBUS_HANDLER");
+	blocked &= ~SIGBUS_BIT;
+	err = set_mask(vcpu, &blocked);
+	vcpu->masked = !err;
+	return err ? kvmfault__refuse(vcpu->vm, err,
+		"kvmfault_vcpu_options.fd: KVM_SET_SIGNAL_MASK of descriptor %d: error %d",
+		vcpu->fd, -err) : 0;
+}
+
+static int set_up_handler(struct kvmfault_vcpu *vcpu, uint64_t blocked)
+{
+	if (blocked & SIGBUS_BIT)
+		return refuse(vcpu, "do not block it in the vCPU's thread, nor by KVM_SET_SIGNAL_MASK, or say KVMFAULT_SIGBUS_MASKED");
+	if (kvmfault__sys_handles(SIGBUS) <= 0)
+		return refuse(vcpu, "it has no handler: set one that calls kvmfault_vcpu_sigbus(), or say KVMFAULT_SIGBUS_MASKED");
+	vcpu->handler = kvmfault__seat_take(vcpu->vm);
+	return vcpu->handler ? 0 : -ENOMEM;
+}
+
+int kvmfault__signal_new(struct kvmfault_vcpu *vcpu,
+			 const struct kvmfault_vcpu_options *options)
+{
+	uint64_t thread, blocked;
+	int err;
+
+	if (vcpu->vm->chosen != KVMFAULT_DELIVERY_MARKER_EXIT)
+		return 0;
+	err = kvmfault__sys_sigmask(&thread);
+	if (err)
+		return err;
+	blocked = thread;
+	if (options->signal_mask) {
+		vcpu->own_mask_value = *options->signal_mask;
+		vcpu->own_mask = &vcpu->own_mask_value;
+		blocked = *vcpu->own_mask;
+	}
+	if (options->sigbus == KVMFAULT_SIGBUS_MASKED)
+		return set_up_masked(vcpu, thread, blocked);
+	return set_up_handler(vcpu, blocked);
+}
+
+void kvmfault__signal_free(struct kvmfault_vcpu *vcpu)
+{
+	if (vcpu->masked)
+		set_mask(vcpu, vcpu->own_mask);
+	if (vcpu->handler)
+		kvmfault__seat_give(vcpu->handler);
+}
+
+/* In the memslots' mapping of one of our memories? By a seat of the handler's
+ * own, since its thread may be in the middle of a lookup; and without telling
+ * who drains, which would be a system call: he looks again by himself. */
+static bool of_guest(struct kvmfault_vcpu *vcpu,
+		     const struct kvmfault_fault *fault)
+{
+	const struct kvmfault_mapping *mapping =
+		kvmfault__mapping_find(vcpu->handler, 0, fault->hva);
+	bool ours = mapping && mapping->memslots;
+
+	atomic_store(&vcpu->handler->span, NULL);
+	return ours;
+}
+
+KVMFAULT__EXPORT
+bool kvmfault_vcpu_sigbus(struct kvmfault_vcpu *vcpu, const void *siginfo)
+{
+	struct kvmfault_fault fault = { .size = sizeof(fault) };
+
+	if (!vcpu || !vcpu->handler || !siginfo)
+		return false;
+	kvmfault_decode_siginfo(siginfo, &fault);
+	if (fault.entrance != KVMFAULT_ENTRANCE_MARKER ||
+	    !of_guest(vcpu, &fault))
+		return false;
+	/* One that was noted and not answered yet: this one comes again. */
+	if (atomic_load(&vcpu->noted))
+		return true;
+	memcpy(vcpu->note, siginfo, sizeof(vcpu->note));
+	atomic_store(&vcpu->noted, true);
+	return true;
+}
+
+bool kvmfault__signal_take(struct kvmfault_vcpu *vcpu)
+{
+	if (vcpu->masked)
+		return !kvmfault__sys_sigtake(SIGBUS, vcpu->siginfo);
+	if (!vcpu->handler || !atomic_load(&vcpu->noted))
+		return false;
+	memcpy(vcpu->siginfo, vcpu->note, sizeof(vcpu->siginfo));
+	atomic_store(&vcpu->noted, false);
+	return true;
+}

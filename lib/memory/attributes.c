@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Beside the flow: which guest-physical pages are private. In: what KVM was
+ * told. Out: the same, since KVM can't be asked. A bit a page, in leaves of
+ * 1 GiB that are there wherever a region has a guest_memfd, are looked up
+ * without a lock, and stay until the VM goes, as KVM's attributes do.
+ */
+
+#include "region.h"
+
+#define WORD 64ULL
+#define LEAF ((1ULL << 30) / KVMFAULT__PAGE)	/* pages */
+
+struct kvmfault__leaf {
+	struct kvmfault__leaf *next;
+	uint64_t number;
+	_Atomic uint64_t private[LEAF / WORD];
+};
+
+static _Atomic(struct kvmfault__leaf *) *list(struct kvmfault_vm *vm,
+					      uint64_t number)
+{
+	return &vm->leaves[number % KVMFAULT__LEAVES];
+}
+
+static struct kvmfault__leaf *find(struct kvmfault_vm *vm, uint64_t number)
+{
+	struct kvmfault__leaf *leaf = atomic_load(list(vm, number));
+
+	while (leaf && leaf->number != number)
+		leaf = leaf->next;
+	return leaf;
+}
+
+/* The word that has the page's bit, and those around it. */
+static uint64_t load(struct kvmfault_vm *vm, uint64_t gfn)
+{
+	struct kvmfault__leaf *leaf = find(vm, gfn / LEAF);
+
+	return leaf ? atomic_load(&leaf->private[gfn % LEAF / WORD]) : 0;
+}
+
+bool kvmfault__private(struct kvmfault_vm *vm, uint64_t gfn)
+{
+	return load(vm, gfn) >> gfn % WORD & 1;
+}
+
+uint64_t kvmfault__attributes_find(struct kvmfault_vm *vm,
+				   struct kvmfault__gfns pages, bool private)
+{
+	uint64_t gfn = pages.first;
+
+	while (gfn < pages.end) {
+		uint64_t bits = load(vm, gfn);
+
+		bits = (private ? bits : ~bits) >> gfn % WORD;
+		if (bits) {
+			gfn += (unsigned int)__builtin_ctzll(bits);
+			return gfn < pages.end ? gfn : pages.end;
+		}
+		gfn = (gfn | (WORD - 1)) + 1;
+	}
+	return pages.end;
+}
+
+void kvmfault__attributes_note(struct kvmfault_vm *vm,
+			       struct kvmfault__gfns pages, bool private)
+{
+	uint64_t gfn = pages.first, count;
+
+	for (; gfn < pages.end; gfn += count) {
+		struct kvmfault__leaf *leaf = find(vm, gfn / LEAF);
+		_Atomic uint64_t *word = &leaf->private[gfn % LEAF / WORD];
+		uint64_t mask;
+
+		count = WORD - gfn % WORD;
+		if (count > pages.end - gfn)
+			count = pages.end - gfn;
+		mask = UINT64_MAX >> (WORD - count) << gfn % WORD;
+		if (private)
+			atomic_fetch_or(word, mask);
+		else
+			atomic_fetch_and(word, ~mask);
+	}
+}
+
+static void free_all(struct kvmfault__leaf *leaf)
+{
+	while (leaf) {
+		struct kvmfault__leaf *next = leaf->next;
+
+		kvmfault__sys_free(leaf);
+		leaf = next;
+	}
+}
+
+/* Those that are missing; *leaves: NULL on error. */
+static int make(struct kvmfault_vm *vm, uint64_t number, uint64_t last,
+		struct kvmfault__leaf **leaves)
+{
+	*leaves = NULL;
+	for (; number <= last; number++) {
+		struct kvmfault__leaf *leaf;
+
+		if (find(vm, number))
+			continue;
+		leaf = kvmfault__sys_alloc(sizeof(*leaf), 0); /* all shared */
+		if (!leaf) {
+			free_all(*leaves);
+			*leaves = NULL;
+			return -ENOMEM;
+		}
+		leaf->number = number;
+		leaf->next = *leaves;
+		*leaves = leaf;
+	}
+	return 0;
+}
+
+int kvmfault__attributes_cover(struct kvmfault_vm *vm,
+			       struct kvmfault__gfns pages)
+{
+	struct kvmfault__leaf *leaf, *next;
+	int err = make(vm, pages.first / LEAF, (pages.end - 1) / LEAF, &leaf);
+
+	for (; leaf; leaf = next) {
+		next = leaf->next;
+		leaf->next = atomic_load(list(vm, leaf->number));
+		atomic_store(list(vm, leaf->number), leaf);
+	}
+	return err;
+}
+
+void kvmfault__attributes_free(struct kvmfault_vm *vm)
+{
+	size_t i;
+
+	for (i = 0; i < KVMFAULT__LEAVES; i++)
+		free_all(atomic_load(&vm->leaves[i]));
+}
+
+KVMFAULT__EXPORT
+int kvmfault_is_private(struct kvmfault_vm *vm, uint64_t gpa)
+{
+	return vm ? kvmfault__private(vm, gpa / KVMFAULT__PAGE) : -EINVAL;
+}
+
+bool kvmfault__convertible(const struct kvmfault_vm *vm,
+			   const struct kvmfault_fault *fault,
+			   const struct kvmfault_region *region,
+			   struct kvmfault__gfns *pages)
+{
+	uint64_t last;
+
+	if (!vm->converter.set || !region || region->guest_memfd <= 0 ||
+	    fault->entrance != KVMFAULT_ENTRANCE_EXIT ||
+	    fault->error == EHWPOISON || fault->address_space)
+		return false;
+	last = region->gpa + region->length - 1;
+	if (last > fault->gpa + fault->length - 1)
+		last = fault->gpa + fault->length - 1;
+	pages->first = fault->gpa / KVMFAULT__PAGE;
+	pages->end = last / KVMFAULT__PAGE + 1;
+	return true;
+}

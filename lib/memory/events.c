@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Userfaultfds that tell of more than faults. In: whoever reads such a descriptor,
+ * installs there, or takes pages away. Out: none of them waits for itself, and nothing
+ * comes back that is gone. Once an event is read its pages may go at any moment, and
+ * what is installed after that would stay: so no thread installs while another one
+ * reads. And a thread that takes pages away sleeps until its event is read.
+ */
+
+#include "page.h"
+
+#define TRIES 8			/* to begin an install */
+#define WAIT 1000000		/* ns, for a read, which takes less */
+
+static bool installs(struct kvmfault__seat *seat, void *uffd)
+{
+	return atomic_load(&seat->installing) == uffd;
+}
+
+void kvmfault__reading_begin(struct kvmfault_uffd *uffd)
+{
+	atomic_fetch_add(&uffd->reader->reading, 1);
+	kvmfault__drain(uffd->vm, installs, uffd);
+}
+
+void kvmfault__reading_end(struct kvmfault_uffd *uffd)
+{
+	struct kvmfault__reader *reader = uffd->reader;
+
+	if (atomic_fetch_sub(&reader->reading, 1) == 1 &&
+	    atomic_load(&reader->waiting))
+		kvmfault__sys_futex_wake(&reader->reading);
+}
+
+/* False: a signal came first. */
+static bool wait_for_readers(struct kvmfault__reader *reader)
+{
+	uint32_t reading;
+	int err = 0;
+
+	atomic_fetch_add(&reader->waiting, 1);
+	reading = atomic_load(&reader->reading);
+	if (reading)
+		err = kvmfault__sys_futex_wait(&reader->reading, reading, WAIT);
+	atomic_fetch_sub(&reader->waiting, 1);
+	return err != -EINTR;
+}
+
+/* What an event has told is gone is zero from then on, also where it is being
+ * fetched. */
+static uint64_t length_not_gone(const struct kvmfault_memory *memory,
+				uint64_t offset, uint64_t length)
+{
+	uint64_t page = offset >> memory->page_shift;
+	uint64_t end = (offset + length) >> memory->page_shift;
+
+	while (page < end && kvmfault__page_state(memory, page) !=
+			     KVMFAULT__FETCHING_REMOVED)
+		page++;
+	return (page << memory->page_shift) - offset;
+}
+
+uint64_t kvmfault__install_begin(struct kvmfault__seat *seat,
+				 const struct kvmfault_memory *memory,
+				 uint64_t offset, uint64_t length)
+{
+	struct kvmfault__reader *reader = memory->uffd->reader;
+	unsigned int i;
+
+	for (i = 0; i < TRIES; i++) {
+		/* Who reads says so, then looks for who installs; one of us sees
+		 * the other. */
+		atomic_store(&seat->installing, memory->uffd);
+		if (!atomic_load(&reader->reading))
+			return length_not_gone(memory, offset, length);
+		kvmfault__install_end(seat);
+		if (!wait_for_readers(reader))
+			break;
+	}
+	return 0;
+}
+
+void kvmfault__install_end(struct kvmfault__seat *seat)
+{
+	kvmfault__unhold(seat, &seat->installing);
+}
+
+bool kvmfault__reader_is_self(const struct kvmfault_uffd *uffd)
+{
+	return uffd->reader &&
+		pthread_equal(uffd->reader->thread, pthread_self());
+}
+
+void kvmfault__reader_want(struct kvmfault__reader *reader)
+{
+	if (!atomic_fetch_add(&reader->wanted, 1))
+		kvmfault__sys_futex_wake(&reader->wanted);
+}
+
+int kvmfault__take_away(const struct kvmfault_uffd *uffd, void *host,
+			uint64_t length, int advice)
+{
+	struct kvmfault__reader *reader = uffd ? uffd->reader : NULL;
+	int err;
+
+	/* The log callback: maybe nobody but this thread reads. */
+	if (reader && kvmfault__reader_is_self(uffd))
+		return -EDEADLK;
+	if (reader)
+		kvmfault__reader_want(reader);
+	err = kvmfault__sys_madvise(host, length, advice);
+	if (reader)
+		atomic_fetch_sub(&reader->wanted, 1);
+	return err;
+}

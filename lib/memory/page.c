@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Stage claim, and the state part of publish: what is known of each page. In:
+ * a page of a tracked memory. Out: who may fetch it, who waits. Four bits a
+ * page, changed atomically; of all threads that want a page exactly one goes
+ * from absent to fetching. Three of them are the state, and the fourth, that the
+ * page is protected, stays what it is whatever the state becomes.
+ */
+
+#include <sys/mman.h>
+
+#include "page.h"
+
+#define SLICE 10000000ULL	/* how late immediate_exit may be seen: 10 ms */
+
+static uint64_t words(const struct kvmfault_memory *memory)
+{
+	uint64_t pages = memory->length >> memory->page_shift;
+
+	return (pages + KVMFAULT__PAGES_PER_WORD - 1) /
+	       KVMFAULT__PAGES_PER_WORD;
+}
+
+int kvmfault__pages_new(struct kvmfault_memory *memory)
+{
+	void *states;
+	int err;
+
+	/* Zero is absent, and costs nothing until it is written. */
+	err = kvmfault__sys_mmap(&states, words(memory) * sizeof(uint64_t),
+				 PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+				 -1, 0);
+	if (err)
+		return err;
+	memory->states = states;
+	return 0;
+}
+
+void kvmfault__pages_free(struct kvmfault_memory *memory)
+{
+	if (memory->states)
+		kvmfault__sys_munmap((void *)(uintptr_t)memory->states,
+				     words(memory) * sizeof(uint64_t));
+}
+
+enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
+					   uint64_t page,
+					   enum kvmfault__state from,
+					   enum kvmfault__state to)
+{
+	_Atomic uint64_t *word = kvmfault__page_word(memory, page);
+	unsigned int shift = kvmfault__page_shift(page);
+	uint64_t old = atomic_load(word);
+	enum kvmfault__state found;
+
+	do {
+		found = old >> shift & KVMFAULT__PAGE_STATE;
+		if (found != from)
+			return found;
+	} while (!atomic_compare_exchange_weak(word, &old, old ^
+					       (uint64_t)(from ^ to) << shift));
+	return from;
+}
+
+/* The same three bits for each of so many pages. */
+static uint64_t each(uint64_t bits, unsigned int pages)
+{
+	return bits * (0x1111111111111111ULL >>
+		       (64 - pages * KVMFAULT__PAGE_BITS));
+}
+
+/* Of pages in one word; how many, from the first on. */
+static unsigned int change_run(struct kvmfault_memory *memory, uint64_t page,
+			       unsigned int count, enum kvmfault__state from,
+			       enum kvmfault__state to)
+{
+	_Atomic uint64_t *word = kvmfault__page_word(memory, page);
+	unsigned int shift = kvmfault__page_shift(page), alike;
+	uint64_t old = atomic_load(word), other;
+
+	do {
+		other = (old >> shift ^ each(from, count)) &
+			each(KVMFAULT__PAGE_STATE, count);
+		alike = other ? (unsigned int)__builtin_ctzll(other) /
+				KVMFAULT__PAGE_BITS : count;
+	} while (alike &&
+		 !atomic_compare_exchange_weak(word, &old, old ^
+					       each(from ^ to, alike) << shift));
+	return alike;
+}
+
+uint64_t kvmfault__pages_change(struct kvmfault_memory *memory, uint64_t first,
+				uint64_t count, enum kvmfault__state from,
+				enum kvmfault__state to)
+{
+	uint64_t page = first, end = first + count;
+
+	while (page < end) {
+		unsigned int step = KVMFAULT__PAGES_PER_WORD -
+				    page % KVMFAULT__PAGES_PER_WORD;
+		unsigned int alike;
+
+		if (step > end - page)
+			step = (unsigned int)(end - page);
+		alike = change_run(memory, page, step, from, to);
+		page += alike;
+		if (alike < step)
+			break;
+	}
+	return page - first;
+}
+
+bool kvmfault__page_settled(const struct kvmfault_memory *memory, uint64_t page)
+{
+	enum kvmfault__state state = kvmfault__page_state(memory, page);
+
+	return state == KVMFAULT__PRESENT || state == KVMFAULT__POISONED;
+}
+
+/* What it becomes when somebody asks for it; what it is: somebody has it. */
+static enum kvmfault__state asked_for(enum kvmfault__state state, bool sleeper)
+{
+	if (state == KVMFAULT__ABSENT || state == KVMFAULT__REMOVED)
+		return KVMFAULT__FETCHING;
+	if (state == KVMFAULT__FETCHING && sleeper)
+		return KVMFAULT__FETCHING_WAITED;
+	return state;
+}
+
+enum kvmfault__state kvmfault__page_claim(struct kvmfault_memory *memory,
+					  uint64_t page, bool sleeper)
+{
+	_Atomic uint64_t *word = kvmfault__page_word(memory, page);
+	unsigned int shift = kvmfault__page_shift(page);
+	uint64_t old = atomic_load(word);
+	enum kvmfault__state state, to;
+
+	do {
+		state = old >> shift & KVMFAULT__PAGE_STATE;
+		to = asked_for(state, sleeper);
+	} while (to != state &&
+		 !atomic_compare_exchange_weak(word, &old, old ^
+					       (uint64_t)(state ^ to) << shift));
+	return state;
+}
+
+/* The lowest bit of each page's four: it is in flight, so its state is 1, 2 or 3. */
+static uint64_t in_flight(uint64_t word)
+{
+	return (word | word >> 1) & ~(word >> 2);
+}
+
+uint64_t kvmfault__word_protect(struct kvmfault_memory *memory, uint64_t page,
+				unsigned int count)
+{
+	_Atomic uint64_t *word = kvmfault__page_word(memory, page);
+	uint64_t pages = each(1, count) << kvmfault__page_shift(page);
+	uint64_t old = atomic_load(word), busy;
+
+	do
+		busy = pages & in_flight(old);
+	while (!atomic_compare_exchange_weak(word, &old, old | (pages ^ busy) *
+					     KVMFAULT__PAGE_PROTECTED));
+	return busy;
+}
+
+void kvmfault__page_unprotect(struct kvmfault_memory *memory, uint64_t page)
+{
+	atomic_fetch_and(kvmfault__page_word(memory, page),
+			 ~(KVMFAULT__PAGE_PROTECTED <<
+			   kvmfault__page_shift(page)));
+}
+
+void kvmfault__page_remove(struct kvmfault_memory *memory, uint64_t page)
+{
+	enum kvmfault__state state = kvmfault__page_state(memory, page), found;
+
+	for (;; state = found) {
+		found = kvmfault__page_change(memory, page, state,
+					      kvmfault__in_flight(state) ?
+					      KVMFAULT__FETCHING_REMOVED :
+					      KVMFAULT__REMOVED);
+		if (found == state)
+			return;
+	}
+}

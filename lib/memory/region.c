@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Stage translate, its guest side: guest-physical ranges. In: the regions of
+ * the VMM. Out: for a gpa the region that shows it, held. Regions come and go
+ * while vCPUs run, any number of them at once; a fetch in flight is the memory's
+ * and does not care.
+ */
+
+#include "region.h"
+
+void kvmfault__warn_unshown(struct kvmfault_memory *memory, uint64_t offset)
+{
+	if (atomic_exchange(&memory->unshown, true))
+		return;
+	kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
+		      "a vCPU has touched the memory at %p, %#llx bytes into it, and no region shows that: add one for each slot (kvmfault_region_add()), or MMIO and instructions that KVM emulates there are taken for a device's",
+		      memory->host, (unsigned long long)offset);
+}
+
+static bool shows(const struct kvmfault__span *span, const void *what)
+{
+	const struct kvmfault__region *region = (const void *)span;
+	const struct kvmfault__place *place = what;
+
+	return span->memory == place->memory &&
+	       place->offset >= region->info.offset &&
+	       place->offset - region->info.offset < region->info.length;
+}
+
+/* Mostly there is but one, and the memory knows it. That is held until now by a
+ * span of its own, and from then on by this one. */
+static struct kvmfault__region *
+known_region(struct kvmfault__seat *seat, const struct kvmfault__place *place)
+{
+	struct kvmfault__span *span =
+		kvmfault__hold(&seat->table, &place->memory->shown);
+
+	if (span && shows(span, place)) {
+		atomic_store(&seat->span, span);
+		if (atomic_load(&span->dead))
+			span = NULL;
+	} else {
+		span = NULL;
+	}
+	atomic_store_explicit(&seat->table, NULL, memory_order_release);
+	return (struct kvmfault__region *)span;
+}
+
+struct kvmfault__region *
+kvmfault__region_showing(struct kvmfault__seat *seat,
+			 const struct kvmfault_memory *memory, uint64_t offset)
+{
+	const struct kvmfault__place place = {
+		.memory = (struct kvmfault_memory *)(uintptr_t)memory,
+		.offset = offset,
+	};
+	struct kvmfault__region *known = known_region(seat, &place);
+
+	if (known)
+		return known;
+	return (struct kvmfault__region *)
+		kvmfault__table_search(seat, &seat->vm->regions, shows, &place);
+}
+
+KVMFAULT__EXPORT
+int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
+			 uint64_t gpa, struct kvmfault_region *region)
+{
+	struct kvmfault__region *found;
+	struct kvmfault__seat *seat;
+	int err;
+
+	if (!vm)
+		return -EINVAL;
+	err = kvmfault__options_to(vm, "kvmfault_region", region);
+	if (err)
+		return err;
+	err = -ENOENT;
+	seat = kvmfault__call_begin(vm);
+	if (!seat)
+		return -ENOMEM;
+	found = kvmfault__region_find(seat, address_space, gpa);
+	if (found)
+		err = kvmfault__options_out(region, &found->info,
+					    sizeof(found->info));
+	kvmfault__leave(seat);
+	kvmfault__call_end(seat);
+	return err;
+}

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Sources: where absent pages come from. In: an offset and a buffer. Out: all
+ * of the bytes, or an error and none: a page is never made of half an answer.
+ */
+
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "memory.h"
+
+static int file_read(void *data, uint64_t offset, void *buffer, size_t length)
+{
+	int fd = (int)(intptr_t)data;
+	size_t done = 0;
+
+	while (done < length) {
+		ssize_t n = kvmfault__sys_pread(fd, (char *)buffer + done,
+						length - done,
+						(off_t)(offset + done));
+
+		if (n == -EINTR)
+			continue;
+		if (n < 0)
+			return (int)n;
+		if (!n)
+			return -ENODATA;	/* shorter than it was */
+		done += (size_t)n;
+	}
+	return 0;
+}
+
+static const void *memory_view(void *data, uint64_t offset, size_t length)
+{
+	(void)length;
+	return (const char *)data + offset;
+}
+
+static int memory_read(void *data, uint64_t offset, void *buffer, size_t length)
+{
+	memcpy(buffer, memory_view(data, offset, length), length);
+	return 0;
+}
+
+static int zero_read(void *data, uint64_t offset, void *buffer, size_t length)
+{
+	(void)data;
+	(void)offset;
+	memset(buffer, 0, length);
+	return 0;
+}
+
+bool kvmfault__source_reaches(const struct kvmfault_source *source, uint64_t end)
+{
+	struct stat stat;
+
+	if (source->length && source->length < end)
+		return false;
+	if (source->file <= 0)
+		return true;
+	/* A block device does not shrink, and has its size elsewhere. */
+	return !kvmfault__sys_fstat(source->file, &stat) &&
+	       (S_ISBLK(stat.st_mode) || (uint64_t)stat.st_size >= end);
+}
+
+KVMFAULT__EXPORT
+int kvmfault_source_file(int fd, struct kvmfault_source *source)
+{
+	struct kvmfault_source ours = {
+		.name = "file",
+		.read = file_read,
+		.data = (void *)(intptr_t)fd,
+	};
+	struct stat stat;
+	uint64_t end;
+	int err, flags;
+
+	if (!source)
+		return -EINVAL;
+	flags = kvmfault__sys_getfl(fd);
+	if (flags < 0)
+		return flags;
+	/* Said now, and not when the guest waits for its first page. */
+	if (flags & O_PATH || (flags & O_ACCMODE) == O_WRONLY)
+		return -EACCES;
+	err = kvmfault__sys_fstat(fd, &stat);
+	if (err)
+		return err;
+	if (!S_ISREG(stat.st_mode) && !S_ISBLK(stat.st_mode))
+		return -ESPIPE;
+	end = (uint64_t)stat.st_size;
+	/* A block device's stat has no size. */
+	if (S_ISBLK(stat.st_mode))
+		err = kvmfault__sys_ioctl(fd, BLKGETSIZE64, &end);
+	if (err)
+		return err;
+	if (!end)
+		return -ENODATA;
+	ours.length = end;
+	return kvmfault__options_out(source, &ours, sizeof(ours));
+}
+
+KVMFAULT__EXPORT
+int kvmfault_source_memory(const void *bytes, uint64_t length,
+			   struct kvmfault_source *source)
+{
+	struct kvmfault_source ours = {
+		.name = "memory",
+		.read = memory_read,
+		.data = (void *)(uintptr_t)bytes,
+		.length = length,
+		.view = memory_view,
+	};
+
+	if (!bytes || !length)
+		return -EINVAL;
+	return kvmfault__options_out(source, &ours, sizeof(ours));
+}
+
+KVMFAULT__EXPORT
+int kvmfault_source_zero(struct kvmfault_source *source)
+{
+	struct kvmfault_source ours = { .name = "zero", .read = zero_read };
+
+	return kvmfault__options_out(source, &ours, sizeof(ours));
+}

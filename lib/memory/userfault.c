@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Stage publish, its side of KVM: which pages leave KVM_RUN, on kernels that
+ * have one of the proposed ABIs. In: the states of pages. Out: a bitmap that
+ * follows them, and what a memslot needs to be told. A bit that is set without
+ * need costs an exit, one that is clear without need a message: neither is ever
+ * wrong, since both lead to the page's state.
+ */
+
+#include <string.h>
+#include <sys/mman.h>
+
+#include "../os/abi.h"
+#include "region.h"
+
+#define BITS 64			/* of a long: the kernel's unit */
+
+/* ---- what its exits say ---- */
+
+uint64_t kvmfault__exit_flags(const struct kvmfault_vm *vm,
+			      const struct kvmfault_fault *fault)
+{
+	if (fault->entrance != KVMFAULT_ENTRANCE_EXIT)
+		return 0;
+	switch (vm->kernel_exit) {
+	case KVMFAULT__KERNEL_EXIT_USERFAULT:
+		return KVMFAULT__EXIT_FLAG_USERFAULT;
+	case KVMFAULT__KERNEL_EXIT_ON_MISSING:
+		return KVMFAULT__EXIT_FLAG_READ | KVMFAULT__EXIT_FLAG_WRITE |
+		       KVMFAULT__EXIT_FLAG_EXEC;
+	case KVMFAULT__KERNEL_EXIT_NONE:
+		break;
+	}
+	return 0;
+}
+
+void kvmfault__exit_access(const struct kvmfault_vm *vm,
+			   struct kvmfault_fault *fault)
+{
+	uint64_t flags = fault->flags & kvmfault__exit_flags(vm, fault);
+
+	if (flags & KVMFAULT__EXIT_FLAG_WRITE)
+		fault->access = KVMFAULT_ACCESS_WRITE;
+	else if (flags & KVMFAULT__EXIT_FLAG_EXEC)
+		fault->access = KVMFAULT_ACCESS_EXEC;
+	else if (flags & KVMFAULT__EXIT_FLAG_READ)
+		fault->access = KVMFAULT_ACCESS_READ;
+}
+
+/* ---- the bitmap ---- */
+
+/* Of the host's pages: one of the memory's may be many. */
+static unsigned int shift(const struct kvmfault_memory *memory)
+{
+	return memory->page_shift -
+	       (unsigned int)__builtin_ctzll(kvmfault__sys_page_size());
+}
+
+static uint64_t size(const struct kvmfault_memory *memory)
+{
+	uint64_t pages = memory->length / kvmfault__sys_page_size();
+
+	return (pages + BITS - 1) / BITS * sizeof(unsigned long);
+}
+
+int kvmfault__userfault_new(struct kvmfault_memory *memory)
+{
+	void *bitmap;
+	int err;
+
+	atomic_store(&memory->exits, memory->vm->kernel_exit !=
+		     KVMFAULT__KERNEL_EXIT_NONE);
+	if (memory->vm->kernel_exit != KVMFAULT__KERNEL_EXIT_USERFAULT)
+		return 0;
+	err = kvmfault__sys_mmap(&bitmap, size(memory), PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+				 -1, 0);
+	if (err)
+		return err;
+	memset(bitmap, 0xff, size(memory));	/* all are absent */
+	memory->userfault = bitmap;
+	return 0;
+}
+
+void kvmfault__userfault_free(struct kvmfault_memory *memory)
+{
+	if (memory->userfault)
+		kvmfault__sys_munmap((void *)(uintptr_t)memory->userfault,
+				     size(memory));
+}
+
+/* Sequentially consistent, and so KVM, which sees a bit clear, sees the data
+ * that came before. */
+static void change(struct kvmfault_memory *memory, uint64_t page, bool set)
+{
+	uint64_t first = page << shift(memory), count = 1ULL << shift(memory);
+	unsigned long mask = ~0UL;
+
+	if (count < BITS)
+		mask = ((1UL << count) - 1) << first % BITS;
+	for (; count; count -= count < BITS ? count : BITS) {
+		_Atomic(unsigned long) *word = &memory->userfault[first / BITS];
+
+		if (set)
+			atomic_fetch_or(word, mask);
+		else
+			atomic_fetch_and(word, ~mask);
+		first += BITS;
+	}
+}
+
+static bool wanted(const struct kvmfault_memory *memory, uint64_t page)
+{
+	return !kvmfault__page_settled(memory, page) &&
+	       atomic_load(&memory->exits);
+}
+
+/*
+ * Whoever changes a state calls this after it, and looks at the state again
+ * after the bit: so the last to write the bit has seen the last state, and no
+ * order among them is needed.
+ */
+void kvmfault__userfault_set(struct kvmfault_memory *memory, uint64_t page,
+			     uint64_t count)
+{
+	bool set;
+
+	for (; count; page++, count--) {
+		do {
+			set = wanted(memory, page);
+			change(memory, page, set);
+		} while (wanted(memory, page) != set);
+	}
+}
+
+static void switch_to(struct kvmfault_memory *memory, bool exits)
+{
+	atomic_store(&memory->exits, exits);
+	kvmfault__userfault_follow(memory, 0,
+				   memory->length >> memory->page_shift);
+}
+
+void kvmfault__userfault_leave(struct kvmfault_memory *memory)
+{
+	switch_to(memory, false);
+}
+
+void kvmfault__userfault_enter(struct kvmfault_memory *memory)
+{
+	if (kvmfault__tracked(memory))
+		switch_to(memory, memory->vm->kernel_exit !=
+			  KVMFAULT__KERNEL_EXIT_NONE);
+}
+
+/* ---- memslots ---- */
+
+/* Its bits have to begin with a long. Private pages are not the memory's, and
+ * its bits say nothing of them. */
+static void describe(const struct kvmfault_region *region,
+		     struct kvmfault_memslot *memslot)
+{
+	const struct kvmfault_memory *memory = region->memory;
+	uint64_t span = BITS * kvmfault__sys_page_size();	/* of a long */
+
+	if (!memory || region->guest_memfd > 0 || !atomic_load(&memory->exits))
+		return;
+	if (memory->userfault && !(region->offset % span)) {
+		memslot->flags = KVMFAULT__MEM_USERFAULT;
+		memslot->userfault_bitmap =
+			(uintptr_t)&memory->userfault[region->offset / span];
+	} else if (!memory->userfault &&
+		   !(region->flags & KVMFAULT_REGION_READONLY)) {
+		memslot->flags = KVMFAULT__MEM_EXIT_ON_MISSING;
+	}
+}
+
+KVMFAULT__EXPORT
+int kvmfault_region_memslot(struct kvmfault_vm *vm, uint32_t address_space,
+			    uint64_t gpa, struct kvmfault_memslot *memslot)
+{
+	struct kvmfault_memslot ours = { .size = sizeof(ours) };
+	struct kvmfault__region *found;
+	struct kvmfault__seat *seat;
+	int err;
+
+	if (!vm)
+		return -EINVAL;
+	err = kvmfault__options_to(vm, "kvmfault_memslot", memslot);
+	if (err)
+		return err;
+	err = -ENOENT;
+	seat = kvmfault__call_begin(vm);
+	if (!seat)
+		return -ENOMEM;
+	found = kvmfault__region_find(seat, address_space, gpa);
+	if (found && found->info.gpa == gpa) {
+		describe(&found->info, &ours);
+		err = kvmfault__options_out(memslot, &ours, sizeof(ours));
+	}
+	kvmfault__leave(seat);
+	kvmfault__call_end(seat);
+	return err;
+}

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Waiting for pages. In: a page that is in flight, or a moment. Out: it has changed, or a
+ * signal came; a vCPU that does not wait is counted instead, and the VMM is told. Who
+ * changes a state looks for waiters afterwards; who waits is counted, then looks at the
+ * state: one of them sees the other.
+ */
+
+#include "page.h"
+
+#define SLICE 10000000ULL		/* 10 ms */
+
+static struct kvmfault__bucket *bucket(struct kvmfault_memory *memory,
+				       uint64_t page)
+{
+	uint64_t hash = (page ^ (uintptr_t)memory) * 0x9e3779b97f4a7c15ULL;
+
+	return &memory->vm->bucket[(hash >> 32) % KVMFAULT__BUCKETS];
+}
+
+bool kvmfault__exit_wanted(const struct kvmfault__seat *seat)
+{
+	/* Any thread writes it, or a handler on this one. */
+	return seat->immediate_exit &&
+	       __atomic_load_n(seat->immediate_exit, __ATOMIC_RELAXED);
+}
+
+int kvmfault__sleep(struct kvmfault__seat *seat, _Atomic uint32_t *word,
+		    uint32_t value)
+{
+	if (kvmfault__exit_wanted(seat))
+		return -EINTR;
+	return kvmfault__sys_futex_wait(word, value, SLICE) == -EINTR ?
+		-EINTR : 0;
+}
+
+int kvmfault__page_wait(struct kvmfault__seat *seat,
+			struct kvmfault_memory *memory, uint64_t page)
+{
+	struct kvmfault__bucket *b = bucket(memory, page);
+	int err = 0;
+
+	/* A callback that is fetching for this memory waits for itself. */
+	if (kvmfault__within_memory(memory, seat))
+		return -EDEADLK;
+	/*
+	 * The waker changes the state, then looks for waiters; we are counted,
+	 * then look at the state. One of us sees the other.
+	 */
+	atomic_fetch_add(&b->waiters, 1);
+	while (!err) {
+		uint32_t sequence = atomic_load(&b->sequence);
+
+		if (!kvmfault__in_flight(kvmfault__page_state(memory, page)))
+			break;
+		if (atomic_load(&memory->closing))
+			err = -EAGAIN;
+		else
+			err = kvmfault__sleep(seat, &b->sequence, sequence);
+	}
+	atomic_fetch_sub(&b->waiters, 1);
+	return err;
+}
+
+void kvmfault__tell_settled(struct kvmfault_memory *memory, uint64_t offset)
+{
+	const struct kvmfault_vm_options *options = &memory->vm->options;
+
+	if (options->settled)
+		options->settled(options->settled_data, memory, offset,
+				 kvmfault__page_size(memory));
+}
+
+void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page)
+{
+	struct kvmfault__bucket *b = bucket(memory, page);
+
+	if (atomic_load(&memory->vm->pending))
+		kvmfault__tell_settled(memory, page << memory->page_shift);
+	if (!atomic_load(&b->waiters))
+		return;
+	atomic_fetch_add(&b->sequence, 1);
+	kvmfault__sys_futex_wake(&b->sequence);
+}
+
+void kvmfault__wake_waiters(struct kvmfault_vm *vm)
+{
+	size_t i;
+
+	for (i = 0; i < KVMFAULT__BUCKETS; i++) {
+		if (!atomic_load(&vm->bucket[i].waiters))
+			continue;
+		atomic_fetch_add(&vm->bucket[i].sequence, 1);
+		kvmfault__sys_futex_wake(&vm->bucket[i].sequence);
+	}
+}
+
+void kvmfault__unpin(struct kvmfault_memory *memory)
+{
+	struct kvmfault_vm *vm = memory->vm;
+
+	/* It may be gone from here on; the context is not before the end. */
+	atomic_fetch_add(&vm->unpinning, 1);
+	atomic_fetch_sub(&memory->fetches, 1);
+	kvmfault__tell_drainers(vm);
+	atomic_fetch_sub(&vm->unpinning, 1);
+}
+
+/*
+ * A vCPU that does not want to wait is told when it can have one. Its wish pins
+ * the memory: whoever takes the wish out of the seat lets go of that.
+ */
+void kvmfault__withdraw(struct kvmfault__seat *seat)
+{
+	struct kvmfault_memory *memory = atomic_exchange(&seat->wish, NULL);
+
+	if (memory)
+		kvmfault__unpin(memory);
+}
+
+void kvmfault__set_pending(struct kvmfault__seat *seat)
+{
+	if (!seat->pending)
+		atomic_fetch_add(&seat->vm->pending, 1);
+	seat->pending = true;
+}
+
+void kvmfault__not_pending(struct kvmfault__seat *seat)
+{
+	if (!seat->pending)
+		return;
+	kvmfault__withdraw(seat);
+	atomic_fetch_sub(&seat->vm->pending, 1);
+	seat->pending = false;
+}
+
+bool kvmfault__page_pending(struct kvmfault__seat *seat,
+			    struct kvmfault_memory *memory, uint64_t page)
+{
+	kvmfault__set_pending(seat);
+	/* As a waiter: we are counted, then look; who wakes looks afterwards. */
+	if (kvmfault__in_flight(kvmfault__page_state(memory, page)))
+		return true;
+	kvmfault__not_pending(seat);
+	return false;
+}
+
+/* What is in flight, or just looked at, for a moment: most often it has been
+ * there all the time. */
+static enum kvmfault__state after_a_moment(struct kvmfault_memory *memory,
+					   uint64_t page)
+{
+	uint64_t end = kvmfault__sys_now() + SLICE;
+	struct kvmfault__bucket *b = bucket(memory, page);
+	uint32_t sequence;
+
+	atomic_fetch_add(&b->waiters, 1);
+	do
+		sequence = atomic_load(&b->sequence);
+	while (kvmfault__in_flight(kvmfault__page_state(memory, page)) &&
+	       !kvmfault__sys_futex_wait(&b->sequence, sequence, SLICE) &&
+	       kvmfault__sys_now() < end);
+	atomic_fetch_sub(&b->waiters, 1);
+	return kvmfault__page_state(memory, page);
+}
+
+bool kvmfault__pages_absent(struct kvmfault_memory *memory)
+{
+	uint64_t page, pages = memory->length >> memory->page_shift;
+
+	for (page = 0; page < pages; page++) {
+		enum kvmfault__state state = kvmfault__page_state(memory, page);
+
+		if (kvmfault__in_flight(state))
+			state = after_a_moment(memory, page);
+		if (state != KVMFAULT__PRESENT && state != KVMFAULT__REMOVED)
+			return true;
+	}
+	return false;
+}
+
+int kvmfault__pause(struct kvmfault__seat *seat, uint64_t nanoseconds)
+{
+	while (nanoseconds && !kvmfault__exit_wanted(seat)) {
+		uint64_t slice = nanoseconds < SLICE ? nanoseconds : SLICE;
+
+		if (kvmfault__sys_futex_wait(&seat->pause, 0, slice) == -EINTR)
+			return -EINTR;
+		nanoseconds -= slice;
+	}
+	return kvmfault__exit_wanted(seat) ? -EINTR : 0;
+}

@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Stage resolve: the chain. In: a request, and what kind of page it is about. Out: the
+ * first verdict that is not "declined", and what it comes to.
+ */
+
+#include <string.h>
+#include "resolve.h"
+
+/* Who is asked for which kind of page. */
+void kvmfault__chain_changed(struct kvmfault_vm *vm)
+{
+	unsigned int page, i;
+
+	for (page = 0; page < KVMFAULT__PAGE_KINDS; page++) {
+		vm->asked[page] = 0;
+		for (i = 0; i < vm->resolvers; i++)
+			if (!vm->chain[i].pages ||
+			    vm->chain[i].pages & 1U << page)
+				vm->asked[page] |= 1U << i;
+	}
+}
+
+/* Bits of kinds that there are. */
+#define KINDS ((1U << KVMFAULT__PAGE_KINDS) - (1U << KVMFAULT_PAGE_UNTRACKED))
+
+static int check(struct kvmfault_vm *vm, const struct kvmfault_resolver *ours)
+{
+	if (!ours->resolve || !ours->name)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_resolver.%s: it is not set",
+			ours->resolve ? "name" : "resolve");
+	if (ours->pages & ~KINDS)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_resolver.pages: %#x has bits of no kind of page that this version knows: each is 1U << KVMFAULT_PAGE_*",
+			ours->pages);
+	return 0;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_resolver_add(struct kvmfault_vm *vm,
+			  const struct kvmfault_resolver *resolver)
+{
+	struct kvmfault_resolver ours, *slot;
+	int err;
+
+	err = kvmfault__options_in(vm, "kvmfault_resolver", &ours, sizeof(ours),
+				   resolver);
+	if (!err)
+		err = vm ? check(vm, &ours) : -EINVAL;
+	if (err)
+		return err;
+	kvmfault__sys_lock(&vm->lock);
+	if (vm->vcpus || vm->services) {
+		err = -EBUSY;
+	} else if (vm->resolvers == KVMFAULT_RESOLVER_COUNT) {
+		err = -ENOSPC;
+	} else {
+		slot = &vm->chain[vm->own_resolvers];
+		memmove(slot + 1, slot, (vm->resolvers - vm->own_resolvers) *
+			sizeof(*slot));
+		*slot = ours;
+		vm->own_resolvers++;
+		vm->resolvers++;
+		kvmfault__chain_changed(vm);
+	}
+	kvmfault__sys_unlock(&vm->lock);
+	if (err)
+		kvmfault__refuse(vm, err, err == -EBUSY ?
+			"the resolver %s comes too late: add it before the first kvmfault_vcpu_new() and kvmfault_service_new()" :
+			"the resolver %s has no room: there are KVMFAULT_RESOLVER_COUNT in the chain",
+			ours.name);
+	return err;
+}
+
+KVMFAULT__EXPORT
+const char *kvmfault_resolver_name(const struct kvmfault_vm *vm,
+				   unsigned int index)
+{
+	return vm && index < vm->resolvers ? vm->chain[index].name : NULL;
+}
+
+void kvmfault__judge(const struct kvmfault__request *rq, int verdict,
+		     struct kvmfault__answer *answer)
+{
+	switch (verdict) {
+	case KVMFAULT_RESOLVED:
+		answer->action = KVMFAULT_RETRY;
+		return;
+	case KVMFAULT_LATER:
+		answer->action = KVMFAULT_PENDING;
+		return;
+	case -EINTR:
+		answer->action = KVMFAULT_INTERRUPTED;
+		return;
+	case -EAGAIN:
+		/* The mappings are changing: it faults again. */
+		answer->action = KVMFAULT_RETRY;
+		answer->error = -EAGAIN;
+		answer->came = false;
+		return;
+	}
+	kvmfault__unresolved(answer, rq->source_failed ?
+			     KVMFAULT_REASON_SOURCE : KVMFAULT_REASON_RESOLVER,
+			     verdict < 0 ? verdict : -EINVAL);
+}
+
+/* Nobody has taken it. */
+static void refuse(const struct kvmfault__request *rq, bool flags,
+		   struct kvmfault__answer *answer)
+{
+	if (rq->request.fault->error == EHWPOISON)
+		kvmfault__unresolved(answer, KVMFAULT_REASON_HWPOISON,
+				     -EHWPOISON);
+	else
+		kvmfault__unresolved(answer, flags ? KVMFAULT_REASON_FLAGS :
+				     KVMFAULT_REASON_DECLINED, -EOPNOTSUPP);
+}
+
+/* Flags of the fault that are not this VM's way to tell of it. */
+static uint64_t unknown_flags(const struct kvmfault__request *rq)
+{
+	const struct kvmfault_fault *fault = rq->request.fault;
+
+	return fault->flags ? fault->flags &
+			      ~kvmfault__exit_flags(rq->seat->vm, fault) : 0;
+}
+
+void kvmfault__ask(struct kvmfault__request *rq, enum kvmfault_page page,
+		   struct kvmfault__answer *answer)
+{
+	const struct kvmfault_vm *vm = rq->seat->vm;
+	uint64_t unknown = unknown_flags(rq);
+	uint32_t asked = vm->asked[page];
+	bool flags = false;
+
+	rq->request.page = page;
+	kvmfault__add(rq->seat, KVMFAULT__COUNTER(page) + page, 1);
+	/* Ours know nothing of failed memory. */
+	if (rq->request.fault->error == EHWPOISON)
+		asked &= (1U << vm->own_resolvers) - 1;
+	for (; asked; asked &= asked - 1) {
+		unsigned int i = (unsigned int)__builtin_ctz(asked);
+		const struct kvmfault_resolver *r = &vm->chain[i];
+		int verdict;
+
+		if (unknown & ~r->flags) {
+			flags = true;
+			continue;
+		}
+		rq->resolver = i;
+		rq->seat->in_hand = page != KVMFAULT_PAGE_UNTRACKED &&
+				    page != KVMFAULT_PAGE_UNCONVERTED;
+		verdict = r->resolve(r->data, &rq->request);
+		rq->seat->in_hand = false;
+		/* Whatever it says of it, it has brought the page. */
+		if (verdict == KVMFAULT_DECLINED && kvmfault__has_come(rq))
+			verdict = KVMFAULT_RESOLVED;
+		if (verdict != KVMFAULT_DECLINED) {
+			answer->resolver = r->name;
+			kvmfault__judge(rq, verdict, answer);
+			if (verdict == KVMFAULT_RESOLVED)
+				kvmfault__add(rq->seat,
+					      KVMFAULT__COUNTER(resolver) + i,
+					      1);
+			return;
+		}
+		if (rq->count > 1)
+			kvmfault__narrow(rq);
+	}
+	refuse(rq, flags, answer);
+}
+
+/* A page that nobody fetches: untracked, or present and out of reach. */
+void kvmfault__resolve_unclaimed(struct kvmfault__request *rq,
+				 enum kvmfault_page page,
+				 struct kvmfault__answer *answer)
+{
+	kvmfault__ask(rq, page, answer);
+	if (answer->action == KVMFAULT_RETRY && rq->origin)
+		kvmfault__wake(rq->seat, rq->request.memory, rq->origin,
+			       rq->request.offset, rq->request.length);
+}

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * One thread at a time converts a page. In: a run of guest-physical pages. Out: its turn,
+ * in the order in which they came; or why the thread must not wait for it.
+ */
+
+#include "range.h"
+
+static bool overlap(const struct kvmfault__conversion *one,
+		    const struct kvmfault__conversion *other)
+{
+	return one->pages.first < other->pages.end &&
+	       other->pages.first < one->pages.end;
+}
+
+/* First come, first served: who came before and overlaps goes first. */
+static bool in_the_way(const struct kvmfault_vm *vm,
+		       const struct kvmfault__conversion *mine)
+{
+	const struct kvmfault__conversion *other = vm->conversions;
+
+	while (other != mine && !overlap(other, mine))
+		other = other->next;
+	return other != mine;
+}
+
+/* Or it gives up waiting. */
+void kvmfault__conversion_end(struct kvmfault_vm *vm,
+			      struct kvmfault__conversion *mine)
+{
+	struct kvmfault__conversion **link = &vm->conversions;
+	bool wake, tell;
+
+	kvmfault__sys_lock(&vm->conversion_lock);
+	while (*link != mine)
+		link = &(*link)->next;
+	*link = mine->next;
+	wake = atomic_load(&vm->conversion_ended.waiters);
+	tell = mine->refused && vm->options.settled;
+	atomic_fetch_add(&vm->conversion_ended.sequence, 1);
+	kvmfault__sys_unlock(&vm->conversion_lock);
+	if (wake)
+		kvmfault__sys_futex_wake(&vm->conversion_ended.sequence);
+	if (tell)
+		vm->options.settled(vm->options.settled_data, NULL,
+				    kvmfault__gpa(mine->pages.first),
+				    kvmfault__gfns_length(mine->pages));
+}
+
+/* Not by who has a page in hand: the other one may wait for that. */
+static int may_wait_for(struct kvmfault__conversion *other, bool wait)
+{
+	other->refused |= !wait;
+	if (!wait)
+		return KVMFAULT_LATER;
+	return kvmfault__in_hand() ? -EDEADLK : 0;
+}
+
+/* Or why it is not in the queue. */
+static int queue(struct kvmfault_vm *vm, struct kvmfault__conversion *mine)
+{
+	struct kvmfault__conversion **link;
+	int err = 0;
+
+	mine->owner = (uintptr_t)pthread_self();
+	kvmfault__sys_lock(&vm->conversion_lock);
+	for (link = &vm->conversions; *link; link = &(*link)->next)
+		if ((*link)->owner == mine->owner)
+			err = -EDEADLK;
+		else if (!err && overlap(*link, mine))
+			err = may_wait_for(*link, mine->wait);
+	if (!err)
+		*link = mine;
+	kvmfault__sys_unlock(&vm->conversion_lock);
+	return err;
+}
+
+static int wait_for_turn(struct kvmfault__seat *seat,
+			 const struct kvmfault__conversion *mine)
+{
+	struct kvmfault_vm *vm = seat->vm;
+	struct kvmfault__bucket *ended = &vm->conversion_ended;
+	int err = 0;
+
+	kvmfault__sys_lock(&vm->conversion_lock);
+	while (!err && in_the_way(vm, mine)) {
+		/* Read under the lock, as it is advanced: no wake is lost. */
+		uint32_t sequence = atomic_load(&ended->sequence);
+
+		atomic_fetch_add(&ended->waiters, 1);
+		kvmfault__sys_unlock(&vm->conversion_lock);
+		err = kvmfault__sleep(seat, &ended->sequence, sequence);
+		atomic_fetch_sub(&ended->waiters, 1);
+		kvmfault__sys_lock(&vm->conversion_lock);
+	}
+	kvmfault__sys_unlock(&vm->conversion_lock);
+	return err;
+}
+
+int kvmfault__conversion_begin(struct kvmfault__seat *seat,
+			       struct kvmfault__conversion *mine)
+{
+	int err = queue(seat->vm, mine);
+
+	if (err)
+		return err;
+	err = wait_for_turn(seat, mine);
+	if (err)
+		kvmfault__conversion_end(seat->vm, mine);
+	return err;
+}

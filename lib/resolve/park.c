@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Entrance uffd, what can't be answered now. In: a message, and why not. Out: it
+ * waits with a time to try again, that doubles, and a timer has the service look
+ * then. What is not possible now is tried at once, and then soon; what has failed
+ * is given more time. No sleeper is forgotten: those for whom there is no room
+ * sleep on, and when their time comes all are woken, and fault again.
+ */
+
+#include "park.h"
+#include "../os/trace.h"
+
+#define FAILED_MIN 1000000ULL	/* 1 ms, doubled each time, */
+#define FAILED_STEPS 10		/* up to about a second */
+#define SOON_MIN 50000ULL	/* 50 us, doubled each time, */
+#define SOON_STEPS 8		/* up to about 13 ms */
+
+/* Under the lock. */
+static struct kvmfault__parked *find(struct kvmfault__park *park,
+				     uint32_t space, uint64_t hva)
+{
+	size_t i;
+
+	for (i = 0; i < park->count; i++)
+		if (park->item[i].space == space &&
+		    park->item[i].fault.hva == hva)
+			return &park->item[i];
+	return NULL;
+}
+
+static uint64_t earliest(struct kvmfault__park *park)
+{
+	uint64_t due = UINT64_MAX;
+	size_t i;
+
+	kvmfault__sys_lock(&park->lock);
+	if (park->no_room)
+		due = park->no_room;
+	for (i = 0; i < park->count; i++)
+		if (park->item[i].due < due)
+			due = park->item[i].due;
+	kvmfault__sys_unlock(&park->lock);
+	return due;
+}
+
+/* Without the lock: who sets it looks again afterwards, so that the last one to
+ * set it has seen the earliest. */
+void kvmfault__park_arm(struct kvmfault__park *park)
+{
+	uint64_t due = earliest(park), armed, now;
+
+	do {
+		armed = due;
+		if (due == UINT64_MAX)
+			return;
+		now = kvmfault__sys_now();
+		kvmfault__sys_timerfd_arm(park->timer,
+					  due > now ? due - now : 1);
+		due = earliest(park);
+	} while (due != armed);
+}
+
+static void wake_mapping(struct kvmfault__seat *seat,
+			 struct kvmfault__span *span, void *unused)
+{
+	struct kvmfault_mapping *mapping = (struct kvmfault_mapping *)span;
+
+	(void)unused;
+	if (!mapping->uffd)
+		return;
+	kvmfault__uffd_wake(mapping->uffd->fd, mapping->host,
+			    span->memory->length);
+	kvmfault__count(seat, woken);
+}
+
+void kvmfault__wake_all(struct kvmfault__seat *seat)
+{
+	kvmfault__table_visit(seat, &seat->vm->mappings, wake_mapping, NULL);
+}
+
+static void wake_sleeper(struct kvmfault__seat *seat,
+			 const struct kvmfault__parked *item)
+{
+	struct kvmfault_mapping *mapping =
+		kvmfault__mapping_find(seat, item->space, item->fault.hva);
+
+	if (mapping && mapping->uffd) {
+		struct kvmfault_memory *memory = mapping->span.memory;
+		uint64_t size = kvmfault__page_size(memory);
+
+		kvmfault__wake(seat, memory, mapping,
+			       (item->fault.hva - mapping->host) & ~(size - 1),
+			       size);
+	}
+	kvmfault__leave(seat);
+}
+
+/* Under the lock. A sleeper that was woken meanwhile has sent a second message,
+ * and another thread was faster with that: what was tried counts for it too. */
+static void merge(struct kvmfault__parked *other,
+		  const struct kvmfault__parked *item)
+{
+	if (other->tries.count < item->tries.count)
+		other->tries.count = item->tries.count;
+	if (other->tries.failures < item->tries.failures)
+		other->tries.failures = item->tries.failures;
+	if (other->due < item->due)
+		other->due = item->due;
+}
+
+static uint64_t delay(uint64_t first, unsigned int n, unsigned int steps)
+{
+	return first << (n < steps ? n : steps);
+}
+
+/* Until the next try: has it failed, or was it not possible? */
+static uint64_t pause_of(struct kvmfault__parked *item, bool failed)
+{
+	if (failed)
+		return delay(FAILED_MIN, item->tries.failures - 1,
+			     FAILED_STEPS);
+	return item->tries.count++ ? delay(SOON_MIN, item->tries.count - 2,
+					   SOON_STEPS) : 0;
+}
+
+/* Under the lock. */
+static void add(struct kvmfault__park *park, const struct kvmfault__parked *item)
+{
+	if (park->count < KVMFAULT__PARKED_MAX)
+		park->item[park->count++] = *item;
+	else if (!park->no_room)
+		park->no_room = item->due + (item->tries.failures ?
+					     FAILED_MIN << FAILED_STEPS :
+					     FAILED_MIN);
+}
+
+void kvmfault__put_off(struct kvmfault__park *park, struct kvmfault__seat *seat,
+		       struct kvmfault__parked *item, bool failed)
+{
+	struct kvmfault__parked *other;
+
+	item->due = kvmfault__sys_now() + pause_of(item, failed);
+	kvmfault__count(seat, parked);
+	kvmfault__sys_lock(&park->lock);
+	other = find(park, item->space, item->fault.hva);
+	if (other)
+		merge(other, item);
+	else
+		add(park, item);
+	kvmfault__sys_unlock(&park->lock);
+	kvmfault__park_arm(park);
+}
+
+void kvmfault__park_now(struct kvmfault__park *park,
+			struct kvmfault__seat *seat,
+			struct kvmfault__parked *item)
+{
+	bool repeated;
+
+	item->due = kvmfault__sys_now();
+	kvmfault__sys_lock(&park->lock);
+	repeated = find(park, item->space, item->fault.hva);
+	if (!repeated)
+		add(park, item);
+	kvmfault__sys_unlock(&park->lock);
+	if (repeated)
+		kvmfault__count(seat, repeated);
+	kvmfault__park_arm(park);
+}
+
+static void tell(const struct kvmfault_mapping *mapping,
+		 const struct kvmfault__parked *item,
+		 enum kvmfault_reason reason, int error)
+{
+	struct kvmfault_memory *memory = mapping->span.memory;
+	const struct kvmfault_vm_options *options = &memory->vm->options;
+	uint64_t size = kvmfault__page_size(memory);
+	struct kvmfault_sleeper sleeper = {
+		.size = sizeof(sleeper),
+		.fault = &item->fault,
+		.memory = memory,
+		.offset = (item->fault.hva - mapping->host) & ~(size - 1),
+		.length = size,
+		.uffd = mapping->uffd->own ? NULL : mapping->uffd,
+		.reason = reason,
+		.error = error,
+	};
+
+	kvmfault__log(memory->vm, KVMFAULT_LOG_ERROR,
+		      "a %s at host address %#llx sleeps: %s (error %d); trying again until it works or the VM is stopped",
+		      kvmfault_access_str(item->fault.access),
+		      (unsigned long long)item->fault.hva,
+		      kvmfault_reason_str(reason), -error);
+	KVMFAULT__TRACE(unresolved, item->fault.entrance, item->fault.gpa,
+			item->fault.hva, reason, error);
+	if (options->unresolved)
+		options->unresolved(options->unresolved_data, &sleeper);
+}
+
+void kvmfault__not_resolved(struct kvmfault__seat *seat,
+			    struct kvmfault__parked *item,
+			    const struct kvmfault_mapping *mapping,
+			    enum kvmfault_reason reason, int error)
+{
+	const struct kvmfault_memory *memory = mapping->span.memory;
+
+	if (item->tries.failures != memory->vm->options.source_retries + 1)
+		return;
+	kvmfault__count(seat, unresolved);
+	tell(mapping, item, reason, error);
+}
+
+bool kvmfault__is_parked(struct kvmfault__park *park, uint32_t space,
+			 uint64_t hva)
+{
+	bool found;
+
+	/* Who parks it just now is not to be waited for. */
+	if (!atomic_load(&park->count))
+		return false;
+	kvmfault__sys_lock(&park->lock);
+	found = find(park, space, hva);
+	kvmfault__sys_unlock(&park->lock);
+	return found;
+}
+
+bool kvmfault__unpark(struct kvmfault__park *park, uint64_t now,
+		      struct kvmfault__parked *item)
+{
+	bool found = false;
+	size_t i;
+
+	kvmfault__sys_lock(&park->lock);
+	for (i = 0; i < park->count && !found; i++) {
+		if (park->item[i].due > now)
+			continue;
+		*item = park->item[i];
+		park->item[i] = park->item[--park->count];
+		found = true;
+	}
+	kvmfault__sys_unlock(&park->lock);
+	return found;
+}
+
+void kvmfault__wake_without_room(struct kvmfault__park *park,
+				 struct kvmfault__seat *seat, uint64_t now)
+{
+	bool due;
+
+	kvmfault__sys_lock(&park->lock);
+	due = park->no_room && park->no_room <= now;
+	if (due)
+		park->no_room = 0;
+	kvmfault__sys_unlock(&park->lock);
+	if (due)
+		kvmfault__wake_all(seat);
+}
+
+void kvmfault__wake_parked(struct kvmfault__park *park,
+			   struct kvmfault__seat *seat)
+{
+	if (park->no_room)
+		kvmfault__wake_all(seat);
+	while (park->count)
+		wake_sleeper(seat, &park->item[--park->count]);
+}
+
+/* Who lowers it last sets the timer last, without a lock: vCPUs come here. */
+void kvmfault__deadline_set(struct kvmfault__park *park, uint64_t due)
+{
+	uint64_t set = atomic_load(&park->next_deadline), now;
+
+	do {
+		if (due >= set)
+			return;
+	} while (!atomic_compare_exchange_weak(&park->next_deadline, &set,
+					       due));
+	do {
+		set = atomic_load(&park->next_deadline);
+		now = kvmfault__sys_now();
+		kvmfault__sys_timerfd_arm(park->deadlines,
+					  set > now ? set - now : 1);
+	} while (atomic_load(&park->next_deadline) != set);
+}
+
+void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due)
+{
+	struct kvmfault__park *park =
+		kvmfault__hold(&seat->uffd, &seat->vm->park);
+
+	if (park)
+		kvmfault__deadline_set(park, due);
+	kvmfault__unhold(seat, &seat->uffd);
+}
+
+/* Its fetch has failed, on any thread; without a service it is woken and faults
+ * again for the next one. */
+void kvmfault__put_off_fetch(struct kvmfault__request *rq, int error)
+{
+	struct kvmfault__seat *seat = rq->seat;
+	struct kvmfault__park *park;
+	struct kvmfault__parked item = {
+		.fault = *rq->request.fault,
+		.space = rq->origin->uffd->space,
+		.tries = rq->tries,
+	};
+
+	item.tries.failures += error != -EAGAIN;
+	park = kvmfault__hold(&seat->uffd, &seat->vm->park);
+	if (park)
+		kvmfault__put_off(park, seat, &item, error != -EAGAIN);
+	else
+		kvmfault__wake(seat, rq->request.memory, rq->origin,
+			       rq->request.offset, rq->request.length);
+	kvmfault__unhold(seat, &seat->uffd);
+	if (error != -EAGAIN)
+		kvmfault__not_resolved(seat, &item, rq->origin,
+				       rq->source_failed ?
+				       KVMFAULT_REASON_SOURCE :
+				       KVMFAULT_REASON_RESOLVER, error);
+}

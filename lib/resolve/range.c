@@ -1,0 +1,338 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Ensure and discard: what the VMM itself does with guest memory. In: a range
+ * of guest-physical addresses. Out: its pages present, by the one path (ensure
+ * is an entrance); or gone, in an order that a fetch in flight can't break, and
+ * not before what is protected was saved.
+ */
+
+#include "range.h"
+
+static int check_range(struct kvmfault_vm *vm, uint64_t gpa, uint64_t length,
+		       uint64_t align)
+{
+	if (!vm)
+		return -EINVAL;
+	if (length && gpa + length - 1 >= gpa && !((gpa | length) & (align - 1)))
+		return 0;
+	return kvmfault__refuse(vm, -EINVAL,
+		"the range at gpa %#llx, of %#llx bytes, is empty, goes past the end of all, or is not made of whole pages of %llu bytes",
+		(unsigned long long)gpa, (unsigned long long)length,
+		(unsigned long long)align);
+}
+
+int kvmfault__ensure(struct kvmfault__seat *seat, uint32_t address_space,
+		     uint64_t gpa, uint64_t length, bool write)
+{
+	struct kvmfault_fault fault = {
+		.size = sizeof(fault),
+		.entrance = KVMFAULT_ENTRANCE_CALL,
+		.access = write ? KVMFAULT_ACCESS_WRITE : KVMFAULT_ACCESS_READ,
+		.known = KVMFAULT_KNOWN_GPA | KVMFAULT_KNOWN_LENGTH,
+		.address_space = address_space,
+		.gpa = gpa,
+		.length = length,
+	};
+	uint64_t last = gpa + length - 1;
+	struct kvmfault__answer answer;
+	int err;
+
+	kvmfault__add(seat, KVMFAULT__COUNTER(entrance) + fault.entrance, 1);
+	for (;;) {
+		kvmfault__resolve_gpa(seat, &fault, gpa, &answer);
+		err = kvmfault__error(&answer);
+		gpa |= KVMFAULT__PAGE - 1;
+		if (err || gpa >= last)
+			break;
+		gpa++;
+	}
+	kvmfault__add(seat, KVMFAULT__COUNTER(action) + answer.action, 1);
+	return err;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
+		    uint64_t gpa, uint64_t length, bool write)
+{
+	struct kvmfault__seat *seat;
+	int err = check_range(vm, gpa, length, 1);
+
+	if (err)
+		return err;
+	seat = kvmfault__call_begin(vm);
+	if (!seat)
+		return -ENOMEM;
+	err = kvmfault__ensure(seat, address_space, gpa, length, write);
+	kvmfault__call_end(seat);
+	return err;
+}
+
+#define RUN 256			/* pages that are discarded at once */
+
+/* The pages that were taken: to what they were before, or are now. */
+static void put(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
+		uint64_t page, size_t count, const enum kvmfault__state *was)
+{
+	uint64_t size = kvmfault__page_size(memory);
+	size_t i;
+
+	for (i = 0; i < count; i++) {
+		enum kvmfault__state from = KVMFAULT__FETCHING, to = was[i];
+		enum kvmfault__state found;
+		bool wake = false;
+
+		while ((found = kvmfault__page_change(memory, page + i, from,
+						      to)) != from) {
+			/* Somebody marked it: a sleeper, or a second discard,
+			 * which can have no data back where there is none.
+			 * The file of a memory with minor faults may have
+			 * some: then the second one has its turn. */
+			if (found == KVMFAULT__FETCHING_REMOVED &&
+			    to == KVMFAULT__ABSENT && !memory->fill)
+				to = KVMFAULT__REMOVED;
+			from = found;
+			wake = true;
+		}
+		kvmfault__userfault_follow(memory, page + i, 1);
+		kvmfault__page_wake(memory, page + i);
+		if (wake)
+			kvmfault__wake(seat, memory, NULL, (page + i) * size,
+				       size);
+	}
+}
+
+/* A protected page that holds, or has to fetch, what a discard would lose. */
+static bool unsaved(const struct kvmfault_memory *memory, uint64_t page,
+		    enum kvmfault__state state)
+{
+	return memory->write_protect && state != KVMFAULT__REMOVED &&
+	       state != KVMFAULT__POISONED &&
+	       kvmfault__page_protected(memory, page);
+}
+
+/* Take what nobody is fetching; tell the fetcher of what somebody is. Returns
+ * how many pages were taken, and for those what they were. save: not those that
+ * have to be saved first. */
+static size_t take(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
+		   uint64_t page, size_t count, bool save,
+		   enum kvmfault__state *was)
+{
+	size_t n = 0;
+
+	while (n < count) {
+		enum kvmfault__state state =
+			kvmfault__page_state(memory, page + n);
+		enum kvmfault__state to = KVMFAULT__FETCHING;
+
+		if (save && unsaved(memory, page + n, state))
+			break;
+		if (state == KVMFAULT__FETCHING ||
+		    state == KVMFAULT__FETCHING_WAITED)
+			to = KVMFAULT__FETCHING_REMOVED;
+		if (state != KVMFAULT__FETCHING_REMOVED &&
+		    kvmfault__page_change(memory, page + n, state, to) != state)
+			continue;	/* it has just changed: look again */
+		if (to == KVMFAULT__FETCHING_REMOVED ||
+		    state == KVMFAULT__FETCHING_REMOVED)
+			break;
+		was[n] = state;
+		if (save && unsaved(memory, page + n, state)) {
+			/* Since we looked. */
+			put(seat, memory, page + n, 1, &was[n]);
+			break;
+		}
+		n++;
+	}
+	return n;
+}
+
+/* Ask for it as who writes to it would. */
+static int save_page(struct kvmfault__seat *seat,
+		     struct kvmfault_memory *memory, uint64_t page)
+{
+	uint64_t offset = page << memory->page_shift;
+	const struct kvmfault_fault fault = {
+		.size = sizeof(fault),
+		.entrance = KVMFAULT_ENTRANCE_CALL,
+		.access = KVMFAULT_ACCESS_WRITE,
+		.known = KVMFAULT_KNOWN_HVA | KVMFAULT_KNOWN_LENGTH,
+		.hva = (uintptr_t)memory->host + offset,
+		.length = kvmfault__page_size(memory),
+	};
+	const struct kvmfault__place place = {
+		.memory = memory,
+		.offset = offset,
+	};
+	struct kvmfault__answer answer;
+
+	kvmfault__resolve(seat, &fault, &place, &answer);
+	return kvmfault__error(&answer);
+}
+
+/* They hold nothing any more; and a marker that stays says so too. */
+static void note_gone(enum kvmfault__state *was, size_t count, bool marked)
+{
+	size_t i;
+
+	for (i = 0; i < count; i++)
+		if (!marked || was[i] != KVMFAULT__POISONED)
+			was[i] = KVMFAULT__REMOVED;
+}
+
+/* Poisoned pages become memory again. */
+static int clear_markers(struct kvmfault__seat *seat,
+			 struct kvmfault_memory *memory, uint64_t page,
+			 size_t count, const enum kvmfault__state *was)
+{
+	uint64_t size = kvmfault__page_size(memory);
+	int err = 0;
+	size_t i;
+
+	for (i = 0; i < count && !err; i++)
+		if (was[i] == KVMFAULT__POISONED)
+			err = kvmfault__unpoison(seat, memory,
+						 (page + i) * size);
+	return err;
+}
+
+/* What was taken: punched, and put back as what it is then. */
+static int empty(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
+		 uint64_t page, size_t count, enum kvmfault__state *was)
+{
+	uint64_t size = kvmfault__page_size(memory);
+	uint64_t offset = page * size, length = count * size;
+	int err;
+
+	/* Before they are gone: then each is missed by an exit. */
+	kvmfault__userfault_follow(memory, page, count);
+	err = kvmfault__memory_punch(memory, offset, length);
+	if (err) {
+		put(seat, memory, page, count, was);
+		return err;
+	}
+	err = clear_markers(seat, memory, page, count, was);
+	note_gone(was, count, err);
+	put(seat, memory, page, count, was);
+	kvmfault__add(seat, KVMFAULT__COUNTER(removed), count);
+	kvmfault__changed(memory, offset, length, KVMFAULT_CAUSE_DISCARD);
+	return err;
+}
+
+static int discard_run(struct kvmfault__seat *seat,
+		       struct kvmfault_memory *memory, uint64_t page,
+		       size_t count, bool wait)
+{
+	enum kvmfault__state was[RUN];
+	size_t done = 0, n;
+	int err;
+
+	while (done < count) {
+		n = take(seat, memory, page + done, count - done, wait, was);
+		if (!n && !wait) {
+			done++;	/* in flight: its fetcher does it */
+			continue;
+		}
+		if (!n) {
+			/* Until then its data may be seen. */
+			err = unsaved(memory, page + done, KVMFAULT__PRESENT) ?
+				save_page(seat, memory, page + done) :
+				kvmfault__page_wait(seat, memory, page + done);
+			if (err)
+				return err;
+			/* Unless the fetcher could not: then it is our turn. */
+			if (kvmfault__page_state(memory, page + done) ==
+			    KVMFAULT__REMOVED)
+				done++;
+			continue;
+		}
+		err = empty(seat, memory, page + done, n, was);
+		if (err)
+			return err;
+		done += n;
+	}
+	return 0;
+}
+
+int kvmfault__whole_pages(const struct kvmfault_memory *memory)
+{
+	return kvmfault__refuse(memory->vm, -EINVAL,
+		"a part of the range is not made of whole pages of its memory, which are %llu bytes",
+		(unsigned long long)kvmfault__page_size(memory));
+}
+
+int kvmfault__discard(struct kvmfault__seat *seat,
+		      struct kvmfault_memory *memory, uint64_t offset,
+		      uint64_t length, bool wait)
+{
+	uint64_t page, count, step;
+	int err = 0;
+
+	if ((offset | length) & (kvmfault__page_size(memory) - 1))
+		return kvmfault__whole_pages(memory);
+	if (!kvmfault__tracked(memory)) {
+		err = kvmfault__memory_punch(memory, offset, length);
+		if (!err)
+			kvmfault__changed(memory, offset, length,
+					  KVMFAULT_CAUSE_DISCARD);
+		return err;
+	}
+	page = offset >> memory->page_shift;
+	for (count = length >> memory->page_shift; count && !err;
+	     count -= step) {
+		step = count < RUN ? count : RUN;
+		err = discard_run(seat, memory, page, step, wait);
+		page += step;
+	}
+	return err;
+}
+
+int kvmfault__each_region(struct kvmfault_vm *vm, uint32_t address_space,
+			  uint64_t gpa, uint64_t length,
+			  int (*act)(struct kvmfault__seat *seat,
+				     struct kvmfault_memory *memory,
+				     uint64_t offset, uint64_t length))
+{
+	struct kvmfault__seat *seat;
+	int err = check_range(vm, gpa, length, KVMFAULT__PAGE);
+
+	if (err)
+		return err;
+	seat = kvmfault__call_begin(vm);
+	if (!seat)
+		return -ENOMEM;
+	while (length && !err) {
+		struct kvmfault__region *region =
+			kvmfault__region_find(seat, address_space, gpa);
+		uint64_t step = 0;
+
+		if (!region || !region->span.memory) {
+			err = -ENXIO;
+		} else {
+			step = region->info.gpa + region->info.length - gpa;
+			if (step > length)
+				step = length;
+			err = act(seat, region->span.memory,
+				  kvmfault__region_offset(region, gpa), step);
+		}
+		kvmfault__leave(seat);
+		gpa += step;
+		length -= step;
+	}
+	kvmfault__call_end(seat);
+	return err;
+}
+
+static int discard(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
+		   uint64_t offset, uint64_t length)
+{
+	return kvmfault__discard(seat, memory, offset, length, true);
+}
+
+KVMFAULT__EXPORT
+int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
+		     uint64_t gpa, uint64_t length)
+{
+	return kvmfault__each_region(vm, address_space, gpa, length, discard);
+}

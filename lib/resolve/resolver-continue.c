@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Resolver "continue". In: an absent page, claimed, of a memory with minor
+ * faults. Out: the source's bytes, and those of its window, written to the file
+ * through a mapping that nobody else has, and mapped by UFFDIO_CONTINUE when
+ * they are whole: until then all others still fault.
+ */
+
+#include "resolve.h"
+
+static int resolve(void *data, struct kvmfault_request *request)
+{
+	int err;
+
+	(void)data;
+	if (!request->memory->fill)
+		return KVMFAULT_DECLINED;
+	kvmfault_request_widen(request);
+	err = kvmfault_request_read(request, request->buffer);
+	if (!err)
+		err = kvmfault_request_install(request, request->buffer);
+	else if (err == -EHWPOISON)
+		err = kvmfault__lost(request);
+	return err ? err : KVMFAULT_RESOLVED;
+}
+
+const struct kvmfault_resolver kvmfault__resolver_continue = {
+	.size = sizeof(kvmfault__resolver_continue),
+	.name = "continue",
+	.pages = 1U << KVMFAULT_PAGE_ABSENT,
+	.resolve = resolve,
+};

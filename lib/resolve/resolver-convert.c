@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Resolver "convert". In: an exit that wants the other kind of memory. Out: the
+ * pages converted. An exit that wants what the page is by now lost a race with
+ * another vCPU's: it is tried again, which the vCPU's guard bounds.
+ */
+
+#include "../os/abi.h"
+#include "range.h"
+
+static int resolve(void *data, struct kvmfault_request *request)
+{
+	struct kvmfault__seat *seat =
+		((struct kvmfault__request *)request)->seat;
+	const struct kvmfault_converter *converter = &seat->vm->converter;
+	struct kvmfault__gfns pages;
+	uint64_t reached;
+	int err;
+
+	(void)data;
+	if (!kvmfault__convertible(seat->vm, request->fault, request->region,
+				   &pages))
+		return KVMFAULT_DECLINED;
+	if (request->page != KVMFAULT_PAGE_UNCONVERTED ||
+	    converter->flags & KVMFAULT_CONVERTER_CALLS_ONLY)
+		return KVMFAULT_RESOLVED;
+	err = kvmfault__convert(seat, pages,
+				kvmfault__wants_private(request->fault),
+				!seat->no_wait, &reached);
+	return err ? err : KVMFAULT_RESOLVED;
+}
+
+const struct kvmfault_resolver kvmfault__resolver_convert = {
+	.size = sizeof(kvmfault__resolver_convert),
+	.name = "convert",
+	.pages = 1U << KVMFAULT_PAGE_UNCONVERTED |
+		 1U << KVMFAULT_PAGE_UNTRACKED,
+	.flags = KVMFAULT__EXIT_FLAG_PRIVATE,
+	.resolve = resolve,
+};

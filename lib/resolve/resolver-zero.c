@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Resolver "zero". In: a discarded page, claimed. Out: zeros, installed by
+ * UFFDIO_ZEROPAGE, or where the backing has none (hugetlbfs) by UFFDIO_COPY.
+ * The source is not asked: what it has there is what was discarded.
+ */
+
+#include "resolve.h"
+
+static int resolve(void *data, struct kvmfault_request *request)
+{
+	int err;
+
+	(void)data;
+	err = kvmfault_request_install(request, NULL);
+	return err ? err : KVMFAULT_RESOLVED;
+}
+
+const struct kvmfault_resolver kvmfault__resolver_zero = {
+	.size = sizeof(kvmfault__resolver_zero),
+	.name = "zero",
+	.pages = 1U << KVMFAULT_PAGE_REMOVED,
+	.resolve = resolve,
+};

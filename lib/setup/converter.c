@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Who tells KVM of a conversion, and which hooks hear of it: what the VMM says before
+ * the first vCPU.
+ */
+
+#include "../os/abi.h"
+#include "setup.h"
+
+#define FLAGS (KVMFAULT_CONVERTER_KEEP_SHARED | \
+	       KVMFAULT_CONVERTER_KEEP_PRIVATE | \
+	       KVMFAULT_CONVERTER_RAM_ONLY | KVMFAULT_CONVERTER_CALLS_ONLY)
+
+static int set_attributes(void *data, uint64_t address, uint64_t length,
+			  bool private)
+{
+	struct kvmfault_vm *vm = data;
+	struct kvmfault__memory_attributes attributes = {
+		.address = address,
+		.size = length,
+		.attributes = private ? KVMFAULT__ATTRIBUTE_PRIVATE : 0,
+	};
+
+	int err = kvmfault__sys_ioctl(vm->options.fd,
+				      KVMFAULT__SET_MEMORY_ATTRIBUTES,
+				      &attributes);
+
+	/* Not known (before 6.8), or not of this type of VM: what is asked for
+	 * is right by itself. */
+	return err == -ENOTTY || err == -EINVAL ? -EOPNOTSUPP : err;
+}
+
+int kvmfault__converter(struct kvmfault_vm *vm,
+			const struct kvmfault_converter *converter)
+{
+	int err = 0;
+
+	vm->options.converter = NULL;	/* the caller's */
+	if (converter)
+		err = kvmfault__options_in(vm, "kvmfault_converter",
+					   &vm->converter,
+					   sizeof(vm->converter), converter);
+	if (err)
+		return err;
+	if (vm->converter.flags & ~FLAGS)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_converter.flags: %#x has a flag that this version does not know",
+			vm->converter.flags);
+	if (!vm->converter.set && vm->options.fd > 0) {
+		vm->converter.set = set_attributes;
+		vm->converter.data = vm;
+	}
+	return 0;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_conversion_hook_add(struct kvmfault_vm *vm,
+				 const struct kvmfault_conversion_hook *hook)
+{
+	struct kvmfault_conversion_hook ours;
+	unsigned int n;
+	int err;
+
+	err = kvmfault__options_in(vm, "kvmfault_conversion_hook", &ours,
+				   sizeof(ours), hook);
+	if (err)
+		return err;
+	if (!vm)
+		return -EINVAL;
+	kvmfault__sys_lock(&vm->lock);
+	n = atomic_load(&vm->hooks);
+	if (vm->vcpus || vm->services) {
+		err = -EBUSY;
+	} else if (n == KVMFAULT_CONVERSION_HOOK_COUNT) {
+		err = -ENOSPC;
+	} else {
+		vm->hook[n] = ours;
+		atomic_store(&vm->hooks, n + 1);
+	}
+	kvmfault__sys_unlock(&vm->lock);
+	if (err)
+		kvmfault__refuse(vm, err, err == -EBUSY ?
+			"a conversion hook comes too late: add it before the first kvmfault_vcpu_new() and kvmfault_service_new()" :
+			"a conversion hook has no room: there are KVMFAULT_CONVERSION_HOOK_COUNT");
+	return err;
+}

@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The thread that reads a userfaultfd with events while the library takes pages away
+ * there (see events.c). In: a descriptor that the VMM has made. Out: its events are
+ * read, and its faults are handed to the service.
+ */
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include "../os/abi.h"
+#include "setup.h"
+
+#define MESSAGES 16
+#define LOOK 10			/* ms, after which it looks whether it is wanted */
+
+#define TOLD (UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | \
+	      UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP)
+
+/* The features that its handshake chose, in the third line of this: "API:", the
+ * version, the features, and what there is beside. All, if that can't be read. */
+static uint64_t features_of(int fd)
+{
+	unsigned long long features;
+	char name[40], text[512], *line;
+	int info, found = 0;
+	ssize_t n;
+
+	snprintf(name, sizeof(name), "/proc/self/fdinfo/%d", fd);
+	info = kvmfault__sys_open(name, 0);
+	if (info < 0)
+		return TOLD;
+	n = kvmfault__sys_pread(info, text, sizeof(text) - 1, 0);
+	kvmfault__sys_close(info);
+	text[n > 0 ? n : 0] = '\0';
+	line = strstr(text, "API:");
+	if (line)
+		found = sscanf(line, "API: %*x:%llx:", &features);
+	return found == 1 ? features : TOLD;
+}
+
+/* Nobody is left asleep: without a service the next one wakes all, and they fault
+ * again. */
+static void hand_over(struct kvmfault__seat *seat,
+		      struct kvmfault__parked *item)
+{
+	struct kvmfault_vm *vm = seat->vm;
+	struct kvmfault__park *park;
+
+	park = kvmfault__hold(&seat->uffd, &vm->park);
+	if (!park) {
+		atomic_store(&vm->unserved, true);
+		park = kvmfault__hold(&seat->uffd, &vm->park);
+	}
+	if (park)
+		kvmfault__park_now(park, seat, item);
+	kvmfault__unhold(seat, &seat->uffd);
+}
+
+static void read_messages(struct kvmfault__reader *reader)
+{
+	struct kvmfault_uffd *uffd = reader->uffd;
+	struct uffd_msg msg[MESSAGES];
+	struct kvmfault__parked item;
+	ssize_t n, i;
+
+	n = kvmfault__messages(reader->seat, uffd, msg, MESSAGES);
+	for (i = 0; i < n; i++)
+		if (kvmfault__message_in(reader->seat, uffd->space, &msg[i],
+					 &item))
+			hand_over(reader->seat, &item);
+}
+
+static void *run(void *data)
+{
+	struct kvmfault__reader *reader = data;
+	struct epoll_event ready;
+
+	kvmfault__enter(&reader->seat->inside, reader->seat, NULL);
+	while (!atomic_load(&reader->stopping))
+		if (!atomic_load(&reader->wanted))
+			kvmfault__sys_futex_wait(&reader->wanted, 0,
+						 1000000000);
+		else if (kvmfault__sys_epoll_wait(reader->epoll, &ready, 1,
+						  LOOK) == 1)
+			read_messages(reader);
+	kvmfault__exit(&reader->seat->inside);
+	return NULL;
+}
+
+static void delete(struct kvmfault__reader *reader)
+{
+	if (reader->epoll >= 0)
+		kvmfault__sys_close(reader->epoll);
+	if (reader->seat)
+		kvmfault__seat_give(reader->seat);
+	kvmfault__sys_free(reader);
+}
+
+static int listen_to(struct kvmfault__reader *reader, int fd)
+{
+	struct epoll_event event = { .events = EPOLLIN };
+
+	reader->epoll = kvmfault__sys_epoll_create();
+	return reader->epoll < 0 ? reader->epoll :
+		kvmfault__sys_epoll_ctl(reader->epoll, EPOLL_CTL_ADD, fd,
+					&event);
+}
+
+int kvmfault__reader_new(struct kvmfault_uffd *uffd)
+{
+	struct kvmfault__reader *reader;
+	int err;
+
+	if (!(features_of(uffd->fd) & TOLD))
+		return 0;
+	reader = kvmfault__sys_alloc(sizeof(*reader), 0);
+	if (!reader)
+		return -ENOMEM;
+	reader->uffd = uffd;
+	reader->epoll = -1;
+	reader->seat = kvmfault__seat_take(uffd->vm);
+	err = reader->seat ? listen_to(reader, uffd->fd) : -ENOMEM;
+	if (!err)
+		err = kvmfault__sys_thread(&reader->thread, run, reader,
+					   "kvmfault-reader");
+	if (err)
+		delete(reader);
+	else
+		uffd->reader = reader;
+	return err;
+}
+
+void kvmfault__reader_free(struct kvmfault_uffd *uffd)
+{
+	struct kvmfault__reader *reader = uffd->reader;
+
+	if (!reader)
+		return;
+	atomic_store(&reader->stopping, true);
+	kvmfault__reader_want(reader);
+	kvmfault__sys_join(reader->thread);
+	delete(reader);
+}

@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * The context: what the stages of one VM share. In: the VMM's options. Out: a
+ * place for its memories, regions, vCPUs. Nothing is shared between contexts.
+ */
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "setup.h"
+
+#define KNOWN_ALLOW \
+	(KVMFAULT_ALLOW_MARKER_EXIT | KVMFAULT_ALLOW_SHADOW_PAGING)
+
+static int check(struct kvmfault_vm *vm)
+{
+	struct kvmfault_vm_options *options = &vm->options;
+	uint64_t size;
+
+	if (!options->page_size_max)
+		options->page_size_max = 2 << 20;
+	if (!options->retry_budget)
+		options->retry_budget = 16;
+	if (!options->source_retries)
+		options->source_retries = 2;
+	else if (options->source_retries == KVMFAULT_NO_RETRIES)
+		options->source_retries = 0;
+	size = options->page_size_max;
+	if (options->delivery >= KVMFAULT_DELIVERY_COUNT)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_vm_options.delivery: %u is no mode that this version knows",
+			(unsigned int)options->delivery);
+	if (options->allow & ~KNOWN_ALLOW)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_vm_options.allow: %#llx has a flag that this version does not know",
+			(unsigned long long)options->allow);
+	if (size & (size - 1) || size < KVMFAULT__PAGE || size > 1 << 30)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_vm_options.page_size_max: %#llx is not a power of two from 4 KiB to 1 GiB",
+			(unsigned long long)size);
+	return 0;
+}
+
+static int check_fd(struct kvmfault_vm *vm)
+{
+	int flags = vm->options.fd > 0 ? kvmfault__sys_getfl(vm->options.fd) :
+					 0;
+
+	return flags < 0 ? kvmfault__refuse(vm, flags,
+		"kvmfault_vm_options.fd: descriptor %d is not open",
+		vm->options.fd) : 0;
+}
+
+static void add_resolvers(struct kvmfault_vm *vm)
+{
+	/* In this order: a page that somebody can make present is not
+	 * converted. */
+	const struct kvmfault_resolver *const ours[] = {
+		&kvmfault__resolver_copy,
+		&kvmfault__resolver_async,
+		&kvmfault__resolver_continue,
+		&kvmfault__resolver_zero,
+		&kvmfault__resolver_populate,
+		&kvmfault__resolver_convert,
+		&kvmfault__resolver_unprotect,
+	};
+	const unsigned int count = sizeof(ours) / sizeof(*ours);
+
+	for (; vm->resolvers < count; vm->resolvers++)
+		vm->chain[vm->resolvers] = *ours[vm->resolvers];
+	kvmfault__chain_changed(vm);
+}
+
+KVMFAULT__EXPORT
+int kvmfault_vm_new(const struct kvmfault_vm_options *options,
+		    struct kvmfault_vm **vm)
+{
+	struct kvmfault_vm_options ours = { .size = sizeof(ours) };
+	struct kvmfault_vm *new;
+	int err;
+
+	if (!vm)
+		return -EINVAL;
+	*vm = NULL;
+	if (options) {
+		err = kvmfault__options(&ours, sizeof(ours), options);
+		if (err)
+			return err;
+	}
+	new = kvmfault__sys_alloc(sizeof(*new), KVMFAULT__CACHE_LINE);
+	if (!new)
+		return -ENOMEM;
+	new->options = ours;
+	err = check(new);
+	if (!err)
+		err = check_fd(new);
+	if (!err)
+		err = kvmfault__converter(new, ours.converter);
+	if (!err)
+		err = kvmfault__delivery_choose(new);
+	if (!err) {
+		new->epoll = kvmfault__sys_epoll_create();
+		err = new->epoll < 0 ? new->epoll : 0;
+	}
+	if (err) {
+		kvmfault__sys_free(new);
+		return err;
+	}
+	pthread_mutex_init(&new->lock, NULL);
+	pthread_mutex_init(&new->conversion_lock, NULL);
+	add_resolvers(new);
+	*vm = new;
+	return 0;
+}
+
+/* The first kind of object that is left, in the order of taking down; NULL:
+ * none is. */
+static const char *left_over(struct kvmfault_vm *vm)
+{
+	size_t id;
+
+	if (vm->vcpus)
+		return "a vCPU's handle is left: kvmfault_vcpu_free() first";
+	if (vm->services)
+		return "the service is left: kvmfault_service_free() first";
+	if (vm->region_count)
+		return "a region is left: kvmfault_region_remove() first";
+	if (vm->memories)
+		return "a memory is left: kvmfault_memory_free() first";
+	for (id = 0; id < KVMFAULT__SPACES; id++)
+		if (atomic_load(&vm->uffds[id]))
+			return "a userfaultfd is left: kvmfault_uffd_free() first";
+	return NULL;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_vm_free(struct kvmfault_vm *vm)
+{
+	const char *left;
+
+	if (!vm)
+		return 0;
+	kvmfault__sys_lock(&vm->lock);
+	left = left_over(vm);
+	kvmfault__sys_unlock(&vm->lock);
+	if (left)
+		return kvmfault__refuse(vm, -EBUSY, "kvmfault_vm_free: %s",
+					left);
+	kvmfault__workers_free(vm);
+	kvmfault__sys_lock(&vm->lock);
+	kvmfault__table_free(vm, &vm->regions);
+	kvmfault__table_free(vm, &vm->mappings);
+	kvmfault__sys_unlock(&vm->lock);
+	while (atomic_load(&vm->unpinning))	/* for an instant */
+		kvmfault__sys_yield();
+	kvmfault__uffds_reap(vm);	/* nobody names one any more */
+	kvmfault__fetches_free(vm);
+	kvmfault__seats_free(vm);
+	kvmfault__attributes_free(vm);
+	kvmfault__sys_close(vm->epoll);
+	pthread_mutex_destroy(&vm->conversion_lock);
+	pthread_mutex_destroy(&vm->lock);
+	kvmfault__sys_free(vm);
+	return 0;
+}
