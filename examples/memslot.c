@@ -4,7 +4,7 @@
 /* A region's memslot, on any kernel and with any kernel's headers. */
 
 #include <errno.h>
-#include <kvmfault.h>
+#include <kvmfault-experimental.h>
 #include <linux/kvm.h>
 #include <sys/ioctl.h>
 

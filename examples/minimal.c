@@ -56,7 +56,7 @@ int main(void)
 	/* ... what the library has to know of it ... */
 	struct kvmfault_source src = { .size = sizeof(src), .read = read_page };
 	struct kvmfault_vm_options options = { .size = sizeof(options),
-		.allow = KVMFAULT_ALLOW_MARKER_EXIT, .kvm_fd = kvm };
+		.kvm_fd = kvm, .allow = KVMFAULT_ALLOW_MARKER_EXIT };
 	struct kvmfault_memory_options memory = {
 		.size = sizeof(memory), .length = RAM, .source = &src };
 	struct kvmfault_memory_maps maps = { .size = sizeof(maps) };
@@ -72,7 +72,7 @@ int main(void)
 	sigaddset(&bus, SIGBUS);	/* the library's to take */
 	sigprocmask(SIG_BLOCK, &bus, NULL);
 	check(kvmfault_vm_new(&options, &vm), "context");
-	check(kvmfault_memory_create(vm, &memory, &maps, &ram.memory), "RAM");
+	check(kvmfault_memory_alloc(vm, &memory, &maps, &ram.memory), "RAM");
 	check(kvmfault_service_new(vm, &w, &service), "service");
 	check(kvmfault_region_add(vm, &ram), "region");
 	slot.userspace_addr = (uintptr_t)maps.memslots;
@@ -81,13 +81,13 @@ int main(void)
 	/* ... and the run loop. */
 	for (;;) {
 		int ret = ioctl(fd, KVM_RUN, 0), why = errno;
-		enum kvmfault_action what = kvmfault_handle(vcpu, ret, why);
-		while (what == KVMFAULT_UNFINISHED)	/* not into KVM_RUN */
-			what = kvmfault_handle(vcpu, ret, why);
-		if (what == KVMFAULT_UNRESOLVED)
+		enum kvmfault_action what = kvmfault_vcpu_handle(vcpu, ret, why);
+		while (what == KVMFAULT_ACTION_UNFINISHED)	/* not into KVM_RUN */
+			what = kvmfault_vcpu_handle(vcpu, ret, why);
+		if (what == KVMFAULT_ACTION_UNRESOLVED)
 			errx(1, "%s", kvmfault_reason_str(
 				kvmfault_vcpu_result(vcpu)->reason));
-		if (what != KVMFAULT_NOT_A_FAULT)
+		if (what != KVMFAULT_ACTION_NOT_A_FAULT)
 			continue;	/* RETRY; here the others too */
 		if (run->exit_reason != KVM_EXIT_IO)
 			break;

@@ -18,7 +18,7 @@ extern "C" {
  * libkvmfault: answers a guest's memory faults
  * ============================================
  *
- * A virtual machine monitor (VMM) calls kvmfault_handle() after every KVM_RUN.
+ * A virtual machine monitor (VMM) calls kvmfault_vcpu_handle() after every KVM_RUN.
  * The library says whether the guest touched memory that KVM could not reach,
  * turns that into one typed value, makes the fault go away, and says what to
  * do next. Faults of all the others who touch guest memory (the VMM's own
@@ -45,7 +45,7 @@ extern "C" {
  * The whole integration of a VMM, in order:
  *
  *   kvmfault_vm_new();  kvmfault_resolver_add() for its own resolvers, if any
- *   kvmfault_memory_new() for each block of RAM, before anybody touches it
+ *   kvmfault_memory_adopt() for each block of RAM, before anybody touches it
  *   kvmfault_service_new(), which answers whoever does from now on
  *   kvmfault_region_add(), and then KVM's slot: the guest sees it
  *   kvmfault_vcpu_new() on each vCPU's thread, and then
@@ -58,15 +58,15 @@ extern "C" {
  *                   err = errno;
  *           }
  *           enter = true;
- *           switch (kvmfault_handle(vcpu, ret, err)) {
- *           case KVMFAULT_RETRY:        continue;
- *           case KVMFAULT_NOT_A_FAULT:  handle_exit(run); break;
- *           case KVMFAULT_UNFINISHED:   enter = false; see_who_kicked(); break;
- *           case KVMFAULT_INTERRUPTED:  see_who_kicked(); break;
- *           case KVMFAULT_PENDING_UNFINISHED:
+ *           switch (kvmfault_vcpu_handle(vcpu, ret, err)) {
+ *           case KVMFAULT_ACTION_RETRY:        continue;
+ *           case KVMFAULT_ACTION_NOT_A_FAULT:  handle_exit(run); break;
+ *           case KVMFAULT_ACTION_UNFINISHED:   enter = false; see_who_kicked(); break;
+ *           case KVMFAULT_ACTION_INTERRUPTED:  see_who_kicked(); break;
+ *           case KVMFAULT_ACTION_PENDING_UNFINISHED:
  *                   enter = false; wait_for_my_resolver(); break;
- *           case KVMFAULT_PENDING:      wait_for_my_resolver(); break;
- *           case KVMFAULT_UNRESOLVED:   return kvmfault_vcpu_result(vcpu)->error;
+ *           case KVMFAULT_ACTION_PENDING:      wait_for_my_resolver(); break;
+ *           case KVMFAULT_ACTION_UNRESOLVED:   return kvmfault_vcpu_result(vcpu)->error;
  *           }
  *   }
  *
@@ -123,11 +123,11 @@ struct kvmfault_failure;
  * that were not merged now mean other things. There are three answers, and
  * "could not ask" is not "no".
  */
-enum kvmfault_answer {
-	KVMFAULT_NOT_ASKED = 0,
-	KVMFAULT_YES = 1,
-	KVMFAULT_NO = 2,
-	KVMFAULT_COULD_NOT_ASK = 3,	/* the finding's error says why */
+enum kvmfault_support {
+	KVMFAULT_SUPPORT_NOT_ASKED = 0,
+	KVMFAULT_SUPPORT_YES = 1,
+	KVMFAULT_SUPPORT_NO = 2,
+	KVMFAULT_SUPPORT_COULD_NOT_ASK = 3,	/* the finding's error says why */
 };
 
 enum kvmfault_feature {
@@ -161,15 +161,12 @@ enum kvmfault_feature {
 	/* KVM, asked of a scratch guest. No: KVM walks the guest's page tables
 	 * in software, see kvmfault_ensure_page_tables(). */
 	KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING = 20,
-	/* Proposed for KVM and not merged; they have the same flag of memslots,
-	 * so there is one of them at most. Asked of a scratch VM. */
-	KVMFAULT_FEATURE_USERFAULT = 21,	/* KVM_MEM_USERFAULT */
-	KVMFAULT_FEATURE_EXIT_ON_MISSING = 22,	/* KVM_MEM_EXIT_ON_MISSING */
+	/* 21, 22: kvmfault-experimental.h */
 };
 #define KVMFAULT_FEATURE_COUNT 23
 
 struct kvmfault_finding {
-	uint32_t answer;	/* enum kvmfault_answer */
+	uint32_t support;	/* enum kvmfault_support */
 	int32_t error;		/* -errno behind NO and COULD_NOT_ASK, or 0 */
 	uint64_t value;		/* as said at the feature, or 0 */
 };
@@ -195,22 +192,22 @@ int kvmfault_probe(int kvm_fd, int vm_fd, struct kvmfault_features *features);
  * Pure and total: every input gives an answer, no state is kept, nothing is
  * read beyond what the exit defines.
  */
-enum kvmfault_entrance {
-	KVMFAULT_ENTRANCE_NONE = 0,	/* not a memory fault */
-	KVMFAULT_ENTRANCE_EXIT = 1,	/* KVM_EXIT_MEMORY_FAULT */
-	KVMFAULT_ENTRANCE_MARKER = 2,	/* SIGBUS, BUS_MCEERR_AR: a marker of
+enum kvmfault_kind {
+	KVMFAULT_KIND_NONE = 0,	/* not a memory fault */
+	KVMFAULT_KIND_EXIT = 1,	/* KVM_EXIT_MEMORY_FAULT */
+	KVMFAULT_KIND_MARKER = 2,	/* SIGBUS, BUS_MCEERR_AR: a marker of
 					 * ours, or real memory failure: the
 					 * page's state tells */
-	KVMFAULT_ENTRANCE_BARE = 3,	/* EFAULT and not a word more */
-	KVMFAULT_ENTRANCE_MMIO = 4,	/* KVM_EXIT_MMIO, in RAM or not: only
+	KVMFAULT_KIND_UNANNOTATED = 3,	/* EFAULT and not a word more */
+	KVMFAULT_KIND_MMIO = 4,	/* KVM_EXIT_MMIO, in RAM or not: only
 					 * the regions know */
-	KVMFAULT_ENTRANCE_EMULATION = 5, /* KVM's emulator gave up */
-	KVMFAULT_ENTRANCE_UFFD = 6,	/* userfaultfd's message */
-	KVMFAULT_ENTRANCE_CALL = 7,	/* kvmfault_ensure() */
-	KVMFAULT_ENTRANCE_FAILURE = 8,	/* SIGBUS, BUS_MCEERR_AO: memory failed
+	KVMFAULT_KIND_EMULATION = 5, /* KVM's emulator gave up */
+	KVMFAULT_KIND_UFFD = 6,	/* userfaultfd's message */
+	KVMFAULT_KIND_CALL = 7,	/* kvmfault_ensure() */
+	KVMFAULT_KIND_FAILURE = 8,	/* SIGBUS, BUS_MCEERR_AO: memory failed
 					 * that nobody has touched yet */
 };
-#define KVMFAULT_ENTRANCE_COUNT 9
+#define KVMFAULT_KIND_COUNT 9
 
 enum kvmfault_access {
 	KVMFAULT_ACCESS_UNKNOWN = 0,
@@ -226,7 +223,7 @@ enum kvmfault_access {
 
 struct kvmfault_fault {
 	size_t size;
-	enum kvmfault_entrance entrance;
+	enum kvmfault_kind kind;
 	enum kvmfault_access access;
 	uint32_t known;		/* KVMFAULT_KNOWN_* */
 	uint32_t address_space;	/* 0, or 1 for an x86 vCPU in SMM */
@@ -257,7 +254,7 @@ int kvmfault_decode(int ret, int err, const struct kvm_run *run,
 /*
  * Decode a SIGBUS. siginfo: the signal's siginfo_t, from a handler (this makes
  * no system call) or sigtimedwait(). What is not a memory failure of this
- * machine's becomes KVMFAULT_ENTRANCE_NONE: hand it on untouched.
+ * machine's becomes KVMFAULT_KIND_NONE: hand it on untouched.
  *
  * Returns and thread class: as kvmfault_decode(); async-signal-safe. Since 0.1.
  */
@@ -311,7 +308,7 @@ enum kvmfault_reason {
 	KVMFAULT_REASON_FLAGS = 4,	/* flags that no resolver understands */
 	KVMFAULT_REASON_SOURCE = 5,	/* the source failed: error */
 	KVMFAULT_REASON_RESOLVER = 6,	/* a resolver failed: error */
-	KVMFAULT_REASON_LIE = 7,	/* "resolved", and the page is absent */
+	KVMFAULT_REASON_STILL_ABSENT = 7,	/* "resolved", and the page is absent */
 	KVMFAULT_REASON_NO_PROGRESS = 8, /* resolved again and again */
 	KVMFAULT_REASON_HWPOISON = 9,	/* memory failed: EHWPOISON, SIGBUS */
 	KVMFAULT_REASON_LOST_MMIO = 10,	/* KVM_RUN was entered although an
@@ -338,10 +335,7 @@ enum kvmfault_delivery {
 	 * there is one, see doc/integration.md: so it has to be allowed by
 	 * name. */
 	KVMFAULT_DELIVERY_MARKER_EXIT = 2,
-	/* KVM_RUN ends with KVM_EXIT_MEMORY_FAULT: on a kernel with one of the
-	 * proposed KVM_MEM_USERFAULT or KVM_MEM_EXIT_ON_MISSING. No released
-	 * one has them. */
-	KVMFAULT_DELIVERY_KERNEL_EXIT = 3,
+	/* 3: KVMFAULT_DELIVERY_KERNEL_EXIT of kvmfault-experimental.h */
 };
 #define KVMFAULT_DELIVERY_COUNT 4
 
@@ -370,32 +364,19 @@ struct kvmfault_sleeper {
 	int error;		/* -errno */
 };
 
-struct kvmfault_vm_options {
+/* What the library tells the VMM. Each may be NULL. */
+struct kvmfault_vm_ops {
 	size_t size;
-
-	/* The largest page size of any memory: each vCPU, service thread and
-	 * caller keeps scratch memory of that size. 0: 2 MiB. */
-	uint64_t page_size_max;
-
-	/* How many times in a row one vCPU's faults may be answered without
-	 * progress (a page came, or another exit) before the answer is
-	 * UNRESOLVED; from the third on with a pause. 0: 16. What is not
-	 * possible now (mappings that change, a source that says -EAGAIN) does
-	 * not count: that is tried again, with pauses of 10 ms at most, until a
-	 * signal or immediate_exit ends it. */
-	uint32_t retry_budget;
 
 	/* What went wrong and what to do about it, one line, no newline: also
 	 * of the kvmfault_vm_new() that is given it. For who has none there is
 	 * kvmfault_vm_error(). */
 	void (*log)(void *data, enum kvmfault_log_level level,
 		    const char *message);
-	void *log_data;
 
 	/* The library changed guest memory. Called after the bytes are there;
 	 * for a VMM's own dirty tracking. */
 	void (*changed)(void *data, const struct kvmfault_change *change);
-	void *changed_data;
 
 	/* A fault of a thread that sleeps in the kernel could not be resolved
 	 * in as many tries as source_retries says. Nothing can be returned to
@@ -405,37 +386,57 @@ struct kvmfault_vm_options {
 	 * are put off; those above that may be told again, or not at all. It
 	 * holds up one thread of the service. */
 	void (*unresolved)(void *data, const struct kvmfault_sleeper *sleeper);
-	void *unresolved_data;
 
-	/* Guest memory has failed: see kvmfault_handle_sigbus(). Tell the guest
+	/* Guest memory has failed: see kvmfault_vcpu_handle_sigbus(). Tell the guest
 	 * (a machine check, an SError) and return 0: a vCPU that touched it
 	 * then goes on with RETRY. -errno, or no such callback: UNRESOLVED, and
 	 * so is a guest that touches it retry_budget times in a row. */
 	int (*failed)(void *data, const struct kvmfault_failure *failure);
-	void *failed_data;
 
 	/* A page that a vCPU was told PENDING about (see the vCPU's option
 	 * no_wait) is not on its way any more: it is there, or has failed. Run
 	 * all vCPUs that wait again. It may come for pages that nobody waits
-	 * for, and before kvmfault_handle() has returned PENDING: note how often
+	 * for, and before kvmfault_vcpu_handle() has returned PENDING: note how often
 	 * it came before that call. Or a conversion that was in the way of a
 	 * vCPU's is over: then memory is NULL, and the range, guest-physical, is
 	 * the other conversion's, which the vCPU's page need not be in. It comes
 	 * on the thread that has ended it, which may be another vCPU's. */
-	void (*settled)(void *data, struct kvmfault_memory *memory,
+	void (*page_ready)(void *data, struct kvmfault_memory *memory,
 			uint64_t offset, uint64_t length);
-	void *settled_data;
+};
 
-	/* How many fetches of sources that answer later may be in flight at
-	 * once. Each keeps scratch memory of page_size_max. 0: 64. */
-	uint32_t fetches;
+struct kvmfault_vm_options {
+	size_t size;
 
-	/* How private and shared memory is converted, copied; see "Convert".
-	 * NULL: all defaults. */
-	const struct kvmfault_converter *converter;
+	/* What the VMM wants to be told of, copied; NULL: nothing. data is each
+	 * function's first argument. */
+	const struct kvmfault_vm_ops *ops;
+	void *data;
+
+	/* ---- KVM ---- */
+
 	/* KVM's descriptor of the VM, borrowed until the context is freed: for
 	 * conversions. 0: none. */
-	int fd;
+	int vm_fd;
+	/* /dev/kvm, borrowed during kvmfault_vm_new(): to ask scratch VMs what
+	 * KVM does, for the modes that end in an exit. 0: KERNEL_EXIT is not
+	 * taken, and MARKER_EXIT only with KVMFAULT_ALLOW_SHADOW_PAGING, which
+	 * leaves nothing to be asked. */
+	int kvm_fd;
+
+	/* ---- how faults are delivered and tried again ---- */
+
+	/* How missing pages of vCPUs are delivered, and KVMFAULT_ALLOW_*. */
+	uint64_t allow;
+	enum kvmfault_delivery delivery;
+
+	/* How many times in a row one vCPU's faults may be answered without
+	 * progress (a page came, or another exit) before the answer is
+	 * UNRESOLVED; from the third on with a pause. 0: 16. What is not
+	 * possible now (mappings that change, a source that says -EAGAIN) does
+	 * not count: that is tried again, with pauses of 10 ms at most, until a
+	 * signal or immediate_exit ends it. */
+	uint32_t retry_budget;
 
 	/* How many times a fault whose source failed is tried again before the
 	 * VMM hears of it: after 1 ms, and then twice as long each time up to
@@ -461,14 +462,19 @@ struct kvmfault_vm_options {
 	 * that time. */
 	bool prefault;
 
-	/* How missing pages of vCPUs are delivered, and KVMFAULT_ALLOW_*. */
-	uint64_t allow;
-	enum kvmfault_delivery delivery;
-	/* /dev/kvm, borrowed during kvmfault_vm_new(): to ask scratch VMs what
-	 * KVM does, for the modes that end in an exit. 0: KERNEL_EXIT is not
-	 * taken, and MARKER_EXIT only with KVMFAULT_ALLOW_SHADOW_PAGING, which
-	 * leaves nothing to be asked. */
-	int kvm_fd;
+	/* ---- memory and conversions ---- */
+
+	/* The largest page size of any memory: each vCPU, service thread and
+	 * caller keeps scratch memory of that size. 0: 2 MiB. */
+	uint64_t page_size_max;
+
+	/* How many fetches of sources that answer later may be in flight at
+	 * once. Each keeps scratch memory of page_size_max. 0: 64. */
+	uint32_t fetches;
+
+	/* How private and shared memory is converted, copied; see "Convert".
+	 * NULL: all defaults. */
+	const struct kvmfault_converter *converter;
 };
 
 /*
@@ -804,11 +810,11 @@ struct kvmfault_memory_options {
  *   and what fstat(2) said of the file.
  * Thread class: setup. Since 0.1.
  */
-int kvmfault_memory_new(struct kvmfault_vm *vm,
+int kvmfault_memory_adopt(struct kvmfault_vm *vm,
 			const struct kvmfault_memory_options *options,
 			struct kvmfault_memory **memory);
 
-/* What kvmfault_memory_create() has made: it is the caller's. */
+/* What kvmfault_memory_alloc() has made: it is the caller's. */
 struct kvmfault_memory_maps {
 	size_t size;
 	void *memslots;		/* for the memslots' userspace_addr */
@@ -821,7 +827,7 @@ struct kvmfault_memory_maps {
 /*
  * Memory in one call: map a memfd or hugetlbfs file twice, once for the
  * memslots and once for the VMM itself, and take both into care, as the
- * delivery mode needs it. options as for kvmfault_memory_new(), with host
+ * delivery mode needs it. options as for kvmfault_memory_adopt(), with host
  * NULL. fd 0: the library makes a memfd, of huge pages if page_size is one of
  * theirs. Other pages are asked to stay small (MADV_NOHUGEPAGE), so that they
  * come one by one.
@@ -829,12 +835,12 @@ struct kvmfault_memory_maps {
  * The memory borrows both mappings and the file. Unmap and close them after
  * kvmfault_memory_free(), and after the memslots that name them are gone.
  *
- * Returns as kvmfault_memory_new(), and -EINVAL: maps is NULL, host is not;
+ * Returns as kvmfault_memory_adopt(), and -EINVAL: maps is NULL, host is not;
  * -EOPNOTSUPP: this kernel makes no memfd with pages of page_size; and what
  * mmap(2), memfd_create(2) and ftruncate(2) said.
  * Thread class: setup. Since 0.1.
  */
-int kvmfault_memory_create(struct kvmfault_vm *vm,
+int kvmfault_memory_alloc(struct kvmfault_vm *vm,
 			   const struct kvmfault_memory_options *options,
 			   struct kvmfault_memory_maps *maps,
 			   struct kvmfault_memory **memory);
@@ -902,7 +908,6 @@ struct kvmfault_region {
 	uint64_t gpa;
 	uint64_t length;
 	uint32_t address_space;
-	uint32_t slot;		/* KVM's number; kept, not interpreted */
 	uint32_t flags;		/* KVMFAULT_REGION_* */
 	/* For private memory: the file and where the region is in it.
 	 * Borrowed until the region is removed. 0: none. */
@@ -945,8 +950,7 @@ int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
  * there now, and where both have a region always one. It costs what a single
  * region does, and so is for whoever changes many: a VMM that collects its
  * changes calls this when they are committed. Call it when the old ranges'
- * slots are gone and before the new ones' are set, and
- * kvmfault_region_memslot() for each of these. After it returns the library
+ * slots are gone and before the new ones' are set. After it returns the library
  * does not touch the guest_memfds of those that went. The structs are copied.
  *
  * Returns 0, or on error, when nothing has changed: -EINVAL: a NULL pointer,
@@ -969,34 +973,6 @@ int kvmfault_regions_replace(struct kvmfault_vm *vm,
 int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
 			 uint64_t gpa, struct kvmfault_region *region);
 
-/* What KVM is told of a region's memslot, beside what the VMM knows. */
-struct kvmfault_memslot {
-	size_t size;
-	uint32_t flags;		/* to be or-ed into the slot's */
-	/* Goes where struct kvm_userspace_memory_region2 has userfault_bitmap,
-	 * or in older headers pad2[0]. Other than 0 only with a flag that needs
-	 * KVM_SET_USER_MEMORY_REGION2. */
-	uint64_t userfault_bitmap;
-};
-
-/*
- * What makes the missing pages of the region that begins at gpa leave KVM_RUN,
- * on kernels that have KVM_MEM_USERFAULT or KVM_MEM_EXIT_ON_MISSING: ask before
- * the slot is created, or changed. 0 and 0 where there is none of these: so a
- * VMM's code is the same everywhere. 0 also for a region with a guest_memfd or
- * without a source; with a bitmap, for one whose offset into its memory is not
- * a multiple of 64 host pages; without, for a READONLY one. Their pages are
- * served all the same, as userfaultfd tells of them.
- *
- * The bitmap is the memory's, and KVM reads it: delete the slot, or set it
- * without the flag, before the memory is freed. memslot->size must be set.
- *
- * Returns 0; -EINVAL: a NULL pointer, or the size is not set; -ENOENT: no
- * region begins there; -ENOMEM. Thread class: any. Since 0.1.
- */
-int kvmfault_region_memslot(struct kvmfault_vm *vm, uint32_t address_space,
-			    uint64_t gpa, struct kvmfault_memslot *memslot);
-
 /*
  * Resolvers: who makes a page present
  * -----------------------------------
@@ -1012,7 +988,7 @@ int kvmfault_region_memslot(struct kvmfault_vm *vm, uint32_t address_space,
 enum kvmfault_page {
 	KVMFAULT_PAGE_UNTRACKED = 1,	/* memory without a source, or none */
 	KVMFAULT_PAGE_ABSENT = 2,	/* never fetched; claimed for us */
-	KVMFAULT_PAGE_REMOVED = 3,	/* discarded: zero; claimed */
+	KVMFAULT_PAGE_DISCARDED = 3,	/* discarded: zero; claimed */
 	KVMFAULT_PAGE_PRESENT = 4,	/* was installed, and faults again */
 	KVMFAULT_PAGE_POISONED = 5,	/* its data is lost */
 	KVMFAULT_PAGE_UNCONVERTED = 6,	/* private, and the guest wants it
@@ -1023,9 +999,9 @@ enum kvmfault_page {
 };
 
 enum kvmfault_verdict {
-	KVMFAULT_DECLINED = 0,	/* not mine: ask the next */
-	KVMFAULT_RESOLVED = 1,	/* it is there: run the vCPU */
-	KVMFAULT_LATER = 2,	/* being worked on elsewhere: do not run the
+	KVMFAULT_VERDICT_DECLINED = 0,	/* not mine: ask the next */
+	KVMFAULT_VERDICT_RESOLVED = 1,	/* it is there: run the vCPU */
+	KVMFAULT_VERDICT_LATER = 2,	/* being worked on elsewhere: do not run the
 				 * vCPU before the VMM knows that it is done */
 };
 
@@ -1143,7 +1119,7 @@ int kvmfault_request_poison(struct kvmfault_request *request);
  * vCPU
  * ----
  */
-/* How the SIGBUS of MARKER_EXIT gets from KVM_RUN to kvmfault_handle(). It has
+/* How the SIGBUS of MARKER_EXIT gets from KVM_RUN to kvmfault_vcpu_handle(). It has
  * to be delivered there: blocked, it would leave the vCPU spinning in the
  * kernel. */
 enum kvmfault_sigbus {
@@ -1151,7 +1127,7 @@ enum kvmfault_sigbus {
 	 * (KVM_SET_SIGNAL_MASK), and fetches it with sigtimedwait(2). There is
 	 * no handler. */
 	KVMFAULT_SIGBUS_MASKED = 0,
-	/* The VMM's own handler calls kvmfault_vcpu_sigbus(). */
+	/* The VMM's own handler calls kvmfault_vcpu_note_sigbus(). */
 	KVMFAULT_SIGBUS_HANDLER = 1,
 };
 
@@ -1176,7 +1152,7 @@ struct kvmfault_vcpu_options {
 	size_t size;
 	int fd;			/* KVM's descriptor of it, borrowed */
 	struct kvm_run *run;	/* its shared page, borrowed */
-	/* Do not wait for a page that is on its way: kvmfault_handle() returns
+	/* Do not wait for a page that is on its way: kvmfault_vcpu_handle() returns
 	 * PENDING or PENDING_UNFINISHED, and the context's callback settled
 	 * tells when to go on. */
 	bool no_wait;
@@ -1212,7 +1188,7 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 		      const struct kvmfault_vcpu_options *options,
 		      struct kvmfault_vcpu **vcpu);
 
-/* Not while the vCPU's thread is in kvmfault_handle(), nor in a callback. A
+/* Not while the vCPU's thread is in kvmfault_vcpu_handle(), nor in a callback. A
  * worker that it has left goes on for nobody, and is not waited for: it is
  * another vCPU's afterwards, and ends with the context. NULL is fine.
  * Thread class: setup. Since 0.1. */
@@ -1236,22 +1212,22 @@ void kvmfault_vcpu_reset(struct kvmfault_vcpu *vcpu);
  * ------
  */
 enum kvmfault_action {
-	KVMFAULT_RETRY = 1,	/* enter KVM_RUN again */
-	KVMFAULT_NOT_A_FAULT = 2, /* the VMM's own exit handling */
-	KVMFAULT_INTERRUPTED = 3, /* a signal or immediate_exit ended KVM_RUN or
+	KVMFAULT_ACTION_RETRY = 1,	/* enter KVM_RUN again */
+	KVMFAULT_ACTION_NOT_A_FAULT = 2, /* the VMM's own exit handling */
+	KVMFAULT_ACTION_INTERRUPTED = 3, /* a signal or immediate_exit ended KVM_RUN or
 				 * a wait: see to it, then go on */
-	KVMFAULT_PENDING = 4,	/* a resolver works on it elsewhere: wait until
+	KVMFAULT_ACTION_PENDING = 4,	/* a resolver works on it elsewhere: wait until
 				 * it is done, then enter KVM_RUN */
-	KVMFAULT_UNRESOLVED = 5, /* do not run this vCPU: the result says why. To
-				 * go on all the same, call kvmfault_handle()
+	KVMFAULT_ACTION_UNRESOLVED = 5, /* do not run this vCPU: the result says why. To
+				 * go on all the same, call kvmfault_vcpu_handle()
 				 * with the same arguments again */
 	/* As INTERRUPTED and as PENDING, but an access is half done: do not
 	 * enter KVM_RUN, which would complete MMIO with the wrong bytes, or
 	 * give the guest the #UD of an instruction that was not emulated. See
-	 * who wanted this thread, or wait, and then call kvmfault_handle()
+	 * who wanted this thread, or wait, and then call kvmfault_vcpu_handle()
 	 * with the same arguments again; or kvmfault_vcpu_reset(). */
-	KVMFAULT_UNFINISHED = 6,
-	KVMFAULT_PENDING_UNFINISHED = 7,
+	KVMFAULT_ACTION_UNFINISHED = 6,
+	KVMFAULT_ACTION_PENDING_UNFINISHED = 7,
 };
 
 /* One of a vCPU's last faults, and what came of it. */
@@ -1273,7 +1249,7 @@ struct kvmfault_result {
 	int error;		/* -errno behind the reason, or 0 */
 	/* An access is half done: with UNFINISHED and PENDING_UNFINISHED
 	 * always, and maybe with UNRESOLVED. KVM_RUN is not to be entered
-	 * before kvmfault_handle() has said RETRY, or kvmfault_vcpu_reset(). */
+	 * before kvmfault_vcpu_handle() has said RETRY, or kvmfault_vcpu_reset(). */
 	bool unfinished;
 	const char *resolver;	/* the one that had the last word, or NULL */
 	const struct kvmfault_fault *fault;
@@ -1300,7 +1276,7 @@ struct kvmfault_result {
  * - bare EFAULT: may have been a race; tried again within the budget;
  * - EHWPOISON, or a page that is poisoned: options.failed is told, and
  *   UNRESOLVED unless it has told the guest;
- * - EINTR, and with MARKER_EXIT a SIGBUS: the same as kvmfault_handle_sigbus();
+ * - EINTR, and with MARKER_EXIT a SIGBUS: the same as kvmfault_vcpu_handle_sigbus();
  * - EINTR: INTERRUPTED. Set immediate_exit to stop a vCPU: a signal alone that
  *   comes together with a fault is a RETRY.
  *
@@ -1321,11 +1297,11 @@ struct kvmfault_result {
  * A NULL vcpu is UNRESOLVED. Thread class: object, the vCPU's own thread.
  * Since 0.1.
  */
-enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
+enum kvmfault_action kvmfault_vcpu_handle(struct kvmfault_vcpu *vcpu, int ret,
 				     int err);
 
 /*
- * The same for a SIGBUS, in the place of kvmfault_handle(), when one has ended
+ * The same for a SIGBUS, in the place of kvmfault_vcpu_handle(), when one has ended
  * KVM_RUN (-1, EINTR) or came to the vCPU's thread otherwise. siginfo: its
  * siginfo_t, from sigtimedwait() or kept by the VMM's handler; this is not to
  * be called from a handler.
@@ -1337,18 +1313,18 @@ enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
  *
  * Thread class: object, the vCPU's own thread. Since 0.1.
  */
-enum kvmfault_action kvmfault_handle_sigbus(struct kvmfault_vcpu *vcpu,
+enum kvmfault_action kvmfault_vcpu_handle_sigbus(struct kvmfault_vcpu *vcpu,
 					    const void *siginfo);
 
 /*
  * For the VMM's SIGBUS handler, with KVMFAULT_SIGBUS_HANDLER: is this one the
- * vCPU's, whose thread it is in? Then it is noted, and kvmfault_handle()
+ * vCPU's, whose thread it is in? Then it is noted, and kvmfault_vcpu_handle()
  * answers it after KVM_RUN has ended, with -1 and EINTR. Makes no system call.
  *
  * Returns true; false: it is not a fault in memslots' memory, hand it on.
  * Async-signal-safe. Thread class: object, the vCPU's own thread. Since 0.1.
  */
-bool kvmfault_vcpu_sigbus(struct kvmfault_vcpu *vcpu, const void *siginfo);
+bool kvmfault_vcpu_note_sigbus(struct kvmfault_vcpu *vcpu, const void *siginfo);
 
 /*
  * The same for a SIGBUS of another thread: memory that failed and that nobody
@@ -1360,7 +1336,7 @@ bool kvmfault_vcpu_sigbus(struct kvmfault_vcpu *vcpu, const void *siginfo);
  * what the source or the kernel said, see kvmfault_ensure().
  * Thread class: any. Since 0.1.
  */
-int kvmfault_memory_failed(struct kvmfault_vm *vm, const void *siginfo);
+int kvmfault_vm_handle_sigbus(struct kvmfault_vm *vm, const void *siginfo);
 
 /* A system call that the library makes on a thread. */
 struct kvmfault_syscall {
@@ -1378,7 +1354,7 @@ struct kvmfault_syscall {
 /*
  * Which system calls are made on a thread of this profile, and so what a
  * seccomp filter has to let pass. INLINE, DELEGATE: all that
- * kvmfault_handle(), kvmfault_handle_sigbus(), and kvmfault_convert() with a
+ * kvmfault_vcpu_handle(), kvmfault_vcpu_handle_sigbus(), and kvmfault_convert() with a
  * vcpu, do on a vCPU's thread; what a worker does for one that delegates is
  * INLINE's as well. SERVICE: a thread of the service from its beginning on,
  * and kvmfault_service_dispatch(), with what CALLER has for its first call.
@@ -1396,10 +1372,10 @@ struct kvmfault_syscall {
 int kvmfault_syscalls(enum kvmfault_profile profile, unsigned int index,
 		      struct kvmfault_syscall *call);
 
-/* More about the last kvmfault_handle() of this vCPU; its own, valid until the
+/* More about the last kvmfault_vcpu_handle() of this vCPU; its own, valid until the
  * next. NULL only for NULL. Thread class: object. Since 0.1. */
 const struct kvmfault_result *
-kvmfault_vcpu_result(const struct kvmfault_vcpu *vcpu);
+kvmfault_vcpu_result(struct kvmfault_vcpu *vcpu);
 
 /*
  * Userfaultfd service
@@ -1577,7 +1553,7 @@ int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
  * Returns 0; -EINVAL: vm is NULL, empty, wraps; -ENXIO: a part is in no region,
  * all before it was done; -ENOMEM. Thread class: any. Since 0.1.
  */
-int kvmfault_cancel(struct kvmfault_vm *vm, uint32_t address_space,
+int kvmfault_cancel_fetches(struct kvmfault_vm *vm, uint32_t address_space,
 		    uint64_t gpa, uint64_t length);
 
 /*
@@ -1761,6 +1737,10 @@ int kvmfault_is_private(struct kvmfault_vm *vm, uint64_t gpa);
  * counts a page when it is done with it, a moment after those it woke go on.
  */
 #define KVMFAULT_LATENCY_COUNT 24
+/* With room for enumerators that later versions add. */
+#define KVMFAULT_STATS_KINDS 16
+#define KVMFAULT_STATS_ACTIONS 8
+#define KVMFAULT_STATS_PAGES 16
 
 struct kvmfault_stats {
 	size_t size;
@@ -1771,11 +1751,11 @@ struct kvmfault_stats {
 	uint64_t repeated;	/* messages for a page that was there or on its
 				 * way */
 	uint64_t woken;		/* UFFDIO_WAKEs */
-	uint64_t parked;	/* messages put off: the kernel or the source
+	uint64_t deferred;	/* messages put off: the kernel or the source
 				 * was not ready */
-	uint64_t removed;	/* pages discarded */
+	uint64_t discarded;	/* pages discarded */
 	uint64_t unresolved;	/* faults that nobody resolved */
-	uint64_t entrance[16];	/* faults, by kvmfault_entrance */
+	uint64_t kind[KVMFAULT_STATS_KINDS];	/* faults, by kvmfault_kind */
 	uint64_t resolver[KVMFAULT_RESOLVER_COUNT]; /* resolved, by index */
 	/* Resolved faults by microseconds: [0] under 1, [n] under 2^n, the
 	 * last one everything above. */
@@ -1783,10 +1763,10 @@ struct kvmfault_stats {
 	uint64_t retried;	/* vCPUs' faults that were tried again, because
 				 * the source had failed */
 	uint64_t prefaulted;	/* pages that KVM mapped ahead, by request */
-	uint64_t action[8];	/* faults, by the kvmfault_action that they were
+	uint64_t action[KVMFAULT_STATS_ACTIONS]; /* faults, by the kvmfault_action that they were
 				 * answered with; a message at each try, a call
 				 * of kvmfault_ensure() as one */
-	uint64_t page[16];	/* requests that resolvers were asked, by
+	uint64_t page[KVMFAULT_STATS_PAGES]; /* requests that resolvers were asked, by
 				 * kvmfault_page */
 	uint64_t marked;	/* pages that were given a marker */
 };
@@ -1804,9 +1784,9 @@ int kvmfault_vcpu_stats(const struct kvmfault_vcpu *vcpu,
  * -----------------
  * Never NULL; "unknown" for what is not known. Thread class: any. Since 0.1.
  */
-const char *kvmfault_answer_str(enum kvmfault_answer answer);
+const char *kvmfault_support_str(enum kvmfault_support support);
 const char *kvmfault_feature_str(enum kvmfault_feature feature);
-const char *kvmfault_entrance_str(enum kvmfault_entrance entrance);
+const char *kvmfault_kind_str(enum kvmfault_kind kind);
 const char *kvmfault_access_str(enum kvmfault_access access);
 const char *kvmfault_cause_str(enum kvmfault_cause cause);
 const char *kvmfault_delivery_str(enum kvmfault_delivery delivery);

@@ -22,16 +22,16 @@ int main(void)
 		return 1;
 	}
 	if (kvmfault_decode(-1, EFAULT, NULL, &fault) ||
-	    fault.entrance != KVMFAULT_ENTRANCE_BARE ||
+	    fault.kind != KVMFAULT_KIND_UNANNOTATED ||
 	    fault.error != EFAULT || fault.known) {
 		fprintf(stderr, "consumer: EFAULT was decoded as %s\n",
-			kvmfault_entrance_str(fault.entrance));
+			kvmfault_kind_str(fault.kind));
 		return 1;
 	}
 	if (kvmfault_decode(0, 0, NULL, &fault) ||
-	    fault.entrance != KVMFAULT_ENTRANCE_NONE) {
+	    fault.kind != KVMFAULT_KIND_NONE) {
 		fprintf(stderr, "consumer: success was decoded as %s\n",
-			kvmfault_entrance_str(fault.entrance));
+			kvmfault_kind_str(fault.kind));
 		return 1;
 	}
 	puts(kvmfault_version());

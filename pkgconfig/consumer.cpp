@@ -23,16 +23,16 @@ int main()
 	}
 	fault.size = sizeof(fault);
 	if (kvmfault_decode(-1, EFAULT, nullptr, &fault) ||
-	    fault.entrance != KVMFAULT_ENTRANCE_BARE ||
+	    fault.kind != KVMFAULT_KIND_UNANNOTATED ||
 	    fault.error != EFAULT || fault.known) {
 		std::cerr << "consumer: EFAULT was decoded as "
-			  << kvmfault_entrance_str(fault.entrance) << '\n';
+			  << kvmfault_kind_str(fault.kind) << '\n';
 		return 1;
 	}
 	if (kvmfault_decode(0, 0, nullptr, &fault) ||
-	    fault.entrance != KVMFAULT_ENTRANCE_NONE) {
+	    fault.kind != KVMFAULT_KIND_NONE) {
 		std::cerr << "consumer: success was decoded as "
-			  << kvmfault_entrance_str(fault.entrance) << '\n';
+			  << kvmfault_kind_str(fault.kind) << '\n';
 		return 1;
 	}
 	std::cout << kvmfault_version() << '\n';

@@ -130,7 +130,7 @@ int bed_memory(struct kvmfault_memory **memory, int *fd, void **host)
 	*fd = fake_memory(options.length, 0, host);
 	options.fd = *fd;
 	options.host = *host;
-	return kvmfault_memory_new(bed.vm, &options, memory);
+	return kvmfault_memory_adopt(bed.vm, &options, memory);
 }
 
 struct kvmfault_stats bed_stats(void)
@@ -141,12 +141,12 @@ struct kvmfault_stats bed_stats(void)
 	return stats;
 }
 
-struct kvmfault__answer bed_resolve(enum kvmfault_entrance entrance,
+struct kvmfault__answer bed_resolve(enum kvmfault_kind entrance,
 				    uint64_t page, bool origin)
 {
 	struct kvmfault_fault fault = {
 		.size = sizeof(fault),
-		.entrance = entrance,
+		.kind = entrance,
 		.access = KVMFAULT_ACCESS_READ,
 		.known = KVMFAULT_KNOWN_GPA,
 		.gpa = BED_GPA + page * PAGE,
@@ -154,7 +154,7 @@ struct kvmfault__answer bed_resolve(enum kvmfault_entrance entrance,
 	};
 	const struct kvmfault__mappings *all;
 	struct kvmfault__answer answer;
-	struct kvmfault__place place = {
+	struct kvmfault__target place = {
 		.memory = bed.memory,
 		.offset = page * PAGE,
 	};
@@ -184,7 +184,7 @@ enum kvmfault_action bed_handle(int ret, int err)
 	enum kvmfault_action action;
 
 	fake_delegated(bed.profile == KVMFAULT_PROFILE_DELEGATE);
-	action = kvmfault_handle(bed.vcpu, ret, err);
+	action = kvmfault_vcpu_handle(bed.vcpu, ret, err);
 	fake_delegated(false);
 	return action;
 }
@@ -194,7 +194,7 @@ enum kvmfault_action bed_handle_sigbus(const void *siginfo)
 	enum kvmfault_action action;
 
 	fake_delegated(bed.profile == KVMFAULT_PROFILE_DELEGATE);
-	action = kvmfault_handle_sigbus(bed.vcpu, siginfo);
+	action = kvmfault_vcpu_handle_sigbus(bed.vcpu, siginfo);
 	fake_delegated(false);
 	return action;
 }
@@ -264,12 +264,16 @@ void bed_give_seats(void)
 
 void bed_vm(void)
 {
-	struct kvmfault_vm_options options = {
-		.size = sizeof(options),
+	const struct kvmfault_vm_ops ops = {
+		.size = sizeof(ops),
 		.log = on_log,
 		.changed = on_changed,
 		.unresolved = on_unresolved,
-		.fd = bed_vm_fd,
+	};
+	struct kvmfault_vm_options options = {
+		.size = sizeof(options),
+		.ops = &ops,
+		.vm_fd = bed_vm_fd,
 		.converter = bed_converter,
 		.delivery = bed_delivery,
 		.allow = KVMFAULT_ALLOW_SHADOW_PAGING,

@@ -82,7 +82,7 @@ enum kvmfault__state bed_state(uint64_t page);
 int bed_memory(struct kvmfault_memory **memory, int *fd, void **host);
 struct kvmfault_stats bed_stats(void);
 /* Resolve as the entrance would; a message's, with origin. */
-struct kvmfault__answer bed_resolve(enum kvmfault_entrance entrance,
+struct kvmfault__answer bed_resolve(enum kvmfault_kind entrance,
 				    uint64_t page, bool origin);
 /* How often the vCPU's thread has waited, but for what it has delegated. */
 size_t bed_waits(void);

@@ -27,7 +27,7 @@ import tempfile
 UNREACHED = {
     ('kvmfault_vm_new', 'ENFILE'): 'as EMFILE, which is',
     ('kvmfault_uffd_new', 'ENFILE'): 'as EMFILE, which is',
-    ('kvmfault_memory_new', 'ENFILE'): 'as EMFILE, which is',
+    ('kvmfault_memory_adopt', 'ENFILE'): 'as EMFILE, which is',
     ('kvmfault_service_new', 'ENFILE'): 'as EMFILE, which is',
     ('kvmfault_vcpu_new', 'ENFILE'): 'as EMFILE, which is',
     ('kvmfault_mapping_add', 'ENFILE'): 'as EMFILE, which is',
@@ -94,7 +94,7 @@ CONTEXT = {
 PASSED_ON = {'kvmfault_convert', 'kvmfault_ensure', 'kvmfault_ensure_msrs',
              'kvmfault_ensure_page_tables', 'kvmfault_discard',
              'kvmfault_protect', 'kvmfault_unprotect',
-             'kvmfault_memory_failed', 'kvmfault_request_read',
+             'kvmfault_vm_handle_sigbus', 'kvmfault_request_read',
              'kvmfault_request_data', 'kvmfault_vm_error'}
 
 
@@ -121,6 +121,7 @@ def wrappers(header):
 #include <string.h>
 #include <unistd.h>
 
+#include "kvmfault-experimental.h"
 #include "lib/setup/setup.h"
 #include "tests/noting.h"
 
@@ -274,8 +275,10 @@ def twin(header):
 
 
 def main():
-    with open(sys.argv[2]) as file:
-        header = file.read()
+    header = ''
+    for name in ('kvmfault.h', 'kvmfault-experimental.h'):
+        with open(os.path.join(os.path.dirname(sys.argv[2]), name)) as file:
+            header += file.read()
     if sys.argv[1] == 'args':
         print('\n'.join(f'-Wl,--wrap={name}' for name in declared(header)))
     elif sys.argv[1] == 'wrap':

@@ -27,6 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "kvmfault-experimental.h"
 #include "fake-sys.h"
 #include "lib/os/abi.h"
 #include "lib/setup/setup.h"
@@ -129,8 +130,8 @@ static const struct path {
 	{ .name = "kvmfault_convert", .seat = true },
 	{ .name = "kvmfault_region_find", .seat = true },
 	{ .name = "kvmfault_region_memslot", .seat = true },
-	{ .name = "kvmfault_memory_failed", .seat = true },
-	{ .name = "kvmfault_cancel", .seat = true, .locks = true },
+	{ .name = "kvmfault_vm_handle_sigbus", .seat = true },
+	{ .name = "kvmfault_cancel_fetches", .seat = true, .locks = true },
 	{ .name = "kvmfault_fetch_done", .locks = true },
 	{ .name = "kvmfault_service_dispatch", .seat = true, .locks = true },
 	{ .name = "a thread of the service", .locks = true },
@@ -278,8 +279,8 @@ static bool by_a_vcpu(void)
 	const char *name = noting_inside->name;
 
 	return noting_inside == &worker_thread ||
-	       !strcmp(name, "kvmfault_handle") ||
-	       !strcmp(name, "kvmfault_handle_sigbus") ||
+	       !strcmp(name, "kvmfault_vcpu_handle") ||
+	       !strcmp(name, "kvmfault_vcpu_handle_sigbus") ||
 	       !strncmp(name, request, sizeof(request) - 1);
 }
 

@@ -149,7 +149,7 @@ static void on_sigbus(int signal, siginfo_t *info, void *unused)
 {
 	(void)signal;
 	(void)unused;
-	if (!running || !kvmfault_vcpu_sigbus(running, info))
+	if (!running || !kvmfault_vcpu_note_sigbus(running, info))
 		abort();
 }
 
@@ -179,14 +179,16 @@ static void make(struct rig *rig, int column, unsigned int vcpus,
 		.supervisor = supervisor,
 		.span = RAM + (64 << 20),
 	};
+	const struct kvmfault_vm_ops ops = {
+		.size = sizeof(ops),
+		.log = log_line,
+		.changed = changed,
+		.unresolved = unresolved,
+	};
 	struct kvmfault_vm_options options = {
 		.size = sizeof(options),
-		.log = log_line,
-		.log_data = rig,
-		.changed = changed,
-		.changed_data = rig,
-		.unresolved = unresolved,
-		.unresolved_data = rig,
+		.ops = &ops,
+		.data = rig,
 		.retry_budget = rig_retry_budget,
 		.delivery = rig_delivery,
 		/* The machine's own tables are always present. */
@@ -249,7 +251,6 @@ static void add_memory(struct rig *rig, const struct kvmfault_source *source)
 		.size = sizeof(region),
 		.gpa = RAM,
 		.length = rig->pages * PAGE,
-		.slot = SLOT,
 	};
 	unsigned int tries = 0;
 	int err;
@@ -257,7 +258,7 @@ static void add_memory(struct rig *rig, const struct kvmfault_source *source)
 	/* A kernel thread that KVM had sent for a page of the same RAM before it
 	 * was renewed may bring it in only now. */
 	do
-		err = kvmfault_memory_new(rig->vm, &memory, &rig->memory);
+		err = kvmfault_memory_adopt(rig->vm, &memory, &rig->memory);
 	while (err == -EEXIST && tries++ < TRIES && !punch(rig));
 	MUST(err);
 	region.memory = rig->memory;
@@ -489,15 +490,15 @@ static struct outcome call(struct rig *rig, unsigned int vcpu,
 	do {
 		if (!outcome.action || !result->unfinished)
 			ret = rig_run(rig, vcpu, &err);
-		outcome.action = kvmfault_handle(rig->vcpu[vcpu], ret, err);
-		outcome.faults += outcome.action == KVMFAULT_RETRY;
-	} while (outcome.action == KVMFAULT_RETRY ||
+		outcome.action = kvmfault_vcpu_handle(rig->vcpu[vcpu], ret, err);
+		outcome.faults += outcome.action == KVMFAULT_ACTION_RETRY;
+	} while (outcome.action == KVMFAULT_ACTION_RETRY ||
 		 (through_signals &&
-		  (outcome.action == KVMFAULT_INTERRUPTED ||
-		   outcome.action == KVMFAULT_UNFINISHED)));
+		  (outcome.action == KVMFAULT_ACTION_INTERRUPTED ||
+		   outcome.action == KVMFAULT_ACTION_UNFINISHED)));
 	outcome.reason = result->reason;
 	outcome.error = result->error;
-	if (outcome.action != KVMFAULT_NOT_A_FAULT)
+	if (outcome.action != KVMFAULT_ACTION_NOT_A_FAULT)
 		return outcome;
 	if (!machine_done(machine, ret))
 		ck_abort_msg("the guest left: %s",
@@ -520,7 +521,7 @@ uint64_t rig_do(struct rig *rig, unsigned int vcpu,
 	struct outcome outcome = call(rig, vcpu, routine,
 				      (uint64_t[]){ a, b, c }, true);
 
-	if (outcome.action != KVMFAULT_NOT_A_FAULT)
+	if (outcome.action != KVMFAULT_ACTION_NOT_A_FAULT)
 		ck_abort_msg("%s: %s (%d)",
 			     kvmfault_action_str(outcome.action),
 			     kvmfault_reason_str(outcome.reason),

@@ -4,7 +4,7 @@
 
 """No run loop that anybody copies enters KVM_RUN with an access half done.
 
-Each switch over what kvmfault_handle() returns, in the documents, the examples
+Each switch over what kvmfault_vcpu_handle() returns, in the documents, the examples
 and the tools, has all actions; a loop without a switch names UNFINISHED. And the
 compiler warns of a switch that has not: both are tried. The set-up has one order
 in all of them as well.
@@ -30,14 +30,14 @@ def actions(header):
 
 def wrong(name, text, names):
     """Switches without an action, and loops that have neither."""
-    for body in re.findall(r'switch \([^;{]*?kvmfault_handle\(.*?\)\) ?\{'
+    for body in re.findall(r'switch \([^;{]*?kvmfault_vcpu_handle\(.*?\)\) ?\{'
                            r'(.*?)(?:\n[ \t*]*\}|\Z)', text, re.S):
         for action in names:
             if not re.search(rf'case {action}\b', body):
                 yield f'{name}: a switch without {action}'
-    calls = len(re.findall(r'\bkvmfault_handle\(\s*\w+(?:->\w+)?, ret\b', text))
-    if calls and 'KVMFAULT_UNFINISHED' not in text:
-        yield f'{name}: a loop without KVMFAULT_UNFINISHED'
+    calls = len(re.findall(r'\bkvmfault_vcpu_handle\(\s*\w+(?:->\w+)?, ret\b', text))
+    if calls and 'KVMFAULT_ACTION_UNFINISHED' not in text:
+        yield f'{name}: a loop without KVMFAULT_ACTION_UNFINISHED'
 
 
 # What can answer before what can ask; the reason is in doc/integration.md.
@@ -55,7 +55,7 @@ def order(text, begin):
     """The calls of the set-up, in the order in which the text has them."""
     text = text[text.index(begin):]
     return sorted(ORDER, key=lambda name: re.search(
-        rf'kvmfault_{name}(?:new|create)?\b', text).start())
+        rf'kvmfault_{name}(?:new|adopt|alloc)?\b', text).start())
 
 
 def pages(tree):
@@ -91,7 +91,7 @@ def main():
     tree, build = pathlib.Path(sys.argv[1]), sys.argv[2]
     compiler = sys.argv[3:]
     names = actions((tree / 'include/kvmfault.h').read_text())
-    assert 'KVMFAULT_UNFINISHED' in names and 'KVMFAULT_RETRY' in names
+    assert 'KVMFAULT_ACTION_UNFINISHED' in names and 'KVMFAULT_ACTION_RETRY' in names
     assert compiles(compiler, tree, build, names)
     for name in names:
         assert not compiles(compiler, tree, build,
@@ -101,7 +101,7 @@ def main():
         for path in sorted(tree.glob(pattern)):
             text = path.read_text()
             found += wrong(path.relative_to(tree), text, names)
-            loops += bool(re.search(r'switch \(kvmfault_handle\(', text))
+            loops += bool(re.search(r'switch \(kvmfault_vcpu_handle\(', text))
     found += pages(tree)
     for name, begin in BEGINS.items():
         text = (tree / name).read_text()
@@ -114,9 +114,9 @@ def main():
     assert loops >= 4, loops
     # It can fail.
     text = (tree / 'tools/demo.c').read_text()
-    assert list(wrong('', text.replace('case KVMFAULT_UNFINISHED:', ''), names))
+    assert list(wrong('', text.replace('case KVMFAULT_ACTION_UNFINISHED:', ''), names))
     text = (tree / 'examples/minimal.c').read_text()
-    assert list(wrong('', text.replace('KVMFAULT_UNFINISHED', '0'), names))
+    assert list(wrong('', text.replace('KVMFAULT_ACTION_UNFINISHED', '0'), names))
     sys.exit(bool(found))
 
 

@@ -188,7 +188,7 @@ static void make_vm(uint64_t regions, uint64_t pages)
 	must(ftruncate(bed.fd, (off_t)memory.length), "make a file");
 	memory.fd = bed.fd;
 	must(kvmfault_vm_new(NULL, &bed.vm), "make a context");
-	must(kvmfault_memory_new(bed.vm, &memory, &bed.memory),
+	must(kvmfault_memory_adopt(bed.vm, &memory, &bed.memory),
 	     "make a memory");
 	add_regions();
 	must(kvmfault_service_new(bed.vm, &service, &bed.service),
@@ -207,7 +207,7 @@ static void fault(struct cpu *cpu, uint64_t page)
 
 	cpu->run.exit_reason = KVMFAULT__EXIT_MEMORY_FAULT;
 	memcpy(&cpu->run.hw, &record, sizeof(record));
-	if (kvmfault_handle(cpu->vcpu, -1, EFAULT) != KVMFAULT_RETRY)
+	if (kvmfault_vcpu_handle(cpu->vcpu, -1, EFAULT) != KVMFAULT_ACTION_RETRY)
 		must(-EPROTO, "resolve a fault");
 }
 
@@ -217,7 +217,7 @@ static void exits(uint64_t n)
 {
 	(void)n;
 	cpus[0].run.exit_reason = KVM_EXIT_IO;
-	if (kvmfault_handle(cpus[0].vcpu, 0, 0) != KVMFAULT_NOT_A_FAULT)
+	if (kvmfault_vcpu_handle(cpus[0].vcpu, 0, 0) != KVMFAULT_ACTION_NOT_A_FAULT)
 		must(-EPROTO, "hand an exit on");
 }
 

@@ -48,10 +48,10 @@ MUTATIONS = [
      '		  installed->existed || !rq->origin->memslots))',
      '))', ['resolve', 'mapping']),
     ('swap the order: the state before the data', 'lib/resolve/resolve.c',
-     '	kvmfault__ask(rq, was == KVMFAULT__REMOVED',
+     '	kvmfault__ask(rq, was == KVMFAULT__DISCARDED',
      '	kvmfault__page_change(rq->request.memory, rq->page,\n'
      '			      KVMFAULT__FETCHING, KVMFAULT__PRESENT);\n'
-     '	kvmfault__ask(rq, was == KVMFAULT__REMOVED',
+     '	kvmfault__ask(rq, was == KVMFAULT__DISCARDED',
      ['resolve hangs']),
     ('take EEXIST for a failure', 'lib/memory/install.c',
      '		existed = done == -EEXIST;\n', '		existed = false;\n',
@@ -83,7 +83,7 @@ MUTATIONS = [
      'wide ? sizeof(stacks) : 3', '3', ['walk']),
     ('close the descriptor of what mremap() has moved', 'lib/setup/userfaultfds.c',
      ' || atomic_load(&uffd->moved);', ';', ['service']),
-    ('a sleeper of another process is one of ours', 'lib/resolve/park.c',
+    ('a sleeper of another process is one of ours', 'lib/resolve/defer.c',
      'mapping->uffd->own ? NULL : mapping->uffd', 'NULL', ['service']),
     ('ignore a partial copy', 'lib/kernel/uffd.c',
      '	return count > 0 ? count : err;', '	return err;', ['uffd']),
@@ -139,7 +139,7 @@ MUTATIONS = [
      '	if (kvmfault__must_save(rq))\n		save(rq, answer);',
      '	save(rq, answer);', ['protect']),
     ('write a page that was not saved', 'lib/resolve/present.c',
-     '	if (answer->action != KVMFAULT_RETRY || answer->error)\n		return;\n'
+     '	if (answer->action != KVMFAULT_ACTION_RETRY || answer->error)\n		return;\n'
      '	kvmfault__page_unprotect',
      '	kvmfault__page_unprotect', ['protect']),
     ('write a page that has just come', 'lib/resolve/resolve.c',
@@ -196,8 +196,8 @@ MUTATIONS = [
      '	for (; page < first + done; page++)\n		tell_page(memory, page);',
      '	page += done;', ['waits hangs']),
     ('two threads fetch one page', 'lib/memory/page.c',
-     '	if (state == KVMFAULT__ABSENT || state == KVMFAULT__REMOVED)',
-     '	if (state <= KVMFAULT__FETCHING || state == KVMFAULT__REMOVED)',
+     '	if (state == KVMFAULT__ABSENT || state == KVMFAULT__DISCARDED)',
+     '	if (state <= KVMFAULT__FETCHING || state == KVMFAULT__DISCARDED)',
      ['page', 'resolve']),
     ('a failed fetch leaves the page present', 'lib/resolve/publish.c',
      'rq->count - there,\n				      was);',
@@ -255,12 +255,12 @@ MUTATIONS = [
      ['memory', 'mapping']),
     ('take preallocated memory for empty', 'lib/setup/memories.c',
      '	return -EEXIST;', '	return 0;', ['memory']),
-    ('forget a fault that has to wait', 'lib/resolve/park.c',
+    ('forget a fault that has to wait', 'lib/resolve/defer.c',
      '		park->item[park->count++] = *item;',
      '		;', ['service']),
-    ('a second message forgets what was tried', 'lib/resolve/park.c',
+    ('a second message forgets what was tried', 'lib/resolve/defer.c',
      '		merge(other, item);', '		;', ['service']),
-    ('try what is parked again at once', 'lib/resolve/park.c',
+    ('try what is parked again at once', 'lib/resolve/defer.c',
      '		if (park->item[i].due > now)\n			continue;',
      '', ['service hangs']),
     ('register before the mapping is known', 'lib/setup/mappings.c',
@@ -277,7 +277,7 @@ MUTATIONS = [
      '	atomic_fetch_sub(&b->waiters, 1);\n	return 0;',
      ['page', 'waits hangs']),
     ('a message of another process taken for a repeated one',
-     'lib/resolve/park.c', '		if (park->item[i].space == space &&\n'
+     'lib/resolve/defer.c', '		if (park->item[i].space == space &&\n'
      '		    park->item[i].fault.hva == hva)',
      '		if (space < KVMFAULT__SPACES &&\n'
      '		    park->item[i].fault.hva == hva)', ['service']),
@@ -307,9 +307,9 @@ MUTATIONS = [
      '	if (error == -EHWPOISON && fetch->rq.count > 1)\n', '	if (0)\n',
      ['fetch']),
     ('ask a source that fails at once again and again', 'lib/resolve/resolve.c',
-     '		answer->action = KVMFAULT_PENDING;\n'
+     '		answer->action = KVMFAULT_ACTION_PENDING;\n'
      '		return true;\n	}\n	if (!err)',
-     '		answer->action = KVMFAULT_PENDING;\n'
+     '		answer->action = KVMFAULT_ACTION_PENDING;\n'
      '		return true;\n	} else {\n		return false;\n	}\n	if (!err)',
      ['fetch hangs']),
     ('convert what overlaps at the same time', 'lib/resolve/conversion-queue.c',
@@ -354,10 +354,10 @@ MUTATIONS = [
      '	kvmfault__drain(vm, punches_removed, NULL);', '	;',
      ['convert-race hangs']),
     ('take who lost the race for unresolved', 'lib/resolve/resolver-convert.c',
-     '		return KVMFAULT_RESOLVED;\n	err =',
-     '		return KVMFAULT_DECLINED;\n	err =', ['convert']),
+     '		return KVMFAULT_VERDICT_RESOLVED;\n	err =',
+     '		return KVMFAULT_VERDICT_DECLINED;\n	err =', ['convert']),
     ('a conversion is no progress', 'lib/resolve/resolve.c',
-     '	answer->came = answer->action == KVMFAULT_RETRY &&\n'
+     '	answer->came = answer->action == KVMFAULT_ACTION_RETRY &&\n'
      '		       kvmfault__attributes_find(',
      '	answer->came = 0 &&\n		       kvmfault__attributes_find(',
      ['convert']),
@@ -407,7 +407,7 @@ MUTATIONS = [
      '	else if (!try_slot(vm, KVM_SET_USER_MEMORY_REGION, 2, 0))',
      '	else', ['userfault']),
     ('a message has the flags of an exit', 'lib/memory/userfault.c',
-     '	if (fault->entrance != KVMFAULT_ENTRANCE_EXIT)\n		return 0;\n',
+     '	if (fault->kind != KVMFAULT_KIND_EXIT)\n		return 0;\n',
      '', ['userfault']),
     ('no other region is known when the known one goes', 'lib/setup/regions.c',
      '	} else if (span->memory && !atomic_load(&span->memory->shown)) {',
@@ -431,7 +431,7 @@ MUTATIONS = [
      'touched[stretch / BITS], bit) & bit;',
      'touched[stretch / BITS], bit) & 0;', ['marker']),
     ('mark what is being fetched', 'lib/memory/marker.c',
-     '	return state == KVMFAULT__ABSENT || state == KVMFAULT__REMOVED;',
+     '	return state == KVMFAULT__ABSENT || state == KVMFAULT__DISCARDED;',
      '	return state != KVMFAULT__PRESENT;', ['marker']),
     ('leave a marker on a page that came', 'lib/memory/marker.c',
      '		if (!missing(memory, page))\n			err =',
@@ -459,7 +459,7 @@ MUTATIONS = [
     ('let a vCPU spin that SIGBUS does not reach', 'lib/entry/signal.c',
      '	if (blocked & SIGBUS_BIT)\n', '	if (0)\n', ['signal']),
     ('swallow a SIGBUS that is not ours', 'lib/entry/vcpu.c',
-     'action == KVMFAULT_NOT_A_FAULT ? hand_on(vcpu) : action;', 'action;',
+     'action == KVMFAULT_ACTION_NOT_A_FAULT ? hand_on(vcpu) : action;', 'action;',
      ['signal']),
     ('a handler that makes a system call', 'lib/entry/signal.c',
      '	atomic_store(&vcpu->handler->span, NULL);\n',

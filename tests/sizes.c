@@ -79,8 +79,8 @@ static volatile char *memory_up(uint64_t length, bool write_protect, int *fd)
 
 	must(kvmfault_vm_new(&options, &vm), "kvmfault_vm_new");
 	must(kvmfault_source_zero(&zero), "kvmfault_source_zero");
-	must(kvmfault_memory_create(vm, &ram, &maps, &memory),
-	     "kvmfault_memory_create");
+	must(kvmfault_memory_alloc(vm, &ram, &maps, &memory),
+	     "kvmfault_memory_alloc");
 	if (fd)
 		*fd = maps.fd;
 	return maps.own;

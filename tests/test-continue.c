@@ -13,12 +13,12 @@
 
 static struct kvmfault__answer by_call(uint64_t page)
 {
-	return bed_resolve(KVMFAULT_ENTRANCE_CALL, page, false);
+	return bed_resolve(KVMFAULT_KIND_CALL, page, false);
 }
 
 static struct kvmfault__answer by_message(uint64_t page)
 {
-	return bed_resolve(KVMFAULT_ENTRANCE_UFFD, page, true);
+	return bed_resolve(KVMFAULT_KIND_UFFD, page, true);
 }
 
 static void up(uint64_t window)
@@ -72,7 +72,7 @@ START_TEST(absent_page)
 	struct kvmfault__answer answer = by_call(3);
 	const struct fake_call *call;
 
-	ck_assert_int_eq(answer.action, KVMFAULT_RETRY);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_RETRY);
 	ck_assert_str_eq(answer.resolver, "continue");
 	ck_assert(bed_has(3, bed_byte(3)));
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
@@ -87,7 +87,7 @@ END_TEST
 
 START_TEST(window)
 {
-	ck_assert_int_eq(by_call(5).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_call(5).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(continues(), 1);
 	ck_assert_uint_eq(bed_stats().fetched, 4);
 	ck_assert(bed_has(4, bed_byte(4)));
@@ -110,10 +110,10 @@ START_TEST(preallocated_file)
 	options.fd = fake_memory(options.length, 0, &host);
 	options.host = host;
 	fake_put(options.fd, 3 * PAGE);
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory),
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory),
 			 -EEXIST);
 	options.minor = true;
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory), 0);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 	fake_put(bed.fd, 3 * PAGE);
 	by_call(3);
@@ -136,16 +136,16 @@ START_TEST(bad_ones)
 
 	options.host = host;
 	options.fd = fd;
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory),
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory),
 			 -EINVAL);
 	options.source = &source;
 	options.fd = 0;
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory),
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory),
 			 -EINVAL);
 	options.fd = fd;
 	fake_push(FAKE_MMAP, FAKE_MODEL);	/* the states */
 	fake_push(FAKE_MMAP, -ENOMEM);
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory),
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory),
 			 -ENOMEM);
 }
 END_TEST
@@ -165,7 +165,7 @@ START_TEST(refused_before_anything_is_forgotten)
 	struct kvmfault_memory *memory;
 
 	fake_forget();
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory),
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory),
 			 -EEXIST);
 	ck_assert_uint_eq(fake_count(FAKE_MADVISE, MADV_DONTNEED), 0);
 }
@@ -188,10 +188,10 @@ START_TEST(page_larger_than_scratch)
 	options.fd = fake_memory(2 * huge, huge, &host);
 	/* Where a page of it could be mapped. */
 	options.host = (void *)(((uintptr_t)host + huge - 1) & -huge);
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory),
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory),
 			 -EINVAL);
 	options.minor = true;
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory), 0);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
 END_TEST
@@ -202,7 +202,7 @@ START_TEST(second_mapping_is_told)
 {
 	struct kvmfault_mapping_options options = { .size = sizeof(options) };
 	struct kvmfault_fault fault = {
-		.size = sizeof(fault), .entrance = KVMFAULT_ENTRANCE_UFFD,
+		.size = sizeof(fault), .kind = KVMFAULT_KIND_UFFD,
 	};
 	struct kvmfault_mapping *mapping;
 	struct kvmfault__answer answer;
@@ -212,11 +212,11 @@ START_TEST(second_mapping_is_told)
 			 0);
 	by_call(3);
 	fake_forget();
-	kvmfault__resolve(bed.seat, &fault, &(struct kvmfault__place){
+	kvmfault__resolve(bed.seat, &fault, &(struct kvmfault__target){
 		.memory = bed.memory, .origin = mapping, .offset = 3 * PAGE,
 	}, &answer);
 	kvmfault__leave(bed.seat);
-	ck_assert_int_eq(answer.action, KVMFAULT_RETRY);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(answer.error, 0);
 	ck_assert_uint_eq(continues(), 1);
 	ck_assert_uint_eq(fake_nth(FAKE_IOCTL, UFFDIO_CONTINUE, 0)->at,
@@ -230,7 +230,7 @@ START_TEST(repeated_message_is_woken)
 {
 	by_message(3);
 	fake_forget();
-	ck_assert_int_eq(by_message(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_message(3).action, KVMFAULT_ACTION_RETRY);
 	/* It is mapped: EEXIST, which wakes nobody. */
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
 	ck_assert_uint_eq(bed_stats().zeroed, 0);
@@ -255,7 +255,7 @@ START_TEST(page_table_that_is_going)
 {
 	static const int errors[] = { -EAGAIN, -ENOMEM, -EIO };
 
-	ck_assert_int_eq(by_call(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
 	continue_says = errors[_i];
 	fake_on(FAKE_IOCTL, continue_fails);
 	ck_assert_int_eq(by_message(3).error, errors[_i]);
@@ -269,10 +269,10 @@ END_TEST
 
 START_TEST(process_that_is_gone)
 {
-	ck_assert_int_eq(by_call(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
 	continue_says = -ESRCH;
 	fake_on(FAKE_IOCTL, continue_fails);
-	ck_assert_int_eq(by_message(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_message(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(bed_stats().zeroed, 0);
 }
@@ -282,7 +282,7 @@ START_TEST(hole_behind_our_back)
 {
 	by_call(3);
 	ck_assert_int_eq(kvmfault__memory_punch(bed.memory, 3 * PAGE, PAGE), 0);
-	ck_assert_int_eq(by_message(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_message(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, 0));
 	ck_assert_uint_eq(bed_stats().zeroed, 1);
 }
@@ -321,7 +321,7 @@ START_TEST(file_cannot_grow)
 
 	fake_push(FAKE_MADVISE, -EFAULT);
 	answer = by_call(3);
-	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_RESOLVER);
 	ck_assert_int_eq(answer.error, -ENOMEM);
 	ck_assert_uint_eq(bed.reads, 0);
@@ -330,7 +330,7 @@ START_TEST(file_cannot_grow)
 	kvmfault_discard(bed.vm, 0, BED_GPA + 3 * PAGE, PAGE);
 	fake_push(FAKE_MADVISE, -EHWPOISON);
 	ck_assert_int_eq(by_call(3).error, -EHWPOISON);
-	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 }
 END_TEST
 
@@ -342,7 +342,7 @@ static int by_hand(void *data, struct kvmfault_request *request)
 	ck_assert_int_eq(kvmfault_request_read(request, mine), 0);
 	memset(mine, 77, PAGE);
 	ck_assert_int_eq(kvmfault_request_install(request, mine), 0);
-	return KVMFAULT_RESOLVED;
+	return KVMFAULT_VERDICT_RESOLVED;
 }
 
 /* Data of a resolver's own is written to the file before it is mapped. */
@@ -356,7 +356,7 @@ START_TEST(own_data)
 	bed.minor = true;
 	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
 	bed_add();
-	ck_assert_int_eq(by_call(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, 77));
 	ck_assert_uint_eq(continues(), 1);
 }
@@ -367,7 +367,7 @@ static int own_zeros(void *data, struct kvmfault_request *request)
 	(void)data;
 	ck_assert_int_eq(kvmfault_request_read(request, request->buffer), 0);
 	ck_assert_int_eq(kvmfault_request_install(request, request->buffer), 0);
-	return KVMFAULT_RESOLVED;
+	return KVMFAULT_VERDICT_RESOLVED;
 }
 
 START_TEST(own_zeros_for_a_discarded_page)

@@ -282,7 +282,7 @@ static enum kvmfault_action leave(struct vcpu *vcpu, uint64_t gpa, bool private)
 
 	vcpu->run->exit_reason = KVMFAULT__EXIT_MEMORY_FAULT;
 	memcpy(&vcpu->run->hw, &record, sizeof(record));
-	return kvmfault_handle(vcpu->handle, -1, EFAULT);
+	return kvmfault_vcpu_handle(vcpu->handle, -1, EFAULT);
 }
 
 /* A vCPU that does not want to wait is told when it can go on; the others' waits are
@@ -306,21 +306,21 @@ START_TEST(access_that_does_not_wait)
 	};
 	struct vcpu vcpu = { .run = options.run };
 
-	bed.vm->options.settled = on_settled;
+	bed.vm->ops.page_ready = on_settled;
 	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &vcpu.handle), 0);
 	close_gate(at(3));
 	start(&call);
 	await_gate();
-	ck_assert_int_eq(leave(&vcpu, at(4), true), KVMFAULT_PENDING);
-	ck_assert_int_eq(leave(&vcpu, at(4), true), KVMFAULT_PENDING);
+	ck_assert_int_eq(leave(&vcpu, at(4), true), KVMFAULT_ACTION_PENDING);
+	ck_assert_int_eq(leave(&vcpu, at(4), true), KVMFAULT_ACTION_PENDING);
 	ck_assert_uint_eq(settled, 0);
 	/* What does not overlap is done at once. */
-	ck_assert_int_eq(leave(&vcpu, at(5), true), KVMFAULT_RETRY);
-	ck_assert_int_eq(leave(&vcpu, at(4), true), KVMFAULT_PENDING);
+	ck_assert_int_eq(leave(&vcpu, at(5), true), KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(leave(&vcpu, at(4), true), KVMFAULT_ACTION_PENDING);
 	open_gate();
 	join(&call);
 	ck_assert_uint_eq(settled, 1);
-	ck_assert_int_eq(leave(&vcpu, at(4), true), KVMFAULT_RETRY);
+	ck_assert_int_eq(leave(&vcpu, at(4), true), KVMFAULT_ACTION_RETRY);
 	expect(3, 3, true);
 	kvmfault_vcpu_free(vcpu.handle);
 	free(options.run);
@@ -370,7 +370,7 @@ static int note_what_is_in_hand(void *data, struct kvmfault_request *request)
 	(void)request;
 	fake_called_back();
 	has_a_page = kvmfault__in_hand();
-	return KVMFAULT_DECLINED;
+	return KVMFAULT_VERDICT_DECLINED;
 }
 
 START_TEST(resolver_that_is_asked_to_convert)
@@ -385,7 +385,7 @@ START_TEST(resolver_that_is_asked_to_convert)
 	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
 	vcpus_new();
 	has_a_page = true;
-	ck_assert_int_eq(leave(&vcpus[0], at(5), true), KVMFAULT_RETRY);
+	ck_assert_int_eq(leave(&vcpus[0], at(5), true), KVMFAULT_ACTION_RETRY);
 	ck_assert(!has_a_page);
 	expect(5, 1, true);
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, at(7), PAGE, false), 0);
@@ -400,7 +400,7 @@ static void *touch_the_same(void *arg)
 {
 	struct vcpu *vcpu = arg;
 
-	vcpu->wrong += leave(vcpu, at(5), true) != KVMFAULT_RETRY;
+	vcpu->wrong += leave(vcpu, at(5), true) != KVMFAULT_ACTION_RETRY;
 	vcpu->wrong += !fake_private(at(5));
 	return NULL;
 }
@@ -430,14 +430,14 @@ START_TEST(a_signal_while_it_waits)
 	start(&call);
 	await_gate();
 	fake_push(FAKE_FUTEX_WAIT, -EINTR);
-	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_ACTION_INTERRUPTED);
 	fake_push(FAKE_FUTEX_WAIT, -EINTR);
 	ck_assert_int_eq(kvmfault_convert(bed.vm, NULL, at(2), 2 * PAGE, true,
 					  &done), -EINTR);
 	ck_assert_uint_eq(done, 0);
 	open_gate();
 	join(&call);
-	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_ACTION_RETRY);
 	expect(3, 1, true);
 	expect(2, 1, false);
 	ck_assert_ptr_null(bed.vm->conversions);
@@ -462,7 +462,7 @@ START_TEST(immediate_exit_while_it_waits)
 	start(&call);
 	await_gate();
 	pthread_create(&thread, NULL, set_immediate_exit, NULL);
-	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_ACTION_INTERRUPTED);
 	pthread_join(thread, NULL);
 	open_gate();
 	join(&call);
@@ -489,7 +489,7 @@ START_TEST(private_while_it_is_fetched)
 	/* It would wait for its own fetch. */
 	ck_assert_int_eq(inner_shared, -EDEADLK);
 	expect(3, 1, true);
-	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 	ck_assert(!fake_present(bed.fd, 3 * PAGE));
 	bed_down();
 }
@@ -519,7 +519,7 @@ START_TEST(shared_again_while_it_is_fetched)
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, at(3), PAGE, false), 0);
 	join(&back);
 	expect(3, 1, false);
-	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 	holes = fake_count(FAKE_FALLOCATE, FAKE_ANY);
 	last = fake_nth(FAKE_IOCTL, SET, 1);
 	for (n = 0; n < holes; n++)
@@ -664,10 +664,10 @@ static void access_page(struct vcpu *vcpu)
 		if (!fake_access(at(access.page), access.private, touch,
 				 &access)) {
 			action = leave(vcpu, at(access.page), access.private);
-			if (action == KVMFAULT_RETRY)
+			if (action == KVMFAULT_ACTION_RETRY)
 				continue;
 			/* Refused, on purpose. */
-			if (action != KVMFAULT_UNRESOLVED ||
+			if (action != KVMFAULT_ACTION_UNRESOLVED ||
 			    kvmfault_vcpu_result(vcpu->handle)->reason !=
 			    KVMFAULT_REASON_RESOLVER)
 				vcpu->wrong++;

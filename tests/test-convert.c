@@ -70,7 +70,7 @@ static void up_rest(void)
 
 	bed_add();
 	second_fd = options.fd = fake_memory(options.length, 0, &options.host);
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &second), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &second), 0);
 	add_region(SECOND_GPA, SECOND_PAGES, second, SECOND_AT);
 	fake_forget();
 }
@@ -132,14 +132,14 @@ static const struct kvmfault_result *result(void)
 START_TEST(access_converts)
 {
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, at(3), PAGE, false), 0);
-	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_ACTION_RETRY);
 	ck_assert_str_eq(result()->resolver, "convert");
 	ck_assert_uint_eq(told(), 1);
 	expect_told(0, at(3), 1);
 	expect(at(3), 1, true);
 	expect(at(2), 1, false);
 	expect(at(4), 1, false);
-	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 	ck_assert(!fake_present(bed.fd, 3 * PAGE));
 	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
 	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_DISCARD], 1);
@@ -147,12 +147,12 @@ START_TEST(access_converts)
 
 	fake_put(gmem, 2 * PAGE);
 	fake_put(gmem, 3 * PAGE);
-	ck_assert_int_eq(bed_exit(at(3), 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(at(3), 0), KVMFAULT_ACTION_RETRY);
 	expect(at(3), 1, false);
 	ck_assert(!fake_present(gmem, 3 * PAGE));
 	ck_assert(fake_present(gmem, 2 * PAGE));
 	ck_assert_uint_eq(resolved(), 2);
-	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_EXIT], 2);
+	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_EXIT], 2);
 }
 END_TEST
 
@@ -175,11 +175,11 @@ END_TEST
 START_TEST(access_that_came_second)
 {
 	ck_assert_int_eq(convert(at(3), 1, true), 0);
-	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(told(), 1);
-	while (bed_exit(at(3), PRIVATE) == KVMFAULT_RETRY)
+	while (bed_exit(at(3), PRIVATE) == KVMFAULT_ACTION_RETRY)
 		;
-	ck_assert_int_eq(result()->action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result()->action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NO_PROGRESS);
 	ck_assert_str_eq(result()->resolver, "convert");
 }
@@ -192,7 +192,7 @@ START_TEST(access_to_and_fro)
 
 	for (i = 0; i < 100; i++)
 		ck_assert_int_eq(bed_exit(at(3), i % 2 ? 0 : PRIVATE),
-				 KVMFAULT_RETRY);
+				 KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(told(), 100);
 	ck_assert_uint_eq(bed_waits(), 0);
 }
@@ -206,7 +206,7 @@ START_TEST(access_to_more_than_a_page)
 
 	bed.run->exit_reason = KVMFAULT__EXIT_MEMORY_FAULT;
 	memcpy(&bed.run->hw, &record, sizeof(record));
-	ck_assert_int_eq(bed_handle(-1, EFAULT), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_handle(-1, EFAULT), KVMFAULT_ACTION_RETRY);
 	/* Of its region: the next one's pages may fault by themselves. */
 	expect_told(0, at(14), 2);
 	expect(at(13), 1, false);
@@ -219,9 +219,9 @@ START_TEST(access_without_guest_memfd)
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, SECOND_GPA), 0);
 	gmem = 0;
 	add_region(SECOND_GPA, SECOND_PAGES, second, 0);
-	ck_assert_int_eq(bed_exit(SECOND_GPA, PRIVATE), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(SECOND_GPA, PRIVATE), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_FLAGS);
-	ck_assert_int_eq(bed_exit(END, PRIVATE), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(END, PRIVATE), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(told(), 0);
 	gmem = bed.guest_memfd;
 }
@@ -230,7 +230,7 @@ END_TEST
 START_TEST(access_in_another_address_space)
 {
 	bed.run->flags = 1;	/* SMM */
-	ck_assert_int_eq(bed_exit(at(0), PRIVATE), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(at(0), PRIVATE), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(told(), 0);
 }
 END_TEST
@@ -238,7 +238,7 @@ END_TEST
 START_TEST(access_with_more_flags)
 {
 	ck_assert_int_eq(bed_exit(at(0), PRIVATE | 1 << 9),
-			 KVMFAULT_UNRESOLVED);
+			 KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_FLAGS);
 	expect(at(0), 1, false);
 }
@@ -253,7 +253,7 @@ START_TEST(access_to_failed_memory)
 	bed.run->exit_reason = KVMFAULT__EXIT_MEMORY_FAULT;
 	memcpy(&bed.run->hw, &record, sizeof(record));
 	ck_assert_int_eq(bed_handle(-1, EHWPOISON),
-			 KVMFAULT_UNRESOLVED);
+			 KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
 	ck_assert_uint_eq(told(), 0);
 }
@@ -262,9 +262,9 @@ END_TEST
 /* A shared page that faults as such is the other resolvers'. */
 START_TEST(access_that_fits)
 {
-	ck_assert_int_eq(bed_exit(at(2), 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(at(2), 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_str_eq(result()->resolver, "copy");
-	ck_assert_int_eq(bed_exit(SECOND_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(SECOND_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_str_eq(result()->resolver, "populate");
 	ck_assert_uint_eq(told(), 0);
 }
@@ -283,14 +283,14 @@ START_TEST(access_that_does_not_wait)
 	ck_assert_int_eq(kvmfault__page_claim(bed.memory, 3, false),
 			 KVMFAULT__ABSENT);
 	ck_assert_int_eq(convert(at(3), 1, true), 0);
-	ck_assert_int_eq(bed_state(3), KVMFAULT__FETCHING_REMOVED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__FETCHING_DISCARDED);
 	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &bed.vcpu), 0);
-	ck_assert_int_eq(bed_exit(at(3), 0), KVMFAULT_PENDING);
+	ck_assert_int_eq(bed_exit(at(3), 0), KVMFAULT_ACTION_PENDING);
 	expect(at(3), 1, true);
 	ck_assert_uint_eq(bed_waits(), 0);
-	kvmfault__page_change(bed.memory, 3, KVMFAULT__FETCHING_REMOVED,
-			      KVMFAULT__REMOVED);
-	ck_assert_int_eq(bed_exit(at(3), 0), KVMFAULT_RETRY);
+	kvmfault__page_change(bed.memory, 3, KVMFAULT__FETCHING_DISCARDED,
+			      KVMFAULT__DISCARDED);
+	ck_assert_int_eq(bed_exit(at(3), 0), KVMFAULT_ACTION_RETRY);
 	expect(at(3), 1, false);
 	kvmfault_vcpu_free(bed.vcpu);
 	bed.vcpu = waits;
@@ -326,15 +326,15 @@ static void up_own(void)
 
 START_TEST(own_resolver_first)
 {
-	verdict = KVMFAULT_RESOLVED;
-	ck_assert_int_eq(bed_exit(at(1), PRIVATE), KVMFAULT_RETRY);
+	verdict = KVMFAULT_VERDICT_RESOLVED;
+	ck_assert_int_eq(bed_exit(at(1), PRIVATE), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(asked_for, KVMFAULT_PAGE_UNCONVERTED);
 	ck_assert_str_eq(result()->resolver, "own");
 	expect(at(1), 1, false);
-	verdict = KVMFAULT_LATER;
-	ck_assert_int_eq(bed_exit(at(1), PRIVATE), KVMFAULT_PENDING);
-	verdict = KVMFAULT_DECLINED;
-	ck_assert_int_eq(bed_exit(at(1), PRIVATE), KVMFAULT_RETRY);
+	verdict = KVMFAULT_VERDICT_LATER;
+	ck_assert_int_eq(bed_exit(at(1), PRIVATE), KVMFAULT_ACTION_PENDING);
+	verdict = KVMFAULT_VERDICT_DECLINED;
+	ck_assert_int_eq(bed_exit(at(1), PRIVATE), KVMFAULT_ACTION_RETRY);
 	ck_assert_str_eq(result()->resolver, "convert");
 	expect(at(1), 1, true);
 }
@@ -356,12 +356,12 @@ static void up_calls_only(void)
 START_TEST(calls_only)
 {
 	ck_assert_int_eq(convert(at(1), 1, true), 0);
-	ck_assert_int_eq(bed_exit(at(1), 0), KVMFAULT_RETRY);
-	ck_assert_int_eq(bed_exit(at(2), PRIVATE), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(at(1), 0), KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(bed_exit(at(2), PRIVATE), KVMFAULT_ACTION_RETRY);
 	expect(at(1), 1, true);
 	expect(at(2), 1, false);
 	ck_assert_uint_eq(told(), 1);
-	while (bed_exit(at(2), PRIVATE) == KVMFAULT_RETRY)
+	while (bed_exit(at(2), PRIVATE) == KVMFAULT_ACTION_RETRY)
 		;
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NO_PROGRESS);
 }
@@ -447,7 +447,7 @@ START_TEST(outlives_the_region)
 	expect(SECOND_GPA, 1, false);
 	add_region(SECOND_GPA, SECOND_PAGES, second, SECOND_AT);
 	expect(SECOND_GPA + PAGE, 1, true);
-	ck_assert_int_eq(bed_exit(SECOND_GPA + PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(SECOND_GPA + PAGE, 0), KVMFAULT_ACTION_RETRY);
 	expect(SECOND_GPA + PAGE, 1, false);
 }
 END_TEST
@@ -505,7 +505,7 @@ START_TEST(bad_contexts)
 {
 	struct kvmfault_converter converter = { .size = sizeof(converter) };
 	struct kvmfault_vm_options options = {
-		.size = sizeof(options), .fd = 999999,
+		.size = sizeof(options), .vm_fd = 999999,
 	};
 	struct {
 		struct kvmfault_converter converter;
@@ -515,7 +515,7 @@ START_TEST(bad_contexts)
 
 	ck_assert_int_eq(kvmfault_vm_new(&options, &vm), -EBADF);
 	ck_assert_ptr_null(vm);
-	options.fd = bed_vm_fd;
+	options.vm_fd = bed_vm_fd;
 	options.converter = &converter;
 	converter.flags = 1U << 4;
 	ck_assert_int_eq(kvmfault_vm_new(&options, &vm), -EINVAL);
@@ -741,16 +741,16 @@ START_TEST(hook_that_refuses)
 	ck_assert_uint_eq(told(), 0);
 	expect(at(3), 1, false);
 	ck_assert(bed_has(3, bed_byte(3)));
-	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_RESOLVER);
 	ck_assert_int_eq(result()->error, _i ? -EINVAL : -EPERM);
 	refuse[2] = -EINTR;
-	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_ACTION_INTERRUPTED);
 	refuse[2] = -EAGAIN;
-	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_ACTION_RETRY);
 	expect(at(3), 1, false);
 	refuse[2] = 0;
-	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_ACTION_RETRY);
 	expect(at(3), 1, true);
 }
 END_TEST
@@ -775,7 +775,7 @@ START_TEST(step_that_fails_in_the_middle)
 		     "undone0 15+2 private; ");
 	expect(at(13), 2, true);
 	expect(at(15), 2, false);
-	ck_assert_int_eq(bed_state(13), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(13), KVMFAULT__DISCARDED);
 	ck_assert_int_eq(bed_state(15), KVMFAULT__ABSENT);
 	/* It was set back, to be sure. */
 	ck_assert_uint_eq(told(), 4);
@@ -806,7 +806,7 @@ START_TEST(hook_that_converts)
 	expect(at(3), 1, true);
 	expect(at(9), 1, false);
 	/* What it fetched is gone. */
-	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 }
 END_TEST
 
@@ -882,10 +882,10 @@ static void up_back_end(void)
 
 START_TEST(back_end_converts)
 {
-	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(back_end_calls, 1);
 	expect(at(3), 1, true);
-	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 	ck_assert_int_eq(convert(at(0), 8, false), 0);
 	ck_assert_uint_eq(back_end_calls, 2);
 	expect(at(3), 1, false);
@@ -1020,7 +1020,7 @@ static void up_huge(void)
 
 	up();
 	huge_fd = options.fd = fake_memory(options.length, HUGE, &options.host);
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &huge), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &huge), 0);
 	for (page = 0; page < 4; page++)
 		fake_put(huge_fd, page * HUGE);
 }
@@ -1119,9 +1119,9 @@ static void up_without(void)
 
 START_TEST(without_converter)
 {
-	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_FLAGS);
-	ck_assert_int_eq(bed_exit(at(3), 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(at(3), 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_str_eq(result()->resolver, "copy");
 	ck_assert_int_eq(convert(at(3), 1, true), -EOPNOTSUPP);
 }

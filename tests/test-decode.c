@@ -78,7 +78,7 @@ START_TEST(exit_is_annotated)
 	struct kvmfault_fault fault =
 		decode(-1, errors[_i], annotated(0, 0x5000, 0x1000));
 
-	ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_EXIT);
+	ck_assert_int_eq(fault.kind, KVMFAULT_KIND_EXIT);
 	ck_assert_int_eq(fault.error, errors[_i]);
 	ck_assert_int_eq(fault.access, KVMFAULT_ACCESS_UNKNOWN);
 	ck_assert_uint_eq(fault.known,
@@ -99,7 +99,7 @@ START_TEST(other_errno_means_a_stale_record)
 		if (err == EFAULT || err == EHWPOISON)
 			continue;
 		fault = decode(-1, err, annotated(0, 0x5000, 0x1000));
-		ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_NONE);
+		ck_assert_int_eq(fault.kind, KVMFAULT_KIND_NONE);
 		ck_assert_uint_eq(fault.known, 0);
 		ck_assert_uint_eq(fault.gpa, 0);
 		ck_assert_int_eq(fault.error, 0);
@@ -112,7 +112,7 @@ START_TEST(success_means_a_stale_record)
 	struct kvmfault_fault fault =
 		decode(0, EFAULT, annotated(0, 0x5000, 0x1000));
 
-	ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_NONE);
+	ck_assert_int_eq(fault.kind, KVMFAULT_KIND_NONE);
 	ck_assert_uint_eq(fault.gpa, 0);
 }
 END_TEST
@@ -126,7 +126,7 @@ START_TEST(bare)
 	struct kvmfault_fault fault =
 		decode(-1, EFAULT, new_run(reasons[_i], 0));
 
-	ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_BARE);
+	ck_assert_int_eq(fault.kind, KVMFAULT_KIND_UNANNOTATED);
 	ck_assert_int_eq(fault.error, EFAULT);
 	ck_assert_uint_eq(fault.known, 0);
 	ck_assert_uint_eq(fault.flags, 0);
@@ -137,18 +137,18 @@ START_TEST(bare_poison)
 {
 	struct kvmfault_fault fault = decode(-1, EHWPOISON, new_run(0, 0));
 
-	ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_BARE);
+	ck_assert_int_eq(fault.kind, KVMFAULT_KIND_UNANNOTATED);
 	ck_assert_int_eq(fault.error, EHWPOISON);
 }
 END_TEST
 
 START_TEST(no_run)
 {
-	ck_assert_int_eq(decode(-1, EFAULT, NULL).entrance,
-			 KVMFAULT_ENTRANCE_BARE);
-	ck_assert_int_eq(decode(-1, EINTR, NULL).entrance,
-			 KVMFAULT_ENTRANCE_NONE);
-	ck_assert_int_eq(decode(0, 0, NULL).entrance, KVMFAULT_ENTRANCE_NONE);
+	ck_assert_int_eq(decode(-1, EFAULT, NULL).kind,
+			 KVMFAULT_KIND_UNANNOTATED);
+	ck_assert_int_eq(decode(-1, EINTR, NULL).kind,
+			 KVMFAULT_KIND_NONE);
+	ck_assert_int_eq(decode(0, 0, NULL).kind, KVMFAULT_KIND_NONE);
 }
 END_TEST
 
@@ -218,7 +218,7 @@ START_TEST(mmio_exit)
 {
 	struct kvmfault_fault fault = decode(0, 0, mmio(0x5123, 4, 0));
 
-	ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_MMIO);
+	ck_assert_int_eq(fault.kind, KVMFAULT_KIND_MMIO);
 	ck_assert_int_eq(fault.access, KVMFAULT_ACCESS_READ);
 	ck_assert_uint_eq(fault.known,
 			  KVMFAULT_KNOWN_GPA | KVMFAULT_KNOWN_LENGTH);
@@ -232,8 +232,8 @@ END_TEST
 
 START_TEST(mmio_with_an_error_is_stale)
 {
-	ck_assert_int_eq(decode(-1, EINTR, mmio(0x5000, 4, 0)).entrance,
-			 KVMFAULT_ENTRANCE_NONE);
+	ck_assert_int_eq(decode(-1, EINTR, mmio(0x5000, 4, 0)).kind,
+			 KVMFAULT_KIND_NONE);
 }
 END_TEST
 
@@ -244,13 +244,13 @@ START_TEST(internal_error)
 
 	for (suberror = 0; suberror < 16; suberror++) {
 		put32(run, HEADER, suberror);
-		ck_assert_int_eq(decode(0, 0, run).entrance, suberror == 1 ?
-				 KVMFAULT_ENTRANCE_EMULATION :
-				 KVMFAULT_ENTRANCE_NONE);
+		ck_assert_int_eq(decode(0, 0, run).kind, suberror == 1 ?
+				 KVMFAULT_KIND_EMULATION :
+				 KVMFAULT_KIND_NONE);
 	}
 	put32(run, HEADER, 1);
-	ck_assert_int_eq(decode(-1, EINTR, run).entrance,
-			 KVMFAULT_ENTRANCE_NONE);
+	ck_assert_int_eq(decode(-1, EINTR, run).kind,
+			 KVMFAULT_KIND_NONE);
 }
 END_TEST
 
@@ -259,7 +259,7 @@ START_TEST(interrupted)
 	struct kvmfault_fault fault =
 		decode(-1, EINTR, new_run(KVM_EXIT_INTR, 0));
 
-	ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_NONE);
+	ck_assert_int_eq(fault.kind, KVMFAULT_KIND_NONE);
 	ck_assert_int_eq(fault.error, 0);
 }
 END_TEST
@@ -308,7 +308,7 @@ static uint64_t next_random(void)
  * none for each of many. */
 static const char *broken(const struct kvmfault_fault *fault)
 {
-	if (fault->entrance >= KVMFAULT_ENTRANCE_COUNT)
+	if (fault->kind >= KVMFAULT_KIND_COUNT)
 		return "an entrance that there is not";
 	if (fault->access > KVMFAULT_ACCESS_EXEC)
 		return "an access that there is not";
@@ -317,9 +317,9 @@ static const char *broken(const struct kvmfault_fault *fault)
 	if (fault->known & KVMFAULT_KNOWN_GPA &&
 	    (!fault->length || fault->gpa + fault->length - 1 < fault->gpa))
 		return "a length that is none";
-	if (fault->entrance == KVMFAULT_ENTRANCE_EXIT && fault->gpa % PAGE)
+	if (fault->kind == KVMFAULT_KIND_EXIT && fault->gpa % PAGE)
 		return "a gpa within a page";
-	if (fault->entrance == KVMFAULT_ENTRANCE_NONE && fault->known)
+	if (fault->kind == KVMFAULT_KIND_NONE && fault->known)
 		return "something known of no fault";
 	return NULL;
 }
@@ -394,7 +394,7 @@ START_TEST(shorter_fault)
 	memset(&caller, 0x55, sizeof(caller));
 	caller.fault.size = offsetof(struct kvmfault_fault, known);
 	ck_assert_int_eq(kvmfault_decode(-1, EFAULT, NULL, &caller.fault), 0);
-	ck_assert_int_eq(caller.fault.entrance, KVMFAULT_ENTRANCE_BARE);
+	ck_assert_int_eq(caller.fault.kind, KVMFAULT_KIND_UNANNOTATED);
 	/* What an older caller does not have is not written. */
 	ck_assert_uint_eq(caller.fault.known, 0x55555555);
 	ck_assert_uint_eq(caller.fault.flags, 0x5555555555555555);
@@ -428,7 +428,7 @@ START_TEST(marker)
 	siginfo_t info = sigbus(BUS_MCEERR_AR, 0x7f0000123456, 12);
 	struct kvmfault_fault fault = decode_signal(&info);
 
-	ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_MARKER);
+	ck_assert_int_eq(fault.kind, KVMFAULT_KIND_MARKER);
 	ck_assert_uint_eq(fault.known,
 			  KVMFAULT_KNOWN_HVA | KVMFAULT_KNOWN_LENGTH);
 	ck_assert_uint_eq(fault.hva, 0x7f0000123000);
@@ -462,8 +462,8 @@ START_TEST(failure)
 {
 	siginfo_t info = sigbus(BUS_MCEERR_AO, 0x7f0000123000, 12);
 
-	ck_assert_int_eq(decode_signal(&info).entrance,
-			 KVMFAULT_ENTRANCE_FAILURE);
+	ck_assert_int_eq(decode_signal(&info).kind,
+			 KVMFAULT_KIND_FAILURE);
 }
 END_TEST
 
@@ -471,16 +471,16 @@ START_TEST(not_our_signal)
 {
 	siginfo_t info = sigbus(BUS_ADRERR, 0x7f0000123000, 12);
 
-	ck_assert_int_eq(decode_signal(NULL).entrance, KVMFAULT_ENTRANCE_NONE);
-	ck_assert_int_eq(decode_signal(&info).entrance,
-			 KVMFAULT_ENTRANCE_NONE);
+	ck_assert_int_eq(decode_signal(NULL).kind, KVMFAULT_KIND_NONE);
+	ck_assert_int_eq(decode_signal(&info).kind,
+			 KVMFAULT_KIND_NONE);
 	info = sigbus(SI_USER, 0x7f0000123000, 12);
-	ck_assert_int_eq(decode_signal(&info).entrance,
-			 KVMFAULT_ENTRANCE_NONE);
+	ck_assert_int_eq(decode_signal(&info).kind,
+			 KVMFAULT_KIND_NONE);
 	info = sigbus(BUS_MCEERR_AR, 0x7f0000123000, 12);
 	info.si_signo = SIGSEGV;
-	ck_assert_int_eq(decode_signal(&info).entrance,
-			 KVMFAULT_ENTRANCE_NONE);
+	ck_assert_int_eq(decode_signal(&info).kind,
+			 KVMFAULT_KIND_NONE);
 	ck_assert_uint_eq(decode_signal(&info).known, 0);
 }
 END_TEST

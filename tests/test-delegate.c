@@ -140,7 +140,7 @@ static void leave_it_inside(uint64_t page)
 	bed.during_read = stop;
 	SCRIPT(signal_comes);
 	ck_assert_int_eq(bed_exit(BED_GPA + page * PAGE, 0),
-			 KVMFAULT_INTERRUPTED);
+			 KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert(atomic_load(&worker()->state) & BUSY);
 }
 
@@ -154,7 +154,7 @@ static void note_reader(void)
 START_TEST(by_a_worker)
 {
 	bed.during_read = note_reader;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(0, bed_byte(0)));
 	ck_assert_str_eq(result()->resolver, "copy");
 	ck_assert(pthread_equal(reader, worker()->thread));
@@ -168,10 +168,10 @@ START_TEST(counted)
 	struct kvmfault_stats stats = { .size = sizeof(stats) };
 	struct kvmfault__worker *first = worker();
 
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(kvmfault_vcpu_stats(bed.vcpu, &stats), 0);
 	ck_assert_uint_eq(stats.fetched, 1);
-	ck_assert_uint_eq(stats.action[KVMFAULT_RETRY], 1);
+	ck_assert_uint_eq(stats.action[KVMFAULT_ACTION_RETRY], 1);
 	new_vcpu(false);
 	ck_assert_ptr_eq(worker(), first);
 	ck_assert_int_eq(kvmfault_vcpu_stats(bed.vcpu, &stats), 0);
@@ -199,7 +199,7 @@ START_TEST(signal_while_it_works)
 	ck_assert(!result()->unfinished);
 	/* It goes on all the same, and the page says so. */
 	SCRIPT(ends_meanwhile);
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(step, 1);
 	ck_assert_uint_eq(bed.reads, 1);
 }
@@ -214,9 +214,9 @@ START_TEST(signal_and_what_is_no_fault)
 	info.si_code = BUS_MCEERR_AR;
 	info.si_addr = &info;
 	info.si_addr_lsb = 12;
-	ck_assert_int_eq(bed_other(), KVMFAULT_NOT_A_FAULT);
-	ck_assert_int_eq(bed_mmio(BED_GPA / 2, 8, false), KVMFAULT_NOT_A_FAULT);
-	ck_assert_int_eq(bed_handle_sigbus(&info), KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(bed_other(), KVMFAULT_ACTION_NOT_A_FAULT);
+	ck_assert_int_eq(bed_mmio(BED_GPA / 2, 8, false), KVMFAULT_ACTION_NOT_A_FAULT);
+	ck_assert_int_eq(bed_handle_sigbus(&info), KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert(atomic_load(&worker()->state) & BUSY);
 	let_it_end();
 }
@@ -225,10 +225,10 @@ END_TEST
 START_TEST(signal_and_another_fault)
 {
 	leave_it_inside(0);
-	ck_assert_int_eq(bed_other(), KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(bed_other(), KVMFAULT_ACTION_NOT_A_FAULT);
 	/* First what it is at, then its own. */
 	SCRIPT(ends_meanwhile);
-	ck_assert_int_eq(bed_exit(BED_GPA + PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA + PAGE, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(0), KVMFAULT__PRESENT);
 	ck_assert_int_eq(bed_state(1), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(result()->fault->gpa, BED_GPA + PAGE);
@@ -243,7 +243,7 @@ START_TEST(signal_and_failure)
 	let_it_end();
 	ck_assert_uint_eq(bed.reads, 1);
 	bed.source_result = 0;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.reads, 2);
 }
 END_TEST
@@ -252,10 +252,10 @@ START_TEST(immediate_exit)
 {
 	bed.during_read = stop;
 	bed.run->immediate_exit = 1;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_INTERRUPTED);
 	bed.run->immediate_exit = 0;
 	let_it_end();
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.reads, 1);
 }
 END_TEST
@@ -265,11 +265,11 @@ START_TEST(mmio_is_unfinished)
 	memset(bed.run->mmio.data, 0x5a, 8);
 	bed.during_read = stop;
 	SCRIPT(signal_comes);
-	ck_assert_int_eq(bed_mmio(BED_GPA + 8, 8, true), KVMFAULT_UNFINISHED);
+	ck_assert_int_eq(bed_mmio(BED_GPA + 8, 8, true), KVMFAULT_ACTION_UNFINISHED);
 	ck_assert(result()->unfinished);
 	let_it_end();
 	ck_assert_int_ne(*(bed_page(0) + 8), 0x5a);
-	ck_assert_int_eq(bed_mmio(BED_GPA + 8, 8, true), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_mmio(BED_GPA + 8, 8, true), KVMFAULT_ACTION_RETRY);
 	ck_assert(!result()->unfinished);
 	ck_assert_int_eq(*(bed_page(0) + 8), 0x5a);
 }
@@ -287,7 +287,7 @@ START_TEST(mmio_of_what_is_no_ram_any_more)
 {
 	bed.during_read = stop;
 	SCRIPT(ends_and_is_removed);
-	ck_assert_int_eq(bed_mmio(BED_GPA + 8, 8, true), KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(bed_mmio(BED_GPA + 8, 8, true), KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert(!result()->unfinished);
 }
 END_TEST
@@ -303,7 +303,7 @@ START_TEST(vcpu_freed_while_it_works)
 	new_vcpu(false);
 	ck_assert_ptr_ne(worker(), first);
 	ck_assert_int_ne(fd, bed.vcpu->fd);
-	ck_assert_int_eq(bed_exit(BED_GPA + PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA + PAGE, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.reads, 2);
 	ck_assert_int_eq(first->fd, fd);
 	sem_post(&go_on);
@@ -349,7 +349,7 @@ static bool sleep_in_populate(struct fake_call *call)
 	    call->number != KVMFAULT__MADV_POPULATE_WRITE)
 		return false;
 	fake_take(bed.fd, 0);
-	kvmfault__page_remove(bed.memory, 0);
+	kvmfault__page_discard(bed.memory, 0);
 	ck_assert(fake_fault(bed_page(0), false));
 	while (bed_state(0) != KVMFAULT__PRESENT)
 		sched_yield();
@@ -366,11 +366,11 @@ START_TEST(its_page_comes_by_the_one_service_thread)
 	struct kvmfault_service *service;
 
 	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	fake_on(FAKE_MADVISE, sleep_in_populate);
 	/* It faults although it is present: a resolver has KVM map it. */
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
-	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_UFFD], 1);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
+	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_UFFD], 1);
 	ck_assert_int_eq(kvmfault_service_free(service), 0);
 }
 END_TEST
@@ -422,7 +422,7 @@ START_TEST(page_in_flight)
 {
 	claim();
 	SCRIPT(page_comes);
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.reads, 0);
 	ck_assert_uint_eq(bed_stats().waited, 1);
 	/* It was waited for: nothing else need be tried. */
@@ -435,11 +435,11 @@ START_TEST(page_in_flight_and_a_signal)
 {
 	claim();
 	SCRIPT(signal_comes_as_it_waits);
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_INTERRUPTED);
 	await_idle(worker());
 	check_nobody_waits();
 	SCRIPT(page_comes);
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 }
 END_TEST
 
@@ -447,14 +447,14 @@ START_TEST(page_in_flight_and_no_wait)
 {
 	new_vcpu(true);
 	claim();
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_PENDING);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_PENDING);
 	ck_assert_uint_eq(bed.vm->pending, 1);
 	if (_i) {	/* Or it does not want to be told any more. */
 		kvmfault_vcpu_reset(bed.vcpu);
 		ck_assert_uint_eq(bed.vm->pending, 0);
 	}
 	unclaim();
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.vm->pending, 0);
 }
 END_TEST
@@ -530,7 +530,7 @@ START_TEST(answered_later)
 
 	add_later(&memory);
 	SCRIPT(answer_comes);
-	ck_assert_int_eq(bed_exit(LATER + (1 << 20), 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(LATER + (1 << 20), 0), KVMFAULT_ACTION_RETRY);
 	drop_later(memory);
 }
 END_TEST
@@ -541,7 +541,7 @@ START_TEST(failed_later)
 
 	add_later(&memory);
 	SCRIPT(failure_comes);
-	ck_assert_int_eq(bed_exit(LATER + (1 << 20), 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(LATER + (1 << 20), 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(result()->error, -EIO);
 	drop_later(memory);
@@ -669,7 +669,7 @@ START_TEST(conversion_in_a_callback)
 {
 	nested = 1;
 	bed.during_read = convert_nested;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(nested, 0);
 	ck_assert_int_eq(kvmfault_is_private(bed.vm, BED_GPA + PAGE), 1);
 }
@@ -691,7 +691,7 @@ START_TEST(not_held_when_it_has_left)
 {
 	bed.during_read = hold;
 	SCRIPT(signal_comes);
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_INTERRUPTED);
 	let_it_end();
 	ck_assert(!could_hold);
 }
@@ -719,7 +719,7 @@ START_TEST(does_not_leave_while_it_is_held)
 	bed.during_read = hold_on;
 	SCRIPT(signal_comes, still_held, still_held, still_held);
 	/* By then it is done; or it is not held any more, and about to be. */
-	ck_assert_int_ne(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_ne(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert(could_hold);
 	ck_assert_uint_ge(held_waits, 3);
 }
@@ -772,11 +772,11 @@ START_TEST(emulation_is_unfinished)
 {
 	stops_in = KVM_TRANSLATE;
 	SCRIPT(signal_comes);
-	ck_assert_int_eq(give_up(), KVMFAULT_UNFINISHED);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_UNFINISHED);
 	ck_assert(result()->unfinished);
 	let_it_end();
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_GET_VCPU_EVENTS), 0);
-	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
 	ck_assert(!result()->unfinished);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_GET_VCPU_EVENTS), 1);
 	ck_assert_uint_eq(bed.reads, 1);
@@ -787,8 +787,8 @@ START_TEST(emulation_is_lost)
 {
 	stops_in = KVM_TRANSLATE;
 	SCRIPT(signal_comes);
-	ck_assert_int_eq(give_up(), KVMFAULT_UNFINISHED);
-	ck_assert_int_eq(bed_other(), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_UNFINISHED);
+	ck_assert_int_eq(bed_other(), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_LOST_MMIO);
 	ck_assert(!result()->unfinished);
 	let_it_end();
@@ -803,7 +803,7 @@ START_TEST(emulation_of_a_vcpu_that_was_freed)
 
 	stops_in = KVM_GET_REGS;
 	SCRIPT(signal_comes);
-	ck_assert_int_eq(give_up(), KVMFAULT_UNFINISHED);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_UNFINISHED);
 	ck_assert_int_ne(fd, bed.vcpu->fd);
 	new_vcpu(false);
 	sem_post(&go_on);
@@ -831,9 +831,9 @@ START_TEST(noticed)
 	new_vcpu(false);
 	bed.profile = KVMFAULT_PROFILE_DELEGATE;
 	fake_wrong = listen;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_str_eq(said,
-			 "kvmfault_handle: what is delegated is called");
+			 "kvmfault_vcpu_handle: what is delegated is called");
 	kvmfault_vcpu_free(bed.vcpu);
 	bed.vcpu = NULL;
 }
@@ -847,7 +847,7 @@ static int reads_something(void *data, struct kvmfault_request *request)
 	(void)data;
 	(void)request;
 	kvmfault__sys_read(bed.fd, &byte, 1);
-	return KVMFAULT_DECLINED;
+	return KVMFAULT_VERDICT_DECLINED;
 }
 
 START_TEST(unpublished)
@@ -862,10 +862,10 @@ START_TEST(unpublished)
 	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
 	bed_add();
 	fake_wrong = listen;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_str_eq(said, _i ?
 			 "a worker: what is called was not published" :
-			 "kvmfault_handle: what is called was not published");
+			 "kvmfault_vcpu_handle: what is called was not published");
 }
 END_TEST
 

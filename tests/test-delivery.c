@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "kvmfault-experimental.h"
 #include "bed.h"
 
 static struct kvmfault_vm_options options;
@@ -25,8 +26,12 @@ static void on_log(void *data, enum kvmfault_log_level level,
 
 static void up(void)
 {
+	static const struct kvmfault_vm_ops ops = {
+		.size = sizeof(ops), .log = on_log,
+	};
+
 	options = (struct kvmfault_vm_options){
-		.size = sizeof(options), .log = on_log,
+		.size = sizeof(options), .ops = &ops,
 	};
 	*logged = '\0';
 }
@@ -67,10 +72,10 @@ static void refused(enum kvmfault_delivery delivery, const char *why)
 	ck_assert_ptr_nonnull(strstr(logged, why));
 }
 
-static void why(enum kvmfault_delivery delivery, enum kvmfault_answer answer,
+static void why(enum kvmfault_delivery delivery, enum kvmfault_support answer,
 		const char *text)
 {
-	ck_assert_int_eq(report().mode[delivery].answer, answer);
+	ck_assert_int_eq(report().mode[delivery].support, answer);
 	ck_assert_ptr_nonnull(strstr(report().why[delivery], text));
 }
 
@@ -78,8 +83,8 @@ START_TEST(by_default_uffd)
 {
 	fake_forget();
 	expect(KVMFAULT_DELIVERY_UFFD);
-	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_NOT_ASKED, "not allowed");
-	why(KVMFAULT_DELIVERY_KERNEL_EXIT, KVMFAULT_COULD_NOT_ASK, "kvm_fd");
+	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_SUPPORT_NOT_ASKED, "not allowed");
+	why(KVMFAULT_DELIVERY_KERNEL_EXIT, KVMFAULT_SUPPORT_COULD_NOT_ASK, "kvm_fd");
 	/* And nothing is opened for it. */
 	ck_assert_uint_eq(fake_count(FAKE_OPEN, FAKE_ANY), 0);
 	ck_assert_uint_eq(fake_count(FAKE_USERFAULTFD, FAKE_ANY), 0);
@@ -91,7 +96,7 @@ START_TEST(allowed)
 	options.allow = KVMFAULT_ALLOW_MARKER_EXIT |
 			KVMFAULT_ALLOW_SHADOW_PAGING;
 	expect(KVMFAULT_DELIVERY_MARKER_EXIT);
-	why(KVMFAULT_DELIVERY_UFFD, KVMFAULT_NOT_ASKED, "better");
+	why(KVMFAULT_DELIVERY_UFFD, KVMFAULT_SUPPORT_NOT_ASKED, "better");
 }
 END_TEST
 
@@ -100,12 +105,12 @@ START_TEST(asked_for_by_name)
 	options.allow = KVMFAULT_ALLOW_SHADOW_PAGING;
 	options.delivery = KVMFAULT_DELIVERY_MARKER_EXIT;
 	expect(KVMFAULT_DELIVERY_MARKER_EXIT);
-	why(KVMFAULT_DELIVERY_KERNEL_EXIT, KVMFAULT_NOT_ASKED, "another");
+	why(KVMFAULT_DELIVERY_KERNEL_EXIT, KVMFAULT_SUPPORT_NOT_ASKED, "another");
 	down();
 	options.delivery = KVMFAULT_DELIVERY_UFFD;
 	options.allow |= KVMFAULT_ALLOW_MARKER_EXIT;
 	expect(KVMFAULT_DELIVERY_UFFD);
-	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_NOT_ASKED, "another");
+	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_SUPPORT_NOT_ASKED, "another");
 }
 END_TEST
 
@@ -113,7 +118,7 @@ START_TEST(markers_need_to_know_who_walks)
 {
 	options.allow = KVMFAULT_ALLOW_MARKER_EXIT;
 	expect(KVMFAULT_DELIVERY_UFFD);
-	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_COULD_NOT_ASK, "kvm_fd");
+	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_SUPPORT_COULD_NOT_ASK, "kvm_fd");
 	down();
 	refused(KVMFAULT_DELIVERY_MARKER_EXIT, "kvm_fd");
 }
@@ -136,7 +141,7 @@ START_TEST(kernel_without_markers)
 			KVMFAULT_ALLOW_SHADOW_PAGING;
 	fake_on(FAKE_IOCTL, no_poison);
 	expect(KVMFAULT_DELIVERY_UFFD);
-	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_NO, "UFFDIO_POISON");
+	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_SUPPORT_NO, "UFFDIO_POISON");
 	down();
 	refused(KVMFAULT_DELIVERY_MARKER_EXIT, "UFFDIO_POISON");
 }
@@ -148,7 +153,7 @@ START_TEST(no_right_to_a_userfaultfd)
 			KVMFAULT_ALLOW_SHADOW_PAGING;
 	fake_uffd_denied = -EPERM;
 	expect(KVMFAULT_DELIVERY_UFFD);
-	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_COULD_NOT_ASK,
+	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_SUPPORT_COULD_NOT_ASK,
 	    "/dev/userfaultfd");
 	ck_assert_int_eq(report().mode[KVMFAULT_DELIVERY_MARKER_EXIT].error,
 			 -EPERM);
@@ -225,7 +230,7 @@ START_TEST(the_hardware_walks)
 {
 	can_be_asked(true, false);
 	expect(KVMFAULT_DELIVERY_MARKER_EXIT);
-	why(KVMFAULT_DELIVERY_KERNEL_EXIT, KVMFAULT_NO, "KVM_MEM_USERFAULT");
+	why(KVMFAULT_DELIVERY_KERNEL_EXIT, KVMFAULT_SUPPORT_NO, "KVM_MEM_USERFAULT");
 }
 END_TEST
 
@@ -233,7 +238,7 @@ START_TEST(kvm_walks)
 {
 	can_be_asked(false, false);
 	expect(KVMFAULT_DELIVERY_UFFD);
-	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_NO, "shadow paging");
+	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_SUPPORT_NO, "shadow paging");
 	down();
 	refused(KVMFAULT_DELIVERY_MARKER_EXIT, "shadow paging");
 	options.allow |= KVMFAULT_ALLOW_SHADOW_PAGING;
@@ -245,7 +250,7 @@ START_TEST(the_kernels_own_way_is_the_best)
 {
 	can_be_asked(true, true);
 	expect(KVMFAULT_DELIVERY_KERNEL_EXIT);
-	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_NOT_ASKED, "better");
+	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_SUPPORT_NOT_ASKED, "better");
 	ck_assert_int_eq(kvmfault_vm_set_delivery(
 		vm, KVMFAULT_DELIVERY_UFFD), 0);
 	ck_assert_int_eq(kvmfault_vm_set_delivery(
@@ -269,7 +274,7 @@ START_TEST(left_and_taken_up)
 		vm, KVMFAULT_DELIVERY_UFFD), 0);
 	ck_assert_int_eq(report().delivery, KVMFAULT_DELIVERY_UFFD);
 	ck_assert_ptr_null(report().why[KVMFAULT_DELIVERY_UFFD]);
-	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_YES, "left");
+	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_SUPPORT_YES, "left");
 	ck_assert_int_eq(kvmfault_vm_set_delivery(
 		vm, KVMFAULT_DELIVERY_MARKER_EXIT), 0);
 	ck_assert_int_eq(report().delivery, KVMFAULT_DELIVERY_MARKER_EXIT);

@@ -93,8 +93,8 @@ static void give_up_for_good(void)
 	unsigned int n;
 
 	for (n = 0; n < BUDGET; n++)
-		ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
-	ck_assert_int_eq(give_up(), KVMFAULT_NOT_A_FAULT);
+		ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_NOT_A_FAULT);
 }
 
 static void make_present(uint64_t page)
@@ -114,11 +114,11 @@ static void all_present(void)
 START_TEST(operand_is_absent)
 {
 	make_present(4);
-	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(8), KVMFAULT__PRESENT);
 	ck_assert_int_eq(bed_state(12), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(bed.reads, 2);
-	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_EMULATION],
+	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_EMULATION],
 			  1);
 }
 END_TEST
@@ -127,7 +127,7 @@ START_TEST(operand_across_pages)
 {
 	make_present(4);
 	regs.rbx += PAGE - 16;
-	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(8), KVMFAULT__PRESENT);
 	ck_assert_int_eq(bed_state(9), KVMFAULT__PRESENT);
 }
@@ -137,7 +137,7 @@ START_TEST(code_is_absent)
 {
 	make_present(8);
 	make_present(12);
-	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(4), KVMFAULT__PRESENT);
 }
 END_TEST
@@ -150,7 +150,7 @@ START_TEST(code_across_pages)
 	make_present(5);
 	memcpy(bed_page(5) - 1, code, sizeof(code));
 	regs.rip = CODE + LINEAR + PAGE - 1;
-	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(8), KVMFAULT__PRESENT);
 }
 END_TEST
@@ -173,12 +173,12 @@ START_TEST(another_exception_stays)
 {
 	make_present(4);
 	events.exception.nr = 14;
-	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(sets, 0);
 	events.exception.nr = UD;
 	events.exception.injected = 0;
 	regs.rbx += PAGE;
-	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(sets, 0);
 }
 END_TEST
@@ -189,8 +189,8 @@ START_TEST(another_exit_starts_anew)
 		all_present();
 	else
 		make_present(4);	/* the rest comes by the first */
-	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
-	ck_assert_int_eq(bed_other(), KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(bed_other(), KVMFAULT_ACTION_NOT_A_FAULT);
 	give_up_for_good();
 }
 END_TEST
@@ -209,8 +209,8 @@ END_TEST
 START_TEST(other_instruction)
 {
 	all_present();
-	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
-	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
 	regs.rip++;
 	give_up_for_good();
 }
@@ -221,7 +221,7 @@ START_TEST(strings)
 	make_present(4);
 	regs.rsi = BED_GPA + 1 * PAGE + LINEAR;
 	regs.rdi = BED_GPA + 2 * PAGE + LINEAR;
-	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(1), KVMFAULT__PRESENT);
 	ck_assert_int_eq(bed_state(2), KVMFAULT__PRESENT);
 }
@@ -231,7 +231,7 @@ START_TEST(source_fails)
 {
 	make_present(4);
 	bed.source_result = -EIO;
-	ck_assert_int_eq(give_up(), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(kvmfault_vcpu_result(bed.vcpu)->reason,
 			 KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(kvmfault_vcpu_result(bed.vcpu)->error, -EIO);
@@ -250,7 +250,7 @@ START_TEST(vcpu_cannot_be_asked)
 	if (requests[_i] == KVM_TRANSLATE)
 		give_up_for_good();
 	else
-		ck_assert_int_eq(give_up(), KVMFAULT_NOT_A_FAULT);
+		ck_assert_int_eq(give_up(), KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_uint_eq(bed.reads, 0);
 }
 END_TEST
@@ -264,7 +264,7 @@ START_TEST(ud_cannot_be_taken_back)
 	/* To run it would give the guest a #UD: the VMM decides. */
 	refuse = requests[_i];
 	make_present(4);
-	ck_assert_int_eq(give_up(), KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_NOT_A_FAULT);
 }
 END_TEST
 
@@ -273,7 +273,7 @@ START_TEST(other_internal_errors)
 	bed.run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
 	bed.run->internal.suberror = 2;
 	ck_assert_int_eq(bed_handle(0, 0),
-			 KVMFAULT_NOT_A_FAULT);
+			 KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_GET_REGS), 0);
 }
 END_TEST
@@ -287,7 +287,7 @@ START_TEST(protected_mode)
 	regs.rip = CODE;
 	regs.rbx = OPERAND;
 	make_present(4);
-	ck_assert_int_eq(give_up(), KVMFAULT_RETRY);
+	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(8), KVMFAULT__PRESENT);
 }
 END_TEST
@@ -323,7 +323,7 @@ START_TEST(never_a_fault)
 	bed.run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
 	bed.run->internal.suberror = 1;
 	ck_assert_int_eq(bed_handle(0, 0),
-			 KVMFAULT_NOT_A_FAULT);
+			 KVMFAULT_ACTION_NOT_A_FAULT);
 }
 END_TEST
 

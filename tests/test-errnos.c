@@ -77,7 +77,7 @@ START_TEST(a_callback_that_waits_for_itself)
 	ck_assert_int_eq(inner_discard, -EDEADLK);
 	ck_assert_int_eq(inner_ensure, -EDEADLK);
 	/* The discard was heard all the same: it is carried out at the end. */
-	ck_assert_int_eq(bed_state(0), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(0), KVMFAULT__DISCARDED);
 	ck_assert(!fake_present(bed.fd, 0));
 	bed_down();
 }
@@ -90,12 +90,12 @@ START_TEST(a_signal_while_a_discard_waits)
 	fake_push(FAKE_FUTEX_WAIT, -EINTR);
 	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA, 2 * PAGE),
 			 -EINTR);
-	ck_assert_int_eq(bed_state(0), KVMFAULT__FETCHING_REMOVED);
+	ck_assert_int_eq(bed_state(0), KVMFAULT__FETCHING_DISCARDED);
 	ck_assert_int_eq(bed_state(1), KVMFAULT__ABSENT);
-	kvmfault__page_change(bed.memory, 0, KVMFAULT__FETCHING_REMOVED,
-			      KVMFAULT__REMOVED);
+	kvmfault__page_change(bed.memory, 0, KVMFAULT__FETCHING_DISCARDED,
+			      KVMFAULT__DISCARDED);
 	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA, 2 * PAGE), 0);
-	ck_assert_int_eq(bed_state(1), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__DISCARDED);
 	bed_down();
 }
 END_TEST

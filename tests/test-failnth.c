@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "kvmfault-experimental.h"
 #include "bed.h"
 #include "noting.h"
 
@@ -81,7 +82,7 @@ static int declines(void *data, struct kvmfault_request *request)
 {
 	(void)data;
 	(void)request;
-	return KVMFAULT_DECLINED;
+	return KVMFAULT_VERDICT_DECLINED;
 }
 
 static int add_resolver(void)
@@ -195,7 +196,7 @@ static int create_memory_in(struct kvmfault_vm *vm)
 
 	source = bed_source();
 	maps.size = sizeof(maps);
-	return kvmfault_memory_create(vm, &made, &maps, &second);
+	return kvmfault_memory_alloc(vm, &made, &maps, &second);
 }
 
 static int create_memory(void)
@@ -289,7 +290,7 @@ static void have_userfault(void)
 
 static int new_memory(void)
 {
-	return kvmfault_memory_new(bed.vm, &options, &second);
+	return kvmfault_memory_adopt(bed.vm, &options, &second);
 }
 
 static void have_memory(void)
@@ -486,13 +487,13 @@ static int new_delegate(void)
 static int handled(enum kvmfault_action action)
 {
 	switch (action) {
-	case KVMFAULT_RETRY:
+	case KVMFAULT_ACTION_RETRY:
 		return 0;
-	case KVMFAULT_INTERRUPTED:
-	case KVMFAULT_UNFINISHED:
+	case KVMFAULT_ACTION_INTERRUPTED:
+	case KVMFAULT_ACTION_UNFINISHED:
 		return -EINTR;
 	default:
-		ck_assert_int_eq(action, KVMFAULT_UNRESOLVED);
+		ck_assert_int_eq(action, KVMFAULT_ACTION_UNRESOLVED);
 		return kvmfault_vcpu_result(bed.vcpu)->error;
 	}
 }
@@ -523,7 +524,7 @@ static int handle_sigbus(void)
 {
 	siginfo_t info = marker();
 
-	return handled(kvmfault_handle_sigbus(bed.vcpu, &info));
+	return handled(kvmfault_vcpu_handle_sigbus(bed.vcpu, &info));
 }
 
 /* Whose SIGBUS is masked does not hear of it from a handler. */
@@ -531,14 +532,14 @@ static int note_sigbus(void)
 {
 	siginfo_t info = marker();
 
-	return kvmfault_vcpu_sigbus(bed.vcpu, &info) ? -EINVAL : 0;
+	return kvmfault_vcpu_note_sigbus(bed.vcpu, &info) ? -EINVAL : 0;
 }
 
 static int memory_failed(void)
 {
 	siginfo_t info = marker();
 
-	return kvmfault_memory_failed(bed.vm, &info);
+	return kvmfault_vm_handle_sigbus(bed.vm, &info);
 }
 
 static void expect_page(void)
@@ -594,7 +595,7 @@ static void expect_async(void)
 
 static int cancel(void)
 {
-	return kvmfault_cancel(bed.vm, 0, BED_GPA, PAGE);
+	return kvmfault_cancel_fetches(bed.vm, 0, BED_GPA, PAGE);
 }
 
 /* What the source has there is lost. */
@@ -628,7 +629,7 @@ static int discard(void)
 
 static void expect_removed(void)
 {
-	ck_assert_int_eq(bed_state(0), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(0), KVMFAULT__DISCARDED);
 	ck_assert(!fake_present(bed.fd, 0));
 }
 
@@ -680,7 +681,7 @@ static int discard_second(void)
 
 static void expect_second_removed(void)
 {
-	ck_assert_int_eq(kvmfault__page_state(second, 0), KVMFAULT__REMOVED);
+	ck_assert_int_eq(kvmfault__page_state(second, 0), KVMFAULT__DISCARDED);
 	ck_assert_int_eq(*(char *)place, 0);
 	drop_region();
 	drop_memory();
@@ -904,7 +905,7 @@ static void have_parked(void)
 	have_message();
 	bed.source_result = -EAGAIN;
 	ck_assert_int_eq(dispatch(), 0);
-	ck_assert_uint_eq(bed_stats().parked, 1);
+	ck_assert_uint_eq(bed_stats().deferred, 1);
 	fake_forget();
 }
 
@@ -959,16 +960,16 @@ static void expect_converted(void)
 
 static int names(void)
 {
-	return *kvmfault_answer_str(KVMFAULT_YES) &&
+	return *kvmfault_support_str(KVMFAULT_SUPPORT_YES) &&
 	       *kvmfault_feature_str(KVMFAULT_FEATURE_UFFD) &&
-	       *kvmfault_entrance_str(KVMFAULT_ENTRANCE_UFFD) &&
+	       *kvmfault_kind_str(KVMFAULT_KIND_UFFD) &&
 	       *kvmfault_access_str(KVMFAULT_ACCESS_READ) &&
 	       *kvmfault_cause_str(KVMFAULT_CAUSE_FETCH) &&
 	       *kvmfault_delivery_str(KVMFAULT_DELIVERY_UFFD) &&
 	       *kvmfault_reason_str(KVMFAULT_REASON_SOURCE) &&
 	       *kvmfault_page_str(KVMFAULT_PAGE_ABSENT) &&
-	       *kvmfault_verdict_str(KVMFAULT_RESOLVED) &&
-	       *kvmfault_action_str(KVMFAULT_RETRY) &&
+	       *kvmfault_verdict_str(KVMFAULT_VERDICT_RESOLVED) &&
+	       *kvmfault_action_str(KVMFAULT_ACTION_RETRY) &&
 	       *kvmfault_profile_str(KVMFAULT_PROFILE_DELEGATE) &&
 	       *kvmfault_version() ? 0 : -EINVAL;
 }
@@ -1041,7 +1042,7 @@ static const struct row {
 	{ "kvmfault_vm_delivery", SILENT, nothing, look_at_delivery, nothing },
 	{ "kvmfault_vm_set_delivery", RETURNS, have_markers, leave_markers,
 	  drop_markers },
-	{ "kvmfault_memory_create", RETURNS, nothing, create_memory,
+	{ "kvmfault_memory_alloc", RETURNS, nothing, create_memory,
 	  drop_created },
 	{ "kvmfault_vm_free", NEVER, have_vm_with_dead_regions, free_vm,
 	  nothing },
@@ -1052,13 +1053,13 @@ static const struct row {
 	  nothing },
 	{ "kvmfault_uffd_new", RETURNS, nothing, new_uffd, drop_uffd },
 	{ "kvmfault_uffd_free", NEVER, have_uffd, free_uffd, nothing },
-	{ "kvmfault_memory_new", RETURNS, have_place, new_memory,
+	{ "kvmfault_memory_adopt", RETURNS, have_place, new_memory,
 	  drop_memory },
-	{ "kvmfault_memory_new", RETURNS, have_anonymous_place, new_memory,
+	{ "kvmfault_memory_adopt", RETURNS, have_anonymous_place, new_memory,
 	  drop_memory },
-	{ "kvmfault_memory_new", RETURNS, have_userfault, new_memory,
+	{ "kvmfault_memory_adopt", RETURNS, have_userfault, new_memory,
 	  drop_memory },
-	{ "kvmfault_memory_new", RETURNS, have_protectable_place, new_memory,
+	{ "kvmfault_memory_adopt", RETURNS, have_protectable_place, new_memory,
 	  drop_memory },
 	{ "kvmfault_memory_free", COPES, have_memory, free_memory,
 	  expect_guarded },
@@ -1077,12 +1078,12 @@ static const struct row {
 	{ "kvmfault_region_memslot", RETURNS, nothing, find_memslot, nothing },
 	{ "kvmfault_vcpu_new", RETURNS, nothing, new_vcpu, drop_vcpu },
 	{ "kvmfault_vcpu_free", NEVER, have_vcpu, free_vcpu, nothing },
-	{ "kvmfault_handle", RETURNS, nothing, handle_exit, expect_page },
-	{ "kvmfault_handle", RETURNS, have_page, handle_exit, expect_page },
-	{ "kvmfault_handle", RETURNS, nothing, handle_mmio, expect_written },
-	{ "kvmfault_handle_sigbus", RETURNS, nothing, handle_sigbus,
+	{ "kvmfault_vcpu_handle", RETURNS, nothing, handle_exit, expect_page },
+	{ "kvmfault_vcpu_handle", RETURNS, have_page, handle_exit, expect_page },
+	{ "kvmfault_vcpu_handle", RETURNS, nothing, handle_mmio, expect_written },
+	{ "kvmfault_vcpu_handle_sigbus", RETURNS, nothing, handle_sigbus,
 	  expect_page },
-	{ "kvmfault_memory_failed", RETURNS, nothing, memory_failed,
+	{ "kvmfault_vm_handle_sigbus", RETURNS, nothing, memory_failed,
 	  expect_page },
 	{ "kvmfault_ensure", RETURNS, nothing, ensure, expect_page },
 #ifdef __x86_64__
@@ -1098,7 +1099,7 @@ static const struct row {
 	  expect_unprotected },
 	{ "kvmfault_fetch_done", RETURNS, have_async_memory, ensure_async,
 	  expect_async },
-	{ "kvmfault_cancel", RETURNS, nothing, cancel, nothing },
+	{ "kvmfault_cancel_fetches", RETURNS, nothing, cancel, nothing },
 	{ "kvmfault_request_widen", RETURNS, have_memory_of_a_file,
 	  ensure_second, expect_the_files },
 	{ "kvmfault_request_poison", RETURNS, nothing, ensure_lost,
@@ -1130,7 +1131,7 @@ static const struct row {
 	  drop_descriptors },
 	{ "kvmfault_uffd_fd", SILENT, have_descriptors, descriptors,
 	  drop_descriptors },
-	{ "kvmfault_vcpu_sigbus", SILENT, nothing, note_sigbus, nothing },
+	{ "kvmfault_vcpu_note_sigbus", SILENT, nothing, note_sigbus, nothing },
 	{ "kvmfault_decode", SILENT, nothing, decode, nothing },
 	{ "kvmfault_decode_siginfo", SILENT, nothing, decode, nothing },
 	{ "kvmfault_vm_stats", SILENT, nothing, look, nothing },
@@ -1140,16 +1141,16 @@ static const struct row {
 	{ "kvmfault_resolver_name", SILENT, nothing, look, nothing },
 	{ "kvmfault_source_zero", SILENT, nothing, look, nothing },
 	{ "kvmfault_source_memory", SILENT, nothing, look, nothing },
-	{ "kvmfault_answer_str", SILENT, nothing, names, nothing },
+	{ "kvmfault_support_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_feature_str", SILENT, nothing, names, nothing },
-	{ "kvmfault_entrance_str", SILENT, nothing, names, nothing },
+	{ "kvmfault_kind_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_access_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_cause_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_delivery_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_profile_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_syscalls", SILENT, nothing, look, nothing },
 	{ "kvmfault_vcpu_new", RETURNS, nothing, new_delegate, drop_vcpu },
-	{ "kvmfault_handle", RETURNS, have_delegate, handle_delegated,
+	{ "kvmfault_vcpu_handle", RETURNS, have_delegate, handle_delegated,
 	  expect_delegated },
 	{ "kvmfault_convert", RETURNS, have_delegate, convert_delegated,
 	  expect_converted },

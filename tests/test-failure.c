@@ -29,8 +29,8 @@ static int on_failed(void *data, const struct kvmfault_failure *failure)
 static void up(void)
 {
 	bed_vm();
-	bed.vm->options.failed = on_failed;
-	bed.vm->options.failed_data = &tells;
+	bed.vm->ops.failed = on_failed;
+	bed.vm->options.data = &tells;
 	bed_add();
 }
 
@@ -76,14 +76,14 @@ START_TEST(present_page_failed)
 {
 	fetch(3);
 	populate_says(-EHWPOISON);
-	ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(touched(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
 	ck_assert_uint_eq(tells, 1);
 	ck_assert_ptr_eq(told.vcpu, bed.vcpu);
 	ck_assert_ptr_eq(told.memory, bed.memory);
 	ck_assert_uint_eq(told.offset, 3 * PAGE);
 	ck_assert_uint_eq(told.length, PAGE);
-	ck_assert_int_eq(told_fault.entrance, KVMFAULT_ENTRANCE_MARKER);
+	ck_assert_int_eq(told_fault.kind, KVMFAULT_KIND_MARKER);
 	ck_assert_uint_ne(told_fault.known & KVMFAULT_KNOWN_GPA, 0);
 	ck_assert_uint_eq(told_fault.gpa, BED_GPA + 3 * PAGE);
 	ck_assert_int_eq(told_fault.error, EHWPOISON);
@@ -96,11 +96,11 @@ START_TEST(where_no_region_is)
 	fetch(3);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
 	populate_says(0);
-	ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(touched(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.logs, 1);
 	ck_assert_ptr_nonnull(strstr(bed.log, "no region shows that"));
 	populate_says(0);
-	ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(touched(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.logs, 1);
 }
 END_TEST
@@ -113,9 +113,9 @@ START_TEST(told_and_touched_again)
 	fetch(3);
 	populate_says(-EHWPOISON);
 	for (i = 0; i < budget; i++)	/* the first is another page */
-		ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+		ck_assert_int_eq(touched(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(tells, budget);
-	ck_assert_int_eq(touched(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(touched(3), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
 	ck_assert_int_eq(result()->error, -EHWPOISON);
 }
@@ -126,12 +126,12 @@ START_TEST(vmm_can_not_tell)
 	fetch(3);
 	populate_says(-EHWPOISON);
 	tell_result = -EIO;
-	ck_assert_int_eq(touched(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(touched(3), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
 	ck_assert_int_eq(result()->error, -EHWPOISON);
 	ck_assert_uint_eq(result()->fault->gpa, BED_GPA + 3 * PAGE);
-	bed.vm->options.failed = NULL;
-	ck_assert_int_eq(touched(3), KVMFAULT_UNRESOLVED);
+	bed.vm->ops.failed = NULL;
+	ck_assert_int_eq(touched(3), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
 }
 END_TEST
@@ -140,7 +140,7 @@ END_TEST
 START_TEST(late_signal_of_a_marker)
 {
 	fetch(3);
-	ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(touched(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(tells, 0);
 	ck_assert_uint_eq(fake_count(FAKE_MADVISE,
@@ -150,13 +150,13 @@ END_TEST
 
 START_TEST(marker_is_fetched)
 {
-	ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(touched(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(tells, 0);
 	ck_assert(bed_has(3, bed_byte(3)));
-	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_MARKER], 1);
+	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_MARKER], 1);
 	ck_assert_str_eq(result()->resolver, "copy");
 	bed.source_result = -EIO;
-	ck_assert_int_eq(touched(4), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(touched(4), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
 }
 END_TEST
@@ -166,14 +166,14 @@ START_TEST(not_ours)
 	siginfo_t info = sigbus(BUS_ADRERR, (uintptr_t)bed_page(3), 12);
 
 	ck_assert_int_eq(bed_handle_sigbus(&info),
-			 KVMFAULT_NOT_A_FAULT);
+			 KVMFAULT_ACTION_NOT_A_FAULT);
 	info = sigbus(BUS_MCEERR_AR, (uintptr_t)&info, 12);
 	ck_assert_int_eq(bed_handle_sigbus(&info),
-			 KVMFAULT_NOT_A_FAULT);
+			 KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_int_eq(bed_handle_sigbus(NULL),
-			 KVMFAULT_NOT_A_FAULT);
-	ck_assert_int_eq(kvmfault_handle_sigbus(NULL, &info),
-			 KVMFAULT_UNRESOLVED);
+			 KVMFAULT_ACTION_NOT_A_FAULT);
+	ck_assert_int_eq(kvmfault_vcpu_handle_sigbus(NULL, &info),
+			 KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(tells, 0);
 }
 END_TEST
@@ -191,7 +191,7 @@ START_TEST(several_pages_failed)
 	fetch(page + 3);
 	fetch(page + 4);
 	info = sigbus(BUS_MCEERR_AO, (uintptr_t)bed_page(page), 14);
-	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &info), 0);
+	ck_assert_int_eq(kvmfault_vm_handle_sigbus(bed.vm, &info), 0);
 	ck_assert_ptr_null(told.vcpu);
 	ck_assert_int_eq(bed_state(page), KVMFAULT__POISONED);
 	ck_assert_int_eq(bed_state(page + 1), KVMFAULT__POISONED);
@@ -209,26 +209,26 @@ START_TEST(another_thread)
 	struct kvmfault__seat *spare;
 
 	fetch(3);
-	ck_assert_int_eq(kvmfault_memory_failed(NULL, &info), -EINVAL);
-	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, NULL), -EINVAL);
-	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &stack), -ENOENT);
-	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &other), -ENOENT);
+	ck_assert_int_eq(kvmfault_vm_handle_sigbus(NULL, &info), -EINVAL);
+	ck_assert_int_eq(kvmfault_vm_handle_sigbus(bed.vm, NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_vm_handle_sigbus(bed.vm, &stack), -ENOENT);
+	ck_assert_int_eq(kvmfault_vm_handle_sigbus(bed.vm, &other), -ENOENT);
 	spare = kvmfault__seat_take(bed.vm);	/* what fetch() has left */
 	fake_push(FAKE_ALLOC, 0);
-	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &info), -ENOMEM);
+	ck_assert_int_eq(kvmfault_vm_handle_sigbus(bed.vm, &info), -ENOMEM);
 	kvmfault__seat_give(spare);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
-	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &info), 0);
+	ck_assert_int_eq(kvmfault_vm_handle_sigbus(bed.vm, &info), 0);
 	ck_assert_uint_eq(tells, 1);
 	tell_result = -EIO;
-	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &info), -EHWPOISON);
+	ck_assert_int_eq(kvmfault_vm_handle_sigbus(bed.vm, &info), -EHWPOISON);
 	/* A marker in the VMM's way is fetched. */
 	info = sigbus(BUS_MCEERR_AR, (uintptr_t)bed_page(5), 12);
-	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &info), 0);
+	ck_assert_int_eq(kvmfault_vm_handle_sigbus(bed.vm, &info), 0);
 	ck_assert(bed_has(5, bed_byte(5)));
 	bed.source_result = -EIO;
 	info = sigbus(BUS_MCEERR_AR, (uintptr_t)bed_page(6), 12);
-	ck_assert_int_eq(kvmfault_memory_failed(bed.vm, &info), -EIO);
+	ck_assert_int_eq(kvmfault_vm_handle_sigbus(bed.vm, &info), -EIO);
 }
 END_TEST
 
@@ -237,7 +237,7 @@ START_TEST(no_region_shows_it)
 	fetch(3);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
 	populate_says(-EHWPOISON);
-	ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(touched(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(tells, 1);
 	ck_assert_uint_eq(told_fault.known & KVMFAULT_KNOWN_GPA, 0);
 	ck_assert_uint_eq(told.offset, 3 * PAGE);
@@ -260,7 +260,7 @@ START_TEST(the_region_that_is_known_goes)
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, 2 * BED_GPA), 0);
 	known = atomic_load(&bed.memory->shown);
 	ck_assert_uint_eq(known->info.gpa, BED_GPA);
-	ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(touched(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
 	ck_assert_ptr_null(atomic_load(&bed.memory->shown));
 	second.gpa = BED_GPA;
@@ -279,14 +279,14 @@ START_TEST(memory_without_a_source)
 
 	options.fd = fake_memory(options.length, 0, &host);
 	options.host = host;
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory), 0);
 	info = sigbus(BUS_MCEERR_AR, (uintptr_t)host + PAGE, 12);
 	ck_assert_int_eq(bed_handle_sigbus(&info),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(tells, 0);
 	populate_says(-EHWPOISON);
 	ck_assert_int_eq(bed_handle_sigbus(&info),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(tells, 1);
 	ck_assert_ptr_eq(told.memory, memory);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
@@ -312,9 +312,9 @@ START_TEST(source_says_poisoned)
 			  (uintptr_t)bed_page(3));
 	ck_assert_uint_eq(tells, 0);	/* an ensure() has its errno */
 	/* A vCPU that touches it: */
-	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(tells, 1);
-	ck_assert_int_eq(touched(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(touched(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(tells, 2);
 	ck_assert_uint_eq(bed.reads, 1);
 }
@@ -325,19 +325,19 @@ START_TEST(sleeper_gets_its_sigbus)
 	struct kvmfault__answer answer;
 
 	bed.source_result = -EHWPOISON;
-	answer = bed_resolve(KVMFAULT_ENTRANCE_UFFD, 3, true);
-	ck_assert_int_eq(answer.action, KVMFAULT_RETRY);
+	answer = bed_resolve(KVMFAULT_KIND_UFFD, 3, true);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(answer.error, 0);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
 	/* Another one, by a mapping without the marker. */
-	answer = bed_resolve(KVMFAULT_ENTRANCE_UFFD, 3, true);
-	ck_assert_int_eq(answer.action, KVMFAULT_RETRY);
+	answer = bed_resolve(KVMFAULT_KIND_UFFD, 3, true);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVMFAULT__UFFDIO_POISON), 2);
 	ck_assert_uint_eq(tells, 0);
 	/* It stays asleep rather than read anything else. */
 	fake_push(FAKE_IOCTL, -EAGAIN);
-	answer = bed_resolve(KVMFAULT_ENTRANCE_UFFD, 3, true);
-	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	answer = bed_resolve(KVMFAULT_KIND_UFFD, 3, true);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(answer.error, -EAGAIN);
 }
 END_TEST
@@ -346,8 +346,8 @@ START_TEST(marker_was_there)
 {
 	bed.source_result = -EHWPOISON;
 	fake_push(FAKE_IOCTL, -EEXIST);
-	ck_assert_int_eq(bed_resolve(KVMFAULT_ENTRANCE_UFFD, 3, true).action,
-			 KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_resolve(KVMFAULT_KIND_UFFD, 3, true).action,
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
 	ck_assert_uint_ge(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
 }
@@ -357,7 +357,7 @@ START_TEST(kernel_without_poison)
 {
 	fake_push(FAKE_IOCTL, -ENOTTY);
 	bed.source_result = -EHWPOISON;
-	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(result()->error, -EHWPOISON);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
@@ -367,7 +367,7 @@ END_TEST
 START_TEST(vcpu_is_told_at_once)
 {
 	bed.source_result = -EHWPOISON;
-	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(tells, 1);
 	ck_assert_uint_eq(told_fault.gpa, BED_GPA + 3 * PAGE);
 }
@@ -383,11 +383,11 @@ START_TEST(mmio_in_a_lost_page)
 	ck_assert_int_eq(mprotect(bed_page(3), PAGE, PROT_NONE), 0);
 	memset(bed.run->mmio.data, 0, 8);
 	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 4, false),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.run->mmio.data[3], 0xff);
 	ck_assert_uint_eq(bed.run->mmio.data[4], 0);
 	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 4, true),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(tells, 2);
 	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_MMIO], 0);
 	ck_assert_int_eq(mprotect(bed_page(3), PAGE, PROT_READ | PROT_WRITE),
@@ -406,7 +406,7 @@ START_TEST(discard_makes_it_memory_again)
 			 0);
 	/* Punching leaves markers in the mappings. */
 	ck_assert_uint_eq(fake_count(FAKE_MADVISE, MADV_DONTNEED), 2);
-	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 	fetch(3);
 	ck_assert(bed_has(3, 0));
 }
@@ -414,7 +414,7 @@ END_TEST
 
 static void discard_it(void)
 {
-	kvmfault__page_remove(bed.memory, 3);
+	kvmfault__page_discard(bed.memory, 3);
 }
 
 START_TEST(discard_while_it_is_poisoned)
@@ -422,7 +422,7 @@ START_TEST(discard_while_it_is_poisoned)
 	bed.during_read = discard_it;
 	bed.source_result = -EHWPOISON;
 	kvmfault_ensure(bed.vm, 0, BED_GPA + 3 * PAGE, 1, false);
-	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 	ck_assert_uint_eq(fake_count(FAKE_MADVISE, MADV_DONTNEED), 1);
 }
 END_TEST
@@ -453,7 +453,7 @@ static void up_own(void)
 
 START_TEST(neighbours_are_not_poisoned)
 {
-	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
 	ck_assert_str_eq(result()->resolver, "own");
 	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);

@@ -104,8 +104,8 @@ static void begin(void)
 {
 	bed_vm();
 	bed.source = async_source();
-	bed.vm->options.settled = on_settled;
-	bed.vm->options.settled_data = &settled;
+	bed.vm->ops.page_ready = on_settled;
+	bed.vm->options.data = &settled;
 	bed.vm->options.fetches = 4;
 }
 
@@ -134,7 +134,7 @@ static const struct kvmfault_result *result(void)
 
 static struct kvmfault__answer message(uint64_t page)
 {
-	return bed_resolve(KVMFAULT_ENTRANCE_UFFD, page, true);
+	return bed_resolve(KVMFAULT_KIND_UFFD, page, true);
 }
 
 /* ---- one fetch ---- */
@@ -142,7 +142,7 @@ static struct kvmfault__answer message(uint64_t page)
 START_TEST(answers_at_once)
 {
 	at_once = true;
-	ck_assert_int_eq(fault(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_str_eq(result()->resolver, "async");
 	ck_assert_uint_eq(asks, 1);
 	ck_assert_uint_eq(asked[0].offset, 3 * PAGE);
@@ -161,7 +161,7 @@ START_TEST(fails_at_once)
 {
 	at_once = true;
 	with_error = -EIO;
-	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(result()->error, -EIO);
 	ck_assert_uint_eq(asks, 1);
@@ -171,17 +171,17 @@ END_TEST
 
 START_TEST(told_to_wait)
 {
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__FETCHING);
 	ck_assert_uint_eq(settled, 0);
 	/* It may come again, and again. */
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	ck_assert_uint_eq(asks, 1);
 	answer(0);
 	ck_assert_uint_eq(settled, 1);
 	ck_assert(bed_has(3, bed_byte(3)));
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
-	ck_assert_int_eq(fault(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_RETRY);
 	/* Nobody is pending any more: nobody is told. */
 	fault(4);
 	bed_other();
@@ -194,19 +194,19 @@ END_TEST
 
 START_TEST(told_that_it_failed)
 {
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	answer_with(0, -EIO);
 	ck_assert_uint_eq(settled, 1);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
-	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(result()->error, -EIO);
 	/* Said once: the next one asks again. */
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	ck_assert_uint_eq(asks, 2);
 	/* And what failed on another page is not this one's. */
 	answer_with(1, -EIO);
-	ck_assert_int_eq(fault(4), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(4), KVMFAULT_ACTION_PENDING);
 	answer(2);
 }
 END_TEST
@@ -217,12 +217,12 @@ START_TEST(told_of_each_that_failed)
 	unsigned int n;
 
 	for (n = 0; n < 3; n++)
-		ck_assert_int_eq(fault(3 + n), KVMFAULT_PENDING);
+		ck_assert_int_eq(fault(3 + n), KVMFAULT_ACTION_PENDING);
 	answer_with(1, -EIO);
 	answer_with(0, -EIO);
 	answer_with(2, -EIO);
 	for (n = 0; n < 3; n++)
-		ck_assert_int_eq(fault(3 + n), KVMFAULT_UNRESOLVED);
+		ck_assert_int_eq(fault(3 + n), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(asks, 3);
 }
 END_TEST
@@ -230,14 +230,14 @@ END_TEST
 /* A failure is forgotten when the page comes, whoever brings it... */
 START_TEST(failed_and_has_come_since)
 {
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	answer_with(0, -EIO);
 	at_once = true;
-	ck_assert_int_eq(message(3).action, KVMFAULT_RETRY);
-	ck_assert_int_eq(fault(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(message(3).action, KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA + 3 * PAGE, PAGE),
 			 0);
-	ck_assert_int_eq(fault(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 }
 END_TEST
@@ -247,20 +247,20 @@ START_TEST(failed_for_who_has_gone)
 {
 	struct kvmfault__seat *seat = bed.vcpu->seat;
 
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	answer_with(0, -EIO);
 	kvmfault__seat_give(seat);
 	ck_assert_ptr_eq(kvmfault__seat_take(bed.vm), seat);
 	seat->vcpu = bed.vcpu;
 	seat->no_wait = true;
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	answer(1);
 }
 END_TEST
 
 START_TEST(answers_that_are_not_heard)
 {
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	kvmfault_fetch_done(NULL, 0);
 	answer(0);
 	kvmfault_fetch_done(asked[0].fetch, -EIO);
@@ -268,7 +268,7 @@ START_TEST(answers_that_are_not_heard)
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(bed_stats().fetched, 1);
 	/* A count is no answer. */
-	ck_assert_int_eq(fault(4), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(4), KVMFAULT_ACTION_PENDING);
 	answer_with(1, (int)PAGE);
 	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
 	fault(4);
@@ -279,19 +279,19 @@ END_TEST
 START_TEST(not_begun)
 {
 	submit_result = -EIO;
-	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(result()->error, -EIO);
 	ck_assert_str_eq(result()->resolver, "async");
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 	submit_result = 5;
-	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->error, -EIO);
 	submit_result = -EAGAIN;
-	ck_assert_int_eq(fault(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 	submit_result = 0;
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	answer(0);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
@@ -299,12 +299,12 @@ END_TEST
 
 START_TEST(kernel_is_not_ready)
 {
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	fake_push(FAKE_IOCTL, -EAGAIN);
 	answer(0);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
-	ck_assert_int_eq(fault(3), KVMFAULT_RETRY);
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	answer(1);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
@@ -312,27 +312,27 @@ END_TEST
 
 START_TEST(discarded_meanwhile)
 {
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
-	kvmfault__page_remove(bed.memory, 3);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
+	kvmfault__page_discard(bed.memory, 3);
 	answer(0);
-	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 	ck_assert(!fake_present(bed.fd, 3 * PAGE));
 }
 END_TEST
 
 START_TEST(lost_at_the_source)
 {
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	answer_with(0, -EHWPOISON);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
-	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
 }
 END_TEST
 
 START_TEST(region_removed_meanwhile)
 {
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
 	answer(0);
 	ck_assert(bed_has(3, bed_byte(3)));
@@ -342,26 +342,26 @@ END_TEST
 START_TEST(mmio_is_unfinished)
 {
 	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 8, false),
-			 KVMFAULT_PENDING_UNFINISHED);
+			 KVMFAULT_ACTION_PENDING_UNFINISHED);
 	ck_assert(result()->unfinished);
 	answer(0);
 	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 8, false),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed.run->mmio.data[0], bed_byte(3));
 }
 END_TEST
 
 START_TEST(cancel_what_is_not_there)
 {
-	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA, PAGE), 0);
-	ck_assert_int_eq(kvmfault_cancel(NULL, 0, BED_GPA, PAGE), -EINVAL);
-	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA, 0), -EINVAL);
-	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, -1ULL, 2), -EINVAL);
-	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA - PAGE, PAGE),
+	ck_assert_int_eq(kvmfault_cancel_fetches(bed.vm, 0, BED_GPA, PAGE), 0);
+	ck_assert_int_eq(kvmfault_cancel_fetches(NULL, 0, BED_GPA, PAGE), -EINVAL);
+	ck_assert_int_eq(kvmfault_cancel_fetches(bed.vm, 0, BED_GPA, 0), -EINVAL);
+	ck_assert_int_eq(kvmfault_cancel_fetches(bed.vm, 0, -1ULL, 2), -EINVAL);
+	ck_assert_int_eq(kvmfault_cancel_fetches(bed.vm, 0, BED_GPA - PAGE, PAGE),
 			 -ENXIO);
 	bed_take_seats();
 	fake_push(FAKE_ALLOC, 0);
-	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA, PAGE), -ENOMEM);
+	ck_assert_int_eq(kvmfault_cancel_fetches(bed.vm, 0, BED_GPA, PAGE), -ENOMEM);
 	bed_give_seats();
 }
 END_TEST
@@ -389,7 +389,7 @@ START_TEST(everybody_waits_for_one_fetch)
 	for (i = 0; i < 3; i++)
 		pthread_create(&thread[i], NULL, waiter, &results[i]);
 	await(1);
-	ck_assert_int_eq(message(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(message(3).action, KVMFAULT_ACTION_RETRY);
 	answer(0);
 	for (i = 0; i < 3; i++) {
 		pthread_join(thread[i], NULL);
@@ -457,13 +457,13 @@ static bool kick_in_wait(struct fake_call *call)
 START_TEST(wait_is_interrupted)
 {
 	fake_on(FAKE_FUTEX_WAIT, kick_in_wait);
-	ck_assert_int_eq(fault(3), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_INTERRUPTED);
 	bed.run->immediate_exit = 0;
 	fake_on(FAKE_FUTEX_WAIT, NULL);
 	/* The fetch goes on without it. */
 	answer(0);
 	ck_assert(bed_has(3, bed_byte(3)));
-	ck_assert_int_eq(fault(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(asks, 1);
 }
 END_TEST
@@ -475,7 +475,7 @@ START_TEST(sleeper_is_served)
 	struct kvmfault__answer a = message(3);
 
 	ck_assert(a.detached);
-	ck_assert_int_eq(a.action, KVMFAULT_RETRY);
+	ck_assert_int_eq(a.action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed_stats().repeated, 0);
 	answer(0);
 	ck_assert(bed_has(3, bed_byte(3)));
@@ -510,7 +510,7 @@ START_TEST(sleeper_whose_fetch_fails)
 		ck_assert_uint_eq(asks, i + 1);
 		ck_assert_uint_eq(bed.unresolved, i >= 3);
 		answer_with(i, -EIO);
-		ck_assert_uint_eq(bed_stats().parked, i + 1);
+		ck_assert_uint_eq(bed_stats().deferred, i + 1);
 		/* Not at once. */
 		serve();
 		ck_assert_uint_eq(asks, i + 1);
@@ -551,7 +551,7 @@ static void on_unresolved(void *data, const struct kvmfault_sleeper *sleeper)
 
 START_TEST(service_freed_by_who_is_told)
 {
-	bed.vm->options.unresolved = on_unresolved;
+	bed.vm->ops.unresolved = on_unresolved;
 	make_service();
 	ck_assert(fake_fault(bed_page(3), false));
 	serve();
@@ -575,20 +575,20 @@ static void up_window(void)
 
 START_TEST(run_of_pages)
 {
-	ck_assert_int_eq(fault(6), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_PENDING);
 	ck_assert_uint_eq(asked[0].offset, 4 * PAGE);
 	ck_assert_uint_eq(asked[0].length, 4 * PAGE);
 	answer(0);
 	ck_assert_uint_eq(bed_stats().fetched, 4);
 	ck_assert(bed_has(4, bed_byte(4)));
 	ck_assert(bed_has(7, bed_byte(7)));
-	ck_assert_int_eq(fault(6), KVMFAULT_RETRY);
+	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_RETRY);
 }
 END_TEST
 
 START_TEST(neighbours_trouble)
 {
-	ck_assert_int_eq(fault(6), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_PENDING);
 	answer_with(0, -EIO);
 	/* Once more, alone. */
 	ck_assert_uint_eq(asks, 2);
@@ -603,12 +603,12 @@ END_TEST
 
 START_TEST(alone_is_not_begun)
 {
-	ck_assert_int_eq(fault(6), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_PENDING);
 	submit_result = -EPERM;
 	answer_with(0, -EIO);
 	ck_assert_int_eq(bed_state(6), KVMFAULT__ABSENT);
 	submit_result = 0;
-	ck_assert_int_eq(fault(6), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->error, -EPERM);
 }
 END_TEST
@@ -625,13 +625,13 @@ static void up_minor(void)
 
 START_TEST(read_to_where_it_stays)
 {
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	ck_assert_ptr_eq(asked[0].buffer, bed.memory->fill + 3 * PAGE);
 	answer(0);
 	ck_assert(bed_has(3, bed_byte(3)));
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_CONTINUE), 1);
 	fake_push(FAKE_MADVISE, -EFAULT);
-	ck_assert_int_eq(fault(4), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(fault(4), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->error, -ENOMEM);
 	ck_assert_uint_eq(asks, 1);
 }
@@ -641,18 +641,18 @@ END_TEST
 
 START_TEST(cancelled)
 {
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
-	ck_assert_int_eq(fault(5), KVMFAULT_PENDING);
-	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA + 3 * PAGE, PAGE),
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
+	ck_assert_int_eq(fault(5), KVMFAULT_ACTION_PENDING);
+	ck_assert_int_eq(kvmfault_cancel_fetches(bed.vm, 0, BED_GPA + 3 * PAGE, PAGE),
 			 0);
 	ck_assert_uint_eq(asked[0].cancelled, 1);
 	ck_assert_uint_eq(asked[1].cancelled, 0);
 	/* Once is enough. */
-	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA, 4 * PAGE), 0);
+	ck_assert_int_eq(kvmfault_cancel_fetches(bed.vm, 0, BED_GPA, 4 * PAGE), 0);
 	ck_assert_uint_eq(asked[0].cancelled, 1);
 	answer_with(0, -ECANCELED);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
-	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->error, -ECANCELED);
 	answer(1);
 }
@@ -660,8 +660,8 @@ END_TEST
 
 START_TEST(cancelled_and_answered_all_the_same)
 {
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
-	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA, 16 * PAGE), 0);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
+	ck_assert_int_eq(kvmfault_cancel_fetches(bed.vm, 0, BED_GPA, 16 * PAGE), 0);
 	answer(0);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
@@ -670,11 +670,11 @@ END_TEST
 START_TEST(ended_within_cancel)
 {
 	ends_when_cancelled = true;
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
-	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA, 16 * PAGE), 0);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
+	ck_assert_int_eq(kvmfault_cancel_fetches(bed.vm, 0, BED_GPA, 16 * PAGE), 0);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 	/* The fetch can be used again. */
-	ck_assert_int_eq(fault(4), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(4), KVMFAULT_ACTION_PENDING);
 	answer(1);
 	ck_assert(bed_has(4, bed_byte(4)));
 }
@@ -682,31 +682,31 @@ END_TEST
 
 static void cancel_all(void)
 {
-	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA, 16 * PAGE), 0);
+	ck_assert_int_eq(kvmfault_cancel_fetches(bed.vm, 0, BED_GPA, 16 * PAGE), 0);
 }
 
 /* The source does not have it yet: it is told when it has. */
 START_TEST(cancelled_while_it_is_submitted)
 {
 	before_submit = cancel_all;
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	ck_assert_uint_eq(asked[0].cancelled, 1);
 	cancel_all();
 	ck_assert_uint_eq(asked[0].cancelled, 1);
 	answer_with(0, -ECANCELED);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
-	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_UNRESOLVED);
 	/* It ends at once; or was answered, and there is nothing to tell. */
 	ends_when_cancelled = true;
-	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->error, -ECANCELED);
 	ck_assert_uint_eq(asked[1].cancelled, 1);
 	at_once = true;
-	ck_assert_int_eq(fault(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(asked[2].cancelled, 0);
 	ck_assert(bed_has(3, bed_byte(3)));
 	submit_result = -EIO;
-	ck_assert_int_eq(fault(4), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(fault(4), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->error, -EIO);
 	ck_assert_uint_eq(asks, 3);
 }
@@ -726,7 +726,7 @@ START_TEST(who_asked_for_the_page_alone_waits_for_it)
 {
 	pthread_t thread;
 
-	ck_assert_int_eq(fault(6), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_PENDING);
 	answer_with(0, -EIO);
 	ck_assert_uint_eq(asks, 2);
 	pthread_create(&thread, NULL, answer_who_waits, NULL);
@@ -740,8 +740,8 @@ END_TEST
 START_TEST(window_is_not_asked_for_again)
 {
 	ends_when_cancelled = true;
-	ck_assert_int_eq(fault(6), KVMFAULT_PENDING);
-	ck_assert_int_eq(kvmfault_cancel(bed.vm, 0, BED_GPA, 16 * PAGE), 0);
+	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_PENDING);
+	ck_assert_int_eq(kvmfault_cancel_fetches(bed.vm, 0, BED_GPA, 16 * PAGE), 0);
 	ck_assert_uint_eq(asks, 1);
 	ck_assert_int_eq(bed_state(6), KVMFAULT__ABSENT);
 }
@@ -750,7 +750,7 @@ END_TEST
 START_TEST(memory_is_freed)
 {
 	ends_when_cancelled = true;
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
 	ck_assert_int_eq(kvmfault_memory_free(bed.memory), 0);
 	bed.memory = NULL;
@@ -771,7 +771,7 @@ START_TEST(memory_is_freed_and_the_source_goes_on)
 {
 	pthread_t thread;
 
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
 	pthread_create(&thread, NULL, answer_soon, NULL);
 	ck_assert_int_eq(kvmfault_memory_free(bed.memory), 0);
@@ -805,16 +805,16 @@ static void down_deadline(void)
 START_TEST(deadline)
 {
 	ends_when_cancelled = true;
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	fake_advance(20000000);
 	serve();
-	ck_assert_int_eq(fault(4), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(4), KVMFAULT_ACTION_PENDING);
 	ck_assert_uint_eq(asked[0].cancelled, 0);
 	fake_advance(31000000);
 	serve();
 	ck_assert_uint_eq(asked[0].cancelled, 1);
 	ck_assert_uint_eq(asked[1].cancelled, 0);
-	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->error, -ECANCELED);
 	answer(1);
 	ck_assert(bed_has(4, bed_byte(4)));
@@ -828,7 +828,7 @@ END_TEST
 START_TEST(deadline_while_it_is_submitted)
 {
 	before_submit = pass_deadline;
-	ck_assert_int_eq(fault(3), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	fake_advance(1);
 	serve();
 	ck_assert_uint_eq(asked[0].cancelled, 1);
@@ -842,7 +842,7 @@ START_TEST(deadline_of_a_page_asked_for_alone)
 {
 	bed.memory->window = KVMFAULT_WINDOW_FIXED;
 	bed.memory->window_pages = 4;
-	ck_assert_int_eq(fault(6), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_PENDING);
 	ck_assert_uint_eq(asked[0].length, 4 * PAGE);
 	when_settled = pass_deadline;
 	answer_with(0, -EIO);
@@ -852,7 +852,7 @@ START_TEST(deadline_of_a_page_asked_for_alone)
 	serve();
 	ck_assert_uint_eq(asked[1].cancelled, 1);
 	answer_with(1, -ECANCELED);
-	ck_assert_int_eq(fault(6), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_UNRESOLVED);
 }
 END_TEST
 
@@ -862,14 +862,14 @@ START_TEST(deadline_of_a_window_with_a_lost_page)
 {
 	bed.memory->window = KVMFAULT_WINDOW_FIXED;
 	bed.memory->window_pages = 4;
-	ck_assert_int_eq(fault(6), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_PENDING);
 	pass_deadline();
 	ck_assert_uint_eq(asked[0].cancelled, 1);
 	answer_with(0, -EHWPOISON);
 	ck_assert_int_eq(bed_state(6), KVMFAULT__ABSENT);
-	ck_assert_int_eq(fault(6), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->error, -EIO);
-	ck_assert_int_eq(fault(6), KVMFAULT_PENDING);
+	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_PENDING);
 	answer(1);
 	ck_assert(bed_has(6, bed_byte(6)));
 }
@@ -895,7 +895,7 @@ START_TEST(without_memory)
 		options.fd = fake_memory(options.length, 0, &host);
 		options.host = host;
 		fake_fail_nth(nth);
-		err = kvmfault_memory_new(bed.vm, &options, &memory);
+		err = kvmfault_memory_adopt(bed.vm, &options, &memory);
 		if (!fake_failed()) {
 			ck_assert_int_eq(err, 0);
 			ck_assert_int_eq(kvmfault_memory_free(memory), 0);
@@ -933,7 +933,7 @@ START_TEST(there_is_nothing_to_read)
 	begin();
 	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
 	bed_add();
-	ck_assert_int_eq(fault(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->error, -EOPNOTSUPP);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
@@ -959,7 +959,7 @@ static void *answerer(void *arg)
 static void *canceller(void *arg)
 {
 	while (atomic_load((atomic_bool *)arg))
-		kvmfault_cancel(bed.vm, 0, BED_GPA, BED_PAGES * PAGE);
+		kvmfault_cancel_fetches(bed.vm, 0, BED_GPA, BED_PAGES * PAGE);
 	return NULL;
 }
 

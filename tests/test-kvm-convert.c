@@ -134,7 +134,7 @@ static void add_memory(void)
 	t.ram = options.host = mmap(NULL, ALL * PAGE, PROT_READ | PROT_WRITE,
 				    MAP_SHARED, t.memfd, 0);
 	ck_assert_ptr_ne(t.ram, MAP_FAILED);
-	MUST(kvmfault_memory_new(t.vm, &options, &t.memory));
+	MUST(kvmfault_memory_adopt(t.vm, &options, &t.memory));
 	MUST(kvmfault_service_new(t.vm, &service, &t.service));
 }
 
@@ -161,7 +161,7 @@ static void up(int column, unsigned int vcpus, uint32_t flags)
 
 	MUST(machine_new(&machine, &t.machine));
 	MUST(ioctl(t.machine->vm_fd, KVM_ENABLE_CAP, &hypercalls));
-	options.fd = t.machine->vm_fd;
+	options.vm_fd = t.machine->vm_fd;
 	MUST(kvmfault_vm_new(&options, &t.vm));
 	MUST(kvmfault_conversion_hook_add(t.vm, &hook));
 	add_memory();
@@ -240,18 +240,18 @@ static struct outcome go_on(unsigned int vcpu)
 	for (;;) {
 		ret = ioctl(machine->fd, KVM_RUN, 0);
 		err = errno;
-		outcome.action = kvmfault_handle(t.vcpu[vcpu], ret, err);
-		outcome.faults += outcome.action == KVMFAULT_RETRY;
-		if (outcome.action == KVMFAULT_NOT_A_FAULT &&
+		outcome.action = kvmfault_vcpu_handle(t.vcpu[vcpu], ret, err);
+		outcome.faults += outcome.action == KVMFAULT_ACTION_RETRY;
+		if (outcome.action == KVMFAULT_ACTION_NOT_A_FAULT &&
 		    machine->run->exit_reason == KVM_EXIT_HYPERCALL)
 			answer_hypercall(vcpu);
-		else if (outcome.action == KVMFAULT_NOT_A_FAULT ||
-			 outcome.action == KVMFAULT_UNRESOLVED)
+		else if (outcome.action == KVMFAULT_ACTION_NOT_A_FAULT ||
+			 outcome.action == KVMFAULT_ACTION_UNRESOLVED)
 			break;
 	}
 	outcome.reason = kvmfault_vcpu_result(t.vcpu[vcpu])->reason;
 	outcome.error = kvmfault_vcpu_result(t.vcpu[vcpu])->error;
-	if (outcome.action == KVMFAULT_NOT_A_FAULT) {
+	if (outcome.action == KVMFAULT_ACTION_NOT_A_FAULT) {
 		if (!machine_done(machine, ret))
 			ck_abort_msg("the guest left: %s",
 				     machine_story(machine, story));
@@ -268,7 +268,7 @@ static uint64_t guest(unsigned int vcpu, enum machine_routine routine,
 	rig_same((uint64_t)machine_call(&t.machine->vcpu[vcpu], routine, a, b,
 					c, d), 0, "machine_call()");
 	outcome = go_on(vcpu);
-	if (outcome.action != KVMFAULT_NOT_A_FAULT)
+	if (outcome.action != KVMFAULT_ACTION_NOT_A_FAULT)
 		ck_abort_msg("routine %d at %#llx: %s (%d)", (int)routine,
 			     (unsigned long long)a,
 			     kvmfault_reason_str(outcome.reason),
@@ -461,7 +461,7 @@ START_TEST(by_exit)
 	atomic_store(&refused, LATE + PAGE);
 	MUST(machine_call(machine, MACHINE_READ, LATE + PAGE, 8, 0, 0));
 	outcome = go_on(0);
-	ck_assert_int_eq(outcome.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(outcome.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(outcome.reason, KVMFAULT_REASON_RESOLVER);
 	ck_assert_int_eq(outcome.error, -EPERM);
 	ck_assert_uint_eq(kvmfault_vcpu_result(t.vcpu[0])->fault->flags,
@@ -473,7 +473,7 @@ START_TEST(by_exit)
 
 	atomic_store(&refused, 0);
 	outcome = go_on(0);
-	ck_assert_int_eq(outcome.action, KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(outcome.action, KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_uint_eq(outcome.result, 0);
 	ck_assert_uint_eq(outcome.faults, 1);
 	ck_assert_int_eq(kvmfault_is_private(t.vm, LATE + PAGE), 1);
@@ -499,7 +499,7 @@ START_TEST(by_exit_where_calls_decide)
 	tell_kvm(LATE, 1);
 	MUST(machine_call(&t.machine->vcpu[0], MACHINE_READ, LATE, 8, 0, 0));
 	outcome = go_on(0);
-	ck_assert_int_eq(outcome.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(outcome.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(outcome.reason, KVMFAULT_REASON_NO_PROGRESS);
 	ck_assert_int_eq(kvmfault_is_private(t.vm, LATE), 0);
 	ck_assert_int_eq(runs, 0);
@@ -520,7 +520,7 @@ START_TEST(by_exit_without_guest_memfd)
 	tell_kvm(LATE, 1);
 	MUST(machine_call(&t.machine->vcpu[0], MACHINE_READ, LATE, 8, 0, 0));
 	outcome = go_on(0);
-	ck_assert_int_eq(outcome.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(outcome.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(outcome.reason, KVMFAULT_REASON_FLAGS);
 	ck_assert_uint_eq(outcome.faults, 0);
 	down();
@@ -537,7 +537,7 @@ START_TEST(by_exit_that_does_not_help)
 	close(t.gmem);
 	MUST(machine_call(&t.machine->vcpu[0], MACHINE_READ, RAM, 8, 0, 0));
 	outcome = go_on(0);
-	ck_assert_int_eq(outcome.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(outcome.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(outcome.reason, KVMFAULT_REASON_NO_PROGRESS);
 	ck_assert_int_eq(runs, 1);
 	t.gmem = -1;

@@ -84,7 +84,7 @@ static int add_memory(bool minor)
 		.minor = minor,
 	};
 
-	return kvmfault_memory_new(t.vm, &options, &t.memory);
+	return kvmfault_memory_adopt(t.vm, &options, &t.memory);
 }
 
 static void memory_up(unsigned int kind)

@@ -77,10 +77,10 @@ START_TEST(pages_come_by_markers)
 	ck_assert_uint_eq(now.fetched, PAGES);
 	ck_assert_uint_eq(now.existed, 0);
 	/* 4 MiB are not full: one stretch. */
-	ck_assert_uint_eq(now.entrance[KVMFAULT_ENTRANCE_UFFD], 1);
+	ck_assert_uint_eq(now.kind[KVMFAULT_KIND_UFFD], 1);
 	/* And if a timer has woken the vCPU before its first page came, it has
 	 * met a marker there too. */
-	ck_assert_uint_ge(now.entrance[KVMFAULT_ENTRANCE_MARKER], PAGES - 1);
+	ck_assert_uint_ge(now.kind[KVMFAULT_KIND_MARKER], PAGES - 1);
 	ck_assert_uint_eq(now.marked, PAGES);
 	for (page = 0; page < PAGES; page++)
 		ck_assert_uint_eq(rig.reads[page], 1);
@@ -145,7 +145,7 @@ START_TEST(with_the_vmms_threads)
 	ck_assert_uint_eq(now.fetched, rig_rounds(8) * PAGES);
 	ck_assert_uint_eq(now.existed, 0);
 	ck_assert_uint_eq(now.unresolved, 0);
-	ck_assert_uint_gt(now.entrance[KVMFAULT_ENTRANCE_MARKER], 0);
+	ck_assert_uint_gt(now.kind[KVMFAULT_KIND_MARKER], 0);
 	for (page = 0; page < PAGES; page++)
 		ck_assert_uint_eq(rig.reads[page], 1);
 	rig_free(&rig);
@@ -165,7 +165,7 @@ START_TEST(discarded_and_marked_again)
 					 RAM + page * PAGE, 8, 0), 0);
 	guest_reads(0, 128);
 	/* One message: what was present before has lost its marker. */
-	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_UFFD], 2);
+	ck_assert_uint_eq(stats().kind[KVMFAULT_KIND_UFFD], 2);
 	ck_assert_uint_eq(stats().zeroed, 128);
 	rig_free(&rig);
 }
@@ -183,8 +183,8 @@ START_TEST(huge_pages)
 	rig_vcpus(&rig);
 	for (page = 0; page < 4; page++)
 		guest_reads(0, page * HUGE / PAGE + 5);
-	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_UFFD], 1);
-	ck_assert_uint_ge(stats().entrance[KVMFAULT_ENTRANCE_MARKER], 3);
+	ck_assert_uint_eq(stats().kind[KVMFAULT_KIND_UFFD], 1);
+	ck_assert_uint_ge(stats().kind[KVMFAULT_KIND_MARKER], 3);
 	rig_free(&rig);
 }
 END_TEST
@@ -231,10 +231,10 @@ START_TEST(after_it_was_left_all_are_messages)
 	guest_reads(0, 0);
 	ck_assert_int_eq(kvmfault_vm_set_delivery(rig.vm,
 						  KVMFAULT_DELIVERY_UFFD), 0);
-	before = stats().entrance[KVMFAULT_ENTRANCE_MARKER];
+	before = stats().kind[KVMFAULT_KIND_MARKER];
 	for (page = 1; page < PAGES; page++)
 		guest_reads(0, page);
-	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_MARKER], before);
+	ck_assert_uint_eq(stats().kind[KVMFAULT_KIND_MARKER], before);
 	rig_free(&rig);
 }
 END_TEST
@@ -270,7 +270,7 @@ START_TEST(anothers_sigbus_is_handed_on)
 	set_up(_i % COLUMNS, 1);
 	pthread_kill(pthread_self(), SIGBUS);
 	outcome = rig_call(&rig, 0, MACHINE_SPIN, 0, 0, 0);
-	ck_assert_int_eq(outcome.action, KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(outcome.action, KVMFAULT_ACTION_INTERRUPTED);
 	info = kvmfault_vcpu_result(rig.vcpu[0])->siginfo;
 	ck_assert_ptr_nonnull(info);
 	ck_assert_int_eq(info->si_code, SI_TKILL);
@@ -392,7 +392,7 @@ START_TEST(no_interrupt_and_no_instruction_is_lost)
 	ck_assert_uint_gt(atomic_load(&sent), 0);
 	ck_assert_uint_gt(machine_ticks(rig.machine, 0), 0);
 	ck_assert_uint_eq(stats().unresolved, 0);
-	ck_assert_uint_gt(stats().entrance[KVMFAULT_ENTRANCE_MARKER], 0);
+	ck_assert_uint_gt(stats().kind[KVMFAULT_KIND_MARKER], 0);
 	printf("# %u walks, %llu interrupts, %llu ticks\n", walks,
 	       (unsigned long long)atomic_load(&sent),
 	       (unsigned long long)machine_ticks(rig.machine, 0));

@@ -60,7 +60,7 @@ START_TEST(reads)
 		ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ,
 					 RAM + page * PAGE + 8, size, 0),
 				  low(rig_word(page * PAGE + 8), size));
-	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_MMIO], page);
+	ck_assert_uint_eq(stats().kind[KVMFAULT_KIND_MMIO], page);
 	ck_assert_uint_eq(stats().fetched, page);
 	rig_free(&rig);
 }
@@ -81,7 +81,7 @@ START_TEST(writes)
 		ck_assert_uint_eq(*(uint64_t *)(rig.b + page * PAGE),
 				  rig_word(page * PAGE));
 	}
-	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_MMIO], page);
+	ck_assert_uint_eq(stats().kind[KVMFAULT_KIND_MMIO], page);
 	ck_assert_int_eq(rig.changes[KVMFAULT_CAUSE_MMIO], (int)page);
 	rig_free(&rig);
 }
@@ -170,10 +170,10 @@ START_TEST(from_a_device)
 				      0), 0);
 	for (;;) {
 		ret = rig_run(&rig, 0, &err);
-		action = kvmfault_handle(rig.vcpu[0], ret, err);
-		if (action == KVMFAULT_RETRY)
+		action = kvmfault_vcpu_handle(rig.vcpu[0], ret, err);
+		if (action == KVMFAULT_ACTION_RETRY)
 			continue;
-		ck_assert_int_eq(action, KVMFAULT_NOT_A_FAULT);
+		ck_assert_int_eq(action, KVMFAULT_ACTION_NOT_A_FAULT);
 		if (machine_done(vcpu, ret))
 			break;
 		ck_assert_uint_eq(vcpu->run->exit_reason, KVM_EXIT_MMIO);
@@ -182,7 +182,7 @@ START_TEST(from_a_device)
 		vcpu->run->mmio.data[0] = (unsigned char)++bytes;
 	}
 	ck_assert_int_eq(bytes, 8);
-	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_MMIO], 2);
+	ck_assert_uint_eq(stats().kind[KVMFAULT_KIND_MMIO], 2);
 	ck_assert_int_eq(rig.changes[KVMFAULT_CAUSE_MMIO], 2);
 	for (i = 0; i < sizeof(expected); i += 8)
 		*(uint64_t *)(expected + i) = rig_word(i);
@@ -211,8 +211,8 @@ START_TEST(not_ours)
 	ret = rig_run(&rig, 0, &err);
 	ck_assert_int_eq(ret, 0);
 	ck_assert_uint_eq(rig.machine->vcpu[0].run->exit_reason, KVM_EXIT_MMIO);
-	ck_assert_int_eq(kvmfault_handle(rig.vcpu[0], ret, err),
-			 KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(kvmfault_vcpu_handle(rig.vcpu[0], ret, err),
+			 KVMFAULT_ACTION_NOT_A_FAULT);
 
 	rom.memory = rig.memory;
 	ck_assert_int_eq(kvmfault_region_remove(rig.vm, 0, RAM), 0);
@@ -222,8 +222,8 @@ START_TEST(not_ours)
 	ret = rig_run(&rig, 0, &err);
 	ck_assert_int_eq(ret, 0);
 	ck_assert_uint_eq(rig.machine->vcpu[0].run->exit_reason, KVM_EXIT_MMIO);
-	ck_assert_int_eq(kvmfault_handle(rig.vcpu[0], ret, err),
-			 KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(kvmfault_vcpu_handle(rig.vcpu[0], ret, err),
+			 KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM, 8, 0),
 			  rig_word(0));
 	rig_free(&rig);
@@ -243,19 +243,19 @@ START_TEST(an_access_that_has_to_wait)
 				      RAM, 8, 0, 0), 0);
 	ret = rig_run(&rig, 0, &err);
 	ck_assert_int_eq(ret, 0);
-	ck_assert_int_eq(kvmfault_handle(rig.vcpu[0], ret, err),
-			 KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(kvmfault_vcpu_handle(rig.vcpu[0], ret, err),
+			 KVMFAULT_ACTION_UNRESOLVED);
 	result = kvmfault_vcpu_result(rig.vcpu[0]);
 	ck_assert_int_eq(result->reason, KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(result->error, -EIO);
 	ck_assert(result->unfinished);
 	atomic_store(&rig.source_error, 0);
-	ck_assert_int_eq(kvmfault_handle(rig.vcpu[0], ret, err),
-			 KVMFAULT_RETRY);
+	ck_assert_int_eq(kvmfault_vcpu_handle(rig.vcpu[0], ret, err),
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert(!result->unfinished);
 	do {
 		ret = rig_run(&rig, 0, &err);
-	} while (kvmfault_handle(rig.vcpu[0], ret, err) == KVMFAULT_RETRY);
+	} while (kvmfault_vcpu_handle(rig.vcpu[0], ret, err) == KVMFAULT_ACTION_RETRY);
 	ck_assert(machine_done(&rig.machine->vcpu[0], ret));
 	ck_assert_uint_eq(machine_result(&rig.machine->vcpu[0]), rig_word(0));
 	rig_free(&rig);
@@ -271,7 +271,7 @@ static void overlay(uint64_t at, const void *bytes, size_t length)
 
 static void expect_emulation(uint64_t fetched)
 {
-	ck_assert_uint_ge(stats().entrance[KVMFAULT_ENTRANCE_EMULATION], 1);
+	ck_assert_uint_ge(stats().kind[KVMFAULT_KIND_EMULATION], 1);
 	ck_assert_uint_eq(stats().fetched, fetched);
 	ck_assert_uint_eq(stats().unresolved, 0);
 }
@@ -319,9 +319,9 @@ START_TEST(emulation_that_is_not_ours)
 				      RAM + (16 << 20), 0, 0, 0), 0);
 	do {
 		ret = rig_run(&rig, 0, &err);
-		action = kvmfault_handle(rig.vcpu[0], ret, err);
-	} while (action == KVMFAULT_RETRY && ++n < 100);
-	ck_assert_int_eq(action, KVMFAULT_NOT_A_FAULT);
+		action = kvmfault_vcpu_handle(rig.vcpu[0], ret, err);
+	} while (action == KVMFAULT_ACTION_RETRY && ++n < 100);
+	ck_assert_int_eq(action, KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_uint_eq(rig.machine->vcpu[0].run->exit_reason,
 			  KVM_EXIT_INTERNAL_ERROR);
 	ck_assert_uint_eq(stats().fetched, 0);
@@ -340,8 +340,8 @@ static void expect_not_ours(int want, int want_errno)
 	ck_assert_int_eq(ret, want);
 	if (ret)
 		ck_assert_int_eq(err, want_errno);
-	ck_assert_int_eq(kvmfault_handle(rig.vcpu[0], ret, err),
-			 KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(kvmfault_vcpu_handle(rig.vcpu[0], ret, err),
+			 KVMFAULT_ACTION_NOT_A_FAULT);
 }
 
 static void put_the_slot_back(void)

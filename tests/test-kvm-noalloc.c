@@ -328,7 +328,7 @@ START_TEST(pages_by_userfaultfd)
 	run_trapped(all_pages);
 	rig_restart_service(&rig);
 	ck_assert_uint_eq(stats().fetched, PAGES + WARM);
-	ck_assert_uint_ge(stats().entrance[KVMFAULT_ENTRANCE_UFFD],
+	ck_assert_uint_ge(stats().kind[KVMFAULT_KIND_UFFD],
 			  PAGES + WARM);
 	rig_free(&rig);
 }
@@ -362,7 +362,7 @@ static void *fpu_states(void *arg)
 }
 
 /* i: each way in each column */
-static void exits(int i, void *(*run)(void *), enum kvmfault_entrance entrance)
+static void exits(int i, void *(*run)(void *), enum kvmfault_kind entrance)
 {
 	tracked(i % COLUMNS, i / COLUMNS == EMULATED);
 	rig_track(&rig);
@@ -371,21 +371,21 @@ static void exits(int i, void *(*run)(void *), enum kvmfault_entrance entrance)
 	run_trapped(run);
 	rig_restart_service(&rig);	/* and so all is counted */
 	ck_assert_uint_eq(stats().fetched, PAGES + WARM);
-	ck_assert_uint_ge(stats().entrance[entrance], PAGES);
+	ck_assert_uint_ge(stats().kind[entrance], PAGES);
 	ck_assert_uint_eq(stats().unresolved, 0);
 	rig_free(&rig);
 }
 
 START_TEST(pages_by_mmio)
 {
-	exits(_i, all_kinds, KVMFAULT_ENTRANCE_MMIO);
+	exits(_i, all_kinds, KVMFAULT_KIND_MMIO);
 }
 END_TEST
 
 START_TEST(pages_by_emulation_errors)
 {
 	exits(EMULATED * COLUMNS + _i, fpu_states,
-	      KVMFAULT_ENTRANCE_EMULATION);
+	      KVMFAULT_KIND_EMULATION);
 }
 END_TEST
 
@@ -422,15 +422,15 @@ static int show_the_memory(void *data, struct kvmfault_request *request)
 	int err;
 
 	(void)data;
-	if (request->fault->entrance != KVMFAULT_ENTRANCE_EXIT)
-		return KVMFAULT_DECLINED;
+	if (request->fault->kind != KVMFAULT_KIND_EXIT)
+		return KVMFAULT_VERDICT_DECLINED;
 	atomic_fetch_add(&shown, 1);
 	err = machine_set_guest_memfd_slot(rig.machine, slot_of(gpa), gpa, 0,
 					   NULL, 0, 0);
 	if (!err)
 		err = machine_set_slot(rig.machine, slot_of(gpa), 0, gpa, PAGE,
 				       rig.a + (gpa - GMEM));
-	return err ? err : KVMFAULT_DECLINED;
+	return err ? err : KVMFAULT_VERDICT_DECLINED;
 }
 
 static void *own_slots(void *arg)
@@ -464,10 +464,10 @@ START_TEST(pages_by_annotated_exits)
 	run_trapped(own_slots);
 	rig_restart_service(&rig);
 	ck_assert_uint_eq(atomic_load(&shown), VCPUS * EXITS);
-	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_EXIT],
+	ck_assert_uint_eq(stats().kind[KVMFAULT_KIND_EXIT],
 			  VCPUS * EXITS);
 	ck_assert_uint_eq(stats().fetched, VCPUS * EXITS + WARM);
-	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_UFFD], WARM);
+	ck_assert_uint_eq(stats().kind[KVMFAULT_KIND_UFFD], WARM);
 	ck_assert_int_eq(kvmfault_region_remove(rig.vm, 0, GMEM), 0);
 	rig_free(&rig);
 }

@@ -31,15 +31,15 @@ static uint32_t ask(void)
 
 	kvmfault_probe(kvm, -1, &features);
 	close(kvm);
-	return features.feature[KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING].answer;
+	return features.feature[KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING].support;
 }
 
 static bool two_dimensional(void)
 {
 	uint32_t answer = ask();
 
-	ck_assert(answer == KVMFAULT_YES || answer == KVMFAULT_NO);
-	return answer == KVMFAULT_YES;
+	ck_assert(answer == KVMFAULT_SUPPORT_YES || answer == KVMFAULT_SUPPORT_NO);
+	return answer == KVMFAULT_SUPPORT_YES;
 }
 
 #ifdef __x86_64__
@@ -96,7 +96,7 @@ static void add_control(void)
 	struct kvm_sregs sregs;
 	uint64_t *top, *upper;
 
-	ck_assert_int_eq(kvmfault_memory_new(rig.vm, &memory, &control), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(rig.vm, &memory, &control), 0);
 	region.memory = control;
 	ck_assert_int_eq(kvmfault_region_add(rig.vm, &region), 0);
 	ck_assert_int_eq(ioctl(rig.machine->vcpu[0].fd, KVM_GET_SREGS, &sregs),
@@ -168,10 +168,10 @@ static uint32_t leave(void)
 	do {
 		ret = rig_run(&rig, 0, &err);
 		do
-		action = kvmfault_handle(rig.vcpu[0], ret, err);
-		while (action == KVMFAULT_UNFINISHED);
-	} while (action == KVMFAULT_RETRY || action == KVMFAULT_INTERRUPTED);
-	ck_assert_int_eq(action, KVMFAULT_NOT_A_FAULT);
+		action = kvmfault_vcpu_handle(rig.vcpu[0], ret, err);
+		while (action == KVMFAULT_ACTION_UNFINISHED);
+	} while (action == KVMFAULT_ACTION_RETRY || action == KVMFAULT_ACTION_INTERRUPTED);
+	ck_assert_int_eq(action, KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_int_eq(ret, 0);
 	return rig.machine->vcpu[0].run->exit_reason;
 }
@@ -457,7 +457,7 @@ END_TEST
 
 static void add_tests(TCase *tcase)
 {
-	bool shadow = ask() == KVMFAULT_NO;
+	bool shadow = ask() == KVMFAULT_SUPPORT_NO;
 
 	tcase_add_test(tcase, what_the_modules_say);
 	tcase_add_loop_test(tcase, what_the_probe_says, 0, COLUMNS);

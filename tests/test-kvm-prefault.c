@@ -140,7 +140,7 @@ static void add_memory(void)
 		.window_length = WINDOW * PAGE,
 	};
 
-	MUST(kvmfault_memory_new(vm, &memory, &region.memory));
+	MUST(kvmfault_memory_adopt(vm, &memory, &region.memory));
 	region.size = sizeof(region);
 	region.gpa = RAM;
 	region.length = PAGES * PAGE;
@@ -203,8 +203,8 @@ static enum kvmfault_action run(int *ret)
 	sigemptyset(&set);
 	sigaddset(&set, SIGBUS);
 	if (*ret < 0 && err == EINTR && sigtimedwait(&set, &info, &now) > 0)
-		return kvmfault_handle_sigbus(vcpu, &info);
-	return kvmfault_handle(vcpu, *ret, err);
+		return kvmfault_vcpu_handle_sigbus(vcpu, &info);
+	return kvmfault_vcpu_handle(vcpu, *ret, err);
 }
 
 /* The guest reads a page; returns how many faults were answered for it. */
@@ -217,9 +217,9 @@ static unsigned int guest_reads(uint64_t page)
 
 	MUST(machine_call(&machine->vcpu[0], MACHINE_READ, RAM + offset, 8, 0,
 			  0));
-	while ((action = run(&ret)) == KVMFAULT_RETRY)
+	while ((action = run(&ret)) == KVMFAULT_ACTION_RETRY)
 		answered++;
-	ck_assert_int_eq(action, KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(action, KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert(machine_done(&machine->vcpu[0], ret));
 	ck_assert_uint_eq(machine_result(&machine->vcpu[0]), word(offset));
 	return answered;
@@ -287,8 +287,8 @@ static void need_prefault(void)
 
 	kvmfault_probe(kvm, -1, &features);
 	close(kvm);
-	if (f[KVMFAULT_FEATURE_PRE_FAULT_MEMORY].answer == KVMFAULT_YES &&
-	    f[KVMFAULT_FEATURE_UFFD_POISON].answer == KVMFAULT_YES)
+	if (f[KVMFAULT_FEATURE_PRE_FAULT_MEMORY].support == KVMFAULT_SUPPORT_YES &&
+	    f[KVMFAULT_FEATURE_UFFD_POISON].support == KVMFAULT_SUPPORT_YES)
 		return;
 	puts("SKIP: KVM_PRE_FAULT_MEMORY or UFFDIO_POISON: not on this machine");
 	exit(77);

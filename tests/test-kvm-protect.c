@@ -41,11 +41,11 @@ static int save(void *data, struct kvmfault_request *request)
 
 	(void)data;
 	if (request->page != KVMFAULT_PAGE_PROTECTED)
-		return KVMFAULT_DECLINED;
+		return KVMFAULT_VERDICT_DECLINED;
 	rig_same(request->length, size, "what is to be saved");
 	memcpy(saved + request->offset, request->host, request->length);
 	atomic_fetch_add(&saves[page], 1);
-	return KVMFAULT_RESOLVED;
+	return KVMFAULT_VERDICT_RESOLVED;
 }
 
 static void up(int column, int kind, bool supervisor)
@@ -223,12 +223,12 @@ START_TEST(given_up)
 		for (writer = 0; writer < WRITERS; writer++)
 			write_word(place, writer, place + writer + 1);
 	asked = stats().page[KVMFAULT_PAGE_PROTECTED];
-	came = stats().entrance[KVMFAULT_ENTRANCE_UFFD];
+	came = stats().kind[KVMFAULT_KIND_UFFD];
 	for (place = 0; place < PAGES; place++)
 		for (writer = 0; writer < WRITERS; writer++)
 			write_word(place, writer, place + writer + 2);
 	ck_assert_uint_eq(stats().page[KVMFAULT_PAGE_PROTECTED], asked);
-	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_UFFD], came);
+	ck_assert_uint_eq(stats().kind[KVMFAULT_KIND_UFFD], came);
 	expect_all(rig.b, written, "the memory");
 	ck_assert_int_eq(rig.unresolved, 0);
 	down();

@@ -54,7 +54,7 @@ START_TEST(one_page)
 	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM + 8, 8, 0),
 			  rig_word(8));
 	expect_each_read_once(1);
-	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_UFFD], 1);
+	ck_assert_uint_eq(stats().kind[KVMFAULT_KIND_UFFD], 1);
 	ck_assert_int_eq(rig.changes[KVMFAULT_CAUSE_FETCH], 1);
 	rig_free(&rig);
 }
@@ -139,11 +139,11 @@ START_TEST(ensured_pages_do_not_fault)
 			 0);
 	expect_each_read_once(4);
 	before = stats();
-	ck_assert_uint_eq(before.entrance[KVMFAULT_ENTRANCE_CALL], 1);
+	ck_assert_uint_eq(before.kind[KVMFAULT_KIND_CALL], 1);
 	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM + 3 * PAGE, 8, 0),
 			  rig_word(3 * PAGE));
-	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_UFFD],
-			  before.entrance[KVMFAULT_ENTRANCE_UFFD]);
+	ck_assert_uint_eq(stats().kind[KVMFAULT_KIND_UFFD],
+			  before.kind[KVMFAULT_KIND_UFFD]);
 	ck_assert_int_eq(kvmfault_ensure(rig.vm, 0, RAM + PAGES * PAGE - 8, 16,
 					 false), -ENXIO);
 	rig_free(&rig);
@@ -163,7 +163,7 @@ START_TEST(discarded_pages_read_as_zero)
 	/* A late message may have had a page back before the discard ended,
 	 * which then took it once more. */
 	ck_assert_uint_ge(stats().zeroed, 2);
-	ck_assert_uint_ge(stats().removed, 2);
+	ck_assert_uint_ge(stats().discarded, 2);
 	rig_do(&rig, 0, MACHINE_WRITE, RAM, 8, 9);
 	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM, 8, 0), 9);
 	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM + 2 * PAGE, 8, 0),
@@ -194,7 +194,7 @@ START_TEST(a_source_that_fails_and_heals)
 	pthread_join(thread, NULL);
 	ck_assert_int_eq(rig.unresolved, 1);
 	ck_assert_uint_ge(rig.reads[0], 4);
-	ck_assert_uint_ge(stats().parked, 3);
+	ck_assert_uint_ge(stats().deferred, 3);
 	rig_free(&rig);
 }
 END_TEST
@@ -228,7 +228,7 @@ START_TEST(teardown_with_absent_pages)
 	ck_assert_int_eq(kvmfault_region_remove(rig.vm, 0, RAM), 0);
 	ck_assert_int_eq(kvmfault_memory_free(rig.memory), 0);
 	pthread_join(victim.thread, NULL);
-	ck_assert_int_eq(victim.outcome.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(victim.outcome.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(victim.outcome.reason, KVMFAULT_REASON_NO_ADDRESS);
 	rig.service = NULL;
 	rig.memory = NULL;

@@ -464,7 +464,7 @@ START_TEST(alive_and_asleep)
 	make_states();
 	atomic_store(&rig.source_error, -EIO);
 	order(&process, READ_ONE, ABSENT);
-	while (stats().parked < 2)
+	while (stats().deferred < 2)
 		usleep(MOMENT);
 	let_gos[_i / COLUMNS](&process);
 	ck_assert_uint_eq(reply(&process).signal, SIGBUS);

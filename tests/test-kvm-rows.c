@@ -47,12 +47,12 @@ static void expect_bare(enum machine_routine routine)
 	ck_assert_int_eq(ret, -1);
 	ck_assert_int_eq(err, EFAULT);
 	fault = decode(ret, err);
-	ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_BARE);
+	ck_assert_int_eq(fault.kind, KVMFAULT_KIND_UNANNOTATED);
 	ck_assert_int_eq(fault.error, EFAULT);
 	ck_assert_uint_eq(fault.known, 0);
 
 	outcome = rig_call(&rig, 0, routine, RAM, 8, 1);
-	ck_assert_int_eq(outcome.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(outcome.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(outcome.reason, KVMFAULT_REASON_NO_ADDRESS);
 	ck_assert_int_eq(outcome.error, -EFAULT);
 	ck_assert_uint_gt(outcome.faults, 1);
@@ -72,8 +72,8 @@ static void expect_loop(void)
 		ret = rig_run(&rig, 0, &err);
 		ck_assert_int_eq(ret, -1);
 		ck_assert_int_eq(err, EINTR);
-		ck_assert_int_eq(kvmfault_handle(rig.vcpu[0], ret, err),
-				 KVMFAULT_INTERRUPTED);
+		ck_assert_int_eq(kvmfault_vcpu_handle(rig.vcpu[0], ret, err),
+				 KVMFAULT_ACTION_INTERRUPTED);
 	}
 	kicker_stop(&kicker);
 }
@@ -245,11 +245,11 @@ START_TEST(marker)
 	ck_assert_int_eq(err, EINTR);
 	ck_assert_int_eq(sigbuses, 1);
 	ck_assert_int_eq(kvmfault_decode_siginfo(&last_sigbus, &fault), 0);
-	ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_MARKER);
+	ck_assert_int_eq(fault.kind, KVMFAULT_KIND_MARKER);
 	ck_assert_uint_eq(fault.hva, (uintptr_t)rig.a + 5 * PAGE);
 	ck_assert_uint_eq(fault.length, PAGE);
-	ck_assert_int_eq(kvmfault_handle(rig.vcpu[0], ret, err),
-			 KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(kvmfault_vcpu_handle(rig.vcpu[0], ret, err),
+			 KVMFAULT_ACTION_INTERRUPTED);
 	close(fd);
 	rig_free(&rig);
 }
@@ -346,8 +346,8 @@ static int renew(void *data, struct kvmfault_request *request)
 	int fd;
 
 	(void)data;
-	if (request->fault->entrance != KVMFAULT_ENTRANCE_EXIT)
-		return KVMFAULT_DECLINED;
+	if (request->fault->kind != KVMFAULT_KIND_EXIT)
+		return KVMFAULT_VERDICT_DECLINED;
 	ck_assert_ptr_nonnull(region);
 	ck_assert_uint_eq(region->gpa, GMEM);
 	ck_assert_ptr_null(request->memory);
@@ -359,7 +359,7 @@ static int renew(void *data, struct kvmfault_request *request)
 	ck_assert_ptr_ne(page, MAP_FAILED);
 	page[2 * PAGE / 8] = 4711;
 	renewals++;
-	return KVMFAULT_RESOLVED;
+	return KVMFAULT_VERDICT_RESOLVED;
 }
 
 START_TEST(closed_guest_memfd)
@@ -368,7 +368,6 @@ START_TEST(closed_guest_memfd)
 		.size = sizeof(region),
 		.gpa = GMEM,
 		.length = 4 * PAGE,
-		.slot = GMEM_SLOT,
 	};
 	struct kvmfault_fault fault;
 	int err, fd, ret;
@@ -389,7 +388,7 @@ START_TEST(closed_guest_memfd)
 	ck_assert_int_eq(err, EFAULT);
 	ck_assert_uint_eq(rig.machine->vcpu[0].run->exit_reason, 39);
 	fault = decode(ret, err);
-	ck_assert_int_eq(fault.entrance, KVMFAULT_ENTRANCE_EXIT);
+	ck_assert_int_eq(fault.kind, KVMFAULT_KIND_EXIT);
 	ck_assert_uint_eq(fault.gpa, GMEM + 2 * PAGE);
 	ck_assert_uint_eq(fault.length, PAGE);
 	ck_assert_uint_eq(fault.flags, 0);
@@ -411,7 +410,7 @@ START_TEST(closed_guest_memfd_unclaimed)
 	fd = guest_memfd();
 	close(fd);
 	outcome = rig_call(&rig, 0, MACHINE_READ, GMEM, 8, 0);
-	ck_assert_int_eq(outcome.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(outcome.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(outcome.reason, KVMFAULT_REASON_NO_REGION);
 	ck_assert_uint_eq(outcome.faults, 0);
 	rig_free(&rig);

@@ -250,7 +250,7 @@ static void add_memory(const struct set_up *what)
 		source.cancel = cancel;
 		source.deadline_ms = 60000;
 	}
-	MUST(kvmfault_memory_new(vm, &options, &memory));
+	MUST(kvmfault_memory_adopt(vm, &options, &memory));
 	if (memfd)
 		MUST(kvmfault_mapping_add(memory, &second, &mapping));
 }
@@ -273,7 +273,7 @@ static void add_vm(const struct set_up *what)
 
 	MUST(machine_new(&options, &machine));
 	if (what->private)
-		context.fd = machine->vm_fd;
+		context.vm_fd = machine->vm_fd;
 	MUST(kvmfault_vm_new(&context, &vm));
 	if (what->resolve)
 		MUST(kvmfault_resolver_add(vm, &resolver));
@@ -381,9 +381,9 @@ static void on_kick(int number)
 static enum kvmfault_action handle(const struct runner *r)
 {
 	if (!bus_came)
-		return kvmfault_handle(vcpu[r->vcpu], r->ret, r->err);
+		return kvmfault_vcpu_handle(vcpu[r->vcpu], r->ret, r->err);
 	bus_came = 0;
-	return kvmfault_handle_sigbus(vcpu[r->vcpu], &bus);
+	return kvmfault_vcpu_handle_sigbus(vcpu[r->vcpu], &bus);
 }
 
 /* As a VMM's: a SIGBUS that was interrupted comes again by itself. */
@@ -399,11 +399,11 @@ static void run_guest(struct runner *r)
 			r->err = errno;
 		}
 		r->action = handle(r);
-		r->interrupted += r->action == KVMFAULT_INTERRUPTED ||
-				  r->action == KVMFAULT_UNFINISHED;
-	} while (!r->once && (r->action == KVMFAULT_RETRY ||
-			      r->action == KVMFAULT_INTERRUPTED ||
-			      r->action == KVMFAULT_UNFINISHED));
+		r->interrupted += r->action == KVMFAULT_ACTION_INTERRUPTED ||
+				  r->action == KVMFAULT_ACTION_UNFINISHED;
+	} while (!r->once && (r->action == KVMFAULT_ACTION_RETRY ||
+			      r->action == KVMFAULT_ACTION_INTERRUPTED ||
+			      r->action == KVMFAULT_ACTION_UNFINISHED));
 }
 
 static void *run_filtered(void *arg)
@@ -450,7 +450,7 @@ static uint64_t end(struct runner *r)
 	char story[MACHINE_STORY];
 
 	join(r);
-	ck_assert_msg(r->action == KVMFAULT_NOT_A_FAULT, "%s: %s (%d)",
+	ck_assert_msg(r->action == KVMFAULT_ACTION_NOT_A_FAULT, "%s: %s (%d)",
 		      kvmfault_action_str(r->action),
 		      kvmfault_reason_str(result->reason), result->error);
 	ck_assert_msg(machine_done(&machine->vcpu[r->vcpu], r->ret), "%s",
@@ -519,7 +519,7 @@ START_TEST(markers)
 	by_marker();
 	all_pages();
 	ck_assert_uint_eq(reads, PAGES);
-	ck_assert_uint_ge(stats().entrance[KVMFAULT_ENTRANCE_MARKER], PAGES);
+	ck_assert_uint_ge(stats().kind[KVMFAULT_KIND_MARKER], PAGES);
 	down();
 }
 END_TEST
@@ -532,7 +532,7 @@ START_TEST(mmio)
 	all_pages();
 	guest(MACHINE_WRITE, RAM + 2 * PAGE - 3, 8, 0);	/* two pages */
 	ck_assert_uint_eq(reads, PAGES);
-	ck_assert_uint_ge(stats().entrance[KVMFAULT_ENTRANCE_MMIO], PAGES);
+	ck_assert_uint_ge(stats().kind[KVMFAULT_KIND_MMIO], PAGES);
 	down();
 }
 END_TEST
@@ -546,10 +546,10 @@ START_TEST(emulation)
 	by_marker();
 	guest(MACHINE_FPU_SAVE, RAM + 2 * PAGE, 0, 0);
 	guest(MACHINE_FPU_RESTORE, RAM + 2 * PAGE, 0, 0);
-	ck_assert_uint_ge(stats().entrance[KVMFAULT_ENTRANCE_EMULATION], 1);
+	ck_assert_uint_ge(stats().kind[KVMFAULT_KIND_EMULATION], 1);
 	guest(MACHINE_WRITE, RAM, 8, 3);
 	ck_assert_uint_eq(reads_page(0), 3);
-	ck_assert_uint_ge(stats().entrance[KVMFAULT_ENTRANCE_MMIO], 1);
+	ck_assert_uint_ge(stats().kind[KVMFAULT_KIND_MMIO], 1);
 	down();
 }
 END_TEST
@@ -680,8 +680,8 @@ END_TEST
 static int lies(void *data, struct kvmfault_request *request)
 {
 	(void)data;
-	return request->page == KVMFAULT_PAGE_ABSENT ? KVMFAULT_RESOLVED :
-						       KVMFAULT_DECLINED;
+	return request->page == KVMFAULT_PAGE_ABSENT ? KVMFAULT_VERDICT_RESOLVED :
+						       KVMFAULT_VERDICT_DECLINED;
 }
 
 static void expect_unresolved(enum kvmfault_reason reason)
@@ -689,7 +689,7 @@ static void expect_unresolved(enum kvmfault_reason reason)
 	struct runner *r = start(0, MACHINE_READ, RAM, 8, 0);
 
 	join(r);
-	ck_assert_int_eq(r->action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(r->action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(kvmfault_vcpu_result(vcpu[0])->reason, reason);
 }
 
@@ -700,7 +700,7 @@ START_TEST(lied_to)
 	what.resolve = lies;
 	what.anonymous = _i / ALL;
 	up(&what);
-	expect_unresolved(KVMFAULT_REASON_LIE);
+	expect_unresolved(KVMFAULT_REASON_STILL_ABSENT);
 	down();
 }
 END_TEST
@@ -827,8 +827,8 @@ START_TEST(signal_to_one_of_two)
 	while (atomic_load(&r[1]->running))
 		kick(r[1]);
 	join(r[1]);
-	ck_assert(r[1]->action == KVMFAULT_INTERRUPTED ||
-		  r[1]->action == KVMFAULT_UNFINISHED);
+	ck_assert(r[1]->action == KVMFAULT_ACTION_INTERRUPTED ||
+		  r[1]->action == KVMFAULT_ACTION_UNFINISHED);
 	ck_assert_uint_eq(inside, 1);
 	atomic_store(&gate, false);
 	ck_assert_uint_eq(end(r[0]), word(3 * PAGE));

@@ -431,7 +431,7 @@ static void note_unresolved(void *data, const struct kvmfault_sleeper *sleeper)
 	atomic_fetch_add(&unresolved, 1);
 }
 
-static void note_settled(void *data, struct kvmfault_memory *memory,
+static void note_ready(void *data, struct kvmfault_memory *memory,
 			 uint64_t offset, uint64_t length)
 {
 	(void)data;
@@ -483,9 +483,9 @@ static bool go_on(unsigned int id, enum kvmfault_action action,
 	char story[MACHINE_STORY];
 
 	switch (action) {
-	case KVMFAULT_RETRY:
+	case KVMFAULT_ACTION_RETRY:
 		break;
-	case KVMFAULT_NOT_A_FAULT:
+	case KVMFAULT_ACTION_NOT_A_FAULT:
 		/* Its region is gone, and will be back. */
 		if (run->exit_reason != KVM_EXIT_MMIO ||
 		    run->mmio.phys_addr < RAM)
@@ -493,15 +493,15 @@ static bool go_on(unsigned int id, enum kvmfault_action action,
 			       machine_story(&t.machine->vcpu[id], story));
 		sched_yield();
 		return true;
-	case KVMFAULT_INTERRUPTED:
-	case KVMFAULT_UNFINISHED:
+	case KVMFAULT_ACTION_INTERRUPTED:
+	case KVMFAULT_ACTION_UNFINISHED:
 		run->immediate_exit = 0;
 		break;
-	case KVMFAULT_PENDING:
-	case KVMFAULT_PENDING_UNFINISHED:
+	case KVMFAULT_ACTION_PENDING:
+	case KVMFAULT_ACTION_PENDING_UNFINISHED:
 		await_settled(seen);
 		break;
-	case KVMFAULT_UNRESOLVED:
+	case KVMFAULT_ACTION_UNRESOLVED:
 		expect_not_for_ever(result);
 		break;
 	}
@@ -524,8 +524,8 @@ static uint64_t guest(unsigned int id, enum machine_routine routine, uint64_t a,
 			ret = ioctl(machine->fd, KVM_RUN, 0);
 			err = errno;
 		}
-		action = kvmfault_handle(t.vcpu[id], ret, err);
-		if (action == KVMFAULT_NOT_A_FAULT &&
+		action = kvmfault_vcpu_handle(t.vcpu[id], ret, err);
+		if (action == KVMFAULT_ACTION_NOT_A_FAULT &&
 		    machine_done(machine, ret))
 			return machine_result(machine);
 		again = go_on(id, action, seen);
@@ -721,7 +721,7 @@ static void on_bus(int signal, siginfo_t *info, void *unused)
 {
 	(void)signal;
 	(void)unused;
-	if (!this_vcpu || !kvmfault_vcpu_sigbus(this_vcpu, info))
+	if (!this_vcpu || !kvmfault_vcpu_note_sigbus(this_vcpu, info))
 		abort();
 }
 
@@ -869,7 +869,7 @@ static void cancel_some(uint64_t number, unsigned int who)
 	} else if (count > now.pages - first) {
 		count = now.pages - first;
 	}
-	err = kvmfault_cancel(t.vm, 0, RAM + first * now.page_size,
+	err = kvmfault_cancel_fetches(t.vm, 0, RAM + first * now.page_size,
 			      count * now.page_size);
 	if (err != -ENXIO)
 		expect(err, "cancel");
@@ -1394,16 +1394,20 @@ static void add_vm(void)
 		.flags = KVMFAULT_CONVERTER_CALLS_ONLY |
 			 KVMFAULT_CONVERTER_RAM_ONLY,
 	};
-	const struct kvmfault_vm_options options = {
-		.size = sizeof(options),
+	const struct kvmfault_vm_ops ops = {
+		.size = sizeof(ops),
 		.changed = note_change,
 		.unresolved = note_unresolved,
-		.settled = note_settled,
+		.page_ready = note_ready,
+	};
+	const struct kvmfault_vm_options options = {
+		.size = sizeof(options),
+		.ops = &ops,
 		.fetches = now.fetches,
 		.source_retries = now.retries ? now.retries :
 						KVMFAULT_NO_RETRIES,
 		.converter = &converter,
-		.fd = t.machine->vm_fd,
+		.vm_fd = t.machine->vm_fd,
 		.delivery = now.delivery,
 		.allow = KVMFAULT_ALLOW_SHADOW_PAGING,
 	};
@@ -1466,7 +1470,7 @@ static void add_memory(void)
 	 * bring it in only now. */
 	do {
 		empty_ram();
-		err = kvmfault_memory_new(t.vm, &options, &t.memory);
+		err = kvmfault_memory_adopt(t.vm, &options, &t.memory);
 	} while (err == -EEXIST);
 	MUST(err);
 	add_region(0, now.pages);
@@ -1604,7 +1608,7 @@ static void expect_stats(const struct kvmfault_stats *stats)
 {
 	ck_assert_uint_eq(stats->fetched, sum(KVMFAULT_CAUSE_FETCH));
 	ck_assert_uint_eq(stats->zeroed, sum(KVMFAULT_CAUSE_ZERO));
-	ck_assert_uint_eq(stats->removed, sum(KVMFAULT_CAUSE_DISCARD));
+	ck_assert_uint_eq(stats->discarded, sum(KVMFAULT_CAUSE_DISCARD));
 	ck_assert_uint_eq(stats->unresolved, atomic_load(&unresolved));
 }
 
@@ -1612,7 +1616,7 @@ static void expect_stats(const struct kvmfault_stats *stats)
 static uint64_t faults(const struct kvmfault_stats *stats)
 {
 	return stats->page[KVMFAULT_PAGE_ABSENT] +
-	       stats->page[KVMFAULT_PAGE_REMOVED] + stats->waited +
+	       stats->page[KVMFAULT_PAGE_DISCARDED] + stats->waited +
 	       stats->repeated;
 }
 

@@ -69,7 +69,7 @@ static struct outcome guest_reads(unsigned int vcpu, uint64_t page)
 	struct outcome outcome = rig_call(&rig, vcpu, MACHINE_READ,
 					  RAM + page * PAGE, 8, 0);
 
-	if (outcome.action == KVMFAULT_NOT_A_FAULT)
+	if (outcome.action == KVMFAULT_ACTION_NOT_A_FAULT)
 		rig_same(outcome.result, right_word(page), "the guest's word");
 	return outcome;
 }
@@ -92,7 +92,7 @@ static void *run(void *arg)
 			guest_end[id] = guest_reads(id, page_of[id]);
 		else
 			host_end[id - VCPUS] = host_reads(rig.b, page_of[id]);
-		if (id < VCPUS && guest_end[id].action != KVMFAULT_NOT_A_FAULT)
+		if (id < VCPUS && guest_end[id].action != KVMFAULT_ACTION_NOT_A_FAULT)
 			break;
 		if (id >= VCPUS && host_end[id - VCPUS])
 			break;
@@ -133,7 +133,7 @@ static void expect_stopped_guests(void)
 	unsigned int i;
 
 	for (i = 0; i < VCPUS; i++) {
-		ck_assert_int_eq(guest_end[i].action, KVMFAULT_UNRESOLVED);
+		ck_assert_int_eq(guest_end[i].action, KVMFAULT_ACTION_UNRESOLVED);
 		ck_assert_int_eq(guest_end[i].reason,
 				 KVMFAULT_REASON_NO_ADDRESS);
 	}
@@ -154,7 +154,7 @@ static void expect_nobody_stopped(void)
 	for (i = 0; i < VCPUS + HOSTS; i++)
 		ck_assert_uint_ge(turns[i], 1);
 	for (i = 0; i < VCPUS; i++)
-		ck_assert_int_eq(guest_end[i].action, KVMFAULT_NOT_A_FAULT);
+		ck_assert_int_eq(guest_end[i].action, KVMFAULT_ACTION_NOT_A_FAULT);
 	for (i = 0; i < HOSTS; i++)
 		ck_assert_int_eq(host_end[i], 0);
 }
@@ -234,7 +234,7 @@ static void begin(enum state state)
 	if (state == IN_FLIGHT)
 		rig_await_gate(&rig, 2);
 	if (state == PARKED)
-		while (stats().parked < 4)
+		while (stats().deferred < 4)
 			usleep(MOMENT);
 	if (state == UNREAD) {
 		await_message(rig.uffd);
@@ -329,7 +329,7 @@ START_TEST(mapping_removed)
 		expect_stopped_hosts();
 	for (i = 0; i < PAGES; i++)
 		ck_assert_int_eq(guest_reads(0, i).action,
-				 KVMFAULT_NOT_A_FAULT);
+				 KVMFAULT_ACTION_NOT_A_FAULT);
 	rig_free(&rig);
 }
 END_TEST
@@ -358,7 +358,7 @@ START_TEST(mapping_removed_under_a_system_call)
 	ck_assert_int_eq(kvmfault_mapping_remove(rig.mapping), 0);
 	pthread_join(thread, NULL);
 	rig_open_gate(&rig);
-	ck_assert_int_eq(guest_reads(0, ABSENT).action, KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(guest_reads(0, ABSENT).action, KVMFAULT_ACTION_NOT_A_FAULT);
 	rig_free(&rig);
 }
 END_TEST
@@ -466,7 +466,7 @@ static void *walk_until_stopped(void *arg)
 
 		if (id < VCPUS)
 			on = guest_reads(id, page).action ==
-			     KVMFAULT_NOT_A_FAULT;
+			     KVMFAULT_ACTION_NOT_A_FAULT;
 		else
 			on = !host_reads(rig.b, page);
 	}

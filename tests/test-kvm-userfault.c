@@ -19,6 +19,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "kvmfault-experimental.h"
 #include "kvm-rig.h"
 #include "lib/setup/setup.h"
 #include "need.h"
@@ -113,12 +114,12 @@ static struct kvmfault_stats stats(void)
 
 static uint64_t exits(void)
 {
-	return stats().entrance[KVMFAULT_ENTRANCE_EXIT];
+	return stats().kind[KVMFAULT_KIND_EXIT];
 }
 
 static uint64_t messages(void)
 {
-	return stats().entrance[KVMFAULT_ENTRANCE_UFFD];
+	return stats().kind[KVMFAULT_KIND_UFFD];
 }
 
 static void guest_reads(unsigned int vcpu, uint64_t offset)
@@ -318,7 +319,7 @@ START_TEST(discards_against_faults)
 	set_up(_i, false);
 	while_they_walk(nothing);
 	ck_assert_uint_ge(exits(), 1);
-	ck_assert_uint_ge(stats().removed, 1);
+	ck_assert_uint_ge(stats().discarded, 1);
 	rig_free(&rig);
 }
 END_TEST
@@ -447,7 +448,7 @@ START_TEST(unreadable_bitmap)
 				 rig.pages * PAGE, rig.a, (uintptr_t)bitmap),
 			 0);
 	outcome = rig_call(&rig, 0, MACHINE_READ, RAM, 8, 0);
-	ck_assert_int_eq(outcome.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(outcome.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(outcome.reason, KVMFAULT_REASON_NO_ADDRESS);
 	ck_assert_uint_eq(stats().fetched, 0);
 	rig_free(&rig);

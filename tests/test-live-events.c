@@ -101,15 +101,18 @@ new_memory(char *at, int fd, const void *(*view)(void *data, uint64_t offset,
 	};
 	struct kvmfault_memory *new;
 
-	ck_assert_int_eq(kvmfault_memory_new(vm, &options, &new), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(vm, &options, &new), 0);
 	return new;
 }
 
 static void up(void)
 {
+	const struct kvmfault_vm_ops ops = {
+		.size = sizeof(ops), .log = on_log,
+	};
 	struct kvmfault_vm_options of_vm = {
 		.size = sizeof(of_vm),
-		.log = on_log,
+		.ops = &ops,
 	};
 	struct kvmfault_region region = {
 		.size = sizeof(region), .gpa = GPA, .length = LENGTH,
@@ -206,7 +209,7 @@ static void *discard(void *unused)
 
 static bool marked(void)
 {
-	return kvmfault__page_state(memory, 3) == KVMFAULT__FETCHING_REMOVED;
+	return kvmfault__page_state(memory, 3) == KVMFAULT__FETCHING_DISCARDED;
 }
 
 /* One thread of the service has the page in hand when it goes; of what the library
@@ -315,7 +318,7 @@ static uint64_t messages(void)
 	struct kvmfault_stats stats = { .size = sizeof(stats) };
 
 	ck_assert_int_eq(kvmfault_vm_stats(vm, &stats), 0);
-	return stats.entrance[KVMFAULT_ENTRANCE_UFFD];
+	return stats.kind[KVMFAULT_KIND_UFFD];
 }
 
 /* Nobody else reads: what the library discards itself has it read by its own thread,

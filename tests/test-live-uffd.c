@@ -99,7 +99,7 @@ static int new_memory(struct kvmfault_uffd *uffd)
 		.minor = minor, .window = window,
 	};
 
-	return kvmfault_memory_new(vm, &options, &memory);
+	return kvmfault_memory_adopt(vm, &options, &memory);
 }
 
 static void add_region(void)
@@ -263,14 +263,14 @@ START_TEST(ensured_pages_do_not_fault)
 
 	ck_assert_int_eq(kvmfault_ensure(vm, 0, GPA + 10 * PAGE + 5, 3 * PAGE,
 					 true), 0);
-	before = stats().entrance[KVMFAULT_ENTRANCE_UFFD];
+	before = stats().kind[KVMFAULT_KIND_UFFD];
 	for (page = 10; page <= 13; page++) {
 		ck_assert_uint_eq(reads[page], 1);
 		ck_assert(has_data(host + page * PAGE, page));
 	}
 	ck_assert_uint_eq(reads[9], 0);
 	ck_assert_uint_eq(reads[14], 0);
-	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_UFFD], before);
+	ck_assert_uint_eq(stats().kind[KVMFAULT_KIND_UFFD], before);
 }
 END_TEST
 
@@ -346,7 +346,7 @@ START_TEST(anonymous)
 			     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	options.host = address;
-	ck_assert_int_eq(kvmfault_memory_new(vm, &options, &other), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(vm, &options, &other), 0);
 	touch_all(address, address);
 	check_fetched_once();
 	ck_assert_int_eq(kvmfault_memory_free(other), 0);
@@ -376,7 +376,7 @@ static int save(void *data, struct kvmfault_request *request)
 	for (i = 0; i < request->length / sizeof(*to); i++)
 		to[i] = from[i];
 	atomic_fetch_add(&saves[request->offset / PAGE], 1);
-	return KVMFAULT_RESOLVED;
+	return KVMFAULT_VERDICT_RESOLVED;
 }
 
 /* A resolver comes before the service. */
@@ -412,7 +412,7 @@ static void up_protected(int kind)
 	else
 		options.fd = backing;
 	options.host = host;
-	ck_assert_int_eq(kvmfault_memory_new(vm, &options, &memory), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(vm, &options, &memory), 0);
 	add_region();
 }
 
@@ -482,10 +482,10 @@ START_TEST(protection_is_given_up)
 	ck_assert_int_eq(kvmfault_ensure(vm, 0, GPA, LENGTH, true), 0);
 	ck_assert_int_eq(kvmfault_protect(vm, 0, GPA, LENGTH), 0);
 	ck_assert_int_eq(kvmfault_unprotect(vm, 0, GPA, LENGTH), 0);
-	before = stats().entrance[KVMFAULT_ENTRANCE_UFFD];
+	before = stats().kind[KVMFAULT_KIND_UFFD];
 	for (i = 0; i < THREADS; i++)
 		write_all((void *)i);
-	ck_assert_uint_eq(stats().entrance[KVMFAULT_ENTRANCE_UFFD], before);
+	ck_assert_uint_eq(stats().kind[KVMFAULT_KIND_UFFD], before);
 	expect_saved(0);
 	free(saved);
 }
@@ -687,7 +687,7 @@ START_TEST(registered_by_another)
 		};
 		struct kvmfault_memory *second;
 
-		ck_assert_int_eq(kvmfault_memory_new(other, &options,
+		ck_assert_int_eq(kvmfault_memory_adopt(other, &options,
 						     &second), -EBUSY);
 		ck_assert_ptr_null(second);
 	}
@@ -1009,13 +1009,13 @@ START_TEST(worker_sleeps_on_a_page)
 	ck_assert_int_eq(kvmfault_vcpu_new(vm, &of_vcpu, &vcpu), 0);
 	ck_assert_int_eq(kvmfault_ensure(vm, 0, GPA + 3 * PAGE, 1, false), 0);
 	ck_assert_int_eq(kvmfault_vm_stats(vm, &stats), 0);
-	messages = stats.entrance[KVMFAULT_ENTRANCE_UFFD];
+	messages = stats.kind[KVMFAULT_KIND_UFFD];
 	ck_assert_int_eq(fallocate(backing, FALLOC_FL_PUNCH_HOLE |
 				   FALLOC_FL_KEEP_SIZE, 3 * PAGE, PAGE), 0);
 	memcpy(&run.hw, &record, sizeof(record));
-	ck_assert_int_eq(kvmfault_handle(vcpu, -1, EFAULT), KVMFAULT_RETRY);
+	ck_assert_int_eq(kvmfault_vcpu_handle(vcpu, -1, EFAULT), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(kvmfault_vm_stats(vm, &stats), 0);
-	ck_assert_uint_eq(stats.entrance[KVMFAULT_ENTRANCE_UFFD], messages + 1);
+	ck_assert_uint_eq(stats.kind[KVMFAULT_KIND_UFFD], messages + 1);
 	kvmfault_vcpu_free(vcpu);
 }
 END_TEST
@@ -1084,7 +1084,7 @@ START_TEST(page_that_is_lost_at_the_source)
 	ck_assert(has_data(second + 6 * PAGE, 6));
 	ck_assert_int_eq(kvmfault_ensure(vm, 0, GPA + 7 * PAGE, 1, false),
 			 -EHWPOISON);
-	ck_assert_int_eq(kvmfault_memory_failed(vm, &sigbus), -EHWPOISON);
+	ck_assert_int_eq(kvmfault_vm_handle_sigbus(vm, &sigbus), -EHWPOISON);
 	/* The guest gave it up: it is memory again. */
 	ck_assert_int_eq(kvmfault_discard(vm, 0, GPA + 7 * PAGE, PAGE), 0);
 	ck_assert(!fails(second + 7 * PAGE));
@@ -1153,10 +1153,10 @@ START_TEST(marker_of_somebodys)
 	ck_assert_int_eq(ioctl(all->mapping[0]->uffd->fd,
 			       KVMFAULT__UFFDIO_POISON, &mark), 0);
 	ck_assert(fails(host + 9 * PAGE));
-	ck_assert_int_eq(kvmfault_memory_failed(vm, &sigbus), 0);
+	ck_assert_int_eq(kvmfault_vm_handle_sigbus(vm, &sigbus), 0);
 	ck_assert(has_data(host + 9 * PAGE, 9));
 	/* Its signal comes late for another thread. */
-	ck_assert_int_eq(kvmfault_memory_failed(vm, &sigbus), 0);
+	ck_assert_int_eq(kvmfault_vm_handle_sigbus(vm, &sigbus), 0);
 	ck_assert(has_data(host + 9 * PAGE, 9));
 }
 END_TEST
@@ -1183,7 +1183,7 @@ START_TEST(page_that_fails)
 		return;
 	}
 	ck_assert(fails(host + 9 * PAGE));
-	ck_assert_int_eq(kvmfault_memory_failed(vm, &sigbus), -EHWPOISON);
+	ck_assert_int_eq(kvmfault_vm_handle_sigbus(vm, &sigbus), -EHWPOISON);
 	ck_assert_int_eq(kvmfault_ensure(vm, 0, GPA + 9 * PAGE, 1, false),
 			 -EHWPOISON);
 }

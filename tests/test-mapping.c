@@ -54,7 +54,7 @@ static struct kvmfault__answer message(uint64_t page)
 {
 	struct kvmfault_fault fault = {
 		.size = sizeof(fault),
-		.entrance = KVMFAULT_ENTRANCE_UFFD,
+		.kind = KVMFAULT_KIND_UFFD,
 		.known = KVMFAULT_KNOWN_HVA,
 		.hva = options.host + page * PAGE,
 	};
@@ -64,7 +64,7 @@ static struct kvmfault__answer message(uint64_t page)
 		bed.seat, &bed.vm->mappings,
 		kvmfault__key(options.uffd ? options.uffd->space : 0,
 			      fault.hva)), &mapping->span);
-	kvmfault__resolve(bed.seat, &fault, &(struct kvmfault__place){
+	kvmfault__resolve(bed.seat, &fault, &(struct kvmfault__target){
 		.memory = bed.memory, .origin = mapping, .offset = page * PAGE,
 	}, &answer);
 	kvmfault__leave(bed.seat);
@@ -77,7 +77,7 @@ START_TEST(second_mapping)
 
 	ck_assert_int_eq(add(), 0);
 	ck_assert(fake_registered(address()));
-	ck_assert_int_eq(message(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(message(3).action, KVMFAULT_ACTION_RETRY);
 	/* Installed through the memslots', and woken through its own. */
 	ck_assert_uint_eq(fake_nth(FAKE_IOCTL, UFFDIO_COPY, 0)->at,
 			  (uintptr_t)bed_page(3));
@@ -106,7 +106,7 @@ START_TEST(fetch_wakes_every_mapping)
 {
 	ck_assert_int_eq(add(), 0);
 	bed.during_read = message_meanwhile;
-	bed_resolve(KVMFAULT_ENTRANCE_CALL, 3, false);
+	bed_resolve(KVMFAULT_KIND_CALL, 3, false);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 2);
 	ck_assert_uint_eq(fake_nth(FAKE_IOCTL, UFFDIO_WAKE, 0)->at,
 			  (uintptr_t)bed_page(3));
@@ -136,10 +136,10 @@ START_TEST(touched_while_it_is_registered)
 {
 	const struct fake_call *wake;
 
-	bed_resolve(KVMFAULT_ENTRANCE_CALL, 3, false);
+	bed_resolve(KVMFAULT_KIND_CALL, 3, false);
 	fake_on(FAKE_IOCTL, touch_in_register);
 	ck_assert_int_eq(add(), 0);
-	ck_assert_int_eq(at_once.action, KVMFAULT_RETRY);
+	ck_assert_int_eq(at_once.action, KVMFAULT_ACTION_RETRY);
 	wake = fake_nth(FAKE_IOCTL, UFFDIO_WAKE, 0);
 	ck_assert_ptr_nonnull(wake);
 	ck_assert_uint_eq(wake->at, options.host + 3 * PAGE);
@@ -201,7 +201,7 @@ START_TEST(untracked)
 
 	plain.fd = fake_memory(LENGTH, 0, &host);
 	plain.host = host;
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &plain, &memory), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &plain, &memory), 0);
 	options.host = (uintptr_t)fake_map(plain.fd);
 	ck_assert_int_eq(kvmfault_mapping_add(memory, &options, &mapping), 0);
 	ck_assert(!fake_registered(address()));
@@ -228,7 +228,7 @@ START_TEST(anonymous_has_one)
 
 	fake_memory(LENGTH, 0, &host);
 	anonymous.host = host;
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &anonymous, &memory), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &anonymous, &memory), 0);
 	ck_assert_int_eq(kvmfault_mapping_add(memory, &options, &mapping),
 			 -EINVAL);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
@@ -343,7 +343,7 @@ START_TEST(removed_while_a_page_is_looked_at)
 
 	ck_assert_int_eq(add(), 0);
 	for (page = 0; page < BED_PAGES; page++)
-		bed_resolve(KVMFAULT_ENTRANCE_EXIT, page, false);
+		bed_resolve(KVMFAULT_KIND_EXIT, page, false);
 	kvmfault__page_change(bed.memory, 3, KVMFAULT__PRESENT,
 			      KVMFAULT__FETCHING);
 	if (_i)
@@ -375,7 +375,7 @@ START_TEST(remote_is_poisoned)
 	uint64_t page;
 
 	add_remote();
-	bed_resolve(KVMFAULT_ENTRANCE_CALL, 3, false);
+	bed_resolve(KVMFAULT_KIND_CALL, 3, false);
 	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
 	ck_assert_uint_eq(fake_count(FAKE_MPROTECT, FAKE_ANY), 0);
 	/* A call for what is before the page, and one for the rest. */
@@ -493,7 +493,7 @@ START_TEST(remote_that_was_poisoned)
 
 	add_remote();
 	page = (char *)address() + 3 * PAGE;
-	bed_resolve(KVMFAULT_ENTRANCE_CALL, 2, false);
+	bed_resolve(KVMFAULT_KIND_CALL, 2, false);
 	kvmfault__page_change(bed.memory, 3, KVMFAULT__ABSENT,
 			      KVMFAULT__POISONED);
 	ck_assert_int_eq(kvmfault__poison(bed.seat, bed.memory, NULL, 3 * PAGE,
@@ -504,7 +504,7 @@ START_TEST(remote_that_was_poisoned)
 	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA + 3 * PAGE, PAGE),
 			 lifts[_i].err);
 	ck_assert_int_eq(bed_state(3), lifts[_i].err ? KVMFAULT__POISONED :
-						       KVMFAULT__REMOVED);
+						       KVMFAULT__DISCARDED);
 	ck_assert_int_eq(fake_marked(page), lifts[_i].stays);
 	ck_assert(!fake_present(bed.fd, 3 * PAGE));
 	ck_assert(bed_has(2, bed_byte(2)));

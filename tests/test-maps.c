@@ -51,7 +51,7 @@ static void expect(int result, const char *text)
 {
 	struct fake_held before = fake_held();
 
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory),
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory),
 			 result);
 	if (!result) {
 		ck_assert_uint_eq(bed.logs, 0);
@@ -156,7 +156,7 @@ START_TEST(second_mapping)
 
 	line(host, LENGTH, "rw-s", 0, options.fd);
 	line(other, LENGTH, "rw-p", 0, options.fd);
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory), 0);
 	add.host = (uintptr_t)other;
 	ck_assert_int_eq(kvmfault_mapping_add(memory, &add, &mapping),
 			 -EINVAL);

@@ -82,7 +82,7 @@ static enum kvmfault_action sigbus(const void *address)
 	info.si_code = BUS_MCEERR_AR;
 	info.si_addr = (void *)(uintptr_t)address;
 	info.si_addr_lsb = 12;
-	return kvmfault_handle_sigbus(bed.vcpu, &info);
+	return kvmfault_vcpu_handle_sigbus(bed.vcpu, &info);
 }
 
 static size_t poisons(void)
@@ -110,7 +110,7 @@ START_TEST(first_touch_marks_the_stretch)
 	ck_assert_uint_eq(poisons(), 1);
 	ck_assert_uint_eq(bed_stats().marked, BED_PAGES);
 	/* From now on a vCPU exits, and finds its page. */
-	ck_assert_int_eq(sigbus(bed_page(4)), KVMFAULT_RETRY);
+	ck_assert_int_eq(sigbus(bed_page(4)), KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(4, bed_byte(4)));
 	ck_assert(!marked(4));
 	/* Once is enough. */
@@ -123,7 +123,7 @@ START_TEST(others_do_not_mark)
 {
 	touched(other + 3 * PAGE);
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA, PAGE, false), 0);
-	ck_assert_int_eq(bed_exit(BED_GPA + PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA + PAGE, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(poisons(), 0);
 }
 END_TEST
@@ -157,7 +157,7 @@ START_TEST(only_what_is_missing)
 	ck_assert(!marked(8));
 	ck_assert_uint_eq(marked_pages(), BED_PAGES - 4);
 	/* The marker of a page that is to be zero. */
-	ck_assert_int_eq(sigbus(bed_page(6)), KVMFAULT_RETRY);
+	ck_assert_int_eq(sigbus(bed_page(6)), KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(6, 0));
 	kvmfault__page_change(bed.memory, 7, KVMFAULT__FETCHING,
 			      KVMFAULT__ABSENT);
@@ -179,7 +179,7 @@ static void have_large(uint64_t count)
 
 	options.fd = fake_memory(options.length, 0, &options.host);
 	large = options.host;
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &large_memory),
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &large_memory),
 			 0);
 	add_mapping(large_memory, options.fd);
 	/* As if a few stretches were marked elsewhere. */
@@ -289,7 +289,7 @@ START_TEST(discarded_pages_are_marked_again)
 
 	touched(bed_page(0));
 	for (page = 4; page < 8; page++)
-		ck_assert_int_eq(sigbus(bed_page(page)), KVMFAULT_RETRY);
+		ck_assert_int_eq(sigbus(bed_page(page)), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA + 3 * PAGE,
 					  6 * PAGE), 0);
 	ck_assert(marked(3));
@@ -301,7 +301,7 @@ START_TEST(discarded_pages_are_marked_again)
 	ck_assert_uint_eq(poisons(), 2);
 	ck_assert(!marked(4) && !marked(5));
 	ck_assert(marked(6) && marked(7) && marked(8));
-	ck_assert_int_eq(sigbus(bed_page(6)), KVMFAULT_RETRY);
+	ck_assert_int_eq(sigbus(bed_page(6)), KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(6, 0));
 	/* What it is followed by is here: there is nothing to mark. */
 	fake_forget();
@@ -315,8 +315,8 @@ END_TEST
 START_TEST(discarded_pages_are_not_marked_where_nobody_wants_it)
 {
 	touched(bed_page(0));
-	ck_assert_int_eq(sigbus(bed_page(4)), KVMFAULT_RETRY);
-	ck_assert_int_eq(sigbus(bed_page(5)), KVMFAULT_RETRY);
+	ck_assert_int_eq(sigbus(bed_page(4)), KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(sigbus(bed_page(5)), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA + 4 * PAGE,
 					  2 * PAGE), 0);
 	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
@@ -334,8 +334,8 @@ static void fetch_5(void)
 	struct kvmfault__answer answer;
 	struct kvmfault__seat *seat = bed.seat;
 
-	answer = bed_resolve(KVMFAULT_ENTRANCE_CALL, 5, false);
-	ck_assert_int_eq(answer.action, KVMFAULT_RETRY);
+	answer = bed_resolve(KVMFAULT_KIND_CALL, 5, false);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_RETRY);
 	ck_assert_ptr_eq(seat, bed.seat);
 }
 
@@ -410,19 +410,19 @@ START_TEST(marker_on_a_page_that_is_there)
 {
 	touched(bed_page(3));
 	fake_put(bed.fd, 5 * PAGE);
-	ck_assert_int_eq(sigbus(bed_page(5)), KVMFAULT_RETRY);
+	ck_assert_int_eq(sigbus(bed_page(5)), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(5), KVMFAULT__PRESENT);
 	ck_assert(!marked(5));
 	/* One that is there all the same: the vCPU meets it again: the kernel says that it has failed. */
 	fake_push(FAKE_MADVISE, -EHWPOISON);
-	ck_assert_int_eq(sigbus(bed_page(5)), KVMFAULT_RETRY);
+	ck_assert_int_eq(sigbus(bed_page(5)), KVMFAULT_ACTION_RETRY);
 	ck_assert(!marked(5));
 	ck_assert_int_eq(bed_state(5), KVMFAULT__PRESENT);
 	/* And if it has, it still says so. */
 	fake_push(FAKE_MADVISE, -EHWPOISON);
 	fake_push(FAKE_MADVISE, FAKE_MODEL);
 	fake_push(FAKE_MADVISE, -EHWPOISON);
-	ck_assert_int_eq(sigbus(bed_page(5)), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(sigbus(bed_page(5)), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(bed_state(5), KVMFAULT__POISONED);
 }
 END_TEST
@@ -433,11 +433,11 @@ START_TEST(bytes_of_mmio_go_past_the_markers)
 	touched(bed_page(3));
 	ck_assert_int_eq(mprotect(bed.host, BED_PAGES * PAGE, PROT_NONE), 0);
 	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 8, false),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed.run->mmio.data[0], bed_byte(3));
 	memset(bed.run->mmio.data, 77, 8);
 	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 8, true),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(other[3 * PAGE + 7], 77);
 	ck_assert_int_eq(mprotect(bed.host, BED_PAGES * PAGE,
 				  PROT_READ | PROT_WRITE), 0);
@@ -462,11 +462,11 @@ static bool meets_a_marker(struct fake_call *call)
 
 START_TEST(mmio_meets_a_marker)
 {
-	becomes = _i ? KVMFAULT__REMOVED : KVMFAULT__PRESENT;
+	becomes = _i ? KVMFAULT__DISCARDED : KVMFAULT__PRESENT;
 	touched(bed_page(3));
 	fake_on(FAKE_MADVISE, meets_a_marker);
 	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 8, false),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(bed_stats().unresolved, 0);
 }
@@ -482,7 +482,7 @@ START_TEST(left_and_taken_up)
 	touched(bed_page(4));
 	ck_assert_uint_eq(marked_pages(), 0);
 	/* A signal that was on its way. */
-	ck_assert_int_eq(sigbus(bed_page(5)), KVMFAULT_RETRY);
+	ck_assert_int_eq(sigbus(bed_page(5)), KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(5, bed_byte(5)));
 	ck_assert_int_eq(kvmfault_vm_set_delivery(bed.vm,
 				KVMFAULT_DELIVERY_MARKER_EXIT), 0);
@@ -497,7 +497,7 @@ START_TEST(leaving_fails)
 	fake_push(FAKE_MADVISE, -ENOMEM);
 	ck_assert_int_eq(kvmfault_vm_set_delivery(bed.vm,
 				KVMFAULT_DELIVERY_UFFD), -ENOMEM);
-	ck_assert_int_eq(sigbus(bed_page(5)), KVMFAULT_RETRY);
+	ck_assert_int_eq(sigbus(bed_page(5)), KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(5, bed_byte(5)));
 }
 END_TEST

@@ -43,7 +43,7 @@ static int new_memory(void)
 	int err;
 
 	memory = (void *)1;
-	err = kvmfault_memory_new(bed.vm, &options, &memory);
+	err = kvmfault_memory_adopt(bed.vm, &options, &memory);
 	if (!err)
 		return 0;
 	ck_assert_ptr_null(memory);
@@ -99,11 +99,11 @@ END_TEST
 
 START_TEST(null_arguments)
 {
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, NULL), -EINVAL);
-	ck_assert_int_eq(kvmfault_memory_new(NULL, &options, &memory),
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_memory_adopt(NULL, &options, &memory),
 			 -EINVAL);
 	ck_assert_ptr_null(memory);
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, NULL, &memory), -EINVAL);
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, NULL, &memory), -EINVAL);
 	ck_assert_int_eq(kvmfault_memory_free(NULL), 0);
 	options.host = NULL;
 	ck_assert_int_eq(new_memory(), -EINVAL);
@@ -226,10 +226,10 @@ static bool late_message(struct fake_call *call)
 {
 	struct kvmfault__seat *seat = kvmfault__call_begin(bed.vm);
 	struct kvmfault_fault fault = {
-		.size = sizeof(fault), .entrance = KVMFAULT_ENTRANCE_UFFD,
+		.size = sizeof(fault), .kind = KVMFAULT_KIND_UFFD,
 		.known = KVMFAULT_KNOWN_HVA, .hva = (uintptr_t)host,
 	};
-	struct kvmfault__place place = { 0 };
+	struct kvmfault__target place = { 0 };
 
 	(void)call;
 	fake_on(FAKE_CACHED, NULL);
@@ -247,7 +247,7 @@ START_TEST(touched_while_it_is_made)
 {
 	fake_on(FAKE_CACHED, late_message);
 	ck_assert_int_eq(new_memory(), 0);
-	ck_assert_int_eq(early.action, KVMFAULT_RETRY);
+	ck_assert_int_eq(early.action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(early.error, -EAGAIN);
 	ck_assert(!fake_present(fd, 0));
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
@@ -347,11 +347,11 @@ START_TEST(unknown_tail)
 	} caller = { .options = options, .tail = 1 };
 
 	caller.options.size = sizeof(caller);
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &caller.options,
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &caller.options,
 					     &memory), -E2BIG);
 	ck_assert_ptr_null(memory);
 	caller.tail = 0;
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &caller.options,
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &caller.options,
 					     &memory), 0);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
@@ -378,11 +378,11 @@ START_TEST(same_host_range)
 
 	ck_assert_int_eq(new_memory(), 0);
 	first = memory;
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory),
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory),
 			 -EEXIST);
 	options.host = (char *)host + PAGE;
 	options.length = PAGE;
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory),
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory),
 			 -EEXIST);
 	ck_assert_int_eq(kvmfault_memory_free(first), 0);
 	options.host = host;
@@ -434,7 +434,7 @@ START_TEST(nothing_absent_nothing_protected)
 	ck_assert_int_eq(new_memory(), 0);
 	for (page = 0; page < BED_PAGES; page++)
 		kvmfault__page_change(memory, page, KVMFAULT__ABSENT, page % 2 ?
-				      KVMFAULT__PRESENT : KVMFAULT__REMOVED);
+				      KVMFAULT__PRESENT : KVMFAULT__DISCARDED);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 	ck_assert_uint_eq(fake_count(FAKE_MPROTECT, FAKE_ANY), 0);
 	ck_assert(!fake_registered(host));
@@ -534,8 +534,8 @@ START_TEST(freed_by_its_own_fetch)
 {
 	bed_add();
 	bed.during_read = free_it;
-	ck_assert_int_eq(bed_resolve(KVMFAULT_ENTRANCE_CALL, 0, false).action,
-			 KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_resolve(KVMFAULT_KIND_CALL, 0, false).action,
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(freed, -EDEADLK);
 	ck_assert_int_eq(bed_state(0), KVMFAULT__PRESENT);
 }
@@ -568,8 +568,8 @@ START_TEST(free_waits_for_a_fetch)
 	fake_push(FAKE_FUTEX_WAIT, -EINTR);
 	fake_push(FAKE_FUTEX_WAIT, -EINTR);
 	bed.during_read = begin_free;
-	ck_assert_int_eq(bed_resolve(KVMFAULT_ENTRANCE_CALL, 0, false).action,
-			 KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_resolve(KVMFAULT_KIND_CALL, 0, false).action,
+			 KVMFAULT_ACTION_RETRY);
 	pthread_join(freeing, NULL);
 	ck_assert_int_eq(freed, 0);
 	ck_assert(bed_has(0, bed_byte(0)));

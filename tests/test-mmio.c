@@ -53,14 +53,14 @@ START_TEST(read_of_an_absent_page)
 
 	memset(bed.run->mmio.data, 0x55, 8);
 	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE + 16, width, false),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	for (i = 0; i < 8; i++)
 		ck_assert_int_eq(bed.run->mmio.data[i],
 				 i < width ? bed_byte(3) : 0x55);
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert(bed_has(3, bed_byte(3)));
 	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_MMIO], 0);
-	ck_assert_int_eq(result()->fault->entrance, KVMFAULT_ENTRANCE_MMIO);
+	ck_assert_int_eq(result()->fault->kind, KVMFAULT_KIND_MMIO);
 }
 END_TEST
 
@@ -71,7 +71,7 @@ START_TEST(write_to_an_absent_page)
 	for (i = 0; i < 8; i++)
 		bed.run->mmio.data[i] = (uint8_t)(0xa0 + i);
 	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE + 16, width, true),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	for (i = 0; i < 8; i++)
 		ck_assert_int_eq((uint8_t)bed_page(3)[16 + i], i < width ?
 				 0xa0 + i : (uint8_t)bed_byte(3));
@@ -87,7 +87,7 @@ START_TEST(access_to_a_present_page)
 {
 	bed_mmio(BED_GPA, 1, false);
 	bed_page(0)[9] = 42;
-	ck_assert_int_eq(bed_mmio(BED_GPA + 9, 1, false), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_mmio(BED_GPA + 9, 1, false), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed.run->mmio.data[0], 42);
 	ck_assert_uint_eq(bed.reads, 1);
 }
@@ -96,7 +96,7 @@ END_TEST
 START_TEST(read_across_pages)
 {
 	ck_assert_int_eq(bed_mmio(BED_GPA + 2 * PAGE - 3, 8, false),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed.run->mmio.data[2], bed_byte(1));
 	ck_assert_int_eq(bed.run->mmio.data[3], bed_byte(2));
 	ck_assert_int_eq(bed.run->mmio.data[7], bed_byte(2));
@@ -108,7 +108,7 @@ START_TEST(write_across_pages)
 {
 	memset(bed.run->mmio.data, 0x42, 8);
 	ck_assert_int_eq(bed_mmio(BED_GPA + 2 * PAGE - 3, 8, true),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_page(2)[-4], bed_byte(1));
 	ck_assert_int_eq(bed_page(2)[-3], 0x42);
 	ck_assert_int_eq(bed_page(2)[4], 0x42);
@@ -119,17 +119,17 @@ END_TEST
 
 START_TEST(device)
 {
-	ck_assert_int_eq(bed_mmio(0xfee00000, 4, _i), KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(bed_mmio(0xfee00000, 4, _i), KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_uint_eq(bed.reads, 0);
 	ck_assert(!result()->unfinished);
-	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_MMIO], 0);
+	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_MMIO], 0);
 }
 END_TEST
 
 START_TEST(write_to_rom)
 {
 	bed.run->mmio.data[0] = 42;
-	ck_assert_int_eq(bed_mmio(ROM_GPA, 1, true), KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(bed_mmio(ROM_GPA, 1, true), KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_uint_eq(bed.reads, 0);
 	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
 }
@@ -137,7 +137,7 @@ END_TEST
 
 START_TEST(read_of_rom)
 {
-	ck_assert_int_eq(bed_mmio(ROM_GPA + PAGE, 4, false), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_mmio(ROM_GPA + PAGE, 4, false), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed.run->mmio.data[3], bed_byte(5));
 }
 END_TEST
@@ -146,7 +146,7 @@ END_TEST
 START_TEST(other_address_space)
 {
 	bed.run->flags = 1;	/* SMM, where there is no region */
-	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_ACTION_NOT_A_FAULT);
 }
 END_TEST
 #endif
@@ -159,7 +159,7 @@ START_TEST(guest_memfd_is_not_for_us)
 	};
 
 	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
-	ck_assert_int_eq(bed_mmio(0x2000000, 4, false), KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(bed_mmio(0x2000000, 4, false), KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, 0x2000000), 0);
 }
 END_TEST
@@ -168,12 +168,12 @@ START_TEST(source_fails)
 {
 	bed.source_result = -EIO;
 	memset(bed.run->mmio.data, 0x55, 8);
-	ck_assert_int_eq(bed_mmio(BED_GPA, 8, _i), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_mmio(BED_GPA, 8, _i), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(bed.run->mmio.data[0], 0x55);
 	/* The VMM may cure it and go on. */
 	bed.source_result = 0;
-	ck_assert_int_eq(bed_mmio(BED_GPA, 8, _i), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_mmio(BED_GPA, 8, _i), KVMFAULT_ACTION_RETRY);
 }
 END_TEST
 
@@ -190,11 +190,11 @@ START_TEST(not_now_is_unfinished)
 	fake_on(FAKE_IOCTL, not_now);
 	memset(bed.run->mmio.data, 0x55, 8);
 	/* Never RETRY: KVM_RUN would go on with the wrong bytes. */
-	ck_assert_int_eq(bed_mmio(BED_GPA, 8, false), KVMFAULT_UNFINISHED);
+	ck_assert_int_eq(bed_mmio(BED_GPA, 8, false), KVMFAULT_ACTION_UNFINISHED);
 	ck_assert(result()->unfinished);
 	ck_assert_int_eq(bed.run->mmio.data[0], 0x55);
 	fake_on(FAKE_IOCTL, NULL);
-	ck_assert_int_eq(bed_mmio(BED_GPA, 8, false), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_mmio(BED_GPA, 8, false), KVMFAULT_ACTION_RETRY);
 	ck_assert(!result()->unfinished);
 	ck_assert_int_eq(bed.run->mmio.data[7], bed_byte(0));
 }
@@ -203,8 +203,8 @@ END_TEST
 static int later(void *data, struct kvmfault_request *request)
 {
 	(void)data;
-	return request->page == KVMFAULT_PAGE_ABSENT ? KVMFAULT_LATER :
-						       KVMFAULT_DECLINED;
+	return request->page == KVMFAULT_PAGE_ABSENT ? KVMFAULT_VERDICT_LATER :
+						       KVMFAULT_VERDICT_DECLINED;
 }
 
 static void up_later(void)
@@ -222,7 +222,7 @@ static void up_later(void)
 START_TEST(pending_is_unfinished)
 {
 	ck_assert_int_eq(bed_mmio(BED_GPA + PAGE - 4, 8, false),
-			 KVMFAULT_PENDING_UNFINISHED);
+			 KVMFAULT_ACTION_PENDING_UNFINISHED);
 	ck_assert(result()->unfinished);
 	ck_assert_str_eq(result()->resolver, "later");
 	/* It has come meanwhile. */
@@ -235,7 +235,7 @@ START_TEST(pending_is_unfinished)
 	bed_page(1)[-4] = 11;
 	bed_page(1)[3] = 22;
 	ck_assert_int_eq(bed_mmio(BED_GPA + PAGE - 4, 8, false),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed.run->mmio.data[0], 11);
 	ck_assert_int_eq(bed.run->mmio.data[7], 22);
 }
@@ -246,7 +246,7 @@ START_TEST(long_series_is_progress)
 	unsigned int i;
 
 	for (i = 0; i < 100; i++)
-		ck_assert_int_eq(bed_mmio(BED_GPA, 8, i % 2), KVMFAULT_RETRY);
+		ck_assert_int_eq(bed_mmio(BED_GPA, 8, i % 2), KVMFAULT_ACTION_RETRY);
 }
 END_TEST
 

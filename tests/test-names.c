@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-#include "kvmfault.h"
+#include "kvmfault-experimental.h"
 #include "unit.h"
 
 /* Enumerators are first to last without gaps; one more is a failure here. */
@@ -17,16 +17,16 @@
 		return kvmfault_##kind##_str((type)value); \
 	}
 #define KINDS(X) \
-	X(answer, enum kvmfault_answer, 0, KVMFAULT_COULD_NOT_ASK) \
+	X(support, enum kvmfault_support, 0, KVMFAULT_SUPPORT_COULD_NOT_ASK) \
 	X(feature, enum kvmfault_feature, 0, KVMFAULT_FEATURE_COUNT - 1) \
-	X(entrance, enum kvmfault_entrance, 0, KVMFAULT_ENTRANCE_COUNT - 1) \
+	X(kind, enum kvmfault_kind, 0, KVMFAULT_KIND_COUNT - 1) \
 	X(access, enum kvmfault_access, 0, KVMFAULT_ACCESS_EXEC) \
 	X(cause, enum kvmfault_cause, 0, KVMFAULT_CAUSE_DISCARD) \
 	X(delivery, enum kvmfault_delivery, 0, KVMFAULT_DELIVERY_KERNEL_EXIT) \
 	X(reason, enum kvmfault_reason, 0, KVMFAULT_REASON_LOST_MMIO) \
 	X(page, enum kvmfault_page, 1, KVMFAULT_PAGE_PROTECTED) \
-	X(verdict, enum kvmfault_verdict, 0, KVMFAULT_LATER) \
-	X(action, enum kvmfault_action, 1, KVMFAULT_PENDING_UNFINISHED) \
+	X(verdict, enum kvmfault_verdict, 0, KVMFAULT_VERDICT_LATER) \
+	X(action, enum kvmfault_action, 1, KVMFAULT_ACTION_PENDING_UNFINISHED) \
 	X(profile, enum kvmfault_profile, 0, KVMFAULT_PROFILE_CALLER)
 
 KINDS(NAMES)

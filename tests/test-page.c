@@ -60,7 +60,7 @@ START_TEST(change)
 	ck_assert_int_eq(state(5), KVMFAULT__PRESENT);
 	/* Not from what it is not. */
 	ck_assert_int_eq(kvmfault__page_change(&memory, 5, KVMFAULT__ABSENT,
-					       KVMFAULT__REMOVED),
+					       KVMFAULT__DISCARDED),
 			 KVMFAULT__PRESENT);
 	ck_assert_int_eq(state(5), KVMFAULT__PRESENT);
 }
@@ -72,7 +72,7 @@ START_TEST(neighbours_are_untouched)
 	int to;
 
 	for (page = 0; page < 70; page++) {
-		for (to = KVMFAULT__FETCHING; to <= KVMFAULT__REMOVED; to++) {
+		for (to = KVMFAULT__FETCHING; to <= KVMFAULT__DISCARDED; to++) {
 			kvmfault__page_change(&memory, page, state(page),
 					      (enum kvmfault__state)to);
 			ck_assert_int_eq(state(page), to);
@@ -81,7 +81,7 @@ START_TEST(neighbours_are_untouched)
 					ck_assert_int_eq(state(other),
 							 KVMFAULT__ABSENT);
 		}
-		kvmfault__page_change(&memory, page, KVMFAULT__REMOVED,
+		kvmfault__page_change(&memory, page, KVMFAULT__DISCARDED,
 				      KVMFAULT__ABSENT);
 	}
 }
@@ -107,34 +107,34 @@ START_TEST(claim)
 	ck_assert_int_eq(kvmfault__page_claim(&memory, 1, true),
 			 KVMFAULT__FETCHING);
 	ck_assert_int_eq(state(1), KVMFAULT__FETCHING_WAITED);
-	kvmfault__page_change(&memory, 2, KVMFAULT__ABSENT, KVMFAULT__REMOVED);
+	kvmfault__page_change(&memory, 2, KVMFAULT__ABSENT, KVMFAULT__DISCARDED);
 	ck_assert_int_eq(kvmfault__page_claim(&memory, 2, true),
-			 KVMFAULT__REMOVED);
+			 KVMFAULT__DISCARDED);
 	ck_assert_int_eq(state(2), KVMFAULT__FETCHING);
 	kvmfault__page_change(&memory, 3, KVMFAULT__ABSENT, KVMFAULT__PRESENT);
 	ck_assert_int_eq(kvmfault__page_claim(&memory, 3, true),
 			 KVMFAULT__PRESENT);
 	ck_assert_int_eq(state(3), KVMFAULT__PRESENT);
 	kvmfault__page_change(&memory, 4, KVMFAULT__ABSENT,
-			      KVMFAULT__FETCHING_REMOVED);
+			      KVMFAULT__FETCHING_DISCARDED);
 	ck_assert_int_eq(kvmfault__page_claim(&memory, 4, true),
-			 KVMFAULT__FETCHING_REMOVED);
-	ck_assert_int_eq(state(4), KVMFAULT__FETCHING_REMOVED);
+			 KVMFAULT__FETCHING_DISCARDED);
+	ck_assert_int_eq(state(4), KVMFAULT__FETCHING_DISCARDED);
 }
 END_TEST
 
 START_TEST(remove_page)
 {
 	static const enum kvmfault__state from[] = {
-		KVMFAULT__ABSENT, KVMFAULT__PRESENT, KVMFAULT__REMOVED,
+		KVMFAULT__ABSENT, KVMFAULT__PRESENT, KVMFAULT__DISCARDED,
 		KVMFAULT__FETCHING, KVMFAULT__FETCHING_WAITED,
-		KVMFAULT__FETCHING_REMOVED,
+		KVMFAULT__FETCHING_DISCARDED,
 	};
 
 	kvmfault__page_change(&memory, 1, KVMFAULT__ABSENT, from[_i]);
-	kvmfault__page_remove(&memory, 1);
-	ck_assert_int_eq(state(1), _i < 3 ? KVMFAULT__REMOVED :
-					    KVMFAULT__FETCHING_REMOVED);
+	kvmfault__page_discard(&memory, 1);
+	ck_assert_int_eq(state(1), _i < 3 ? KVMFAULT__DISCARDED :
+					    KVMFAULT__FETCHING_DISCARDED);
 }
 END_TEST
 
@@ -145,7 +145,7 @@ START_TEST(absent_or_in_flight)
 	for (page = 0; page < PAGES; page++)
 		kvmfault__page_change(&memory, page, KVMFAULT__ABSENT,
 				      page % 2 ? KVMFAULT__PRESENT :
-						 KVMFAULT__REMOVED);
+						 KVMFAULT__DISCARDED);
 	ck_assert(!kvmfault__pages_absent(&memory));
 	kvmfault__page_change(&memory, PAGES - 1, KVMFAULT__PRESENT,
 			      KVMFAULT__FETCHING);
@@ -236,7 +236,7 @@ START_TEST(wait_and_wake)
 {
 	static const enum kvmfault__state in_flight[] = {
 		KVMFAULT__FETCHING, KVMFAULT__FETCHING_WAITED,
-		KVMFAULT__FETCHING_REMOVED,
+		KVMFAULT__FETCHING_DISCARDED,
 	};
 	struct waiter waiter[THREADS] = { 0 };
 	size_t i;

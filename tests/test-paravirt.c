@@ -30,7 +30,7 @@ static void up(void)
 	bed_vm();
 	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
 	bed_add();
-	own_answer = KVMFAULT_DECLINED;
+	own_answer = KVMFAULT_VERDICT_DECLINED;
 }
 
 static bool again;
@@ -189,7 +189,7 @@ END_TEST
 START_TEST(resolver_says)
 {
 	static const int answers[][2] = {
-		{ KVMFAULT_LATER, -EAGAIN }, { KVMFAULT_RESOLVED, -ENODATA },
+		{ KVMFAULT_VERDICT_LATER, -EAGAIN }, { KVMFAULT_VERDICT_RESOLVED, -ENODATA },
 		{ -EOPNOTSUPP, -EOPNOTSUPP },
 	};
 

@@ -49,12 +49,12 @@ static void down(void)
 
 static void by_exit(void)
 {
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 }
 
 static void by_exits_that_go_on(void)
 {
-	while (bed_exit(BED_GPA, 0) == KVMFAULT_RETRY)
+	while (bed_exit(BED_GPA, 0) == KVMFAULT_ACTION_RETRY)
 		;
 	ck_assert_uint_ge(fake_count(FAKE_FUTEX_WAIT, FAKE_ANY), 1);
 	ck_assert_uint_ge(fake_count(FAKE_MADVISE, FAKE_ANY), 1);
@@ -63,7 +63,7 @@ static void by_exits_that_go_on(void)
 static void by_an_exit_that_fails(void)
 {
 	bed.source_result = -EIO;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	bed.source_result = 0;
 	by_exit();
 }
@@ -71,7 +71,7 @@ static void by_an_exit_that_fails(void)
 static void by_mmio(void)
 {
 	ck_assert_int_eq(bed_mmio(BED_GPA + PAGE - 4, 8, true),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 }
 
 static void by_ensure(void)
@@ -109,7 +109,7 @@ static void by_a_message_that_is_parked(void)
 	bed.source_result = 0;
 	fake_advance(10 * SECOND);
 	dispatch();
-	ck_assert_uint_eq(bed_stats().parked, 1);
+	ck_assert_uint_eq(bed_stats().deferred, 1);
 }
 
 static void (*const entrances[])(void) = {
@@ -184,7 +184,7 @@ static int resolve_wrongly(void *data, struct kvmfault_request *request)
 	(void)request;
 	if (misdeed)
 		misdeed();
-	return KVMFAULT_DECLINED;
+	return KVMFAULT_VERDICT_DECLINED;
 }
 
 static void up_wrong(void)
@@ -293,7 +293,7 @@ START_TEST(noticed_in_handle)
 {
 	misdeed = misdeeds[_i].misdeed;
 	bed_exit(BED_GPA, 0);
-	expect("kvmfault_handle", misdeeds[_i].by_handle);
+	expect("kvmfault_vcpu_handle", misdeeds[_i].by_handle);
 }
 END_TEST
 

@@ -78,14 +78,14 @@ static void expect(unsigned int call, uint64_t page, uint64_t pages)
 START_TEST(window_is_mapped)
 {
 	ck_assert_uint_eq(kernel.asked, 1);
-	ck_assert_int_eq(bed_exit(BED_GPA + 6 * PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA + 6 * PAGE, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(kernel.calls, 1);
 	expect(0, 4, WINDOW);
 	ck_assert_uint_eq(bed_stats().prefaulted, WINDOW);
 	/* Asked for once, and not for what was there. */
-	ck_assert_int_eq(bed_exit(BED_GPA + 6 * PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA + 6 * PAGE, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(kernel.calls, 1);
-	ck_assert_int_eq(bed_exit(BED_GPA + PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA + PAGE, 0), KVMFAULT_ACTION_RETRY);
 	expect(1, 0, WINDOW);
 	ck_assert_uint_eq(kernel.asked, 1);
 }
@@ -99,7 +99,7 @@ START_TEST(marker_too)
 	info.si_addr = bed_page(9);
 	info.si_addr_lsb = 12;
 	ck_assert_int_eq(bed_handle_sigbus(&info),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	/* A worker may come late, and kvm_run may be in use then. */
 	ck_assert_uint_eq(kernel.calls, !bed.vcpu->worker);
 	if (kernel.calls)
@@ -110,7 +110,7 @@ END_TEST
 START_TEST(mmio_keeps_its_data)
 {
 	/* KVM completes the access with what stands there. */
-	ck_assert_int_eq(bed_mmio(BED_GPA + PAGE, 8, false), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_mmio(BED_GPA + PAGE, 8, false), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(kernel.calls, !bed.vcpu->worker);
 	if (kernel.calls)
 		expect(0, 0, WINDOW);
@@ -125,7 +125,7 @@ END_TEST
 
 START_TEST(exit_reason_stays)
 {
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.run->exit_reason, KVM_EXIT_UNKNOWN);
 }
 END_TEST
@@ -134,7 +134,7 @@ START_TEST(page_alone_is_not)
 {
 	bed_down();
 	up_with(true, true, 1);
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(kernel.calls, 0);
 }
 END_TEST
@@ -143,7 +143,7 @@ START_TEST(not_without_the_option)
 {
 	bed_down();
 	up_with(false, true, WINDOW);
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(kernel.asked + kernel.calls, 0);
 }
@@ -154,7 +154,7 @@ START_TEST(not_without_the_call)
 	bed_down();
 	up_with(true, false, WINDOW);
 	ck_assert_uint_eq(kernel.asked, 1);
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(kernel.asked, 1);
 	ck_assert_uint_eq(bed_stats().prefaulted, 0);
 }
@@ -163,8 +163,8 @@ END_TEST
 START_TEST(ensure_and_messages_have_no_vcpu)
 {
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA, PAGE, false), 0);
-	ck_assert_int_eq(bed_resolve(KVMFAULT_ENTRANCE_UFFD, 8, true).action,
-			 KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_resolve(KVMFAULT_KIND_UFFD, 8, true).action,
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(9), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(kernel.calls, 0);
 }
@@ -173,7 +173,7 @@ END_TEST
 START_TEST(a_part_is_gone_on_with)
 {
 	kernel.at_once = 2 * PAGE;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(kernel.calls, 2);
 	expect(1, 2, 2);
 	ck_assert_uint_eq(bed_stats().prefaulted, WINDOW);
@@ -187,7 +187,7 @@ START_TEST(an_error_is_nobodys)
 	};
 
 	kernel.error = errors[_i];
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(kvmfault_vcpu_result(bed.vcpu)->error, 0);
 	ck_assert_uint_eq(kernel.calls, 1);
 	ck_assert_uint_eq(bed_stats().prefaulted, 0);
@@ -198,7 +198,7 @@ END_TEST
 START_TEST(not_now_is_bounded)
 {
 	kernel.error = -EAGAIN;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_gt(kernel.calls, 1);
 	ck_assert_uint_le(kernel.calls, 4);
 }
@@ -209,7 +209,7 @@ START_TEST(small_steps_are_bounded)
 	bed_down();
 	up_with(true, true, 16);
 	kernel.at_once = PAGE;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_le(kernel.calls, 4);
 	ck_assert_uint_eq(bed_stats().prefaulted, kernel.calls);
 }
@@ -239,7 +239,7 @@ START_TEST(window_of_a_source_that_answers_later)
 	bed.vm->options.prefault = true;
 	fake_on(FAKE_IOCTL, pre_fault);
 	bed_add();
-	ck_assert_int_eq(bed_exit(BED_GPA + 5 * PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA + 5 * PAGE, 0), KVMFAULT_ACTION_RETRY);
 	expect(0, 4, WINDOW);
 }
 END_TEST
@@ -262,13 +262,13 @@ static void on_change(void *data, const struct kvmfault_change *change)
 
 START_TEST(never_over_what_is_gone)
 {
-	bed.vm->options.changed = on_change;
+	bed.vm->ops.changed = on_change;
 	takes = 2;
-	ck_assert_int_eq(bed_exit(BED_GPA + PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA + PAGE, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(kernel.calls, 1);
 	expect(0, 0, 2);
 	takes = 4;
-	ck_assert_int_eq(bed_exit(BED_GPA + 7 * PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA + 7 * PAGE, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(kernel.calls, 1);
 }
 END_TEST
@@ -283,7 +283,7 @@ START_TEST(never_past_the_region)
 
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
 	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
-	ck_assert_int_eq(bed_exit(BED_GPA + PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA + PAGE, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(kernel.calls, 1);
 	expect(0, 0, 3);
 }
@@ -299,7 +299,7 @@ START_TEST(not_where_private_memory_is)
 
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
 	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(kernel.calls, 0);
 }
@@ -315,7 +315,7 @@ START_TEST(not_in_another_address_space)
 	info.si_addr_lsb = 12;
 	bed.run->flags = 1;
 	ck_assert_int_eq(bed_handle_sigbus(&info),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(8), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(kernel.calls, 0);
 }
@@ -324,7 +324,7 @@ END_TEST
 START_TEST(not_what_failed)
 {
 	bed.source_result = -EIO;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(kernel.calls, 0);
 }
 END_TEST
@@ -346,15 +346,15 @@ START_TEST(huge_pages)
 
 	options.fd = fake_memory(options.length, options.page_size, &host);
 	options.host = host;
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &region.memory),
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &region.memory),
 			 0);
 	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
-	ck_assert_int_eq(bed_exit(region.gpa, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(region.gpa, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(kernel.calls, 1);
 	ck_assert_uint_eq(kernel.range[0].gpa, region.gpa);
 	ck_assert_uint_eq(kernel.range[0].size, (4 << 20) - PAGE);
 	ck_assert_int_eq(bed_exit(region.gpa + region.length - PAGE, 0),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(kernel.range[1].gpa, region.gpa + (4 << 20) - PAGE);
 	ck_assert_uint_eq(kernel.range[1].size, (4 << 20) - PAGE);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, region.gpa), 0);

@@ -47,10 +47,10 @@ static int message(bool write)
 {
 	struct kvmfault_fault fault = {
 		.size = sizeof(fault),
-		.entrance = KVMFAULT_ENTRANCE_UFFD,
+		.kind = KVMFAULT_KIND_UFFD,
 		.access = write ? KVMFAULT_ACCESS_WRITE : KVMFAULT_ACCESS_READ,
 	};
-	const struct kvmfault__place place = {
+	const struct kvmfault__target place = {
 		.memory = bed.memory,
 		.origin = mapping,
 	};
@@ -131,7 +131,7 @@ static int save(void *data, struct kvmfault_request *request)
 		atomic_store(&lost, true);
 	if (!atomic_load(&protecting) && !guarded())
 		atomic_store(&lost, true);
-	return KVMFAULT_RESOLVED;
+	return KVMFAULT_VERDICT_RESOLVED;
 }
 
 /* ---- the steps ---- */
@@ -273,7 +273,7 @@ static void check(int (*first)(void), int result)
 	if (state == KVMFAULT__PRESENT)
 		MUST(bed_has(0, bed_byte(0)) || bed_has(0, 0));
 	/* Not gone without having been saved. */
-	if (state == KVMFAULT__REMOVED && state_at_first == PROTECTED && !over)
+	if (state == KVMFAULT__DISCARDED && state_at_first == PROTECTED && !over)
 		MUST(atomic_load(&saves));
 	if (!begun && state_at_first != PROTECTED)
 		MUST(!atomic_load(&saves));

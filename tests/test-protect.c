@@ -49,7 +49,7 @@ static void up_with(bool minor)
 	};
 
 	memset(&hook, 0, sizeof(hook));
-	hook.verdict = KVMFAULT_RESOLVED;
+	hook.verdict = KVMFAULT_VERDICT_RESOLVED;
 	bed_vm();
 	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
 	bed.write_protect = true;
@@ -92,13 +92,13 @@ static struct kvmfault__answer message_of(struct kvmfault_mapping *origin,
 {
 	struct kvmfault_fault fault = {
 		.size = sizeof(fault),
-		.entrance = KVMFAULT_ENTRANCE_UFFD,
+		.kind = KVMFAULT_KIND_UFFD,
 		.access = write ? KVMFAULT_ACCESS_WRITE : KVMFAULT_ACCESS_READ,
 		.known = KVMFAULT_KNOWN_HVA,
 		.hva = origin->host + page * PAGE,
 		.length = PAGE,
 	};
-	const struct kvmfault__place place = {
+	const struct kvmfault__target place = {
 		.memory = bed.memory,
 		.origin = origin,
 		.offset = page * PAGE,
@@ -133,7 +133,7 @@ START_TEST(present_page_is_saved_once)
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(protect(), 0);
 	expect_protected(3, true);
-	ck_assert_int_eq(message(3, true).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(message(3, true).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(hook.asked, 1);
 	ck_assert_int_eq(hook.request.page, KVMFAULT_PAGE_PROTECTED);
 	ck_assert_ptr_eq(hook.request.memory, bed.memory);
@@ -145,7 +145,7 @@ START_TEST(present_page_is_saved_once)
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 	expect_protected(4, true);
 	/* Read late: it has nothing to wait for any more. */
-	ck_assert_int_eq(message(3, true).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(message(3, true).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_uint_eq(hook.asked, 1);
 	ck_assert_uint_eq(bed_stats().page[KVMFAULT_PAGE_PROTECTED], 1);
@@ -158,11 +158,11 @@ START_TEST(reading_saves_nothing)
 {
 	ck_assert_int_eq(ensure(3, false), 0);
 	ck_assert_int_eq(protect(), 0);
-	ck_assert_int_eq(message(3, false).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(message(3, false).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(ensure(3, false), 0);
-	ck_assert_int_eq(message(4, false).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(message(4, false).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 8, false),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(hook.asked, 0);
 	expect_protected(3, true);
 	expect_protected(4, true);
@@ -172,7 +172,7 @@ END_TEST
 START_TEST(absent_page_comes_protected)
 {
 	ck_assert_int_eq(protect(), 0);
-	ck_assert_int_eq(message(3, false).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(message(3, false).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, bed_byte(3)));
 	expect_protected(3, true);
 	ck_assert_int_eq(ensure(3, true), 0);
@@ -197,7 +197,7 @@ START_TEST(discarded_page_comes_protected_too)
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(discard(3), 0);
 	ck_assert_int_eq(protect(), 0);
-	ck_assert_int_eq(message(3, false).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(message(3, false).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, 0));
 	/* That call knows of no protection. */
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_ZEROPAGE), 0);
@@ -213,7 +213,7 @@ START_TEST(gone_behind_our_back_comes_protected_too)
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(protect(), 0);
 	kvmfault__memory_punch(bed.memory, 3 * PAGE, PAGE);
-	ck_assert_int_eq(message(3, false).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(message(3, false).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, 0));
 	expect_protected(3, true);
 }
@@ -223,7 +223,7 @@ START_TEST(exit_is_taken_for_a_write)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(protect(), 0);
-	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(hook.asked, 1);
 	ck_assert_str_eq(kvmfault_vcpu_result(bed.vcpu)->resolver, "snapshot");
 	/* It can go on: nothing else is to be done. */
@@ -236,14 +236,14 @@ START_TEST(mmio_write_waits_for_the_hook)
 {
 	ck_assert_int_eq(protect(), 0);
 	memset(bed.run->mmio.data, 0x5a, 8);
-	hook.verdict = KVMFAULT_LATER;
+	hook.verdict = KVMFAULT_VERDICT_LATER;
 	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 8, true),
-			 KVMFAULT_PENDING_UNFINISHED);
+			 KVMFAULT_ACTION_PENDING_UNFINISHED);
 	ck_assert(bed_has(3, bed_byte(3)));
 	expect_protected(3, true);
-	hook.verdict = KVMFAULT_RESOLVED;
+	hook.verdict = KVMFAULT_VERDICT_RESOLVED;
 	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 8, true),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(hook.byte, bed_byte(3));
 	ck_assert_int_eq(*bed_page(3), 0x5a);
 	ck_assert_uint_eq(hook.asked, 2);
@@ -254,7 +254,7 @@ START_TEST(nobody_wants_it)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(protect(), 0);
-	hook.verdict = KVMFAULT_DECLINED;
+	hook.verdict = KVMFAULT_VERDICT_DECLINED;
 	ck_assert_str_eq(message(3, true).resolver, "unprotect");
 	expect_protected(3, false);
 }
@@ -270,24 +270,24 @@ START_TEST(failing_hook_holds_everybody)
 	ck_assert_int_eq(protect(), 0);
 	hook.verdict = -EIO;
 	answer = message(3, true);
-	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_RESOLVER);
 	ck_assert_int_eq(answer.error, -EIO);
 	/* Awake it would only come again. */
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 0);
 	ck_assert_int_eq(ensure(3, true), -EIO);
 	ck_assert_int_eq(discard(3), -EIO);
-	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_ACTION_UNRESOLVED);
 	hook.verdict = -EINTR;
 	ck_assert_int_eq(ensure(3, true), -EINTR);
-	hook.verdict = KVMFAULT_LATER;
+	hook.verdict = KVMFAULT_VERDICT_LATER;
 	ck_assert_int_eq(ensure(3, true), -EAGAIN);
 	ck_assert_int_eq(discard(3), -EAGAIN);
-	ck_assert_int_eq(message(3, true).action, KVMFAULT_PENDING);
+	ck_assert_int_eq(message(3, true).action, KVMFAULT_ACTION_PENDING);
 	expect_protected(3, true);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
-	hook.verdict = KVMFAULT_RESOLVED;
-	ck_assert_int_eq(message(3, true).action, KVMFAULT_RETRY);
+	hook.verdict = KVMFAULT_VERDICT_RESOLVED;
+	ck_assert_int_eq(message(3, true).action, KVMFAULT_ACTION_RETRY);
 	expect_protected(3, false);
 }
 END_TEST
@@ -318,10 +318,10 @@ START_TEST(neighbours_come_as_protected_as_the_page)
 	expect_protected(1, true);
 	/* Too much, until somebody wants to write. */
 	ck_assert(fake_protected(bed_page(2)));
-	ck_assert_int_eq(message(2, true).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(message(2, true).action, KVMFAULT_ACTION_RETRY);
 	expect_protected(2, false);
 	ck_assert_uint_eq(hook.asked, 0);
-	ck_assert_int_eq(message(1, true).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(message(1, true).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(hook.asked, 1);
 }
 END_TEST
@@ -347,9 +347,9 @@ END_TEST
 static void others_want_it(void)
 {
 	ck_assert_int_eq(bed_state(3), KVMFAULT__FETCHING);
-	ck_assert_int_eq(message(3, true).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(message(3, true).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__FETCHING_WAITED);
-	ck_assert_int_eq(message(4, true).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(message(4, true).action, KVMFAULT_ACTION_RETRY);
 	/* It would wait for itself. */
 	ck_assert_int_eq(ensure(3, true), -EDEADLK);
 	ck_assert_int_eq(protect(), -EDEADLK);
@@ -467,7 +467,7 @@ START_TEST(discard_waits_for_a_fetch)
 	against(NULL, do_discard);
 	ck_assert_uint_eq(hook.asked, 1);
 	ck_assert_int_eq(hook.byte, bed_byte(3));
-	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 	ck_assert(!fake_present(bed.fd, 3 * PAGE));
 }
 END_TEST
@@ -528,9 +528,9 @@ START_TEST(discard_is_a_write)
 	ck_assert_uint_eq(hook.asked, 3);
 	ck_assert_int_eq(hook.byte, bed_byte(4));
 	ck_assert_uint_eq(bed.reads, 3);
-	ck_assert_int_eq(bed_state(2), KVMFAULT__REMOVED);
-	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
-	ck_assert_int_eq(bed_state(4), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(2), KVMFAULT__DISCARDED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
+	ck_assert_int_eq(bed_state(4), KVMFAULT__DISCARDED);
 	ck_assert(!fake_present(bed.fd, 3 * PAGE));
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_uint_eq(hook.asked, 3);
@@ -584,7 +584,7 @@ START_TEST(protected_while_a_discard_takes_it)
 	ck_assert_int_eq(discard(3), 0);
 	ck_assert_uint_eq(hook.asked, 1);
 	ck_assert_int_eq(hook.byte, bed_byte(3));
-	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 }
 END_TEST
 
@@ -660,11 +660,11 @@ START_TEST(every_mapping)
 	ck_assert(fake_protected((char *)host + 3 * PAGE));
 	/* Of what is still absent too: it comes through another one. */
 	ck_assert(fake_protected((char *)host + 4 * PAGE));
-	ck_assert_int_eq(message_of(mapping, 3, true).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(message_of(mapping, 3, true).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(hook.asked, 1);
 	expect_protected(3, false);
 	ck_assert(!fake_protected((char *)host + 3 * PAGE));
-	ck_assert_int_eq(message_of(mapping, 4, true).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(message_of(mapping, 4, true).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(hook.asked, 2);
 	ck_assert(!fake_protected((char *)host + 4 * PAGE));
 }
@@ -725,7 +725,7 @@ START_TEST(unprotect_asks_nobody)
 	for (page = 0; page < BED_PAGES; page++) {
 		expect_protected(page, false);
 		ck_assert_int_eq(bed_state(page), page == 1 ?
-				 KVMFAULT__REMOVED : page % 3 ?
+				 KVMFAULT__DISCARDED : page % 3 ?
 				 KVMFAULT__ABSENT : KVMFAULT__PRESENT);
 	}
 	ck_assert_int_eq(ensure(4, true), 0);
@@ -752,7 +752,7 @@ static bool while_it_is_lifted(struct fake_call *call)
 		return false;
 	fake_on(FAKE_IOCTL, NULL);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__FETCHING);
-	ck_assert_int_eq(message(3, true).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(message(3, true).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(kvmfault__discard(bed.seat, bed.memory, 4 * PAGE, PAGE,
 					   false), 0);
 	return false;
@@ -769,7 +769,7 @@ START_TEST(unprotect_holds_the_pages)
 					    2 * PAGE), 0);
 	ck_assert_uint_ge(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
-	ck_assert_int_eq(bed_state(4), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(4), KVMFAULT__DISCARDED);
 	ck_assert(!fake_present(bed.fd, 4 * PAGE));
 }
 END_TEST
@@ -870,7 +870,7 @@ static int new_memory(bool minor, bool source)
 
 	options.fd = fake_memory(ALL, 0, &host);
 	options.host = host;
-	err = kvmfault_memory_new(bed.vm, &options, &memory);
+	err = kvmfault_memory_adopt(bed.vm, &options, &memory);
 	if (!err)
 		ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 	return err;

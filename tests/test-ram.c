@@ -28,7 +28,7 @@ static void up(void)
 
 static int create(void)
 {
-	return kvmfault_memory_create(bed.vm, &options, &maps, &memory);
+	return kvmfault_memory_alloc(bed.vm, &options, &maps, &memory);
 }
 
 /* As a VMM does it. */
@@ -114,11 +114,11 @@ START_TEST(wrong_arguments)
 	maps.size = 1;
 	ck_assert_int_eq(create(), -EINVAL);
 	maps.size = sizeof(maps);
-	ck_assert_int_eq(kvmfault_memory_create(bed.vm, &options, NULL,
+	ck_assert_int_eq(kvmfault_memory_alloc(bed.vm, &options, NULL,
 						&memory), -EINVAL);
-	ck_assert_int_eq(kvmfault_memory_create(bed.vm, &options, &maps, NULL),
+	ck_assert_int_eq(kvmfault_memory_alloc(bed.vm, &options, &maps, NULL),
 			 -EINVAL);
-	ck_assert_int_eq(kvmfault_memory_create(NULL, &options, &maps,
+	ck_assert_int_eq(kvmfault_memory_alloc(NULL, &options, &maps,
 						&memory), -EINVAL);
 	options.host = &options;
 	ck_assert_int_eq(create(), -EINVAL);
@@ -133,7 +133,7 @@ START_TEST(wrong_arguments)
 	fake_push(FAKE_MEMFD, -ENODEV);
 	ck_assert_int_eq(create(), -EOPNOTSUPP);
 	newer.options.size = sizeof(newer);
-	ck_assert_int_eq(kvmfault_memory_create(bed.vm, &newer.options, &maps,
+	ck_assert_int_eq(kvmfault_memory_alloc(bed.vm, &newer.options, &maps,
 						&memory), -E2BIG);
 	ck_assert_ptr_null(memory);
 	ck_assert_ptr_null(maps.own);

@@ -50,7 +50,7 @@ START_TEST(ensure_touches_what_it_must)
 	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
 	ck_assert_int_eq(ensure(BED_GPA + 2 * PAGE, 1), 0);
 	ck_assert_uint_eq(bed.reads, 2);
-	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_CALL], 2);
+	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_CALL], 2);
 }
 END_TEST
 
@@ -123,9 +123,9 @@ static void up_own(void)
 
 START_TEST(ensure_with_ones_own_resolver)
 {
-	answer = KVMFAULT_LATER;
+	answer = KVMFAULT_VERDICT_LATER;
 	ck_assert_int_eq(ensure(BED_GPA, PAGE), -EAGAIN);
-	answer = KVMFAULT_RESOLVED;
+	answer = KVMFAULT_VERDICT_RESOLVED;
 	ck_assert_int_eq(ensure(BED_GPA, PAGE), -ENODATA);	/* a lie */
 	answer = 99;
 	ck_assert_int_eq(ensure(BED_GPA, PAGE), -EINVAL);
@@ -159,7 +159,7 @@ static struct kvmfault_memory *untracked(int *fd)
 
 	*fd = options.fd = fake_memory(options.length, 0, &host);
 	options.host = host;
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory), 0);
 	region.memory = memory;
 	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
 	return memory;
@@ -212,7 +212,7 @@ START_TEST(discard_anonymous)
 	};
 	int fd = fake_memory(options.length, 0, &options.host);
 
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options,
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options,
 					     &region.memory), 0);
 	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
 	ck_assert_int_eq(ensure(END + PAGE, PAGE), 0);
@@ -231,12 +231,12 @@ START_TEST(discard_pages)
 	ck_assert_int_eq(ensure(BED_GPA, 3 * PAGE), 0);
 	ck_assert_int_eq(discard(BED_GPA + PAGE, 3 * PAGE), 0);
 	ck_assert_int_eq(bed_state(0), KVMFAULT__PRESENT);
-	ck_assert_int_eq(bed_state(1), KVMFAULT__REMOVED);
-	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__DISCARDED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
 	ck_assert(!fake_present(bed.fd, PAGE));
 	ck_assert(bed_has(0, bed_byte(0)));
-	ck_assert_uint_eq(bed_stats().removed, 3);
+	ck_assert_uint_eq(bed_stats().discarded, 3);
 	/* All at once: one hole, one change. */
 	ck_assert_uint_eq(fake_count(FAKE_FALLOCATE, FAKE_ANY), 1);
 	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_DISCARD], 1);
@@ -246,15 +246,15 @@ START_TEST(discard_pages)
 	ck_assert(bed_has(1, 0));
 	ck_assert_uint_eq(bed.reads, 3);
 	ck_assert_int_eq(discard(BED_GPA + PAGE, PAGE), 0);
-	ck_assert_int_eq(bed_state(1), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__DISCARDED);
 }
 END_TEST
 
 START_TEST(discard_across_regions)
 {
 	ck_assert_int_eq(discard(SECOND_GPA - PAGE, 2 * PAGE), 0);
-	ck_assert_int_eq(bed_state(BED_PAGES - 1), KVMFAULT__REMOVED);
-	ck_assert_int_eq(bed_state(0), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(BED_PAGES - 1), KVMFAULT__DISCARDED);
+	ck_assert_int_eq(bed_state(0), KVMFAULT__DISCARDED);
 }
 END_TEST
 
@@ -267,7 +267,7 @@ START_TEST(discard_bad_ranges)
 	ck_assert_int_eq(discard(-PAGE, 2 * PAGE), -EINVAL);
 	ck_assert_int_eq(discard(0, PAGE), -ENXIO);
 	ck_assert_int_eq(discard(END - PAGE, 2 * PAGE), -ENXIO);
-	ck_assert_int_eq(bed_state(1), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__DISCARDED);
 }
 END_TEST
 
@@ -279,7 +279,7 @@ START_TEST(discard_that_fails_changes_nothing)
 	ck_assert_int_eq(bed_state(0), KVMFAULT__PRESENT);
 	ck_assert_int_eq(bed_state(1), KVMFAULT__ABSENT);
 	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_DISCARD], 0);
-	ck_assert_uint_eq(bed_stats().removed, 0);
+	ck_assert_uint_eq(bed_stats().discarded, 0);
 	ck_assert(bed_has(0, bed_byte(0)));
 }
 END_TEST
@@ -292,14 +292,14 @@ START_TEST(discard_that_leaves_a_marker)
 			      KVMFAULT__POISONED);
 	fake_push(FAKE_MADVISE, -ENOMEM);
 	ck_assert_int_eq(discard(BED_GPA, 3 * PAGE), -ENOMEM);
-	ck_assert_int_eq(bed_state(0), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(0), KVMFAULT__DISCARDED);
 	ck_assert_int_eq(bed_state(1), KVMFAULT__POISONED);
-	ck_assert_int_eq(bed_state(2), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(2), KVMFAULT__DISCARDED);
 	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_DISCARD], 1);
 	ck_assert_int_eq(ensure(BED_GPA, PAGE), 0);
 	ck_assert(bed_has(0, 0));
 	ck_assert_int_eq(discard(BED_GPA, 3 * PAGE), 0);
-	ck_assert_int_eq(bed_state(1), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__DISCARDED);
 }
 END_TEST
 
@@ -309,7 +309,7 @@ static struct kvmfault__answer message;
 static bool touch_in_punch(struct fake_call *call)
 {
 	(void)call;
-	message = bed_resolve(KVMFAULT_ENTRANCE_UFFD, 2, true);
+	message = bed_resolve(KVMFAULT_KIND_UFFD, 2, true);
 	return false;
 }
 
@@ -317,10 +317,10 @@ START_TEST(touched_while_it_is_discarded)
 {
 	fake_on(FAKE_FALLOCATE, touch_in_punch);
 	ck_assert_int_eq(discard(BED_GPA, 4 * PAGE), 0);
-	ck_assert_int_eq(message.action, KVMFAULT_RETRY);
+	ck_assert_int_eq(message.action, KVMFAULT_ACTION_RETRY);
 	/* Not fetched meanwhile, and awake afterwards. */
 	ck_assert_uint_eq(bed.reads, 0);
-	ck_assert_int_eq(bed_state(2), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(2), KVMFAULT__DISCARDED);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
 	ck_assert_uint_eq(fake_nth(FAKE_IOCTL, UFFDIO_WAKE, 0)->at,
 			  (uintptr_t)bed_page(2));
@@ -329,7 +329,7 @@ END_TEST
 
 static bool touch_and_fail(struct fake_call *call)
 {
-	message = bed_resolve(KVMFAULT_ENTRANCE_UFFD, 2, true);
+	message = bed_resolve(KVMFAULT_KIND_UFFD, 2, true);
 	call->result = -EPERM;
 	return true;
 }
@@ -341,7 +341,7 @@ START_TEST(touched_while_a_discard_fails)
 	ck_assert_int_eq(bed_state(2), KVMFAULT__ABSENT);
 	/* Awake it faults again, and gets its data. */
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
-	bed_resolve(KVMFAULT_ENTRANCE_UFFD, 2, true);
+	bed_resolve(KVMFAULT_KIND_UFFD, 2, true);
 	ck_assert(bed_has(2, bed_byte(2)));
 }
 END_TEST
@@ -361,7 +361,7 @@ static bool discard_and_fail(struct fake_call *call)
 {
 	fake_on(FAKE_FALLOCATE, NULL);
 	pthread_create(&discarding, NULL, discard_in_thread, NULL);
-	while (bed_state(2) != KVMFAULT__FETCHING_REMOVED)
+	while (bed_state(2) != KVMFAULT__FETCHING_DISCARDED)
 		sched_yield();
 	call->result = -EPERM;
 	return true;
@@ -373,7 +373,7 @@ static void discard_twice(void)
 	ck_assert_int_eq(discard(BED_GPA + 2 * PAGE, PAGE), -EPERM);
 	pthread_join(discarding, NULL);
 	ck_assert_int_eq(second, 0);
-	ck_assert_int_eq(bed_state(2), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(2), KVMFAULT__DISCARDED);
 	ck_assert(!fake_present(bed.fd, 2 * PAGE));
 }
 
@@ -394,7 +394,7 @@ START_TEST(second_discard_of_a_present_page)
 	ck_assert_int_eq(ensure(BED_GPA + 2 * PAGE, PAGE), 0);
 	discard_twice();
 	ck_assert_uint_eq(fake_count(FAKE_FALLOCATE, FAKE_ANY), 2);
-	ck_assert_uint_eq(bed_stats().removed, 1);
+	ck_assert_uint_eq(bed_stats().discarded, 1);
 }
 END_TEST
 
@@ -412,7 +412,7 @@ START_TEST(discard_in_huge_pages)
 	};
 
 	options.fd = fake_memory(options.length, HUGE, &options.host);
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options,
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options,
 					     &region.memory), 0);
 	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
 	ck_assert_int_eq(ensure(HUGE, 1), 0);
@@ -427,7 +427,7 @@ START_TEST(discard_in_huge_pages)
 	ck_assert_int_eq(discard(HUGE, 2 * HUGE), 0);
 	ck_assert(!fake_present(options.fd, 0));
 	ck_assert_int_eq(kvmfault__page_state(region.memory, 1),
-			 KVMFAULT__REMOVED);
+			 KVMFAULT__DISCARDED);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, HUGE), 0);
 	ck_assert_int_eq(kvmfault_memory_free(region.memory), 0);
 }

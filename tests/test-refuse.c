@@ -28,11 +28,14 @@ static void on_log(void *data, enum kvmfault_log_level level,
 
 static int try_vm(struct kvmfault_vm_options *options)
 {
+	const struct kvmfault_vm_ops ops = {
+		.size = sizeof(ops), .log = on_log,
+	};
 	struct kvmfault_vm *vm;
 	int err;
 
 	options->size = sizeof(*options);
-	options->log = on_log;
+	options->ops = &ops;
 	text[0] = '\0';
 	err = kvmfault_vm_new(options, &vm);
 	if (!err)
@@ -83,7 +86,7 @@ static int memory_window(uint64_t value)
 	int err;
 
 	options.fd = fake_memory(PAGE, PAGE, &options.host);
-	err = kvmfault_memory_new(bed.vm, &options, &memory);
+	err = kvmfault_memory_adopt(bed.vm, &options, &memory);
 	if (!err)
 		kvmfault_memory_free(memory);
 	return err;
@@ -106,7 +109,7 @@ static int never(void *data, struct kvmfault_request *request)
 {
 	(void)data;
 	(void)request;
-	return KVMFAULT_DECLINED;
+	return KVMFAULT_VERDICT_DECLINED;
 }
 
 static int resolver_pages(uint64_t value)
@@ -390,8 +393,11 @@ static void on_missed(void *data, enum kvmfault_log_level level,
 /* With a source or without, a service first or not; and a vCPU. */
 static void set_up(bool tracked, bool served, bool region_last)
 {
+	const struct kvmfault_vm_ops ops = {
+		.size = sizeof(ops), .log = on_missed,
+	};
 	const struct kvmfault_vm_options options = {
-		.size = sizeof(options), .log = on_missed,
+		.size = sizeof(options), .ops = &ops,
 	};
 	const struct kvmfault_source source = bed_source();
 	struct kvmfault_memory_options memory = {
@@ -417,7 +423,7 @@ static void set_up(bool tracked, bool served, bool region_last)
 	for (i = 0; i < 2; i++)
 		if (i == region_last) {
 			memory.fd = fake_memory(PAGE, PAGE, &memory.host);
-			ck_assert_int_eq(kvmfault_memory_new(vm, &memory,
+			ck_assert_int_eq(kvmfault_memory_adopt(vm, &memory,
 							&region.memory), 0);
 			ck_assert_int_eq(kvmfault_region_add(vm, &region), 0);
 		} else {

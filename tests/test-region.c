@@ -230,7 +230,7 @@ START_TEST(public_find)
 {
 	struct kvmfault_region region = {
 		.size = sizeof(region), .gpa = PAGE, .length = PAGE,
-		.guest_memfd = 5, .slot = 7, .guest_memfd_offset = 11 * PAGE,
+		.guest_memfd = 5, .guest_memfd_offset = 11 * PAGE,
 		.flags = KVMFAULT_REGION_READONLY,
 	};
 	struct kvmfault_region found = { .size = sizeof(found) };
@@ -263,15 +263,15 @@ static uint64_t length_of(unsigned int i)
 static struct kvmfault_region layout[SLOTS];
 static const struct kvmfault_region *listed[SLOTS];
 
-/* So many from there on, in order; the slot says which layout it is of. */
-static void have_layout(unsigned int first, unsigned int count, uint32_t slot)
+/* So many from there on, in order; the offset into the guest_memfd says which layout it is of. */
+static void have_layout(unsigned int first, unsigned int count, uint64_t slot)
 {
 	unsigned int i;
 
 	for (i = 0; i < count; i++) {
 		layout[i] = (struct kvmfault_region){
 			.size = sizeof(layout[i]), .address_space = 1,
-			.gpa = gpa_of(first + i), .slot = slot,
+			.gpa = gpa_of(first + i), .guest_memfd_offset = slot * PAGE,
 			.length = length_of(first + i), .guest_memfd = 5,
 		};
 		listed[i] = &layout[i];
@@ -339,7 +339,7 @@ static unsigned int copies(unsigned int spans)
 	return n;
 }
 
-static unsigned int bad_slots(uint32_t slot, unsigned int first)
+static unsigned int bad_slots(uint64_t slot, unsigned int first)
 {
 	struct kvmfault_region found;
 	unsigned int i, bad = 0;
@@ -347,7 +347,7 @@ static unsigned int bad_slots(uint32_t slot, unsigned int first)
 	for (i = first; i < SLOTS; i++) {
 		found = (struct kvmfault_region){ .size = sizeof(found) };
 		bad += kvmfault_region_find(vm, 1, gpa_of(i), &found) ||
-		       found.gpa != gpa_of(i) || found.slot != slot;
+		       found.gpa != gpa_of(i) || found.guest_memfd_offset != slot * PAGE;
 	}
 	return bad;
 }
@@ -594,7 +594,7 @@ static void *look_up(void *arg)
 			kvmfault__region_find(mine, 0, gpa + 7);
 
 		if (region ? region->info.gpa != gpa ||
-			     region->info.slot != n : n % 2)
+			     region->info.guest_memfd_offset != n * PAGE : n % 2)
 			atomic_fetch_add(&wrong, 1);
 		atomic_fetch_add(&found_some, region && !(n % 2));
 		kvmfault__leave(mine);
@@ -607,7 +607,7 @@ static void add_slot(unsigned int n)
 {
 	struct kvmfault_region region = {
 		.size = sizeof(region), .gpa = n * PAGE, .length = PAGE,
-		.guest_memfd = 5, .slot = n,
+		.guest_memfd = 5, .guest_memfd_offset = n * PAGE,
 	};
 
 	ck_assert_int_eq(kvmfault_region_add(vm, &region), 0);

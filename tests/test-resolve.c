@@ -12,19 +12,19 @@
 
 static struct kvmfault__answer by_call(uint64_t page)
 {
-	return bed_resolve(KVMFAULT_ENTRANCE_CALL, page, false);
+	return bed_resolve(KVMFAULT_KIND_CALL, page, false);
 }
 
 static struct kvmfault__answer by_message(uint64_t page)
 {
-	return bed_resolve(KVMFAULT_ENTRANCE_UFFD, page, true);
+	return bed_resolve(KVMFAULT_KIND_UFFD, page, true);
 }
 
 START_TEST(absent_page_is_fetched)
 {
 	struct kvmfault__answer answer = by_call(3);
 
-	ck_assert_int_eq(answer.action, KVMFAULT_RETRY);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(answer.error, 0);
 	ck_assert(answer.came);
 	ck_assert_str_eq(answer.resolver, "copy");
@@ -45,11 +45,11 @@ END_TEST
 START_TEST(present_page_is_fetched_once)
 {
 	by_call(3);
-	ck_assert_int_eq(by_call(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.reads, 1);
 	/* A vCPU that faults on it all the same: populate. */
-	ck_assert_int_eq(bed_resolve(KVMFAULT_ENTRANCE_EXIT, 3, false).action,
-			 KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_resolve(KVMFAULT_KIND_EXIT, 3, false).action,
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(fake_count(FAKE_MADVISE,
 				     KVMFAULT__MADV_POPULATE_READ), 1);
@@ -62,7 +62,7 @@ START_TEST(source_fails)
 
 	bed.source_result = -EIO;
 	answer = by_call(3);
-	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(answer.error, -EIO);
 	ck_assert_str_eq(answer.resolver, "copy");
@@ -71,7 +71,7 @@ START_TEST(source_fails)
 	ck_assert(!fake_present(bed.fd, 3 * PAGE));
 	ck_assert_uint_eq(bed_stats().fetched, 0);
 	bed.source_result = 0;
-	ck_assert_int_eq(by_call(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
 END_TEST
@@ -82,7 +82,7 @@ START_TEST(source_says_a_count)
 
 	bed.source_result = (int)PAGE;
 	answer = by_call(3);
-	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(answer.error, -EIO);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
@@ -96,7 +96,7 @@ START_TEST(kernel_is_not_ready)
 
 	fake_push(FAKE_IOCTL, -EAGAIN);
 	answer = by_call(3);
-	ck_assert_int_eq(answer.action, KVMFAULT_RETRY);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(answer.error, -EAGAIN);
 	ck_assert(!answer.came);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
@@ -111,7 +111,7 @@ START_TEST(kernel_fails)
 
 	fake_push(FAKE_IOCTL, errors[_i]);
 	answer = by_call(3);
-	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_RESOLVER);
 	ck_assert_int_eq(answer.error, errors[_i]);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
@@ -121,7 +121,7 @@ END_TEST
 START_TEST(page_was_there)
 {
 	fake_put(bed.fd, 3 * PAGE);
-	ck_assert_int_eq(by_call(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(bed_stats().existed, 1);
 	ck_assert_uint_eq(bed_stats().fetched, 0);
@@ -132,7 +132,7 @@ END_TEST
 START_TEST(page_was_there_wakes_the_sleeper)
 {
 	fake_put(bed.fd, 3 * PAGE);
-	ck_assert_int_eq(by_message(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_message(3).action, KVMFAULT_ACTION_RETRY);
 	/* EEXIST wakes nobody: we must. */
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
 	ck_assert_uint_eq(fake_nth(FAKE_IOCTL, UFFDIO_WAKE, 0)->at,
@@ -158,8 +158,8 @@ static void read_by_message(void)
 START_TEST(message_during_a_fetch_is_woken_by_it)
 {
 	bed.during_read = read_by_message;
-	ck_assert_int_eq(by_call(3).action, KVMFAULT_RETRY);
-	ck_assert_int_eq(second.action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(second.action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(second.error, 0);
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
@@ -172,7 +172,7 @@ START_TEST(message_during_a_failing_fetch_is_woken)
 {
 	bed.during_read = read_by_message;
 	bed.source_result = -EIO;
-	ck_assert_int_eq(by_call(3).action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_UNRESOLVED);
 	/* Awake it faults again, and so is not forgotten. */
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
@@ -192,8 +192,8 @@ static void ask_again(void)
 START_TEST(source_that_asks_for_its_own_page)
 {
 	bed.during_read = ask_again;
-	ck_assert_int_eq(by_call(3).action, KVMFAULT_RETRY);
-	ck_assert_int_eq(second.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(second.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(second.error, -EDEADLK);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
@@ -211,7 +211,7 @@ static bool reader_in_copy(struct fake_call *call)
 START_TEST(message_between_copy_and_publish_is_woken)
 {
 	fake_on(FAKE_IOCTL, reader_in_copy);
-	ck_assert_int_eq(by_call(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
@@ -232,7 +232,7 @@ static void *discard_in_thread(void *arg)
 static void discard_it(void)
 {
 	pthread_create(&discarding, NULL, discard_in_thread, NULL);
-	while (bed_state(3) != KVMFAULT__FETCHING_REMOVED)
+	while (bed_state(3) != KVMFAULT__FETCHING_DISCARDED)
 		sched_yield();
 }
 
@@ -249,15 +249,15 @@ static struct kvmfault__answer fetch_and_discard(void)
 
 START_TEST(discard_during_a_fetch)
 {
-	ck_assert_int_eq(fetch_and_discard().action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch_and_discard().action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(discarded, 0);
-	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 	ck_assert(!fake_present(bed.fd, 3 * PAGE));
 	ck_assert_uint_eq(fake_count(FAKE_FALLOCATE, FAKE_ANY), 1);
 	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_DISCARD], 1);
-	ck_assert_uint_eq(bed_stats().removed, 1);
+	ck_assert_uint_eq(bed_stats().discarded, 1);
 	/* From now on zero, and not from the source. */
-	ck_assert_int_eq(by_call(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, 0));
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(bed_stats().zeroed, 1);
@@ -270,7 +270,7 @@ START_TEST(discard_during_a_failing_fetch)
 	bed.source_result = -EIO;
 	fetch_and_discard();
 	ck_assert_int_eq(discarded, 0);
-	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 	ck_assert(!fake_present(bed.fd, 3 * PAGE));
 	bed.source_result = 0;
 	by_call(3);
@@ -282,7 +282,7 @@ START_TEST(discard_that_cannot_punch)
 {
 	fake_push(FAKE_FALLOCATE, -ENOSPC);
 	fake_push(FAKE_FALLOCATE, -ENOSPC);
-	ck_assert_int_eq(fetch_and_discard().action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch_and_discard().action, KVMFAULT_ACTION_RETRY);
 	/* It keeps its data, and who discards is told. */
 	ck_assert_int_eq(discarded, -ENOSPC);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
@@ -296,7 +296,7 @@ START_TEST(discard_that_cannot_punch_during_a_failing_fetch)
 	bed.source_result = -EIO;
 	fake_push(FAKE_FALLOCATE, -ENOSPC);
 	fake_push(FAKE_FALLOCATE, -ENOSPC);
-	ck_assert_int_eq(fetch_and_discard().action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(fetch_and_discard().action, KVMFAULT_ACTION_UNRESOLVED);
 	/* There is no page: to call it present would make it zero later. */
 	ck_assert_int_ne(bed_state(3), KVMFAULT__PRESENT);
 	bed.source_result = 0;
@@ -316,7 +316,7 @@ START_TEST(discard_and_messages_during_a_fetch)
 {
 	bed.during_read = discard_and_message;
 	fetch_and_discard();
-	ck_assert_int_eq(bed_state(3), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 	ck_assert_uint_ge(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
 }
 END_TEST
@@ -325,8 +325,8 @@ START_TEST(removed_page_failing_stays_removed)
 {
 	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA, PAGE), 0);
 	fake_push(FAKE_IOCTL, -ENOMEM);
-	ck_assert_int_eq(by_call(0).action, KVMFAULT_UNRESOLVED);
-	ck_assert_int_eq(bed_state(0), KVMFAULT__REMOVED);
+	ck_assert_int_eq(by_call(0).action, KVMFAULT_ACTION_UNRESOLVED);
+	ck_assert_int_eq(bed_state(0), KVMFAULT__DISCARDED);
 }
 END_TEST
 
@@ -335,7 +335,7 @@ END_TEST
 START_TEST(late_message_wakes)
 {
 	by_call(3);
-	ck_assert_int_eq(by_message(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_message(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(bed_stats().repeated, 1);
@@ -348,7 +348,7 @@ START_TEST(page_gone_behind_our_back_is_zero)
 {
 	by_call(3);
 	kvmfault__memory_punch(bed.memory, 3 * PAGE, PAGE);
-	ck_assert_int_eq(by_message(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_message(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, 0));
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(bed_stats().zeroed, 1);
@@ -363,7 +363,7 @@ START_TEST(recheck_that_cannot_be_done_now)
 	ck_assert_int_eq(by_message(3).error, -EAGAIN);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 	fake_push(FAKE_IOCTL, -ENOMEM);
-	ck_assert_int_eq(by_message(3).action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(by_message(3).action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 }
 END_TEST
@@ -408,10 +408,10 @@ START_TEST(own_one_lies)
 {
 	struct kvmfault__answer answer;
 
-	verdict = KVMFAULT_RESOLVED;
+	verdict = KVMFAULT_VERDICT_RESOLVED;
 	answer = by_call(3);
-	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
-	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_LIE);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_UNRESOLVED);
+	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_STILL_ABSENT);
 	ck_assert_int_eq(answer.error, -ENODATA);
 	ck_assert_str_eq(answer.resolver, "own");
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
@@ -421,10 +421,10 @@ END_TEST
 
 START_TEST(own_one_cannot_be_checked)
 {
-	verdict = KVMFAULT_RESOLVED;
+	verdict = KVMFAULT_VERDICT_RESOLVED;
 	fake_push(FAKE_LSEEK, -EIO);
 	/* Not known to be there is not there. */
-	ck_assert_int_eq(by_call(3).action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
 END_TEST
@@ -433,13 +433,13 @@ static int put_page(struct kvmfault_request *request)
 {
 	memset(request->host, 7, request->length);
 	fake_put(bed.fd, request->offset);
-	return KVMFAULT_RESOLVED;
+	return KVMFAULT_VERDICT_RESOLVED;
 }
 
 START_TEST(own_one_installs_by_itself)
 {
 	own = put_page;
-	ck_assert_int_eq(by_message(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_message(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 	ck_assert(bed_has(3, 7));
 	ck_assert_uint_eq(bed.reads, 0);
@@ -453,22 +453,22 @@ START_TEST(own_one_later)
 {
 	struct kvmfault__answer answer;
 
-	verdict = KVMFAULT_LATER;
+	verdict = KVMFAULT_VERDICT_LATER;
 	answer = by_call(3);
-	ck_assert_int_eq(answer.action, KVMFAULT_PENDING);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_PENDING);
 	ck_assert_str_eq(answer.resolver, "own");
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
-	verdict = KVMFAULT_DECLINED;
-	ck_assert_int_eq(by_call(3).action, KVMFAULT_RETRY);
+	verdict = KVMFAULT_VERDICT_DECLINED;
+	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
 }
 END_TEST
 
 START_TEST(own_one_later_on_a_discarded_page)
 {
 	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA, PAGE), 0);
-	verdict = KVMFAULT_LATER;
-	ck_assert_int_eq(by_call(0).action, KVMFAULT_PENDING);
-	ck_assert_int_eq(bed_state(0), KVMFAULT__REMOVED);
+	verdict = KVMFAULT_VERDICT_LATER;
+	ck_assert_int_eq(by_call(0).action, KVMFAULT_ACTION_PENDING);
+	ck_assert_int_eq(bed_state(0), KVMFAULT__DISCARDED);
 }
 END_TEST
 
@@ -479,7 +479,7 @@ START_TEST(own_one_says_junk)
 
 	verdict = junk[_i];
 	answer = by_call(3);
-	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_RESOLVER);
 	ck_assert_int_eq(answer.error, -EINVAL);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
@@ -492,7 +492,7 @@ START_TEST(own_one_fails)
 
 	verdict = -EIO;
 	answer = by_call(3);
-	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_RESOLVER);
 	ck_assert_int_eq(answer.error, -EIO);
 	/* It was its own: nobody else is asked. */
@@ -512,7 +512,7 @@ static int check_request(struct kvmfault_request *request)
 	ck_assert_ptr_eq(request->host, bed_page(3));
 	ck_assert_ptr_nonnull(request->buffer);
 	memset(request->buffer, 1, request->length);
-	return KVMFAULT_DECLINED;
+	return KVMFAULT_VERDICT_DECLINED;
 }
 
 START_TEST(what_a_resolver_is_asked)
@@ -528,7 +528,7 @@ static struct kvmfault__answer with_flags(uint64_t flags, int error)
 {
 	struct kvmfault_fault fault = {
 		.size = sizeof(fault),
-		.entrance = KVMFAULT_ENTRANCE_EXIT,
+		.kind = KVMFAULT_KIND_EXIT,
 		.known = KVMFAULT_KNOWN_GPA,
 		.gpa = BED_GPA,
 		.length = PAGE,
@@ -546,15 +546,15 @@ START_TEST(flags_go_to_who_understands_them)
 	struct kvmfault__answer answer = with_flags(1U << 3, EFAULT);
 
 	ck_assert_uint_eq(asked, 1);
-	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_FLAGS);
 	ck_assert_int_eq(bed_state(0), KVMFAULT__ABSENT);
 	answer = with_flags(1U << 3 | 1U << 4, EFAULT);
 	ck_assert_uint_eq(asked, 1);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_FLAGS);
-	verdict = KVMFAULT_LATER;
+	verdict = KVMFAULT_VERDICT_LATER;
 	answer = with_flags(1U << 3, EFAULT);
-	ck_assert_int_eq(answer.action, KVMFAULT_PENDING);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_PENDING);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_NONE);
 	ck_assert_uint_eq(bed.reads, 0);
 }
@@ -570,11 +570,11 @@ START_TEST(failed_memory_is_not_for_ours)
 				     KVMFAULT__MADV_POPULATE_READ), 0);
 	ck_assert_uint_eq(fake_count(FAKE_MADVISE,
 				     KVMFAULT__MADV_POPULATE_WRITE), 0);
-	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_HWPOISON);
 	ck_assert_int_eq(answer.error, -EHWPOISON);
-	verdict = KVMFAULT_RESOLVED;
-	ck_assert_int_eq(with_flags(0, EHWPOISON).action, KVMFAULT_RETRY);
+	verdict = KVMFAULT_VERDICT_RESOLVED;
+	ck_assert_int_eq(with_flags(0, EHWPOISON).action, KVMFAULT_ACTION_RETRY);
 }
 END_TEST
 
@@ -594,10 +594,10 @@ START_TEST(no_region)
 	own = check_no_region;
 	answer = by_call(BED_PAGES);
 	ck_assert_uint_eq(asked, 1);
-	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_NO_REGION);
-	verdict = KVMFAULT_RESOLVED;
-	ck_assert_int_eq(by_call(BED_PAGES).action, KVMFAULT_RETRY);
+	verdict = KVMFAULT_VERDICT_RESOLVED;
+	ck_assert_int_eq(by_call(BED_PAGES).action, KVMFAULT_ACTION_RETRY);
 }
 END_TEST
 
@@ -609,7 +609,7 @@ static int check_guest_memfd(struct kvmfault_request *request)
 	ck_assert_ptr_null(request->host);
 	ck_assert_uint_eq(request->offset, PAGE);
 	ck_assert_uint_eq(request->length, PAGE);
-	return KVMFAULT_RESOLVED;
+	return KVMFAULT_VERDICT_RESOLVED;
 }
 
 START_TEST(guest_memfd_only)
@@ -625,7 +625,7 @@ START_TEST(guest_memfd_only)
 	ck_assert_int_eq(by_call(BED_PAGES + 1).reason,
 			 KVMFAULT_REASON_DECLINED);
 	own = check_guest_memfd;
-	ck_assert_int_eq(by_call(BED_PAGES + 1).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(by_call(BED_PAGES + 1).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, region.gpa), 0);
 }
 END_TEST
@@ -653,7 +653,7 @@ static void *ask_for_page(void *arg)
 	struct kvmfault__seat *seat = kvmfault__seat_take(bed.vm);
 	struct kvmfault_fault fault = {
 		.size = sizeof(fault),
-		.entrance = KVMFAULT_ENTRANCE_CALL,
+		.kind = KVMFAULT_KIND_CALL,
 		.gpa = BED_GPA + 3 * PAGE,
 	};
 	struct kvmfault__answer *answer = arg;
@@ -685,7 +685,7 @@ START_TEST(many_threads_one_fetch)
 	bed.during_read = count_in_read;
 	ask_by_threads(answer);
 	for (i = 0; i < THREADS; i++) {
-		ck_assert_int_eq(answer[i].action, KVMFAULT_RETRY);
+		ck_assert_int_eq(answer[i].action, KVMFAULT_ACTION_RETRY);
 		ck_assert(answer[i].came);
 	}
 	ck_assert_uint_eq(bed.reads, 1);
@@ -706,7 +706,7 @@ START_TEST(failing_fetch_wakes_the_waiters)
 	ask_by_threads(answer);
 	/* Each tries for itself, and each is told. */
 	for (i = 0; i < THREADS; i++) {
-		ck_assert_int_eq(answer[i].action, KVMFAULT_UNRESOLVED);
+		ck_assert_int_eq(answer[i].action, KVMFAULT_ACTION_UNRESOLVED);
 		ck_assert_int_eq(answer[i].reason, KVMFAULT_REASON_SOURCE);
 	}
 	ck_assert_uint_eq(bed.reads, THREADS);

@@ -19,7 +19,7 @@ static int (*act)(struct kvmfault_request *request);
 static int resolve(void *data, struct kvmfault_request *request)
 {
 	order[asked++ % 8] = (unsigned int)(uintptr_t)data;
-	return act ? act(request) : KVMFAULT_DECLINED;
+	return act ? act(request) : KVMFAULT_VERDICT_DECLINED;
 }
 
 static int add(const char *name, unsigned int number, uint32_t pages)
@@ -34,7 +34,7 @@ static int add(const char *name, unsigned int number, uint32_t pages)
 
 static struct kvmfault__answer fetch(uint64_t page)
 {
-	return bed_resolve(KVMFAULT_ENTRANCE_CALL, page, false);
+	return bed_resolve(KVMFAULT_KIND_CALL, page, false);
 }
 
 START_TEST(order_is_the_vmms)
@@ -64,13 +64,13 @@ END_TEST
 START_TEST(pages_that_it_is_for)
 {
 	ck_assert_int_eq(add("absent", 1, 1U << KVMFAULT_PAGE_ABSENT), 0);
-	ck_assert_int_eq(add("removed", 2, 1U << KVMFAULT_PAGE_REMOVED), 0);
+	ck_assert_int_eq(add("removed", 2, 1U << KVMFAULT_PAGE_DISCARDED), 0);
 	ck_assert_int_eq(add("present", 3, 1U << KVMFAULT_PAGE_PRESENT), 0);
 	bed_add();
 	fetch(0);
 	ck_assert_uint_eq(asked, 1);
 	ck_assert_uint_eq(order[0], 1);
-	bed_resolve(KVMFAULT_ENTRANCE_EXIT, 0, false);
+	bed_resolve(KVMFAULT_KIND_EXIT, 0, false);
 	ck_assert_uint_eq(asked, 2);
 	ck_assert_uint_eq(order[1], 3);
 	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA, PAGE), 0);
@@ -147,7 +147,7 @@ static int by_hand(struct kvmfault_request *request)
 			 bed_byte(request->offset / PAGE) : 0);
 	memset(mine, 77, PAGE);
 	ck_assert_int_eq(kvmfault_request_install(request, mine), 0);
-	return KVMFAULT_RESOLVED;
+	return KVMFAULT_VERDICT_RESOLVED;
 }
 
 static int nothing_claimed(struct kvmfault_request *request)
@@ -157,7 +157,7 @@ static int nothing_claimed(struct kvmfault_request *request)
 	ck_assert_int_eq(kvmfault_request_read(request, mine), -EINVAL);
 	ck_assert_int_eq(kvmfault_request_install(request, mine), -EINVAL);
 	ck_assert_int_eq(kvmfault_request_widen(request), -EINVAL);
-	return KVMFAULT_DECLINED;
+	return KVMFAULT_VERDICT_DECLINED;
 }
 
 START_TEST(read_and_install)
@@ -165,14 +165,14 @@ START_TEST(read_and_install)
 	ck_assert_int_eq(add("by hand", 1, 0), 0);
 	bed_add();
 	act = by_hand;
-	ck_assert_int_eq(fetch(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, 77));
 	ck_assert_uint_eq(bed_stats().fetched, 1);
 	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA, PAGE), 0);
-	ck_assert_int_eq(fetch(0).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(0).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed_stats().zeroed, 1);
 	act = nothing_claimed;
-	bed_resolve(KVMFAULT_ENTRANCE_EXIT, 3, false);
+	bed_resolve(KVMFAULT_KIND_EXIT, 3, false);
 	ck_assert_uint_eq(asked, 3);
 	ck_assert_int_eq(kvmfault_request_read(NULL, order), -EINVAL);
 	ck_assert_int_eq(kvmfault_request_install(NULL, order), -EINVAL);
@@ -226,7 +226,7 @@ static void viewed_up(void)
 START_TEST(installed_from_where_it_is)
 {
 	bed_add();
-	ck_assert_int_eq(fetch(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, 42));
 	ck_assert_uint_eq(views, 1);
 	ck_assert_uint_eq(bed.reads, 0);
@@ -237,7 +237,7 @@ START_TEST(read_where_it_is_not)
 {
 	hides = true;
 	bed_add();
-	ck_assert_int_eq(fetch(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, bed_byte(3)));
 	ck_assert_uint_eq(views, 1);
 	ck_assert_uint_eq(bed.reads, 1);
@@ -249,7 +249,7 @@ START_TEST(a_window_of_it)
 	bed.window = KVMFAULT_WINDOW_FIXED;
 	bed.window_length = 4 * PAGE;
 	bed_add();
-	ck_assert_int_eq(fetch(5).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(5).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(views, 1);
 	ck_assert(bed_has(4, 42) && bed_has(7, 42));
 	ck_assert_int_eq(bed_state(8), KVMFAULT__ABSENT);
@@ -264,7 +264,7 @@ START_TEST(shown_and_not_there)
 	bed_add();
 	fake_push(FAKE_IOCTL, -EFAULT);
 	answer = fetch(3);
-	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(answer.error, -EFAULT);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
@@ -305,13 +305,13 @@ START_TEST(cut_off_in_a_page)
 	add_with_file();
 	file_length = 4 * PAGE - 1;
 	answer = fetch(3);
-	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(answer.error, -ENODATA);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 	ck_assert_uint_eq(views + bed.reads, 0);
 	file_length++;
-	ck_assert_int_eq(fetch(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(views, !_i);
 }
 END_TEST
@@ -322,7 +322,7 @@ START_TEST(cut_off_in_a_neighbour)
 	bed.window_length = 4 * PAGE;
 	add_with_file();
 	file_length = 7 * PAGE + 1;
-	ck_assert_int_eq(fetch(5).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(5).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(5), KVMFAULT__PRESENT);
 	ck_assert_int_eq(bed_state(7), KVMFAULT__ABSENT);
 }
@@ -375,7 +375,7 @@ START_TEST(a_neighbour_is_not_there)
 	bed_add();
 	copies = 0;
 	fake_on(FAKE_IOCTL, second_is_gone);
-	ck_assert_int_eq(fetch(7).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(7).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(copies, 3);
 	ck_assert(bed_has(4, 42) && bed_has(7, 42));
 	ck_assert_int_eq(bed_state(4), KVMFAULT__PRESENT);
@@ -395,15 +395,15 @@ static int data_by_hand(struct kvmfault_request *request)
 	if (request->page == KVMFAULT_PAGE_PRESENT) {
 		ck_assert_int_eq(kvmfault_request_data(request, &data),
 				 -EINVAL);
-		return KVMFAULT_DECLINED;
+		return KVMFAULT_VERDICT_DECLINED;
 	}
 	ck_assert_int_eq(kvmfault_request_data(request, &data), 0);
 	ck_assert_ptr_eq(data, hides || bed.minor ||
-			 request->page == KVMFAULT_PAGE_REMOVED ?
+			 request->page == KVMFAULT_PAGE_DISCARDED ?
 			 request->buffer :
 			 (const void *)(shown + request->offset));
 	ck_assert_int_eq(kvmfault_request_install(request, data), 0);
-	return KVMFAULT_RESOLVED;
+	return KVMFAULT_VERDICT_RESOLVED;
 }
 
 START_TEST(data_for_ones_own)
@@ -411,11 +411,11 @@ START_TEST(data_for_ones_own)
 	ck_assert_int_eq(add("by hand", 1, 0), 0);
 	bed_add();
 	act = data_by_hand;
-	ck_assert_int_eq(fetch(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, 42));
-	bed_resolve(KVMFAULT_ENTRANCE_EXIT, 3, false);
+	bed_resolve(KVMFAULT_KIND_EXIT, 3, false);
 	hides = true;
-	ck_assert_int_eq(fetch(4).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(4).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(4, bed_byte(4)));
 	ck_assert_uint_eq(asked, 3);
 }
@@ -427,10 +427,10 @@ START_TEST(no_view_of_zeros)
 	ck_assert_int_eq(add("by hand", 1, 0), 0);
 	bed_add();
 	act = data_by_hand;
-	ck_assert_int_eq(fetch(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA + 3 * PAGE, PAGE),
 			 0);
-	ck_assert_int_eq(fetch(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, 0));
 	ck_assert_uint_eq(views, 1);
 }
@@ -443,7 +443,7 @@ START_TEST(no_view_with_minor_faults)
 	bed.minor = true;
 	bed_add();
 	act = data_by_hand;
-	ck_assert_int_eq(fetch(3).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, bed_byte(3)));
 	ck_assert_uint_eq(views, 0);
 	ck_assert_uint_eq(bed.reads, 1);
@@ -479,25 +479,25 @@ START_TEST(populate_by_access)
 {
 	bed_add();
 	ck_assert_int_eq(populate(KVMFAULT_ACCESS_READ, 0, bed.host),
-			 KVMFAULT_RESOLVED);
+			 KVMFAULT_VERDICT_RESOLVED);
 	ck_assert_uint_eq(reads(), 1);
 	ck_assert_uint_eq(writes(), 0);
 	ck_assert_int_eq(populate(KVMFAULT_ACCESS_EXEC, 0, bed.host),
-			 KVMFAULT_RESOLVED);
+			 KVMFAULT_VERDICT_RESOLVED);
 	ck_assert_uint_eq(reads(), 1);
 	ck_assert_int_eq(populate(KVMFAULT_ACCESS_WRITE, 0, bed.host),
-			 KVMFAULT_RESOLVED);
+			 KVMFAULT_VERDICT_RESOLVED);
 	ck_assert_uint_eq(writes(), 1);
 	ck_assert_int_eq(populate(KVMFAULT_ACCESS_UNKNOWN, 0, bed.host),
-			 KVMFAULT_RESOLVED);
+			 KVMFAULT_VERDICT_RESOLVED);
 	ck_assert_uint_eq(writes(), 1);
 	ck_assert_int_eq(populate(KVMFAULT_ACCESS_WRITE,
 				  KVMFAULT_REGION_READONLY, bed.host),
-			 KVMFAULT_RESOLVED);
+			 KVMFAULT_VERDICT_RESOLVED);
 	ck_assert_uint_eq(reads(), 1);
 	ck_assert_uint_eq(writes(), 0);
 	ck_assert_int_eq(populate(KVMFAULT_ACCESS_READ, 0, NULL),
-			 KVMFAULT_DECLINED);
+			 KVMFAULT_VERDICT_DECLINED);
 	ck_assert_uint_eq(reads(), 0);
 }
 END_TEST
@@ -526,7 +526,7 @@ START_TEST(populate_what_is_only_readable)
 	bed_add();
 	/* Not known to be a write: readable will do. */
 	ck_assert_int_eq(populate_read_only(KVMFAULT_ACCESS_UNKNOWN),
-			 KVMFAULT_RESOLVED);
+			 KVMFAULT_VERDICT_RESOLVED);
 	ck_assert_int_eq(populate_read_only(KVMFAULT_ACCESS_WRITE),
 			 -EOPNOTSUPP);
 }
@@ -540,12 +540,12 @@ START_TEST(populate_says_why_not)
 	bed_add();
 	fetch(3);
 	fake_push(FAKE_MADVISE, errors[_i]);
-	answer = bed_resolve(KVMFAULT_ENTRANCE_EXIT, 3, false);
+	answer = bed_resolve(KVMFAULT_KIND_EXIT, 3, false);
 	if (errors[_i] == -EINTR) {
-		ck_assert_int_eq(answer.action, KVMFAULT_INTERRUPTED);
+		ck_assert_int_eq(answer.action, KVMFAULT_ACTION_INTERRUPTED);
 		return;
 	}
-	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_RESOLVER);
 	ck_assert_int_eq(answer.error, errors[_i]);
 	ck_assert_str_eq(answer.resolver, "populate");

@@ -61,9 +61,9 @@ START_TEST(message_is_answered)
 	touch(3, true);
 	dispatch();
 	ck_assert(bed_has(3, bed_byte(3)));
-	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_UFFD], 1);
+	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_UFFD], 1);
 	ck_assert_uint_eq(bed_stats().fetched, 1);
-	ck_assert_uint_eq(bed_stats().parked, 0);
+	ck_assert_uint_eq(bed_stats().deferred, 0);
 	ck_assert_uint_eq(bed_stats().latency[0], 1);
 	ck_assert_uint_eq(wakes(), 0);		/* the copy woke it */
 }
@@ -130,7 +130,7 @@ START_TEST(not_now_is_parked_and_comes_again)
 	touch(3, false);
 	dispatch();
 	ck_assert_uint_eq(copies(), 1);		/* no spin */
-	ck_assert_uint_eq(bed_stats().parked, 1);
+	ck_assert_uint_eq(bed_stats().deferred, 1);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 	fake_advance(SECOND);
 	dispatch();
@@ -189,7 +189,7 @@ START_TEST(repeated_message_of_a_parked_one)
 	dispatch();
 	ck_assert_uint_eq(copies(), 1);
 	ck_assert_uint_eq(bed_stats().repeated, 2);
-	ck_assert_uint_eq(bed_stats().parked, 1);
+	ck_assert_uint_eq(bed_stats().deferred, 1);
 }
 END_TEST
 
@@ -229,7 +229,7 @@ START_TEST(parked_by_address_and_process)
 	msg.arg.pagefault.address = (uintptr_t)bed_page(3);
 	fake_message(remote.fd, &msg);
 	dispatch();
-	ck_assert_uint_eq(bed_stats().parked, 2);
+	ck_assert_uint_eq(bed_stats().deferred, 2);
 	ck_assert_uint_eq(bed_stats().repeated, 0);
 	ck_assert_uint_eq(bed.reads, 2);
 	fake_message(remote.fd, &msg);
@@ -255,7 +255,7 @@ START_TEST(no_room_to_park)
 	options.fd = fake_memory(options.length, 0, &host);
 	options.host = host;
 	options.source = &source;
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory), 0);
 	bed.source_result = -EAGAIN;
 	for (page = 0; page < ROOM; page++)
 		ck_assert(fake_fault((char *)host + page * PAGE, false));
@@ -347,7 +347,7 @@ START_TEST(told_after_three_tries)
 	ck_assert_uint_eq(bed.logs, 1);
 	ck_assert_int_eq(bed.reason, KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(bed.error, -EIO);
-	ck_assert_int_eq(bed.fault.entrance, KVMFAULT_ENTRANCE_UFFD);
+	ck_assert_int_eq(bed.fault.kind, KVMFAULT_KIND_UFFD);
 	ck_assert_int_eq(bed.fault.access, KVMFAULT_ACCESS_WRITE);
 	ck_assert_uint_eq(bed.fault.hva, (uintptr_t)bed_page(3));
 	ck_assert_uint_eq(bed.fault.known & KVMFAULT_KNOWN_HVA,
@@ -413,7 +413,7 @@ static void when_told(void *data, const struct kvmfault_sleeper *sleeper)
 
 START_TEST(told_once_by_a_slow_callback)
 {
-	bed.vm->options.unresolved = when_told;
+	bed.vm->ops.unresolved = when_told;
 	bed.vm->options.source_retries = 0;
 	bed.source_result = -EIO;
 	touch(3, true);
@@ -425,11 +425,11 @@ START_TEST(told_once_by_a_slow_callback)
 }
 END_TEST
 
-static void fails(struct kvmfault__park *park, struct kvmfault__parked *item,
+static void fails(struct kvmfault__deferred *park, struct kvmfault__message *item,
 		  const struct kvmfault_mapping *mapping)
 {
 	item->tries.failures++;
-	kvmfault__put_off(park, bed.seat, item, true);
+	kvmfault__defer(park, bed.seat, item, true);
 	kvmfault__not_resolved(bed.seat, item, mapping, KVMFAULT_REASON_SOURCE,
 			       -EIO);
 }
@@ -438,13 +438,13 @@ static void fails(struct kvmfault__park *park, struct kvmfault__parked *item,
  * parked that first. */
 START_TEST(told_once_for_two_messages)
 {
-	struct kvmfault__parked first = {
+	struct kvmfault__message first = {
 		.fault.hva = (uintptr_t)bed_page(3), .tries = { 2, 2 },
 	}, second = { .fault.hva = (uintptr_t)bed_page(3) };
 	const struct kvmfault__mappings *all =
 		atomic_load(&bed.memory->mappings);
 	const struct kvmfault_mapping *mapping = all->mapping[0];
-	struct kvmfault__park park = { .timer = kvmfault__sys_timerfd() };
+	struct kvmfault__deferred park = { .timer = kvmfault__sys_timerfd() };
 
 	pthread_mutex_init(&park.lock, NULL);
 	fails(&park, &second, mapping);
@@ -452,7 +452,7 @@ START_TEST(told_once_for_two_messages)
 	fails(&park, &first, mapping);
 	ck_assert_uint_eq(bed.unresolved, 1);
 	ck_assert_uint_eq(park.count, 1);
-	ck_assert(kvmfault__unpark(&park, UINT64_MAX, &second));
+	ck_assert(kvmfault__deferred_take(&park, UINT64_MAX, &second));
 	ck_assert_uint_eq(second.tries.failures, 3);
 	fails(&park, &second, mapping);
 	ck_assert_uint_eq(bed.unresolved, 1);
@@ -505,7 +505,7 @@ static struct kvmfault_memory *anonymous(char **host)
 
 	fake_memory(options.length, 0, &address);
 	options.host = *host = address;
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory), 0);
 	return memory;
 }
 
@@ -548,13 +548,13 @@ START_TEST(removed_from_anonymous_memory_is_gone)
 	dispatch();
 	remove_event(memory, host + 3 * PAGE, 2 * PAGE);
 	ck_assert_int_eq(kvmfault__page_state(memory, 2), KVMFAULT__ABSENT);
-	ck_assert_int_eq(kvmfault__page_state(memory, 3), KVMFAULT__REMOVED);
-	ck_assert_int_eq(kvmfault__page_state(memory, 4), KVMFAULT__REMOVED);
+	ck_assert_int_eq(kvmfault__page_state(memory, 3), KVMFAULT__DISCARDED);
+	ck_assert_int_eq(kvmfault__page_state(memory, 4), KVMFAULT__DISCARDED);
 	ck_assert_int_eq(kvmfault__page_state(memory, 5), KVMFAULT__ABSENT);
 	/* Past the memory's end. */
 	remove_event(memory, host + (BED_PAGES - 1) * PAGE, 8 * PAGE);
 	ck_assert_int_eq(kvmfault__page_state(memory, BED_PAGES - 1),
-			 KVMFAULT__REMOVED);
+			 KVMFAULT__DISCARDED);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
 END_TEST
@@ -613,7 +613,7 @@ START_TEST(message_for_what_nobody_knows)
 	msg.arg.pagefault.address = 0x1000;
 	event(bed.memory, &msg);
 	ck_assert_uint_eq(bed.reads, 0);
-	ck_assert_uint_eq(bed_stats().parked, 0);
+	ck_assert_uint_eq(bed_stats().deferred, 0);
 }
 END_TEST
 
@@ -688,7 +688,7 @@ START_TEST(userfaultfd_that_was_just_freed)
 	fake_on(FAKE_EPOLL_WAIT, NULL);
 	ck_assert_uint_eq(fake_count(FAKE_EPOLL_WAIT, FAKE_ANY), 1);
 	ck_assert_uint_eq(fake_count(FAKE_READ, FAKE_ANY), reads);
-	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_UFFD], 0);
+	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_UFFD], 0);
 	dispatch();
 	ck_assert_uint_eq(bed.logs, 0);
 }

@@ -2,7 +2,7 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * signal.c: both ways of a marker's SIGBUS from KVM_RUN to kvmfault_handle(). A
+ * signal.c: both ways of a marker's SIGBUS from KVM_RUN to kvmfault_vcpu_handle(). A
  * vCPU that it would not reach is refused, and one that is not ours is handed
  * on as it is.
  */
@@ -61,7 +61,7 @@ static siginfo_t sigbus(int code, const void *address)
 
 static enum kvmfault_action interrupted(void)
 {
-	return kvmfault_handle(vcpu, -1, EINTR);
+	return kvmfault_vcpu_handle(vcpu, -1, EINTR);
 }
 
 /* ---- masked ---- */
@@ -119,13 +119,13 @@ START_TEST(taken_from_the_queue)
 
 	ck_assert_int_eq(new_vcpu(), 0);
 	fake_send(&info);
-	ck_assert_int_eq(interrupted(), KVMFAULT_RETRY);
+	ck_assert_int_eq(interrupted(), KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, bed_byte(3)));
-	ck_assert_int_eq(kvmfault_vcpu_result(vcpu)->fault->entrance,
-			 KVMFAULT_ENTRANCE_MARKER);
+	ck_assert_int_eq(kvmfault_vcpu_result(vcpu)->fault->kind,
+			 KVMFAULT_KIND_MARKER);
 	ck_assert_ptr_null(kvmfault_vcpu_result(vcpu)->siginfo);
 	/* Another signal. */
-	ck_assert_int_eq(interrupted(), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(interrupted(), KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert_ptr_null(kvmfault_vcpu_result(vcpu)->siginfo);
 }
 END_TEST
@@ -140,14 +140,14 @@ START_TEST(not_ours_is_handed_on)
 
 	ck_assert_int_eq(new_vcpu(), 0);
 	fake_send(&info[_i]);
-	ck_assert_int_eq(interrupted(), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(interrupted(), KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert_mem_eq(kvmfault_vcpu_result(vcpu)->siginfo, &info[_i],
 			 sizeof(info[_i]));
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
-	ck_assert_int_eq(interrupted(), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(interrupted(), KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert_ptr_null(kvmfault_vcpu_result(vcpu)->siginfo);
 	run.exit_reason = KVM_EXIT_IO;
-	ck_assert_int_eq(kvmfault_handle(vcpu, 0, 0), KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(kvmfault_vcpu_handle(vcpu, 0, 0), KVMFAULT_ACTION_NOT_A_FAULT);
 }
 END_TEST
 
@@ -163,7 +163,7 @@ START_TEST(failed_memory)
 	fake_push(FAKE_MADVISE, -EHWPOISON);
 	fake_push(FAKE_MADVISE, 0);
 	fake_push(FAKE_MADVISE, -EHWPOISON);
-	ck_assert_int_eq(interrupted(), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(interrupted(), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(kvmfault_vcpu_result(vcpu)->reason,
 			 KVMFAULT_REASON_HWPOISON);
 }
@@ -178,11 +178,11 @@ START_TEST(looked_for_after_eintr)
 	fake_send(&info);
 	fake_forget();
 	run.exit_reason = KVM_EXIT_IO;
-	ck_assert_int_eq(kvmfault_handle(vcpu, 0, 0), KVMFAULT_NOT_A_FAULT);
-	ck_assert_int_eq(kvmfault_handle(vcpu, -1, EAGAIN),
-			 KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(kvmfault_vcpu_handle(vcpu, 0, 0), KVMFAULT_ACTION_NOT_A_FAULT);
+	ck_assert_int_eq(kvmfault_vcpu_handle(vcpu, -1, EAGAIN),
+			 KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_uint_eq(fake_count(FAKE_SIGTAKE, FAKE_ANY), 0);
-	ck_assert_int_eq(interrupted(), KVMFAULT_RETRY);
+	ck_assert_int_eq(interrupted(), KVMFAULT_ACTION_RETRY);
 }
 END_TEST
 
@@ -220,7 +220,7 @@ static bool noted(int code, const void *address)
 {
 	siginfo_t info = sigbus(code, address);
 
-	return kvmfault_vcpu_sigbus(vcpu, &info);
+	return kvmfault_vcpu_note_sigbus(vcpu, &info);
 }
 
 START_TEST(noted_and_answered)
@@ -235,9 +235,9 @@ START_TEST(noted_and_answered)
 	for (i = 0; i < FAKE_NAMES; i++)
 		after += fake_count((enum fake_name)i, FAKE_ANY);
 	ck_assert_uint_eq(calls, after);
-	ck_assert_int_eq(interrupted(), KVMFAULT_RETRY);
+	ck_assert_int_eq(interrupted(), KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, bed_byte(3)));
-	ck_assert_int_eq(interrupted(), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(interrupted(), KVMFAULT_ACTION_INTERRUPTED);
 }
 END_TEST
 
@@ -256,10 +256,10 @@ START_TEST(handler_is_told_what_is_not_ours)
 	ck_assert(!noted(BUS_MCEERR_AO, bed_page(3)));
 	ck_assert(!noted(BUS_ADRERR, bed_page(3)));
 	ck_assert(!noted(BUS_MCEERR_AR, (void *)(uintptr_t)second.host));
-	ck_assert(!kvmfault_vcpu_sigbus(vcpu, NULL));
-	ck_assert(!kvmfault_vcpu_sigbus(NULL, &info));
-	ck_assert(!kvmfault_vcpu_sigbus(bed.vcpu, &info));	/* masked */
-	ck_assert_int_eq(interrupted(), KVMFAULT_INTERRUPTED);
+	ck_assert(!kvmfault_vcpu_note_sigbus(vcpu, NULL));
+	ck_assert(!kvmfault_vcpu_note_sigbus(NULL, &info));
+	ck_assert(!kvmfault_vcpu_note_sigbus(bed.vcpu, &info));	/* masked */
+	ck_assert_int_eq(interrupted(), KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
 END_TEST
@@ -271,11 +271,11 @@ START_TEST(a_second_one)
 	ck_assert_int_eq(new_vcpu(), 0);
 	ck_assert(noted(BUS_MCEERR_AR, bed_page(3)));
 	ck_assert(noted(BUS_MCEERR_AR, bed_page(4)));
-	ck_assert_int_eq(interrupted(), KVMFAULT_RETRY);
+	ck_assert_int_eq(interrupted(), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
 	ck_assert(noted(BUS_MCEERR_AR, bed_page(4)));
-	ck_assert_int_eq(interrupted(), KVMFAULT_RETRY);
+	ck_assert_int_eq(interrupted(), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(4), KVMFAULT__PRESENT);
 }
 END_TEST
@@ -296,7 +296,7 @@ START_TEST(without_markers_nothing_is_asked)
 	fake_signal_mask = 0;
 	fake_forget();
 	ck_assert_int_eq(new_vcpu(), 0);
-	ck_assert_int_eq(interrupted(), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(interrupted(), KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert_uint_eq(fake_count(FAKE_SIGMASK, FAKE_ANY), 0);
 	ck_assert_uint_eq(fake_count(FAKE_SIGTAKE, FAKE_ANY), 0);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_SET_SIGNAL_MASK), 0);

@@ -55,11 +55,11 @@ START_TEST(every_counter_has_its_place)
 	HAS_ITS_PLACE(waited);
 	HAS_ITS_PLACE(repeated);
 	HAS_ITS_PLACE(woken);
-	HAS_ITS_PLACE(parked);
-	HAS_ITS_PLACE(removed);
+	HAS_ITS_PLACE(deferred);
+	HAS_ITS_PLACE(discarded);
 	HAS_ITS_PLACE(unresolved);
-	HAS_ITS_PLACE(entrance[0]);
-	HAS_ITS_PLACE(entrance[15]);
+	HAS_ITS_PLACE(kind[0]);
+	HAS_ITS_PLACE(kind[15]);
 	HAS_ITS_PLACE(resolver[KVMFAULT_RESOLVER_COUNT - 1]);
 	HAS_ITS_PLACE(latency[KVMFAULT_LATENCY_COUNT - 1]);
 	HAS_ITS_PLACE(retried);
@@ -69,7 +69,7 @@ START_TEST(every_counter_has_its_place)
 	HAS_ITS_PLACE(page[0]);
 	HAS_ITS_PLACE(page[15]);
 	ck_assert_uint_eq(stats.fetched, 1);
-	ck_assert_uint_eq(stats.entrance[1], 0);
+	ck_assert_uint_eq(stats.kind[1], 0);
 }
 END_TEST
 
@@ -81,8 +81,8 @@ static void expect_actions(uint64_t retry, uint64_t unresolved)
 
 	for (i = 0; i < 8; i++)
 		sum += stats.action[i];
-	ck_assert_uint_eq(stats.action[KVMFAULT_RETRY], retry);
-	ck_assert_uint_eq(stats.action[KVMFAULT_UNRESOLVED], unresolved);
+	ck_assert_uint_eq(stats.action[KVMFAULT_ACTION_RETRY], retry);
+	ck_assert_uint_eq(stats.action[KVMFAULT_ACTION_UNRESOLVED], unresolved);
 	ck_assert_uint_eq(sum, retry + unresolved);
 }
 
@@ -132,7 +132,7 @@ START_TEST(by_kind_of_page)
 	bed_exit(0, 0);
 	ck_assert_uint_eq(bed_stats().page[KVMFAULT_PAGE_ABSENT], 2);
 	ck_assert_uint_eq(bed_stats().page[KVMFAULT_PAGE_PRESENT], 1);
-	ck_assert_uint_eq(bed_stats().page[KVMFAULT_PAGE_REMOVED], 1);
+	ck_assert_uint_eq(bed_stats().page[KVMFAULT_PAGE_DISCARDED], 1);
 	ck_assert_uint_eq(bed_stats().page[KVMFAULT_PAGE_UNTRACKED], 1);
 	ck_assert_uint_eq(of_vcpu(bed.vcpu).page[KVMFAULT_PAGE_ABSENT], 2);
 }
@@ -149,7 +149,7 @@ START_TEST(of_one_vcpu)
 	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &other), 0);
 	bed_exit(BED_GPA, 0);
 	ck_assert_uint_eq(of_vcpu(bed.vcpu).fetched, 1);
-	ck_assert_uint_eq(of_vcpu(bed.vcpu).entrance[KVMFAULT_ENTRANCE_EXIT],
+	ck_assert_uint_eq(of_vcpu(bed.vcpu).kind[KVMFAULT_KIND_EXIT],
 			  1);
 	ck_assert_uint_eq(of_vcpu(other).fetched, 0);
 	ck_assert_uint_eq(bed_stats().fetched, 1);

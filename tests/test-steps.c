@@ -54,9 +54,9 @@ static int vcpu_exit(void)
 {
 	enum kvmfault_action action = bed_exit(BED_GPA, 0);
 
-	if (action == KVMFAULT_UNRESOLVED)
+	if (action == KVMFAULT_ACTION_UNRESOLVED)
 		return kvmfault_vcpu_result(bed.vcpu)->error;
-	ck_assert_int_eq(action, KVMFAULT_RETRY);
+	ck_assert_int_eq(action, KVMFAULT_ACTION_RETRY);
 	return kvmfault_vcpu_result(bed.vcpu)->error;
 }
 
@@ -318,13 +318,13 @@ static void check_page(bool tried, bool removed)
 	enum kvmfault__state state = bed_state(0);
 
 	MUST(state == KVMFAULT__ABSENT || state == KVMFAULT__PRESENT ||
-	     state == KVMFAULT__REMOVED);
+	     state == KVMFAULT__DISCARDED);
 	if (state == KVMFAULT__PRESENT)
 		MUST(holds(bed_byte(0)) || (tried && holds(0)));
-	if (state == KVMFAULT__REMOVED)
+	if (state == KVMFAULT__DISCARDED)
 		MUST(tried && !fake_present(bed.fd, 0));
 	if (removed)
-		MUST(state == KVMFAULT__REMOVED || holds(0));
+		MUST(state == KVMFAULT__DISCARDED || holds(0));
 	if (!tried && (was_present || trouble == NONE))
 		MUST(bed.reads <= 1);
 }

@@ -10,6 +10,7 @@
 #include <linux/userfaultfd.h>
 #include <string.h>
 
+#include "kvmfault-experimental.h"
 #include "bed.h"
 
 #define ALL ((1UL << BED_PAGES) - 1)
@@ -60,7 +61,7 @@ static void expect_unresolved(enum kvmfault_reason reason)
 {
 	const struct kvmfault_result *result = kvmfault_vcpu_result(bed.vcpu);
 
-	ck_assert_int_eq(result->action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(result->action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result->reason, reason);
 }
 
@@ -145,12 +146,12 @@ END_TEST
 START_TEST(set_where_pages_are_absent)
 {
 	ck_assert_uint_eq(bits(), ALL);
-	ck_assert_int_eq(touch(3), KVMFAULT_RETRY);
+	ck_assert_int_eq(touch(3), KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, bed_byte(3)));
 	ck_assert_uint_eq(bits(), ALL & ~(1UL << 3));
 	/* Whoever brings it. */
-	ck_assert_int_eq(bed_resolve(KVMFAULT_ENTRANCE_UFFD, 4, true).action,
-			 KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_resolve(KVMFAULT_KIND_UFFD, 4, true).action,
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, gpa(5), 1, false), 0);
 	ck_assert_uint_eq(bits(), ALL & ~(7UL << 3));
 }
@@ -162,7 +163,7 @@ START_TEST(none_without_the_mode)
 	kvmfault__userfault_leave(bed.memory);
 	kvmfault__userfault_enter(bed.memory);
 	ck_assert(!bed.memory->exits);
-	ck_assert_int_eq(bed_exit(gpa(0), 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(gpa(0), 0), KVMFAULT_ACTION_RETRY);
 }
 END_TEST
 
@@ -191,7 +192,7 @@ START_TEST(after_the_data_and_before_the_wake)
 {
 	fake_on(FAKE_IOCTL, data_and_wakes);
 	bed.during_read = someone_sleeps;
-	ck_assert_int_eq(touch(2), KVMFAULT_RETRY);
+	ck_assert_int_eq(touch(2), KVMFAULT_ACTION_RETRY);
 	ck_assert(seen);
 }
 END_TEST
@@ -226,7 +227,7 @@ START_TEST(before_the_wake_of_who_waits_on_a_futex)
 {
 	fake_on(FAKE_FUTEX_WAKE, no_bit);
 	bed.during_read = someone_waits;
-	ck_assert_int_eq(touch(6), KVMFAULT_RETRY);
+	ck_assert_int_eq(touch(6), KVMFAULT_ACTION_RETRY);
 	pthread_join(waiter, NULL);
 	ck_assert(seen);
 }
@@ -235,7 +236,7 @@ END_TEST
 START_TEST(a_page_that_did_not_come_keeps_it)
 {
 	bed.source_result = -EIO;
-	ck_assert_int_eq(touch(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(touch(3), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(bits(), ALL);
 }
 END_TEST
@@ -243,7 +244,7 @@ END_TEST
 START_TEST(a_poisoned_page_has_none)
 {
 	bed.source_result = -EHWPOISON;
-	ck_assert_int_eq(touch(3), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(touch(3), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
 	ck_assert_uint_eq(bits(), ALL & ~(1UL << 3));
 	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, gpa(3), PAGE), 0);
@@ -280,7 +281,7 @@ static bool three_of_four(struct fake_call *call)
 START_TEST(of_a_window_those_that_came)
 {
 	fake_on(FAKE_IOCTL, three_of_four);
-	ck_assert_int_eq(touch(5), KVMFAULT_RETRY);
+	ck_assert_int_eq(touch(5), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bits(), ALL & ~(7UL << 4));
 }
 END_TEST
@@ -309,7 +310,7 @@ START_TEST(a_discarded_page_exits_again)
 	ck_assert_int_eq(discard(2, 2), 0);
 	ck_assert(seen);
 	ck_assert_uint_eq(bits(), ALL);
-	ck_assert_int_eq(touch(2), KVMFAULT_RETRY);
+	ck_assert_int_eq(touch(2), KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(2, 0));
 	ck_assert_uint_eq(bits(), ALL & ~(1UL << 2));
 }
@@ -327,21 +328,21 @@ END_TEST
 static void discard_it(void)
 {
 	kvmfault__page_change(bed.memory, 2, KVMFAULT__FETCHING,
-			      KVMFAULT__FETCHING_REMOVED);
+			      KVMFAULT__FETCHING_DISCARDED);
 }
 
 START_TEST(a_discard_while_it_is_fetched)
 {
 	bed.during_read = discard_it;
-	ck_assert_int_eq(touch(2), KVMFAULT_RETRY);
-	ck_assert_int_eq(bed_state(2), KVMFAULT__REMOVED);
+	ck_assert_int_eq(touch(2), KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(bed_state(2), KVMFAULT__DISCARDED);
 	ck_assert_uint_eq(bits(), ALL);
 	/* It could not be freed, and is what was fetched. */
 	bed.during_read = discard_it;
-	kvmfault__page_change(bed.memory, 2, KVMFAULT__REMOVED,
+	kvmfault__page_change(bed.memory, 2, KVMFAULT__DISCARDED,
 			      KVMFAULT__ABSENT);
 	fake_push(FAKE_FALLOCATE, -ENOSYS);
-	ck_assert_int_eq(touch(2), KVMFAULT_RETRY);
+	ck_assert_int_eq(touch(2), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(2), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(bits(), ALL & ~(1UL << 2));
 }
@@ -358,7 +359,7 @@ static struct kvmfault_memory *anonymous(char **host)
 	struct kvmfault_memory *memory;
 
 	fake_memory(options.length, 0, &options.host);
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory), 0);
 	*host = options.host;
 	return memory;
 }
@@ -394,7 +395,7 @@ START_TEST(a_bit_without_need_costs_an_exit)
 {
 	touch(2);
 	atomic_fetch_or(&bed.memory->userfault[0], 1UL << 2);
-	ck_assert_int_eq(touch(2), KVMFAULT_RETRY);
+	ck_assert_int_eq(touch(2), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bits(), ALL & ~(1UL << 2));
 	ck_assert_uint_eq(bed.reads, 1);
 }
@@ -402,14 +403,14 @@ END_TEST
 
 /* What happens right after somebody has looked at a state. */
 static void (*_Atomic meanwhile)(void);
-bool __real_kvmfault__page_settled(const struct kvmfault_memory *memory,
+bool __real_kvmfault__page_accessible(const struct kvmfault_memory *memory,
 				   uint64_t page);
-bool __wrap_kvmfault__page_settled(const struct kvmfault_memory *memory,
+bool __wrap_kvmfault__page_accessible(const struct kvmfault_memory *memory,
 				   uint64_t page);
-bool __wrap_kvmfault__page_settled(const struct kvmfault_memory *memory,
+bool __wrap_kvmfault__page_accessible(const struct kvmfault_memory *memory,
 				   uint64_t page)
 {
-	bool settled = __real_kvmfault__page_settled(memory, page);
+	bool settled = __real_kvmfault__page_accessible(memory, page);
 	void (*now)(void) = atomic_exchange(&meanwhile, NULL);
 
 	if (now)
@@ -424,8 +425,8 @@ static void it_is_discarded(void)
 
 static void it_comes(void)
 {
-	ck_assert_int_eq(bed_resolve(KVMFAULT_ENTRANCE_EXIT, 2, false).action,
-			 KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_resolve(KVMFAULT_KIND_EXIT, 2, false).action,
+			 KVMFAULT_ACTION_RETRY);
 }
 
 START_TEST(who_is_late_looks_again)
@@ -455,8 +456,8 @@ static void *changes(void *arg)
 
 		state = state * 6364136223846793005ULL + 1442695040888963407ULL;
 		page = state >> 60;
-		from = state >> 32 & 1 ? KVMFAULT__PRESENT : KVMFAULT__REMOVED;
-		to = state >> 32 & 1 ? KVMFAULT__REMOVED : KVMFAULT__PRESENT;
+		from = state >> 32 & 1 ? KVMFAULT__PRESENT : KVMFAULT__DISCARDED;
+		to = state >> 32 & 1 ? KVMFAULT__DISCARDED : KVMFAULT__PRESENT;
 		kvmfault__page_change(bed.memory, page, from, to);
 		kvmfault__userfault_follow(bed.memory, page, 1);
 	}
@@ -471,14 +472,14 @@ START_TEST(the_last_state_wins)
 
 	for (page = 0; page < BED_PAGES; page++)
 		kvmfault__page_change(bed.memory, page, KVMFAULT__ABSENT,
-				      KVMFAULT__REMOVED);
+				      KVMFAULT__DISCARDED);
 	for (i = 0; i < THREADS; i++)
 		pthread_create(&thread[i], NULL, changes, (void *)i);
 	for (i = 0; i < THREADS; i++)
 		pthread_join(thread[i], NULL);
 	for (page = 0; page < BED_PAGES; page++)
 		ck_assert_int_eq(bit(page),
-				 bed_state(page) == KVMFAULT__REMOVED);
+				 bed_state(page) == KVMFAULT__DISCARDED);
 }
 END_TEST
 
@@ -502,11 +503,11 @@ START_TEST(a_huge_page_has_many)
 	unsigned int i;
 
 	options.fd = fake_memory(options.length, HUGE, &options.host);
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory), 0);
 	region.memory = memory;
 	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
 	ck_assert_int_eq(bed_exit(region.gpa + HUGE + 5 * PAGE, USERFAULT),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	for (i = 0; i < 16; i++)
 		ck_assert_uint_eq(memory->userfault[i], i < 8 ? ~0UL : 0);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, region.gpa), 0);
@@ -524,7 +525,7 @@ static int own(void *data, struct kvmfault_request *request)
 	(void)data;
 	asked_flags = request->fault->flags;
 	asked_access = request->fault->access;
-	return KVMFAULT_DECLINED;
+	return KVMFAULT_VERDICT_DECLINED;
 }
 
 static void up_own(enum kvmfault__kernel_exit which)
@@ -573,7 +574,7 @@ START_TEST(flags_of_an_exit)
 	up_own(exits[_i].mode);
 	action = bed_exit(gpa(1), exits[_i].flags);
 	if (exits[_i].understood) {
-		ck_assert_int_eq(action, KVMFAULT_RETRY);
+		ck_assert_int_eq(action, KVMFAULT_ACTION_RETRY);
 		ck_assert_int_eq(bed_state(1), KVMFAULT__PRESENT);
 		ck_assert_uint_eq(asked_flags, exits[_i].flags);
 		ck_assert_int_eq(asked_access, exits[_i].access);
@@ -591,7 +592,7 @@ START_TEST(flags_of_a_private_access)
 {
 	up_own(KVMFAULT__KERNEL_EXIT_USERFAULT);
 	ck_assert_int_eq(bed_exit(gpa(1), USERFAULT | 1 << 3),
-			 KVMFAULT_UNRESOLVED);
+			 KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(bed_state(1), KVMFAULT__ABSENT);
 	bed_down();
 }
@@ -602,12 +603,12 @@ START_TEST(flags_of_a_message)
 {
 	struct kvmfault_fault fault = {
 		.size = sizeof(fault),
-		.entrance = KVMFAULT_ENTRANCE_UFFD,
+		.kind = KVMFAULT_KIND_UFFD,
 		.known = KVMFAULT_KNOWN_HVA,
 		.length = PAGE,
 		.flags = UFFD_PAGEFAULT_FLAG_WP,
 	};
-	struct kvmfault__place place = { .memory = bed.memory };
+	struct kvmfault__target place = { .memory = bed.memory };
 	struct kvmfault__answer answer;
 
 	kvmfault__resolve(bed.seat, &fault, &place, &answer);
@@ -618,17 +619,17 @@ END_TEST
 /* KVM wants one that can be written, or it exits for ever. */
 START_TEST(a_read_of_what_is_not_mapped)
 {
-	ck_assert_int_eq(bed_exit(gpa(1), READ), KVMFAULT_RETRY);
-	ck_assert_int_eq(bed_exit(gpa(1), READ), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(gpa(1), READ), KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(bed_exit(gpa(1), READ), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(fake_count(FAKE_MADVISE,
 				     KVMFAULT__MADV_POPULATE_WRITE), 1);
 	/* The mapping can only be read: that would not do. */
 	fake_push(FAKE_MADVISE, -EINVAL);
-	ck_assert_int_eq(bed_exit(gpa(1), EXEC), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(gpa(1), EXEC), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(fake_count(FAKE_MADVISE,
 				     KVMFAULT__MADV_POPULATE_READ), 0);
 	fake_push(FAKE_MADVISE, -EINVAL);
-	ck_assert_int_eq(bed_exit(gpa(1), WRITE), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(gpa(1), WRITE), KVMFAULT_ACTION_UNRESOLVED);
 }
 END_TEST
 
@@ -733,7 +734,7 @@ static struct kvmfault_memory *memory_with_region(uint64_t page, uint32_t flags,
 	struct kvmfault_memory *memory;
 
 	options.fd = fake_memory(MANY, 0, &options.host);
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options, &memory), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory), 0);
 	region.memory = memory;
 	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
 	return memory;
@@ -754,7 +755,7 @@ START_TEST(memslot_in_the_middle_of_a_memory)
 	/* The last long is whole. */
 	ck_assert_uint_eq(memory->userfault[2], ~0UL);
 	ck_assert_int_eq(bed_exit(FIRST + 65 * PAGE, USERFAULT),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(memory->userfault[2], ~2UL);
 	drop(memory);
 	/* Its bits begin within a long: then by userfaultfd. */
@@ -824,9 +825,9 @@ START_TEST(left_and_entered_again)
 	ck_assert_uint_eq(bits(), 0);
 	/* By messages now, and by a late exit all the same. */
 	ck_assert_int_eq(discard(4, 1), 0);
-	ck_assert_int_eq(bed_resolve(KVMFAULT_ENTRANCE_UFFD, 5, true).action,
-			 KVMFAULT_RETRY);
-	ck_assert_int_eq(touch(6), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_resolve(KVMFAULT_KIND_UFFD, 5, true).action,
+			 KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(touch(6), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bits(), 0);
 	kvmfault__userfault_enter(bed.memory);
 	ck_assert_uint_eq(bits(), ALL & ~(1UL << 2 | 3UL << 5));

@@ -81,7 +81,7 @@ END_TEST
 
 START_TEST(null_vcpu)
 {
-	ck_assert_int_eq(kvmfault_handle(NULL, 0, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(kvmfault_vcpu_handle(NULL, 0, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_ptr_null(kvmfault_vcpu_result(NULL));
 }
 END_TEST
@@ -89,13 +89,13 @@ END_TEST
 START_TEST(not_a_fault)
 {
 	bed_exit(BED_GPA, 1ULL << 40);	/* the last result said much */
-	ck_assert_int_eq(bed_other(), KVMFAULT_NOT_A_FAULT);
-	ck_assert_int_eq(result()->action, KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(bed_other(), KVMFAULT_ACTION_NOT_A_FAULT);
+	ck_assert_int_eq(result()->action, KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NONE);
 	ck_assert_int_eq(result()->error, 0);
 	ck_assert_ptr_null(result()->resolver);
 	ck_assert(!result()->unfinished);
-	ck_assert_int_eq(result()->fault->entrance, KVMFAULT_ENTRANCE_NONE);
+	ck_assert_int_eq(result()->fault->kind, KVMFAULT_KIND_NONE);
 	ck_assert_uint_eq(result()->size, sizeof(struct kvmfault_result));
 }
 END_TEST
@@ -119,48 +119,48 @@ START_TEST(other_errors_are_the_vmms)
 	/* 39 was left there: it is stale, and stays for arm64 to look at. */
 	bed.run->exit_reason = KVMFAULT__EXIT_MEMORY_FAULT;
 	ck_assert_int_eq(bed_handle(-1, errors[_i]),
-			 KVMFAULT_NOT_A_FAULT);
+			 KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_uint_eq(bed.reads, 0);
 }
 END_TEST
 
 START_TEST(interrupted)
 {
-	ck_assert_int_eq(interrupt(), KVMFAULT_INTERRUPTED);
-	ck_assert_int_eq(result()->action, KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(interrupt(), KVMFAULT_ACTION_INTERRUPTED);
+	ck_assert_int_eq(result()->action, KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert(!result()->unfinished);
 	/* A stale record changes nothing. */
 	bed.run->exit_reason = KVMFAULT__EXIT_MEMORY_FAULT;
 	ck_assert_int_eq(bed_handle(-1, EINTR),
-			 KVMFAULT_INTERRUPTED);
+			 KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert_uint_eq(bed.reads, 0);
 }
 END_TEST
 
 START_TEST(exit_is_resolved)
 {
-	ck_assert_int_eq(bed_exit(BED_GPA + 2 * PAGE + 5, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA + 2 * PAGE + 5, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(2, bed_byte(2)));
 	ck_assert_str_eq(result()->resolver, "copy");
-	ck_assert_int_eq(result()->fault->entrance, KVMFAULT_ENTRANCE_EXIT);
+	ck_assert_int_eq(result()->fault->kind, KVMFAULT_KIND_EXIT);
 	ck_assert_uint_eq(result()->fault->gpa, BED_GPA + 2 * PAGE);
 	/* Used up: a later EFAULT must not be taken for this one. */
 	ck_assert_uint_eq(bed.run->exit_reason, KVM_EXIT_UNKNOWN);
-	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_EXIT], 1);
+	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_EXIT], 1);
 	ck_assert_uint_eq(bed_stats().latency[0], 1);
 }
 END_TEST
 
 START_TEST(exit_is_unresolved)
 {
-	ck_assert_int_eq(bed_exit(BED_GPA, 1ULL << 40), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 1ULL << 40), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_FLAGS);
 	ck_assert_uint_eq(result()->fault->flags, 1ULL << 40);
-	ck_assert_int_eq(bed_exit(0, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(0, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NO_REGION);
 	ck_assert_uint_eq(bed_stats().unresolved, 2);
 	bed.source_result = -EIO;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(result()->error, -EIO);
 }
@@ -178,7 +178,7 @@ START_TEST(poison_without_an_address)
 {
 	bed.run->exit_reason = KVM_EXIT_UNKNOWN;
 	ck_assert_int_eq(bed_handle(-1, EHWPOISON),
-			 KVMFAULT_UNRESOLVED);
+			 KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
 	ck_assert_int_eq(result()->error, -EHWPOISON);
 }
@@ -207,17 +207,17 @@ START_TEST(history_says_what_came_of_it)
 	bed_exit(BED_GPA + 3 * PAGE, 1ULL << 40);
 	ck_assert_uint_eq(result()->history_count, 2);
 	ck_assert_uint_eq(past(0)->size, sizeof(struct kvmfault_event));
-	ck_assert_int_eq(past(0)->action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(past(0)->action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(past(0)->reason, KVMFAULT_REASON_FLAGS);
 	ck_assert_int_eq(past(0)->error, -EOPNOTSUPP);
 	ck_assert_ptr_null(past(0)->resolver);
 	ck_assert_uint_eq(past(0)->fault->gpa, BED_GPA + 3 * PAGE);
 	ck_assert_uint_eq(past(0)->fault->flags, 1ULL << 40);
-	ck_assert_int_eq(past(1)->action, KVMFAULT_RETRY);
+	ck_assert_int_eq(past(1)->action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(past(1)->reason, KVMFAULT_REASON_NONE);
 	ck_assert_int_eq(past(1)->error, 0);
 	ck_assert_str_eq(past(1)->resolver, "copy");
-	ck_assert_int_eq(past(1)->fault->entrance, KVMFAULT_ENTRANCE_EXIT);
+	ck_assert_int_eq(past(1)->fault->kind, KVMFAULT_KIND_EXIT);
 	ck_assert_uint_eq(past(1)->fault->gpa, BED_GPA + 2 * PAGE);
 	ck_assert_uint_eq(past(1)->times, 1);
 	/* An exit of another kind is no fault, and takes nothing away. */
@@ -243,13 +243,13 @@ END_TEST
 START_TEST(history_counts_a_storm_as_one)
 {
 	bed_exit(BED_GPA, 0);
-	while (bed_bare() == KVMFAULT_RETRY)
+	while (bed_bare() == KVMFAULT_ACTION_RETRY)
 		;
 	ck_assert_uint_eq(result()->history_count, 3);
 	ck_assert_int_eq(past(0)->reason, KVMFAULT_REASON_NO_ADDRESS);
 	ck_assert_uint_eq(past(0)->times, 1);
-	ck_assert_int_eq(past(1)->action, KVMFAULT_RETRY);
-	ck_assert_int_eq(past(1)->fault->entrance, KVMFAULT_ENTRANCE_BARE);
+	ck_assert_int_eq(past(1)->action, KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(past(1)->fault->kind, KVMFAULT_KIND_UNANNOTATED);
 	ck_assert_uint_eq(past(1)->times, 16);
 	ck_assert_uint_eq(past(2)->fault->gpa, BED_GPA);
 	/* Two that take turns are no storm of one. */
@@ -269,11 +269,11 @@ START_TEST(bare_within_the_budget)
 	unsigned int i;
 
 	for (i = 0; i < BUDGET; i++)
-		ck_assert_int_eq(bed_bare(), KVMFAULT_RETRY);
-	ck_assert_int_eq(bed_bare(), KVMFAULT_UNRESOLVED);
+		ck_assert_int_eq(bed_bare(), KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(bed_bare(), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NO_ADDRESS);
 	ck_assert_int_eq(result()->error, -EFAULT);
-	ck_assert_int_eq(result()->fault->entrance, KVMFAULT_ENTRANCE_BARE);
+	ck_assert_int_eq(result()->fault->kind, KVMFAULT_KIND_UNANNOTATED);
 }
 END_TEST
 
@@ -282,11 +282,11 @@ START_TEST(same_page_within_the_budget)
 	unsigned int i;
 
 	/* It comes: progress. Then it is there, and faults all the same. */
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	bed_other();
 	for (i = 0; i < BUDGET; i++)
-		ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+		ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NO_PROGRESS);
 	ck_assert_uint_eq(result()->fault->gpa, BED_GPA);
 }
@@ -298,9 +298,9 @@ START_TEST(pauses_grow)
 	uint64_t before = 0;
 	size_t n;
 
-	while (bed_bare() == KVMFAULT_RETRY)
+	while (bed_bare() == KVMFAULT_ACTION_RETRY)
 		;
-	ck_assert_int_eq(fault->entrance, KVMFAULT_ENTRANCE_BARE);
+	ck_assert_int_eq(fault->kind, KVMFAULT_KIND_UNANNOTATED);
 	n = fake_count(FAKE_FUTEX_WAIT, 0);
 	/* "From the third on with a pause." */
 	ck_assert_uint_ge(n, BUDGET - 3);
@@ -322,9 +322,9 @@ START_TEST(pause_ends_by_a_signal)
 	unsigned int i;
 
 	for (i = 0; i < 3; i++)
-		ck_assert_int_eq(bed_bare(), KVMFAULT_RETRY);
+		ck_assert_int_eq(bed_bare(), KVMFAULT_ACTION_RETRY);
 	fake_push(FAKE_FUTEX_WAIT, -EINTR);
-	ck_assert_int_eq(bed_bare(), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_bare(), KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert(!result()->unfinished);
 }
 END_TEST
@@ -334,9 +334,9 @@ START_TEST(pause_ends_by_immediate_exit)
 	unsigned int i;
 
 	for (i = 0; i < 3; i++)
-		ck_assert_int_eq(bed_bare(), KVMFAULT_RETRY);
+		ck_assert_int_eq(bed_bare(), KVMFAULT_ACTION_RETRY);
 	bed.run->immediate_exit = 1;
-	ck_assert_int_eq(bed_bare(), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_bare(), KVMFAULT_ACTION_INTERRUPTED);
 }
 END_TEST
 
@@ -345,9 +345,9 @@ START_TEST(another_exit_is_progress)
 	unsigned int i;
 
 	for (i = 0; i < 5 * BUDGET; i++) {
-		ck_assert_int_eq(bed_bare(), KVMFAULT_RETRY);
+		ck_assert_int_eq(bed_bare(), KVMFAULT_ACTION_RETRY);
 		if (i % 10 == 9)
-			ck_assert_int_eq(bed_other(), KVMFAULT_NOT_A_FAULT);
+			ck_assert_int_eq(bed_other(), KVMFAULT_ACTION_NOT_A_FAULT);
 	}
 }
 END_TEST
@@ -357,10 +357,10 @@ START_TEST(device_mmio_is_progress)
 	unsigned int i;
 
 	for (i = 0; i < 5 * BUDGET; i++) {
-		ck_assert_int_eq(bed_bare(), KVMFAULT_RETRY);
+		ck_assert_int_eq(bed_bare(), KVMFAULT_ACTION_RETRY);
 		if (i % 10 == 9)
 			ck_assert_int_eq(bed_mmio(0, 4, false),
-					 KVMFAULT_NOT_A_FAULT);
+					 KVMFAULT_ACTION_NOT_A_FAULT);
 	}
 }
 END_TEST
@@ -369,8 +369,8 @@ START_TEST(signal_is_no_progress)
 {
 	unsigned int i;
 
-	for (i = 0; i <= 5 * BUDGET && bed_bare() == KVMFAULT_RETRY; i++)
-		ck_assert_int_eq(interrupt(), KVMFAULT_INTERRUPTED);
+	for (i = 0; i <= 5 * BUDGET && bed_bare() == KVMFAULT_ACTION_RETRY; i++)
+		ck_assert_int_eq(interrupt(), KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert_uint_le(i, BUDGET);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NO_ADDRESS);
 }
@@ -381,10 +381,10 @@ START_TEST(pages_that_come_are_progress)
 	uint64_t page;
 
 	for (page = 0; page < BED_PAGES; page++) {
-		ck_assert_int_eq(bed_bare(), KVMFAULT_RETRY);
-		ck_assert_int_eq(bed_bare(), KVMFAULT_RETRY);
+		ck_assert_int_eq(bed_bare(), KVMFAULT_ACTION_RETRY);
+		ck_assert_int_eq(bed_bare(), KVMFAULT_ACTION_RETRY);
 		ck_assert_int_eq(bed_exit(BED_GPA + page * PAGE, 0),
-				 KVMFAULT_RETRY);
+				 KVMFAULT_ACTION_RETRY);
 	}
 }
 END_TEST
@@ -395,10 +395,10 @@ START_TEST(budget_is_an_option)
 
 	bed.vm->options.retry_budget = 3;
 	for (i = 0; i < 3; i++)
-		ck_assert_int_eq(bed_bare(), KVMFAULT_RETRY);
-	ck_assert_int_eq(bed_bare(), KVMFAULT_UNRESOLVED);
+		ck_assert_int_eq(bed_bare(), KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(bed_bare(), KVMFAULT_ACTION_UNRESOLVED);
 	/* Whoever runs it again all the same gets as many. */
-	for (i = 0; bed_bare() == KVMFAULT_RETRY; i++)
+	for (i = 0; bed_bare() == KVMFAULT_ACTION_RETRY; i++)
 		ck_assert_uint_lt(i, 4);
 }
 END_TEST
@@ -410,16 +410,16 @@ START_TEST(kernel_not_ready)
 
 	for (i = 0; i < 10 * BUDGET; i++) {
 		fake_push(FAKE_IOCTL, -EAGAIN);
-		ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+		ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 		ck_assert_int_eq(bed_state(0), KVMFAULT__ABSENT);
 	}
 	/* Of what is delegated nothing is begun. */
 	if (!bed.vcpu->worker)
 		fake_push(FAKE_IOCTL, -EAGAIN);
 	bed.run->immediate_exit = 1;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_INTERRUPTED);
 	bed.run->immediate_exit = 0;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(0), KVMFAULT__PRESENT);
 }
 END_TEST
@@ -466,19 +466,19 @@ static void failing(void)
 START_TEST(source_recovers)
 {
 	recovers_in = 2;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(0, bed_byte(0)));
 	ck_assert_uint_eq(bed.reads, 3);
 	ck_assert_uint_eq(slept, 3 * MS);
 	ck_assert_uint_eq(bed_stats().retried, 2);
 	ck_assert_uint_eq(bed_stats().unresolved, 0);
-	ck_assert_uint_eq(bed_stats().entrance[KVMFAULT_ENTRANCE_EXIT], 1);
+	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_EXIT], 1);
 }
 END_TEST
 
 START_TEST(source_does_not_recover)
 {
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(result()->error, -EIO);
 	ck_assert_uint_eq(bed.reads, 4);
@@ -486,7 +486,7 @@ START_TEST(source_does_not_recover)
 	ck_assert_uint_eq(bed_stats().unresolved, 1);
 	ck_assert_int_eq(bed_state(0), KVMFAULT__ABSENT);
 	/* Whoever runs it again all the same gets as many. */
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(bed.reads, 8);
 	ck_assert_uint_eq(slept, 2 * (1 + 2 + 4) * MS);
 }
@@ -496,7 +496,7 @@ END_TEST
 START_TEST(source_is_final)
 {
 	bed.vm->options.source_retries = 0;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(pauses, 0);
 }
@@ -520,7 +520,7 @@ END_TEST
 START_TEST(source_pauses_grow_to_a_second)
 {
 	bed.vm->options.source_retries = 13;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(bed.reads, 14);
 	/* 1 + 2 + ... + 1024, and two more like the last */
 	ck_assert_uint_eq(slept, (2047 + 2 * 1024) * MS);
@@ -531,7 +531,7 @@ START_TEST(source_pause_ends_by_a_signal)
 {
 	interrupts = 1;
 	recovers_in = 3;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NONE);
 	ck_assert(!result()->unfinished);
 	ck_assert_uint_eq(bed.reads, 1);
@@ -539,7 +539,7 @@ START_TEST(source_pause_ends_by_a_signal)
 	interrupt();
 	bed_other();
 	/* The rest of this pause, the whole of the next. */
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.reads, 3);
 	ck_assert_uint_eq(slept, MS + MS / 2 + 2 * MS);
 }
@@ -551,10 +551,10 @@ START_TEST(signals_cost_no_try_and_win_none)
 
 	interrupts = 9;
 	for (i = 0; i < 9; i++) {
-		ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
+		ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_INTERRUPTED);
 		ck_assert_uint_eq(bed.reads, 1);
 	}
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(bed.reads, 4);
 	ck_assert_uint_eq(bed_stats().retried, 3);
 }
@@ -564,10 +564,10 @@ START_TEST(interrupted_source_wins_no_try)
 {
 	recovers_in = 1;
 	then_says = -EINTR;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert_uint_eq(bed.reads, 2);
 	bed.source_result = -EIO;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(bed.reads, 5);
 }
 END_TEST
@@ -575,25 +575,25 @@ END_TEST
 START_TEST(source_pause_ends_by_immediate_exit)
 {
 	bed.run->immediate_exit = 1;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_INTERRUPTED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_INTERRUPTED);
 	/* What is delegated goes on by itself. */
 	if (bed.profile == KVMFAULT_PROFILE_INLINE)
 		ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(pauses, 0);
 	bed.run->immediate_exit = 0;
 	recovers_in = 1;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 }
 END_TEST
 
 START_TEST(another_fault_does_not_wait)
 {
 	interrupts = 1;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_INTERRUPTED);
 	bed.source_result = 0;
-	ck_assert_int_eq(bed_mmio(0, 4, false), KVMFAULT_NOT_A_FAULT);
-	ck_assert_int_eq(bed_exit(BED_GPA + PAGE, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_mmio(0, 4, false), KVMFAULT_ACTION_NOT_A_FAULT);
+	ck_assert_int_eq(bed_exit(BED_GPA + PAGE, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(pauses, 1);
 }
 END_TEST
@@ -601,12 +601,12 @@ END_TEST
 START_TEST(mmio_is_unfinished_while_the_source_fails)
 {
 	interrupts = 2;
-	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_UNFINISHED);
+	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_ACTION_UNFINISHED);
 	ck_assert(result()->unfinished);
-	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_UNFINISHED);
+	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_ACTION_UNFINISHED);
 	ck_assert(result()->unfinished);
 	recovers_in = pauses + 1;
-	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_ACTION_RETRY);
 	ck_assert(!result()->unfinished);
 	ck_assert_int_eq(bed.run->mmio.data[0], bed_byte(0));
 }
@@ -622,11 +622,11 @@ START_TEST(marker_waits_for_its_source)
 	interrupts = 1;
 	recovers_in = 3;
 	ck_assert_int_eq(bed_handle_sigbus(&info),
-			 KVMFAULT_INTERRUPTED);
+			 KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert_uint_eq(bed.reads, 1);
 	/* Its hva is told, and then its gpa: it is the same fault. */
 	ck_assert_int_eq(bed_handle_sigbus(&info),
-			 KVMFAULT_RETRY);
+			 KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.reads, 3);
 	ck_assert(bed_has(5, bed_byte(5)));
 }
@@ -635,7 +635,7 @@ END_TEST
 START_TEST(who_does_not_wait_is_told_at_once)
 {
 	bed.vcpu->seat->no_wait = true;
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(pauses, 0);
@@ -655,7 +655,7 @@ START_TEST(lost_data_is_final)
 	bed.source_result = -EHWPOISON;
 	if (_i)
 		fake_on(FAKE_IOCTL, no_poison);
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, _i ? KVMFAULT_REASON_SOURCE :
 						KVMFAULT_REASON_HWPOISON);
 	ck_assert_int_eq(result()->error, -EHWPOISON);
@@ -669,13 +669,13 @@ END_TEST
 START_TEST(unfinished_is_said_and_finished)
 {
 	bed.source_result = -EINTR;
-	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_UNFINISHED);
+	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_ACTION_UNFINISHED);
 	ck_assert(result()->unfinished);
 	bed.source_result = 0;
-	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_RETRY);
+	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_ACTION_RETRY);
 	ck_assert(!result()->unfinished);
 	ck_assert_int_eq(bed.run->mmio.data[0], bed_byte(0));
-	ck_assert_int_eq(bed_other(), KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(bed_other(), KVMFAULT_ACTION_NOT_A_FAULT);
 }
 END_TEST
 
@@ -683,11 +683,11 @@ START_TEST(lost_by_another_exit)
 {
 	bed.source_result = -EINTR;
 	bed_mmio(BED_GPA, 4, false);
-	ck_assert_int_eq(bed_other(), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(bed_other(), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_LOST_MMIO);
 	ck_assert(!result()->unfinished);
 	/* Said once. */
-	ck_assert_int_eq(bed_other(), KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(bed_other(), KVMFAULT_ACTION_NOT_A_FAULT);
 }
 END_TEST
 
@@ -697,7 +697,7 @@ START_TEST(lost_by_another_access)
 	bed_mmio(BED_GPA, 4, false);
 	bed.source_result = 0;
 	ck_assert_int_eq(bed_mmio(BED_GPA + PAGE, 4, false),
-			 KVMFAULT_UNRESOLVED);
+			 KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_LOST_MMIO);
 }
 END_TEST
@@ -707,9 +707,9 @@ START_TEST(lost_by_an_interrupt)
 	bed.source_result = -EINTR;
 	bed_mmio(BED_GPA, 4, false);
 	/* KVM completes what is pending before it looks at immediate_exit. */
-	ck_assert_int_eq(interrupt(), KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(interrupt(), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_LOST_MMIO);
-	ck_assert_int_eq(interrupt(), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(interrupt(), KVMFAULT_ACTION_INTERRUPTED);
 }
 END_TEST
 
@@ -717,17 +717,17 @@ END_TEST
 START_TEST(given_up_by_a_reset)
 {
 	bed.source_result = -EINTR;
-	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_UNFINISHED);
+	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_ACTION_UNFINISHED);
 	kvmfault_vcpu_reset(bed.vcpu);
 	ck_assert(!result()->unfinished);
 	ck_assert_uint_eq(result()->history_count, 0);
-	ck_assert_int_eq(bed_other(), KVMFAULT_NOT_A_FAULT);
+	ck_assert_int_eq(bed_other(), KVMFAULT_ACTION_NOT_A_FAULT);
 	/* And another time by an access of another page. */
 	bed_mmio(BED_GPA, 4, false);
 	kvmfault_vcpu_reset(bed.vcpu);
 	bed.source_result = 0;
-	ck_assert_int_eq(bed_mmio(BED_GPA + PAGE, 4, false), KVMFAULT_RETRY);
-	ck_assert_int_eq(interrupt(), KVMFAULT_INTERRUPTED);
+	ck_assert_int_eq(bed_mmio(BED_GPA + PAGE, 4, false), KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(interrupt(), KVMFAULT_ACTION_INTERRUPTED);
 	kvmfault_vcpu_reset(NULL);
 }
 END_TEST

@@ -116,7 +116,7 @@ START_TEST(freed_with_the_dead)
 
 	ck_assert_int_eq(new_vm(0, 0), 0);
 	options.fd = fake_memory(options.length, 0, &options.host);
-	ck_assert_int_eq(kvmfault_memory_new(vm, &options, &region.memory), 0);
+	ck_assert_int_eq(kvmfault_memory_adopt(vm, &options, &region.memory), 0);
 	ck_assert_int_eq(kvmfault_region_add(vm, &region), 0);
 	fake_push(FAKE_ALLOC, 0);
 	ck_assert_int_eq(kvmfault_region_remove(vm, 0, 0), 0);
@@ -154,8 +154,11 @@ static void take_line(void *data, enum kvmfault_log_level level,
 
 START_TEST(log_lines)
 {
+	const struct kvmfault_vm_ops ops = {
+		.size = sizeof(ops), .log = take_line,
+	};
 	struct kvmfault_vm_options options = {
-		.size = sizeof(options), .log = take_line, .log_data = line,
+		.size = sizeof(options), .ops = &ops, .data = line,
 	};
 	char huge[2000];
 

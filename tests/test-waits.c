@@ -152,8 +152,8 @@ START_TEST(a_signal_ends_a_vcpus_wait)
 {
 	bed.during_read = run_vcpu_into_it;
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA, PAGE, false), 0);
-	ck_assert_int_eq(waiters[0].result, KVMFAULT_INTERRUPTED);
-	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_RETRY);
+	ck_assert_int_eq(waiters[0].result, KVMFAULT_ACTION_INTERRUPTED);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.reads, 1);
 	bed_down();
 }

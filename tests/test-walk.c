@@ -103,7 +103,7 @@ static void up(void)
 	};
 	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
 	bed_add();
-	own_answer = KVMFAULT_DECLINED;
+	own_answer = KVMFAULT_VERDICT_DECLINED;
 	fake_on(FAKE_IOCTL, vcpu_calls);
 }
 
@@ -355,7 +355,7 @@ START_TEST(untracked)
 
 	options.fd = fake_memory(PAGE, 0, &host);
 	options.host = host;
-	ck_assert_int_eq(kvmfault_memory_new(bed.vm, &options,
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options,
 					     &region.memory), 0);
 	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
 	((uint64_t *)host)[ENTRIES - 1] = to(0);
@@ -406,7 +406,7 @@ END_TEST
 START_TEST(resolver_says)
 {
 	static const int answers[][2] = {
-		{ KVMFAULT_LATER, -EAGAIN }, { KVMFAULT_RESOLVED, -ENODATA },
+		{ KVMFAULT_VERDICT_LATER, -EAGAIN }, { KVMFAULT_VERDICT_RESOLVED, -ENODATA },
 		{ -EOPNOTSUPP, -EOPNOTSUPP }, { -EAGAIN, -EAGAIN },
 	};
 

@@ -10,7 +10,7 @@
 
 static struct kvmfault__answer fetch(uint64_t page)
 {
-	return bed_resolve(KVMFAULT_ENTRANCE_CALL, page, false);
+	return bed_resolve(KVMFAULT_KIND_CALL, page, false);
 }
 
 static void up(enum kvmfault_window window, uint64_t pages)
@@ -40,7 +40,7 @@ static void check_only(uint64_t first, uint64_t count)
 START_TEST(none_brings_the_page)
 {
 	up(KVMFAULT_WINDOW_NONE, 4);
-	ck_assert_int_eq(fetch(5).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(5).action, KVMFAULT_ACTION_RETRY);
 	check_only(5, 1);
 }
 END_TEST
@@ -48,7 +48,7 @@ END_TEST
 START_TEST(fixed_brings_the_block)
 {
 	up(KVMFAULT_WINDOW_FIXED, 4);
-	ck_assert_int_eq(fetch(6).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(6).action, KVMFAULT_ACTION_RETRY);
 	check_only(4, 4);
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(bed.last_read, 4 * PAGE);
@@ -110,7 +110,7 @@ START_TEST(stays_in_its_region)
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
 	region.memory = bed.memory;
 	ck_assert_int_eq(kvmfault_region_add(bed.vm, &region), 0);
-	ck_assert_int_eq(fetch(2).action, KVMFAULT_RETRY);	/* page 3 */
+	ck_assert_int_eq(fetch(2).action, KVMFAULT_ACTION_RETRY);	/* page 3 */
 	check_only(1, 6);
 }
 END_TEST
@@ -118,7 +118,7 @@ END_TEST
 START_TEST(message_has_no_region)
 {
 	up(KVMFAULT_WINDOW_FIXED, 4);
-	bed_resolve(KVMFAULT_ENTRANCE_UFFD, 9, true);
+	bed_resolve(KVMFAULT_KIND_UFFD, 9, true);
 	check_only(8, 4);
 	/* All of them came through the mapping where the sleeper is. */
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 0);
@@ -129,7 +129,7 @@ START_TEST(not_over_what_is_there)
 {
 	up(KVMFAULT_WINDOW_FIXED, 8);
 	ck_assert_int_eq(kvmfault__page_change(bed.memory, 1, KVMFAULT__ABSENT,
-					       KVMFAULT__REMOVED),
+					       KVMFAULT__DISCARDED),
 			 KVMFAULT__ABSENT);
 	ck_assert_int_eq(kvmfault__page_change(bed.memory, 5, KVMFAULT__ABSENT,
 					       KVMFAULT__FETCHING),
@@ -137,7 +137,7 @@ START_TEST(not_over_what_is_there)
 	fetch(3);
 	ck_assert_uint_eq(bed.last_read, 2 * PAGE);
 	ck_assert_uint_eq(bed.last_length, 3 * PAGE);
-	ck_assert_int_eq(bed_state(1), KVMFAULT__REMOVED);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__DISCARDED);
 	ck_assert_int_eq(bed_state(5), KVMFAULT__FETCHING);
 	ck_assert_int_eq(bed_state(6), KVMFAULT__ABSENT);
 	ck_assert_int_eq(bed_state(0), KVMFAULT__ABSENT);
@@ -229,7 +229,7 @@ START_TEST(neighbours_trouble)
 	/* The first read fails, and the second one does not. */
 	bed.source_result = -EIO;
 	bed.during_read = fail_once;
-	ck_assert_int_eq(fetch(6).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(6).action, KVMFAULT_ACTION_RETRY);
 	check_only(6, 1);
 	ck_assert_uint_eq(bed.reads, 2);
 	ck_assert_uint_eq(bed.last_read, 6 * PAGE);
@@ -281,7 +281,7 @@ START_TEST(kernel_takes_a_part)
 	says = -ENOMEM;
 	fake_on(FAKE_IOCTL, short_copy);
 	/* The page came: it is resolved, whatever befell its neighbour. */
-	ck_assert_int_eq(fetch(6).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(6).action, KVMFAULT_ACTION_RETRY);
 	check_only(4, 3);
 	ck_assert_uint_eq(bed_stats().fetched, 3);
 	ck_assert_uint_eq(bed.change.length, 3 * PAGE);
@@ -297,7 +297,7 @@ START_TEST(kernel_takes_too_little)
 	says = -ENOMEM;
 	fake_on(FAKE_IOCTL, short_copy);
 	answer = fetch(6);
-	ck_assert_int_eq(answer.action, KVMFAULT_UNRESOLVED);
+	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(answer.error, -ENOMEM);
 	/* What came is there all the same, and counted. */
 	check_only(4, 2);
@@ -309,7 +309,7 @@ START_TEST(one_was_there)
 {
 	up(KVMFAULT_WINDOW_FIXED, 4);
 	fake_put(bed.fd, 5 * PAGE);
-	ck_assert_int_eq(fetch(6).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(6).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(4, bed_byte(4)));
 	ck_assert(bed_has(6, bed_byte(6)));
 	ck_assert(bed_has(7, bed_byte(7)));
@@ -321,15 +321,15 @@ END_TEST
 
 static void discard_a_neighbour(void)
 {
-	kvmfault__page_remove(bed.memory, 7);
+	kvmfault__page_discard(bed.memory, 7);
 }
 
 START_TEST(neighbour_is_discarded_meanwhile)
 {
 	up(KVMFAULT_WINDOW_FIXED, 4);
 	bed.during_read = discard_a_neighbour;
-	ck_assert_int_eq(fetch(6).action, KVMFAULT_RETRY);
-	ck_assert_int_eq(bed_state(7), KVMFAULT__REMOVED);
+	ck_assert_int_eq(fetch(6).action, KVMFAULT_ACTION_RETRY);
+	ck_assert_int_eq(bed_state(7), KVMFAULT__DISCARDED);
 	ck_assert(!fake_present(bed.fd, 7 * PAGE));
 	ck_assert(bed_has(4, bed_byte(4)));
 	ck_assert_int_eq(bed_state(6), KVMFAULT__PRESENT);
@@ -342,7 +342,7 @@ static void message_for_a_neighbour(void)
 	struct kvmfault__seat *mine = bed.seat;
 
 	bed.seat = kvmfault__seat_take(bed.vm);
-	bed_resolve(KVMFAULT_ENTRANCE_UFFD, 7, true);
+	bed_resolve(KVMFAULT_KIND_UFFD, 7, true);
 	kvmfault__seat_give(bed.seat);
 	bed.seat = mine;
 }
@@ -386,14 +386,14 @@ static int widen_and_decline(void *data, struct kvmfault_request *request)
 	(void)data;
 	ck_assert_int_eq(kvmfault_request_widen(request), 0);
 	asked_length = request->length;
-	return KVMFAULT_DECLINED;
+	return KVMFAULT_VERDICT_DECLINED;
 }
 
 static int note_length(void *data, struct kvmfault_request *request)
 {
 	(void)data;
 	*(uint64_t *)data = request->length;
-	return KVMFAULT_DECLINED;
+	return KVMFAULT_VERDICT_DECLINED;
 }
 
 START_TEST(the_next_one_is_asked_for_the_page)
@@ -413,7 +413,7 @@ START_TEST(the_next_one_is_asked_for_the_page)
 	resolver.data = &next;
 	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
 	bed_add();
-	ck_assert_int_eq(fetch(6).action, KVMFAULT_RETRY);
+	ck_assert_int_eq(fetch(6).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(asked_length, 4 * PAGE);
 	ck_assert_uint_eq(next, PAGE);
 	check_only(4, 4);

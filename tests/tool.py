@@ -163,7 +163,7 @@ def test_an_image_whose_length_lies():
 def test_table():
     text = demo('--memory', '4M').stdout
     assert text.endswith('verified: true\n'), text
-    for word in ('entrance', 'uffd', 'copy', 'pages/s', 'latency'):
+    for word in ('faults by kind', 'uffd', 'copy', 'pages/s', 'latency'):
         assert word in text, (word, text)
 
 

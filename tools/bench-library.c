@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include "kvmfault-experimental.h"
 #include "bench.h"
 
 #define FETCHES 64	/* at least so many can be in flight */
@@ -217,7 +218,6 @@ static int add_memory(struct bench *bench, struct library *lib)
 		.size = sizeof(region),
 		.gpa = BENCH_RAM,
 		.length = bench->bytes,
-		.slot = BENCH_SLOT,
 	};
 	int err;
 
@@ -226,7 +226,7 @@ static int add_memory(struct bench *bench, struct library *lib)
 		memory.window_length = bench_window(bench);
 	}
 	lib->maps.size = sizeof(lib->maps);
-	err = kvmfault_memory_create(lib->vm, &memory, &lib->maps,
+	err = kvmfault_memory_alloc(lib->vm, &memory, &lib->maps,
 				     &lib->memory);
 	if (err)
 		return err;
@@ -258,12 +258,16 @@ static int add_vcpus(struct bench *bench, struct library *lib)
 
 static int set_up_all(struct bench *bench, struct library *lib)
 {
+	const struct kvmfault_vm_ops ops = {
+		.size = sizeof(ops),
+		.log = note,
+		.unresolved = unresolved,
+	};
 	struct kvmfault_vm_options options = {
 		.size = sizeof(options),
 		.page_size_max = bench_window(bench),
-		.log = note,
-		.log_data = bench,
-		.unresolved = unresolved,
+		.ops = &ops,
+		.data = bench,
 		.fetches = fetches(bench),
 		.delivery = bench->mode->delivery,
 		/* The guest's page tables are always present. */
@@ -320,21 +324,21 @@ static void run(struct bench_vcpu *vcpu)
 			err = errno;
 		}
 		enter = true;
-		switch (kvmfault_handle(vcpu->handle, ret, err)) {
-		case KVMFAULT_RETRY:
-		case KVMFAULT_INTERRUPTED:
-		case KVMFAULT_PENDING:
+		switch (kvmfault_vcpu_handle(vcpu->handle, ret, err)) {
+		case KVMFAULT_ACTION_RETRY:
+		case KVMFAULT_ACTION_INTERRUPTED:
+		case KVMFAULT_ACTION_PENDING:
 			continue;
-		case KVMFAULT_UNFINISHED:
-		case KVMFAULT_PENDING_UNFINISHED:
+		case KVMFAULT_ACTION_UNFINISHED:
+		case KVMFAULT_ACTION_PENDING_UNFINISHED:
 			enter = false;	/* an access is half done */
 			continue;
-		case KVMFAULT_NOT_A_FAULT:
+		case KVMFAULT_ACTION_NOT_A_FAULT:
 			if (machine_done(machine, ret))
 				return;
 			bench_die("vCPU %u left the guest unexpectedly: %s",
 				  machine->id, machine_story(machine, story));
-		case KVMFAULT_UNRESOLVED:
+		case KVMFAULT_ACTION_UNRESOLVED:
 			result = kvmfault_vcpu_result(vcpu->handle);
 			bench_die("vCPU %u cannot go on: %s (%s)", machine->id,
 				  kvmfault_reason_str(result->reason),
@@ -350,8 +354,8 @@ static void count_faults(struct bench *bench, struct library *lib)
 	unsigned int i;
 
 	kvmfault_vm_stats(lib->vm, &stats);
-	for (i = 0; i < KVMFAULT_ENTRANCE_COUNT; i++)
-		bench->faults[i] += stats.entrance[i];
+	for (i = 0; i < KVMFAULT_KIND_COUNT; i++)
+		bench->faults[i] += stats.kind[i];
 }
 
 static void take_down(struct bench *bench)

@@ -245,7 +245,7 @@ static void *reader(void *arg)
 		if (fds[0].revents & POLLIN)
 			answered += answer(bench, raw, buffer);
 	free(buffer);
-	__atomic_fetch_add(&bench->faults[KVMFAULT_ENTRANCE_UFFD], answered,
+	__atomic_fetch_add(&bench->faults[KVMFAULT_KIND_UFFD], answered,
 			   __ATOMIC_RELAXED);
 	return NULL;
 }
@@ -362,7 +362,7 @@ static void run_exit(struct bench_vcpu *vcpu)
 		if (sigtimedwait(&bus, &info, &now) < 0)
 			continue;
 		install(vcpu->bench, info.si_addr, vcpu->buffer);
-		vcpu->faults[KVMFAULT_ENTRANCE_MARKER]++;
+		vcpu->faults[KVMFAULT_KIND_MARKER]++;
 	}
 	set_kvm_mask(vcpu, NULL);
 }

@@ -193,10 +193,10 @@ static const char *paging(void)
 	if (kvm >= 0)
 		close(kvm);
 	switch (features.feature[KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING]
-			.answer) {
-	case KVMFAULT_YES:
+			.support) {
+	case KVMFAULT_SUPPORT_YES:
 		return "two-dimensional paging";
-	case KVMFAULT_NO:
+	case KVMFAULT_SUPPORT_NO:
 		return "shadow paging";
 	}
 	return "paging not known";
@@ -248,7 +248,7 @@ static void print_case(const struct bench_report *report,
 	char ram[32];
 
 	ratio = ratio_of(c, reference_of(report, c));
-	for (f = 0; f < KVMFAULT_ENTRANCE_COUNT; f++)
+	for (f = 0; f < KVMFAULT_KIND_COUNT; f++)
 		faults += faults_of(c, f);
 	printf("%5u %6s  %-13s %6" PRIu64 " %9.0f  (%7.0f .. %7.0f)  "
 	       "%6.2f (%5.2f .. %5.2f)%c %7" PRIu64 " %7.1f\n",
@@ -336,8 +336,8 @@ static struct json_object *faults_json(const struct bench_case *c)
 	struct json_object *faults = json_object_new_object();
 	unsigned int f;
 
-	for (f = 1; f < KVMFAULT_ENTRANCE_COUNT; f++)
-		add_number(faults, kvmfault_entrance_str(f), faults_of(c, f));
+	for (f = 1; f < KVMFAULT_KIND_COUNT; f++)
+		add_number(faults, kvmfault_kind_str(f), faults_of(c, f));
 	return faults;
 }
 

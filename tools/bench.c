@@ -133,7 +133,7 @@ static double run_guest(struct bench *bench, double *cpu)
 		check(vcpu);
 		if (vcpu->ended > ended)
 			ended = vcpu->ended;
-		for (f = 0; f < KVMFAULT_ENTRANCE_COUNT; f++)
+		for (f = 0; f < KVMFAULT_KIND_COUNT; f++)
 			__atomic_fetch_add(&bench->faults[f], vcpu->faults[f],
 					   __ATOMIC_RELAXED);
 	}
@@ -172,7 +172,7 @@ static void run_case(struct bench_case *c, bool warm_up)
 		return;
 	c->cpu_seconds[c->runs] = cpu;
 	c->seconds[c->runs++] = seconds;
-	for (f = 0; f < KVMFAULT_ENTRANCE_COUNT; f++)
+	for (f = 0; f < KVMFAULT_KIND_COUNT; f++)
 		c->faults[f] += bench->faults[f];
 }
 

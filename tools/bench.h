@@ -86,7 +86,7 @@ struct bench_vcpu {
 	pthread_t thread;
 	uint64_t first, count;		/* its walk, in the table */
 	double ended;
-	uint64_t faults[KVMFAULT_ENTRANCE_COUNT];
+	uint64_t faults[KVMFAULT_KIND_COUNT];
 };
 
 /* A number of vCPUs and a size of RAM: all modes run on it, in turn. */
@@ -109,7 +109,7 @@ struct bench {
 	void *state;			/* the mode's own, or NULL */
 	char why[BENCH_WHY];		/* that it can't be had */
 	pthread_barrier_t ready, go;
-	uint64_t faults[KVMFAULT_ENTRANCE_COUNT];
+	uint64_t faults[KVMFAULT_KIND_COUNT];
 };
 
 /* What was measured of one mode. */
@@ -121,7 +121,7 @@ struct bench_case {
 	unsigned int runs;
 	double *seconds;
 	double *cpu_seconds;	/* of all threads, the kernel's work included */
-	uint64_t faults[KVMFAULT_ENTRANCE_COUNT];	/* of all runs */
+	uint64_t faults[KVMFAULT_KIND_COUNT];	/* of all runs */
 	/* What grew until the guest was done, of the last run: this process's
 	 * own memory, and its page tables. */
 	uint64_t anonymous, page_tables;

@@ -46,6 +46,16 @@ static uint64_t gpa_of(unsigned int chunk)
 	return DEMO_RAM + offset_of(chunk);
 }
 
+/* Regions begin where chunks do. */
+static unsigned int chunk_at(uint64_t gpa)
+{
+	unsigned int chunk = 0;
+
+	while (gpa_of(chunk) != gpa)
+		chunk++;
+	return chunk;
+}
+
 static uint32_t slot_of(unsigned int chunk)
 {
 	return chunk + 1;
@@ -62,7 +72,6 @@ static int show(struct demo *demo, unsigned int chunk, int fd)
 		.size = sizeof(region),
 		.gpa = gpa_of(chunk),
 		.length = bytes_of(chunk),
-		.slot = slot_of(chunk),
 		.guest_memfd = fd,
 	};
 	int err;
@@ -113,7 +122,7 @@ static int renew(struct demo *demo, unsigned int chunk)
 		return err;
 	}
 	ram.fd[chunk] = fd;
-	return KVMFAULT_RESOLVED;
+	return KVMFAULT_VERDICT_RESOLVED;
 }
 
 static int resolve(void *data, struct kvmfault_request *request)
@@ -122,12 +131,12 @@ static int resolve(void *data, struct kvmfault_request *request)
 	unsigned int chunk;
 
 	/* No guest_memfd of ours that was lost: another's business. */
-	if (request->fault->entrance != KVMFAULT_ENTRANCE_EXIT ||
+	if (request->fault->kind != KVMFAULT_KIND_EXIT ||
 	    !request->region || request->memory)
-		return KVMFAULT_DECLINED;
-	chunk = request->region->slot - 1;
+		return KVMFAULT_VERDICT_DECLINED;
+	chunk = chunk_at(request->region->gpa);
 	if (ram.fd[chunk])
-		return KVMFAULT_DECLINED;
+		return KVMFAULT_VERDICT_DECLINED;
 	return renew(demo, chunk);
 }
 

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "kvmfault-experimental.h"
 #include "demo.h"
 #include "tool.h"
 
@@ -59,7 +60,6 @@ static int add(struct demo *demo)
 		.size = sizeof(region),
 		.gpa = DEMO_RAM,
 		.length = demo->bytes,
-		.slot = SLOT,
 	};
 	struct kvmfault_service_options service = {
 		.size = sizeof(service),
@@ -68,7 +68,7 @@ static int add(struct demo *demo)
 	int err;
 
 	ram.maps.size = sizeof(ram.maps);
-	err = kvmfault_memory_create(demo->vm, &memory, &ram.maps, &ram.memory);
+	err = kvmfault_memory_alloc(demo->vm, &memory, &ram.maps, &ram.memory);
 	if (err)
 		return err;
 	demo->ram = ram.maps.own;

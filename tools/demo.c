@@ -111,28 +111,28 @@ static void run(struct demo_vcpu *vcpu)
 			err = errno;
 		}
 		enter = true;
-		switch (kvmfault_handle(vcpu->handle, ret, err)) {
-		case KVMFAULT_RETRY:
-		case KVMFAULT_INTERRUPTED:
-		case KVMFAULT_PENDING:
+		switch (kvmfault_vcpu_handle(vcpu->handle, ret, err)) {
+		case KVMFAULT_ACTION_RETRY:
+		case KVMFAULT_ACTION_INTERRUPTED:
+		case KVMFAULT_ACTION_PENDING:
 			continue;
-		case KVMFAULT_UNFINISHED:
-		case KVMFAULT_PENDING_UNFINISHED:
+		case KVMFAULT_ACTION_UNFINISHED:
+		case KVMFAULT_ACTION_PENDING_UNFINISHED:
 			enter = false;	/* an access is half done */
 			continue;
-		case KVMFAULT_NOT_A_FAULT:
+		case KVMFAULT_ACTION_NOT_A_FAULT:
 			if (machine_done(vcpu->machine, ret))
 				return;
 			demo_fail(demo, "vCPU %u left the guest unexpectedly: %s",
 				  vcpu->machine->id,
 				  machine_story(vcpu->machine, story));
 			return;
-		case KVMFAULT_UNRESOLVED:
+		case KVMFAULT_ACTION_UNRESOLVED:
 			result = kvmfault_vcpu_result(vcpu->handle);
 			fault = result->fault;
 			demo_fail(demo, "vCPU %u: %s at %#llx: %s (%s)",
 				  vcpu->machine->id,
-				  kvmfault_entrance_str(fault->entrance),
+				  kvmfault_kind_str(fault->kind),
 				  (unsigned long long)fault->gpa,
 				  kvmfault_reason_str(result->reason),
 				  strerror(-result->error));
@@ -219,11 +219,15 @@ static void run_all(struct demo *demo, const struct demo_scenario *scenario)
 
 static int set_up(struct demo *demo, const struct demo_scenario *scenario)
 {
-	struct kvmfault_vm_options options = {
-		.size = sizeof(options),
+	const struct kvmfault_vm_ops ops = {
+		.size = sizeof(ops),
 		.log = log_line,
 		.unresolved = unresolved,
-		.unresolved_data = demo,
+	};
+	struct kvmfault_vm_options options = {
+		.size = sizeof(options),
+		.ops = &ops,
+		.data = demo,
 		.delivery = demo->wanted,
 		/* The guest's page tables are in its control memory, which is
 		 * always present: it does not matter who walks them. */

@@ -31,7 +31,7 @@ static void print_table(const struct kvmfault_features *features)
 		const struct kvmfault_finding *f = &features->feature[i];
 
 		printf("%-28s %-14s", kvmfault_feature_str(i),
-		       kvmfault_answer_str(f->answer));
+		       kvmfault_support_str(f->support));
 		if (f->error)
 			printf(" %s", strerror(-f->error));
 		else if (f->value)
@@ -45,7 +45,7 @@ static struct json_object *finding_json(const struct kvmfault_finding *f)
 	struct json_object *object = json_object_new_object();
 
 	json_object_object_add(object, "answer", json_object_new_string(
-		kvmfault_answer_str(f->answer)));
+		kvmfault_support_str(f->support)));
 	if (f->error)
 		json_object_object_add(object, "error", json_object_new_string(
 			strerrorname_np(-f->error)));

@@ -14,10 +14,10 @@
 
 #define BAR 40
 
-static const enum kvmfault_entrance entrances[] = {
-	KVMFAULT_ENTRANCE_EXIT, KVMFAULT_ENTRANCE_MARKER,
-	KVMFAULT_ENTRANCE_BARE, KVMFAULT_ENTRANCE_MMIO,
-	KVMFAULT_ENTRANCE_EMULATION, KVMFAULT_ENTRANCE_UFFD,
+static const enum kvmfault_kind entrances[] = {
+	KVMFAULT_KIND_EXIT, KVMFAULT_KIND_MARKER,
+	KVMFAULT_KIND_UNANNOTATED, KVMFAULT_KIND_MMIO,
+	KVMFAULT_KIND_EMULATION, KVMFAULT_KIND_UFFD,
 };
 #define ENTRANCES (sizeof(entrances) / sizeof(*entrances))
 
@@ -116,11 +116,11 @@ void report_table(const struct demo *demo)
 	       ticks_of(demo));
 	printf("RAM           %" PRIu64 " bytes, %" PRIu64 " pages\n",
 	       demo->bytes, demo->image.pages);
-	printf("faults by entrance\n");
+	printf("faults by kind\n");
 	for (i = 0; i < ENTRANCES; i++)
 		printf("  %-11s %" PRIu64 "\n",
-		       kvmfault_entrance_str(entrances[i]),
-		       stats.entrance[entrances[i]]);
+		       kvmfault_kind_str(entrances[i]),
+		       stats.kind[entrances[i]]);
 	printf("resolved by\n");
 	for (i = 0; (name = kvmfault_resolver_name(demo->vm, i)); i++)
 		printf("  %-11s %" PRIu64 "\n", name, stats.resolver[i]);
@@ -149,8 +149,8 @@ static struct json_object *faults_json(const struct kvmfault_stats *stats)
 	unsigned int i;
 
 	for (i = 0; i < ENTRANCES; i++)
-		add_number(faults, kvmfault_entrance_str(entrances[i]),
-			   stats->entrance[entrances[i]]);
+		add_number(faults, kvmfault_kind_str(entrances[i]),
+			   stats->kind[entrances[i]]);
 	return faults;
 }
 

@@ -37,13 +37,13 @@ static void say(struct kvmfault_vm *vm, enum kvmfault_log_level level,
 {
 	char line[KVMFAULT__TEXT];
 
-	if (level != KVMFAULT_LOG_ERROR && !vm->options.log)
+	if (level != KVMFAULT_LOG_ERROR && !vm->ops.log)
 		return;
 	vsnprintf(line, sizeof(line), format, args);
 	if (level == KVMFAULT_LOG_ERROR)
 		keep(vm, line);
-	if (vm->options.log)
-		vm->options.log(vm->options.log_data, level, line);
+	if (vm->ops.log)
+		vm->ops.log(vm->options.data, level, line);
 }
 
 void kvmfault__log(struct kvmfault_vm *vm, enum kvmfault_log_level level,

@@ -6,6 +6,7 @@
  * number. Out: a string that is never NULL.
  */
 
+#include "kvmfault-experimental.h"
 #include "core.h"
 
 #define NAME(table, value) \
@@ -13,13 +14,13 @@
 	 (table)[value] ? (table)[value] : "unknown")
 
 KVMFAULT__EXPORT
-const char *kvmfault_answer_str(enum kvmfault_answer answer)
+const char *kvmfault_support_str(enum kvmfault_support answer)
 {
 	static const char *const names[] = {
-		[KVMFAULT_NOT_ASKED] = "not asked",
-		[KVMFAULT_YES] = "yes",
-		[KVMFAULT_NO] = "no",
-		[KVMFAULT_COULD_NOT_ASK] = "could not ask",
+		[KVMFAULT_SUPPORT_NOT_ASKED] = "not asked",
+		[KVMFAULT_SUPPORT_YES] = "yes",
+		[KVMFAULT_SUPPORT_NO] = "no",
+		[KVMFAULT_SUPPORT_COULD_NOT_ASK] = "could not ask",
 	};
 
 	return NAME(names, answer);
@@ -60,18 +61,18 @@ const char *kvmfault_feature_str(enum kvmfault_feature feature)
 }
 
 KVMFAULT__EXPORT
-const char *kvmfault_entrance_str(enum kvmfault_entrance entrance)
+const char *kvmfault_kind_str(enum kvmfault_kind entrance)
 {
 	static const char *const names[] = {
-		[KVMFAULT_ENTRANCE_NONE] = "none",
-		[KVMFAULT_ENTRANCE_EXIT] = "exit",
-		[KVMFAULT_ENTRANCE_MARKER] = "marker",
-		[KVMFAULT_ENTRANCE_BARE] = "bare",
-		[KVMFAULT_ENTRANCE_MMIO] = "mmio",
-		[KVMFAULT_ENTRANCE_EMULATION] = "emulation",
-		[KVMFAULT_ENTRANCE_UFFD] = "uffd",
-		[KVMFAULT_ENTRANCE_CALL] = "call",
-		[KVMFAULT_ENTRANCE_FAILURE] = "failure",
+		[KVMFAULT_KIND_NONE] = "none",
+		[KVMFAULT_KIND_EXIT] = "exit",
+		[KVMFAULT_KIND_MARKER] = "marker",
+		[KVMFAULT_KIND_UNANNOTATED] = "bare",
+		[KVMFAULT_KIND_MMIO] = "mmio",
+		[KVMFAULT_KIND_EMULATION] = "emulation",
+		[KVMFAULT_KIND_UFFD] = "uffd",
+		[KVMFAULT_KIND_CALL] = "call",
+		[KVMFAULT_KIND_FAILURE] = "failure",
 	};
 
 	return NAME(names, entrance);
@@ -130,7 +131,7 @@ const char *kvmfault_reason_str(enum kvmfault_reason reason)
 			"the fault has flags that no resolver understands",
 		[KVMFAULT_REASON_SOURCE] = "the source failed",
 		[KVMFAULT_REASON_RESOLVER] = "a resolver failed",
-		[KVMFAULT_REASON_LIE] =
+		[KVMFAULT_REASON_STILL_ABSENT] =
 			"a resolver said resolved, but the page is absent",
 		[KVMFAULT_REASON_NO_PROGRESS] =
 			"resolved again and again without progress",
@@ -148,7 +149,7 @@ const char *kvmfault_page_str(enum kvmfault_page page)
 	static const char *const names[] = {
 		[KVMFAULT_PAGE_UNTRACKED] = "untracked",
 		[KVMFAULT_PAGE_ABSENT] = "absent",
-		[KVMFAULT_PAGE_REMOVED] = "removed",
+		[KVMFAULT_PAGE_DISCARDED] = "removed",
 		[KVMFAULT_PAGE_PRESENT] = "present",
 		[KVMFAULT_PAGE_POISONED] = "poisoned",
 		[KVMFAULT_PAGE_UNCONVERTED] = "unconverted",
@@ -162,9 +163,9 @@ KVMFAULT__EXPORT
 const char *kvmfault_verdict_str(enum kvmfault_verdict verdict)
 {
 	static const char *const names[] = {
-		[KVMFAULT_DECLINED] = "declined",
-		[KVMFAULT_RESOLVED] = "resolved",
-		[KVMFAULT_LATER] = "later",
+		[KVMFAULT_VERDICT_DECLINED] = "declined",
+		[KVMFAULT_VERDICT_RESOLVED] = "resolved",
+		[KVMFAULT_VERDICT_LATER] = "later",
 	};
 
 	return NAME(names, verdict);
@@ -174,13 +175,13 @@ KVMFAULT__EXPORT
 const char *kvmfault_action_str(enum kvmfault_action action)
 {
 	static const char *const names[] = {
-		[KVMFAULT_RETRY] = "retry",
-		[KVMFAULT_NOT_A_FAULT] = "not a fault",
-		[KVMFAULT_INTERRUPTED] = "interrupted",
-		[KVMFAULT_PENDING] = "pending",
-		[KVMFAULT_UNFINISHED] = "interrupted, unfinished",
-		[KVMFAULT_PENDING_UNFINISHED] = "pending, unfinished",
-		[KVMFAULT_UNRESOLVED] = "unresolved",
+		[KVMFAULT_ACTION_RETRY] = "retry",
+		[KVMFAULT_ACTION_NOT_A_FAULT] = "not a fault",
+		[KVMFAULT_ACTION_INTERRUPTED] = "interrupted",
+		[KVMFAULT_ACTION_PENDING] = "pending",
+		[KVMFAULT_ACTION_UNFINISHED] = "interrupted, unfinished",
+		[KVMFAULT_ACTION_PENDING_UNFINISHED] = "pending, unfinished",
+		[KVMFAULT_ACTION_UNRESOLVED] = "unresolved",
 	};
 
 	return NAME(names, action);

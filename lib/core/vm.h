@@ -50,6 +50,7 @@ struct kvmfault__text {
 
 struct kvmfault_vm {
 	struct kvmfault_vm_options options;
+	struct kvmfault_vm_ops ops;
 	enum kvmfault_delivery chosen;	/* the mode that can be had */
 	_Atomic uint32_t delivery;	/* in force: that, or UFFD */
 	struct kvmfault_finding delivery_asked[KVMFAULT_DELIVERY_COUNT];

@@ -40,7 +40,7 @@ static int execute(struct kvmfault__task *task, struct kvmfault__answer *answer)
 	task->work(task, answer);
 	task->ended = kvmfault__sys_now();
 	if (answer->length && task->prefault &&
-	    answer->action == KVMFAULT_RETRY && !has_left(task->seat))
+	    answer->action == KVMFAULT_ACTION_RETRY && !has_left(task->seat))
 		kvmfault__prefault(task, answer);
 	return 0;
 }
@@ -177,11 +177,11 @@ int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
 
 	/* A worker may come late: only after such an exit nobody minds. */
 	task->prefault &= !vcpu->worker ||
-			  task->fault->entrance == KVMFAULT_ENTRANCE_EXIT;
+			  task->fault->kind == KVMFAULT_KIND_EXIT;
 	err = task->prefault ? with_prefault(vcpu, task, answer) :
 			       do_or_have_done(vcpu, task, answer);
 	if (err) {
-		kvmfault__say(answer, KVMFAULT_INTERRUPTED);
+		kvmfault__say(answer, KVMFAULT_ACTION_INTERRUPTED);
 		return err;
 	}
 	vcpu->anew = false;

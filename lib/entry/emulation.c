@@ -44,7 +44,7 @@ static bool need(struct emulation *e, uint64_t linear, uint64_t *gpa)
 	struct kvmfault__answer answer;
 
 	/* A signal has ended the wait for another one of its pages. */
-	if (e->answer.action == KVMFAULT_INTERRUPTED)
+	if (e->answer.action == KVMFAULT_ACTION_INTERRUPTED)
 		return false;
 	if (ask_vcpu(e->task, KVM_TRANSLATE, &translation) ||
 	    !translation.valid)
@@ -56,14 +56,14 @@ static bool need(struct emulation *e, uint64_t linear, uint64_t *gpa)
 	kvmfault__resolve_gpa(e->task->seat, &fault, fault.gpa, &answer);
 	if (answer.reason == KVMFAULT_REASON_NO_REGION)
 		return false;
-	if (answer.action == KVMFAULT_RETRY) {
+	if (answer.action == KVMFAULT_ACTION_RETRY) {
 		e->came |= answer.came;
 		e->later |= answer.error == -EAGAIN;
-	} else if (e->answer.action != KVMFAULT_UNRESOLVED) {
+	} else if (e->answer.action != KVMFAULT_ACTION_UNRESOLVED) {
 		/* What has failed counts, whatever is on its way. */
 		e->answer = answer;
 	}
-	return answer.action == KVMFAULT_RETRY;
+	return answer.action == KVMFAULT_ACTION_RETRY;
 }
 
 static void need_range(struct emulation *e, uint64_t linear, uint64_t length)
@@ -189,25 +189,25 @@ static bool take_back_ud(const struct kvmfault__task *task)
 
 static void verdict(const struct emulation *e, struct kvmfault__answer *answer)
 {
-	kvmfault__say(answer, KVMFAULT_RETRY);
+	kvmfault__say(answer, KVMFAULT_ACTION_RETRY);
 	answer->came = e->came;
 	/* A page that failed may be one that the instruction has no use for:
 	 * it counts when none came. */
-	if (!e->came && e->answer.action != KVMFAULT_NOT_A_FAULT)
+	if (!e->came && e->answer.action != KVMFAULT_ACTION_NOT_A_FAULT)
 		*answer = e->answer;
 	else if (!e->came && e->later)
 		answer->error = -EAGAIN;
 	/* Nothing was absent: maybe others were faster, as often as the guard
 	 * has patience. Then it is the VMM's, with its #UD. */
 	else if (!e->came && e->task->last && e->task->rip == e->cpu.rip)
-		answer->action = KVMFAULT_NOT_A_FAULT;
+		answer->action = KVMFAULT_ACTION_NOT_A_FAULT;
 }
 
 static void emulate(struct kvmfault__task *task, struct kvmfault__answer *answer)
 {
 	struct emulation e = { .task = task };
 
-	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+	kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
 	e.answer = *answer;
 	if (!registers(task, &e.cpu))
 		return;
@@ -215,8 +215,8 @@ static void emulate(struct kvmfault__task *task, struct kvmfault__answer *answer
 	find_operands(&e);
 	verdict(&e, answer);
 	/* Whatever comes of it, KVM_RUN may be entered again by then. */
-	if (answer->action != KVMFAULT_NOT_A_FAULT && !take_back_ud(task))
-		kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+	if (answer->action != KVMFAULT_ACTION_NOT_A_FAULT && !take_back_ud(task))
+		kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
 	task->rip = e.cpu.rip;
 }
 
@@ -238,7 +238,7 @@ void kvmfault__emulation(struct kvmfault_vcpu *vcpu,
 			 struct kvmfault__answer *answer)
 {
 	(void)vcpu;
-	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+	kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
 }
 
 #endif

@@ -8,7 +8,7 @@
 #ifndef KVMFAULT__ENTRY_H
 #define KVMFAULT__ENTRY_H
 
-#include "../resolve/park.h"
+#include "../resolve/defer.h"
 #include "../resolve/range.h"
 
 /* vcpu.c and its entrances */
@@ -115,7 +115,7 @@ kvmfault__guard_key(const struct kvmfault_vcpu *vcpu)
 {
 	const struct kvmfault_fault *fault = &vcpu->fault;
 
-	if (fault->entrance == KVMFAULT_ENTRANCE_EMULATION)
+	if (fault->kind == KVMFAULT_KIND_EMULATION)
 		return ~vcpu->emulation_rip;	/* no page's */
 	if (fault->known & KVMFAULT_KNOWN_GPA)
 		return fault->gpa / KVMFAULT__PAGE;
@@ -136,7 +136,7 @@ void kvmfault__guard_no_page(struct kvmfault_vcpu *vcpu,
 static inline void kvmfault__guard(struct kvmfault_vcpu *vcpu,
 				   struct kvmfault__answer *answer)
 {
-	if (answer->action != KVMFAULT_RETRY)
+	if (answer->action != KVMFAULT_ACTION_RETRY)
 		return;
 	if (answer->came)
 		vcpu->not_now = vcpu->streak = 0;
@@ -214,12 +214,12 @@ void kvmfault__expect_service(struct kvmfault_vm *vm);
 /* message.c: as many as there are; what they say of pages that are gone is noted.
  * And then each of them; true: it is a fault. */
 struct uffd_msg;
-ssize_t kvmfault__messages(struct kvmfault__seat *seat,
+ssize_t kvmfault__messages_read(struct kvmfault__seat *seat,
 			   struct kvmfault_uffd *uffd, struct uffd_msg *msg,
 			   size_t count);
-bool kvmfault__message_in(struct kvmfault__seat *seat, uint32_t space,
+bool kvmfault__message_decode(struct kvmfault__seat *seat, uint32_t space,
 			  const struct uffd_msg *msg,
-			  struct kvmfault__parked *item);
+			  struct kvmfault__message *item);
 
 /* Have the service told of its messages: EPOLL_CTL_ADD, or again, _MOD. */
 int kvmfault__uffd_listen(struct kvmfault_uffd *uffd, int op);

@@ -49,7 +49,7 @@ static void pause_before(struct kvmfault_vcpu *vcpu,
 	for (; n > 1 && pause < PAUSE_MAX; n--)
 		pause *= 2;
 	if (kvmfault__pause(vcpu->seat, pause < PAUSE_MAX ? pause : PAUSE_MAX))
-		answer->action = KVMFAULT_INTERRUPTED;
+		answer->action = KVMFAULT_ACTION_INTERRUPTED;
 }
 
 static void give_up(const struct kvmfault_vcpu *vcpu,

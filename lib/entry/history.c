@@ -15,9 +15,8 @@ static struct kvmfault__past *past(struct kvmfault_vcpu *vcpu, uint64_t n)
 
 KVMFAULT__EXPORT
 const struct kvmfault_result *
-kvmfault_vcpu_result(const struct kvmfault_vcpu *vcpu)
+kvmfault_vcpu_result(struct kvmfault_vcpu *vcpu)
 {
-	struct kvmfault_vcpu *ours = (struct kvmfault_vcpu *)(uintptr_t)vcpu;
 	uint64_t n;
 	uint32_t i = 0;
 
@@ -25,8 +24,8 @@ kvmfault_vcpu_result(const struct kvmfault_vcpu *vcpu)
 		return NULL;
 	/* In order for who asks, and not for each fault. */
 	for (n = vcpu->past_count; n && i < KVMFAULT_HISTORY_COUNT; i++)
-		ours->events[i] = &past(ours, --n)->event;
-	ours->result.history_count = i;
+		vcpu->events[i] = &past(vcpu, --n)->event;
+	vcpu->result.history_count = i;
 	return &vcpu->result;
 }
 
@@ -39,7 +38,7 @@ static bool same_again(const struct kvmfault__past *last,
 
 	/* What differs most often first. */
 	return then->gpa == now->gpa && then->hva == now->hva &&
-	       then->entrance == now->entrance && then->known == now->known &&
+	       then->kind == now->kind && then->known == now->known &&
 	       then->address_space == now->address_space &&
 	       then->flags == now->flags &&
 	       last->event.action == result->action &&

@@ -65,7 +65,7 @@ static void removed_in(struct kvmfault__seat *seat, struct kvmfault__span *span,
 	page = (first - span->first) >> shift;
 	last = (last - span->first) >> shift;
 	for (; page <= last; page++) {
-		kvmfault__page_remove(memory, page);
+		kvmfault__page_discard(memory, page);
 		kvmfault__userfault_follow(memory, page, 1);
 	}
 }
@@ -84,7 +84,7 @@ static void removed(struct kvmfault__seat *seat, uint32_t space, uint64_t start,
 				      &gone);
 }
 
-ssize_t kvmfault__messages(struct kvmfault__seat *seat,
+ssize_t kvmfault__messages_read(struct kvmfault__seat *seat,
 			   struct kvmfault_uffd *uffd, struct uffd_msg *msg,
 			   size_t count)
 {
@@ -127,9 +127,9 @@ static void tell_event(struct kvmfault_vm *vm, const struct uffd_msg *msg)
 	}
 }
 
-bool kvmfault__message_in(struct kvmfault__seat *seat, uint32_t space,
+bool kvmfault__message_decode(struct kvmfault__seat *seat, uint32_t space,
 			  const struct uffd_msg *msg,
-			  struct kvmfault__parked *item)
+			  struct kvmfault__message *item)
 {
 	uint64_t flags = msg->arg.pagefault.flags;
 
@@ -137,10 +137,10 @@ bool kvmfault__message_in(struct kvmfault__seat *seat, uint32_t space,
 		tell_event(seat->vm, msg);
 		return false;
 	}
-	*item = (struct kvmfault__parked){
+	*item = (struct kvmfault__message){
 		.fault = {
 			.size = sizeof(item->fault),
-			.entrance = KVMFAULT_ENTRANCE_UFFD,
+			.kind = KVMFAULT_KIND_UFFD,
 			.access = flags & UFFD_PAGEFAULT_FLAG_WRITE ?
 				KVMFAULT_ACCESS_WRITE : KVMFAULT_ACCESS_READ,
 			.known = KVMFAULT_KNOWN_HVA,
@@ -156,7 +156,7 @@ bool kvmfault__message_in(struct kvmfault__seat *seat, uint32_t space,
 	};
 	KVMFAULT__TRACE(message, space, item->fault.hva, item->fault.access,
 			flags);
-	kvmfault__add(seat, KVMFAULT__COUNTER(entrance) +
-		      KVMFAULT_ENTRANCE_UFFD, 1);
+	kvmfault__add(seat, KVMFAULT__COUNTER(kind) +
+		      KVMFAULT_KIND_UFFD, 1);
 	return true;
 }

@@ -79,10 +79,10 @@ static void resolve_part(struct kvmfault__task *task,
 {
 	struct kvmfault__region *region =
 		ram_at(task->seat, task->fault, task->gpa);
-	struct kvmfault__place place = kvmfault__region_place(region,
+	struct kvmfault__target place = kvmfault__region_target(region,
 							      task->gpa);
 
-	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+	kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
 	if (region)
 		kvmfault__resolve(task->seat, task->fault, &place, answer);
 	kvmfault__leave(task->seat);
@@ -107,23 +107,23 @@ static void complete(struct kvmfault_vcpu *vcpu, uint64_t done, uint64_t length,
 
 	task.gpa = vcpu->fault.gpa + done;
 	if (is_a_device(vcpu, task.gpa)) {
-		kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+		kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
 		return;
 	}
 	kvmfault__perform(vcpu, &task, answer);
 	/* The mapping is changing: the bytes are not to be had yet, and KVM_RUN
 	 * must not go on without them. */
-	if (answer->action == KVMFAULT_RETRY && answer->error) {
+	if (answer->action == KVMFAULT_ACTION_RETRY && answer->error) {
 		kvmfault__pause(vcpu->seat, MOMENT);
-		answer->action = KVMFAULT_INTERRUPTED;
+		answer->action = KVMFAULT_ACTION_INTERRUPTED;
 	}
-	if (answer->action != KVMFAULT_RETRY)
+	if (answer->action != KVMFAULT_ACTION_RETRY)
 		return;
 	region = ram_at(vcpu->seat, &vcpu->fault, task.gpa);
 	if (region)
 		access_page(vcpu, region, done, length);
 	else
-		answer->action = KVMFAULT_NOT_A_FAULT;	/* by now */
+		answer->action = KVMFAULT_ACTION_NOT_A_FAULT;	/* by now */
 	kvmfault__leave(vcpu->seat);
 }
 
@@ -132,21 +132,21 @@ void kvmfault__mmio(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 	const struct kvmfault_fault *fault = &vcpu->fault;
 	uint64_t done = 0, step;
 
-	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+	kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
 	vcpu->mmio_length = 0;
 	while (done < fault->length) {
 		step = KVMFAULT__PAGE - (fault->gpa + done) % KVMFAULT__PAGE;
 		if (step > fault->length - done)
 			step = fault->length - done;
 		complete(vcpu, done, step, answer);
-		if (answer->action != KVMFAULT_RETRY)
+		if (answer->action != KVMFAULT_ACTION_RETRY)
 			break;
 		done += step;
 	}
 	/* Done for the guest: whatever comes next, this was progress. */
-	answer->came = answer->action == KVMFAULT_RETRY;
-	if (answer->action == KVMFAULT_NOT_A_FAULT ||
-	    answer->action == KVMFAULT_RETRY)
+	answer->came = answer->action == KVMFAULT_ACTION_RETRY;
+	if (answer->action == KVMFAULT_ACTION_NOT_A_FAULT ||
+	    answer->action == KVMFAULT_ACTION_RETRY)
 		return;
 	vcpu->mmio_gpa = fault->gpa;
 	vcpu->mmio_length = (uint32_t)fault->length;

@@ -30,7 +30,7 @@ struct kvmfault_service {
 	uint32_t poll_us;
 	atomic_bool polled;		/* by one of the threads */
 	atomic_bool stopping;		/* after what is in hand */
-	struct kvmfault__park park;
+	struct kvmfault__deferred park;
 	unsigned int threads;
 	pthread_t thread[];
 };
@@ -51,14 +51,14 @@ static void cancel_late(struct kvmfault_service *service)
  * repeated meanwhile is known to be one. */
 static void not_answered(struct kvmfault_service *service,
 			 struct kvmfault__seat *seat,
-			 struct kvmfault__parked *item,
+			 struct kvmfault__message *item,
 			 const struct kvmfault_mapping *mapping,
 			 const struct kvmfault__answer *answer)
 {
-	bool failed = answer->action == KVMFAULT_UNRESOLVED;
+	bool failed = answer->action == KVMFAULT_ACTION_UNRESOLVED;
 
 	item->tries.failures += failed;
-	kvmfault__put_off(&service->park, seat, item, failed);
+	kvmfault__defer(&service->park, seat, item, failed);
 	if (failed)
 		kvmfault__not_resolved(seat, item, mapping, answer->reason,
 				       answer->error);
@@ -67,10 +67,10 @@ static void not_answered(struct kvmfault_service *service,
 /* Resolve, or park. */
 static void serve_fault(struct kvmfault_service *service,
 			struct kvmfault__seat *seat,
-			struct kvmfault__parked *item)
+			struct kvmfault__message *item)
 {
 	uint64_t began = kvmfault__sys_now();
-	struct kvmfault__place place = { 0 };
+	struct kvmfault__target place = { 0 };
 	struct kvmfault__answer answer;
 	struct kvmfault_mapping *mapping;
 	bool done;
@@ -89,7 +89,7 @@ static void serve_fault(struct kvmfault_service *service,
 	kvmfault__mark(seat, &place);
 	kvmfault__resolve(seat, &item->fault, &place, &answer);
 	kvmfault__mark_ahead(seat, &place);
-	done = answer.action == KVMFAULT_RETRY && !answer.error;
+	done = answer.action == KVMFAULT_ACTION_RETRY && !answer.error;
 	/* A fetch in flight may have it. */
 	if (!done && !answer.detached)
 		not_answered(service, seat, item, mapping, &answer);
@@ -101,15 +101,15 @@ static void serve_fault(struct kvmfault_service *service,
 
 static void pagefault(struct kvmfault_service *service,
 		      struct kvmfault__seat *seat,
-		      struct kvmfault__parked *item)
+		      struct kvmfault__message *item)
 {
 	/* Another thread asks for what is being tried already. */
-	if (kvmfault__is_parked(&service->park, item->space, item->fault.hva)) {
+	if (kvmfault__is_deferred(&service->park, item->space, item->fault.hva)) {
 		kvmfault__count(seat, repeated);
 		return;
 	}
 	if (atomic_load(&service->stopping))
-		kvmfault__put_off(&service->park, seat, item, false);
+		kvmfault__defer(&service->park, seat, item, false);
 	else
 		serve_fault(service, seat, item);
 }
@@ -118,7 +118,7 @@ static void read_messages(struct kvmfault_service *service,
 			  struct kvmfault__seat *seat, uint32_t id)
 {
 	struct uffd_msg msg[MESSAGES];
-	struct kvmfault__parked item;
+	struct kvmfault__message item;
 	struct kvmfault_uffd *uffd;
 	uint32_t space;
 	ssize_t n, i;
@@ -129,13 +129,13 @@ static void read_messages(struct kvmfault_service *service,
 		return;
 	}
 	space = uffd->space;
-	n = kvmfault__messages(seat, uffd, msg, service->batch);
+	n = kvmfault__messages_read(seat, uffd, msg, service->batch);
 	if (atomic_load(&service->vm->baton))
 		kvmfault__uffd_listen(uffd, EPOLL_CTL_MOD);
 	/* From here on a callback may free it. */
 	kvmfault__unhold(seat, &seat->uffd);
 	for (i = 0; i < n; i++)
-		if (kvmfault__message_in(seat, space, &msg[i], &item))
+		if (kvmfault__message_decode(seat, space, &msg[i], &item))
 			pagefault(service, seat, &item);
 }
 
@@ -143,7 +143,7 @@ static void retry_parked(struct kvmfault_service *service,
 			 struct kvmfault__seat *seat)
 {
 	uint64_t expirations, now = kvmfault__sys_now();
-	struct kvmfault__parked item;
+	struct kvmfault__message item;
 
 	kvmfault__sys_read(service->park.timer, &expirations,
 			   sizeof(expirations));
@@ -151,11 +151,11 @@ static void retry_parked(struct kvmfault_service *service,
 	/* What is parked again is due later than now: this ends. The others are
 	 * for another thread, should this one take long. */
 	while (!atomic_load(&service->stopping) &&
-	       kvmfault__unpark(&service->park, now, &item)) {
-		kvmfault__park_arm(&service->park);
+	       kvmfault__deferred_take(&service->park, now, &item)) {
+		kvmfault__deferred_arm(&service->park);
 		serve_fault(service, seat, &item);
 	}
-	kvmfault__park_arm(&service->park);
+	kvmfault__deferred_arm(&service->park);
 }
 
 /* A userfaultfd that has failed says so for ever: do not listen to it. */
@@ -303,7 +303,7 @@ static void service_delete(struct kvmfault_service *service)
 	for (i = 0; i < service->threads; i++)
 		kvmfault__sys_join(service->thread[i]);
 	if (service->seat) {
-		kvmfault__wake_parked(&service->park, service->seat);
+		kvmfault__deferred_wake(&service->park, service->seat);
 		kvmfault__seat_give(service->seat);
 	}
 	close_event(vm, service->park.timer);

@@ -39,9 +39,9 @@ static bool present(const struct kvmfault_memory *memory, uint64_t page)
 
 /* Is there data that can have been lost? A thread met its own page; else any. */
 static bool any_present(const struct kvmfault_fault *fault,
-			const struct kvmfault__place *place, struct lost lost)
+			const struct kvmfault__target *place, struct lost lost)
 {
-	if (fault->entrance == KVMFAULT_ENTRANCE_MARKER)
+	if (fault->kind == KVMFAULT_KIND_MARKER)
 		return present(place->memory, place->offset >>
 			       place->memory->page_shift);
 	while (lost.page < lost.end && !present(place->memory, lost.page))
@@ -57,7 +57,7 @@ static void poison(struct kvmfault_memory *memory, struct lost lost)
 }
 
 static void translate(struct kvmfault_fault *fault,
-		      const struct kvmfault__place *place)
+		      const struct kvmfault__target *place)
 {
 	const struct kvmfault_region *region;
 
@@ -72,7 +72,7 @@ static void translate(struct kvmfault_fault *fault,
 static void at_hva(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 		   struct kvmfault__answer *answer)
 {
-	struct kvmfault__place place = { 0 };
+	struct kvmfault__target place = { 0 };
 	struct kvmfault_mapping *mapping;
 	struct lost its;
 
@@ -88,9 +88,9 @@ static void at_hva(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 	if (!place.region && seat->vcpu)
 		kvmfault__warn_unshown(place.memory, place.offset);
 	if (any_present(fault, &place, its)) {
-		if (fault->entrance != KVMFAULT_ENTRANCE_FAILURE &&
+		if (fault->kind != KVMFAULT_KIND_FAILURE &&
 		    !kvmfault__has_failed(place.memory, fault->hva)) {
-			answer->action = KVMFAULT_RETRY;
+			answer->action = KVMFAULT_ACTION_RETRY;
 			return;
 		}
 		fault->error = EHWPOISON;
@@ -103,7 +103,7 @@ static void at_hva(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 		      struct kvmfault__answer *answer)
 {
-	kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+	kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
 	/* Before it is seen in the mapping. */
 	atomic_store(&seat->at_signal, true);
 	at_hva(seat, fault, answer);
@@ -112,7 +112,7 @@ void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 }
 
 KVMFAULT__EXPORT
-int kvmfault_memory_failed(struct kvmfault_vm *vm, const void *siginfo)
+int kvmfault_vm_handle_sigbus(struct kvmfault_vm *vm, const void *siginfo)
 {
 	struct kvmfault_fault fault = { .size = sizeof(fault) };
 	struct kvmfault__answer answer;
@@ -122,16 +122,16 @@ int kvmfault_memory_failed(struct kvmfault_vm *vm, const void *siginfo)
 		return -EINVAL;
 	if (!siginfo)
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_memory_failed: siginfo is NULL");
+			"kvmfault_vm_handle_sigbus: siginfo is NULL");
 	kvmfault_decode_siginfo(siginfo, &fault);
-	if (fault.entrance == KVMFAULT_ENTRANCE_NONE)
+	if (fault.kind == KVMFAULT_KIND_NONE)
 		return -ENOENT;
 	seat = kvmfault__call_begin(vm);
 	if (!seat)
 		return -ENOMEM;
 	kvmfault__sigbus(seat, &fault, &answer);
 	kvmfault__call_end(seat);
-	if (answer.action == KVMFAULT_NOT_A_FAULT)
+	if (answer.action == KVMFAULT_ACTION_NOT_A_FAULT)
 		return -ENOENT;
 	return kvmfault__error(&answer);
 }

@@ -63,7 +63,7 @@ static int set_up_handler(struct kvmfault_vcpu *vcpu, uint64_t blocked)
 	if (blocked & SIGBUS_BIT)
 		return refuse(vcpu, "do not block it in the vCPU's thread, nor by KVM_SET_SIGNAL_MASK, or say KVMFAULT_SIGBUS_MASKED");
 	if (kvmfault__sys_handles(SIGBUS) <= 0)
-		return refuse(vcpu, "it has no handler: set one that calls kvmfault_vcpu_sigbus(), or say KVMFAULT_SIGBUS_MASKED");
+		return refuse(vcpu, "it has no handler: set one that calls kvmfault_vcpu_note_sigbus(), or say KVMFAULT_SIGBUS_MASKED");
 	vcpu->handler = kvmfault__seat_take(vcpu->vm);
 	return vcpu->handler ? 0 : -ENOMEM;
 }
@@ -113,14 +113,14 @@ static bool of_guest(struct kvmfault_vcpu *vcpu,
 }
 
 KVMFAULT__EXPORT
-bool kvmfault_vcpu_sigbus(struct kvmfault_vcpu *vcpu, const void *siginfo)
+bool kvmfault_vcpu_note_sigbus(struct kvmfault_vcpu *vcpu, const void *siginfo)
 {
 	struct kvmfault_fault fault = { .size = sizeof(fault) };
 
 	if (!vcpu || !vcpu->handler || !siginfo)
 		return false;
 	kvmfault_decode_siginfo(siginfo, &fault);
-	if (fault.entrance != KVMFAULT_ENTRANCE_MARKER ||
+	if (fault.kind != KVMFAULT_KIND_MARKER ||
 	    !of_guest(vcpu, &fault))
 		return false;
 	/* One that was noted and not answered yet: this one comes again. */

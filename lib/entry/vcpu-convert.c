@@ -11,7 +11,7 @@
 static void convert_task(struct kvmfault__task *task,
 			 struct kvmfault__answer *answer)
 {
-	kvmfault__say(answer, KVMFAULT_RETRY);
+	kvmfault__say(answer, KVMFAULT_ACTION_RETRY);
 	answer->error = kvmfault__convert(task->seat, task->pages,
 					  task->private, true, &task->reached);
 }
@@ -66,7 +66,7 @@ int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,
 			"kvmfault_convert: the vCPU is of another context");
 	if (!vm->converter.set)
 		return kvmfault__refuse(vm, -EOPNOTSUPP,
-			"kvmfault_convert: the context has neither kvmfault_vm_options.fd nor a converter that sets");
+			"kvmfault_convert: the context has neither kvmfault_vm_options.vm_fd nor a converter that sets");
 	if (vcpu && kvmfault__within(is_its, vcpu))
 		vcpu = NULL;	/* a callback of its own fault */
 	seat = vcpu ? vcpu->seat : kvmfault__seat_take(vm);

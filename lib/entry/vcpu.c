@@ -164,10 +164,10 @@ static enum kvmfault_action action_of(const struct kvmfault_vcpu *vcpu,
 	if (!unfinished(vcpu))
 		return answer->action;
 	switch (answer->action) {
-	case KVMFAULT_INTERRUPTED:
-		return KVMFAULT_UNFINISHED;
-	case KVMFAULT_PENDING:
-		return KVMFAULT_PENDING_UNFINISHED;
+	case KVMFAULT_ACTION_INTERRUPTED:
+		return KVMFAULT_ACTION_UNFINISHED;
+	case KVMFAULT_ACTION_PENDING:
+		return KVMFAULT_ACTION_PENDING_UNFINISHED;
 	default:
 		return answer->action;
 	}
@@ -186,9 +186,9 @@ static enum kvmfault_action finish(struct kvmfault_vcpu *vcpu,
 	result->unfinished = unfinished(vcpu);
 	kvmfault__add(vcpu->seat, KVMFAULT__COUNTER(action) + result->action,
 		      1);
-	if (answer->action == KVMFAULT_UNRESOLVED) {
+	if (answer->action == KVMFAULT_ACTION_UNRESOLVED) {
 		kvmfault__count(vcpu->seat, unresolved);
-		KVMFAULT__TRACE(unresolved, vcpu->fault.entrance,
+		KVMFAULT__TRACE(unresolved, vcpu->fault.kind,
 				vcpu->fault.gpa, vcpu->fault.hva,
 				answer->reason, answer->error);
 	}
@@ -200,7 +200,7 @@ static enum kvmfault_action finish(struct kvmfault_vcpu *vcpu,
 static enum kvmfault_action pass(struct kvmfault_vcpu *vcpu,
 				 enum kvmfault_action action)
 {
-	vcpu->fault.entrance = KVMFAULT_ENTRANCE_NONE;
+	vcpu->fault.kind = KVMFAULT_KIND_NONE;
 	vcpu->result.action = action;
 	vcpu->result.reason = KVMFAULT_REASON_NONE;
 	vcpu->result.error = 0;
@@ -242,7 +242,7 @@ static bool is_ours(struct kvmfault_vcpu *vcpu)
 static void resolve_bare(const struct kvmfault_vcpu *vcpu,
 			 struct kvmfault__answer *answer)
 {
-	kvmfault__say(answer, KVMFAULT_RETRY);
+	kvmfault__say(answer, KVMFAULT_ACTION_RETRY);
 	if (vcpu->fault.error == EHWPOISON)
 		kvmfault__unresolved(answer, KVMFAULT_REASON_HWPOISON,
 				     -EHWPOISON);
@@ -250,22 +250,22 @@ static void resolve_bare(const struct kvmfault_vcpu *vcpu,
 
 static void resolve(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 {
-	switch (vcpu->fault.entrance) {
-	case KVMFAULT_ENTRANCE_EXIT:
+	switch (vcpu->fault.kind) {
+	case KVMFAULT_KIND_EXIT:
 		/* Used up: it must not be taken for the next one's. */
 		vcpu->run->exit_reason = KVM_EXIT_UNKNOWN;
 		by_task(vcpu, at_gpa, answer);
 		return;
-	case KVMFAULT_ENTRANCE_MARKER:
-	case KVMFAULT_ENTRANCE_FAILURE:
-		kvmfault__say(answer, KVMFAULT_NOT_A_FAULT);
+	case KVMFAULT_KIND_MARKER:
+	case KVMFAULT_KIND_FAILURE:
+		kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
 		if (!vcpu->worker || is_ours(vcpu))
 			by_task(vcpu, at_hva, answer);
 		return;
-	case KVMFAULT_ENTRANCE_MMIO:
+	case KVMFAULT_KIND_MMIO:
 		kvmfault__mmio(vcpu, answer);
 		return;
-	case KVMFAULT_ENTRANCE_EMULATION:
+	case KVMFAULT_KIND_EMULATION:
 		kvmfault__emulation(vcpu, answer);
 		return;
 	default:
@@ -279,7 +279,7 @@ static bool source_may_recover(struct kvmfault_vcpu *vcpu,
 {
 	uint32_t n = vcpu->source_failures;
 
-	if (answer->action != KVMFAULT_UNRESOLVED ||
+	if (answer->action != KVMFAULT_ACTION_UNRESOLVED ||
 	    answer->reason != KVMFAULT_REASON_SOURCE ||
 	    answer->error == -EHWPOISON || vcpu->seat->no_wait ||
 	    n >= vcpu->vm->options.source_retries)
@@ -304,9 +304,9 @@ static void resolve_patiently(struct kvmfault_vcpu *vcpu,
 		resolve(vcpu, answer);
 	while (source_may_recover(vcpu, answer));
 	/* Only now it is known which instruction it is. */
-	if (vcpu->fault.entrance == KVMFAULT_ENTRANCE_EMULATION)
+	if (vcpu->fault.kind == KVMFAULT_KIND_EMULATION)
 		vcpu->source_key = kvmfault__guard_key(vcpu);
-	if (answer->action != KVMFAULT_INTERRUPTED)
+	if (answer->action != KVMFAULT_ACTION_INTERRUPTED)
 		forget_source(vcpu);
 }
 
@@ -317,9 +317,9 @@ static bool lost_access(const struct kvmfault_vcpu *vcpu)
 	const struct kvmfault_fault *fault = &vcpu->fault;
 
 	if (vcpu->emulating)
-		return fault->entrance != KVMFAULT_ENTRANCE_EMULATION;
+		return fault->kind != KVMFAULT_KIND_EMULATION;
 	return vcpu->mmio_length != NO_MMIO &&
-	       (fault->entrance != KVMFAULT_ENTRANCE_MMIO ||
+	       (fault->kind != KVMFAULT_KIND_MMIO ||
 		fault->gpa != vcpu->mmio_gpa ||
 		fault->length != vcpu->mmio_length);
 }
@@ -336,7 +336,7 @@ static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 	struct kvmfault__inside inside;
 	struct kvmfault__answer answer;
 
-	KVMFAULT__TRACE(fault, vcpu, fault->entrance, fault->access, fault->gpa,
+	KVMFAULT__TRACE(fault, vcpu, fault->kind, fault->access, fault->gpa,
 			fault->hva, fault->length, fault->flags);
 	vcpu->faulted = true;
 	vcpu->anew = true;
@@ -344,23 +344,23 @@ static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 	kvmfault__enter(&inside, vcpu->seat, NULL);
 	resolve_patiently(vcpu, &answer);
 	kvmfault__exit(&inside);
-	if (answer.action == KVMFAULT_NOT_A_FAULT) {
+	if (answer.action == KVMFAULT_ACTION_NOT_A_FAULT) {
 		kvmfault__guard_start(vcpu);
-		return pass(vcpu, KVMFAULT_NOT_A_FAULT);
+		return pass(vcpu, KVMFAULT_ACTION_NOT_A_FAULT);
 	}
-	kvmfault__add(vcpu->seat, KVMFAULT__COUNTER(entrance) +
-		      fault->entrance, 1);
+	kvmfault__add(vcpu->seat, KVMFAULT__COUNTER(kind) +
+		      fault->kind, 1);
 	kvmfault__guard(vcpu, &answer);
-	if (answer.action == KVMFAULT_RETRY)
+	if (answer.action == KVMFAULT_ACTION_RETRY)
 		kvmfault__latency(vcpu->seat, vcpu->ended - vcpu->began);
 	return finish(vcpu, &answer);
 }
 
 static enum kvmfault_action handle_decoded(struct kvmfault_vcpu *vcpu)
 {
-	if (vcpu->fault.entrance != KVMFAULT_ENTRANCE_NONE)
+	if (vcpu->fault.kind != KVMFAULT_KIND_NONE)
 		return handle_fault(vcpu);
-	return pass(vcpu, KVMFAULT_NOT_A_FAULT);
+	return pass(vcpu, KVMFAULT_ACTION_NOT_A_FAULT);
 }
 
 static void decode_signal(struct kvmfault_vcpu *vcpu, const void *siginfo)
@@ -373,15 +373,15 @@ static void decode_signal(struct kvmfault_vcpu *vcpu, const void *siginfo)
 /* Taken from the queue, and not guest memory's: the VMM's to see to. */
 static enum kvmfault_action hand_on(struct kvmfault_vcpu *vcpu)
 {
-	pass(vcpu, KVMFAULT_INTERRUPTED);
+	pass(vcpu, KVMFAULT_ACTION_INTERRUPTED);
 	vcpu->result.siginfo = vcpu->siginfo;
-	return KVMFAULT_INTERRUPTED;
+	return KVMFAULT_ACTION_INTERRUPTED;
 }
 
 static enum kvmfault_action lose(struct kvmfault_vcpu *vcpu)
 {
 	const struct kvmfault__answer lost = {
-		.action = KVMFAULT_UNRESOLVED,
+		.action = KVMFAULT_ACTION_UNRESOLVED,
 		.reason = KVMFAULT_REASON_LOST_MMIO,
 	};
 
@@ -395,10 +395,10 @@ static enum kvmfault_action interrupted(struct kvmfault_vcpu *vcpu)
 	enum kvmfault_action action;
 
 	if (!kvmfault__signal_take(vcpu))
-		return pass(vcpu, KVMFAULT_INTERRUPTED);
+		return pass(vcpu, KVMFAULT_ACTION_INTERRUPTED);
 	decode_signal(vcpu, vcpu->siginfo);
 	action = handle_decoded(vcpu);
-	return action == KVMFAULT_NOT_A_FAULT ? hand_on(vcpu) : action;
+	return action == KVMFAULT_ACTION_NOT_A_FAULT ? hand_on(vcpu) : action;
 }
 
 /* Apart, so that an exit that is no fault pays for none of it. */
@@ -418,24 +418,24 @@ static enum kvmfault_action decode_and_handle(struct kvmfault_vcpu *vcpu,
 }
 
 KVMFAULT__EXPORT
-enum kvmfault_action kvmfault_handle(struct kvmfault_vcpu *vcpu, int ret,
+enum kvmfault_action kvmfault_vcpu_handle(struct kvmfault_vcpu *vcpu, int ret,
 				     int err)
 {
 	if (!vcpu)
-		return KVMFAULT_UNRESOLVED;
+		return KVMFAULT_ACTION_UNRESOLVED;
 	if (!not_a_fault(ret, vcpu->run) || unfinished(vcpu))
 		return decode_and_handle(vcpu, ret, err);
 	if (vcpu->faulted)
 		kvmfault__guard_start(vcpu);
-	return pass(vcpu, KVMFAULT_NOT_A_FAULT);
+	return pass(vcpu, KVMFAULT_ACTION_NOT_A_FAULT);
 }
 
 KVMFAULT__EXPORT
-enum kvmfault_action kvmfault_handle_sigbus(struct kvmfault_vcpu *vcpu,
+enum kvmfault_action kvmfault_vcpu_handle_sigbus(struct kvmfault_vcpu *vcpu,
 					    const void *siginfo)
 {
 	if (!vcpu)
-		return KVMFAULT_UNRESOLVED;
+		return KVMFAULT_ACTION_UNRESOLVED;
 	decode_signal(vcpu, siginfo);
 	return handle_decoded(vcpu);
 }

@@ -41,11 +41,11 @@ static void decode_error(int err, const struct kvm_run *run,
 	if (err != EFAULT && err != EHWPOISON)
 		return;
 	fault->error = err;
-	fault->entrance = KVMFAULT_ENTRANCE_BARE;
+	fault->kind = KVMFAULT_KIND_UNANNOTATED;
 	if (!run || run->exit_reason != KVMFAULT__EXIT_MEMORY_FAULT)
 		return;
 	memcpy(&record, &run->hw, sizeof(record));
-	fault->entrance = KVMFAULT_ENTRANCE_EXIT;
+	fault->kind = KVMFAULT_KIND_EXIT;
 	fault->flags = record.flags;
 	set_range(fault, record.gpa, record.size);
 }
@@ -58,7 +58,7 @@ static void decode_exit(const struct kvm_run *run, struct kvmfault_fault *fault)
 		    run->mmio.phys_addr + run->mmio.len - 1 <
 		    run->mmio.phys_addr)
 			return;
-		fault->entrance = KVMFAULT_ENTRANCE_MMIO;
+		fault->kind = KVMFAULT_KIND_MMIO;
 		fault->access = run->mmio.is_write ? KVMFAULT_ACCESS_WRITE :
 						     KVMFAULT_ACCESS_READ;
 		fault->known = KVMFAULT_KNOWN_GPA | KVMFAULT_KNOWN_LENGTH;
@@ -66,7 +66,7 @@ static void decode_exit(const struct kvm_run *run, struct kvmfault_fault *fault)
 		fault->length = run->mmio.len;
 	} else if (run->exit_reason == KVM_EXIT_INTERNAL_ERROR &&
 		   run->internal.suberror == SUBERROR_EMULATION) {
-		fault->entrance = KVMFAULT_ENTRANCE_EMULATION;
+		fault->kind = KVMFAULT_KIND_EMULATION;
 	}
 }
 
@@ -89,7 +89,7 @@ void kvmfault__decode(int ret, int err, const struct kvm_run *run,
 		decode_error(err, run, fault);
 	else if (!ret && run)
 		decode_exit(run, fault);
-	if (run && fault->entrance)
+	if (run && fault->kind)
 		fault->address_space = kvmfault__address_space(run);
 }
 
@@ -118,8 +118,8 @@ int kvmfault_decode_siginfo(const void *siginfo, struct kvmfault_fault *fault)
 		lsb = (unsigned int)info->si_addr_lsb;
 		if (lsb < 12 || lsb > 30)
 			lsb = 12;
-		ours.entrance = info->si_code == BUS_MCEERR_AR ?
-			KVMFAULT_ENTRANCE_MARKER : KVMFAULT_ENTRANCE_FAILURE;
+		ours.kind = info->si_code == BUS_MCEERR_AR ?
+			KVMFAULT_KIND_MARKER : KVMFAULT_KIND_FAILURE;
 		ours.known = KVMFAULT_KNOWN_HVA | KVMFAULT_KNOWN_LENGTH;
 		ours.length = 1ULL << lsb;
 		ours.hva = (uintptr_t)info->si_addr & ~(KVMFAULT__PAGE - 1);

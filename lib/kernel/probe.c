@@ -12,28 +12,27 @@
 #include <limits.h>
 #include <string.h>
 
+#include "kvmfault-experimental.h"
 #include "../os/abi.h"
 #include "kernel.h"
 
-typedef struct kvmfault_finding finding;
-
-static finding yes(uint64_t value)
+static struct kvmfault_finding yes(uint64_t value)
 {
-	return (finding){ .answer = KVMFAULT_YES, .value = value };
+	return (struct kvmfault_finding){ .support = KVMFAULT_SUPPORT_YES, .value = value };
 }
 
-static finding no(int error)
+static struct kvmfault_finding no(int error)
 {
-	return (finding){ .answer = KVMFAULT_NO, .error = error };
+	return (struct kvmfault_finding){ .support = KVMFAULT_SUPPORT_NO, .error = error };
 }
 
-static finding could_not(int error)
+static struct kvmfault_finding could_not(int error)
 {
-	return (finding){ .answer = KVMFAULT_COULD_NOT_ASK, .error = error };
+	return (struct kvmfault_finding){ .support = KVMFAULT_SUPPORT_COULD_NOT_ASK, .error = error };
 }
 
 /* A call that the kernel knows but refuses for its arguments: yes. */
-static finding by_refusal(int err, uint64_t value)
+static struct kvmfault_finding by_refusal(int err, uint64_t value)
 {
 	if (err == -ENOTTY || err == -ENOSYS)
 		return no(err);
@@ -50,7 +49,7 @@ static int extension(int fd, long capability)
 				   (void *)capability);
 }
 
-static finding by_extension(int fd, long capability)
+static struct kvmfault_finding by_extension(int fd, long capability)
 {
 	int value = extension(fd, capability);
 
@@ -60,26 +59,26 @@ static finding by_extension(int fd, long capability)
 }
 
 /* A slot number that no VM has: known, refused, nothing changed. */
-static finding ask_user_memory2(int vm_fd)
+static struct kvmfault_finding ask_user_memory2(int vm_fd)
 {
 	struct kvmfault__memory_region2 region = { .slot = 0xffff };
-	finding said = by_extension(vm_fd, KVMFAULT__CAP_USER_MEMORY2);
+	struct kvmfault_finding said = by_extension(vm_fd, KVMFAULT__CAP_USER_MEMORY2);
 
-	if (said.answer != KVMFAULT_YES)
+	if (said.support != KVMFAULT_SUPPORT_YES)
 		return said;
 	return by_refusal(kvmfault__sys_ioctl(
 		vm_fd, KVMFAULT__SET_USER_MEMORY_REGION2, &region), 0);
 }
 
-static finding ask_guest_memfd(int vm_fd)
+static struct kvmfault_finding ask_guest_memfd(int vm_fd)
 {
 	struct kvmfault__create_guest_memfd create = {
 		.size = kvmfault__sys_page_size(),
 	};
-	finding said = by_extension(vm_fd, KVMFAULT__CAP_GUEST_MEMFD);
+	struct kvmfault_finding said = by_extension(vm_fd, KVMFAULT__CAP_GUEST_MEMFD);
 	int fd, flags;
 
-	if (said.answer != KVMFAULT_YES)
+	if (said.support != KVMFAULT_SUPPORT_YES)
 		return said;
 	fd = kvmfault__sys_ioctl(vm_fd, KVMFAULT__CREATE_GUEST_MEMFD, &create);
 	if (fd == -ENOTTY || fd == -EINVAL)
@@ -92,12 +91,12 @@ static finding ask_guest_memfd(int vm_fd)
 }
 
 /* Size 0 is refused before anything is looked at. */
-static finding ask_attributes(int vm_fd)
+static struct kvmfault_finding ask_attributes(int vm_fd)
 {
 	struct kvmfault__memory_attributes attributes = { 0 };
-	finding said = by_extension(vm_fd, KVMFAULT__CAP_MEMORY_ATTRIBUTES);
+	struct kvmfault_finding said = by_extension(vm_fd, KVMFAULT__CAP_MEMORY_ATTRIBUTES);
 
-	if (said.answer != KVMFAULT_YES)
+	if (said.support != KVMFAULT_SUPPORT_YES)
 		return said;
 	return by_refusal(kvmfault__sys_ioctl(
 		vm_fd, KVMFAULT__SET_MEMORY_ATTRIBUTES, &attributes),
@@ -107,12 +106,12 @@ static finding ask_attributes(int vm_fd)
 /* A vCPU's call, so it takes a VM of its own. To a call that it does not know a
  * vCPU says -EINVAL, as it does to a bad range: so it is given none at all, which
  * is -EFAULT from who looks for one. */
-static finding ask_pre_fault(int kvm_fd)
+static struct kvmfault_finding ask_pre_fault(int kvm_fd)
 {
-	finding said = by_extension(kvm_fd, KVMFAULT__CAP_PRE_FAULT_MEMORY);
+	struct kvmfault_finding said = by_extension(kvm_fd, KVMFAULT__CAP_PRE_FAULT_MEMORY);
 	int vm, vcpu, err;
 
-	if (said.answer != KVMFAULT_YES)
+	if (said.support != KVMFAULT_SUPPORT_YES)
 		return said;
 	vm = kvmfault__sys_ioctl(kvm_fd, KVM_CREATE_VM, NULL);
 	if (vm < 0)
@@ -130,7 +129,7 @@ static finding ask_pre_fault(int kvm_fd)
 	return said;
 }
 
-static finding ask_two_dimensional(int kvm_fd)
+static struct kvmfault_finding ask_two_dimensional(int kvm_fd)
 {
 	int said = kvmfault__two_dimensional(kvm_fd);
 
@@ -139,10 +138,10 @@ static finding ask_two_dimensional(int kvm_fd)
 	return said ? yes(0) : no(0);
 }
 
-static void probe_kernel_exit(int kvm_fd, finding *f)
+static void probe_kernel_exit(int kvm_fd, struct kvmfault_finding *f)
 {
-	finding *userfault = &f[KVMFAULT_FEATURE_USERFAULT];
-	finding *missing = &f[KVMFAULT_FEATURE_EXIT_ON_MISSING];
+	struct kvmfault_finding *userfault = &f[KVMFAULT_FEATURE_USERFAULT];
+	struct kvmfault_finding *missing = &f[KVMFAULT_FEATURE_EXIT_ON_MISSING];
 	enum kvmfault__kernel_exit which;
 	int err = kvmfault__kernel_exit_ask(kvm_fd, &which);
 
@@ -153,7 +152,7 @@ static void probe_kernel_exit(int kvm_fd, finding *f)
 		*missing = yes(0);
 }
 
-static void probe_kvm(int kvm_fd, int vm_fd, finding *f)
+static void probe_kvm(int kvm_fd, int vm_fd, struct kvmfault_finding *f)
 {
 	f[KVMFAULT_FEATURE_MEMORY_FAULT_INFO] =
 		by_extension(vm_fd, KVMFAULT__CAP_MEMORY_FAULT_INFO);
@@ -170,7 +169,7 @@ static void probe_kvm(int kvm_fd, int vm_fd, finding *f)
 	probe_kernel_exit(kvm_fd, f);
 }
 
-static finding ask_open(unsigned int how)
+static struct kvmfault_finding ask_open(unsigned int how)
 {
 	int fd = kvmfault__uffd_open(how);
 
@@ -204,7 +203,7 @@ static int handshake(uint64_t *features)
 #define ANONYMOUS INT_MIN	/* no -errno is that */
 
 /* Register scratch memory of fd (or anonymous); nothing touches it. */
-static finding ask_register(int uffd, int fd, size_t size, uint64_t mode)
+static struct kvmfault_finding ask_register(int uffd, int fd, size_t size, uint64_t mode)
 {
 	bool anonymous = fd == ANONYMOUS;
 	struct uffdio_register reg = { .mode = mode };
@@ -228,12 +227,12 @@ static finding ask_register(int uffd, int fd, size_t size, uint64_t mode)
 	return err == -EINVAL ? no(err) : could_not(err);
 }
 
-static finding register_file(int uffd, unsigned int memfd_flags, uint64_t mode)
+static struct kvmfault_finding register_file(int uffd, unsigned int memfd_flags, uint64_t mode)
 {
 	/* hugetlb: whatever the default huge page size is, up to 1 GiB */
 	static const size_t sizes[] = { 2 << 20, 32 << 20, 512 << 20, 1 << 30 };
 	size_t i, size = kvmfault__sys_page_size();
-	finding said;
+	struct kvmfault_finding said;
 	int fd;
 
 	if (!memfd_flags) {
@@ -249,27 +248,27 @@ static finding register_file(int uffd, unsigned int memfd_flags, uint64_t mode)
 		said = ask_register(uffd, fd, sizes[i], mode);
 		if (fd >= 0)
 			kvmfault__sys_close(fd);
-		if (said.answer != KVMFAULT_COULD_NOT_ASK)
+		if (said.support != KVMFAULT_SUPPORT_COULD_NOT_ASK)
 			break;
 	}
 	return said;
 }
 
 /* A page of a memfd, as guest memory is: registered, and what can be done? */
-static finding poison(uint64_t features, finding shmem)
+static struct kvmfault_finding poison(uint64_t features, struct kvmfault_finding shmem)
 {
-	if (shmem.answer != KVMFAULT_YES)
+	if (shmem.support != KVMFAULT_SUPPORT_YES)
 		return shmem;
 	return features & KVMFAULT__UFFD_FEATURE_POISON &&
 	       shmem.value & 1ULL << KVMFAULT__UFFDIO_POISON_NR ?
 		yes(0) : no(0);
 }
 
-finding kvmfault__ask_poison(void)
+struct kvmfault_finding kvmfault__ask_poison(void)
 {
 	uint64_t features = 0;
 	int uffd = handshake(&features);
-	finding said;
+	struct kvmfault_finding said;
 
 	if (uffd < 0)
 		return uffd == -ENOSYS ? no(uffd) : could_not(uffd);
@@ -279,7 +278,7 @@ finding kvmfault__ask_poison(void)
 	return said;
 }
 
-static void probe_registered(int uffd, uint64_t features, finding *f)
+static void probe_registered(int uffd, uint64_t features, struct kvmfault_finding *f)
 {
 	const uint64_t missing = UFFDIO_REGISTER_MODE_MISSING;
 	const uint64_t minor = UFFDIO_REGISTER_MODE_MINOR;
@@ -298,7 +297,7 @@ static void probe_registered(int uffd, uint64_t features, finding *f)
 		features & KVMFAULT__UFFD_FEATURE_MOVE ? yes(0) : no(0);
 }
 
-static void probe_uffd(finding *f)
+static void probe_uffd(struct kvmfault_finding *f)
 {
 	uint64_t features = 0;
 	int i, uffd;
@@ -317,7 +316,7 @@ static void probe_uffd(finding *f)
 	kvmfault__sys_close(uffd);
 }
 
-static finding ask_populate(int advice)
+static struct kvmfault_finding ask_populate(int advice)
 {
 	size_t size = kvmfault__sys_page_size();
 	void *page;

@@ -155,7 +155,7 @@ bool kvmfault__convertible(const struct kvmfault_vm *vm,
 	uint64_t last;
 
 	if (!vm->converter.set || !region || region->guest_memfd <= 0 ||
-	    fault->entrance != KVMFAULT_ENTRANCE_EXIT ||
+	    fault->kind != KVMFAULT_KIND_EXIT ||
 	    fault->error == EHWPOISON || fault->address_space)
 		return false;
 	last = region->gpa + region->length - 1;

@@ -72,7 +72,7 @@ int kvmfault__memory_punch(const struct kvmfault_memory *memory,
 void kvmfault__tell_change(struct kvmfault_memory *memory, uint64_t offset,
 			   uint64_t length, enum kvmfault_cause cause)
 {
-	const struct kvmfault_vm_options *options = &memory->vm->options;
+	const struct kvmfault_vm *vm = memory->vm;
 	const struct kvmfault_change change = {
 		.size = sizeof(change),
 		.memory = memory,
@@ -81,5 +81,5 @@ void kvmfault__tell_change(struct kvmfault_memory *memory, uint64_t offset,
 		.cause = cause,
 	};
 
-	options->changed(options->changed_data, &change);
+	vm->ops.changed(vm->options.data, &change);
 }

@@ -57,7 +57,7 @@ static uint64_t length_not_gone(const struct kvmfault_memory *memory,
 	uint64_t end = (offset + length) >> memory->page_shift;
 
 	while (page < end && kvmfault__page_state(memory, page) !=
-			     KVMFAULT__FETCHING_REMOVED)
+			     KVMFAULT__FETCHING_DISCARDED)
 		page++;
 	return (page << memory->page_shift) - offset;
 }

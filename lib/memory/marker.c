@@ -57,7 +57,7 @@ static bool missing(const struct kvmfault_memory *memory, uint64_t page)
 {
 	enum kvmfault__state state = kvmfault__page_state(memory, page);
 
-	return state == KVMFAULT__ABSENT || state == KVMFAULT__REMOVED;
+	return state == KVMFAULT__ABSENT || state == KVMFAULT__DISCARDED;
 }
 
 /*
@@ -182,7 +182,7 @@ static bool mark_once(struct kvmfault__seat *seat,
 static void mark_again(struct kvmfault__seat *seat,
 		       struct kvmfault_memory *memory, uint64_t page)
 {
-	if (kvmfault__page_state(memory, page) != KVMFAULT__REMOVED ||
+	if (kvmfault__page_state(memory, page) != KVMFAULT__DISCARDED ||
 	    !(++page % STRETCH))
 		return;
 	atomic_store(&seat->marking, memory);
@@ -191,13 +191,13 @@ static void mark_again(struct kvmfault__seat *seat,
 	kvmfault__unhold(seat, &seat->marking);
 }
 
-static bool by_markers(const struct kvmfault__place *place)
+static bool by_markers(const struct kvmfault__target *place)
 {
 	return place->origin->memslots && place->memory->marked &&
 	       wanted(place->memory);
 }
 
-static uint64_t stretch_of(const struct kvmfault__place *place)
+static uint64_t stretch_of(const struct kvmfault__target *place)
 {
 	return (place->offset >> place->memory->page_shift) / STRETCH;
 }
@@ -224,7 +224,7 @@ static bool worth_it(struct kvmfault_memory *memory, uint64_t stretch)
 }
 
 void kvmfault__mark(struct kvmfault__seat *seat,
-		    const struct kvmfault__place *place)
+		    const struct kvmfault__target *place)
 {
 	struct kvmfault_memory *memory = place->memory;
 
@@ -257,7 +257,7 @@ static bool few(struct kvmfault_memory *memory)
 /* As windows grow: who walks leaves marked stretches behind, and finds as many
  * in front. Who jumps about in a large memory has one marked at a time. */
 void kvmfault__mark_ahead(struct kvmfault__seat *seat,
-			  const struct kvmfault__place *place)
+			  const struct kvmfault__target *place)
 {
 	struct kvmfault_memory *memory = place->memory;
 	uint64_t stretch, below, above, n;

@@ -110,7 +110,7 @@ static inline void kvmfault__changed(struct kvmfault_memory *memory,
 				     uint64_t offset, uint64_t length,
 				     enum kvmfault_cause cause)
 {
-	if (memory->vm->options.changed)
+	if (memory->vm->ops.changed)
 		kvmfault__tell_change(memory, offset, length, cause);
 }
 

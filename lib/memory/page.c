@@ -113,7 +113,7 @@ uint64_t kvmfault__pages_change(struct kvmfault_memory *memory, uint64_t first,
 	return page - first;
 }
 
-bool kvmfault__page_settled(const struct kvmfault_memory *memory, uint64_t page)
+bool kvmfault__page_accessible(const struct kvmfault_memory *memory, uint64_t page)
 {
 	enum kvmfault__state state = kvmfault__page_state(memory, page);
 
@@ -123,7 +123,7 @@ bool kvmfault__page_settled(const struct kvmfault_memory *memory, uint64_t page)
 /* What it becomes when somebody asks for it; what it is: somebody has it. */
 static enum kvmfault__state asked_for(enum kvmfault__state state, bool sleeper)
 {
-	if (state == KVMFAULT__ABSENT || state == KVMFAULT__REMOVED)
+	if (state == KVMFAULT__ABSENT || state == KVMFAULT__DISCARDED)
 		return KVMFAULT__FETCHING;
 	if (state == KVMFAULT__FETCHING && sleeper)
 		return KVMFAULT__FETCHING_WAITED;
@@ -174,15 +174,15 @@ void kvmfault__page_unprotect(struct kvmfault_memory *memory, uint64_t page)
 			   kvmfault__page_shift(page)));
 }
 
-void kvmfault__page_remove(struct kvmfault_memory *memory, uint64_t page)
+void kvmfault__page_discard(struct kvmfault_memory *memory, uint64_t page)
 {
 	enum kvmfault__state state = kvmfault__page_state(memory, page), found;
 
 	for (;; state = found) {
 		found = kvmfault__page_change(memory, page, state,
 					      kvmfault__in_flight(state) ?
-					      KVMFAULT__FETCHING_REMOVED :
-					      KVMFAULT__REMOVED);
+					      KVMFAULT__FETCHING_DISCARDED :
+					      KVMFAULT__DISCARDED);
 		if (found == state)
 			return;
 	}

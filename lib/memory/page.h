@@ -14,9 +14,9 @@ enum kvmfault__state {
 	KVMFAULT__ABSENT = 0,
 	KVMFAULT__FETCHING = 1,		/* exactly one thread has it */
 	KVMFAULT__FETCHING_WAITED = 2,	/* and a thread sleeps in the kernel */
-	KVMFAULT__FETCHING_REMOVED = 3,	/* and it was discarded meanwhile */
+	KVMFAULT__FETCHING_DISCARDED = 3,	/* and it was discarded meanwhile */
 	KVMFAULT__PRESENT = 4,
-	KVMFAULT__REMOVED = 5,
+	KVMFAULT__DISCARDED = 5,
 	KVMFAULT__POISONED = 6,		/* its data is lost */
 };
 
@@ -24,7 +24,7 @@ static inline bool kvmfault__in_flight(enum kvmfault__state state)
 {
 	return state == KVMFAULT__FETCHING ||
 	       state == KVMFAULT__FETCHING_WAITED ||
-	       state == KVMFAULT__FETCHING_REMOVED;
+	       state == KVMFAULT__FETCHING_DISCARDED;
 }
 
 int kvmfault__pages_new(struct kvmfault_memory *memory);
@@ -82,17 +82,17 @@ uint64_t kvmfault__word_protect(struct kvmfault_memory *memory, uint64_t page,
 				unsigned int count);
 void kvmfault__page_unprotect(struct kvmfault_memory *memory, uint64_t page);
 /* Who touches it needs nobody: present, or poisoned and marked so. */
-bool kvmfault__page_settled(const struct kvmfault_memory *memory,
+bool kvmfault__page_accessible(const struct kvmfault_memory *memory,
 			    uint64_t page);
 /* Its data is gone: removed, or its fetcher is told. */
-void kvmfault__page_remove(struct kvmfault_memory *memory, uint64_t page);
+void kvmfault__page_discard(struct kvmfault_memory *memory, uint64_t page);
 /* Wait while it is in flight; 0, -EINTR, -EDEADLK: this thread has it, or -EAGAIN:
  * its memory is being freed. */
 int kvmfault__page_wait(struct kvmfault__seat *seat,
 			struct kvmfault_memory *memory, uint64_t page);
 void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page);
 /* To the VMM, of the page there. */
-void kvmfault__tell_settled(struct kvmfault_memory *memory, uint64_t offset);
+void kvmfault__tell_page_ready(struct kvmfault_memory *memory, uint64_t offset);
 /* Have all who wait for pages look again. */
 void kvmfault__wake_waiters(struct kvmfault_vm *vm);
 /* The VMM will be told when it is not in flight any more; false: it is not. */

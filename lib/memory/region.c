@@ -22,7 +22,7 @@ void kvmfault__warn_unshown(struct kvmfault_memory *memory, uint64_t offset)
 static bool shows(const struct kvmfault__span *span, const void *what)
 {
 	const struct kvmfault__region *region = (const void *)span;
-	const struct kvmfault__place *place = what;
+	const struct kvmfault__target *place = what;
 
 	return span->memory == place->memory &&
 	       place->offset >= region->info.offset &&
@@ -32,7 +32,7 @@ static bool shows(const struct kvmfault__span *span, const void *what)
 /* Mostly there is but one, and the memory knows it. That is held until now by a
  * span of its own, and from then on by this one. */
 static struct kvmfault__region *
-known_region(struct kvmfault__seat *seat, const struct kvmfault__place *place)
+known_region(struct kvmfault__seat *seat, const struct kvmfault__target *place)
 {
 	struct kvmfault__span *span =
 		kvmfault__hold(&seat->table, &place->memory->shown);
@@ -52,7 +52,7 @@ struct kvmfault__region *
 kvmfault__region_showing(struct kvmfault__seat *seat,
 			 const struct kvmfault_memory *memory, uint64_t offset)
 {
-	const struct kvmfault__place place = {
+	const struct kvmfault__target place = {
 		.memory = (struct kvmfault_memory *)(uintptr_t)memory,
 		.offset = offset,
 	};

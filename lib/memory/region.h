@@ -48,7 +48,7 @@ kvmfault__region_offset(const struct kvmfault__region *region, uint64_t gpa)
 }
 
 /* Where a fault is, as far as it is known: in the held span. */
-struct kvmfault__place {
+struct kvmfault__target {
 	struct kvmfault_memory *memory;
 	const struct kvmfault__region *region;
 	struct kvmfault_mapping *origin;	/* where its thread sleeps */
@@ -59,10 +59,10 @@ struct kvmfault__place {
 	} tries;		/* a message's, until now */
 };
 /* region may be NULL. */
-static inline struct kvmfault__place
-kvmfault__region_place(const struct kvmfault__region *region, uint64_t gpa)
+static inline struct kvmfault__target
+kvmfault__region_target(const struct kvmfault__region *region, uint64_t gpa)
 {
-	struct kvmfault__place place = { .region = region };
+	struct kvmfault__target place = { .region = region };
 
 	if (region) {
 		place.memory = region->span.memory;
@@ -96,9 +96,9 @@ void kvmfault__markers_free(struct kvmfault_memory *memory);
 /* A thread sleeps on a page there: mark its stretch, if that pays; and
  * when the thread was answered, what it may come to next. */
 void kvmfault__mark(struct kvmfault__seat *seat,
-		    const struct kvmfault__place *place);
+		    const struct kvmfault__target *place);
 void kvmfault__mark_ahead(struct kvmfault__seat *seat,
-			  const struct kvmfault__place *place);
+			  const struct kvmfault__target *place);
 /* Take all of them out, of every memory. */
 int kvmfault__unmark_all(struct kvmfault__seat *seat);
 

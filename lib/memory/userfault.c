@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "kvmfault-experimental.h"
 #include "../os/abi.h"
 #include "region.h"
 
@@ -22,7 +23,7 @@
 uint64_t kvmfault__exit_flags(const struct kvmfault_vm *vm,
 			      const struct kvmfault_fault *fault)
 {
-	if (fault->entrance != KVMFAULT_ENTRANCE_EXIT)
+	if (fault->kind != KVMFAULT_KIND_EXIT)
 		return 0;
 	switch (vm->kernel_exit) {
 	case KVMFAULT__KERNEL_EXIT_USERFAULT:
@@ -113,7 +114,7 @@ static void change(struct kvmfault_memory *memory, uint64_t page, bool set)
 
 static bool wanted(const struct kvmfault_memory *memory, uint64_t page)
 {
-	return !kvmfault__page_settled(memory, page) &&
+	return !kvmfault__page_accessible(memory, page) &&
 	       atomic_load(&memory->exits);
 }
 

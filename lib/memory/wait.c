@@ -64,12 +64,12 @@ int kvmfault__page_wait(struct kvmfault__seat *seat,
 	return err;
 }
 
-void kvmfault__tell_settled(struct kvmfault_memory *memory, uint64_t offset)
+void kvmfault__tell_page_ready(struct kvmfault_memory *memory, uint64_t offset)
 {
-	const struct kvmfault_vm_options *options = &memory->vm->options;
+	const struct kvmfault_vm *vm = memory->vm;
 
-	if (options->settled)
-		options->settled(options->settled_data, memory, offset,
+	if (vm->ops.page_ready)
+		vm->ops.page_ready(vm->options.data, memory, offset,
 				 kvmfault__page_size(memory));
 }
 
@@ -78,7 +78,7 @@ void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page)
 	struct kvmfault__bucket *b = bucket(memory, page);
 
 	if (atomic_load(&memory->vm->pending))
-		kvmfault__tell_settled(memory, page << memory->page_shift);
+		kvmfault__tell_page_ready(memory, page << memory->page_shift);
 	if (!atomic_load(&b->waiters))
 		return;
 	atomic_fetch_add(&b->sequence, 1);
@@ -175,7 +175,7 @@ bool kvmfault__pages_absent(struct kvmfault_memory *memory)
 
 		if (kvmfault__in_flight(state))
 			state = after_a_moment(memory, page);
-		if (state != KVMFAULT__PRESENT && state != KVMFAULT__REMOVED)
+		if (state != KVMFAULT__PRESENT && state != KVMFAULT__DISCARDED)
 			return true;
 	}
 	return false;

@@ -86,18 +86,18 @@ void kvmfault__judge(const struct kvmfault__request *rq, int verdict,
 		     struct kvmfault__answer *answer)
 {
 	switch (verdict) {
-	case KVMFAULT_RESOLVED:
-		answer->action = KVMFAULT_RETRY;
+	case KVMFAULT_VERDICT_RESOLVED:
+		answer->action = KVMFAULT_ACTION_RETRY;
 		return;
-	case KVMFAULT_LATER:
-		answer->action = KVMFAULT_PENDING;
+	case KVMFAULT_VERDICT_LATER:
+		answer->action = KVMFAULT_ACTION_PENDING;
 		return;
 	case -EINTR:
-		answer->action = KVMFAULT_INTERRUPTED;
+		answer->action = KVMFAULT_ACTION_INTERRUPTED;
 		return;
 	case -EAGAIN:
 		/* The mappings are changing: it faults again. */
-		answer->action = KVMFAULT_RETRY;
+		answer->action = KVMFAULT_ACTION_RETRY;
 		answer->error = -EAGAIN;
 		answer->came = false;
 		return;
@@ -156,12 +156,12 @@ void kvmfault__ask(struct kvmfault__request *rq, enum kvmfault_page page,
 		verdict = r->resolve(r->data, &rq->request);
 		rq->seat->in_hand = false;
 		/* Whatever it says of it, it has brought the page. */
-		if (verdict == KVMFAULT_DECLINED && kvmfault__has_come(rq))
-			verdict = KVMFAULT_RESOLVED;
-		if (verdict != KVMFAULT_DECLINED) {
+		if (verdict == KVMFAULT_VERDICT_DECLINED && kvmfault__has_come(rq))
+			verdict = KVMFAULT_VERDICT_RESOLVED;
+		if (verdict != KVMFAULT_VERDICT_DECLINED) {
 			answer->resolver = r->name;
 			kvmfault__judge(rq, verdict, answer);
-			if (verdict == KVMFAULT_RESOLVED)
+			if (verdict == KVMFAULT_VERDICT_RESOLVED)
 				kvmfault__add(rq->seat,
 					      KVMFAULT__COUNTER(resolver) + i,
 					      1);
@@ -179,7 +179,7 @@ void kvmfault__resolve_unclaimed(struct kvmfault__request *rq,
 				 struct kvmfault__answer *answer)
 {
 	kvmfault__ask(rq, page, answer);
-	if (answer->action == KVMFAULT_RETRY && rq->origin)
+	if (answer->action == KVMFAULT_ACTION_RETRY && rq->origin)
 		kvmfault__wake(rq->seat, rq->request.memory, rq->origin,
 			       rq->request.offset, rq->request.length);
 }

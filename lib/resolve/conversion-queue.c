@@ -38,13 +38,13 @@ void kvmfault__conversion_end(struct kvmfault_vm *vm,
 		link = &(*link)->next;
 	*link = mine->next;
 	wake = atomic_load(&vm->conversion_ended.waiters);
-	tell = mine->refused && vm->options.settled;
+	tell = mine->refused && vm->ops.page_ready;
 	atomic_fetch_add(&vm->conversion_ended.sequence, 1);
 	kvmfault__sys_unlock(&vm->conversion_lock);
 	if (wake)
 		kvmfault__sys_futex_wake(&vm->conversion_ended.sequence);
 	if (tell)
-		vm->options.settled(vm->options.settled_data, NULL,
+		vm->ops.page_ready(vm->options.data, NULL,
 				    kvmfault__gpa(mine->pages.first),
 				    kvmfault__gfns_length(mine->pages));
 }
@@ -54,7 +54,7 @@ static int may_wait_for(struct kvmfault__conversion *other, bool wait)
 {
 	other->refused |= !wait;
 	if (!wait)
-		return KVMFAULT_LATER;
+		return KVMFAULT_VERDICT_LATER;
 	return kvmfault__in_hand() ? -EDEADLK : 0;
 }
 

@@ -89,12 +89,12 @@ static int await_discards(const struct part *part)
 	last = offset(part->region, part->pages.end - 1) >> memory->page_shift;
 	for (; page <= last && !err; page++) {
 		if (kvmfault__page_state(memory, page) !=
-		    KVMFAULT__FETCHING_REMOVED)
+		    KVMFAULT__FETCHING_DISCARDED)
 			continue;
 		if (part->mine->wait)
 			err = kvmfault__page_wait(part->seat, memory, page);
 		else if (kvmfault__page_pending(part->seat, memory, page))
-			err = KVMFAULT_LATER;
+			err = KVMFAULT_VERDICT_LATER;
 	}
 	return err;
 }

@@ -23,7 +23,7 @@ int kvmfault__lost(struct kvmfault_request *request)
 void kvmfault__tell_failure(struct kvmfault__request *rq,
 			    struct kvmfault__answer *answer)
 {
-	const struct kvmfault_vm_options *options = &rq->seat->vm->options;
+	const struct kvmfault_vm *vm = rq->seat->vm;
 	struct kvmfault_failure failure = {
 		.size = sizeof(failure),
 		.fault = rq->request.fault,
@@ -34,18 +34,18 @@ void kvmfault__tell_failure(struct kvmfault__request *rq,
 	};
 	int err;
 
-	if (!options->failed)
+	if (!vm->ops.failed)
 		return;
 	/* The callback uses the vCPU's descriptor. */
 	if (!kvmfault__hold_vcpu(rq->seat)) {
-		answer->action = KVMFAULT_INTERRUPTED;
+		answer->action = KVMFAULT_ACTION_INTERRUPTED;
 		return;
 	}
-	err = options->failed(options->failed_data, &failure);
+	err = vm->ops.failed(vm->options.data, &failure);
 	kvmfault__free_vcpu(rq->seat);
 	if (err)
 		return;
-	answer->action = KVMFAULT_RETRY;
+	answer->action = KVMFAULT_ACTION_RETRY;
 	answer->reason = KVMFAULT_REASON_NONE;
 	answer->error = 0;
 	answer->told = true;

@@ -9,7 +9,7 @@
  * who asked is free to go.
  */
 
-#include "park.h"
+#include "defer.h"
 #include "../os/trace.h"
 
 #define FETCHES 64		/* if the VMM does not say */
@@ -216,7 +216,7 @@ static void grant(struct kvmfault_vm *vm, struct kvmfault_memory *only)
 		    !atomic_compare_exchange_strong(&seat->wish, &memory, NULL))
 			continue;
 		kvmfault__enter(&inside, NULL, memory);
-		kvmfault__tell_settled(memory, atomic_load(&seat->wish_offset));
+		kvmfault__tell_page_ready(memory, atomic_load(&seat->wish_offset));
 		kvmfault__exit(&inside);
 		kvmfault__unpin(memory);
 	}
@@ -370,7 +370,7 @@ int kvmfault__submit(struct kvmfault__request *rq)
 		return err;
 	}
 	rq->detached = true;
-	return KVMFAULT_LATER;
+	return KVMFAULT_VERDICT_LATER;
 }
 
 /* It failed for the run: ask for the page alone. */
@@ -432,7 +432,7 @@ static bool conclude(struct kvmfault_fetch *fetch)
 	if (error && !rq->poisoned) {
 		note_failure(fetch, error);
 		if (rq->origin)
-			kvmfault__put_off_fetch(rq, error);
+			kvmfault__defer_fetch(rq, error);
 	}
 	kvmfault__conclude(rq, KVMFAULT__ABSENT);
 	if (!error) {
@@ -547,7 +547,7 @@ static int cancel_region(struct kvmfault__seat *seat, uint32_t space,
 }
 
 KVMFAULT__EXPORT
-int kvmfault_cancel(struct kvmfault_vm *vm, uint32_t address_space,
+int kvmfault_cancel_fetches(struct kvmfault_vm *vm, uint32_t address_space,
 		    uint64_t gpa, uint64_t length)
 {
 	struct kvmfault__seat *seat;
@@ -557,7 +557,7 @@ int kvmfault_cancel(struct kvmfault_vm *vm, uint32_t address_space,
 		return -EINVAL;
 	if (!length || gpa + length - 1 < gpa)
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_cancel: gpa %#llx, length %#llx: empty, or past the end of all",
+			"kvmfault_cancel_fetches: gpa %#llx, length %#llx: empty, or past the end of all",
 			(unsigned long long)gpa, (unsigned long long)length);
 	seat = kvmfault__call_begin(vm);
 	if (!seat)

@@ -35,7 +35,7 @@ static void save(struct kvmfault__request *rq, struct kvmfault__answer *answer)
 	if (memory->fill)	/* there it faults for nobody */
 		rq->request.host = memory->fill + rq->request.offset;
 	kvmfault__ask(rq, KVMFAULT_PAGE_PROTECTED, answer);
-	if (answer->action != KVMFAULT_RETRY || answer->error)
+	if (answer->action != KVMFAULT_ACTION_RETRY || answer->error)
 		return;
 	kvmfault__page_unprotect(memory, rq->page);
 	err = kvmfault__protect(rq->seat, memory, NULL, rq->request.offset,
@@ -94,7 +94,7 @@ static int install_again(struct kvmfault__request *rq)
 		if (err != -EFAULT)
 			return err;
 	}
-	rq->request.page = KVMFAULT_PAGE_REMOVED;
+	rq->request.page = KVMFAULT_PAGE_DISCARDED;
 	err = kvmfault_request_install(&rq->request, NULL);
 	if (err || (!rq->installed.existed && rq->origin->memslots))
 		return err;
@@ -118,7 +118,7 @@ static bool recheck(struct kvmfault__request *rq,
 	err = install_again(rq);
 	kvmfault__release(rq, rq->page, 1, KVMFAULT__PRESENT);
 	if (!rq->installed.existed)
-		kvmfault__account(rq, KVMFAULT__REMOVED);
+		kvmfault__account(rq, KVMFAULT__DISCARDED);
 	if (err == -EAGAIN)
 		answer->error = err;
 	else if (err)
@@ -142,7 +142,7 @@ static bool reach(struct kvmfault__request *rq, struct kvmfault__answer *answer)
 		return true;
 	if (kvmfault__page_state(memory, rq->page) != KVMFAULT__PRESENT ||
 	    !kvmfault__has_failed(memory, (uintptr_t)rq->request.host)) {
-		kvmfault__say(answer, KVMFAULT_RETRY);
+		kvmfault__say(answer, KVMFAULT_ACTION_RETRY);
 		/* As often as this: who asked waits a while, and comes again. */
 		if (++rq->looked < LOOKS)
 			return false;
@@ -156,7 +156,7 @@ static bool resolve_unprotected(struct kvmfault__request *rq, bool waited,
 				struct kvmfault__answer *answer)
 {
 	*answer = (struct kvmfault__answer){
-		.action = KVMFAULT_RETRY,
+		.action = KVMFAULT_ACTION_RETRY,
 		.came = waited,
 		.resolver = answer->resolver,
 	};
@@ -164,7 +164,7 @@ static bool resolve_unprotected(struct kvmfault__request *rq, bool waited,
 		return recheck(rq, answer);
 	kvmfault__userfault_follow(rq->request.memory, rq->page, 1);
 	if (kvmfault__touched(rq) || (!waited &&
-	    rq->request.fault->entrance != KVMFAULT_ENTRANCE_CALL))
+	    rq->request.fault->kind != KVMFAULT_KIND_CALL))
 		return reach(rq, answer);
 	return true;
 }

@@ -17,7 +17,7 @@ static bool discarded(struct kvmfault__request *rq, uint64_t page,
 	uint64_t size = kvmfault__page_size(memory);
 	int err;
 
-	if (kvmfault__page_state(memory, page) != KVMFAULT__FETCHING_REMOVED)
+	if (kvmfault__page_state(memory, page) != KVMFAULT__FETCHING_DISCARDED)
 		return false;
 	err = kvmfault__memory_punch(memory, page * size, size);
 	if (!err && rq->poisoned)
@@ -29,11 +29,11 @@ static bool discarded(struct kvmfault__request *rq, uint64_t page,
 		kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
 			      "a page at offset %#llx was discarded while it was fetched, and could not be freed (error %d): it keeps its data",
 			      (unsigned long long)(page * size), -err);
-	kvmfault__page_change(memory, page, KVMFAULT__FETCHING_REMOVED,
-			      err ? else_to : KVMFAULT__REMOVED);
+	kvmfault__page_change(memory, page, KVMFAULT__FETCHING_DISCARDED,
+			      err ? else_to : KVMFAULT__DISCARDED);
 	if (err)
 		return true;
-	kvmfault__count(rq->seat, removed);
+	kvmfault__count(rq->seat, discarded);
 	kvmfault__changed(memory, page * size, size, KVMFAULT_CAUSE_DISCARD);
 	return true;
 }
@@ -144,7 +144,7 @@ void kvmfault__account(struct kvmfault__request *rq,
 	const struct kvmfault__installed *installed = &rq->installed;
 	struct kvmfault_memory *memory = rq->request.memory;
 	uint64_t came = installed->there - installed->existed;
-	bool zero = was == KVMFAULT__REMOVED;
+	bool zero = was == KVMFAULT__DISCARDED;
 
 	if (installed->existed) {
 		kvmfault__add(rq->seat, KVMFAULT__COUNTER(existed),

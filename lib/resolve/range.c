@@ -28,7 +28,7 @@ int kvmfault__ensure(struct kvmfault__seat *seat, uint32_t address_space,
 {
 	struct kvmfault_fault fault = {
 		.size = sizeof(fault),
-		.entrance = KVMFAULT_ENTRANCE_CALL,
+		.kind = KVMFAULT_KIND_CALL,
 		.access = write ? KVMFAULT_ACCESS_WRITE : KVMFAULT_ACCESS_READ,
 		.known = KVMFAULT_KNOWN_GPA | KVMFAULT_KNOWN_LENGTH,
 		.address_space = address_space,
@@ -39,7 +39,7 @@ int kvmfault__ensure(struct kvmfault__seat *seat, uint32_t address_space,
 	struct kvmfault__answer answer;
 	int err;
 
-	kvmfault__add(seat, KVMFAULT__COUNTER(entrance) + fault.entrance, 1);
+	kvmfault__add(seat, KVMFAULT__COUNTER(kind) + fault.kind, 1);
 	for (;;) {
 		kvmfault__resolve_gpa(seat, &fault, gpa, &answer);
 		err = kvmfault__error(&answer);
@@ -89,9 +89,9 @@ static void put(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 			 * which can have no data back where there is none.
 			 * The file of a memory with minor faults may have
 			 * some: then the second one has its turn. */
-			if (found == KVMFAULT__FETCHING_REMOVED &&
+			if (found == KVMFAULT__FETCHING_DISCARDED &&
 			    to == KVMFAULT__ABSENT && !memory->fill)
-				to = KVMFAULT__REMOVED;
+				to = KVMFAULT__DISCARDED;
 			from = found;
 			wake = true;
 		}
@@ -107,7 +107,7 @@ static void put(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 static bool unsaved(const struct kvmfault_memory *memory, uint64_t page,
 		    enum kvmfault__state state)
 {
-	return memory->write_protect && state != KVMFAULT__REMOVED &&
+	return memory->write_protect && state != KVMFAULT__DISCARDED &&
 	       state != KVMFAULT__POISONED &&
 	       kvmfault__page_protected(memory, page);
 }
@@ -130,12 +130,12 @@ static size_t take(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 			break;
 		if (state == KVMFAULT__FETCHING ||
 		    state == KVMFAULT__FETCHING_WAITED)
-			to = KVMFAULT__FETCHING_REMOVED;
-		if (state != KVMFAULT__FETCHING_REMOVED &&
+			to = KVMFAULT__FETCHING_DISCARDED;
+		if (state != KVMFAULT__FETCHING_DISCARDED &&
 		    kvmfault__page_change(memory, page + n, state, to) != state)
 			continue;	/* it has just changed: look again */
-		if (to == KVMFAULT__FETCHING_REMOVED ||
-		    state == KVMFAULT__FETCHING_REMOVED)
+		if (to == KVMFAULT__FETCHING_DISCARDED ||
+		    state == KVMFAULT__FETCHING_DISCARDED)
 			break;
 		was[n] = state;
 		if (save && unsaved(memory, page + n, state)) {
@@ -155,13 +155,13 @@ static int save_page(struct kvmfault__seat *seat,
 	uint64_t offset = page << memory->page_shift;
 	const struct kvmfault_fault fault = {
 		.size = sizeof(fault),
-		.entrance = KVMFAULT_ENTRANCE_CALL,
+		.kind = KVMFAULT_KIND_CALL,
 		.access = KVMFAULT_ACCESS_WRITE,
 		.known = KVMFAULT_KNOWN_HVA | KVMFAULT_KNOWN_LENGTH,
 		.hva = (uintptr_t)memory->host + offset,
 		.length = kvmfault__page_size(memory),
 	};
-	const struct kvmfault__place place = {
+	const struct kvmfault__target place = {
 		.memory = memory,
 		.offset = offset,
 	};
@@ -178,7 +178,7 @@ static void note_gone(enum kvmfault__state *was, size_t count, bool marked)
 
 	for (i = 0; i < count; i++)
 		if (!marked || was[i] != KVMFAULT__POISONED)
-			was[i] = KVMFAULT__REMOVED;
+			was[i] = KVMFAULT__DISCARDED;
 }
 
 /* Poisoned pages become memory again. */
@@ -215,7 +215,7 @@ static int empty(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 	err = clear_markers(seat, memory, page, count, was);
 	note_gone(was, count, err);
 	put(seat, memory, page, count, was);
-	kvmfault__add(seat, KVMFAULT__COUNTER(removed), count);
+	kvmfault__add(seat, KVMFAULT__COUNTER(discarded), count);
 	kvmfault__changed(memory, offset, length, KVMFAULT_CAUSE_DISCARD);
 	return err;
 }
@@ -243,7 +243,7 @@ static int discard_run(struct kvmfault__seat *seat,
 				return err;
 			/* Unless the fetcher could not: then it is our turn. */
 			if (kvmfault__page_state(memory, page + done) ==
-			    KVMFAULT__REMOVED)
+			    KVMFAULT__DISCARDED)
 				done++;
 			continue;
 		}

@@ -37,7 +37,7 @@ void kvmfault__conversion_end(struct kvmfault_vm *vm,
 
 /* convert.c */
 /* Lets go of the seat's span. *reached: all before it are converted. 0, -errno,
- * or without wait KVMFAULT_LATER: a page is in flight, the VMM will be told. */
+ * or without wait KVMFAULT_VERDICT_LATER: a page is in flight, the VMM will be told. */
 int kvmfault__convert(struct kvmfault__seat *seat, struct kvmfault__gfns pages,
 		      bool private, bool wait, uint64_t *reached);
 

@@ -19,7 +19,7 @@ int kvmfault__unclaimed(const struct kvmfault_request *request,
 	if (!request)
 		return -EINVAL;
 	if (request->page == KVMFAULT_PAGE_ABSENT ||
-	    request->page == KVMFAULT_PAGE_REMOVED)
+	    request->page == KVMFAULT_PAGE_DISCARDED)
 		return 0;
 	return kvmfault__refuse(ours->seat->vm, -EINVAL,
 		"%s: nothing is claimed: the page is %s, and only absent and removed ones are installed",
@@ -197,7 +197,7 @@ int kvmfault_request_install(struct kvmfault_request *request,
 	if (err)
 		return err;
 	/* Zeros for nothing: only where that is what it holds. */
-	if (!data && request->page != KVMFAULT_PAGE_REMOVED)
+	if (!data && request->page != KVMFAULT_PAGE_DISCARDED)
 		return is_null(request, "kvmfault_request_install",
 			       "the page is absent, and data");
 	err = install(ours, data);

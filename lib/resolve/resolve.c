@@ -48,7 +48,7 @@ static void see_what_came(struct kvmfault__request *rq,
 	if (there < 0 && there != -EOPNOTSUPP)
 		kvmfault__judge(rq, there, answer);
 	else if (there <= 0)
-		kvmfault__unresolved(answer, KVMFAULT_REASON_LIE, -ENODATA);
+		kvmfault__unresolved(answer, KVMFAULT_REASON_STILL_ABSENT, -ENODATA);
 }
 
 /* Its data is lost. Who sleeps on it in the kernel is woken into a SIGBUS. */
@@ -62,8 +62,8 @@ static void resolve_poisoned(struct kvmfault__request *rq,
 	if (rq->origin && !rq->poisoned)
 		err = kvmfault__poison(rq->seat, rq->request.memory, rq->origin,
 				       rq->request.offset, rq->request.length);
-	answer->action = rq->origin && !err ? KVMFAULT_RETRY :
-					      KVMFAULT_UNRESOLVED;
+	answer->action = rq->origin && !err ? KVMFAULT_ACTION_RETRY :
+					      KVMFAULT_ACTION_UNRESOLVED;
 	answer->reason = KVMFAULT_REASON_HWPOISON;
 	answer->error = rq->origin ? err : -EHWPOISON;
 }
@@ -74,12 +74,12 @@ static void resolve_claimed(struct kvmfault__request *rq,
 			    struct kvmfault__answer *answer)
 {
 	*answer = (struct kvmfault__answer){ 0 };
-	kvmfault__ask(rq, was == KVMFAULT__REMOVED ? KVMFAULT_PAGE_REMOVED :
+	kvmfault__ask(rq, was == KVMFAULT__DISCARDED ? KVMFAULT_PAGE_DISCARDED :
 						     KVMFAULT_PAGE_ABSENT,
 		      answer);
 	if (rq->detached)
 		return;
-	answer->came = answer->action == KVMFAULT_RETRY && !answer->error;
+	answer->came = answer->action == KVMFAULT_ACTION_RETRY && !answer->error;
 	if (answer->came && !kvmfault__has_come(rq))
 		see_what_came(rq, was, answer);
 	kvmfault__conclude(rq, was);
@@ -122,7 +122,7 @@ static bool wait_for_page(struct kvmfault__request *rq,
 	if (kvmfault__waits(rq)) {
 		err = kvmfault__page_wait(rq->seat, memory, rq->page);
 	} else if (kvmfault__page_pending(rq->seat, memory, rq->page)) {
-		answer->action = KVMFAULT_PENDING;
+		answer->action = KVMFAULT_ACTION_PENDING;
 		return true;
 	}
 	if (!err)
@@ -162,7 +162,7 @@ static bool answered(struct kvmfault__request *rq,
 		return true;
 	}
 	if (memory->source.submit && kvmfault__fetch_wished(rq)) {
-		answer->action = KVMFAULT_PENDING;
+		answer->action = KVMFAULT_ACTION_PENDING;
 		return true;
 	}
 	return false;
@@ -186,7 +186,7 @@ static void resolve_tracked(struct kvmfault__request *rq,
 		begin_turn(rq);
 		switch (state) {
 		case KVMFAULT__ABSENT:
-		case KVMFAULT__REMOVED:
+		case KVMFAULT__DISCARDED:
 			resolve_claimed(rq, state, answer);
 			if (rq->detached)
 				break;
@@ -205,11 +205,11 @@ static void resolve_tracked(struct kvmfault__request *rq,
 			return;
 		case KVMFAULT__FETCHING:
 		case KVMFAULT__FETCHING_WAITED:
-		case KVMFAULT__FETCHING_REMOVED:
+		case KVMFAULT__FETCHING_DISCARDED:
 			break;
 		}
 		*answer = (struct kvmfault__answer){
-			.action = KVMFAULT_RETRY,
+			.action = KVMFAULT_ACTION_RETRY,
 			.detached = rq->detached,
 			.resolver = answer->resolver,
 		};
@@ -240,7 +240,7 @@ static void resolve_unconverted(struct kvmfault__request *rq,
 	bool private = kvmfault__wants_private(rq->request.fault);
 
 	kvmfault__resolve_unclaimed(rq, KVMFAULT_PAGE_UNCONVERTED, answer);
-	answer->came = answer->action == KVMFAULT_RETRY &&
+	answer->came = answer->action == KVMFAULT_ACTION_RETRY &&
 		       kvmfault__attributes_find(rq->seat->vm, pages,
 						 !private) == pages.end;
 }
@@ -248,7 +248,7 @@ static void resolve_unconverted(struct kvmfault__request *rq,
 /* Each member by itself: to clear it all costs more than to fill it. */
 static void begin(struct kvmfault__request *rq, struct kvmfault__seat *seat,
 		  const struct kvmfault_fault *fault,
-		  const struct kvmfault__place *place)
+		  const struct kvmfault__target *place)
 {
 	struct kvmfault_memory *memory = place->memory;
 	uint64_t size = memory ? kvmfault__page_size(memory) : KVMFAULT__PAGE;
@@ -287,7 +287,7 @@ static void begin(struct kvmfault__request *rq, struct kvmfault__seat *seat,
 static bool not_about_the_page(const struct kvmfault_fault *fault)
 {
 	return fault->error == EHWPOISON ||
-	       (fault->entrance == KVMFAULT_ENTRANCE_EXIT &&
+	       (fault->kind == KVMFAULT_KIND_EXIT &&
 		kvmfault__wants_private(fault));
 }
 
@@ -311,7 +311,7 @@ static void tell_window(const struct kvmfault__request *rq,
 
 void kvmfault__resolve(struct kvmfault__seat *seat,
 		       const struct kvmfault_fault *fault,
-		       const struct kvmfault__place *place,
+		       const struct kvmfault__target *place,
 		       struct kvmfault__answer *answer)
 {
 	struct kvmfault_memory *memory = place->memory;
@@ -319,8 +319,8 @@ void kvmfault__resolve(struct kvmfault__seat *seat,
 	struct kvmfault__gfns pages;
 
 	begin(&rq, seat, fault, place);
-	kvmfault__say(answer, KVMFAULT_RETRY);
-	KVMFAULT__TRACE(resolve_begin, seat, fault->entrance, memory,
+	kvmfault__say(answer, KVMFAULT_ACTION_RETRY);
+	KVMFAULT__TRACE(resolve_begin, seat, fault->kind, memory,
 			rq.request.offset);
 	if (place->region && place->region->info.guest_memfd > 0 &&
 	    unconverted(&rq, &pages))
@@ -333,11 +333,11 @@ void kvmfault__resolve(struct kvmfault__seat *seat,
 		resolve_tracked(&rq, answer);
 	/* A sleeper has its SIGBUS, an ensure() its errno. */
 	if (answer->reason == KVMFAULT_REASON_HWPOISON && !place->origin &&
-	    fault->entrance != KVMFAULT_ENTRANCE_CALL)
+	    fault->kind != KVMFAULT_KIND_CALL)
 		kvmfault__tell_failure(&rq, answer);
 	if (rq.count > 1 || rq.window_length)
 		tell_window(&rq, answer);
-	KVMFAULT__TRACE(resolve_end, seat, fault->entrance, memory,
+	KVMFAULT__TRACE(resolve_end, seat, fault->kind, memory,
 			rq.request.offset, answer->action, answer->reason,
 			answer->error, answer->resolver);
 }
@@ -348,11 +348,11 @@ void kvmfault__resolve_gpa(struct kvmfault__seat *seat,
 {
 	struct kvmfault__region *region =
 		kvmfault__region_find(seat, fault->address_space, gpa);
-	struct kvmfault__place place = kvmfault__region_place(region, gpa);
+	struct kvmfault__target place = kvmfault__region_target(region, gpa);
 
-	if (region && fault->entrance != KVMFAULT_ENTRANCE_EXIT &&
+	if (region && fault->kind != KVMFAULT_KIND_EXIT &&
 	    kvmfault__shows_private(seat->vm, region, gpa))
-		kvmfault__say(answer, KVMFAULT_RETRY);	/* it is KVM's */
+		kvmfault__say(answer, KVMFAULT_ACTION_RETRY);	/* it is KVM's */
 	else
 		kvmfault__resolve(seat, fault, &place, answer);
 	if (!region && answer->reason == KVMFAULT_REASON_DECLINED)
@@ -363,11 +363,11 @@ void kvmfault__resolve_gpa(struct kvmfault__seat *seat,
 int kvmfault__error(const struct kvmfault__answer *answer)
 {
 	switch (answer->action) {
-	case KVMFAULT_RETRY:
+	case KVMFAULT_ACTION_RETRY:
 		return answer->error;
-	case KVMFAULT_INTERRUPTED:
+	case KVMFAULT_ACTION_INTERRUPTED:
 		return -EINTR;
-	case KVMFAULT_PENDING:
+	case KVMFAULT_ACTION_PENDING:
 		return -EAGAIN;
 	default:
 		break;

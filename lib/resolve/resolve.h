@@ -75,7 +75,7 @@ static inline void kvmfault__say(struct kvmfault__answer *answer,
 static inline void kvmfault__unresolved(struct kvmfault__answer *answer,
 					enum kvmfault_reason reason, int error)
 {
-	answer->action = KVMFAULT_UNRESOLVED;
+	answer->action = KVMFAULT_ACTION_UNRESOLVED;
 	answer->reason = reason;
 	answer->error = error;
 }
@@ -91,8 +91,8 @@ static inline bool kvmfault__may_write(const struct kvmfault_fault *fault)
  * it has to be asked for, also when it has just come. */
 static inline bool kvmfault__touched(const struct kvmfault__request *rq)
 {
-	return rq->request.fault->entrance == KVMFAULT_ENTRANCE_MMIO ||
-	       rq->request.fault->entrance == KVMFAULT_ENTRANCE_EMULATION;
+	return rq->request.fault->kind == KVMFAULT_KIND_MMIO ||
+	       rq->request.fault->kind == KVMFAULT_KIND_EMULATION;
 }
 
 static inline bool kvmfault__must_save(const struct kvmfault__request *rq)
@@ -106,7 +106,7 @@ static inline bool kvmfault__must_save(const struct kvmfault__request *rq)
 static inline bool kvmfault__waits(const struct kvmfault__request *rq)
 {
 	return !rq->seat->no_wait ||
-	       rq->request.fault->entrance == KVMFAULT_ENTRANCE_CALL;
+	       rq->request.fault->kind == KVMFAULT_KIND_CALL;
 }
 
 /* chain.c: after the chain has changed */
@@ -144,7 +144,7 @@ void kvmfault__account(struct kvmfault__request *rq, enum kvmfault__state was);
 /* Resolve one page. */
 void kvmfault__resolve(struct kvmfault__seat *seat,
 		       const struct kvmfault_fault *fault,
-		       const struct kvmfault__place *place,
+		       const struct kvmfault__target *place,
 		       struct kvmfault__answer *answer);
 /* For callers who are told by an errno. */
 int kvmfault__error(const struct kvmfault__answer *answer);

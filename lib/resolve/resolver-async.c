@@ -13,7 +13,7 @@ static int resolve(void *data, struct kvmfault_request *request)
 {
 	(void)data;
 	if (!request->memory->source.submit)
-		return KVMFAULT_DECLINED;
+		return KVMFAULT_VERDICT_DECLINED;
 	kvmfault_request_widen(request);
 	return kvmfault__submit((struct kvmfault__request *)request);
 }

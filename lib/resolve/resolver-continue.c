@@ -16,14 +16,14 @@ static int resolve(void *data, struct kvmfault_request *request)
 
 	(void)data;
 	if (!request->memory->fill)
-		return KVMFAULT_DECLINED;
+		return KVMFAULT_VERDICT_DECLINED;
 	kvmfault_request_widen(request);
 	err = kvmfault_request_read(request, request->buffer);
 	if (!err)
 		err = kvmfault_request_install(request, request->buffer);
 	else if (err == -EHWPOISON)
 		err = kvmfault__lost(request);
-	return err ? err : KVMFAULT_RESOLVED;
+	return err ? err : KVMFAULT_VERDICT_RESOLVED;
 }
 
 const struct kvmfault_resolver kvmfault__resolver_continue = {

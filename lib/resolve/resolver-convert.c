@@ -22,14 +22,14 @@ static int resolve(void *data, struct kvmfault_request *request)
 	(void)data;
 	if (!kvmfault__convertible(seat->vm, request->fault, request->region,
 				   &pages))
-		return KVMFAULT_DECLINED;
+		return KVMFAULT_VERDICT_DECLINED;
 	if (request->page != KVMFAULT_PAGE_UNCONVERTED ||
 	    converter->flags & KVMFAULT_CONVERTER_CALLS_ONLY)
-		return KVMFAULT_RESOLVED;
+		return KVMFAULT_VERDICT_RESOLVED;
 	err = kvmfault__convert(seat, pages,
 				kvmfault__wants_private(request->fault),
 				!seat->no_wait, &reached);
-	return err ? err : KVMFAULT_RESOLVED;
+	return err ? err : KVMFAULT_VERDICT_RESOLVED;
 }
 
 const struct kvmfault_resolver kvmfault__resolver_convert = {

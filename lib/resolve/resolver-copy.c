@@ -17,14 +17,14 @@ static int resolve(void *data, struct kvmfault_request *request)
 
 	(void)data;
 	if (request->memory->fill || request->memory->source.submit)
-		return KVMFAULT_DECLINED;
+		return KVMFAULT_VERDICT_DECLINED;
 	kvmfault_request_widen(request);
 	err = kvmfault_request_data(request, &bytes);
 	if (!err)
 		err = kvmfault_request_install(request, bytes);
 	else if (err == -EHWPOISON)
 		err = kvmfault__lost(request);
-	return err ? err : KVMFAULT_RESOLVED;
+	return err ? err : KVMFAULT_VERDICT_RESOLVED;
 }
 
 const struct kvmfault_resolver kvmfault__resolver_copy = {

@@ -17,7 +17,7 @@ static bool wants_writable(const struct kvmfault_request *request)
 {
 	const struct kvmfault_fault *fault = request->fault;
 
-	return fault->entrance == KVMFAULT_ENTRANCE_EXIT &&
+	return fault->kind == KVMFAULT_KIND_EXIT &&
 	       fault->flags & (KVMFAULT__EXIT_FLAG_READ |
 			       KVMFAULT__EXIT_FLAG_EXEC);
 }
@@ -39,7 +39,7 @@ static int resolve(void *data, struct kvmfault_request *request)
 
 	(void)data;
 	if (!request->host)
-		return KVMFAULT_DECLINED;
+		return KVMFAULT_VERDICT_DECLINED;
 	err = kvmfault__sys_madvise(request->host, request->length, write ?
 				    KVMFAULT__MADV_POPULATE_WRITE :
 				    KVMFAULT__MADV_POPULATE_READ);
@@ -53,7 +53,7 @@ static int resolve(void *data, struct kvmfault_request *request)
 	 * mapping, does not do it. */
 	if (err == -EINVAL)
 		err = -EOPNOTSUPP;
-	return err ? err : KVMFAULT_RESOLVED;
+	return err ? err : KVMFAULT_VERDICT_RESOLVED;
 }
 
 const struct kvmfault_resolver kvmfault__resolver_populate = {

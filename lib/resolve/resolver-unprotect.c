@@ -14,7 +14,7 @@ static int resolve(void *data, struct kvmfault_request *request)
 {
 	(void)data;
 	(void)request;
-	return KVMFAULT_RESOLVED;
+	return KVMFAULT_VERDICT_RESOLVED;
 }
 
 const struct kvmfault_resolver kvmfault__resolver_unprotect = {

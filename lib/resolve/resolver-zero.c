@@ -15,12 +15,12 @@ static int resolve(void *data, struct kvmfault_request *request)
 
 	(void)data;
 	err = kvmfault_request_install(request, NULL);
-	return err ? err : KVMFAULT_RESOLVED;
+	return err ? err : KVMFAULT_VERDICT_RESOLVED;
 }
 
 const struct kvmfault_resolver kvmfault__resolver_zero = {
 	.size = sizeof(kvmfault__resolver_zero),
 	.name = "zero",
-	.pages = 1U << KVMFAULT_PAGE_REMOVED,
+	.pages = 1U << KVMFAULT_PAGE_DISCARDED,
 	.resolve = resolve,
 };

@@ -23,7 +23,7 @@ static int set_attributes(void *data, uint64_t address, uint64_t length,
 		.attributes = private ? KVMFAULT__ATTRIBUTE_PRIVATE : 0,
 	};
 
-	int err = kvmfault__sys_ioctl(vm->options.fd,
+	int err = kvmfault__sys_ioctl(vm->options.vm_fd,
 				      KVMFAULT__SET_MEMORY_ATTRIBUTES,
 				      &attributes);
 
@@ -48,7 +48,7 @@ int kvmfault__converter(struct kvmfault_vm *vm,
 		return kvmfault__refuse(vm, -EINVAL,
 			"kvmfault_converter.flags: %#x has a flag that this version does not know",
 			vm->converter.flags);
-	if (!vm->converter.set && vm->options.fd > 0) {
+	if (!vm->converter.set && vm->options.vm_fd > 0) {
 		vm->converter.set = set_attributes;
 		vm->converter.data = vm;
 	}

@@ -8,23 +8,22 @@
  * at any time.
  */
 
+#include "kvmfault-experimental.h"
 #include "setup.h"
 
-typedef struct kvmfault_finding finding;
-
-static finding no(int error, const char **why, const char *text)
+static struct kvmfault_finding no(int error, const char **why, const char *text)
 {
 	*why = text;
-	return (finding){ .answer = KVMFAULT_NO, .error = error };
+	return (struct kvmfault_finding){ .support = KVMFAULT_SUPPORT_NO, .error = error };
 }
 
-static finding could_not(int error, const char **why, const char *text)
+static struct kvmfault_finding could_not(int error, const char **why, const char *text)
 {
 	*why = text;
-	return (finding){ .answer = KVMFAULT_COULD_NOT_ASK, .error = error };
+	return (struct kvmfault_finding){ .support = KVMFAULT_SUPPORT_COULD_NOT_ASK, .error = error };
 }
 
-static finding ask_kernel_exit(struct kvmfault_vm *vm, const char **why)
+static struct kvmfault_finding ask_kernel_exit(struct kvmfault_vm *vm, const char **why)
 {
 	enum kvmfault__kernel_exit which = KVMFAULT__KERNEL_EXIT_NONE;
 	int err;
@@ -39,16 +38,16 @@ static finding ask_kernel_exit(struct kvmfault_vm *vm, const char **why)
 		return no(0, why,
 			  "this kernel has neither KVM_MEM_USERFAULT nor KVM_MEM_EXIT_ON_MISSING; no released one has");
 	vm->kernel_exit = which;
-	return (finding){ .answer = KVMFAULT_YES, .value = which };
+	return (struct kvmfault_finding){ .support = KVMFAULT_SUPPORT_YES, .value = which };
 }
 
 /* A table page that is marked is a fault for who walks it in software. */
-static finding ask_paging(struct kvmfault_vm *vm, const char **why)
+static struct kvmfault_finding ask_paging(struct kvmfault_vm *vm, const char **why)
 {
 	int two;
 
 	if (vm->options.allow & KVMFAULT_ALLOW_SHADOW_PAGING)
-		return (finding){ .answer = KVMFAULT_YES };
+		return (struct kvmfault_finding){ .support = KVMFAULT_SUPPORT_YES };
 	if (vm->options.kvm_fd <= 0)
 		return could_not(-EBADF, why,
 				 "the option kvm_fd is missing: only a scratch guest tells whether KVM walks the guest's page tables in software");
@@ -59,40 +58,40 @@ static finding ask_paging(struct kvmfault_vm *vm, const char **why)
 	if (!two)
 		return no(0, why,
 			  "KVM walks the guest's page tables in software (shadow paging): make them present and set KVMFAULT_ALLOW_SHADOW_PAGING, or load the KVM module with two-dimensional paging (ept=1, npt=1)");
-	return (finding){ .answer = KVMFAULT_YES };
+	return (struct kvmfault_finding){ .support = KVMFAULT_SUPPORT_YES };
 }
 
-static finding ask_marker_exit(struct kvmfault_vm *vm, const char **why)
+static struct kvmfault_finding ask_marker_exit(struct kvmfault_vm *vm, const char **why)
 {
-	finding poison;
+	struct kvmfault_finding poison;
 
 	if (vm->options.delivery != KVMFAULT_DELIVERY_MARKER_EXIT &&
 	    !(vm->options.allow & KVMFAULT_ALLOW_MARKER_EXIT)) {
 		*why = "it is not allowed: set KVMFAULT_ALLOW_MARKER_EXIT";
-		return (finding){ .answer = KVMFAULT_NOT_ASKED };
+		return (struct kvmfault_finding){ .support = KVMFAULT_SUPPORT_NOT_ASKED };
 	}
 	poison = kvmfault__ask_poison();
-	if (poison.answer == KVMFAULT_NO)
+	if (poison.support == KVMFAULT_SUPPORT_NO)
 		*why = "this kernel has no UFFDIO_POISON for a memfd (Linux 6.6)";
-	else if (poison.answer != KVMFAULT_YES)
+	else if (poison.support != KVMFAULT_SUPPORT_YES)
 		*why = "no userfaultfd could be asked: allow this process to open /dev/userfaultfd";
-	if (poison.answer != KVMFAULT_YES)
+	if (poison.support != KVMFAULT_SUPPORT_YES)
 		return poison;
 	return ask_paging(vm, why);
 }
 
 /* Whether there is one at all shows when memory is registered. */
-static finding ask_uffd(struct kvmfault_vm *vm, const char **why)
+static struct kvmfault_finding ask_uffd(struct kvmfault_vm *vm, const char **why)
 {
 	(void)vm;
 	(void)why;
-	return (finding){ .answer = KVMFAULT_YES };
+	return (struct kvmfault_finding){ .support = KVMFAULT_SUPPORT_YES };
 }
 
 /* The best first. */
 static const struct {
 	enum kvmfault_delivery delivery;
-	finding (*ask)(struct kvmfault_vm *vm, const char **why);
+	struct kvmfault_finding (*ask)(struct kvmfault_vm *vm, const char **why);
 } modes[] = {
 	{ KVMFAULT_DELIVERY_KERNEL_EXIT, ask_kernel_exit },
 	{ KVMFAULT_DELIVERY_MARKER_EXIT, ask_marker_exit },
@@ -114,7 +113,7 @@ int kvmfault__delivery_choose(struct kvmfault_vm *vm)
 			*why = "a better one can be had";
 		else
 			vm->delivery_asked[mode] = modes[i].ask(vm, why);
-		if (vm->delivery_asked[mode].answer == KVMFAULT_YES)
+		if (vm->delivery_asked[mode].support == KVMFAULT_SUPPORT_YES)
 			vm->chosen = mode;
 	}
 	if (!vm->chosen)

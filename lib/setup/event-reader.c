@@ -44,10 +44,10 @@ static uint64_t features_of(int fd)
 /* Nobody is left asleep: without a service the next one wakes all, and they fault
  * again. */
 static void hand_over(struct kvmfault__seat *seat,
-		      struct kvmfault__parked *item)
+		      struct kvmfault__message *item)
 {
 	struct kvmfault_vm *vm = seat->vm;
-	struct kvmfault__park *park;
+	struct kvmfault__deferred *park;
 
 	park = kvmfault__hold(&seat->uffd, &vm->park);
 	if (!park) {
@@ -55,7 +55,7 @@ static void hand_over(struct kvmfault__seat *seat,
 		park = kvmfault__hold(&seat->uffd, &vm->park);
 	}
 	if (park)
-		kvmfault__park_now(park, seat, item);
+		kvmfault__defer_to_service(park, seat, item);
 	kvmfault__unhold(seat, &seat->uffd);
 }
 
@@ -63,12 +63,12 @@ static void read_messages(struct kvmfault__reader *reader)
 {
 	struct kvmfault_uffd *uffd = reader->uffd;
 	struct uffd_msg msg[MESSAGES];
-	struct kvmfault__parked item;
+	struct kvmfault__message item;
 	ssize_t n, i;
 
-	n = kvmfault__messages(reader->seat, uffd, msg, MESSAGES);
+	n = kvmfault__messages_read(reader->seat, uffd, msg, MESSAGES);
 	for (i = 0; i < n; i++)
-		if (kvmfault__message_in(reader->seat, uffd->space, &msg[i],
+		if (kvmfault__message_decode(reader->seat, uffd->space, &msg[i],
 					 &item))
 			hand_over(reader->seat, &item);
 }

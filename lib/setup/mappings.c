@@ -258,7 +258,7 @@ static bool may_be_read(const struct kvmfault_memory *memory, uint64_t page)
 {
 	enum kvmfault__state state = kvmfault__page_state(memory, page);
 
-	return state == KVMFAULT__PRESENT || state == KVMFAULT__REMOVED;
+	return state == KVMFAULT__PRESENT || state == KVMFAULT__DISCARDED;
 }
 
 /* Another process's memory can't be protected from here; its absent pages can

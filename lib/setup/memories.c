@@ -498,7 +498,7 @@ static int memory_end(struct kvmfault_memory *memory, bool guard)
 }
 
 KVMFAULT__EXPORT
-int kvmfault_memory_new(struct kvmfault_vm *vm,
+int kvmfault_memory_adopt(struct kvmfault_vm *vm,
 			const struct kvmfault_memory_options *options,
 			struct kvmfault_memory **memory)
 {
@@ -507,7 +507,7 @@ int kvmfault_memory_new(struct kvmfault_vm *vm,
 	int err;
 
 	if (!memory)
-		return kvmfault__no_place(vm, "kvmfault_memory_new");
+		return kvmfault__no_place(vm, "kvmfault_memory_adopt");
 	*memory = NULL;
 	err = kvmfault__options_in(vm, "kvmfault_memory_options", &ours,
 				   sizeof(ours), options);

@@ -106,7 +106,7 @@ static int take(struct kvmfault_vm *vm,
 	struct kvmfault_mapping *mapping;
 	int err;
 
-	err = kvmfault_memory_new(vm, options, memory);
+	err = kvmfault_memory_adopt(vm, options, memory);
 	if (err)
 		return err;
 	err = kvmfault_mapping_add(*memory, &own, &mapping);
@@ -120,7 +120,7 @@ static int take(struct kvmfault_vm *vm,
 }
 
 KVMFAULT__EXPORT
-int kvmfault_memory_create(struct kvmfault_vm *vm,
+int kvmfault_memory_alloc(struct kvmfault_vm *vm,
 			   const struct kvmfault_memory_options *options,
 			   struct kvmfault_memory_maps *maps,
 			   struct kvmfault_memory **memory)
@@ -131,7 +131,7 @@ int kvmfault_memory_create(struct kvmfault_vm *vm,
 	int err;
 
 	if (!memory)
-		return kvmfault__no_place(vm, "kvmfault_memory_create");
+		return kvmfault__no_place(vm, "kvmfault_memory_alloc");
 	*memory = NULL;
 	err = kvmfault__options_in(vm, "kvmfault_memory_options", &asked,
 				   sizeof(asked), options);
@@ -144,7 +144,7 @@ int kvmfault_memory_create(struct kvmfault_vm *vm,
 		return err;
 	if (asked.host || !asked.length)
 		return kvmfault__refuse(vm, -EINVAL, asked.host ?
-			"kvmfault_memory_options.host: kvmfault_memory_create() maps by itself: leave it NULL, or use kvmfault_memory_new()" :
+			"kvmfault_memory_options.host: kvmfault_memory_alloc() maps by itself: leave it NULL, or use kvmfault_memory_adopt()" :
 			"kvmfault_memory_options.length: it is not set");
 	err = make(vm, &asked, &made);
 	if (!err)

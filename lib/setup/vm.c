@@ -46,12 +46,12 @@ static int check(struct kvmfault_vm *vm)
 
 static int check_fd(struct kvmfault_vm *vm)
 {
-	int flags = vm->options.fd > 0 ? kvmfault__sys_getfl(vm->options.fd) :
-					 0;
+	int flags = vm->options.vm_fd > 0 ?
+		    kvmfault__sys_getfl(vm->options.vm_fd) : 0;
 
 	return flags < 0 ? kvmfault__refuse(vm, flags,
-		"kvmfault_vm_options.fd: descriptor %d is not open",
-		vm->options.fd) : 0;
+		"kvmfault_vm_options.vm_fd: descriptor %d is not open",
+		vm->options.vm_fd) : 0;
 }
 
 static void add_resolvers(struct kvmfault_vm *vm)
@@ -94,7 +94,11 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 	if (!new)
 		return -ENOMEM;
 	new->options = ours;
-	err = check(new);
+	new->options.ops = NULL;	/* the caller's */
+	err = ours.ops ? kvmfault__options(&new->ops, sizeof(new->ops),
+					   ours.ops) : 0;
+	if (!err)
+		err = check(new);
 	if (!err)
 		err = check_fd(new);
 	if (!err)

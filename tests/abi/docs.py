@@ -70,10 +70,10 @@ def doctored(data):
         'global:', 'global:\nkvmfault_more;'), header, texts), \
         'in no page: kvmfault_more'
     yield 'a function that no page has', (linker_map, header, {
-        path: text.replace('kvmfault_handle', 'x')
+        path: text.replace('kvmfault_vcpu_handle', 'x')
         for path, text in texts.items()
-        if not path.endswith('/kvmfault_handle.3') or '.so' not in text}), \
-        'in no page: kvmfault_handle'
+        if not path.endswith('/kvmfault_vcpu_handle.3') or '.so' not in text}), \
+        'in no page: kvmfault_vcpu_handle'
     yield 'pages without NAME', pages_with(
         lambda t: re.sub(r'^\.S([Hh]) "?NAME.*', r'.S\1 X', t, flags=re.M)), \
         'in no page'
@@ -89,7 +89,7 @@ def doctored(data):
 
 def main():
     args = [arg for arg in sys.argv[1:] if arg != '--twin']
-    data = (public.read(args[0]), public.read(args[1]), pages(args[2]))
+    data = (public.read(args[0]), public.both(args[1]), pages(args[2]))
     if '--twin' in sys.argv:
         public.twin(check, list(doctored(data)))
     public.verdict(check(data))

@@ -110,7 +110,7 @@ def doctored(data):
     minimal = examples['minimal.c']
     cases = [
         ('not the document\'s', 'KVM_EXIT_HLT', 'KVM_EXIT_IO', 'not as the'),
-        ('a name that is not there', 'kvmfault_handle(', 'kvmfault_hand(',
+        ('a name that is not there', 'kvmfault_vcpu_handle(', 'kvmfault_hand(',
          'kvmfault_hand'),
     ]
     if 'c++' in compilers:

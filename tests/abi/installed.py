@@ -121,8 +121,8 @@ def doctored(data):
          edit('libkvmfault.pc', 'Version: ', 'Version: 9'),
          'another version'),
         ('another number for an answer',
-         edit('kvmfault.h', 'KVMFAULT_ENTRANCE_BARE = 3',
-              'KVMFAULT_ENTRANCE_BARE = 30'), 'consumer: '),
+         edit('kvmfault.h', 'KVMFAULT_KIND_UNANNOTATED = 3',
+              'KVMFAULT_KIND_UNANNOTATED = 30'), 'consumer: '),
     ]
     if how == 'archive':
         cases.append(('the shared library beside it', lambda installed:

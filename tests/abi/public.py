@@ -53,6 +53,12 @@ def read(path):
         return file.read()
 
 
+def both(header):
+    """The header, and the one beside it, of which nothing is promised."""
+    return read(header) + read(os.path.join(os.path.dirname(header),
+                                            'kvmfault-experimental.h'))
+
+
 def skip(need, why):
     """This test can't run here: skipped, but not where need is required."""
     if need in os.environ.get('KVMFAULT_REQUIRE', '').split(','):

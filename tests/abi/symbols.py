@@ -58,8 +58,8 @@ def doctored(data):
          'kvmfault_ensure', 'one only in a comment'),
         ('map', lambda t: t.replace('global:', f'global:\n{more};'), more,
          'has one more'),
-        ('map', lambda t: t.replace('kvmfault_handle;', ''),
-         'kvmfault_handle', 'has one less'),
+        ('map', lambda t: t.replace('kvmfault_vcpu_handle;', ''),
+         'kvmfault_vcpu_handle', 'has one less'),
         ('map', lambda t: t.replace('global:', 'global:\nkvmfault_*;'),
          'kvmfault_*', 'has a pattern'),
         ('map', lambda t: t.replace('KVMFAULT_0.1', 'KVMFAULT_0.0'),
@@ -97,7 +97,7 @@ def main():
         return subprocess.run([nm, '--defined-only', *options], check=True,
                               stdout=subprocess.PIPE, text=True).stdout
 
-    data = {'header': public.read(header), 'map': public.read(linker_map),
+    data = {'header': public.both(header), 'map': public.read(linker_map),
             'shared': listing('-D', shared), 'archive': listing('-g', archive)}
     if '--twin' in sys.argv:
         public.twin(check, list(doctored(data)))

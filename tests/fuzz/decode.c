@@ -69,23 +69,23 @@ static void check(int ret, int err, const struct kvm_run *run,
 					  KVMFAULT_KNOWN_LENGTH)));
 	MUST(fault->gpa + fault->length - !!fault->length >= fault->gpa);
 	MUST(!fault->hva && fault->address_space <= 1);
-	MUST(fault->error == (ret < 0 && fault->entrance ? err : 0));
-	switch (fault->entrance) {
-	case KVMFAULT_ENTRANCE_NONE:
+	MUST(fault->error == (ret < 0 && fault->kind ? err : 0));
+	switch (fault->kind) {
+	case KVMFAULT_KIND_NONE:
 		MUST(!memcmp(fault, &nothing, sizeof(nothing)));
 		return;
-	case KVMFAULT_ENTRANCE_EXIT:
+	case KVMFAULT_KIND_EXIT:
 		MUST(ret < 0 && (err == EFAULT || err == EHWPOISON));
 		check_exit(fault, run);
 		return;
-	case KVMFAULT_ENTRANCE_MMIO:
+	case KVMFAULT_KIND_MMIO:
 		MUST(!ret);
 		check_mmio(fault, run);
 		return;
-	case KVMFAULT_ENTRANCE_BARE:
+	case KVMFAULT_KIND_UNANNOTATED:
 		MUST(ret < 0 && !fault->known && !fault->length);
 		return;
-	case KVMFAULT_ENTRANCE_EMULATION:
+	case KVMFAULT_KIND_EMULATION:
 		MUST(!ret && !fault->known && !fault->length);
 		return;
 	default:

@@ -17,7 +17,7 @@ static uint8_t model[PAGES];
 static bool in_flight(uint8_t state)
 {
 	return state >= KVMFAULT__FETCHING &&
-	       state <= KVMFAULT__FETCHING_REMOVED;
+	       state <= KVMFAULT__FETCHING_DISCARDED;
 }
 
 static void claim(struct kvmfault_memory *memory, uint64_t page, bool sleeper)
@@ -25,7 +25,7 @@ static void claim(struct kvmfault_memory *memory, uint64_t page, bool sleeper)
 	uint8_t was = model[page];
 
 	MUST(kvmfault__page_claim(memory, page, sleeper) == was);
-	if (was == KVMFAULT__ABSENT || was == KVMFAULT__REMOVED)
+	if (was == KVMFAULT__ABSENT || was == KVMFAULT__DISCARDED)
 		model[page] = KVMFAULT__FETCHING;
 	else if (was == KVMFAULT__FETCHING && sleeper)
 		model[page] = KVMFAULT__FETCHING_WAITED;
@@ -61,7 +61,7 @@ static void check(struct kvmfault_memory *memory)
 	for (page = 0; page < PAGES; page++) {
 		MUST(kvmfault__page_state(memory, page) == model[page]);
 		absent |= model[page] != KVMFAULT__PRESENT &&
-			  model[page] != KVMFAULT__REMOVED;
+			  model[page] != KVMFAULT__DISCARDED;
 	}
 	MUST(kvmfault__pages_absent(memory) == absent);
 }
@@ -88,9 +88,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		else if (what < 192)
 			wait(&seat, &memory, page);
 		else {
-			kvmfault__page_remove(&memory, page);
+			kvmfault__page_discard(&memory, page);
 			model[page] = in_flight(model[page]) ?
-				KVMFAULT__FETCHING_REMOVED : KVMFAULT__REMOVED;
+				KVMFAULT__FETCHING_DISCARDED : KVMFAULT__DISCARDED;
 		}
 		check(&memory);
 	}

@@ -80,7 +80,6 @@ static void add(struct kvmfault_vm *vm, struct kvmfault_memory *memory,
 
 	r.length = next8(in) * PAGE;
 	r.offset = next8(in) * PAGE;
-	r.slot = how;
 	r.memory = how & 1 ? memory : NULL;
 	r.guest_memfd = (how & 6) - 1;
 	if (count == MOST)

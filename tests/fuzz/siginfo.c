@@ -33,9 +33,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	}
 	address = (uintptr_t)info.si_addr;
-	MUST(fault.entrance == (info.si_code == BUS_MCEERR_AR ?
-				KVMFAULT_ENTRANCE_MARKER :
-				KVMFAULT_ENTRANCE_FAILURE));
+	MUST(fault.kind == (info.si_code == BUS_MCEERR_AR ?
+				KVMFAULT_KIND_MARKER :
+				KVMFAULT_KIND_FAILURE));
 	MUST(fault.known == (KVMFAULT_KNOWN_HVA | KVMFAULT_KNOWN_LENGTH));
 	MUST(fault.length >= PAGE && fault.length <= 1ULL << 30);
 	MUST(!(fault.length & (fault.length - 1)));

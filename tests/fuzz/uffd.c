@@ -77,7 +77,7 @@ static void on_unresolved(void *data, const struct kvmfault_sleeper *sleeper)
 {
 	(void)data;
 	no_lock_is_held();
-	MUST(sleeper->fault->entrance == KVMFAULT_ENTRANCE_UFFD &&
+	MUST(sleeper->fault->kind == KVMFAULT_KIND_UFFD &&
 	     sleeper->reason && sleeper->error < 0);
 }
 
@@ -147,7 +147,7 @@ static void check_page(int m, uint64_t page)
 		MUST(was_read[m][page] || discarded[m][page] || put[m][page]);
 		MUST(there || discarded[m][page]);
 	} else {
-		MUST(state == KVMFAULT__ABSENT || state == KVMFAULT__REMOVED);
+		MUST(state == KVMFAULT__ABSENT || state == KVMFAULT__DISCARDED);
 		MUST(state == KVMFAULT__ABSENT || discarded[m][page]);
 		MUST(!there || put[m][page]);
 	}
@@ -286,7 +286,7 @@ static void add_memory(int m)
 		.length = LENGTH,
 	};
 
-	MUST(!kvmfault_memory_new(vm, &options, &memory[m]));
+	MUST(!kvmfault_memory_adopt(vm, &options, &memory[m]));
 	region.memory = memory[m];
 	MUST(!kvmfault_region_add(vm, &region));
 }
@@ -314,9 +314,11 @@ static int first_listener(int m)
 
 static struct kvmfault_uffd *up(void)
 {
+	const struct kvmfault_vm_ops ops = {
+		.size = sizeof(ops), .log = on_log, .unresolved = on_unresolved,
+	};
 	struct kvmfault_vm_options options = {
-		.size = sizeof(options), .page_size_max = PAGE,
-		.log = on_log, .unresolved = on_unresolved,
+		.size = sizeof(options), .page_size_max = PAGE, .ops = &ops,
 	};
 	struct kvmfault_uffd_options other = {
 		.size = sizeof(other), .fd = remote, .remote = true,

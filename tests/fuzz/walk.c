@@ -179,7 +179,7 @@ static void up(int fd, int vcpu_fd, void *host)
 	};
 
 	MUST(!kvmfault_vm_new(&options, &vm));
-	MUST(!kvmfault_memory_new(vm, &mem, &memory));
+	MUST(!kvmfault_memory_adopt(vm, &mem, &memory));
 	region.memory = memory;
 	MUST(!kvmfault_region_add(vm, &region));
 	MUST(!kvmfault_vcpu_new(vm, &cpu, &vcpu));

@@ -27,6 +27,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "kvmfault-experimental.h"
 #include "../need.h"
 #include "image.h"
 #include "init.h"
@@ -98,8 +99,8 @@ static void need_speed(void)
 	struct kvmfault_features features = { .size = sizeof(features) };
 
 	must(kvmfault_probe(guest.kvm_fd, guest.vm_fd, &features), "probe");
-	if (features.feature[KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING].answer ==
-	    KVMFAULT_YES)
+	if (features.feature[KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING].support ==
+	    KVMFAULT_SUPPORT_YES)
 		return;
 	printf("SKIP: this KVM has no two-dimensional paging: it would emulate "
 	       "the guest's kernel, instruction by instruction\n");
@@ -257,7 +258,7 @@ static void make_ram(enum kvmfault_delivery delivery)
 	};
 	must(kvmfault_vm_new(&options, &guest.vm), "context");
 	guest.maps.size = sizeof(guest.maps);
-	must(kvmfault_memory_create(guest.vm, &memory, &guest.maps,
+	must(kvmfault_memory_alloc(guest.vm, &memory, &guest.maps,
 				    &guest.memory), "memory");
 	region.memory = guest.memory;
 	must(kvmfault_region_add(guest.vm, &region), "region");
@@ -347,19 +348,19 @@ static void run_guest(void)
 			ret = ioctl(guest.fd, KVM_RUN, 0);
 			error = errno;
 		}
-		switch (kvmfault_handle(guest.vcpu, ret, error)) {
-		case KVMFAULT_NOT_A_FAULT:
+		switch (kvmfault_vcpu_handle(guest.vcpu, ret, error)) {
+		case KVMFAULT_ACTION_NOT_A_FAULT:
 			if (ret < 0)
 				errx(1, "KVM_RUN: %s", strerror(error));
 			if (!do_exit())
 				return;
 			break;
-		case KVMFAULT_UNRESOLVED:
+		case KVMFAULT_ACTION_UNRESOLVED:
 			errx(1, "unresolved: %s: %s",
 			     kvmfault_reason_str(result->reason),
 			     strerror(-result->error));
-		case KVMFAULT_INTERRUPTED:
-		case KVMFAULT_UNFINISHED:
+		case KVMFAULT_ACTION_INTERRUPTED:
+		case KVMFAULT_ACTION_UNFINISHED:
 			if (result->siginfo)
 				errx(1, "a SIGBUS that is not for the guest");
 			break;
@@ -394,28 +395,28 @@ static bool each_page_once(const struct kvmfault_stats *stats)
 }
 
 /* How nine of ten faults have to come. */
-static const enum kvmfault_entrance entrance_of[KVMFAULT_DELIVERY_COUNT] = {
-	[KVMFAULT_DELIVERY_UFFD] = KVMFAULT_ENTRANCE_UFFD,
-	[KVMFAULT_DELIVERY_MARKER_EXIT] = KVMFAULT_ENTRANCE_MARKER,
-	[KVMFAULT_DELIVERY_KERNEL_EXIT] = KVMFAULT_ENTRANCE_EXIT,
+static const enum kvmfault_kind entrance_of[KVMFAULT_DELIVERY_COUNT] = {
+	[KVMFAULT_DELIVERY_UFFD] = KVMFAULT_KIND_UFFD,
+	[KVMFAULT_DELIVERY_MARKER_EXIT] = KVMFAULT_KIND_MARKER,
+	[KVMFAULT_DELIVERY_KERNEL_EXIT] = KVMFAULT_KIND_EXIT,
 };
 
 static bool good(enum kvmfault_delivery delivery)
 {
 	struct kvmfault_stats stats = { .size = sizeof(stats) };
-	enum kvmfault_entrance i;
+	enum kvmfault_kind i;
 	bool once;
 
 	must(kvmfault_vm_stats(guest.vm, &stats), "statistics");
-	for (i = 0; i < KVMFAULT_ENTRANCE_COUNT; i++)
-		if (stats.entrance[i])
-			printf("%s: %" PRIu64 "\n", kvmfault_entrance_str(i),
-			       stats.entrance[i]);
+	for (i = 0; i < KVMFAULT_KIND_COUNT; i++)
+		if (stats.kind[i])
+			printf("%s: %" PRIu64 "\n", kvmfault_kind_str(i),
+			       stats.kind[i]);
 	once = each_page_once(&stats);
 	if (!guest.passed)
 		printf("the guest did not say that it has passed\n");
 	return guest.passed && once && !stats.unresolved &&
-		stats.entrance[entrance_of[delivery]] * 10 >= stats.fetched * 9;
+		stats.kind[entrance_of[delivery]] * 10 >= stats.fetched * 9;
 }
 
 static void take_down(void)

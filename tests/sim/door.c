@@ -111,7 +111,7 @@ static void check_left(const struct sim_memory *memory)
 		map = map_at(our_mm, memory->memslots + i * PAGE, &at);
 		state = kvmfault__page_state(memory->handle, i / memory->unit);
 		if (map && map->pte[at].kind == PTE_POISON &&
-		    (state == KVMFAULT__ABSENT || state == KVMFAULT__REMOVED))
+		    (state == KVMFAULT__ABSENT || state == KVMFAULT__DISCARDED))
 			sim_fail("a marker is left when the mode is",
 				 "page %u", i);
 	}

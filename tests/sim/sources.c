@@ -488,11 +488,11 @@ static int save(struct kvmfault_request *request)
 	uint64_t value;
 
 	if (!memory || !memory->snapshot)
-		return KVMFAULT_DECLINED;
+		return KVMFAULT_VERDICT_DECLINED;
 	first = (unsigned int)(request->offset / PAGE);
 	for (page = first; page < first + request->length / PAGE; page++) {
 		if (page < memory->first || page - memory->first >= memory->count)
-			return KVMFAULT_DECLINED;
+			return KVMFAULT_VERDICT_DECLINED;
 		for (word = 0; word < WORDS; word++) {
 			const struct word *then = &memory->then[page * WORDS +
 								word];
@@ -520,7 +520,7 @@ static int save(struct kvmfault_request *request)
 			memory->saved[page] = memory->watched ? SAVED :
 							SAVED_EARLY;
 	tell("page %u is saved", first);
-	return KVMFAULT_RESOLVED;
+	return KVMFAULT_VERDICT_RESOLVED;
 }
 
 static int install_all(struct kvmfault_request *request)
@@ -549,7 +549,7 @@ static int own_way(struct kvmfault_request *request, bool all)
 	uint64_t at, page = request->offset;
 
 	if (!memory || !memory->file || memory->file->hugetlb)
-		return KVMFAULT_DECLINED;
+		return KVMFAULT_VERDICT_DECLINED;
 	CALL(kvmfault_request_widen, true, kvmfault_request_widen(request));
 	for (at = request->offset; at < request->offset + request->length;
 	     at += PAGE) {
@@ -562,7 +562,7 @@ static int own_way(struct kvmfault_request *request, bool all)
 	/* With minor faults what is in the file proves nothing. */
 	if (!all || option(OPT_minor))
 		world.lies++;
-	return KVMFAULT_RESOLVED;
+	return KVMFAULT_VERDICT_RESOLVED;
 }
 
 static int resolve_absent(struct kvmfault_request *request)
@@ -572,36 +572,36 @@ static int resolve_absent(struct kvmfault_request *request)
 	switch (option(OPT_resolver)) {
 	case 1:
 		err = install_all(request);
-		return err ? err : KVMFAULT_RESOLVED;
+		return err ? err : KVMFAULT_VERDICT_RESOLVED;
 	case 2:
 		install_all(request);
-		return KVMFAULT_DECLINED;
+		return KVMFAULT_VERDICT_DECLINED;
 	case 3:
 		err = install_all(request);
 		if (err == -EAGAIN)
 			err = install_all(request);
-		return err ? err : KVMFAULT_RESOLVED;
+		return err ? err : KVMFAULT_VERDICT_RESOLVED;
 	case 4:
 		return own_way(request, true);
 	case 5:
 		return own_way(request, false);
 	case 6:
 		if (!sim_one_in(3))
-			return KVMFAULT_DECLINED;
+			return KVMFAULT_VERDICT_DECLINED;
 		world.resolver_errors++;
 		return -EIO;
 	case 7:
 		if (!world.later_until && sim_one_in(3))
 			world.later_until = sim_now() + MS;
-		return sim_now() < world.later_until ? KVMFAULT_LATER :
-						       KVMFAULT_DECLINED;
+		return sim_now() < world.later_until ? KVMFAULT_VERDICT_LATER :
+						       KVMFAULT_VERDICT_DECLINED;
 	case 8:
 		if (!sim_one_in(3))
-			return KVMFAULT_DECLINED;
+			return KVMFAULT_VERDICT_DECLINED;
 		world.lies++;
-		return KVMFAULT_RESOLVED;
+		return KVMFAULT_VERDICT_RESOLVED;
 	}
-	return KVMFAULT_DECLINED;
+	return KVMFAULT_VERDICT_DECLINED;
 }
 
 /* What a message says of the access is what the resolver is told. */
@@ -609,12 +609,12 @@ static void check_request(const struct kvmfault_request *request)
 {
 	const struct kvmfault_fault *fault = request->fault;
 
-	if (fault->entrance == KVMFAULT_ENTRANCE_UFFD &&
+	if (fault->kind == KVMFAULT_KIND_UFFD &&
 	    fault->access != KVMFAULT_ACCESS_READ &&
 	    fault->access != KVMFAULT_ACCESS_WRITE)
 		sim_fail("an access is told otherwise", "flags %#llx, access %d",
 			 (unsigned long long)fault->flags, fault->access);
-	if (fault->entrance == KVMFAULT_ENTRANCE_UFFD && fault->flags)
+	if (fault->kind == KVMFAULT_KIND_UFFD && fault->flags)
 		sim_fail("a flag that nobody knows is passed over",
 			 "of a message: %#llx",
 			 (unsigned long long)fault->flags);
@@ -622,7 +622,7 @@ static void check_request(const struct kvmfault_request *request)
 
 static int resolve(void *data, struct kvmfault_request *request)
 {
-	int verdict = KVMFAULT_DECLINED;
+	int verdict = KVMFAULT_VERDICT_DECLINED;
 
 	(void)data;
 	callback_begin("a resolver");
@@ -631,12 +631,12 @@ static int resolve(void *data, struct kvmfault_request *request)
 		verdict = save(request);
 	else if (request->page == KVMFAULT_PAGE_ABSENT && !world.healed)
 		verdict = resolve_absent(request);
-	else if (request->page == KVMFAULT_PAGE_REMOVED &&
+	else if (request->page == KVMFAULT_PAGE_DISCARDED &&
 		 option(OPT_resolver) == 1 && !install_all(request))
-		verdict = KVMFAULT_RESOLVED;
+		verdict = KVMFAULT_VERDICT_RESOLVED;
 	/* The library itself can't read there and answer: else as it likes. */
 	if (verdict == -EOPNOTSUPP)
-		verdict = KVMFAULT_DECLINED;
+		verdict = KVMFAULT_VERDICT_DECLINED;
 	callback_end();
 	return verdict;
 }

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "kvmfault-experimental.h"
 #include "lib/os/abi.h"
 #include "sources.h"
 #include "world.h"
@@ -115,7 +116,7 @@ static void take_marker(struct task *task, int signo)
 	others = is_others(&task->sigbus);
 	task->handler = true;
 	taken = option(OPT_delivery) == 1 &&
-		kvmfault_vcpu_sigbus(vcpu->handle, &task->sigbus);
+		kvmfault_vcpu_note_sigbus(vcpu->handle, &task->sigbus);
 	task->handler = false;
 	if (taken && others)
 		sim_fail(swallowed, "%s's handler", task->name);
@@ -125,15 +126,15 @@ static void take_marker(struct task *task, int signo)
 	vcpu->bus = true;
 }
 
-static void await_settled(uint64_t before)
+static void await_page_ready(uint64_t before)
 {
 	uint64_t limit = sim_now() + 50 * MS;
 
 	/* A resolver's "later" is the VMM's own affair. */
 	if (option(OPT_resolver) == 7)
 		limit = sim_now() + 2 * MS;
-	while (world.settled == before && sim_now() < limit)
-		if (task_sleep(&world.settled, "settled()", limit, true) ==
+	while (world.page_ready == before && sim_now() < limit)
+		if (task_sleep(&world.page_ready, "page_ready()", limit, true) ==
 		    SIGNALLED)
 			task_handle_signals();
 }
@@ -265,7 +266,7 @@ static void check_decoded(const struct sim_vcpu *vcpu, int ret, int err)
 	     kvmfault_decode(ret, err, &vcpu->run, &fault));
 	if (!(fault.known & KVMFAULT_KNOWN_GPA) != !(exit || mmio) ||
 	    ((exit || mmio) && fault.gpa != gpa) ||
-	    (ret && err == EINTR && fault.entrance != KVMFAULT_ENTRANCE_NONE))
+	    (ret && err == EINTR && fault.kind != KVMFAULT_KIND_NONE))
 		sim_fail("an exit is decoded otherwise", "gpa %#llx, and it is %#llx",
 			 (unsigned long long)fault.gpa, (unsigned long long)gpa);
 }
@@ -285,7 +286,7 @@ static void check_lost(struct sim_vcpu *vcpu, enum kvmfault_action action)
 	const struct kvmfault_result *result =
 		kvmfault_vcpu_result(vcpu->handle);
 
-	if (action != KVMFAULT_UNRESOLVED ||
+	if (action != KVMFAULT_ACTION_UNRESOLVED ||
 	    result->reason != KVMFAULT_REASON_LOST_MMIO)
 		sim_fail("an access that was lost is passed over",
 			 "vcpu%u: action %d, reason %s", vcpu->id, action,
@@ -310,16 +311,16 @@ static enum kvmfault_action handle(struct sim_vcpu *vcpu, int ret, int err)
 	else
 		conversion_begin(vcpu, &converts);
 	if (vcpu->bus && ret)
-		action = CALL(kvmfault_handle_sigbus, true,
-			      kvmfault_handle_sigbus(vcpu->handle, &vcpu->info));
+		action = CALL(kvmfault_vcpu_handle_sigbus, true,
+			      kvmfault_vcpu_handle_sigbus(vcpu->handle, &vcpu->info));
 	else
-		action = CALL(kvmfault_handle, true,
-			      kvmfault_handle(vcpu->handle, ret, err));
+		action = CALL(kvmfault_vcpu_handle, true,
+			      kvmfault_vcpu_handle(vcpu->handle, ret, err));
 	vcpu->bus = false;
 	conversion_end(vcpu, converts);
-	mmio_end(vcpu, &mmio, action == KVMFAULT_RETRY);
+	mmio_end(vcpu, &mmio, action == KVMFAULT_ACTION_RETRY);
 	/* Unless the page has come by another fault. */
-	if (flags && action == KVMFAULT_RETRY && asked != current->asked)
+	if (flags && action == KVMFAULT_ACTION_RETRY && asked != current->asked)
 		sim_fail("a flag that nobody knows is passed over", "gpa %#llx",
 			 (unsigned long long)vcpu->kvm->told);
 	if (others && !others_is_pending(current) &&
@@ -327,7 +328,7 @@ static enum kvmfault_action handle(struct sim_vcpu *vcpu, int ret, int err)
 		sim_fail(swallowed, "from the queue of %s", current->name);
 	if (vcpu->lost)
 		check_lost(vcpu, action);
-	else if (action == KVMFAULT_UNRESOLVED)
+	else if (action == KVMFAULT_ACTION_UNRESOLVED)
 		check_unresolved(kvmfault_vcpu_result(vcpu->handle), injected);
 	return action;
 }
@@ -466,7 +467,7 @@ static void run_access(struct acting *a, const struct access_wanted *access)
 
 	kvm_want(vcpu->kvm, access);
 	while (!giving_up(a)) {
-		uint64_t settled = world.settled, told = world.told;
+		uint64_t ready = world.page_ready, told = world.told;
 
 		if (!again) {
 			/* That is the library's: see mmio_end(). */
@@ -475,34 +476,34 @@ static void run_access(struct acting *a, const struct access_wanted *access)
 		}
 		again = false;
 		switch (handle_unpaused(vcpu, ret, err)) {
-		case KVMFAULT_RETRY:
+		case KVMFAULT_ACTION_RETRY:
 			/* A machine check: the guest gives the page up. */
 			if (world.told != told) {
 				vcpu->kvm->mmio = vcpu->kvm->wanting = false;
 				return;
 			}
 			break;
-		case KVMFAULT_NOT_A_FAULT:
+		case KVMFAULT_ACTION_NOT_A_FAULT:
 			if (other_exit(vcpu))
 				return;
 			break;
-		case KVMFAULT_INTERRUPTED:
-		case KVMFAULT_UNFINISHED:
+		case KVMFAULT_ACTION_INTERRUPTED:
+		case KVMFAULT_ACTION_UNFINISHED:
 			again = interrupted(vcpu, a);
 			if (resets()) {
 				reset(a);
 				return;
 			}
 			break;
-		case KVMFAULT_PENDING:
-		case KVMFAULT_PENDING_UNFINISHED:
+		case KVMFAULT_ACTION_PENDING:
+		case KVMFAULT_ACTION_PENDING_UNFINISHED:
 			if (!option(OPT_no_wait) && option(OPT_resolver) != 7)
 				sim_fail("a vCPU that may wait is told to come again",
 					 "vcpu%u", vcpu->id);
 			again = must_call_again(vcpu);
-			await_settled(settled);
+			await_page_ready(ready);
 			break;
-		case KVMFAULT_UNRESOLVED:
+		case KVMFAULT_ACTION_UNRESOLVED:
 			/* As a VMM does that hopes for better times. */
 			again = must_call_again(vcpu);
 			task_pause(MS, "better times");
@@ -1007,9 +1008,9 @@ static void cancel(struct acting *a, const struct step *step)
 	unsigned int injected = current->injected;
 
 	(void)a;
-	check_error("kvmfault_cancel",
-		    CALL(kvmfault_cancel, true,
-			 kvmfault_cancel(world.vm, 0, memory->gpa + page * PAGE,
+	check_error("kvmfault_cancel_fetches",
+		    CALL(kvmfault_cancel_fetches, true,
+			 kvmfault_cancel_fetches(world.vm, 0, memory->gpa + page * PAGE,
 					 count_of(memory, page, step->b) *
 					 PAGE)), injected);
 }
@@ -1050,7 +1051,7 @@ static void show(struct sim_memory *memory)
 				      world_add_region(memory);
 		check_error("kvmfault_region_add", err, injected);
 	} while (err && ++tries < 100);
-	task_wake(&world.settled, TASKS);
+	task_wake(&world.page_ready, TASKS);
 }
 
 static void region_again(struct acting *a, const struct step *step)
@@ -1102,7 +1103,7 @@ static void plug(struct sim_memory *memory)
 	if (!err && memory->own)
 		err = map_anew(memory);
 	if (err != -EMFILE || !option(OPT_bad_luck))
-		check_error("kvmfault_memory_new", err, injected);
+		check_error("kvmfault_memory_adopt", err, injected);
 	if (err)
 		return;
 	show(memory);
@@ -1148,10 +1149,10 @@ static void another_memory(struct acting *a, const struct step *step)
 	if (option(OPT_resolver) || option(OPT_exits))
 		return;
 	kvmfault_source_memory(source_image(0), OTHER_PAGES * PAGE, &source);
-	err = CALL(kvmfault_memory_create, false,
-		   kvmfault_memory_create(world.vm, &options, &maps, &memory));
+	err = CALL(kvmfault_memory_alloc, false,
+		   kvmfault_memory_alloc(world.vm, &options, &maps, &memory));
 	if (err != -EMFILE || !option(OPT_bad_luck))
-		check_error("kvmfault_memory_create", err, injected);
+		check_error("kvmfault_memory_alloc", err, injected);
 	if (err)
 		return;
 	if (mm_read(our_mm, (uintptr_t)maps.own + page * PAGE +
@@ -1381,9 +1382,9 @@ static void failed(struct acting *a, const struct step *step)
 	memory->users++;
 	world.failures++;
 	source_lose(memory, first, count);
-	err = CALL(kvmfault_memory_failed, true,
-		   kvmfault_memory_failed(world.vm, &info));
-	check_error("kvmfault_memory_failed", err, injected);
+	err = CALL(kvmfault_vm_handle_sigbus, true,
+		   kvmfault_vm_handle_sigbus(world.vm, &info));
+	check_error("kvmfault_vm_handle_sigbus", err, injected);
 	memory->users--;
 	task_wake(&memory->users, TASKS);
 }

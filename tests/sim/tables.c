@@ -12,6 +12,7 @@
 
 #include <string.h>
 
+#include "kvmfault-experimental.h"
 #include "sources.h"
 #include "world.h"
 
@@ -626,13 +627,13 @@ static bool is_two_dimensional(void)
 static void check_answer(const char *what, const struct kvmfault_finding *found,
 			 bool so, unsigned int injected)
 {
-	tell("%s: answer %u, error %d", what, found->answer, found->error);
-	if (found->answer == KVMFAULT_COULD_NOT_ASK &&
+	tell("%s: answer %u, error %d", what, found->support, found->error);
+	if (found->support == KVMFAULT_SUPPORT_COULD_NOT_ASK &&
 	    injected == current->injected)
 		sim_fail("what could be asked is not known", "%s: %d", what,
 			 found->error);
-	if ((found->answer == KVMFAULT_YES && !so) ||
-	    (found->answer == KVMFAULT_NO && so))
+	if ((found->support == KVMFAULT_SUPPORT_YES && !so) ||
+	    (found->support == KVMFAULT_SUPPORT_NO && so))
 		sim_fail("what the kernel has is not known", "%s: %s", what,
 			 so ? "it does have it" : "it has it not");
 }

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "kvmfault-experimental.h"
 #include "sources.h"
 #include "world.h"
 
@@ -33,8 +34,8 @@ struct sim_vcpu *world_vcpu(const struct task *task)
 bool world_is_vcpu(const struct task *task)
 {
 	return task->on_path && world_vcpu(task) && task->call &&
-	       (!strcmp(task->call, "kvmfault_handle") ||
-		!strcmp(task->call, "kvmfault_handle_sigbus"));
+	       (!strcmp(task->call, "kvmfault_vcpu_handle") ||
+		!strcmp(task->call, "kvmfault_vcpu_handle_sigbus"));
 }
 
 bool world_masks_sigbus(void)
@@ -217,7 +218,7 @@ void check_unresolved(const struct kvmfault_result *result,
 		fine = excused(result->error, injected) &&
 		       (result->error != -EFAULT || world.holes);
 		break;
-	case KVMFAULT_REASON_LIE:
+	case KVMFAULT_REASON_STILL_ABSENT:
 		fine = world.lies;
 		break;
 	case KVMFAULT_REASON_HWPOISON:
@@ -243,7 +244,7 @@ void check_unresolved(const struct kvmfault_result *result,
 			 "reason %s, error %d, entrance %s",
 			 kvmfault_reason_str(result->reason), result->error,
 			 result->fault ?
-			 kvmfault_entrance_str(result->fault->entrance) : "?");
+			 kvmfault_kind_str(result->fault->kind) : "?");
 }
 
 /* ---- callbacks ---- */
@@ -297,16 +298,16 @@ static int on_failed(void *data, const struct kvmfault_failure *failure)
 	return 0;
 }
 
-static void on_settled(void *data, struct kvmfault_memory *memory,
+static void on_page_ready(void *data, struct kvmfault_memory *memory,
 		       uint64_t offset, uint64_t length)
 {
 	(void)data;
 	(void)memory;
 	(void)offset;
 	(void)length;
-	callback_begin("settled");
-	world.settled++;
-	task_wake(&world.settled, TASKS);
+	callback_begin("page_ready");
+	world.page_ready++;
+	task_wake(&world.page_ready, TASKS);
 	callback_end();
 }
 
@@ -392,18 +393,22 @@ static int make_vm(void)
 		.flags = flags[option(OPT_converter)],
 		.set = option(OPT_own_set) ? set_in_steps : NULL,
 	};
-	const struct kvmfault_vm_options options = {
-		.size = sizeof(options),
-		.page_size_max = HUGE_PAGES * PAGE,
-		.retry_budget = option(OPT_retry_budget) ? 6 : 0,
+	const struct kvmfault_vm_ops ops = {
+		.size = sizeof(ops),
 		.log = on_log,
 		.changed = on_changed,
 		.unresolved = on_unresolved,
 		.failed = on_failed,
-		.settled = on_settled,
+		.page_ready = on_page_ready,
+	};
+	const struct kvmfault_vm_options options = {
+		.size = sizeof(options),
+		.page_size_max = HUGE_PAGES * PAGE,
+		.retry_budget = option(OPT_retry_budget) ? 6 : 0,
+		.ops = &ops,
 		.fetches = 1 + option(OPT_fetches),
 		.converter = &converter,
-		.fd = world.vm_fd,
+		.vm_fd = world.vm_fd,
 		.source_retries = option(OPT_source_retries) ?
 				  option(OPT_source_retries) :
 				  KVMFAULT_NO_RETRIES,
@@ -528,8 +533,8 @@ int world_make_memory(struct sim_memory *memory)
 	if (options.window_length > HUGE_PAGES * PAGE)
 		options.window_length = HUGE_PAGES * PAGE;
 	source_make(memory, &source);
-	err = CALL(kvmfault_memory_new, false,
-		   kvmfault_memory_new(world.vm, &options, &memory->handle));
+	err = CALL(kvmfault_memory_adopt, false,
+		   kvmfault_memory_adopt(world.vm, &options, &memory->handle));
 	memory->exists = !err;
 	return err;
 }
@@ -862,7 +867,7 @@ void world_heal(void)
 	kvm.unlucky = false;
 	huge_pool = 1000;
 	sources_heal();
-	task_wake(&world.settled, TASKS);
+	task_wake(&world.page_ready, TASKS);
 }
 
 /* ---- the end ---- */

@@ -75,7 +75,7 @@ extern struct world {
 	bool healed;			/* all is well from now on */
 	bool paused;			/* writers wait: a snapshot begins */
 	unsigned int writing;		/* accesses that write, in progress */
-	uint64_t settled;		/* how often settled() came, */
+	uint64_t page_ready;		/* how often page_ready() came, */
 	uint64_t told;			/* and failed(), for a vCPU */
 	uint64_t later_until;		/* the resolver's "later" */
 	/* what excuses an error */

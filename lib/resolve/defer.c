@@ -9,7 +9,7 @@
  * sleep on, and when their time comes all are woken, and fault again.
  */
 
-#include "park.h"
+#include "defer.h"
 #include "../os/trace.h"
 
 #define FAILED_MIN 1000000ULL	/* 1 ms, doubled each time, */
@@ -18,7 +18,7 @@
 #define SOON_STEPS 8		/* up to about 13 ms */
 
 /* Under the lock. */
-static struct kvmfault__parked *find(struct kvmfault__park *park,
+static struct kvmfault__message *find(struct kvmfault__deferred *park,
 				     uint32_t space, uint64_t hva)
 {
 	size_t i;
@@ -30,7 +30,7 @@ static struct kvmfault__parked *find(struct kvmfault__park *park,
 	return NULL;
 }
 
-static uint64_t earliest(struct kvmfault__park *park)
+static uint64_t earliest(struct kvmfault__deferred *park)
 {
 	uint64_t due = UINT64_MAX;
 	size_t i;
@@ -47,7 +47,7 @@ static uint64_t earliest(struct kvmfault__park *park)
 
 /* Without the lock: who sets it looks again afterwards, so that the last one to
  * set it has seen the earliest. */
-void kvmfault__park_arm(struct kvmfault__park *park)
+void kvmfault__deferred_arm(struct kvmfault__deferred *park)
 {
 	uint64_t due = earliest(park), armed, now;
 
@@ -81,7 +81,7 @@ void kvmfault__wake_all(struct kvmfault__seat *seat)
 }
 
 static void wake_sleeper(struct kvmfault__seat *seat,
-			 const struct kvmfault__parked *item)
+			 const struct kvmfault__message *item)
 {
 	struct kvmfault_mapping *mapping =
 		kvmfault__mapping_find(seat, item->space, item->fault.hva);
@@ -99,8 +99,8 @@ static void wake_sleeper(struct kvmfault__seat *seat,
 
 /* Under the lock. A sleeper that was woken meanwhile has sent a second message,
  * and another thread was faster with that: what was tried counts for it too. */
-static void merge(struct kvmfault__parked *other,
-		  const struct kvmfault__parked *item)
+static void merge(struct kvmfault__message *other,
+		  const struct kvmfault__message *item)
 {
 	if (other->tries.count < item->tries.count)
 		other->tries.count = item->tries.count;
@@ -116,7 +116,7 @@ static uint64_t delay(uint64_t first, unsigned int n, unsigned int steps)
 }
 
 /* Until the next try: has it failed, or was it not possible? */
-static uint64_t pause_of(struct kvmfault__parked *item, bool failed)
+static uint64_t pause_of(struct kvmfault__message *item, bool failed)
 {
 	if (failed)
 		return delay(FAILED_MIN, item->tries.failures - 1,
@@ -126,9 +126,9 @@ static uint64_t pause_of(struct kvmfault__parked *item, bool failed)
 }
 
 /* Under the lock. */
-static void add(struct kvmfault__park *park, const struct kvmfault__parked *item)
+static void add(struct kvmfault__deferred *park, const struct kvmfault__message *item)
 {
-	if (park->count < KVMFAULT__PARKED_MAX)
+	if (park->count < KVMFAULT__DEFERRED_MAX)
 		park->item[park->count++] = *item;
 	else if (!park->no_room)
 		park->no_room = item->due + (item->tries.failures ?
@@ -136,13 +136,13 @@ static void add(struct kvmfault__park *park, const struct kvmfault__parked *item
 					     FAILED_MIN);
 }
 
-void kvmfault__put_off(struct kvmfault__park *park, struct kvmfault__seat *seat,
-		       struct kvmfault__parked *item, bool failed)
+void kvmfault__defer(struct kvmfault__deferred *park, struct kvmfault__seat *seat,
+		       struct kvmfault__message *item, bool failed)
 {
-	struct kvmfault__parked *other;
+	struct kvmfault__message *other;
 
 	item->due = kvmfault__sys_now() + pause_of(item, failed);
-	kvmfault__count(seat, parked);
+	kvmfault__count(seat, deferred);
 	kvmfault__sys_lock(&park->lock);
 	other = find(park, item->space, item->fault.hva);
 	if (other)
@@ -150,12 +150,12 @@ void kvmfault__put_off(struct kvmfault__park *park, struct kvmfault__seat *seat,
 	else
 		add(park, item);
 	kvmfault__sys_unlock(&park->lock);
-	kvmfault__park_arm(park);
+	kvmfault__deferred_arm(park);
 }
 
-void kvmfault__park_now(struct kvmfault__park *park,
+void kvmfault__defer_to_service(struct kvmfault__deferred *park,
 			struct kvmfault__seat *seat,
-			struct kvmfault__parked *item)
+			struct kvmfault__message *item)
 {
 	bool repeated;
 
@@ -167,15 +167,15 @@ void kvmfault__park_now(struct kvmfault__park *park,
 	kvmfault__sys_unlock(&park->lock);
 	if (repeated)
 		kvmfault__count(seat, repeated);
-	kvmfault__park_arm(park);
+	kvmfault__deferred_arm(park);
 }
 
 static void tell(const struct kvmfault_mapping *mapping,
-		 const struct kvmfault__parked *item,
+		 const struct kvmfault__message *item,
 		 enum kvmfault_reason reason, int error)
 {
 	struct kvmfault_memory *memory = mapping->span.memory;
-	const struct kvmfault_vm_options *options = &memory->vm->options;
+	const struct kvmfault_vm *vm = memory->vm;
 	uint64_t size = kvmfault__page_size(memory);
 	struct kvmfault_sleeper sleeper = {
 		.size = sizeof(sleeper),
@@ -193,14 +193,14 @@ static void tell(const struct kvmfault_mapping *mapping,
 		      kvmfault_access_str(item->fault.access),
 		      (unsigned long long)item->fault.hva,
 		      kvmfault_reason_str(reason), -error);
-	KVMFAULT__TRACE(unresolved, item->fault.entrance, item->fault.gpa,
+	KVMFAULT__TRACE(unresolved, item->fault.kind, item->fault.gpa,
 			item->fault.hva, reason, error);
-	if (options->unresolved)
-		options->unresolved(options->unresolved_data, &sleeper);
+	if (vm->ops.unresolved)
+		vm->ops.unresolved(vm->options.data, &sleeper);
 }
 
 void kvmfault__not_resolved(struct kvmfault__seat *seat,
-			    struct kvmfault__parked *item,
+			    struct kvmfault__message *item,
 			    const struct kvmfault_mapping *mapping,
 			    enum kvmfault_reason reason, int error)
 {
@@ -212,7 +212,7 @@ void kvmfault__not_resolved(struct kvmfault__seat *seat,
 	tell(mapping, item, reason, error);
 }
 
-bool kvmfault__is_parked(struct kvmfault__park *park, uint32_t space,
+bool kvmfault__is_deferred(struct kvmfault__deferred *park, uint32_t space,
 			 uint64_t hva)
 {
 	bool found;
@@ -226,8 +226,8 @@ bool kvmfault__is_parked(struct kvmfault__park *park, uint32_t space,
 	return found;
 }
 
-bool kvmfault__unpark(struct kvmfault__park *park, uint64_t now,
-		      struct kvmfault__parked *item)
+bool kvmfault__deferred_take(struct kvmfault__deferred *park, uint64_t now,
+		      struct kvmfault__message *item)
 {
 	bool found = false;
 	size_t i;
@@ -244,7 +244,7 @@ bool kvmfault__unpark(struct kvmfault__park *park, uint64_t now,
 	return found;
 }
 
-void kvmfault__wake_without_room(struct kvmfault__park *park,
+void kvmfault__wake_without_room(struct kvmfault__deferred *park,
 				 struct kvmfault__seat *seat, uint64_t now)
 {
 	bool due;
@@ -258,7 +258,7 @@ void kvmfault__wake_without_room(struct kvmfault__park *park,
 		kvmfault__wake_all(seat);
 }
 
-void kvmfault__wake_parked(struct kvmfault__park *park,
+void kvmfault__deferred_wake(struct kvmfault__deferred *park,
 			   struct kvmfault__seat *seat)
 {
 	if (park->no_room)
@@ -268,7 +268,7 @@ void kvmfault__wake_parked(struct kvmfault__park *park,
 }
 
 /* Who lowers it last sets the timer last, without a lock: vCPUs come here. */
-void kvmfault__deadline_set(struct kvmfault__park *park, uint64_t due)
+void kvmfault__deadline_set(struct kvmfault__deferred *park, uint64_t due)
 {
 	uint64_t set = atomic_load(&park->next_deadline), now;
 
@@ -287,7 +287,7 @@ void kvmfault__deadline_set(struct kvmfault__park *park, uint64_t due)
 
 void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due)
 {
-	struct kvmfault__park *park =
+	struct kvmfault__deferred *park =
 		kvmfault__hold(&seat->uffd, &seat->vm->park);
 
 	if (park)
@@ -297,11 +297,11 @@ void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due)
 
 /* Its fetch has failed, on any thread; without a service it is woken and faults
  * again for the next one. */
-void kvmfault__put_off_fetch(struct kvmfault__request *rq, int error)
+void kvmfault__defer_fetch(struct kvmfault__request *rq, int error)
 {
 	struct kvmfault__seat *seat = rq->seat;
-	struct kvmfault__park *park;
-	struct kvmfault__parked item = {
+	struct kvmfault__deferred *park;
+	struct kvmfault__message item = {
 		.fault = *rq->request.fault,
 		.space = rq->origin->uffd->space,
 		.tries = rq->tries,
@@ -310,7 +310,7 @@ void kvmfault__put_off_fetch(struct kvmfault__request *rq, int error)
 	item.tries.failures += error != -EAGAIN;
 	park = kvmfault__hold(&seat->uffd, &seat->vm->park);
 	if (park)
-		kvmfault__put_off(park, seat, &item, error != -EAGAIN);
+		kvmfault__defer(park, seat, &item, error != -EAGAIN);
 	else
 		kvmfault__wake(seat, rq->request.memory, rq->origin,
 			       rq->request.offset, rq->request.length);
