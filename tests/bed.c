@@ -237,8 +237,8 @@ size_t bed_waits(void)
 	size_t i, waits = 0;
 
 	for (i = 0; (call = fake_nth(FAKE_FUTEX_WAIT, FAKE_ANY, i)); i++)
-		waits += !bed.vcpu->worker ||
-			 call->arg != &bed.vcpu->worker->state;
+		waits += !bed.vcpu->task.worker ||
+			 call->arg != &bed.vcpu->task.worker->state;
 	return waits;
 }
 
@@ -284,7 +284,7 @@ void bed_vm(void)
 	if (getenv("KVMFAULT_DELEGATED"))
 		bed.profile = KVMFAULT_PROFILE_DELEGATE;
 	ck_assert_int_eq(kvmfault_vm_new(&options, &bed.vm), 0);
-	fake_short_lock(&bed.vm->conversion_lock);
+	fake_short_lock(&bed.vm->conversions.lock);
 }
 
 void bed_add(void)
@@ -310,8 +310,8 @@ void bed_add(void)
 	options.profile = bed.profile;
 	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &bed.vcpu), 0);
 	bed.pause[0] = &bed.vcpu->seat->pause;
-	if (bed.vcpu->worker)
-		bed.pause[1] = &bed.vcpu->worker->seat->pause;
+	if (bed.vcpu->task.worker)
+		bed.pause[1] = &bed.vcpu->task.worker->seat->pause;
 	bed.seat = kvmfault__seat_take(bed.vm);
 	ck_assert_ptr_nonnull(bed.seat);
 	/* That there is no service yet was said, and is not to be counted. */

@@ -132,7 +132,7 @@ static void expect_text(const char *name, long result, uint64_t before,
 	int err = (int)result;
 
 	if ((err != -EINVAL && err != -EBUSY && err != -EOPNOTSUPP) ||
-	    atomic_load(&vm->texts_kept) != before)
+	    atomic_load(&vm->texts.kept) != before)
 		return;
 	fprintf(stderr, "%s: %s, and no text says why\\n", name,
 		strerrorname_np(-err));
@@ -178,7 +178,7 @@ const size_t noted_count = {len(names)};
         if name in where:
             begin = f'''
 	struct kvmfault_vm *vm = a ? {where[name]} : NULL;
-	uint64_t before = vm ? atomic_load(&vm->texts_kept) : 0;'''
+	uint64_t before = vm ? atomic_load(&vm->texts.kept) : 0;'''
             end = f'''
 	if (vm)
 		expect_text("{name}", result, before, vm);'''

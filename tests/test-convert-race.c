@@ -158,10 +158,10 @@ static void await_conversions(unsigned int count)
 	unsigned int n;
 
 	do {
-		pthread_mutex_lock(&bed.vm->conversion_lock);
-		for (n = 0, c = bed.vm->conversions; c; c = c->next)
+		pthread_mutex_lock(&bed.vm->conversions.lock);
+		for (n = 0, c = bed.vm->conversions.first; c; c = c->next)
 			n++;
-		pthread_mutex_unlock(&bed.vm->conversion_lock);
+		pthread_mutex_unlock(&bed.vm->conversions.lock);
 		usleep(100);
 	} while (n < count);
 }
@@ -440,7 +440,7 @@ START_TEST(a_signal_while_it_waits)
 	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_ACTION_RETRY);
 	expect(3, 1, true);
 	expect(2, 1, false);
-	ck_assert_ptr_null(bed.vm->conversions);
+	ck_assert_ptr_null(bed.vm->conversions.first);
 	bed_down();
 }
 END_TEST
@@ -723,7 +723,7 @@ START_TEST(eight_at_random)
 	join_vcpus();
 	ck_assert_uint_gt(undone, 0);
 	ck_assert_int_gt(ended, (int)undone);
-	ck_assert_ptr_null(bed.vm->conversions);
+	ck_assert_ptr_null(bed.vm->conversions.first);
 	ck_assert_uint_eq(bed.logs, 0);
 	for (page = 0; page < BED_PAGES; page++) {
 		bool private = fake_private(at(page));

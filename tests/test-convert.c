@@ -561,7 +561,7 @@ static unsigned int until_exit;
 /* The vCPU is wanted elsewhere while a chunk is being converted. */
 static bool want_exit(struct fake_call *call)
 {
-	struct kvmfault__worker *worker = bed.vcpu->worker;
+	struct kvmfault__worker *worker = bed.vcpu->task.worker;
 
 	if (call->number != SET || --until_exit)
 		return false;
@@ -1083,7 +1083,7 @@ static struct kvmfault__gfns taken;
 static bool look(struct fake_call *call)
 {
 	if (call->number == SET)
-		taken = bed.vm->conversions->pages;
+		taken = bed.vm->conversions.first->pages;
 	return false;
 }
 

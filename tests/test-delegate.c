@@ -26,7 +26,7 @@ static _Atomic pthread_t vcpu_thread;
 /* Of the one who works for the vCPU. */
 static struct kvmfault__worker *worker(void)
 {
-	return bed.vcpu->worker;
+	return bed.vcpu->task.worker;
 }
 
 static bool next_step(struct fake_call *call)
@@ -102,7 +102,7 @@ static void check_nobody_waits(void)
 
 	for (i = 0; i < KVMFAULT__BUCKETS; i++)
 		ck_assert_uint_eq(bucket[i].waiters, 0);
-	ck_assert_uint_eq(bed.vm->conversion_ended.waiters, 0);
+	ck_assert_uint_eq(bed.vm->conversions.ended.waiters, 0);
 	ck_assert_uint_eq(bed.vm->pending, 0);
 }
 
@@ -397,7 +397,7 @@ static bool anybody_waits(void)
 	for (i = 0; i < KVMFAULT__BUCKETS; i++)
 		if (bucket[i].waiters)
 			return true;
-	return bed.vm->conversion_ended.waiters;
+	return bed.vm->conversions.ended.waiters;
 }
 
 static int page_comes(void)
@@ -558,10 +558,10 @@ static int conversion_ends(void)
 {
 	while (!anybody_waits())
 		sched_yield();
-	kvmfault__sys_lock(&bed.vm->conversion_lock);
-	bed.vm->conversions = other.next;
-	atomic_fetch_add(&bed.vm->conversion_ended.sequence, 1);
-	kvmfault__sys_unlock(&bed.vm->conversion_lock);
+	kvmfault__sys_lock(&bed.vm->conversions.lock);
+	bed.vm->conversions.first = other.next;
+	atomic_fetch_add(&bed.vm->conversions.ended.sequence, 1);
+	kvmfault__sys_unlock(&bed.vm->conversions.lock);
 	return 0;
 }
 
@@ -635,7 +635,7 @@ END_TEST
 
 START_TEST(conversion_that_waits_for_another)
 {
-	bed.vm->conversions = &other;
+	bed.vm->conversions.first = &other;
 	SCRIPT(conversion_ends);
 	ck_assert_int_eq(convert(NULL), 0);
 }
@@ -646,12 +646,12 @@ START_TEST(conversion_that_waits_and_a_signal)
 {
 	uint64_t done = 1;
 
-	bed.vm->conversions = &other;
+	bed.vm->conversions.first = &other;
 	SCRIPT(signal_comes_as_it_waits);
 	ck_assert_int_eq(convert(&done), -EINTR);
 	ck_assert_uint_eq(done, 0);
 	await_idle(worker());
-	bed.vm->conversions = NULL;
+	bed.vm->conversions.first = NULL;
 	ck_assert_int_eq(kvmfault_is_private(bed.vm, BED_GPA), 0);
 }
 END_TEST

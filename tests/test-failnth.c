@@ -284,7 +284,7 @@ static void have_anonymous_place(void)
 /* It has a bitmap for KVM, too. */
 static void have_userfault(void)
 {
-	bed.vm->kernel_exit = KVMFAULT__KERNEL_EXIT_USERFAULT;
+	bed.vm->how.kernel_exit = KVMFAULT__KERNEL_EXIT_USERFAULT;
 	have_place();
 }
 

@@ -761,7 +761,7 @@ END_TEST
 static void *answer_soon(void *arg)
 {
 	(void)arg;
-	while (!atomic_load(&bed.vm->drainers))
+	while (!atomic_load(&bed.vm->drain.drainers))
 		sched_yield();
 	answer(0);
 	return NULL;

@@ -89,7 +89,7 @@ static void set_up(int i, bool huge)
 	else
 		rig_new(&rig, i % COLUMNS, VCPUS, PAGES, false);
 	use_exit_abi(0);
-	ck_assert_int_eq(rig.vm->kernel_exit, mode(i));
+	ck_assert_int_eq(rig.vm->how.kernel_exit, mode(i));
 	rig.apart = true;
 	rig_track(&rig);
 	set_slot(0);

@@ -519,7 +519,7 @@ static bool leave_meanwhile(struct fake_call *call)
 		return false;
 	ck_assert_int_eq(pthread_create(&leaver, NULL, leave, NULL), 0);
 	/* It waits for us. */
-	while (!atomic_load(&bed.vm->drainers))
+	while (!atomic_load(&bed.vm->drain.drainers))
 		sched_yield();
 	ck_assert_int_eq(atomic_load(&left), 0);
 	return false;

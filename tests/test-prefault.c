@@ -101,7 +101,7 @@ START_TEST(marker_too)
 	ck_assert_int_eq(bed_handle_sigbus(&info),
 			 KVMFAULT_ACTION_RETRY);
 	/* A worker may come late, and kvm_run may be in use then. */
-	ck_assert_uint_eq(kernel.calls, !bed.vcpu->worker);
+	ck_assert_uint_eq(kernel.calls, !bed.vcpu->task.worker);
 	if (kernel.calls)
 		expect(0, 8, WINDOW);
 }
@@ -111,7 +111,7 @@ START_TEST(mmio_keeps_its_data)
 {
 	/* KVM completes the access with what stands there. */
 	ck_assert_int_eq(bed_mmio(BED_GPA + PAGE, 8, false), KVMFAULT_ACTION_RETRY);
-	ck_assert_uint_eq(kernel.calls, !bed.vcpu->worker);
+	ck_assert_uint_eq(kernel.calls, !bed.vcpu->task.worker);
 	if (kernel.calls)
 		expect(0, 0, WINDOW);
 	ck_assert_uint_eq(bed.run->exit_reason, KVM_EXIT_MMIO);

@@ -94,10 +94,10 @@ START_TEST(held_is_not_freed)
 		atomic_store(&seat->span, item);
 		break;
 	case 1:
-		atomic_store(&seat->table, item);
+		atomic_store(&seat->hazard[KVMFAULT__HAZARD_TABLE], item);
 		break;
 	case 2:
-		atomic_store(&seat->mappings, item);
+		atomic_store(&seat->hazard[KVMFAULT__HAZARD_MAPPINGS], item);
 		break;
 	}
 	retire(item);
@@ -106,9 +106,9 @@ START_TEST(held_is_not_freed)
 	pthread_mutex_lock(&vm->lock);
 	ck_assert(kvmfault__retired(vm, item));
 	pthread_mutex_unlock(&vm->lock);
-	atomic_store(&seat->table, NULL);
+	atomic_store(&seat->hazard[KVMFAULT__HAZARD_TABLE], NULL);
 	atomic_store(&seat->span, NULL);
-	kvmfault__unhold(seat, &seat->mappings);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_MAPPINGS);
 	retire(NULL);
 	ck_assert_int_eq(fake_held().allocations, before);
 }
@@ -120,14 +120,14 @@ START_TEST(what_is_in_a_held_table_is_not_freed)
 	void *table = new_item(), *item = new_item();
 
 	/* A lookup in it may be about to hold any of them. */
-	atomic_store(&seat->table, table);
+	atomic_store(&seat->hazard[KVMFAULT__HAZARD_TABLE], table);
 	pthread_mutex_lock(&vm->lock);
 	kvmfault__retire(vm, table);
 	kvmfault__retire(vm, item);
 	kvmfault__reclaim(vm);
 	pthread_mutex_unlock(&vm->lock);
 	ck_assert_int_eq(fake_held().allocations, before + 2);
-	atomic_store(&seat->table, NULL);
+	atomic_store(&seat->hazard[KVMFAULT__HAZARD_TABLE], NULL);
 	retire(NULL);
 	ck_assert_int_eq(fake_held().allocations, before);
 }
@@ -158,7 +158,7 @@ static bool busy(struct kvmfault__seat *who, void *what)
 START_TEST(nobody_is_busy)
 {
 	kvmfault__drain(vm, busy, &is_busy);
-	ck_assert_uint_eq(vm->drainers, 0);
+	ck_assert_uint_eq(vm->drain.drainers, 0);
 }
 END_TEST
 
@@ -192,7 +192,7 @@ static void *leave_soon(void *arg)
 {
 	struct kvmfault__seat *mine = arg;
 
-	while (!atomic_load(&vm->drainers))
+	while (!atomic_load(&vm->drain.drainers))
 		sched_yield();
 	atomic_store(&is_busy, 0);
 	if (mine == busy_seat)
@@ -231,12 +231,12 @@ static void *reader(void *arg)
 
 	(void)arg;
 	while (!atomic_load(&stop)) {
-		const struct item *item = kvmfault__hold(&mine->mappings,
+		const struct item *item = kvmfault__hold(mine, KVMFAULT__HAZARD_MAPPINGS,
 							 &shared);
 
 		if (item->magic != 42)
 			atomic_fetch_add(&wrong, 1);
-		kvmfault__unhold(mine, &mine->mappings);
+		kvmfault__unhold(mine, KVMFAULT__HAZARD_MAPPINGS);
 		atomic_fetch_add(&seen, 1);
 	}
 	kvmfault__seat_give(mine);

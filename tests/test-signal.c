@@ -292,7 +292,7 @@ END_TEST
 /* In the other modes nobody has to care about SIGBUS. */
 START_TEST(without_markers_nothing_is_asked)
 {
-	bed.vm->chosen = KVMFAULT_DELIVERY_UFFD;
+	bed.vm->how.chosen = KVMFAULT_DELIVERY_UFFD;
 	fake_signal_mask = 0;
 	fake_forget();
 	ck_assert_int_eq(new_vcpu(), 0);

@@ -379,7 +379,7 @@ static void check(void)
 
 	for (i = 0; i < KVMFAULT__BUCKETS; i++)
 		MUST(!bed.vm->bucket[i].waiters);
-	MUST(!bed.vm->drainers);
+	MUST(!bed.vm->drain.drainers);
 	if (!bed.memory) {
 		check_taken_down();
 		return;

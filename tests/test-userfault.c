@@ -22,7 +22,7 @@
 static void up_as(enum kvmfault__kernel_exit which)
 {
 	bed_vm();
-	bed.vm->kernel_exit = which;
+	bed.vm->how.kernel_exit = which;
 	bed_add();
 }
 
@@ -255,7 +255,7 @@ END_TEST
 static void up_window(void)
 {
 	bed_vm();
-	bed.vm->kernel_exit = KVMFAULT__KERNEL_EXIT_USERFAULT;
+	bed.vm->how.kernel_exit = KVMFAULT__KERNEL_EXIT_USERFAULT;
 	bed.window = KVMFAULT_WINDOW_FIXED;
 	bed.window_length = 4 * PAGE;
 	bed_add();
@@ -535,7 +535,7 @@ static void up_own(enum kvmfault__kernel_exit which)
 	};
 
 	bed_vm();
-	bed.vm->kernel_exit = which;
+	bed.vm->how.kernel_exit = which;
 	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
 	bed_add();
 	asked_flags = UINT64_MAX;

@@ -414,7 +414,7 @@ START_TEST(kernel_not_ready)
 		ck_assert_int_eq(bed_state(0), KVMFAULT__ABSENT);
 	}
 	/* Of what is delegated nothing is begun. */
-	if (!bed.vcpu->worker)
+	if (!bed.vcpu->task.worker)
 		fake_push(FAKE_IOCTL, -EAGAIN);
 	bed.run->immediate_exit = 1;
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_INTERRUPTED);

@@ -22,8 +22,8 @@ static void keep(struct kvmfault_vm *vm, const char *text)
 	uint64_t number;
 
 	do {
-		number = atomic_fetch_add(&vm->texts_kept, 1);
-		slot = &vm->text[number % KVMFAULT__TEXTS];
+		number = atomic_fetch_add(&vm->texts.kept, 1);
+		slot = &vm->texts.text[number % KVMFAULT__TEXTS];
 	} while (atomic_exchange(&slot->busy, true));
 	atomic_store(&slot->owner, (uintptr_t)pthread_self());
 	atomic_store(&slot->number, number + 1);
@@ -82,7 +82,7 @@ static struct kvmfault__text *newest(struct kvmfault_vm *vm)
 	size_t i;
 
 	for (i = 0; i < KVMFAULT__TEXTS; i++) {
-		struct kvmfault__text *slot = &vm->text[i];
+		struct kvmfault__text *slot = &vm->texts.text[i];
 
 		if (atomic_load(&slot->owner) == (uintptr_t)pthread_self() &&
 		    atomic_load(&slot->number) > number) {

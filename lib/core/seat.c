@@ -157,20 +157,27 @@ void kvmfault__seats_free(struct kvmfault_vm *vm)
 
 void kvmfault__wake_drainers(struct kvmfault_vm *vm)
 {
-	atomic_fetch_add(&vm->drain_sequence, 1);
-	kvmfault__sys_futex_wake(&vm->drain_sequence);
+	atomic_fetch_add(&vm->drain.sequence, 1);
+	kvmfault__sys_futex_wake(&vm->drain.sequence);
 }
 
-static bool held(struct kvmfault_vm *vm, const void *what)
+static bool seat_holds(const struct kvmfault__seat *seat, const void *what)
 {
-	struct kvmfault__seat *seat;
+	unsigned int hazard = 0;
 
-	for (seat = atomic_load(&vm->seats); seat; seat = seat->next)
-		if (atomic_load(&seat->table) == what ||
-		    atomic_load(&seat->span) == what ||
-		    atomic_load(&seat->mappings) == what)
-			return true;
-	return false;
+	while (hazard < KVMFAULT__HAZARDS &&
+	       kvmfault__held(seat, hazard) != what)
+		hazard++;
+	return hazard < KVMFAULT__HAZARDS || atomic_load(&seat->span) == what;
+}
+
+static bool any_holds(struct kvmfault_vm *vm, const void *what)
+{
+	struct kvmfault__seat *seat = atomic_load(&vm->seats);
+
+	while (seat && !seat_holds(seat, what))
+		seat = seat->next;
+	return seat;
 }
 
 bool kvmfault__retired(struct kvmfault_vm *vm, const void *what)
@@ -189,8 +196,10 @@ static bool old_held(struct kvmfault_vm *vm)
 	struct kvmfault__seat *seat;
 
 	for (seat = atomic_load(&vm->seats); seat; seat = seat->next)
-		if (kvmfault__retired(vm, atomic_load(&seat->table)) ||
-		    kvmfault__retired(vm, atomic_load(&seat->mappings)))
+		if (kvmfault__retired(vm, kvmfault__held(seat,
+					  KVMFAULT__HAZARD_TABLE)) ||
+		    kvmfault__retired(vm, kvmfault__held(seat,
+					  KVMFAULT__HAZARD_MAPPINGS)))
 			return true;
 	return false;
 }
@@ -212,7 +221,7 @@ void kvmfault__reclaim(struct kvmfault_vm *vm)
 	if (old_held(vm))
 		return;
 	while ((item = *link)) {
-		if (held(vm, item)) {
+		if (any_holds(vm, item)) {
 			link = &item->next;
 			continue;
 		}
@@ -238,19 +247,19 @@ void kvmfault__drain_until(struct kvmfault_vm *vm,
 {
 	bool again = true;
 
-	atomic_fetch_add(&vm->drainers, 1);
+	atomic_fetch_add(&vm->drain.drainers, 1);
 	while (again) {
-		uint32_t sequence = atomic_load(&vm->drain_sequence);
+		uint32_t sequence = atomic_load(&vm->drain.sequence);
 
 		/* The lock: what a seat holds is not freed under our eyes. */
 		kvmfault__sys_lock(&vm->lock);
 		again = busy(vm, what);
 		kvmfault__sys_unlock(&vm->lock);
 		if (again)
-			kvmfault__sys_futex_wait(&vm->drain_sequence, sequence,
+			kvmfault__sys_futex_wait(&vm->drain.sequence, sequence,
 						 1000000000);
 	}
-	atomic_fetch_sub(&vm->drainers, 1);
+	atomic_fetch_sub(&vm->drain.drainers, 1);
 }
 
 struct seats {

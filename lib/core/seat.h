@@ -45,6 +45,19 @@ struct kvmfault__inside {
 	struct kvmfault__inside *outer;
 };
 
+/* What a seat can hold, each for a short time. */
+enum kvmfault__hazard {
+	KVMFAULT__HAZARD_TABLE,		/* a lookup */
+	KVMFAULT__HAZARD_REGION,	/* one that is known to show a memory */
+	KVMFAULT__HAZARD_MAPPINGS,	/* an install or a wake */
+	KVMFAULT__HAZARD_UFFD,		/* a read of messages */
+	KVMFAULT__HAZARD_DEFERRED,	/* a message is deferred: the service's */
+	KVMFAULT__HAZARD_INSTALLING,	/* into that userfaultfd's range */
+	KVMFAULT__HAZARD_PUNCH,		/* a hole in that region's guest_memfd */
+	KVMFAULT__HAZARD_MARKING,	/* a memory, given markers */
+	KVMFAULT__HAZARDS,
+};
+
 #define KVMFAULT__FAILURES 8	/* as many pages as a vCPU's guard remembers */
 
 /* A thread's place in a VM: its hazards, scratch memory and counters. Written
@@ -54,15 +67,8 @@ struct kvmfault__seat {
 	struct kvmfault__seat *next;
 	atomic_bool taken;
 	struct kvmfault__inside inside;	/* of who has it for one call */
-	_Atomic(const void *) table;	/* short: a lookup */
+	_Atomic(const void *) hazard[KVMFAULT__HAZARDS];
 	_Atomic(struct kvmfault__span *) span; /* long: a fault */
-	_Atomic(const void *) mappings;	/* short: an install or a wake */
-	_Atomic(const void *) uffd;	/* short: a read of messages, or the
-					 * service while something is parked */
-	_Atomic(const void *) installing; /* short: into that userfaultfd's
-					 * range */
-	_Atomic(const void *) punch;	/* short: a hole in its guest_memfd */
-	_Atomic(const void *) marking;	/* short: a memory, given markers */
 	atomic_bool at_signal;		/* its span is a SIGBUS's, which may
 					 * touch the page */
 	const uint8_t *immediate_exit;	/* of a vCPU, or NULL */
@@ -107,18 +113,25 @@ bool kvmfault__in_hand(void);
 struct kvmfault__seat *kvmfault__call_begin(struct kvmfault_vm *vm);
 void kvmfault__call_end(struct kvmfault__seat *seat);
 
-/* Read *where and hold it in hazard; validated. */
-static inline void *kvmfault__hold(_Atomic(const void *) *hazard,
+/* Read *where and hold it; validated. */
+static inline void *kvmfault__hold(struct kvmfault__seat *seat,
+				   enum kvmfault__hazard hazard,
 				   _Atomic(const void *) *where)
 {
 	const void *held;
 
 	do {
 		held = atomic_load(where);
-		atomic_store(hazard, held);
+		atomic_store(&seat->hazard[hazard], held);
 		/* Still in use after we are seen to hold it: it is ours. */
 	} while (atomic_load(where) != held);
 	return (void *)(uintptr_t)held;
+}
+
+static inline const void *kvmfault__held(const struct kvmfault__seat *seat,
+					 enum kvmfault__hazard hazard)
+{
+	return atomic_load(&seat->hazard[hazard]);
 }
 void kvmfault__wake_drainers(struct kvmfault_vm *vm);
 

@@ -73,7 +73,7 @@ struct kvmfault__span *kvmfault__table_find(struct kvmfault__seat *seat,
 
 	do {
 		/* Who holds a table holds its spans: see kvmfault__retire(). */
-		held = kvmfault__hold(&seat->table, table);
+		held = kvmfault__hold(seat, KVMFAULT__HAZARD_TABLE, table);
 		span = search(held, key);
 		atomic_store(&seat->span, span);
 		/* Killed in between: whoever drains may not have seen us. */
@@ -82,7 +82,7 @@ struct kvmfault__span *kvmfault__table_find(struct kvmfault__seat *seat,
 			span = NULL;
 		}
 	} while (!span && replaced(table, held));
-	atomic_store_explicit(&seat->table, NULL, memory_order_release);
+	atomic_store_explicit(&seat->hazard[KVMFAULT__HAZARD_TABLE], NULL, memory_order_release);
 	return span;
 }
 
@@ -110,7 +110,7 @@ kvmfault__table_search(struct kvmfault__seat *seat, kvmfault__table *table,
 	struct kvmfault__span *span;
 
 	do {
-		held = kvmfault__hold(&seat->table, table);
+		held = kvmfault__hold(seat, KVMFAULT__HAZARD_TABLE, table);
 		span = first(held, matches, what);
 		if (span)
 			atomic_store(&seat->span, span);
@@ -119,7 +119,7 @@ kvmfault__table_search(struct kvmfault__seat *seat, kvmfault__table *table,
 		if (span && atomic_load(&span->dead))
 			span = NULL;
 	} while (!span && replaced(table, held));
-	atomic_store_explicit(&seat->table, NULL, memory_order_release);
+	atomic_store_explicit(&seat->hazard[KVMFAULT__HAZARD_TABLE], NULL, memory_order_release);
 	return span;
 }
 
@@ -128,7 +128,7 @@ void kvmfault__table_visit(struct kvmfault__seat *seat, kvmfault__table *table,
 					 struct kvmfault__span *span,
 					 void *data), void *data)
 {
-	const struct table *held = kvmfault__hold(&seat->table, table);
+	const struct table *held = kvmfault__hold(seat, KVMFAULT__HAZARD_TABLE, table);
 	size_t i;
 
 	for (i = 0; i < count_of(held); i++) {
@@ -139,7 +139,7 @@ void kvmfault__table_visit(struct kvmfault__seat *seat, kvmfault__table *table,
 			visit(seat, span, data);
 	}
 	atomic_store(&seat->span, NULL);
-	kvmfault__unhold(seat, &seat->table);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_TABLE);
 }
 
 struct kvmfault__span *kvmfault__table_at(kvmfault__table *table, uint64_t key)

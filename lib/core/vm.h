@@ -48,30 +48,65 @@ struct kvmfault__text {
 	char text[KVMFAULT__TEXT];
 };
 
+/* How vCPUs' missing pages get here, and why not in another way. */
+struct kvmfault__delivery {
+	enum kvmfault_delivery chosen;	/* the mode that can be had */
+	_Atomic uint32_t delivery;	/* in force: that, or UFFD */
+	struct kvmfault_finding asked[KVMFAULT_DELIVERY_COUNT];
+	const char *why[KVMFAULT_DELIVERY_COUNT];
+	enum kvmfault__kernel_exit kernel_exit;
+};
+
+/* The resolvers: the VMM's own come before the library's. */
+struct kvmfault__chain {
+	struct kvmfault_resolver resolver[KVMFAULT_RESOLVER_COUNT];
+	uint32_t asked[KVMFAULT__PAGE_KINDS];	/* of each kind of page: bits
+						 * of the chain's indices */
+	unsigned int own;
+	unsigned int resolvers;
+};
+
+/* Which pages are private, who tells KVM, and whose turn it is. */
+struct kvmfault__conversions {
+	_Atomic(struct kvmfault__leaf *) leaves[KVMFAULT__LEAVES];
+	struct kvmfault_converter converter;	/* set NULL: none possible */
+	struct kvmfault_conversion_hook hook[KVMFAULT_CONVERSION_HOOK_COUNT];
+	atomic_uint hooks;
+	atomic_bool kept;		/* pages that could not be freed */
+	pthread_mutex_t lock;		/* short; of the following */
+	struct kvmfault__conversion *first;	/* the oldest one */
+	struct kvmfault__bucket ended;
+};
+
+/* Threads that wait until no seat holds something. */
+struct kvmfault__drain {
+	_Atomic uint32_t drainers, sequence;
+	_Atomic uint32_t unpinning;	/* threads that have unpinned a memory,
+					 * and have not told the drainers yet */
+};
+
+struct kvmfault__texts {
+	_Atomic uint64_t kept;
+	struct kvmfault__text text[KVMFAULT__TEXTS];
+};
+
 struct kvmfault_vm {
 	struct kvmfault_vm_options options;
 	struct kvmfault_vm_ops ops;
-	enum kvmfault_delivery chosen;	/* the mode that can be had */
-	_Atomic uint32_t delivery;	/* in force: that, or UFFD */
-	struct kvmfault_finding delivery_asked[KVMFAULT_DELIVERY_COUNT];
-	const char *delivery_why[KVMFAULT_DELIVERY_COUNT];
-	enum kvmfault__kernel_exit kernel_exit;
+	struct kvmfault__delivery how;
 	kvmfault__table regions;	/* by gpa */
 	kvmfault__table mappings;	/* by hva */
 	_Atomic(struct kvmfault__seat *) seats;
 	_Atomic(const void *) uffds[KVMFAULT__SPACES];
-	struct kvmfault_resolver chain[KVMFAULT_RESOLVER_COUNT];
-	uint32_t asked[KVMFAULT__PAGE_KINDS];	/* of each kind of page: bits
-						 * of the chain's indices */
-	unsigned int own_resolvers;	/* the VMM's, before ours */
-	unsigned int resolvers;
+	struct kvmfault__chain chain;
 	int epoll;			/* every uffd is in it, */
 	_Atomic uint32_t baton;		/* EPOLLONESHOT: one thread is woken
 					 * for a message; or 0 */
 	_Atomic(struct kvmfault__fetches *) fetches;	/* made once */
 	_Atomic uint32_t pending;	/* vCPUs that were told so */
-	_Atomic(const void *) park;	/* the service's, or NULL */
+	_Atomic(const void *) deferred;	/* the service's, or NULL */
 	atomic_bool unserved;		/* messages that were read without */
+	atomic_bool service_missed;	/* that was said */
 
 	pthread_mutex_t lock;		/* of all changes to the above */
 	struct kvmfault__retired *retired;
@@ -81,37 +116,23 @@ struct kvmfault_vm {
 	unsigned int tracked;		/* of the memories */
 	struct kvmfault__worker *workers;	/* all that there ever were */
 
-	_Atomic(struct kvmfault__leaf *) leaves[KVMFAULT__LEAVES];
-	struct kvmfault_converter converter;	/* set NULL: none possible */
-	struct kvmfault_conversion_hook hook[KVMFAULT_CONVERSION_HOOK_COUNT];
-	atomic_uint hooks;
-	atomic_bool kept;		/* pages that could not be freed */
-
-	pthread_mutex_t conversion_lock;	/* short; of the following */
-	struct kvmfault__conversion *conversions;	/* the oldest first */
-	struct kvmfault__bucket conversion_ended;
-
-	_Atomic uint32_t drainers, drain_sequence;
-	_Atomic uint32_t unpinning;	/* have unpinned a memory, and see to
-					 * the drainers yet */
+	struct kvmfault__conversions conversions;
+	struct kvmfault__drain drain;
 	struct kvmfault__bucket bucket[KVMFAULT__BUCKETS];
-
-	atomic_bool service_missed;	/* that was said */
-	_Atomic uint64_t texts_kept;
-	struct kvmfault__text text[KVMFAULT__TEXTS];
+	struct kvmfault__texts texts;
 };
 
 static inline void kvmfault__tell_drainers(struct kvmfault_vm *vm)
 {
-	if (atomic_load(&vm->drainers))
+	if (atomic_load(&vm->drain.drainers))
 		kvmfault__wake_drainers(vm);
 }
 
 /* What a seat held it holds no more, and who waits for that is told. */
 static inline void kvmfault__unhold(struct kvmfault__seat *seat,
-				    _Atomic(const void *) *hazard)
+				    enum kvmfault__hazard hazard)
 {
-	atomic_store(hazard, NULL);
+	atomic_store(&seat->hazard[hazard], NULL);
 	kvmfault__tell_drainers(seat->vm);
 }
 

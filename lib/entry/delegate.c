@@ -123,7 +123,7 @@ static void post(struct kvmfault__worker *worker,
 static int have_done(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
 		     struct kvmfault__answer *answer)
 {
-	struct kvmfault__worker *worker = vcpu->worker;
+	struct kvmfault__worker *worker = vcpu->task.worker;
 	bool left;
 	int err = await(vcpu->seat, worker, &left);
 
@@ -149,7 +149,7 @@ static int do_or_have_done(struct kvmfault_vcpu *vcpu,
 			   struct kvmfault__task *task,
 			   struct kvmfault__answer *answer)
 {
-	return vcpu->worker ? have_done(vcpu, task, answer) :
+	return vcpu->task.worker ? have_done(vcpu, task, answer) :
 			      execute(task, answer);
 }
 
@@ -176,7 +176,7 @@ int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
 	int err;
 
 	/* A worker may come late: only after such an exit nobody minds. */
-	task->prefault &= !vcpu->worker ||
+	task->prefault &= !vcpu->task.worker ||
 			  task->fault->kind == KVMFAULT_KIND_EXIT;
 	err = task->prefault ? with_prefault(vcpu, task, answer) :
 			       do_or_have_done(vcpu, task, answer);
@@ -184,19 +184,19 @@ int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
 		kvmfault__say(answer, KVMFAULT_ACTION_INTERRUPTED);
 		return err;
 	}
-	vcpu->anew = false;
-	if (!vcpu->began)
-		vcpu->began = task->began;
-	vcpu->ended = task->ended;
+	vcpu->task.anew = false;
+	if (!vcpu->task.began)
+		vcpu->task.began = task->began;
+	vcpu->task.ended = task->ended;
 	return 0;
 }
 
 void kvmfault__forget_pending(struct kvmfault_vcpu *vcpu)
 {
-	if (!vcpu->worker)
+	if (!vcpu->task.worker)
 		kvmfault__not_pending(vcpu->seat);
-	else if (!(atomic_load(&vcpu->worker->state) & KVMFAULT__TASK_BUSY))
-		kvmfault__not_pending(vcpu->worker->seat);
+	else if (!(atomic_load(&vcpu->task.worker->state) & KVMFAULT__TASK_BUSY))
+		kvmfault__not_pending(vcpu->task.worker->seat);
 	/* Else it was left, and sees to that itself. */
 }
 
@@ -263,7 +263,7 @@ int kvmfault__worker_take(struct kvmfault_vcpu *vcpu)
 
 	if (err)
 		return err;
-	vcpu->worker = worker;
+	vcpu->task.worker = worker;
 	worker->seat->vcpu = vcpu;
 	worker->seat->no_wait = vcpu->seat->no_wait;
 	kvmfault__failures_forget(worker->seat);
@@ -276,7 +276,7 @@ int kvmfault__worker_take(struct kvmfault_vcpu *vcpu)
 
 void kvmfault__worker_give(struct kvmfault_vcpu *vcpu)
 {
-	struct kvmfault__worker *worker = vcpu->worker;
+	struct kvmfault__worker *worker = vcpu->task.worker;
 
 	if (!worker)
 		return;

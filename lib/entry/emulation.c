@@ -143,7 +143,7 @@ static size_t read_code(const struct emulation *e, uint8_t *code)
 			break;
 		memcpy(code + done, kvmfault__bytes(seat, memory, offset),
 		       e->lengths[n]);
-		kvmfault__unhold(seat, &seat->mappings);
+		kvmfault__unhold(seat, KVMFAULT__HAZARD_MAPPINGS);
 		done += e->lengths[n];
 	}
 	kvmfault__leave(seat);
@@ -225,10 +225,10 @@ void kvmfault__emulation(struct kvmfault_vcpu *vcpu,
 {
 	struct kvmfault__task task = kvmfault__task(vcpu, emulate);
 
-	task.rip = vcpu->emulation_rip;
+	task.rip = vcpu->resume.emulation_rip;
 	task.last = kvmfault__last_retry(vcpu);
-	vcpu->emulating = kvmfault__perform(vcpu, &task, answer);
-	vcpu->emulation_rip = task.rip;
+	vcpu->resume.emulating = kvmfault__perform(vcpu, &task, answer);
+	vcpu->resume.emulation_rip = task.rip;
 }
 
 #else

@@ -73,40 +73,53 @@ struct kvmfault_vcpu {
 	struct kvmfault__seat *seat;
 	int fd;
 	struct kvm_run *run;
+	bool prefault;
 	struct kvmfault_fault fault;
 	struct kvmfault_result result;
 	struct kvmfault_stats before;	/* of the seat's earlier users */
-	/* the guard: what faulted last, and how often without progress */
-	bool faulted;		/* since the last exit of another kind */
-	uint64_t history[KVMFAULT__HISTORY];
-	uint32_t newest;
-	uint32_t streak;
-	uint32_t not_now;	/* how often it was not possible */
-	/* its last faults: a ring, how many there were; and for who asks for
-	 * the result, in order */
-	struct kvmfault__past past[KVMFAULT_HISTORY_COUNT];
-	uint64_t past_count;
-	const struct kvmfault_event *events[KVMFAULT_HISTORY_COUNT];
+	/* guard.c: what faulted last, and how often without progress */
+	struct kvmfault__guard {
+		bool faulted;		/* since the last exit of another kind */
+		uint64_t history[KVMFAULT__HISTORY];
+		uint32_t newest;
+		uint32_t streak;
+		uint32_t not_now;	/* how often it was not possible */
+	} guard;
+	/* history.c: its last faults, and pointers to them in their order */
+	struct kvmfault__history {
+		struct kvmfault__past ring[KVMFAULT_HISTORY_COUNT];
+		uint64_t count;
+		const struct kvmfault_event *events[KVMFAULT_HISTORY_COUNT];
+	} past;
 	/* a source that failed: for what, how often, when to try again */
-	uint64_t source_key;
-	uint32_t source_failures;
-	uint64_t source_due;		/* 0: now */
-	/* an MMIO access that was interrupted */
-	uint64_t mmio_gpa;
-	uint32_t mmio_length;
-	uint64_t emulation_rip;		/* the last one's */
-	bool emulating;			/* interrupted: #UD may be queued */
-	bool prefault;
+	struct kvmfault__source_tries {
+		uint64_t key;
+		uint32_t failures;
+		uint64_t due;		/* 0: now */
+	} source;
+	/* mmio.c, emulation.c: an access that was interrupted */
+	struct kvmfault__resume {
+		uint64_t mmio_gpa;
+		uint32_t mmio_length;
+		uint64_t emulation_rip;	/* the last one's */
+		bool emulating;		/* interrupted: #UD may be queued */
+	} resume;
 	/* signal.c: the SIGBUS that ended KVM_RUN */
-	struct kvmfault__seat *handler;	/* the handler's own, or NULL */
-	bool masked;		/* the library has set KVM's signal mask, */
-	uint64_t *own_mask;	/* the VMM's, or NULL */
-	uint64_t own_mask_value;
-	atomic_bool noted;	/* by the handler */
-	_Alignas(8) char siginfo[KVMFAULT__SIGINFO], note[KVMFAULT__SIGINFO];
-	struct kvmfault__worker *worker; /* who does its tasks, or NULL: itself */
-	bool anew;			/* nothing was done for this fault yet */
-	uint64_t began, ended;		/* its first task, its last one; 0: no */
+	struct kvmfault__vcpu_sigbus {
+		struct kvmfault__seat *handler;	/* the handler's own, or NULL */
+		bool masked;	/* the library has set KVM's signal mask, */
+		uint64_t *own_mask;	/* the VMM's, or NULL */
+		uint64_t own_mask_value;
+		atomic_bool noted;	/* by the handler */
+		_Alignas(8) char siginfo[KVMFAULT__SIGINFO];
+		char note[KVMFAULT__SIGINFO];
+	} sigbus;
+	/* delegate.c: its tasks */
+	struct kvmfault__vcpu_task {
+		struct kvmfault__worker *worker; /* does them, or NULL: itself */
+		bool anew;		/* nothing was done for this fault yet */
+		uint64_t began, ended;	/* the first and the last; 0: none */
+	} task;
 };
 
 /* The page that faulted, or what stands for it. */
@@ -116,7 +129,7 @@ kvmfault__guard_key(const struct kvmfault_vcpu *vcpu)
 	const struct kvmfault_fault *fault = &vcpu->fault;
 
 	if (fault->kind == KVMFAULT_KIND_EMULATION)
-		return ~vcpu->emulation_rip;	/* no page's */
+		return ~vcpu->resume.emulation_rip;	/* no page's */
 	if (fault->known & KVMFAULT_KNOWN_GPA)
 		return fault->gpa / KVMFAULT__PAGE;
 	if (fault->known & KVMFAULT_KNOWN_HVA)
@@ -139,7 +152,7 @@ static inline void kvmfault__guard(struct kvmfault_vcpu *vcpu,
 	if (answer->action != KVMFAULT_ACTION_RETRY)
 		return;
 	if (answer->came)
-		vcpu->not_now = vcpu->streak = 0;
+		vcpu->guard.not_now = vcpu->guard.streak = 0;
 	else
 		kvmfault__guard_no_page(vcpu, answer);
 }
@@ -169,10 +182,10 @@ kvmfault__task(struct kvmfault_vcpu *vcpu, kvmfault__work *work)
 		.seat = vcpu->seat,
 		.fault = &vcpu->fault,
 		.fd = vcpu->fd,
-		.anew = vcpu->anew,
+		.anew = vcpu->task.anew,
 		.prefault = vcpu->prefault,
 		.space = kvmfault__address_space(vcpu->run),
-		.due = vcpu->source_due,
+		.due = vcpu->source.due,
 	};
 }
 

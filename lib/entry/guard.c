@@ -15,12 +15,12 @@
 
 void kvmfault__guard_start(struct kvmfault_vcpu *vcpu)
 {
-	memset(vcpu->history, 0xfe, sizeof(vcpu->history)); /* no page's */
-	vcpu->faulted = false;
-	vcpu->newest = 0;
-	vcpu->streak = 0;
-	vcpu->not_now = 0;
-	vcpu->emulation_rip = UINT64_MAX;
+	memset(vcpu->guard.history, 0xfe, sizeof(vcpu->guard.history)); /* no page's */
+	vcpu->guard.faulted = false;
+	vcpu->guard.newest = 0;
+	vcpu->guard.streak = 0;
+	vcpu->guard.not_now = 0;
+	vcpu->resume.emulation_rip = UINT64_MAX;
 }
 
 /* Has this page, or what stands for it, faulted a short while ago? */
@@ -29,15 +29,15 @@ static bool seen(struct kvmfault_vcpu *vcpu, uint64_t what)
 	unsigned int i;
 
 	for (i = 0; i < KVMFAULT__HISTORY; i++)
-		if (vcpu->history[i] == what)
+		if (vcpu->guard.history[i] == what)
 			return true;
-	vcpu->history[vcpu->newest++ % KVMFAULT__HISTORY] = what;
+	vcpu->guard.history[vcpu->guard.newest++ % KVMFAULT__HISTORY] = what;
 	return false;
 }
 
 bool kvmfault__last_retry(const struct kvmfault_vcpu *vcpu)
 {
-	return vcpu->streak + 1 >= vcpu->vm->options.retry_budget;
+	return vcpu->guard.streak + 1 >= vcpu->vm->options.retry_budget;
 }
 
 /* Before the nth retry, from 1. */
@@ -71,19 +71,19 @@ void kvmfault__guard_no_page(struct kvmfault_vcpu *vcpu,
 {
 	/* Not now: that is no failure, however often. */
 	if (answer->error == -EAGAIN) {
-		pause_before(vcpu, answer, vcpu->not_now++);
+		pause_before(vcpu, answer, vcpu->guard.not_now++);
 		return;
 	}
-	vcpu->not_now = 0;
+	vcpu->guard.not_now = 0;
 	if (!seen(vcpu, kvmfault__guard_key(vcpu))) {
-		vcpu->streak = 0;
+		vcpu->guard.streak = 0;
 		return;
 	}
-	if (++vcpu->streak >= vcpu->vm->options.retry_budget) {
-		vcpu->streak = 0;
+	if (++vcpu->guard.streak >= vcpu->vm->options.retry_budget) {
+		vcpu->guard.streak = 0;
 		give_up(vcpu, answer);
 		return;
 	}
-	if (vcpu->streak > FREE_RETRIES)
-		pause_before(vcpu, answer, vcpu->streak - FREE_RETRIES);
+	if (vcpu->guard.streak > FREE_RETRIES)
+		pause_before(vcpu, answer, vcpu->guard.streak - FREE_RETRIES);
 }

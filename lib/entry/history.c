@@ -10,7 +10,7 @@
 
 static struct kvmfault__past *past(struct kvmfault_vcpu *vcpu, uint64_t n)
 {
-	return &vcpu->past[n % KVMFAULT_HISTORY_COUNT];
+	return &vcpu->past.ring[n % KVMFAULT_HISTORY_COUNT];
 }
 
 KVMFAULT__EXPORT
@@ -23,8 +23,8 @@ kvmfault_vcpu_result(struct kvmfault_vcpu *vcpu)
 	if (!vcpu)
 		return NULL;
 	/* In order for who asks, and not for each fault. */
-	for (n = vcpu->past_count; n && i < KVMFAULT_HISTORY_COUNT; i++)
-		vcpu->events[i] = &past(vcpu, --n)->event;
+	for (n = vcpu->past.count; n && i < KVMFAULT_HISTORY_COUNT; i++)
+		vcpu->past.events[i] = &past(vcpu, --n)->event;
 	vcpu->result.history_count = i;
 	return &vcpu->result;
 }
@@ -51,14 +51,14 @@ static bool same_again(const struct kvmfault__past *last,
 void kvmfault__remember(struct kvmfault_vcpu *vcpu)
 {
 	const struct kvmfault_result *result = &vcpu->result;
-	struct kvmfault__past *next = past(vcpu, vcpu->past_count);
+	struct kvmfault__past *next = past(vcpu, vcpu->past.count);
 
-	if (vcpu->past_count &&
-	    same_again(past(vcpu, vcpu->past_count - 1), vcpu)) {
-		past(vcpu, vcpu->past_count - 1)->event.times++;
+	if (vcpu->past.count &&
+	    same_again(past(vcpu, vcpu->past.count - 1), vcpu)) {
+		past(vcpu, vcpu->past.count - 1)->event.times++;
 		return;
 	}
-	vcpu->past_count++;
+	vcpu->past.count++;
 	next->fault = vcpu->fault;
 	next->event = (struct kvmfault_event){
 		.size = sizeof(next->event),

@@ -52,7 +52,7 @@ static void access_page(struct kvmfault_vcpu *vcpu,
 		copy(host, run->mmio.data + done, length);
 	else
 		copy(run->mmio.data + done, host, length);
-	kvmfault__unhold(vcpu->seat, &vcpu->seat->mappings);
+	kvmfault__unhold(vcpu->seat, KVMFAULT__HAZARD_MAPPINGS);
 	if (run->mmio.is_write)
 		kvmfault__changed(memory, offset, length, KVMFAULT_CAUSE_MMIO);
 }
@@ -133,7 +133,7 @@ void kvmfault__mmio(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 	uint64_t done = 0, step;
 
 	kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
-	vcpu->mmio_length = 0;
+	vcpu->resume.mmio_length = 0;
 	while (done < fault->length) {
 		step = KVMFAULT__PAGE - (fault->gpa + done) % KVMFAULT__PAGE;
 		if (step > fault->length - done)
@@ -148,6 +148,6 @@ void kvmfault__mmio(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 	if (answer->action == KVMFAULT_ACTION_NOT_A_FAULT ||
 	    answer->action == KVMFAULT_ACTION_RETRY)
 		return;
-	vcpu->mmio_gpa = fault->gpa;
-	vcpu->mmio_length = (uint32_t)fault->length;
+	vcpu->resume.mmio_gpa = fault->gpa;
+	vcpu->resume.mmio_length = (uint32_t)fault->length;
 }

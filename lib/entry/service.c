@@ -30,7 +30,7 @@ struct kvmfault_service {
 	uint32_t poll_us;
 	atomic_bool polled;		/* by one of the threads */
 	atomic_bool stopping;		/* after what is in hand */
-	struct kvmfault__deferred park;
+	struct kvmfault__deferred deferred;
 	unsigned int threads;
 	pthread_t thread[];
 };
@@ -39,11 +39,11 @@ static void cancel_late(struct kvmfault_service *service)
 {
 	uint64_t expirations;
 
-	kvmfault__sys_read(service->park.deadlines, &expirations,
+	kvmfault__sys_read(service->deferred.deadlines, &expirations,
 			   sizeof(expirations));
-	atomic_store(&service->park.next_deadline, UINT64_MAX);
+	atomic_store(&service->deferred.next_deadline, UINT64_MAX);
 	kvmfault__fetches_expire(service->vm, kvmfault__sys_now());
-	kvmfault__deadline_set(&service->park,
+	kvmfault__deadline_set(&service->deferred,
 			       kvmfault__fetches_due(service->vm));
 }
 
@@ -58,13 +58,13 @@ static void not_answered(struct kvmfault_service *service,
 	bool failed = answer->action == KVMFAULT_ACTION_UNRESOLVED;
 
 	item->tries.failures += failed;
-	kvmfault__defer(&service->park, seat, item, failed);
+	kvmfault__defer(&service->deferred, seat, item, failed);
 	if (failed)
 		kvmfault__not_resolved(seat, item, mapping, answer->reason,
 				       answer->error);
 }
 
-/* Resolve, or park. */
+/* Resolve, or deferred. */
 static void serve_fault(struct kvmfault_service *service,
 			struct kvmfault__seat *seat,
 			struct kvmfault__message *item)
@@ -104,12 +104,12 @@ static void pagefault(struct kvmfault_service *service,
 		      struct kvmfault__message *item)
 {
 	/* Another thread asks for what is being tried already. */
-	if (kvmfault__is_deferred(&service->park, item->space, item->fault.hva)) {
+	if (kvmfault__is_deferred(&service->deferred, item->space, item->fault.hva)) {
 		kvmfault__count(seat, repeated);
 		return;
 	}
 	if (atomic_load(&service->stopping))
-		kvmfault__defer(&service->park, seat, item, false);
+		kvmfault__defer(&service->deferred, seat, item, false);
 	else
 		serve_fault(service, seat, item);
 }
@@ -123,9 +123,9 @@ static void read_messages(struct kvmfault_service *service,
 	uint32_t space;
 	ssize_t n, i;
 
-	uffd = kvmfault__hold(&seat->uffd, &service->vm->uffds[id]);
+	uffd = kvmfault__hold(seat, KVMFAULT__HAZARD_UFFD, &service->vm->uffds[id]);
 	if (!uffd) {
-		kvmfault__unhold(seat, &seat->uffd);
+		kvmfault__unhold(seat, KVMFAULT__HAZARD_UFFD);
 		return;
 	}
 	space = uffd->space;
@@ -133,7 +133,7 @@ static void read_messages(struct kvmfault_service *service,
 	if (atomic_load(&service->vm->baton))
 		kvmfault__uffd_listen(uffd, EPOLL_CTL_MOD);
 	/* From here on a callback may free it. */
-	kvmfault__unhold(seat, &seat->uffd);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_UFFD);
 	for (i = 0; i < n; i++)
 		if (kvmfault__message_decode(seat, space, &msg[i], &item))
 			pagefault(service, seat, &item);
@@ -145,30 +145,30 @@ static void retry_parked(struct kvmfault_service *service,
 	uint64_t expirations, now = kvmfault__sys_now();
 	struct kvmfault__message item;
 
-	kvmfault__sys_read(service->park.timer, &expirations,
+	kvmfault__sys_read(service->deferred.timer, &expirations,
 			   sizeof(expirations));
-	kvmfault__wake_without_room(&service->park, seat, now);
+	kvmfault__wake_without_room(&service->deferred, seat, now);
 	/* What is parked again is due later than now: this ends. The others are
 	 * for another thread, should this one take long. */
 	while (!atomic_load(&service->stopping) &&
-	       kvmfault__deferred_take(&service->park, now, &item)) {
-		kvmfault__deferred_arm(&service->park);
+	       kvmfault__deferred_take(&service->deferred, now, &item)) {
+		kvmfault__deferred_arm(&service->deferred);
 		serve_fault(service, seat, &item);
 	}
-	kvmfault__deferred_arm(&service->park);
+	kvmfault__deferred_arm(&service->deferred);
 }
 
 /* A userfaultfd that has failed says so for ever: do not listen to it. */
 static void mute(struct kvmfault_vm *vm, uint32_t id,
 		 struct kvmfault__seat *seat)
 {
-	struct kvmfault_uffd *uffd = kvmfault__hold(&seat->uffd,
+	struct kvmfault_uffd *uffd = kvmfault__hold(seat, KVMFAULT__HAZARD_UFFD,
 						    &vm->uffds[id]);
 
 	if (uffd)
 		kvmfault__sys_epoll_ctl(vm->epoll, EPOLL_CTL_DEL, uffd->fd,
 					NULL);
-	kvmfault__unhold(seat, &seat->uffd);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_UFFD);
 	kvmfault__log(vm, KVMFAULT_LOG_ERROR,
 		      "a userfaultfd has failed, and is not listened to any more");
 }
@@ -267,19 +267,19 @@ static int open_descriptors(struct kvmfault_service *service)
 {
 	int err;
 
-	service->stop = service->park.deadlines = -1;
-	service->park.timer = kvmfault__sys_timerfd();
-	if (service->park.timer < 0)
-		return service->park.timer;
-	service->park.deadlines = kvmfault__sys_timerfd();
-	if (service->park.deadlines < 0)
-		return service->park.deadlines;
+	service->stop = service->deferred.deadlines = -1;
+	service->deferred.timer = kvmfault__sys_timerfd();
+	if (service->deferred.timer < 0)
+		return service->deferred.timer;
+	service->deferred.deadlines = kvmfault__sys_timerfd();
+	if (service->deferred.deadlines < 0)
+		return service->deferred.deadlines;
 	service->stop = kvmfault__sys_eventfd();
 	if (service->stop < 0)
 		return service->stop;
-	err = add_event(service->vm, service->park.timer, TIMER);
+	err = add_event(service->vm, service->deferred.timer, TIMER);
 	if (!err)
-		err = add_event(service->vm, service->park.deadlines, DEADLINES);
+		err = add_event(service->vm, service->deferred.deadlines, DEADLINES);
 	return err ? err : add_event(service->vm, service->stop, STOP);
 }
 
@@ -303,17 +303,17 @@ static void service_delete(struct kvmfault_service *service)
 	for (i = 0; i < service->threads; i++)
 		kvmfault__sys_join(service->thread[i]);
 	if (service->seat) {
-		kvmfault__deferred_wake(&service->park, service->seat);
+		kvmfault__deferred_wake(&service->deferred, service->seat);
 		kvmfault__seat_give(service->seat);
 	}
-	close_event(vm, service->park.timer);
-	close_event(vm, service->park.deadlines);
+	close_event(vm, service->deferred.timer);
+	close_event(vm, service->deferred.deadlines);
 	close_event(vm, service->stop);
 	kvmfault__sys_lock(&vm->lock);
 	kvmfault__pass_baton(vm, false);
 	vm->services--;
 	kvmfault__sys_unlock(&vm->lock);
-	pthread_mutex_destroy(&service->park.lock);
+	pthread_mutex_destroy(&service->deferred.lock);
 	kvmfault__sys_free(service);
 }
 
@@ -349,8 +349,8 @@ static int service_make(struct kvmfault_vm *vm,
 	/* Several readers: none takes what another could begin with. */
 	new->batch = o->threads > 1 ? 1 : MESSAGES;
 	new->poll_us = o->poll_us;
-	pthread_mutex_init(&new->park.lock, NULL);
-	atomic_store(&new->park.next_deadline, UINT64_MAX);
+	pthread_mutex_init(&new->deferred.lock, NULL);
+	atomic_store(&new->deferred.next_deadline, UINT64_MAX);
 	*service = new;
 	return 0;
 }
@@ -361,8 +361,8 @@ static void publish(struct kvmfault_service *service)
 {
 	struct kvmfault_vm *vm = service->vm;
 
-	atomic_store(&vm->park, &service->park);
-	kvmfault__deadline_set(&service->park, kvmfault__fetches_due(vm));
+	atomic_store(&vm->deferred, &service->deferred);
+	kvmfault__deadline_set(&service->deferred, kvmfault__fetches_due(vm));
 	if (atomic_exchange(&vm->unserved, false))
 		kvmfault__wake_all(service->seat);
 }
@@ -452,9 +452,9 @@ int kvmfault_service_dispatch(struct kvmfault_service *service)
 }
 
 /* A fetch that failed is just being put off. */
-static bool holds(struct kvmfault__seat *seat, void *park)
+static bool holds(struct kvmfault__seat *seat, void *deferred)
 {
-	return atomic_load(&seat->uffd) == park;
+	return kvmfault__held(seat, KVMFAULT__HAZARD_DEFERRED) == deferred;
 }
 
 KVMFAULT__EXPORT
@@ -469,8 +469,8 @@ int kvmfault_service_free(struct kvmfault_service *service)
 		if (pthread_equal(service->thread[i], pthread_self()))
 			return -EDEADLK;
 	vm = service->vm;
-	atomic_store(&vm->park, NULL);
-	kvmfault__drain(vm, holds, &service->park);
+	atomic_store(&vm->deferred, NULL);
+	kvmfault__drain(vm, holds, &service->deferred);
 	service_delete(service);
 	return 0;
 }

@@ -46,13 +46,13 @@ static int set_up_masked(struct kvmfault_vcpu *vcpu, uint64_t thread,
 {
 	int err;
 
-	if (vcpu->worker)
+	if (vcpu->task.worker)
 		return refuse(vcpu, "a vCPU that delegates its work may not fetch it: have a handler and say KVMFAULT_SIGBUS_HANDLER");
 	if (!(thread & SIGBUS_BIT))
 		return refuse(vcpu, "block it in the vCPU's thread (pthread_sigmask) before kvmfault_vcpu_new(), or have a handler and say KVMFAULT_SIGBUS_HANDLER");
 	blocked &= ~SIGBUS_BIT;
 	err = set_mask(vcpu, &blocked);
-	vcpu->masked = !err;
+	vcpu->sigbus.masked = !err;
 	return err ? kvmfault__refuse(vcpu->vm, err,
 		"kvmfault_vcpu_options.fd: KVM_SET_SIGNAL_MASK of descriptor %d: error %d",
 		vcpu->fd, -err) : 0;
@@ -64,8 +64,8 @@ static int set_up_handler(struct kvmfault_vcpu *vcpu, uint64_t blocked)
 		return refuse(vcpu, "do not block it in the vCPU's thread, nor by KVM_SET_SIGNAL_MASK, or say KVMFAULT_SIGBUS_MASKED");
 	if (kvmfault__sys_handles(SIGBUS) <= 0)
 		return refuse(vcpu, "it has no handler: set one that calls kvmfault_vcpu_note_sigbus(), or say KVMFAULT_SIGBUS_MASKED");
-	vcpu->handler = kvmfault__seat_take(vcpu->vm);
-	return vcpu->handler ? 0 : -ENOMEM;
+	vcpu->sigbus.handler = kvmfault__seat_take(vcpu->vm);
+	return vcpu->sigbus.handler ? 0 : -ENOMEM;
 }
 
 int kvmfault__signal_new(struct kvmfault_vcpu *vcpu,
@@ -74,16 +74,16 @@ int kvmfault__signal_new(struct kvmfault_vcpu *vcpu,
 	uint64_t thread, blocked;
 	int err;
 
-	if (vcpu->vm->chosen != KVMFAULT_DELIVERY_MARKER_EXIT)
+	if (vcpu->vm->how.chosen != KVMFAULT_DELIVERY_MARKER_EXIT)
 		return 0;
 	err = kvmfault__sys_sigmask(&thread);
 	if (err)
 		return err;
 	blocked = thread;
 	if (options->signal_mask) {
-		vcpu->own_mask_value = *options->signal_mask;
-		vcpu->own_mask = &vcpu->own_mask_value;
-		blocked = *vcpu->own_mask;
+		vcpu->sigbus.own_mask_value = *options->signal_mask;
+		vcpu->sigbus.own_mask = &vcpu->sigbus.own_mask_value;
+		blocked = *vcpu->sigbus.own_mask;
 	}
 	if (options->sigbus == KVMFAULT_SIGBUS_MASKED)
 		return set_up_masked(vcpu, thread, blocked);
@@ -92,10 +92,10 @@ int kvmfault__signal_new(struct kvmfault_vcpu *vcpu,
 
 void kvmfault__signal_free(struct kvmfault_vcpu *vcpu)
 {
-	if (vcpu->masked)
-		set_mask(vcpu, vcpu->own_mask);
-	if (vcpu->handler)
-		kvmfault__seat_give(vcpu->handler);
+	if (vcpu->sigbus.masked)
+		set_mask(vcpu, vcpu->sigbus.own_mask);
+	if (vcpu->sigbus.handler)
+		kvmfault__seat_give(vcpu->sigbus.handler);
 }
 
 /* In the memslots' mapping of one of our memories? By a seat of the handler's
@@ -105,10 +105,10 @@ static bool of_guest(struct kvmfault_vcpu *vcpu,
 		     const struct kvmfault_fault *fault)
 {
 	const struct kvmfault_mapping *mapping =
-		kvmfault__mapping_find(vcpu->handler, 0, fault->hva);
+		kvmfault__mapping_find(vcpu->sigbus.handler, 0, fault->hva);
 	bool ours = mapping && mapping->memslots;
 
-	atomic_store(&vcpu->handler->span, NULL);
+	atomic_store(&vcpu->sigbus.handler->span, NULL);
 	return ours;
 }
 
@@ -117,27 +117,27 @@ bool kvmfault_vcpu_note_sigbus(struct kvmfault_vcpu *vcpu, const void *siginfo)
 {
 	struct kvmfault_fault fault = { .size = sizeof(fault) };
 
-	if (!vcpu || !vcpu->handler || !siginfo)
+	if (!vcpu || !vcpu->sigbus.handler || !siginfo)
 		return false;
 	kvmfault_decode_siginfo(siginfo, &fault);
 	if (fault.kind != KVMFAULT_KIND_MARKER ||
 	    !of_guest(vcpu, &fault))
 		return false;
 	/* One that was noted and not answered yet: this one comes again. */
-	if (atomic_load(&vcpu->noted))
+	if (atomic_load(&vcpu->sigbus.noted))
 		return true;
-	memcpy(vcpu->note, siginfo, sizeof(vcpu->note));
-	atomic_store(&vcpu->noted, true);
+	memcpy(vcpu->sigbus.note, siginfo, sizeof(vcpu->sigbus.note));
+	atomic_store(&vcpu->sigbus.noted, true);
 	return true;
 }
 
 bool kvmfault__signal_take(struct kvmfault_vcpu *vcpu)
 {
-	if (vcpu->masked)
-		return !kvmfault__sys_sigtake(SIGBUS, vcpu->siginfo);
-	if (!vcpu->handler || !atomic_load(&vcpu->noted))
+	if (vcpu->sigbus.masked)
+		return !kvmfault__sys_sigtake(SIGBUS, vcpu->sigbus.siginfo);
+	if (!vcpu->sigbus.handler || !atomic_load(&vcpu->sigbus.noted))
 		return false;
-	memcpy(vcpu->siginfo, vcpu->note, sizeof(vcpu->siginfo));
-	atomic_store(&vcpu->noted, false);
+	memcpy(vcpu->sigbus.siginfo, vcpu->sigbus.note, sizeof(vcpu->sigbus.siginfo));
+	atomic_store(&vcpu->sigbus.noted, false);
 	return true;
 }

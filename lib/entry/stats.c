@@ -24,8 +24,8 @@ void kvmfault__vcpu_counted(const struct kvmfault_vcpu *vcpu,
 			    struct kvmfault_stats *sum)
 {
 	add(sum, vcpu->seat);
-	if (vcpu->worker)
-		add(sum, vcpu->worker->seat);
+	if (vcpu->task.worker)
+		add(sum, vcpu->task.worker->seat);
 }
 
 KVMFAULT__EXPORT

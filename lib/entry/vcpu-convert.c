@@ -64,7 +64,7 @@ int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,
 	if (vcpu && vcpu->vm != vm)
 		return kvmfault__refuse(vm, -EINVAL,
 			"kvmfault_convert: the vCPU is of another context");
-	if (!vm->converter.set)
+	if (!vm->conversions.converter.set)
 		return kvmfault__refuse(vm, -EOPNOTSUPP,
 			"kvmfault_convert: the context has neither kvmfault_vm_options.vm_fd nor a converter that sets");
 	if (vcpu && kvmfault__within(is_its, vcpu))

@@ -44,8 +44,8 @@ static int check(struct kvmfault_vm *vm,
 
 static void forget_source(struct kvmfault_vcpu *vcpu)
 {
-	vcpu->source_failures = 0;
-	vcpu->source_due = 0;
+	vcpu->source.failures = 0;
+	vcpu->source.due = 0;
 }
 
 /* Its threads' seats. */
@@ -96,7 +96,7 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 	new->run = ours.run;
 	new->result.size = sizeof(new->result);
 	new->result.fault = &new->fault;
-	new->result.history = new->events;
+	new->result.history = new->past.events;
 	new->fault.size = sizeof(new->fault);
 	err = sit_down(new, &ours);
 	if (!err)
@@ -118,8 +118,8 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 
 static void forget_access(struct kvmfault_vcpu *vcpu)
 {
-	vcpu->mmio_length = NO_MMIO;
-	vcpu->emulating = false;
+	vcpu->resume.mmio_length = NO_MMIO;
+	vcpu->resume.emulating = false;
 	vcpu->result.unfinished = false;
 }
 
@@ -131,7 +131,7 @@ void kvmfault_vcpu_reset(struct kvmfault_vcpu *vcpu)
 	kvmfault__forget_pending(vcpu);
 	forget_access(vcpu);
 	forget_source(vcpu);
-	vcpu->past_count = 0;
+	vcpu->past.count = 0;
 	kvmfault__guard_start(vcpu);
 }
 
@@ -154,7 +154,7 @@ void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu)
 /* KVM_RUN must not be entered now. */
 static bool unfinished(const struct kvmfault_vcpu *vcpu)
 {
-	return vcpu->mmio_length != NO_MMIO || vcpu->emulating;
+	return vcpu->resume.mmio_length != NO_MMIO || vcpu->resume.emulating;
 }
 
 /* To the outside: what the caller must not do after it has its own name. */
@@ -259,7 +259,7 @@ static void resolve(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 	case KVMFAULT_KIND_MARKER:
 	case KVMFAULT_KIND_FAILURE:
 		kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
-		if (!vcpu->worker || is_ours(vcpu))
+		if (!vcpu->task.worker || is_ours(vcpu))
 			by_task(vcpu, at_hva, answer);
 		return;
 	case KVMFAULT_KIND_MMIO:
@@ -277,16 +277,16 @@ static void resolve(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 static bool source_may_recover(struct kvmfault_vcpu *vcpu,
 			       const struct kvmfault__answer *answer)
 {
-	uint32_t n = vcpu->source_failures;
+	uint32_t n = vcpu->source.failures;
 
 	if (answer->action != KVMFAULT_ACTION_UNRESOLVED ||
 	    answer->reason != KVMFAULT_REASON_SOURCE ||
 	    answer->error == -EHWPOISON || vcpu->seat->no_wait ||
 	    n >= vcpu->vm->options.source_retries)
 		return false;
-	vcpu->source_due = vcpu->ended + (SOURCE_PAUSE << (n < SOURCE_STEPS ?
+	vcpu->source.due = vcpu->task.ended + (SOURCE_PAUSE << (n < SOURCE_STEPS ?
 							   n : SOURCE_STEPS));
-	vcpu->source_failures++;
+	vcpu->source.failures++;
 	kvmfault__count(vcpu->seat, retried);
 	return true;
 }
@@ -297,15 +297,15 @@ static void resolve_patiently(struct kvmfault_vcpu *vcpu,
 {
 	uint64_t what = kvmfault__guard_key(vcpu);	/* before it is translated */
 
-	if (vcpu->source_key != what)
+	if (vcpu->source.key != what)
 		forget_source(vcpu);
-	vcpu->source_key = what;
+	vcpu->source.key = what;
 	do
 		resolve(vcpu, answer);
 	while (source_may_recover(vcpu, answer));
 	/* Only now it is known which instruction it is. */
 	if (vcpu->fault.kind == KVMFAULT_KIND_EMULATION)
-		vcpu->source_key = kvmfault__guard_key(vcpu);
+		vcpu->source.key = kvmfault__guard_key(vcpu);
 	if (answer->action != KVMFAULT_ACTION_INTERRUPTED)
 		forget_source(vcpu);
 }
@@ -316,12 +316,12 @@ static bool lost_access(const struct kvmfault_vcpu *vcpu)
 {
 	const struct kvmfault_fault *fault = &vcpu->fault;
 
-	if (vcpu->emulating)
+	if (vcpu->resume.emulating)
 		return fault->kind != KVMFAULT_KIND_EMULATION;
-	return vcpu->mmio_length != NO_MMIO &&
+	return vcpu->resume.mmio_length != NO_MMIO &&
 	       (fault->kind != KVMFAULT_KIND_MMIO ||
-		fault->gpa != vcpu->mmio_gpa ||
-		fault->length != vcpu->mmio_length);
+		fault->gpa != vcpu->resume.mmio_gpa ||
+		fault->length != vcpu->resume.mmio_length);
 }
 
 static bool not_a_fault(int ret, const struct kvm_run *run)
@@ -338,9 +338,9 @@ static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 
 	KVMFAULT__TRACE(fault, vcpu, fault->kind, fault->access, fault->gpa,
 			fault->hva, fault->length, fault->flags);
-	vcpu->faulted = true;
-	vcpu->anew = true;
-	vcpu->began = vcpu->ended = 0;
+	vcpu->guard.faulted = true;
+	vcpu->task.anew = true;
+	vcpu->task.began = vcpu->task.ended = 0;
 	kvmfault__enter(&inside, vcpu->seat, NULL);
 	resolve_patiently(vcpu, &answer);
 	kvmfault__exit(&inside);
@@ -352,7 +352,7 @@ static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 		      fault->kind, 1);
 	kvmfault__guard(vcpu, &answer);
 	if (answer.action == KVMFAULT_ACTION_RETRY)
-		kvmfault__latency(vcpu->seat, vcpu->ended - vcpu->began);
+		kvmfault__latency(vcpu->seat, vcpu->task.ended - vcpu->task.began);
 	return finish(vcpu, &answer);
 }
 
@@ -374,7 +374,7 @@ static void decode_signal(struct kvmfault_vcpu *vcpu, const void *siginfo)
 static enum kvmfault_action hand_on(struct kvmfault_vcpu *vcpu)
 {
 	pass(vcpu, KVMFAULT_ACTION_INTERRUPTED);
-	vcpu->result.siginfo = vcpu->siginfo;
+	vcpu->result.siginfo = vcpu->sigbus.siginfo;
 	return KVMFAULT_ACTION_INTERRUPTED;
 }
 
@@ -396,7 +396,7 @@ static enum kvmfault_action interrupted(struct kvmfault_vcpu *vcpu)
 
 	if (!kvmfault__signal_take(vcpu))
 		return pass(vcpu, KVMFAULT_ACTION_INTERRUPTED);
-	decode_signal(vcpu, vcpu->siginfo);
+	decode_signal(vcpu, vcpu->sigbus.siginfo);
 	action = handle_decoded(vcpu);
 	return action == KVMFAULT_ACTION_NOT_A_FAULT ? hand_on(vcpu) : action;
 }
@@ -408,7 +408,7 @@ static enum kvmfault_action decode_and_handle(struct kvmfault_vcpu *vcpu,
 {
 	KVMFAULT__TRACE(exit, vcpu, ret, err, vcpu->run->exit_reason);
 	kvmfault__decode(ret, err, vcpu->run, &vcpu->fault);
-	if (vcpu->vm->kernel_exit)
+	if (vcpu->vm->how.kernel_exit)
 		kvmfault__exit_access(vcpu->vm, &vcpu->fault);
 	if (lost_access(vcpu))
 		return lose(vcpu);
@@ -425,7 +425,7 @@ enum kvmfault_action kvmfault_vcpu_handle(struct kvmfault_vcpu *vcpu, int ret,
 		return KVMFAULT_ACTION_UNRESOLVED;
 	if (!not_a_fault(ret, vcpu->run) || unfinished(vcpu))
 		return decode_and_handle(vcpu, ret, err);
-	if (vcpu->faulted)
+	if (vcpu->guard.faulted)
 		kvmfault__guard_start(vcpu);
 	return pass(vcpu, KVMFAULT_ACTION_NOT_A_FAULT);
 }

@@ -22,7 +22,7 @@ struct kvmfault__leaf {
 static _Atomic(struct kvmfault__leaf *) *list(struct kvmfault_vm *vm,
 					      uint64_t number)
 {
-	return &vm->leaves[number % KVMFAULT__LEAVES];
+	return &vm->conversions.leaves[number % KVMFAULT__LEAVES];
 }
 
 static struct kvmfault__leaf *find(struct kvmfault_vm *vm, uint64_t number)
@@ -138,7 +138,7 @@ void kvmfault__attributes_free(struct kvmfault_vm *vm)
 	size_t i;
 
 	for (i = 0; i < KVMFAULT__LEAVES; i++)
-		free_all(atomic_load(&vm->leaves[i]));
+		free_all(atomic_load(&vm->conversions.leaves[i]));
 }
 
 KVMFAULT__EXPORT
@@ -154,7 +154,7 @@ bool kvmfault__convertible(const struct kvmfault_vm *vm,
 {
 	uint64_t last;
 
-	if (!vm->converter.set || !region || region->guest_memfd <= 0 ||
+	if (!vm->conversions.converter.set || !region || region->guest_memfd <= 0 ||
 	    fault->kind != KVMFAULT_KIND_EXIT ||
 	    fault->error == EHWPOISON || fault->address_space)
 		return false;

@@ -16,7 +16,7 @@
 
 static bool installs(struct kvmfault__seat *seat, void *uffd)
 {
-	return atomic_load(&seat->installing) == uffd;
+	return kvmfault__held(seat, KVMFAULT__HAZARD_INSTALLING) == uffd;
 }
 
 void kvmfault__reading_begin(struct kvmfault_uffd *uffd)
@@ -72,7 +72,7 @@ uint64_t kvmfault__install_begin(struct kvmfault__seat *seat,
 	for (i = 0; i < TRIES; i++) {
 		/* Who reads says so, then looks for who installs; one of us sees
 		 * the other. */
-		atomic_store(&seat->installing, memory->uffd);
+		atomic_store(&seat->hazard[KVMFAULT__HAZARD_INSTALLING], memory->uffd);
 		if (!atomic_load(&reader->reading))
 			return length_not_gone(memory, offset, length);
 		kvmfault__install_end(seat);
@@ -84,7 +84,7 @@ uint64_t kvmfault__install_begin(struct kvmfault__seat *seat,
 
 void kvmfault__install_end(struct kvmfault__seat *seat)
 {
-	kvmfault__unhold(seat, &seat->installing);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_INSTALLING);
 }
 
 bool kvmfault__reader_is_self(const struct kvmfault_uffd *uffd)

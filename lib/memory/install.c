@@ -91,7 +91,7 @@ int kvmfault__see(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 			any_protected(memory, offset,
 				      kvmfault__page_size(memory)));
 
-	kvmfault__unhold(seat, &seat->mappings);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_MAPPINGS);
 	return there;
 }
 
@@ -184,7 +184,7 @@ int kvmfault__install(struct kvmfault__seat *seat,
 	if (!err)
 		err = fill(seat, mapping, how, offset, data, length, protect,
 			   installed);
-	kvmfault__unhold(seat, &seat->mappings);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_MAPPINGS);
 	return err;
 }
 
@@ -230,7 +230,7 @@ int kvmfault__protect(struct kvmfault__seat *seat,
 		if (!first)
 			first = err;
 	}
-	kvmfault__unhold(seat, &seat->mappings);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_MAPPINGS);
 	return first;
 }
 
@@ -287,7 +287,7 @@ int kvmfault__poison(struct kvmfault__seat *seat,
 	for (i = 0; i < all->count && !err; i++)
 		if (all->mapping[i]->uffd)
 			err = poison_and_wake(all->mapping[i], offset, length);
-	kvmfault__unhold(seat, &seat->mappings);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_MAPPINGS);
 	return err;
 }
 
@@ -341,7 +341,7 @@ int kvmfault__unpoison(struct kvmfault__seat *seat,
 					    kvmfault__page_size(memory),
 					    MADV_DONTNEED);
 	}
-	kvmfault__unhold(seat, &seat->mappings);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_MAPPINGS);
 	return err;
 }
 
@@ -371,5 +371,5 @@ void kvmfault__wake(struct kvmfault__seat *seat,
 	for (i = 0; i < all->count; i++)
 		if (all->mapping[i]->uffd)
 			wake_in(seat, all->mapping[i], offset, length);
-	kvmfault__unhold(seat, &seat->mappings);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_MAPPINGS);
 }

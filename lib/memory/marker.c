@@ -140,18 +140,18 @@ static int mark(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 		uint64_t page, bool first)
 {
 	const struct kvmfault__mappings *all =
-		kvmfault__hold(&seat->mappings, &memory->mappings);
+		kvmfault__hold(seat, KVMFAULT__HAZARD_MAPPINGS, &memory->mappings);
 	int err = -EAGAIN;
 
 	if (kvmfault__own_mapping(all))
 		err = mark_pages(seat, all->mapping[0], page, first);
-	kvmfault__unhold(seat, &seat->mappings);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_MAPPINGS);
 	return err;
 }
 
 static bool wanted(const struct kvmfault_memory *memory)
 {
-	return atomic_load(&memory->vm->delivery) ==
+	return atomic_load(&memory->vm->how.delivery) ==
 	       KVMFAULT_DELIVERY_MARKER_EXIT;
 }
 
@@ -169,11 +169,11 @@ static bool mark_once(struct kvmfault__seat *seat,
 	uint64_t bit = 1ULL << stretch % BITS;
 
 	/* Who leaves the mode says so, and then looks for who is marking. */
-	atomic_store(&seat->marking, memory);
+	atomic_store(&seat->hazard[KVMFAULT__HAZARD_MARKING], memory);
 	if (wanted(memory) && !(atomic_fetch_or(word, bit) & bit) &&
 	    mark(seat, memory, stretch * STRETCH, false))
 		atomic_fetch_and(word, ~bit);
-	kvmfault__unhold(seat, &seat->marking);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_MARKING);
 	return is_marked(memory, stretch);
 }
 
@@ -185,10 +185,10 @@ static void mark_again(struct kvmfault__seat *seat,
 	if (kvmfault__page_state(memory, page) != KVMFAULT__DISCARDED ||
 	    !(++page % STRETCH))
 		return;
-	atomic_store(&seat->marking, memory);
+	atomic_store(&seat->hazard[KVMFAULT__HAZARD_MARKING], memory);
 	if (wanted(memory))
 		mark(seat, memory, page, true);
-	kvmfault__unhold(seat, &seat->marking);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_MARKING);
 }
 
 static bool by_markers(const struct kvmfault__target *place)
@@ -279,7 +279,7 @@ void kvmfault__mark_ahead(struct kvmfault__seat *seat,
 static bool is_marking(struct kvmfault__seat *seat, void *unused)
 {
 	(void)unused;
-	return atomic_load(&seat->marking);
+	return kvmfault__held(seat, KVMFAULT__HAZARD_MARKING);
 }
 
 /* What is present in the file stays so. */

@@ -147,7 +147,7 @@ static inline const struct kvmfault__mappings *
 kvmfault__mappings_hold(struct kvmfault__seat *seat,
 			struct kvmfault_memory *memory)
 {
-	return kvmfault__hold(&seat->mappings, &memory->mappings);
+	return kvmfault__hold(seat, KVMFAULT__HAZARD_MAPPINGS, &memory->mappings);
 }
 
 /* install.c */

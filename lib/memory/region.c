@@ -35,7 +35,7 @@ static struct kvmfault__region *
 known_region(struct kvmfault__seat *seat, const struct kvmfault__target *place)
 {
 	struct kvmfault__span *span =
-		kvmfault__hold(&seat->table, &place->memory->shown);
+		kvmfault__hold(seat, KVMFAULT__HAZARD_REGION, &place->memory->shown);
 
 	if (span && shows(span, place)) {
 		atomic_store(&seat->span, span);
@@ -44,7 +44,7 @@ known_region(struct kvmfault__seat *seat, const struct kvmfault__target *place)
 	} else {
 		span = NULL;
 	}
-	atomic_store_explicit(&seat->table, NULL, memory_order_release);
+	atomic_store_explicit(&seat->hazard[KVMFAULT__HAZARD_REGION], NULL, memory_order_release);
 	return (struct kvmfault__region *)span;
 }
 

@@ -25,7 +25,7 @@ uint64_t kvmfault__exit_flags(const struct kvmfault_vm *vm,
 {
 	if (fault->kind != KVMFAULT_KIND_EXIT)
 		return 0;
-	switch (vm->kernel_exit) {
+	switch (vm->how.kernel_exit) {
 	case KVMFAULT__KERNEL_EXIT_USERFAULT:
 		return KVMFAULT__EXIT_FLAG_USERFAULT;
 	case KVMFAULT__KERNEL_EXIT_ON_MISSING:
@@ -71,9 +71,9 @@ int kvmfault__userfault_new(struct kvmfault_memory *memory)
 	void *bitmap;
 	int err;
 
-	atomic_store(&memory->exits, memory->vm->kernel_exit !=
+	atomic_store(&memory->exits, memory->vm->how.kernel_exit !=
 		     KVMFAULT__KERNEL_EXIT_NONE);
-	if (memory->vm->kernel_exit != KVMFAULT__KERNEL_EXIT_USERFAULT)
+	if (memory->vm->how.kernel_exit != KVMFAULT__KERNEL_EXIT_USERFAULT)
 		return 0;
 	err = kvmfault__sys_mmap(&bitmap, size(memory), PROT_READ | PROT_WRITE,
 				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
@@ -151,7 +151,7 @@ void kvmfault__userfault_leave(struct kvmfault_memory *memory)
 void kvmfault__userfault_enter(struct kvmfault_memory *memory)
 {
 	if (kvmfault__tracked(memory))
-		switch_to(memory, memory->vm->kernel_exit !=
+		switch_to(memory, memory->vm->how.kernel_exit !=
 			  KVMFAULT__KERNEL_EXIT_NONE);
 }
 

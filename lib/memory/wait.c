@@ -102,10 +102,10 @@ void kvmfault__unpin(struct kvmfault_memory *memory)
 	struct kvmfault_vm *vm = memory->vm;
 
 	/* It may be gone from here on; the context is not before the end. */
-	atomic_fetch_add(&vm->unpinning, 1);
+	atomic_fetch_add(&vm->drain.unpinning, 1);
 	atomic_fetch_sub(&memory->fetches, 1);
 	kvmfault__tell_drainers(vm);
-	atomic_fetch_sub(&vm->unpinning, 1);
+	atomic_fetch_sub(&vm->drain.unpinning, 1);
 }
 
 /*

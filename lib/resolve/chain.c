@@ -15,11 +15,11 @@ void kvmfault__chain_changed(struct kvmfault_vm *vm)
 	unsigned int page, i;
 
 	for (page = 0; page < KVMFAULT__PAGE_KINDS; page++) {
-		vm->asked[page] = 0;
-		for (i = 0; i < vm->resolvers; i++)
-			if (!vm->chain[i].pages ||
-			    vm->chain[i].pages & 1U << page)
-				vm->asked[page] |= 1U << i;
+		vm->chain.asked[page] = 0;
+		for (i = 0; i < vm->chain.resolvers; i++)
+			if (!vm->chain.resolver[i].pages ||
+			    vm->chain.resolver[i].pages & 1U << page)
+				vm->chain.asked[page] |= 1U << i;
 	}
 }
 
@@ -55,15 +55,15 @@ int kvmfault_resolver_add(struct kvmfault_vm *vm,
 	kvmfault__sys_lock(&vm->lock);
 	if (vm->vcpus || vm->services) {
 		err = -EBUSY;
-	} else if (vm->resolvers == KVMFAULT_RESOLVER_COUNT) {
+	} else if (vm->chain.resolvers == KVMFAULT_RESOLVER_COUNT) {
 		err = -ENOSPC;
 	} else {
-		slot = &vm->chain[vm->own_resolvers];
-		memmove(slot + 1, slot, (vm->resolvers - vm->own_resolvers) *
+		slot = &vm->chain.resolver[vm->chain.own];
+		memmove(slot + 1, slot, (vm->chain.resolvers - vm->chain.own) *
 			sizeof(*slot));
 		*slot = ours;
-		vm->own_resolvers++;
-		vm->resolvers++;
+		vm->chain.own++;
+		vm->chain.resolvers++;
 		kvmfault__chain_changed(vm);
 	}
 	kvmfault__sys_unlock(&vm->lock);
@@ -79,7 +79,7 @@ KVMFAULT__EXPORT
 const char *kvmfault_resolver_name(const struct kvmfault_vm *vm,
 				   unsigned int index)
 {
-	return vm && index < vm->resolvers ? vm->chain[index].name : NULL;
+	return vm && index < vm->chain.resolvers ? vm->chain.resolver[index].name : NULL;
 }
 
 void kvmfault__judge(const struct kvmfault__request *rq, int verdict,
@@ -133,17 +133,17 @@ void kvmfault__ask(struct kvmfault__request *rq, enum kvmfault_page page,
 {
 	const struct kvmfault_vm *vm = rq->seat->vm;
 	uint64_t unknown = unknown_flags(rq);
-	uint32_t asked = vm->asked[page];
+	uint32_t asked = vm->chain.asked[page];
 	bool flags = false;
 
 	rq->request.page = page;
 	kvmfault__add(rq->seat, KVMFAULT__COUNTER(page) + page, 1);
 	/* Ours know nothing of failed memory. */
 	if (rq->request.fault->error == EHWPOISON)
-		asked &= (1U << vm->own_resolvers) - 1;
+		asked &= (1U << vm->chain.own) - 1;
 	for (; asked; asked &= asked - 1) {
 		unsigned int i = (unsigned int)__builtin_ctz(asked);
-		const struct kvmfault_resolver *r = &vm->chain[i];
+		const struct kvmfault_resolver *r = &vm->chain.resolver[i];
 		int verdict;
 
 		if (unknown & ~r->flags) {

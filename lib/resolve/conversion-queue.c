@@ -19,7 +19,7 @@ static bool overlap(const struct kvmfault__conversion *one,
 static bool in_the_way(const struct kvmfault_vm *vm,
 		       const struct kvmfault__conversion *mine)
 {
-	const struct kvmfault__conversion *other = vm->conversions;
+	const struct kvmfault__conversion *other = vm->conversions.first;
 
 	while (other != mine && !overlap(other, mine))
 		other = other->next;
@@ -30,19 +30,19 @@ static bool in_the_way(const struct kvmfault_vm *vm,
 void kvmfault__conversion_end(struct kvmfault_vm *vm,
 			      struct kvmfault__conversion *mine)
 {
-	struct kvmfault__conversion **link = &vm->conversions;
+	struct kvmfault__conversion **link = &vm->conversions.first;
 	bool wake, tell;
 
-	kvmfault__sys_lock(&vm->conversion_lock);
+	kvmfault__sys_lock(&vm->conversions.lock);
 	while (*link != mine)
 		link = &(*link)->next;
 	*link = mine->next;
-	wake = atomic_load(&vm->conversion_ended.waiters);
+	wake = atomic_load(&vm->conversions.ended.waiters);
 	tell = mine->refused && vm->ops.page_ready;
-	atomic_fetch_add(&vm->conversion_ended.sequence, 1);
-	kvmfault__sys_unlock(&vm->conversion_lock);
+	atomic_fetch_add(&vm->conversions.ended.sequence, 1);
+	kvmfault__sys_unlock(&vm->conversions.lock);
 	if (wake)
-		kvmfault__sys_futex_wake(&vm->conversion_ended.sequence);
+		kvmfault__sys_futex_wake(&vm->conversions.ended.sequence);
 	if (tell)
 		vm->ops.page_ready(vm->options.data, NULL,
 				    kvmfault__gpa(mine->pages.first),
@@ -65,15 +65,15 @@ static int queue(struct kvmfault_vm *vm, struct kvmfault__conversion *mine)
 	int err = 0;
 
 	mine->owner = (uintptr_t)pthread_self();
-	kvmfault__sys_lock(&vm->conversion_lock);
-	for (link = &vm->conversions; *link; link = &(*link)->next)
+	kvmfault__sys_lock(&vm->conversions.lock);
+	for (link = &vm->conversions.first; *link; link = &(*link)->next)
 		if ((*link)->owner == mine->owner)
 			err = -EDEADLK;
 		else if (!err && overlap(*link, mine))
 			err = may_wait_for(*link, mine->wait);
 	if (!err)
 		*link = mine;
-	kvmfault__sys_unlock(&vm->conversion_lock);
+	kvmfault__sys_unlock(&vm->conversions.lock);
 	return err;
 }
 
@@ -81,21 +81,21 @@ static int wait_for_turn(struct kvmfault__seat *seat,
 			 const struct kvmfault__conversion *mine)
 {
 	struct kvmfault_vm *vm = seat->vm;
-	struct kvmfault__bucket *ended = &vm->conversion_ended;
+	struct kvmfault__bucket *ended = &vm->conversions.ended;
 	int err = 0;
 
-	kvmfault__sys_lock(&vm->conversion_lock);
+	kvmfault__sys_lock(&vm->conversions.lock);
 	while (!err && in_the_way(vm, mine)) {
 		/* Read under the lock, as it is advanced: no wake is lost. */
 		uint32_t sequence = atomic_load(&ended->sequence);
 
 		atomic_fetch_add(&ended->waiters, 1);
-		kvmfault__sys_unlock(&vm->conversion_lock);
+		kvmfault__sys_unlock(&vm->conversions.lock);
 		err = kvmfault__sleep(seat, &ended->sequence, sequence);
 		atomic_fetch_sub(&ended->waiters, 1);
-		kvmfault__sys_lock(&vm->conversion_lock);
+		kvmfault__sys_lock(&vm->conversions.lock);
 	}
-	kvmfault__sys_unlock(&vm->conversion_lock);
+	kvmfault__sys_unlock(&vm->conversions.lock);
 	return err;
 }
 

@@ -120,7 +120,7 @@ static void keep(const struct part *part, const char *side, int err)
 {
 	struct kvmfault_vm *vm = part->seat->vm;
 
-	if (err && !atomic_exchange(&vm->kept, true))
+	if (err && !atomic_exchange(&vm->conversions.kept, true))
 		kvmfault__log(vm, KVMFAULT_LOG_WARNING,
 			      "memory at %#llx was converted, but its %s pages could not be freed (error %d): they keep host memory; this is logged once",
 			      (unsigned long long)kvmfault__gpa(part->pages.first),
@@ -160,7 +160,7 @@ static int discard_private(const struct part *part)
 	if (has_guest_memfd(part))
 		return 0;
 	info = &part->region->info;
-	atomic_store(&seat->punch, part->region);
+	atomic_store(&seat->hazard[KVMFAULT__HAZARD_PUNCH], part->region);
 	/* Removed by now? Then the VMM may have closed it. */
 	if (!atomic_load(&part->region->span.dead))
 		err = kvmfault__sys_fallocate(info->guest_memfd,
@@ -168,7 +168,7 @@ static int discard_private(const struct part *part)
 			(off_t)(info->guest_memfd_offset +
 				kvmfault__gpa(part->pages.first) - info->gpa),
 			(off_t)kvmfault__gfns_length(part->pages));
-	kvmfault__unhold(seat, &seat->punch);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_PUNCH);
 	keep(part, "private", err);
 	return 0;
 }
@@ -187,12 +187,12 @@ static int call_before(struct kvmfault_vm *vm, struct kvmfault__gfns run,
 {
 	uint64_t gpa = kvmfault__gpa(run.first);
 	uint64_t length = kvmfault__gfns_length(run);
-	unsigned int count = atomic_load(&vm->hooks);
+	unsigned int count = atomic_load(&vm->conversions.hooks);
 	int err = 0;
 
 	for (*asked = 0; *asked < count; ++*asked) {
 		const struct kvmfault_conversion_hook *hook =
-			&vm->hook[*asked];
+			&vm->conversions.hook[*asked];
 
 		if (hook->before)
 			err = negative(hook->before(hook->data, gpa, length,
@@ -207,7 +207,7 @@ static void call_after(struct kvmfault_vm *vm, struct kvmfault__gfns run,
 		       bool private, unsigned int asked, bool done)
 {
 	while (asked--) {
-		const struct kvmfault_conversion_hook *hook = &vm->hook[asked];
+		const struct kvmfault_conversion_hook *hook = &vm->conversions.hook[asked];
 
 		if (hook->after)
 			hook->after(hook->data, kvmfault__gpa(run.first),
@@ -218,7 +218,7 @@ static void call_after(struct kvmfault_vm *vm, struct kvmfault__gfns run,
 static int tell_kvm(struct kvmfault_vm *vm, struct kvmfault__gfns run,
 		    bool private)
 {
-	const struct kvmfault_converter *converter = &vm->converter;
+	const struct kvmfault_converter *converter = &vm->conversions.converter;
 	int err, back;
 
 	err = negative(converter->set(converter->data, kvmfault__gpa(run.first),
@@ -242,7 +242,7 @@ static void discard_other(struct kvmfault__seat *seat,
 	uint32_t keeps = private ? KVMFAULT_CONVERTER_KEEP_SHARED :
 				   KVMFAULT_CONVERTER_KEEP_PRIVATE;
 
-	if (!(seat->vm->converter.flags & keeps))
+	if (!(seat->vm->conversions.converter.flags & keeps))
 		for_each_part(seat, run, mine, private ? discard_shared :
 							 discard_private);
 }
@@ -303,7 +303,7 @@ static int convert_runs(struct kvmfault__seat *seat,
 	struct kvmfault__gfns run = { .end = chunk.first };
 	int err = 0;
 
-	if (!private && vm->converter.flags & KVMFAULT_CONVERTER_RAM_ONLY)
+	if (!private && vm->conversions.converter.flags & KVMFAULT_CONVERTER_RAM_ONLY)
 		err = for_each_part(seat, chunk, mine, is_ram);
 	while (!err) {
 		run.first = kvmfault__attributes_find(vm,

@@ -18,47 +18,47 @@
 #define SOON_STEPS 8		/* up to about 13 ms */
 
 /* Under the lock. */
-static struct kvmfault__message *find(struct kvmfault__deferred *park,
+static struct kvmfault__message *find(struct kvmfault__deferred *deferred,
 				     uint32_t space, uint64_t hva)
 {
 	size_t i;
 
-	for (i = 0; i < park->count; i++)
-		if (park->item[i].space == space &&
-		    park->item[i].fault.hva == hva)
-			return &park->item[i];
+	for (i = 0; i < deferred->count; i++)
+		if (deferred->item[i].space == space &&
+		    deferred->item[i].fault.hva == hva)
+			return &deferred->item[i];
 	return NULL;
 }
 
-static uint64_t earliest(struct kvmfault__deferred *park)
+static uint64_t earliest(struct kvmfault__deferred *deferred)
 {
 	uint64_t due = UINT64_MAX;
 	size_t i;
 
-	kvmfault__sys_lock(&park->lock);
-	if (park->no_room)
-		due = park->no_room;
-	for (i = 0; i < park->count; i++)
-		if (park->item[i].due < due)
-			due = park->item[i].due;
-	kvmfault__sys_unlock(&park->lock);
+	kvmfault__sys_lock(&deferred->lock);
+	if (deferred->no_room)
+		due = deferred->no_room;
+	for (i = 0; i < deferred->count; i++)
+		if (deferred->item[i].due < due)
+			due = deferred->item[i].due;
+	kvmfault__sys_unlock(&deferred->lock);
 	return due;
 }
 
 /* Without the lock: who sets it looks again afterwards, so that the last one to
  * set it has seen the earliest. */
-void kvmfault__deferred_arm(struct kvmfault__deferred *park)
+void kvmfault__deferred_arm(struct kvmfault__deferred *deferred)
 {
-	uint64_t due = earliest(park), armed, now;
+	uint64_t due = earliest(deferred), armed, now;
 
 	do {
 		armed = due;
 		if (due == UINT64_MAX)
 			return;
 		now = kvmfault__sys_now();
-		kvmfault__sys_timerfd_arm(park->timer,
+		kvmfault__sys_timerfd_arm(deferred->timer,
 					  due > now ? due - now : 1);
-		due = earliest(park);
+		due = earliest(deferred);
 	} while (due != armed);
 }
 
@@ -126,48 +126,48 @@ static uint64_t pause_of(struct kvmfault__message *item, bool failed)
 }
 
 /* Under the lock. */
-static void add(struct kvmfault__deferred *park, const struct kvmfault__message *item)
+static void add(struct kvmfault__deferred *deferred, const struct kvmfault__message *item)
 {
-	if (park->count < KVMFAULT__DEFERRED_MAX)
-		park->item[park->count++] = *item;
-	else if (!park->no_room)
-		park->no_room = item->due + (item->tries.failures ?
+	if (deferred->count < KVMFAULT__DEFERRED_MAX)
+		deferred->item[deferred->count++] = *item;
+	else if (!deferred->no_room)
+		deferred->no_room = item->due + (item->tries.failures ?
 					     FAILED_MIN << FAILED_STEPS :
 					     FAILED_MIN);
 }
 
-void kvmfault__defer(struct kvmfault__deferred *park, struct kvmfault__seat *seat,
+void kvmfault__defer(struct kvmfault__deferred *deferred, struct kvmfault__seat *seat,
 		       struct kvmfault__message *item, bool failed)
 {
 	struct kvmfault__message *other;
 
 	item->due = kvmfault__sys_now() + pause_of(item, failed);
 	kvmfault__count(seat, deferred);
-	kvmfault__sys_lock(&park->lock);
-	other = find(park, item->space, item->fault.hva);
+	kvmfault__sys_lock(&deferred->lock);
+	other = find(deferred, item->space, item->fault.hva);
 	if (other)
 		merge(other, item);
 	else
-		add(park, item);
-	kvmfault__sys_unlock(&park->lock);
-	kvmfault__deferred_arm(park);
+		add(deferred, item);
+	kvmfault__sys_unlock(&deferred->lock);
+	kvmfault__deferred_arm(deferred);
 }
 
-void kvmfault__defer_to_service(struct kvmfault__deferred *park,
+void kvmfault__defer_to_service(struct kvmfault__deferred *deferred,
 			struct kvmfault__seat *seat,
 			struct kvmfault__message *item)
 {
 	bool repeated;
 
 	item->due = kvmfault__sys_now();
-	kvmfault__sys_lock(&park->lock);
-	repeated = find(park, item->space, item->fault.hva);
+	kvmfault__sys_lock(&deferred->lock);
+	repeated = find(deferred, item->space, item->fault.hva);
 	if (!repeated)
-		add(park, item);
-	kvmfault__sys_unlock(&park->lock);
+		add(deferred, item);
+	kvmfault__sys_unlock(&deferred->lock);
 	if (repeated)
 		kvmfault__count(seat, repeated);
-	kvmfault__deferred_arm(park);
+	kvmfault__deferred_arm(deferred);
 }
 
 static void tell(const struct kvmfault_mapping *mapping,
@@ -212,87 +212,87 @@ void kvmfault__not_resolved(struct kvmfault__seat *seat,
 	tell(mapping, item, reason, error);
 }
 
-bool kvmfault__is_deferred(struct kvmfault__deferred *park, uint32_t space,
+bool kvmfault__is_deferred(struct kvmfault__deferred *deferred, uint32_t space,
 			 uint64_t hva)
 {
 	bool found;
 
 	/* Who parks it just now is not to be waited for. */
-	if (!atomic_load(&park->count))
+	if (!atomic_load(&deferred->count))
 		return false;
-	kvmfault__sys_lock(&park->lock);
-	found = find(park, space, hva);
-	kvmfault__sys_unlock(&park->lock);
+	kvmfault__sys_lock(&deferred->lock);
+	found = find(deferred, space, hva);
+	kvmfault__sys_unlock(&deferred->lock);
 	return found;
 }
 
-bool kvmfault__deferred_take(struct kvmfault__deferred *park, uint64_t now,
+bool kvmfault__deferred_take(struct kvmfault__deferred *deferred, uint64_t now,
 		      struct kvmfault__message *item)
 {
 	bool found = false;
 	size_t i;
 
-	kvmfault__sys_lock(&park->lock);
-	for (i = 0; i < park->count && !found; i++) {
-		if (park->item[i].due > now)
+	kvmfault__sys_lock(&deferred->lock);
+	for (i = 0; i < deferred->count && !found; i++) {
+		if (deferred->item[i].due > now)
 			continue;
-		*item = park->item[i];
-		park->item[i] = park->item[--park->count];
+		*item = deferred->item[i];
+		deferred->item[i] = deferred->item[--deferred->count];
 		found = true;
 	}
-	kvmfault__sys_unlock(&park->lock);
+	kvmfault__sys_unlock(&deferred->lock);
 	return found;
 }
 
-void kvmfault__wake_without_room(struct kvmfault__deferred *park,
+void kvmfault__wake_without_room(struct kvmfault__deferred *deferred,
 				 struct kvmfault__seat *seat, uint64_t now)
 {
 	bool due;
 
-	kvmfault__sys_lock(&park->lock);
-	due = park->no_room && park->no_room <= now;
+	kvmfault__sys_lock(&deferred->lock);
+	due = deferred->no_room && deferred->no_room <= now;
 	if (due)
-		park->no_room = 0;
-	kvmfault__sys_unlock(&park->lock);
+		deferred->no_room = 0;
+	kvmfault__sys_unlock(&deferred->lock);
 	if (due)
 		kvmfault__wake_all(seat);
 }
 
-void kvmfault__deferred_wake(struct kvmfault__deferred *park,
+void kvmfault__deferred_wake(struct kvmfault__deferred *deferred,
 			   struct kvmfault__seat *seat)
 {
-	if (park->no_room)
+	if (deferred->no_room)
 		kvmfault__wake_all(seat);
-	while (park->count)
-		wake_sleeper(seat, &park->item[--park->count]);
+	while (deferred->count)
+		wake_sleeper(seat, &deferred->item[--deferred->count]);
 }
 
 /* Who lowers it last sets the timer last, without a lock: vCPUs come here. */
-void kvmfault__deadline_set(struct kvmfault__deferred *park, uint64_t due)
+void kvmfault__deadline_set(struct kvmfault__deferred *deferred, uint64_t due)
 {
-	uint64_t set = atomic_load(&park->next_deadline), now;
+	uint64_t set = atomic_load(&deferred->next_deadline), now;
 
 	do {
 		if (due >= set)
 			return;
-	} while (!atomic_compare_exchange_weak(&park->next_deadline, &set,
+	} while (!atomic_compare_exchange_weak(&deferred->next_deadline, &set,
 					       due));
 	do {
-		set = atomic_load(&park->next_deadline);
+		set = atomic_load(&deferred->next_deadline);
 		now = kvmfault__sys_now();
-		kvmfault__sys_timerfd_arm(park->deadlines,
+		kvmfault__sys_timerfd_arm(deferred->deadlines,
 					  set > now ? set - now : 1);
-	} while (atomic_load(&park->next_deadline) != set);
+	} while (atomic_load(&deferred->next_deadline) != set);
 }
 
 void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due)
 {
-	struct kvmfault__deferred *park =
-		kvmfault__hold(&seat->uffd, &seat->vm->park);
+	struct kvmfault__deferred *deferred =
+		kvmfault__hold(seat, KVMFAULT__HAZARD_DEFERRED, &seat->vm->deferred);
 
-	if (park)
-		kvmfault__deadline_set(park, due);
-	kvmfault__unhold(seat, &seat->uffd);
+	if (deferred)
+		kvmfault__deadline_set(deferred, due);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_DEFERRED);
 }
 
 /* Its fetch has failed, on any thread; without a service it is woken and faults
@@ -300,7 +300,7 @@ void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due)
 void kvmfault__defer_fetch(struct kvmfault__request *rq, int error)
 {
 	struct kvmfault__seat *seat = rq->seat;
-	struct kvmfault__deferred *park;
+	struct kvmfault__deferred *deferred;
 	struct kvmfault__message item = {
 		.fault = *rq->request.fault,
 		.space = rq->origin->uffd->space,
@@ -308,13 +308,13 @@ void kvmfault__defer_fetch(struct kvmfault__request *rq, int error)
 	};
 
 	item.tries.failures += error != -EAGAIN;
-	park = kvmfault__hold(&seat->uffd, &seat->vm->park);
-	if (park)
-		kvmfault__defer(park, seat, &item, error != -EAGAIN);
+	deferred = kvmfault__hold(seat, KVMFAULT__HAZARD_DEFERRED, &seat->vm->deferred);
+	if (deferred)
+		kvmfault__defer(deferred, seat, &item, error != -EAGAIN);
 	else
 		kvmfault__wake(seat, rq->request.memory, rq->origin,
 			       rq->request.offset, rq->request.length);
-	kvmfault__unhold(seat, &seat->uffd);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_DEFERRED);
 	if (error != -EAGAIN)
 		kvmfault__not_resolved(seat, &item, rq->origin,
 				       rq->source_failed ?

@@ -34,25 +34,25 @@ void kvmfault__not_resolved(struct kvmfault__seat *seat,
 			    const struct kvmfault_mapping *mapping,
 			    enum kvmfault_reason reason, int error);
 /* Later again: it has failed, or is not possible now. */
-void kvmfault__defer(struct kvmfault__deferred *park, struct kvmfault__seat *seat,
+void kvmfault__defer(struct kvmfault__deferred *deferred, struct kvmfault__seat *seat,
 		       struct kvmfault__message *item, bool failed);
 /* For a thread of the service to begin with. */
-void kvmfault__defer_to_service(struct kvmfault__deferred *park,
+void kvmfault__defer_to_service(struct kvmfault__deferred *deferred,
 			struct kvmfault__seat *seat,
 			struct kvmfault__message *item);
-bool kvmfault__is_deferred(struct kvmfault__deferred *park, uint32_t space,
+bool kvmfault__is_deferred(struct kvmfault__deferred *deferred, uint32_t space,
 			 uint64_t hva);
 /* One item whose time has come, taken out; false: none. */
-bool kvmfault__deferred_take(struct kvmfault__deferred *park, uint64_t now,
+bool kvmfault__deferred_take(struct kvmfault__deferred *deferred, uint64_t now,
 		      struct kvmfault__message *item);
 /* Wake those that there was no room for, when it is time. */
-void kvmfault__wake_without_room(struct kvmfault__deferred *park,
+void kvmfault__wake_without_room(struct kvmfault__deferred *deferred,
 				 struct kvmfault__seat *seat, uint64_t now);
 /* Set the timer. */
-void kvmfault__deferred_arm(struct kvmfault__deferred *park);
+void kvmfault__deferred_arm(struct kvmfault__deferred *deferred);
 /* At the end, their messages are read: awake they fault again, for the next
  * service. */
-void kvmfault__deferred_wake(struct kvmfault__deferred *park,
+void kvmfault__deferred_wake(struct kvmfault__deferred *deferred,
 			   struct kvmfault__seat *seat);
 /* Whoever sleeps anywhere. */
 void kvmfault__wake_all(struct kvmfault__seat *seat);
@@ -61,6 +61,6 @@ void kvmfault__wake_all(struct kvmfault__seat *seat);
 void kvmfault__defer_fetch(struct kvmfault__request *rq, int error);
 void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due);
 /* The next deadline of a fetch, if it is earlier than what the timer is set to. */
-void kvmfault__deadline_set(struct kvmfault__deferred *park, uint64_t due);
+void kvmfault__deadline_set(struct kvmfault__deferred *deferred, uint64_t due);
 
 #endif

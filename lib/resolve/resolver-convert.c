@@ -14,7 +14,7 @@ static int resolve(void *data, struct kvmfault_request *request)
 {
 	struct kvmfault__seat *seat =
 		((struct kvmfault__request *)request)->seat;
-	const struct kvmfault_converter *converter = &seat->vm->converter;
+	const struct kvmfault_converter *converter = &seat->vm->conversions.converter;
 	struct kvmfault__gfns pages;
 	uint64_t reached;
 	int err;

@@ -40,17 +40,17 @@ int kvmfault__converter(struct kvmfault_vm *vm,
 	vm->options.converter = NULL;	/* the caller's */
 	if (converter)
 		err = kvmfault__options_in(vm, "kvmfault_converter",
-					   &vm->converter,
-					   sizeof(vm->converter), converter);
+					   &vm->conversions.converter,
+					   sizeof(vm->conversions.converter), converter);
 	if (err)
 		return err;
-	if (vm->converter.flags & ~FLAGS)
+	if (vm->conversions.converter.flags & ~FLAGS)
 		return kvmfault__refuse(vm, -EINVAL,
 			"kvmfault_converter.flags: %#x has a flag that this version does not know",
-			vm->converter.flags);
-	if (!vm->converter.set && vm->options.vm_fd > 0) {
-		vm->converter.set = set_attributes;
-		vm->converter.data = vm;
+			vm->conversions.converter.flags);
+	if (!vm->conversions.converter.set && vm->options.vm_fd > 0) {
+		vm->conversions.converter.set = set_attributes;
+		vm->conversions.converter.data = vm;
 	}
 	return 0;
 }
@@ -70,14 +70,14 @@ int kvmfault_conversion_hook_add(struct kvmfault_vm *vm,
 	if (!vm)
 		return -EINVAL;
 	kvmfault__sys_lock(&vm->lock);
-	n = atomic_load(&vm->hooks);
+	n = atomic_load(&vm->conversions.hooks);
 	if (vm->vcpus || vm->services) {
 		err = -EBUSY;
 	} else if (n == KVMFAULT_CONVERSION_HOOK_COUNT) {
 		err = -ENOSPC;
 	} else {
-		vm->hook[n] = ours;
-		atomic_store(&vm->hooks, n + 1);
+		vm->conversions.hook[n] = ours;
+		atomic_store(&vm->conversions.hooks, n + 1);
 	}
 	kvmfault__sys_unlock(&vm->lock);
 	if (err)

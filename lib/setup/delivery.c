@@ -37,7 +37,7 @@ static struct kvmfault_finding ask_kernel_exit(struct kvmfault_vm *vm, const cha
 	if (which == KVMFAULT__KERNEL_EXIT_NONE)
 		return no(0, why,
 			  "this kernel has neither KVM_MEM_USERFAULT nor KVM_MEM_EXIT_ON_MISSING; no released one has");
-	vm->kernel_exit = which;
+	vm->how.kernel_exit = which;
 	return (struct kvmfault_finding){ .support = KVMFAULT_SUPPORT_YES, .value = which };
 }
 
@@ -105,23 +105,23 @@ int kvmfault__delivery_choose(struct kvmfault_vm *vm)
 
 	for (i = 0; i < sizeof(modes) / sizeof(*modes); i++) {
 		enum kvmfault_delivery mode = modes[i].delivery;
-		const char **why = &vm->delivery_why[mode];
+		const char **why = &vm->how.why[mode];
 
 		if (wanted && wanted != mode)
 			*why = "another one was asked for";
-		else if (vm->chosen)
+		else if (vm->how.chosen)
 			*why = "a better one can be had";
 		else
-			vm->delivery_asked[mode] = modes[i].ask(vm, why);
-		if (vm->delivery_asked[mode].support == KVMFAULT_SUPPORT_YES)
-			vm->chosen = mode;
+			vm->how.asked[mode] = modes[i].ask(vm, why);
+		if (vm->how.asked[mode].support == KVMFAULT_SUPPORT_YES)
+			vm->how.chosen = mode;
 	}
-	if (!vm->chosen)
+	if (!vm->how.chosen)
 		return kvmfault__refuse(vm, -EOPNOTSUPP,
 			"kvmfault_vm_options.delivery: %s can't be had: %s",
 			kvmfault_delivery_str(wanted),
-			vm->delivery_why[wanted]);
-	atomic_store(&vm->delivery, vm->chosen);
+			vm->how.why[wanted]);
+	atomic_store(&vm->how.delivery, vm->how.chosen);
 	return 0;
 }
 
@@ -138,14 +138,14 @@ int kvmfault_vm_delivery(const struct kvmfault_vm *vm,
 	err = kvmfault__options_to(vm, "kvmfault_delivery_report", report);
 	if (err)
 		return err;
-	ours.delivery = atomic_load(&vm->delivery);
+	ours.delivery = atomic_load(&vm->how.delivery);
 	for (i = 0; i < KVMFAULT_DELIVERY_COUNT; i++) {
-		ours.mode[i] = vm->delivery_asked[i];
-		ours.why[i] = vm->delivery_why[i];
+		ours.mode[i] = vm->how.asked[i];
+		ours.why[i] = vm->how.why[i];
 	}
 	ours.why[KVMFAULT_DELIVERY_AUTO] = "it stands for the best of the others";
-	if (ours.delivery != vm->chosen) {
-		ours.why[vm->chosen] = "it was left by kvmfault_vm_set_delivery()";
+	if (ours.delivery != vm->how.chosen) {
+		ours.why[vm->how.chosen] = "it was left by kvmfault_vm_set_delivery()";
 		ours.why[ours.delivery] = NULL;
 	}
 	return kvmfault__options_out(report, &ours, sizeof(ours));
@@ -169,10 +169,10 @@ static int switch_to(struct kvmfault__seat *seat,
 	bool leave = delivery == KVMFAULT_DELIVERY_UFFD;
 	struct kvmfault_vm *vm = seat->vm;
 
-	if (vm->chosen == KVMFAULT_DELIVERY_KERNEL_EXIT)
+	if (vm->how.chosen == KVMFAULT_DELIVERY_KERNEL_EXIT)
 		return kvmfault__each_memory(seat, leave ? leave_kernel_exit :
 							   enter_kernel_exit);
-	return vm->chosen == KVMFAULT_DELIVERY_MARKER_EXIT && leave ?
+	return vm->how.chosen == KVMFAULT_DELIVERY_MARKER_EXIT && leave ?
 		kvmfault__unmark_all(seat) : 0;
 }
 
@@ -189,23 +189,23 @@ int kvmfault_vm_set_delivery(struct kvmfault_vm *vm,
 		return kvmfault__refuse(vm, -EINVAL,
 			"kvmfault_vm_set_delivery: %u is no mode that can be set",
 			(unsigned int)delivery);
-	if (delivery != KVMFAULT_DELIVERY_UFFD && delivery != vm->chosen)
+	if (delivery != KVMFAULT_DELIVERY_UFFD && delivery != vm->how.chosen)
 		return kvmfault__refuse(vm, -EOPNOTSUPP,
 			"kvmfault_vm_set_delivery: this context chose %s, so that %s can't be set: %s",
-			kvmfault_delivery_str(vm->chosen),
+			kvmfault_delivery_str(vm->how.chosen),
 			kvmfault_delivery_str(delivery),
-			vm->delivery_why[delivery] ?
-			vm->delivery_why[delivery] : "it was not asked for");
+			vm->how.why[delivery] ?
+			vm->how.why[delivery] : "it was not asked for");
 	seat = kvmfault__call_begin(vm);
 	if (!seat)
 		return -ENOMEM;
-	atomic_store(&vm->delivery, delivery);
+	atomic_store(&vm->how.delivery, delivery);
 	/* Another thread may do so too: the last one to switch has seen the last
 	 * mode that was set. */
 	do {
-		delivery = atomic_load(&vm->delivery);
+		delivery = atomic_load(&vm->how.delivery);
 		err = switch_to(seat, delivery);
-	} while (!err && atomic_load(&vm->delivery) != delivery);
+	} while (!err && atomic_load(&vm->how.delivery) != delivery);
 	kvmfault__call_end(seat);
 	kvmfault__expect_service(vm);
 	return err;

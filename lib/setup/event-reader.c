@@ -47,16 +47,16 @@ static void hand_over(struct kvmfault__seat *seat,
 		      struct kvmfault__message *item)
 {
 	struct kvmfault_vm *vm = seat->vm;
-	struct kvmfault__deferred *park;
+	struct kvmfault__deferred *deferred;
 
-	park = kvmfault__hold(&seat->uffd, &vm->park);
-	if (!park) {
+	deferred = kvmfault__hold(seat, KVMFAULT__HAZARD_DEFERRED, &vm->deferred);
+	if (!deferred) {
 		atomic_store(&vm->unserved, true);
-		park = kvmfault__hold(&seat->uffd, &vm->park);
+		deferred = kvmfault__hold(seat, KVMFAULT__HAZARD_DEFERRED, &vm->deferred);
 	}
-	if (park)
-		kvmfault__defer_to_service(park, seat, item);
-	kvmfault__unhold(seat, &seat->uffd);
+	if (deferred)
+		kvmfault__defer_to_service(deferred, seat, item);
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_DEFERRED);
 }
 
 static void read_messages(struct kvmfault__reader *reader)

@@ -127,7 +127,7 @@ static int explain(const struct kvmfault_memory *memory, uint64_t host,
 /* A seat that came before the list was replaced. */
 static bool uses_old_list(struct kvmfault__seat *seat, void *vm)
 {
-	return kvmfault__retired(vm, atomic_load(&seat->mappings));
+	return kvmfault__retired(vm, kvmfault__held(seat, KVMFAULT__HAZARD_MAPPINGS));
 }
 
 static bool serves(struct kvmfault__seat *seat, void *mapping)

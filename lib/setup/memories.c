@@ -329,7 +329,7 @@ static int memory_make(struct kvmfault_vm *vm,
 	if (!err && kvmfault__tracked(new))
 		err = kvmfault__pages_new(new);
 	if (!err && kvmfault__tracked(new) && new->fd > 0 &&
-	    vm->chosen == KVMFAULT_DELIVERY_MARKER_EXIT)
+	    vm->how.chosen == KVMFAULT_DELIVERY_MARKER_EXIT)
 		err = kvmfault__markers_new(new);
 	if (!err && kvmfault__tracked(new))
 		err = kvmfault__userfault_new(new);
@@ -446,7 +446,7 @@ static bool uses(struct kvmfault__seat *seat, void *data)
 	const struct kvmfault_memory *memory = data;
 	const struct kvmfault__mappings *all = atomic_load(&memory->mappings);
 
-	return atomic_load(&seat->mappings) == all ||
+	return kvmfault__held(seat, KVMFAULT__HAZARD_MAPPINGS) == all ||
 	       (serves(seat, data) &&
 		(atomic_load(&seat->at_signal) ||
 		 !is_mapping(all, atomic_load(&seat->span))));

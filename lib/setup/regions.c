@@ -174,7 +174,7 @@ static bool punches_removed(struct kvmfault__seat *seat, void *unused)
 {
 	/* Its seat holds it by span as well, and the VM's lock is held: it is
 	 * not freed meanwhile. */
-	const struct kvmfault__region *region = atomic_load(&seat->punch);
+	const struct kvmfault__region *region = kvmfault__held(seat, KVMFAULT__HAZARD_PUNCH);
 
 	(void)unused;
 	return region && atomic_load(&region->span.dead);

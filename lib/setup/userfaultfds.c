@@ -213,7 +213,7 @@ int kvmfault_uffd_fd(const struct kvmfault_uffd *uffd)
 
 static bool reads(struct kvmfault__seat *seat, void *uffd)
 {
-	return atomic_load(&seat->uffd) == uffd;
+	return kvmfault__held(seat, KVMFAULT__HAZARD_UFFD) == uffd;
 }
 
 /* Out of the context; whether it is used is the caller's to know. */

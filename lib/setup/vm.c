@@ -69,8 +69,8 @@ static void add_resolvers(struct kvmfault_vm *vm)
 	};
 	const unsigned int count = sizeof(ours) / sizeof(*ours);
 
-	for (; vm->resolvers < count; vm->resolvers++)
-		vm->chain[vm->resolvers] = *ours[vm->resolvers];
+	for (; vm->chain.resolvers < count; vm->chain.resolvers++)
+		vm->chain.resolver[vm->chain.resolvers] = *ours[vm->chain.resolvers];
 	kvmfault__chain_changed(vm);
 }
 
@@ -114,7 +114,7 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 		return err;
 	}
 	pthread_mutex_init(&new->lock, NULL);
-	pthread_mutex_init(&new->conversion_lock, NULL);
+	pthread_mutex_init(&new->conversions.lock, NULL);
 	add_resolvers(new);
 	*vm = new;
 	return 0;
@@ -158,14 +158,14 @@ int kvmfault_vm_free(struct kvmfault_vm *vm)
 	kvmfault__table_free(vm, &vm->regions);
 	kvmfault__table_free(vm, &vm->mappings);
 	kvmfault__sys_unlock(&vm->lock);
-	while (atomic_load(&vm->unpinning))	/* for an instant */
+	while (atomic_load(&vm->drain.unpinning))	/* for an instant */
 		kvmfault__sys_yield();
 	kvmfault__uffds_reap(vm);	/* nobody names one any more */
 	kvmfault__fetches_free(vm);
 	kvmfault__seats_free(vm);
 	kvmfault__attributes_free(vm);
 	kvmfault__sys_close(vm->epoll);
-	pthread_mutex_destroy(&vm->conversion_lock);
+	pthread_mutex_destroy(&vm->conversions.lock);
 	pthread_mutex_destroy(&vm->lock);
 	kvmfault__sys_free(vm);
 	return 0;

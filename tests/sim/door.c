@@ -119,7 +119,7 @@ static void check_left(const struct sim_memory *memory)
 
 void door_check_unmarked(const struct sim_memory *memory)
 {
-	if (atomic_load(&world.vm->delivery) == KVMFAULT_DELIVERY_UFFD &&
+	if (atomic_load(&world.vm->how.delivery) == KVMFAULT_DELIVERY_UFFD &&
 	    !option(OPT_bad_luck))
 		check_left(memory);
 	if (!option(OPT_own) && is_marked(memory->handle))
