@@ -35,11 +35,15 @@ extern struct kvmfault_vm *vm;
 extern struct kvmfault_vcpu *vcpu;
 extern struct kvm_run *run;
 extern struct kvmfault_region region;
-extern int vcpu_fd, err;
+extern int kvm_fd, vcpu_fd, file_fd, received_fd, err;
+extern struct kvmfault_fetch *fetch;
+extern const void *bytes, *siginfo;
 extern char text[512];
 extern unsigned int i;
 extern uint64_t done;
 void allow(long number, int argument, uint32_t value);
+int image_unpack(void *image, uint64_t offset, void *buffer, uint64_t length);
+void log_line(void *data, enum kvmfault_log_level level, const char *text);
 void handle_exit(struct kvm_run *run);
 void see_who_kicked(void);
 void wait_for_my_resolver(void);
@@ -82,6 +86,8 @@ def pieces(top):
 def program(piece):
     if piece.startswith('case '):
         piece = f'switch (run->exit_reason) {{\n{piece}\nbreak;\n}}'
+    if piece.startswith('static '):
+        return AROUND + piece
     return f'{AROUND}\nint piece(void)\n{{\n{piece}\nreturn 0;\n}}\n'
 
 
@@ -96,7 +102,7 @@ def check(data):
         for where, source in sources.items():
             done = subprocess.run(
                 [*compiler, *LANGUAGES[language], '-D_GNU_SOURCE', '-pedantic',
-                 '-Wall', '-Werror', '-fsyntax-only',
+                 '-Wall', '-Werror', '-Wno-unused-function', '-fsyntax-only',
                  '-I', os.path.join(top, 'include'), '-I', version, '-'],
                 text=True, input=source,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
