@@ -104,6 +104,7 @@ enum role { ROLE_VCPU, ROLE_THREAD, ROLE_DEVICE, ROLE_KERNEL, ROLE_COUNT };
 	step(convert, THREAD, 4, "page count private") \
 	step(cancel, THREAD, 2, "page count -") \
 	step(region_again, THREAD, 3, "memory - -") \
+	step(relay, THREAD, 3, "memory layout -") \
 	step(memory_again, THREAD, 6, "memory back -") \
 	step(another_memory, THREAD, 1, "page word -") \
 	step(mapping_again, THREAD, 2, "memory remote back") \

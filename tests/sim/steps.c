@@ -1072,6 +1072,69 @@ static void region_again(struct acting *a, const struct step *step)
 	memory->busy = false;
 }
 
+/* The layouts of relay: the same again, and those that the library refuses. */
+enum layout { SAME, SAME_TOO, TWICE, OVER_ONE_THAT_STAYS, LAYOUTS };
+
+/* Every region is where it was, whatever became of the call. */
+static void find_parts(const struct sim_memory *memory, const char *when)
+{
+	unsigned int part, injected = current->injected;
+
+	for (part = 0; part < memory->parts; part++) {
+		struct kvmfault_region part_of = world_part(memory, part), found = {
+			.size = sizeof(found),
+		};
+		int err = CALL(kvmfault_region_find, false,
+			       kvmfault_region_find(world.vm, 0, part_of.gpa,
+						    &found));
+
+		if (err == -ENOMEM && current->injected != injected)
+			continue;
+		if (err || memcmp(&found, &part_of, sizeof(found)))
+			sim_fail(when, "part %u, error %d", part, err);
+	}
+}
+
+/* While vCPUs run: no fault finds that the guest has no memory there. */
+static void relay(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+	unsigned int injected = current->injected, i, added;
+	struct kvmfault_region part[2], other;
+	const struct kvmfault_region *old[2] = { &part[0], &part[1] };
+	const struct kvmfault_region *new[2] = { &part[0], &part[1] };
+	enum layout layout = (unsigned int)step->b % LAYOUTS;
+	int err;
+
+	(void)a;
+	if (memory->busy || !memory->exists || !memory->shown)
+		return;
+	memory->busy = true;
+	for (i = 0; i < memory->parts; i++)
+		part[i] = world_part(memory, i);
+	added = memory->parts;
+	if (layout == TWICE) {
+		other = part[0];
+		other.gpa += PAGE;
+		other.length -= PAGE;
+		added = 2;
+		new[1] = &other;
+	}
+	err = CALL(kvmfault_regions_replace, false,
+		   kvmfault_regions_replace(world.vm, old,
+					    layout == OVER_ONE_THAT_STAYS ? 0 :
+					    memory->parts, new, added));
+	if (layout == OVER_ONE_THAT_STAYS || new[1] == &other) {
+		if (err != -EEXIST && !(err == -ENOMEM &&
+					current->injected != injected))
+			sim_fail("regions that overlap are laid", "%d", err);
+	} else {
+		check_error("kvmfault_regions_replace", err, injected);
+	}
+	find_parts(memory, "a layout has lost a region");
+	memory->busy = false;
+}
+
 /* As a VMM does it that maps the file there once more; nobody may touch it before
  * the library watches it. */
 static int map_anew(struct sim_memory *memory)
@@ -1534,6 +1597,7 @@ static void (*const functions[STEP_COUNT])(struct acting *a,
 	[STEP_convert] = convert,
 	[STEP_cancel] = cancel,
 	[STEP_region_again] = region_again,
+	[STEP_relay] = relay,
 	[STEP_memory_again] = memory_again,
 	[STEP_another_memory] = another_memory,
 	[STEP_mapping_again] = mapping_again,

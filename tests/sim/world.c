@@ -632,10 +632,13 @@ void world_clear_slot(const struct sim_memory *memory)
 		kvm_set_slot(memory->id + part * MEMORIES, &none);
 }
 
-static int add_part(struct sim_memory *memory, uint64_t offset)
+struct kvmfault_region world_part(const struct sim_memory *memory,
+				  unsigned int part)
 {
-	const struct kvmfault_region region = {
-		.size = sizeof(region),
+	uint64_t offset = part * part_length(memory);
+
+	return (struct kvmfault_region){
+		.size = sizeof(struct kvmfault_region),
 		.gpa = memory->gpa + offset,
 		.length = part_length(memory),
 		.memory = memory->handle,
@@ -644,6 +647,11 @@ static int add_part(struct sim_memory *memory, uint64_t offset)
 		.guest_memfd_offset = offset,
 		.flags = world_is_rom(memory) ? KVMFAULT_REGION_READONLY : 0,
 	};
+}
+
+static int add_part(struct sim_memory *memory, unsigned int part)
+{
+	const struct kvmfault_region region = world_part(memory, part);
 
 	return CALL(kvmfault_region_add, false,
 		    kvmfault_region_add(world.vm, &region));
@@ -654,7 +662,7 @@ int world_add_region(struct sim_memory *memory)
 	int err = 0;
 
 	while (memory->parts < parts()) {
-		err = add_part(memory, memory->parts * part_length(memory));
+		err = add_part(memory, memory->parts);
 		if (err)
 			return err;
 		memory->parts++;

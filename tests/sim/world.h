@@ -149,6 +149,8 @@ int world_make_memory(struct sim_memory *memory);
 bool world_is_rom(const struct sim_memory *memory);
 int world_set_slot(struct sim_memory *memory);
 int world_add_region(struct sim_memory *memory);
+struct kvmfault_region world_part(const struct sim_memory *memory,
+				  unsigned int part);
 int world_remove_region(struct sim_memory *memory);
 void world_clear_slot(const struct sim_memory *memory);
 int world_make_vcpu(struct sim_vcpu *vcpu);
