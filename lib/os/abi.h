@@ -2,9 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * The kernel's constants that a build host's headers may lack, each with the
- * release that added it, and checked against the headers that know the name.
- * A feature that was not in the headers is never compiled out.
+ * The kernel's constants and structs that a build host's headers may lack, each
+ * with the release that added it. If the headers know a name, an assertion
+ * compares its value with ours. If they do not, the feature is compiled in all
+ * the same: the running kernel decides, not the build host.
  */
 
 #ifndef KVMFAULT__ABI_H
@@ -21,13 +22,13 @@
 #define KVMFAULT__SAME(known, ours) \
 	_Static_assert((known) == (ours), #known " differs from " #ours)
 
-/* 4.14; of a userfaultfd 6.10 */
+/* 4.14; a userfaultfd accepts it since 6.10 */
 #define KVMFAULT__RWF_NOWAIT 0x8
 #ifdef RWF_NOWAIT
 KVMFAULT__SAME(RWF_NOWAIT, KVMFAULT__RWF_NOWAIT);
 #endif
 
-/* 6.8: the exit, and what it leaves in kvm_run's union */
+/* 6.8: the exit, and the record that it leaves in kvm_run's union */
 #define KVMFAULT__EXIT_MEMORY_FAULT 39
 struct kvmfault__memory_fault {
 	uint64_t flags;
@@ -36,8 +37,8 @@ struct kvmfault__memory_fault {
 };
 #define KVMFAULT__EXIT_FLAG_PRIVATE (1ULL << 3)
 _Static_assert(offsetof(struct kvm_run, hw) == 32, "kvm_run's union moved");
-/* Proposed, not merged: both have the same flag of a slot. The bitmap is where
- * kvmfault__memory_region2 has pad2[0]. */
+/* Two proposed ABIs, neither of them merged, use the same memslot flag. The
+ * first one's bitmap is where kvmfault__memory_region2 has pad2[0]. */
 #define KVMFAULT__MEM_USERFAULT (1U << 3)
 #define KVMFAULT__MEM_EXIT_ON_MISSING (1U << 3)
 #define KVMFAULT__EXIT_FLAG_USERFAULT (1ULL << 4)
@@ -73,7 +74,7 @@ KVMFAULT__SAME(KVM_CAP_PRE_FAULT_MEMORY, KVMFAULT__CAP_PRE_FAULT_MEMORY);
 KVMFAULT__SAME(KVM_CAP_GUEST_MEMFD_FLAGS, KVMFAULT__CAP_GUEST_MEMFD_FLAGS);
 #endif
 
-/* 6.8: calls */
+/* 6.8: ioctls; 6.11: PRE_FAULT_MEMORY */
 struct kvmfault__memory_region2 {
 	uint32_t slot;
 	uint32_t flags;
@@ -119,19 +120,19 @@ KVMFAULT__SAME(KVMFAULT__SET_MEMORY_ATTRIBUTES, 0x4020aed2);
 KVMFAULT__SAME(KVMFAULT__CREATE_GUEST_MEMFD, 0xc040aed4);
 KVMFAULT__SAME(KVMFAULT__PRE_FAULT_MEMORY, 0xc040aed5);
 
-/* 6.1: the device; its first and only call makes a userfaultfd */
+/* 6.1: the call of /dev/userfaultfd that makes a userfaultfd */
 #define KVMFAULT__USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #ifdef USERFAULTFD_IOC_NEW
 KVMFAULT__SAME(USERFAULTFD_IOC_NEW, KVMFAULT__USERFAULTFD_IOC_NEW);
 #endif
 
-/* 6.4: maps what was in the file already, and protects it */
+/* 6.4: UFFDIO_CONTINUE maps a page of the file and write-protects it */
 #define KVMFAULT__UFFDIO_CONTINUE_MODE_WP (1ULL << 1)
 #ifdef UFFDIO_CONTINUE_MODE_WP
 KVMFAULT__SAME(UFFDIO_CONTINUE_MODE_WP, KVMFAULT__UFFDIO_CONTINUE_MODE_WP);
 #endif
 
-/* 6.6: poison; 6.8: move */
+/* 6.6: UFFDIO_POISON; 6.8: UFFDIO_MOVE */
 #define KVMFAULT__UFFD_FEATURE_POISON (1ULL << 14)
 #define KVMFAULT__UFFD_FEATURE_MOVE (1ULL << 16)
 #define KVMFAULT__UFFDIO_POISON_NR 0x08
@@ -153,8 +154,8 @@ KVMFAULT__SAME(UFFDIO_POISON_MODE_DONTWAKE, KVMFAULT__POISON_MODE_DONTWAKE);
 KVMFAULT__SAME(UFFD_FEATURE_MOVE, KVMFAULT__UFFD_FEATURE_MOVE);
 #endif
 
-/* 5.14 */
-#define KVMFAULT__MADV_DONTNEED_LOCKED 24	/* 5.18 */
+/* 5.14: populate; 5.18: DONTNEED_LOCKED */
+#define KVMFAULT__MADV_DONTNEED_LOCKED 24
 #define KVMFAULT__MADV_POPULATE_READ 22
 #define KVMFAULT__MADV_POPULATE_WRITE 23
 #ifdef MADV_POPULATE_READ

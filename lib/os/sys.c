@@ -2,8 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * The door itself: system calls, allocation and locks, nothing else. In: the
- * call's arguments. Out: its result, or -errno. No decision is taken here.
+ * Beside the flow: system calls, allocation and locks, and nothing else. In:
+ * the call's arguments. Out: the call's result, or -errno. No function here
+ * decides anything, because unit tests replace the whole file.
  */
 
 #include <errno.h>
@@ -29,48 +30,48 @@
 #include "abi.h"
 #include "sys.h"
 
-static long result(long ret)
+static long sys_result(long ret)
 {
 	return ret < 0 ? -errno : ret;
 }
 
 int kvmfault__sys_open(const char *path, int flags)
 {
-	return (int)result(open(path, flags | O_CLOEXEC));
+	return (int)sys_result(open(path, flags | O_CLOEXEC));
 }
 
 int kvmfault__sys_close(int fd)
 {
-	return (int)result(close(fd));
+	return (int)sys_result(close(fd));
 }
 
 int kvmfault__sys_dup(int fd)
 {
-	return (int)result(fcntl(fd, F_DUPFD_CLOEXEC, 3));
+	return (int)sys_result(fcntl(fd, F_DUPFD_CLOEXEC, 3));
 }
 
 int kvmfault__sys_getfl(int fd)
 {
-	return (int)result(fcntl(fd, F_GETFL));
+	return (int)sys_result(fcntl(fd, F_GETFL));
 }
 
 int kvmfault__sys_ioctl(int fd, unsigned long request, void *arg)
 {
-	return (int)result(ioctl(fd, request, arg));
+	return (int)sys_result(ioctl(fd, request, arg));
 }
 
 ssize_t kvmfault__sys_read(int fd, void *buffer, size_t length)
 {
-	return result(read(fd, buffer, length));
+	return sys_result(read(fd, buffer, length));
 }
 
-/* Not by libc: musl has it since 1.2.5. */
+/* A raw system call, since musl has preadv2() only since 1.2.5. */
 ssize_t kvmfault__sys_read_now(int fd, void *buffer, size_t length)
 {
 	const struct iovec part = { .iov_base = buffer, .iov_len = length };
 
-	return result(syscall(SYS_preadv2, fd, &part, 1L, -1L, -1L,
-			      KVMFAULT__RWF_NOWAIT));
+	return sys_result(syscall(SYS_preadv2, fd, &part, 1L, -1L, -1L,
+				  KVMFAULT__RWF_NOWAIT));
 }
 
 bool kvmfault__sys_readable(int fd)
@@ -82,25 +83,25 @@ bool kvmfault__sys_readable(int fd)
 
 ssize_t kvmfault__sys_pread(int fd, void *buffer, size_t length, off_t offset)
 {
-	return result(pread(fd, buffer, length, offset));
+	return sys_result(pread(fd, buffer, length, offset));
 }
 
 off_t kvmfault__sys_lseek(int fd, off_t offset, int whence)
 {
-	return result(lseek(fd, offset, whence));
+	return sys_result(lseek(fd, offset, whence));
 }
 
 int kvmfault__sys_fstat(int fd, struct stat *stat)
 {
-	return (int)result(fstat(fd, stat));
+	return (int)sys_result(fstat(fd, stat));
 }
 
 int kvmfault__sys_fstatfs(int fd, struct statfs *statfs)
 {
-	return (int)result(fstatfs(fd, statfs));
+	return (int)sys_result(fstatfs(fd, statfs));
 }
 
-#define NR_CACHESTAT 451	/* 6.5, on every architecture */
+#define NR_CACHESTAT 451	/* since 6.5, the same on each architecture */
 
 int kvmfault__sys_cached(int fd, uint64_t offset, uint64_t length)
 {
@@ -110,19 +111,19 @@ int kvmfault__sys_cached(int fd, uint64_t offset, uint64_t length)
 	struct {
 		uint64_t cache, dirty, writeback, evicted, recently_evicted;
 	} stat;
-	long err = result(syscall(NR_CACHESTAT, fd, &range, &stat, 0));
+	long err = sys_result(syscall(NR_CACHESTAT, fd, &range, &stat, 0));
 
 	return err ? (int)err : stat.cache || stat.evicted;
 }
 
 int kvmfault__sys_fallocate(int fd, int mode, off_t offset, off_t length)
 {
-	return (int)result(fallocate(fd, mode, offset, length));
+	return (int)sys_result(fallocate(fd, mode, offset, length));
 }
 
 int kvmfault__sys_userfaultfd(int flags)
 {
-	return (int)result(syscall(SYS_userfaultfd, flags));
+	return (int)sys_result(syscall(SYS_userfaultfd, flags));
 }
 
 int kvmfault__sys_mmap(void **address, size_t length, int prot, int flags,
@@ -136,22 +137,22 @@ int kvmfault__sys_mmap(void **address, size_t length, int prot, int flags,
 
 int kvmfault__sys_munmap(void *address, size_t length)
 {
-	return (int)result(munmap(address, length));
+	return (int)sys_result(munmap(address, length));
 }
 
 int kvmfault__sys_mprotect(void *address, size_t length, int prot)
 {
-	return (int)result(mprotect(address, length, prot));
+	return (int)sys_result(mprotect(address, length, prot));
 }
 
 int kvmfault__sys_madvise(void *address, size_t length, int advice)
 {
-	return (int)result(madvise(address, length, advice));
+	return (int)sys_result(madvise(address, length, advice));
 }
 
 int kvmfault__sys_mincore(void *address, size_t length, unsigned char *vec)
 {
-	return (int)result(mincore(address, length, vec));
+	return (int)sys_result(mincore(address, length, vec));
 }
 
 int kvmfault__sys_memfd(const char *name, unsigned int flags, off_t length)
@@ -176,14 +177,14 @@ size_t kvmfault__sys_page_size(void)
 
 int kvmfault__sys_sigmask(uint64_t *mask)
 {
-	return (int)result(syscall(SYS_rt_sigprocmask, SIG_BLOCK, NULL, mask,
-				   sizeof(*mask)));
+	return (int)sys_result(syscall(SYS_rt_sigprocmask, SIG_BLOCK, NULL,
+				       mask, sizeof(*mask)));
 }
 
 int kvmfault__sys_handles(int signal)
 {
 	struct sigaction action;
-	long ret = result(sigaction(signal, NULL, &action));
+	long ret = sys_result(sigaction(signal, NULL, &action));
 
 	if (ret < 0)
 		return (int)ret;
@@ -194,8 +195,8 @@ int kvmfault__sys_sigtake(int signal, void *siginfo)
 {
 	const uint64_t set = 1ULL << (signal - 1);
 	const struct timespec now = { 0 };
-	long ret = result(syscall(SYS_rt_sigtimedwait, &set, siginfo, &now,
-				  sizeof(set)));
+	long ret = sys_result(syscall(SYS_rt_sigtimedwait, &set, siginfo, &now,
+				      sizeof(set)));
 
 	return ret < 0 ? (int)ret : 0;
 }
@@ -208,48 +209,48 @@ int kvmfault__sys_futex_wait(_Atomic uint32_t *word, uint32_t value,
 		.tv_nsec = (long)(nanoseconds % 1000000000),
 	};
 
-	return (int)result(syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value,
-				   &limit, NULL, 0));
+	return (int)sys_result(syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE,
+				       value, &limit, NULL, 0));
 }
 
 int kvmfault__sys_futex_wake(_Atomic uint32_t *word)
 {
-	return (int)result(syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE,
-				   INT32_MAX, NULL, NULL, 0));
+	return (int)sys_result(syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE,
+				       INT32_MAX, NULL, NULL, 0));
 }
 
 int kvmfault__sys_epoll_create(void)
 {
-	return (int)result(epoll_create1(EPOLL_CLOEXEC));
+	return (int)sys_result(epoll_create1(EPOLL_CLOEXEC));
 }
 
 int kvmfault__sys_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev)
 {
-	return (int)result(epoll_ctl(epfd, op, fd, ev));
+	return (int)sys_result(epoll_ctl(epfd, op, fd, ev));
 }
 
 int kvmfault__sys_epoll_wait(int epfd, struct epoll_event *events, int count,
 			     int timeout)
 {
-	return (int)result(epoll_wait(epfd, events, count, timeout));
+	return (int)sys_result(epoll_wait(epfd, events, count, timeout));
 }
 
 int kvmfault__sys_eventfd(void)
 {
-	return (int)result(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+	return (int)sys_result(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
 }
 
 int kvmfault__sys_eventfd_signal(int fd)
 {
 	uint64_t one = 1;
 
-	return (int)result(write(fd, &one, sizeof(one)));
+	return (int)sys_result(write(fd, &one, sizeof(one)));
 }
 
 int kvmfault__sys_timerfd(void)
 {
-	return (int)result(timerfd_create(CLOCK_MONOTONIC,
-					  TFD_CLOEXEC | TFD_NONBLOCK));
+	return (int)sys_result(timerfd_create(CLOCK_MONOTONIC,
+					      TFD_CLOEXEC | TFD_NONBLOCK));
 }
 
 int kvmfault__sys_timerfd_arm(int fd, uint64_t nanoseconds)
@@ -261,7 +262,7 @@ int kvmfault__sys_timerfd_arm(int fd, uint64_t nanoseconds)
 		},
 	};
 
-	return (int)result(timerfd_settime(fd, 0, &when, NULL));
+	return (int)sys_result(timerfd_settime(fd, 0, &when, NULL));
 }
 
 uint64_t kvmfault__sys_now(void)
@@ -278,7 +279,8 @@ int kvmfault__sys_thread(pthread_t *thread, void *(*run)(void *), void *arg,
 	sigset_t all, before;
 	int err;
 
-	/* A thread inherits the mask: its first moment is covered too. */
+	/* The new thread inherits the mask, so that no signal reaches it even
+	 * in its first moment. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	err = pthread_create(thread, NULL, run, arg);

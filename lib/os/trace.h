@@ -2,9 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Static tracepoints for perf, bpftrace, SystemTap and gdb: notes beside the
- * code and one no-op in it, of the provider "kvmfault". Without sys/sdt.h
- * nothing at all. What each one tells is in doc/integration.md.
+ * Static tracepoints of the provider "kvmfault", for perf, bpftrace, SystemTap
+ * and gdb. Each is one no-op in the code and a note beside it; a build without
+ * sys/sdt.h has neither. doc/integration.md lists them with their arguments.
  */
 
 #ifndef KVMFAULT__TRACE_H
@@ -13,7 +13,8 @@
 #ifdef KVMFAULT__SDT
 #define SDT_USE_VARIADIC
 #include <sys/sdt.h>
-/* The macros of sys/sdt.h end in an empty list, which is the compiler's own. */
+/* The macros of sys/sdt.h pass an empty argument list, which is a GNU extension
+ * that clang warns about. */
 #ifdef __clang__
 #pragma clang diagnostic ignored "-Wgnu-zero-variadic-macro-arguments"
 #endif
