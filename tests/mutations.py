@@ -109,7 +109,7 @@ MUTATIONS = [
     ('look for a message for ever', 'lib/core/poll.c',
      ' &&\n	       poll->looked - poll->began < poll->limit', '', ['poll']),
     ('look for a message where another wants the CPU', 'lib/core/poll.c',
-     'poll->looked - before < SOMEBODY &&\n', '\n', ['poll']),
+     'poll->looked - before < YIELD_CONTENDED_NS &&\n', '\n', ['poll']),
     ('look for a message however often in vain', 'lib/core/poll.c',
      '	poll->skip = 1U << poll->vain;\n', '', ['poll']),
     ('pages come without protection', 'lib/memory/install.c',

@@ -2,7 +2,8 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * What every room uses: structs that grow, the log, and what a page of 4 KiB is.
+ * Declarations that every room uses: structs that grow, the log and texts of
+ * errors, and pages of 4 KiB.
  */
 
 #ifndef KVMFAULT__CORE_H
@@ -17,33 +18,34 @@
 
 #define KVMFAULT__EXPORT __attribute__((visibility("default")))
 #define KVMFAULT__PAGE 4096ULL
-#define KVMFAULT__CACHE_LINE 128	/* two lines: the prefetcher's pair */
+#define KVMFAULT__CACHE_LINE 128	/* two lines, fetched as a pair */
 
 _Static_assert(sizeof(size_t) == 8, "KVM hosts are 64-bit");
 
-/* options.c: open structs that grow. Copies what the caller has of a struct
- * of `ours` bytes, the rest zero; -EINVAL or -E2BIG. */
+/* options.c: copy a caller's open struct of any size into one of `ours` bytes,
+ * and zero the rest. Returns 0, -EINVAL or -E2BIG. */
 int kvmfault__options(void *to, size_t ours, const void *from);
-/* The same for a struct of that name, with the reason for vm's log. */
+/* The same; if it fails, vm's log says why and names the struct. */
 int kvmfault__options_in(struct kvmfault_vm *vm, const char *name, void *to,
 			 size_t ours, const void *from);
-/* Can one of that name be filled? */
+/* Check that kvmfault__options_out() can fill the struct of that name. */
 int kvmfault__options_to(const struct kvmfault_vm *vm, const char *name,
 			 const void *to);
-/* Fill one: copies out as much as the caller has. */
+/* Copy out as many bytes as the caller's struct has. */
 int kvmfault__options_out(void *to, const void *from, size_t ours);
 
 /* log.c */
 __attribute__((format(printf, 3, 4)))
 void kvmfault__log(struct kvmfault_vm *vm, enum kvmfault_log_level level,
 		   const char *format, ...);
-/* A call fails: log why, naming the member or object, and return err. vm NULL:
- * there is no place for the text. */
+/* Log why a call fails, with the member's or object's name first, and return
+ * err. If vm is NULL, no log is known and the text is dropped. */
 __attribute__((format(printf, 3, 4)))
 int kvmfault__refuse(struct kvmfault_vm *vm, int err, const char *format, ...);
+/* The last argument, through which the new object is returned, is NULL. */
 int kvmfault__no_place(struct kvmfault_vm *vm, const char *function);
 
-/* Guest-physical pages of 4 KiB; without the one at end. */
+/* Guest-physical pages of 4 KiB, from first up to, but not including, end. */
 struct kvmfault__gfns {
 	uint64_t first, end;
 };

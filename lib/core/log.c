@@ -2,9 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * The log and the texts of errors. In: a level, a format and its arguments. Out: a line
- * for the VMM's log callback; and an error's text is kept for kvmfault_vm_error(). No
- * thread waits here and none allocates, since a fault may come this way.
+ * Beside the flow: the log and the texts of errors. In: a level, a format and
+ * its arguments. Out: a line for the VMM's log callback, and a copy of each
+ * error's text for kvmfault_vm_error(). No thread waits or allocates here,
+ * since the fault path logs as well.
  */
 
 #include <stdarg.h>
@@ -12,11 +13,11 @@
 #include "vm.h"
 
 /*
- * The texts are kept without a lock, since a fault path may come here: a slot
- * that another thread is busy with is passed over. So no thread ever waits, and
- * what a thread may miss is a text of its own that is being replaced.
+ * The fault path comes here, so there is no lock: a slot that another thread is
+ * busy with is passed over. In return a thread may miss a text of its own that
+ * another thread replaces.
  */
-static void keep(struct kvmfault_vm *vm, const char *text)
+static void text_keep(struct kvmfault_vm *vm, const char *text)
 {
 	struct kvmfault__text *slot;
 	uint64_t number;
@@ -32,8 +33,8 @@ static void keep(struct kvmfault_vm *vm, const char *text)
 }
 
 __attribute__((format(printf, 3, 0)))
-static void say(struct kvmfault_vm *vm, enum kvmfault_log_level level,
-		const char *format, va_list args)
+static void log_write(struct kvmfault_vm *vm, enum kvmfault_log_level level,
+		      const char *format, va_list args)
 {
 	char line[KVMFAULT__TEXT];
 
@@ -41,7 +42,7 @@ static void say(struct kvmfault_vm *vm, enum kvmfault_log_level level,
 		return;
 	vsnprintf(line, sizeof(line), format, args);
 	if (level == KVMFAULT_LOG_ERROR)
-		keep(vm, line);
+		text_keep(vm, line);
 	if (vm->ops.log)
 		vm->ops.log(vm->options.data, level, line);
 }
@@ -52,7 +53,7 @@ void kvmfault__log(struct kvmfault_vm *vm, enum kvmfault_log_level level,
 	va_list args;
 
 	va_start(args, format);
-	say(vm, level, format, args);
+	log_write(vm, level, format, args);
 	va_end(args);
 }
 
@@ -62,7 +63,7 @@ int kvmfault__refuse(struct kvmfault_vm *vm, int err, const char *format, ...)
 
 	va_start(args, format);
 	if (vm)
-		say(vm, KVMFAULT_LOG_ERROR, format, args);
+		log_write(vm, KVMFAULT_LOG_ERROR, format, args);
 	va_end(args);
 	return err;
 }
@@ -70,12 +71,12 @@ int kvmfault__refuse(struct kvmfault_vm *vm, int err, const char *format, ...)
 int kvmfault__no_place(struct kvmfault_vm *vm, const char *function)
 {
 	return kvmfault__refuse(vm, -EINVAL,
-		"%s: the last argument, where the object is to go, is NULL",
+		"%s: the last argument, through which the new object is returned, is NULL: pass a pointer",
 		function);
 }
 
-/* The calling thread's newest, or NULL. */
-static struct kvmfault__text *newest(struct kvmfault_vm *vm)
+/* The slot with the calling thread's newest text, or NULL. */
+static struct kvmfault__text *text_find_newest(struct kvmfault_vm *vm)
 {
 	struct kvmfault__text *found = NULL;
 	uint64_t number = 0;
@@ -101,10 +102,10 @@ int kvmfault_vm_error(const struct kvmfault_vm *vm, char *text, size_t size)
 
 	if (!vm || !text || !size)
 		return -EINVAL;
-	slot = newest((struct kvmfault_vm *)(uintptr_t)vm);
+	slot = text_find_newest((struct kvmfault_vm *)(uintptr_t)vm);
 	if (!slot || atomic_exchange(&slot->busy, true))
 		return -ENOENT;
-	/* Another thread may have replaced it since. */
+	/* Another thread may have replaced the text since the search. */
 	if (atomic_load(&slot->owner) == (uintptr_t)pthread_self()) {
 		snprintf(text, size, "%s", slot->text);
 		err = 0;

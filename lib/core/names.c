@@ -2,8 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: names for people and logs. In: an enumerator, or any other
- * number. Out: a string that is never NULL.
+ * Beside the flow: names of enumerators, for people and logs. In: an
+ * enumerator, or any other number. Out: a constant string, never NULL: "unknown"
+ * for a number that this version does not know.
  */
 
 #include "kvmfault-experimental.h"
@@ -14,7 +15,7 @@
 	 (table)[value] ? (table)[value] : "unknown")
 
 KVMFAULT__EXPORT
-const char *kvmfault_support_str(enum kvmfault_support answer)
+const char *kvmfault_support_str(enum kvmfault_support support)
 {
 	static const char *const names[] = {
 		[KVMFAULT_SUPPORT_NOT_ASKED] = "not asked",
@@ -23,7 +24,7 @@ const char *kvmfault_support_str(enum kvmfault_support answer)
 		[KVMFAULT_SUPPORT_COULD_NOT_ASK] = "could not ask",
 	};
 
-	return NAME(names, answer);
+	return NAME(names, support);
 }
 
 KVMFAULT__EXPORT
@@ -61,7 +62,7 @@ const char *kvmfault_feature_str(enum kvmfault_feature feature)
 }
 
 KVMFAULT__EXPORT
-const char *kvmfault_kind_str(enum kvmfault_kind entrance)
+const char *kvmfault_kind_str(enum kvmfault_kind kind)
 {
 	static const char *const names[] = {
 		[KVMFAULT_KIND_NONE] = "none",
@@ -75,7 +76,7 @@ const char *kvmfault_kind_str(enum kvmfault_kind entrance)
 		[KVMFAULT_KIND_FAILURE] = "failure",
 	};
 
-	return NAME(names, entrance);
+	return NAME(names, kind);
 }
 
 KVMFAULT__EXPORT
@@ -126,15 +127,15 @@ const char *kvmfault_reason_str(enum kvmfault_reason reason)
 		[KVMFAULT_REASON_NO_ADDRESS] =
 			"KVM keeps failing and does not say where",
 		[KVMFAULT_REASON_NO_REGION] = "no region has this address",
-		[KVMFAULT_REASON_DECLINED] = "no resolver took it",
+		[KVMFAULT_REASON_DECLINED] = "every resolver declined the fault",
 		[KVMFAULT_REASON_FLAGS] =
 			"the fault has flags that no resolver understands",
 		[KVMFAULT_REASON_SOURCE] = "the source failed",
 		[KVMFAULT_REASON_RESOLVER] = "a resolver failed",
 		[KVMFAULT_REASON_STILL_ABSENT] =
-			"a resolver said resolved, but the page is absent",
+			"a resolver returned RESOLVED, but the page is still absent",
 		[KVMFAULT_REASON_NO_PROGRESS] =
-			"resolved again and again without progress",
+			"the fault was resolved again and again without progress",
 		[KVMFAULT_REASON_HWPOISON] = "the memory has failed",
 		[KVMFAULT_REASON_LOST_MMIO] =
 			"KVM_RUN was entered with an access half done",
@@ -149,7 +150,7 @@ const char *kvmfault_page_str(enum kvmfault_page page)
 	static const char *const names[] = {
 		[KVMFAULT_PAGE_UNTRACKED] = "untracked",
 		[KVMFAULT_PAGE_ABSENT] = "absent",
-		[KVMFAULT_PAGE_DISCARDED] = "removed",
+		[KVMFAULT_PAGE_DISCARDED] = "discarded",
 		[KVMFAULT_PAGE_PRESENT] = "present",
 		[KVMFAULT_PAGE_POISONED] = "poisoned",
 		[KVMFAULT_PAGE_UNCONVERTED] = "unconverted",

@@ -2,9 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: open structs that begin with their size. In: a caller's
- * struct of any version. Out: ours, whole. What a caller asks for that this
- * version does not know is refused, never ignored.
+ * Beside the flow: open structs, which begin with their size. In: a caller's
+ * struct, as any version of the library declares it. Out: this version's
+ * struct, whole. If a caller sets a member that this version does not know, the
+ * call is refused; the member is never ignored.
  */
 
 #include <string.h>
@@ -38,14 +39,14 @@ int kvmfault__options_in(struct kvmfault_vm *vm, const char *name, void *to,
 	if (!err)
 		return 0;
 	if (!from)
-		return kvmfault__refuse(vm, err, "struct %s: the pointer is NULL",
+		return kvmfault__refuse(vm, err, "struct %s: the pointer is NULL: pass a struct with its size set",
 					name);
 	if (err == -E2BIG)
 		return kvmfault__refuse(vm, err,
-			"struct %s: a member is set that version %s does not know: this library has its first %zu bytes",
+			"struct %s: a member is set that libkvmfault %s does not know: set only members in the first %zu bytes, or use a newer library",
 			name, kvmfault_version(), ours);
 	return kvmfault__refuse(vm, err,
-		"struct %s: size is not set: make it sizeof(struct %s)",
+		"struct %s: size is not set: set the member to sizeof(struct %s)",
 		name, name);
 }
 
@@ -59,8 +60,8 @@ int kvmfault__options_to(const struct kvmfault_vm *vm, const char *name,
 	return size >= sizeof(size) ? 0 : kvmfault__refuse(
 		(struct kvmfault_vm *)(uintptr_t)vm, -EINVAL,
 		"struct %s: %s", name, to ?
-		"size is not set: make it sizeof the struct" :
-		"the pointer is NULL");
+		"size is not set: set the member to sizeof the struct" :
+		"the pointer is NULL: pass a struct with its size set");
 }
 
 int kvmfault__options_out(void *to, const void *from, size_t ours)

@@ -2,26 +2,28 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: a thread that waits for messages, and has just had one. In:
- * that there was one, or not. Out: whether to look for the next before it
- * sleeps, since to be woken on a CPU that has gone idle takes longer than most
- * faults. Only while nobody else wants that CPU, and only where it pays: each
- * time in vain it is not tried four times as often, up to a limit.
+ * Beside the flow: a thread that has read a message looks for the next one for
+ * a while before it sleeps, since a wake on an idle CPU takes longer than most
+ * faults. In: whether a message was found. Out: whether to look again. It looks
+ * only while no other thread wants the CPU. Each time in vain it then skips four
+ * times as many waits, up to a limit.
  */
 
 #include "core.h"
 #include "poll.h"
 
-#define DEFAULT 100		/* us */
-#define SOMEBODY 2500ULL	/* ns: who yields for so long has yielded */
-#define SOON 10000ULL		/* ns: sooner, sleeping would have cost nothing */
-#define VAIN_MAX 10U		/* then it is tried one time in 1024 */
+#define DEFAULT_US 100
+/* A longer sched_yield() means that another thread wants the CPU. */
+#define YIELD_CONTENDED_NS 2500ULL
+/* If a message comes sooner, sleeping for it would have cost nothing. */
+#define PAYS_AFTER_NS 10000ULL
+#define VAIN_MAX 10U		/* then 1,024 waits are skipped between tries */
 
 void kvmfault__poll_init(struct kvmfault__poll *poll, uint32_t us)
 {
 	*poll = (struct kvmfault__poll){ 0 };
 	if (us != KVMFAULT_NO_POLL)
-		poll->limit = (us ? us : DEFAULT) * 1000ULL;
+		poll->limit = (us ? us : DEFAULT_US) * 1000ULL;
 }
 
 bool kvmfault__poll_begin(struct kvmfault__poll *poll)
@@ -42,13 +44,13 @@ bool kvmfault__poll_again(struct kvmfault__poll *poll)
 
 	kvmfault__sys_yield();
 	poll->looked = kvmfault__sys_now();
-	return poll->looked - before < SOMEBODY &&
+	return poll->looked - before < YIELD_CONTENDED_NS &&
 	       poll->looked - poll->began < poll->limit;
 }
 
 void kvmfault__poll_end(struct kvmfault__poll *poll, bool found)
 {
-	if (found && poll->looked - poll->began > SOON) {
+	if (found && poll->looked - poll->began > PAYS_AFTER_NS) {
 		if (poll->vain)
 			poll->vain--;
 		return;

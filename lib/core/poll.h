@@ -2,7 +2,8 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Whether a thread looks for the next message for a while before it sleeps.
+ * Polling: whether a thread looks for its next message for a while before it
+ * sleeps.
  */
 
 #ifndef KVMFAULT__POLL_H
@@ -12,12 +13,15 @@
 #include <stdint.h>
 
 struct kvmfault__poll {
-	uint64_t limit;			/* nanoseconds; 0: never */
+	uint64_t limit;			/* nanoseconds; 0: it never polls */
 	uint64_t began, looked;
-	uint32_t vain, skip;		/* how often in vain, not to be tried */
+	uint32_t vain;			/* up if it was in vain, or down */
+	uint32_t skip;			/* so many waits do not poll */
 };
+
 void kvmfault__poll_init(struct kvmfault__poll *poll, uint32_t us);
-/* Then again until that is false or something was found, and then end. */
+/* If begin() returns true, call again() until it returns false or a message was
+ * found, and then end(). */
 bool kvmfault__poll_begin(struct kvmfault__poll *poll);
 bool kvmfault__poll_again(struct kvmfault__poll *poll);
 void kvmfault__poll_end(struct kvmfault__poll *poll, bool found);

@@ -2,9 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * While a worker does a vCPU's task the vCPU's thread may leave. In: a worker that is
- * about to touch what is the vCPU's. Out: the thread stays until it is done; or it has
- * gone already.
+ * Beside the flow: a worker does a vCPU's task, and the vCPU's thread may leave
+ * meanwhile. In: a worker's seat, before the worker touches the vCPU. Out: the
+ * thread stays until kvmfault__free_vcpu(), or it has left already. Any other
+ * seat's thread may touch its vCPU at once.
  */
 
 #include "seat.h"
@@ -26,7 +27,7 @@ bool kvmfault__hold_vcpu(struct kvmfault__seat *seat)
 
 void kvmfault__free_vcpu(struct kvmfault__seat *seat)
 {
-	if (seat->task &&
-	    atomic_fetch_and(seat->task, ~KVMFAULT__TASK_HELD) & KVMFAULT__TASK_LEFT)
+	if (seat->task && atomic_fetch_and(seat->task, ~KVMFAULT__TASK_HELD) &
+			  KVMFAULT__TASK_LEFT)
 		kvmfault__sys_futex_wake(seat->task);
 }
