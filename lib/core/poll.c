@@ -4,9 +4,9 @@
 /*
  * Beside the flow: a thread that has read a message looks for the next one for
  * a while before it sleeps, since a wake on an idle CPU takes longer than most
- * faults. In: whether a message was found. Out: whether to look again. It looks
- * only while no other thread wants the CPU. Each time in vain it then skips four
- * times as many waits, up to a limit.
+ * faults. In: whether a message was found. Out: whether to look again. It
+ * looks only while no other thread wants the CPU. Each time in vain it then
+ * skips four times as many waits, up to a limit.
  */
 
 #include "core.h"

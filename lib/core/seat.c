@@ -2,11 +2,11 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: seats, and hazard pointers in them. In: something shared
- * that is about to be read, or has been taken out of use. Out: it stays valid
- * while it is held; it is freed when nobody holds it. And the seats that a thread
- * is in, one within the other. A reader never waits for
- * a writer; a writer waits only where a function says that it drains.
+ * Beside the flow: seats, the hazard pointers in them, and the list of seats
+ * that a thread is inside of. In: a shared object that a thread is about to
+ * read, or that was taken out of use. Out: the object stays valid while a seat
+ * names it, and is freed when none does. A reader never waits for a writer; a
+ * writer waits only in the functions that drain.
  */
 
 #include <sys/mman.h>
@@ -40,7 +40,8 @@ static struct kvmfault__seat *seat_new(struct kvmfault_vm *vm)
 		return NULL;
 	seat->vm = vm;
 	seat->taken = true;
-	/* Mapped, not allocated: what is never used is never there. */
+	/* Mapped, not allocated: scratch memory that no fault uses takes no
+	 * host memory. */
 	if (kvmfault__sys_mmap(&seat->buffer, vm->options.page_size_max,
 			       PROT_READ | PROT_WRITE,
 			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
@@ -171,7 +172,7 @@ static bool seat_holds(const struct kvmfault__seat *seat, const void *what)
 	return hazard < KVMFAULT__HAZARDS || atomic_load(&seat->span) == what;
 }
 
-static bool any_holds(struct kvmfault_vm *vm, const void *what)
+static bool any_seat_holds(struct kvmfault_vm *vm, const void *what)
 {
 	struct kvmfault__seat *seat = atomic_load(&vm->seats);
 
@@ -189,9 +190,9 @@ bool kvmfault__retired(struct kvmfault_vm *vm, const void *what)
 	return item;
 }
 
-/* Who holds a table or a list that was replaced may use anything in it, so
- * nothing goes before that use ends. */
-static bool old_held(struct kvmfault_vm *vm)
+/* A thread that holds a replaced table or list may use all that is in it, so
+ * nothing is freed before that use ends. */
+static bool any_seat_holds_replaced(struct kvmfault_vm *vm)
 {
 	struct kvmfault__seat *seat;
 
@@ -218,10 +219,10 @@ void kvmfault__reclaim(struct kvmfault_vm *vm)
 {
 	struct kvmfault__retired **link = &vm->retired, *item;
 
-	if (old_held(vm))
+	if (any_seat_holds_replaced(vm))
 		return;
 	while ((item = *link)) {
-		if (any_holds(vm, item)) {
+		if (any_seat_holds(vm, item)) {
 			link = &item->next;
 			continue;
 		}
@@ -251,7 +252,8 @@ void kvmfault__drain_until(struct kvmfault_vm *vm,
 	while (again) {
 		uint32_t sequence = atomic_load(&vm->drain.sequence);
 
-		/* The lock: what a seat holds is not freed under our eyes. */
+		/* Without the lock a reclaim could free an object that busy()
+		 * looks at through a seat. */
 		kvmfault__sys_lock(&vm->lock);
 		again = busy(vm, what);
 		kvmfault__sys_unlock(&vm->lock);
@@ -267,7 +269,7 @@ struct seats {
 	void *what;
 };
 
-static bool any_seat(struct kvmfault_vm *vm, void *what)
+static bool any_seat_is_busy(struct kvmfault_vm *vm, void *what)
 {
 	const struct seats *seats = what;
 
@@ -280,7 +282,7 @@ void kvmfault__drain(struct kvmfault_vm *vm,
 {
 	struct seats seats = { busy, what };
 
-	kvmfault__drain_until(vm, any_seat, &seats);
+	kvmfault__drain_until(vm, any_seat_is_busy, &seats);
 }
 
 void kvmfault__latency(struct kvmfault__seat *seat, uint64_t nanoseconds)

@@ -2,7 +2,8 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * The context: what the rooms share of one VM. Nothing is shared between two of them.
+ * The context: all that the rooms share about one VM. Two contexts share
+ * nothing.
  */
 
 #ifndef KVMFAULT__VM_H
@@ -11,25 +12,28 @@
 #include "seat.h"
 #include "table.h"
 
-struct kvmfault__bucket {		/* where waiters for pages sleep */
+/* Waiters sleep on the sequence, which advances before a wake. */
+struct kvmfault__bucket {
 	_Alignas(KVMFAULT__CACHE_LINE) _Atomic uint32_t sequence;
 	_Atomic uint32_t waiters;
 };
 #define KVMFAULT__BUCKETS 256
 
 struct kvmfault__leaf;			/* attributes.c */
-#define KVMFAULT__LEAVES 256		/* lists of them */
+#define KVMFAULT__LEAVES 256		/* lists of leaves */
 
-/* A conversion in progress or waiting; on the stack of who converts. */
+/* A conversion in progress or in the queue, on its thread's stack. */
 struct kvmfault__conversion {
 	struct kvmfault__conversion *next;
 	struct kvmfault__gfns pages;
-	uintptr_t owner;
-	bool wait;			/* for others, and pages in flight */
-	bool refused;			/* who did not want to wait for it */
+	uintptr_t owner;		/* pthread_self() of its thread */
+	bool wait;			/* may wait for other conversions, and
+					 * for pages in flight */
+	bool refused;			/* another one that may not wait was
+					 * sent away, and is told of its end */
 };
 
-/* Which of the proposed ABIs claims flag bit 3 of memslots. */
+/* Which of the proposed ABIs claims bit 3 of a memslot's flags. */
 enum kvmfault__kernel_exit {
 	KVMFAULT__KERNEL_EXIT_NONE,
 	KVMFAULT__KERNEL_EXIT_USERFAULT,
@@ -39,19 +43,19 @@ enum kvmfault__kernel_exit {
 #define KVMFAULT__PAGE_KINDS (KVMFAULT_PAGE_PROTECTED + 1)
 
 /* log.c: the texts of the last errors, see kvmfault_vm_error() */
-#define KVMFAULT__TEXT 512
+#define KVMFAULT__TEXT 512		/* bytes of each */
 #define KVMFAULT__TEXTS 8
 struct kvmfault__text {
-	atomic_bool busy;		/* read or written by one thread */
-	_Atomic(uintptr_t) owner;	/* pthread_self() of who failed */
-	_Atomic uint64_t number;	/* from 1 on; the highest is the newest */
+	atomic_bool busy;		/* one thread reads or writes it */
+	_Atomic(uintptr_t) owner;	/* the failed call's pthread_self() */
+	_Atomic uint64_t number;	/* from 1 on; the highest is newest */
 	char text[KVMFAULT__TEXT];
 };
 
-/* How vCPUs' missing pages get here, and why not in another way. */
+/* How vCPUs' missing pages get here, and why not in another mode. */
 struct kvmfault__delivery {
-	enum kvmfault_delivery chosen;	/* the mode that can be had */
-	_Atomic uint32_t delivery;	/* in force: that, or UFFD */
+	enum kvmfault_delivery chosen;	/* at kvmfault_vm_new() */
+	_Atomic uint32_t delivery;	/* in force: the chosen one, or UFFD */
 	struct kvmfault_finding asked[KVMFAULT_DELIVERY_COUNT];
 	const char *why[KVMFAULT_DELIVERY_COUNT];
 	enum kvmfault__kernel_exit kernel_exit;
@@ -60,29 +64,30 @@ struct kvmfault__delivery {
 /* The resolvers: the VMM's own come before the library's. */
 struct kvmfault__chain {
 	struct kvmfault_resolver resolver[KVMFAULT_RESOLVER_COUNT];
-	uint32_t asked[KVMFAULT__PAGE_KINDS];	/* of each kind of page: bits
-						 * of the chain's indices */
-	unsigned int own;
+	uint32_t asked[KVMFAULT__PAGE_KINDS];	/* for each kind of page: one
+						 * bit for each resolver */
+	unsigned int own;			/* how many are the VMM's */
 	unsigned int resolvers;
 };
 
-/* Which pages are private, who tells KVM, and whose turn it is. */
+/* Which pages are private, how KVM is told, and conversions in progress. */
 struct kvmfault__conversions {
 	_Atomic(struct kvmfault__leaf *) leaves[KVMFAULT__LEAVES];
-	struct kvmfault_converter converter;	/* set NULL: none possible */
+	struct kvmfault_converter converter;	/* set is NULL: no conversion */
 	struct kvmfault_conversion_hook hook[KVMFAULT_CONVERSION_HOOK_COUNT];
 	atomic_uint hooks;
-	atomic_bool kept;		/* pages that could not be freed */
-	pthread_mutex_t lock;		/* short; of the following */
+	atomic_bool kept;		/* the log has said that pages could
+					 * not be freed */
+	pthread_mutex_t lock;		/* for what follows; held briefly */
 	struct kvmfault__conversion *first;	/* the oldest one */
 	struct kvmfault__bucket ended;
 };
 
-/* Threads that wait until no seat holds something. */
+/* Drainers are threads that wait until no seat holds an object. */
 struct kvmfault__drain {
 	_Atomic uint32_t drainers, sequence;
-	_Atomic uint32_t unpinning;	/* threads that have unpinned a memory,
-					 * and have not told the drainers yet */
+	_Atomic uint32_t unpinning;	/* threads that unpin a memory, and may
+					 * not have told the drainers yet */
 };
 
 struct kvmfault__texts {
@@ -99,22 +104,25 @@ struct kvmfault_vm {
 	_Atomic(struct kvmfault__seat *) seats;
 	_Atomic(const void *) uffds[KVMFAULT__SPACES];
 	struct kvmfault__chain chain;
-	int epoll;			/* every uffd is in it, */
-	_Atomic uint32_t baton;		/* EPOLLONESHOT: one thread is woken
-					 * for a message; or 0 */
+	int epoll;			/* each userfaultfd is in it */
+	_Atomic uint32_t baton;		/* EPOLLONESHOT: a message wakes one
+					 * thread of the service; or 0 */
 	_Atomic(struct kvmfault__fetches *) fetches;	/* made once */
-	_Atomic uint32_t pending;	/* vCPUs that were told so */
+	_Atomic uint32_t pending;	/* seats that have `pending` set */
 	_Atomic(const void *) deferred;	/* the service's, or NULL */
-	atomic_bool unserved;		/* messages that were read without */
-	atomic_bool service_missed;	/* that was said */
+	atomic_bool unserved;		/* messages were read when there was
+					 * no service */
+	atomic_bool service_missed;	/* the log has said that there is no
+					 * service */
 
-	pthread_mutex_t lock;		/* of all changes to the above */
+	pthread_mutex_t lock;		/* for changes to all above */
 	struct kvmfault__retired *retired;
-	struct kvmfault_uffd *ended;
-	size_t leaving;			/* spans that are in a table still */
+	struct kvmfault_uffd *ended;	/* freed when no seat's span has it */
+	size_t leaving;			/* spans that leave and are in a table
+					 * still */
 	unsigned int vcpus, services, memories, region_count;
-	unsigned int tracked;		/* of the memories */
-	struct kvmfault__worker *workers;	/* all that there ever were */
+	unsigned int tracked;		/* memories with page states */
+	struct kvmfault__worker *workers;	/* all, until the end */
 
 	struct kvmfault__conversions conversions;
 	struct kvmfault__drain drain;
@@ -128,7 +136,7 @@ static inline void kvmfault__tell_drainers(struct kvmfault_vm *vm)
 		kvmfault__wake_drainers(vm);
 }
 
-/* What a seat held it holds no more, and who waits for that is told. */
+/* Clear the hazard, and wake the threads that drain on it. */
 static inline void kvmfault__unhold(struct kvmfault__seat *seat,
 				    enum kvmfault__hazard hazard)
 {
@@ -136,7 +144,7 @@ static inline void kvmfault__unhold(struct kvmfault__seat *seat,
 	kvmfault__tell_drainers(seat->vm);
 }
 
-/* Likewise, its span. */
+/* Clear the span, and wake the threads that drain on it. */
 static inline void kvmfault__leave(struct kvmfault__seat *seat)
 {
 	atomic_store(&seat->span, NULL);
