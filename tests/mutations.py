@@ -405,7 +405,7 @@ MUTATIONS = [
      '	if (!memory || region->guest_memfd > 0 ||',
      '	if (!memory ||', ['userfault']),
     ('any meaning of the flag is exit on missing', 'lib/kernel/kernel-exit.c',
-     '	else if (!try_slot(vm, KVM_SET_USER_MEMORY_REGION, 2, 0))',
+     '	else if (!kernel_exit_try_slot(vm, KVM_SET_USER_MEMORY_REGION, 2, 0))',
      '	else', ['userfault']),
     ('a message has the flags of an exit', 'lib/memory/userfault.c',
      '	if (fault->kind != KVMFAULT_KIND_EXIT)\n		return 0;\n',

@@ -186,8 +186,8 @@ void kvmfault__failures_forget(struct kvmfault__seat *seat);
 void kvmfault__failures_forget_all(struct kvmfault_vm *vm);
 
 /*
- * vcpu-hold.c: bits of a worker's state. The state is a futex word, on which the
- * worker and the thread of the vCPU that gave it a task wait for each other.
+ * vcpu-hold.c: bits of a worker's state. The state is a futex word, on which
+ * the worker and the thread of the vCPU with the task wait for each other.
  */
 #define KVMFAULT__TASK_BUSY (1U << 0)	/* the worker has a task to do */
 #define KVMFAULT__TASK_LEFT (1U << 1)	/* the vCPU's thread has left, and

@@ -2,9 +2,11 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Stage decode: what happened. In: what KVM_RUN returned, or a siginfo. Out:
- * one typed fault. Pure and total; a record is read only where the kernel says
- * that it is fresh, and never past what that exit defines.
+ * Stage decode: from the kernel's report to one typed fault. In: KVM_RUN's
+ * result and its kvm_run, or a siginfo. Out: the fault, of kind NONE if there
+ * is none. No state is kept, and any input is accepted. A record in kvm_run is
+ * read only if the kernel says that it is fresh, and only as far as that exit
+ * defines it.
  */
 
 #include <signal.h>
@@ -13,17 +15,18 @@
 #include "../os/abi.h"
 #include "kernel.h"
 
-/* linux/kvm.h has it for x86 only; x86's KVM_RUN_X86_SMM */
+/* KVM_RUN_X86_SMM, which linux/kvm.h has for x86 only */
 #define RUN_SMM (1U << 0)
 #define SUBERROR_EMULATION 1
 
-static void set_range(struct kvmfault_fault *fault, uint64_t gpa, uint64_t size)
+static void decode_range(struct kvmfault_fault *fault, uint64_t gpa,
+			 uint64_t size)
 {
 	const uint64_t mask = KVMFAULT__PAGE - 1;
 	uint64_t last = gpa + (size ? size - 1 : 0);
 
 	if (last < gpa)
-		last = UINT64_MAX;	/* a range that wraps ends at the end */
+		last = UINT64_MAX;	/* cut a range that wraps */
 	fault->known |= KVMFAULT_KNOWN_GPA;
 	if (size)
 		fault->known |= KVMFAULT_KNOWN_LENGTH;
@@ -47,13 +50,13 @@ static void decode_error(int err, const struct kvm_run *run,
 	memcpy(&record, &run->hw, sizeof(record));
 	fault->kind = KVMFAULT_KIND_EXIT;
 	fault->flags = record.flags;
-	set_range(fault, record.gpa, record.size);
+	decode_range(fault, record.gpa, record.size);
 }
 
 static void decode_exit(const struct kvm_run *run, struct kvmfault_fault *fault)
 {
 	if (run->exit_reason == KVM_EXIT_MMIO) {
-		/* No access is so: whatever it is, it is the VMM's. */
+		/* KVM makes no such access: leave the exit to the VMM. */
 		if (!run->mmio.len || run->mmio.len > sizeof(run->mmio.data) ||
 		    run->mmio.phys_addr + run->mmio.len - 1 <
 		    run->mmio.phys_addr)
@@ -113,8 +116,8 @@ int kvmfault_decode_siginfo(const void *siginfo, struct kvmfault_fault *fault)
 	if (info && info->si_signo == SIGBUS &&
 	    (info->si_code == BUS_MCEERR_AR ||
 	     info->si_code == BUS_MCEERR_AO)) {
-		/* How much is lost, as a shift: 12 for a page, more for a
-		 * hugetlb one. What can't be is taken for a page. */
+		/* The shift says how much is lost: 12 is a page, and a hugetlb
+		 * page has more. An impossible one is taken for a page. */
 		lsb = (unsigned int)info->si_addr_lsb;
 		if (lsb < 12 || lsb > 30)
 			lsb = 12;

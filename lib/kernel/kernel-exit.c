@@ -2,15 +2,18 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Which of the proposed ABIs this kernel has, by which a missing page ends KVM_RUN (they
- * are not merged). In: a scratch VM. Out: what its memslots accept.
+ * Before the flow: with which of two proposed ABIs, neither of them merged, a
+ * missing page ends KVM_RUN on this kernel. In: /dev/kvm. Out: the ABI, or
+ * none. The memslots of a scratch VM show it by what they accept; nothing stays
+ * open.
  */
 
 #include "../os/abi.h"
 #include "kernel.h"
 
-/* A slot that nobody ever uses: its memory need not be there. */
-static int try_slot(int vm, uint64_t request, uint32_t slot, uint64_t bitmap)
+/* No vCPU ever uses the slot, so its memory need not exist. */
+static int kernel_exit_try_slot(int vm, uint64_t request, uint32_t slot,
+				uint64_t bitmap)
 {
 	struct kvmfault__memory_region2 region = {
 		.slot = slot,
@@ -25,21 +28,21 @@ static int try_slot(int vm, uint64_t request, uint32_t slot, uint64_t bitmap)
 }
 
 /*
- * What has a bitmap refuses one that no process can have; what has none does
- * not look, and takes the flag in the old call as well, which has no room for a
- * pointer. Whatever else the bit may come to mean is neither.
+ * KVM_MEM_USERFAULT has a bitmap, and refuses an address that no process can
+ * have. Exit-on-missing ignores the address, and takes the flag in the old call
+ * as well, which has no room for one. Any other meaning of the flag is neither.
  */
-static int ask(int vm, enum kvmfault__kernel_exit *which)
+static int kernel_exit_ask_vm(int vm, enum kvmfault__kernel_exit *which)
 {
 	const uint64_t new = KVMFAULT__SET_USER_MEMORY_REGION2;
 	uint64_t bitmap = 0;
-	int err = try_slot(vm, new, 0, (uintptr_t)&bitmap);
+	int err = kernel_exit_try_slot(vm, new, 0, (uintptr_t)&bitmap);
 
 	if (err)
 		return err == -EINVAL || err == -ENOTTY ? 0 : err;
-	if (try_slot(vm, new, 1, UINT64_MAX) == -EINVAL)
+	if (kernel_exit_try_slot(vm, new, 1, UINT64_MAX) == -EINVAL)
 		*which = KVMFAULT__KERNEL_EXIT_USERFAULT;
-	else if (!try_slot(vm, KVM_SET_USER_MEMORY_REGION, 2, 0))
+	else if (!kernel_exit_try_slot(vm, KVM_SET_USER_MEMORY_REGION, 2, 0))
 		*which = KVMFAULT__KERNEL_EXIT_ON_MISSING;
 	return 0;
 }
@@ -54,7 +57,7 @@ int kvmfault__kernel_exit_ask(int kvm_fd, enum kvmfault__kernel_exit *which)
 	vm = kvmfault__sys_ioctl(kvm_fd, KVM_CREATE_VM, NULL);
 	if (vm < 0)
 		return vm;
-	err = ask(vm, which);
+	err = kernel_exit_ask_vm(vm, which);
 	kvmfault__sys_close(vm);
 	return err;
 }

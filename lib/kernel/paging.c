@@ -2,10 +2,11 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Before the flow: who walks the guest's page tables? In: /dev/kvm. Out: the
- * hardware, behind KVM's own tables (two-dimensional paging), or KVM in software
- * (shadow paging), or why it could not be asked. A scratch guest shows it; no
- * module's name and no parameter of one decides. Nothing stays open.
+ * Before the flow: which of two ways this KVM has to page. In: /dev/kvm. Out:
+ * the hardware walks the guest's page tables, behind KVM's own tables
+ * (two-dimensional paging), or KVM does in software (shadow paging), or why the
+ * question could not be asked. A scratch guest shows it, and not the name or a
+ * parameter of a module. Nothing stays open.
  */
 
 #include <string.h>
@@ -15,7 +16,7 @@
 
 #ifdef __x86_64__
 
-#define TRIES 64		/* signals that come meanwhile */
+#define TRIES 64		/* signals that may interrupt KVM_RUN */
 #define CR0 0x80000011UL	/* paging, protected mode */
 #define CODE_SEGMENT 0xb	/* type: code, read, accessed */
 
@@ -38,8 +39,8 @@ static void scratch_free(const struct scratch *s)
 		kvmfault__sys_munmap(s->table, kvmfault__sys_page_size());
 }
 
-/* Its only memory is the page of its page table, and nobody can read that. */
-static int add_table(struct scratch *s)
+/* The guest's only memory is its page table's page, which KVM can't read. */
+static int scratch_add_table(struct scratch *s)
 {
 	struct kvm_userspace_memory_region slot = {
 		.memory_size = kvmfault__sys_page_size(),
@@ -54,9 +55,9 @@ static int add_table(struct scratch *s)
 	return kvmfault__sys_ioctl(s->vm, KVM_SET_USER_MEMORY_REGION, &slot);
 }
 
-/* As it is after a reset, but with 32-bit paging on: that needs no more of the
- * vCPU than CR0 and a code segment. An IDT of one byte has no handler. */
-static int set_registers(const struct scratch *s)
+/* The state after a reset, but with 32-bit paging, which needs no more than CR0
+ * and a code segment. An IDT of one byte has no handler. */
+static int scratch_set_registers(const struct scratch *s)
 {
 	struct kvm_sregs sregs;
 	int err = kvmfault__sys_ioctl(s->vcpu, KVM_GET_SREGS, &sregs);
@@ -70,7 +71,7 @@ static int set_registers(const struct scratch *s)
 	return kvmfault__sys_ioctl(s->vcpu, KVM_SET_SREGS, &sregs);
 }
 
-static int add_vcpu(int kvm_fd, struct scratch *s)
+static int scratch_add_vcpu(int kvm_fd, struct scratch *s)
 {
 	void *run;
 	int ret = kvmfault__sys_ioctl(s->vm, KVM_CREATE_VCPU, NULL);
@@ -87,7 +88,7 @@ static int add_vcpu(int kvm_fd, struct scratch *s)
 	if (ret)
 		return ret;
 	s->run = run;
-	return set_registers(s);
+	return scratch_set_registers(s);
 }
 
 static int scratch_new(int kvm_fd, struct scratch *s)
@@ -97,19 +98,21 @@ static int scratch_new(int kvm_fd, struct scratch *s)
 	s->vm = kvmfault__sys_ioctl(kvm_fd, KVM_CREATE_VM, NULL);
 	if (s->vm < 0)
 		return s->vm;
-	err = add_table(s);
-	return err ? err : add_vcpu(kvm_fd, s);
+	err = scratch_add_table(s);
+	return err ? err : scratch_add_vcpu(kvm_fd, s);
 }
 
 /*
- * The first fetch of an instruction walks the table. Where the hardware does,
- * KVM is asked for the table's page and can't have it: EFAULT. Where KVM walks,
- * it takes the table for one that maps nothing: a page fault, which a guest
- * without a handler does not survive. It ends in either case: nothing is mapped,
- * so no instruction ever runs; and there is no interrupt controller, without
- * which KVM brings no page in behind the vCPU's back.
+ * The first instruction's fetch walks the page table. If the hardware walks,
+ * KVM has to bring the table's page in and can't: -EFAULT. If KVM walks, it
+ * takes the table for one that maps nothing, and the guest shuts down for want
+ * of a page fault handler.
+ *
+ * KVM_RUN ends either way: nothing is mapped, so no instruction runs; and the VM
+ * has no interrupt controller, without which KVM brings no page in behind the
+ * vCPU's back.
  */
-static int ask(const struct scratch *s)
+static int scratch_ask_paging(const struct scratch *s)
 {
 	int err, tries = 0;
 
@@ -132,14 +135,14 @@ int kvmfault__two_dimensional(int kvm_fd)
 		return -EBADF;
 	ret = scratch_new(kvm_fd, &s);
 	if (!ret)
-		ret = ask(&s);
+		ret = scratch_ask_paging(&s);
 	scratch_free(&s);
 	return ret;
 }
 
 #else
 
-/* arm64's KVM has no other: stage 2 is the hardware's. */
+/* arm64's KVM has no other way: the hardware walks both stages. */
 int kvmfault__two_dimensional(int kvm_fd)
 {
 	return kvm_fd < 0 ? -EBADF : 1;

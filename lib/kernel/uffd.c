@@ -2,10 +2,11 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: userfaultfds, this process's and others'. In: a range and
- * what to do with it. Out: what the kernel did, with the many ways in which it
- * says so made one. A descriptor that holds registered ranges stays open: to
- * close it would make zero pages of all that is absent.
+ * Beside the flow: the calls of userfaultfds, this process's and others'. In: a
+ * descriptor, a range and what to do there. Out: what the kernel did, with the
+ * many ways in which it reports that made one. No descriptor that has
+ * registered ranges is closed here: absent pages would read as zeros from then
+ * on.
  */
 
 #include <fcntl.h>
@@ -13,7 +14,7 @@
 #include "../os/abi.h"
 #include "kernel.h"
 
-static int open_device(void)
+static int uffd_open_device(void)
 {
 	int device, fd;
 
@@ -26,13 +27,13 @@ static int open_device(void)
 	return fd;
 }
 
-/* Without UFFD_USER_MODE_ONLY: what KVM does are kernel accesses. */
+/* Without UFFD_USER_MODE_ONLY, since KVM's accesses are the kernel's. */
 int kvmfault__uffd_open(unsigned int how)
 {
 	int fd = -ENOSYS;
 
 	if (how & KVMFAULT__UFFD_DEVICE)
-		fd = open_device();
+		fd = uffd_open_device();
 	if (fd < 0 && how & KVMFAULT__UFFD_SYSCALL)
 		fd = kvmfault__sys_userfaultfd(O_CLOEXEC | O_NONBLOCK);
 	return fd;
@@ -59,9 +60,9 @@ int kvmfault__uffd_unregister(int fd, uint64_t start, uint64_t length)
 }
 
 /*
- * O_NONBLOCK is a flag of what other processes have, too: one could take it away,
- * and the message that was waiting. Where the kernel can't be told by each read not
- * to sleep (before 6.10) there are some instructions left in which that is so.
+ * Another process may share the open file: it could clear O_NONBLOCK, and read
+ * the message that was waiting. If the kernel can't be told with each read not
+ * to sleep (before 6.10), a few instructions remain in which both may happen.
  */
 ssize_t kvmfault__uffd_read(int fd, void *messages, size_t size)
 {
@@ -74,17 +75,17 @@ ssize_t kvmfault__uffd_read(int fd, void *messages, size_t size)
 	return kvmfault__sys_read(fd, messages, size);
 }
 
-/* Some errors leave the count of bytes as it was, which is 0, and others write
- * -errno: only more than 0 is progress. Returns it, or why there is none. */
-static int64_t progress(int err, uint64_t length, int64_t count)
+/* If a call fails, the kernel leaves the count of bytes at 0 or writes -errno
+ * into it. Returns the count if there was progress, and else the error. */
+static int64_t uffd_progress(int err, uint64_t length, int64_t count)
 {
 	if (!err)
 		return (int64_t)length;
 	return count > 0 ? count : err;
 }
 
-static int64_t copy(int fd, uint64_t to, const void *from, uint64_t length,
-		    bool protect)
+static int64_t uffd_copy(int fd, uint64_t to, const void *from, uint64_t length,
+			 bool protect)
 {
 	struct uffdio_copy copy = {
 		.dst = to,
@@ -94,21 +95,21 @@ static int64_t copy(int fd, uint64_t to, const void *from, uint64_t length,
 	};
 	int err = kvmfault__sys_ioctl(fd, UFFDIO_COPY, &copy);
 
-	return progress(err, length, copy.copy);
+	return uffd_progress(err, length, copy.copy);
 }
 
-static int64_t zero(int fd, uint64_t to, uint64_t length)
+static int64_t uffd_zero(int fd, uint64_t to, uint64_t length)
 {
 	struct uffdio_zeropage zero = {
 		.range = { .start = to, .len = length },
 	};
 	int err = kvmfault__sys_ioctl(fd, UFFDIO_ZEROPAGE, &zero);
 
-	return progress(err, length, zero.zeropage);
+	return uffd_progress(err, length, zero.zeropage);
 }
 
-/* What is in the file. */
-static int64_t map(int fd, uint64_t to, uint64_t length, bool protect)
+/* Map the page that the file has. */
+static int64_t uffd_map(int fd, uint64_t to, uint64_t length, bool protect)
 {
 	struct uffdio_continue cont = {
 		.range = { .start = to, .len = length },
@@ -116,12 +117,12 @@ static int64_t map(int fd, uint64_t to, uint64_t length, bool protect)
 	};
 	int err = kvmfault__sys_ioctl(fd, UFFDIO_CONTINUE, &cont);
 
-	return progress(err, length, cont.mapped);
+	return uffd_progress(err, length, cont.mapped);
 }
 
-/* ENOENT is what a range says that crosses a border of two VMAs, as where nothing
- * is mapped: then half of it is asked for. False: it is one page. */
-static bool halve(uint64_t *length, uint64_t page)
+/* The kernel returns -ENOENT for a range across the border of two VMAs, as it
+ * does if nothing is mapped: try half of the range. False: it was one page. */
+static bool uffd_halve_range(uint64_t *length, uint64_t page)
 {
 	*length = *length / 2 & -page;
 	return *length;
@@ -134,12 +135,12 @@ int64_t kvmfault__uffd_install(int fd, enum kvmfault__install how, uint64_t to,
 	int64_t done;
 
 	if (how == KVMFAULT__COPY)
-		done = copy(fd, to, from, length, protect);
+		done = uffd_copy(fd, to, from, length, protect);
 	else if (how == KVMFAULT__ZERO)
-		done = zero(fd, to, length);
+		done = uffd_zero(fd, to, length);
 	else
-		done = map(fd, to, length, protect);
-	if (done != -ENOENT || !halve(&length, page))
+		done = uffd_map(fd, to, length, protect);
+	if (done != -ENOENT || !uffd_halve_range(&length, page))
 		return done;
 	return kvmfault__uffd_install(fd, how, to, from, length, page, protect);
 }
@@ -151,7 +152,7 @@ int kvmfault__uffd_wake(int fd, uint64_t start, uint64_t length)
 	return kvmfault__sys_ioctl(fd, UFFDIO_WAKE, &range);
 }
 
-static int protect(int fd, uint64_t start, uint64_t length, bool on)
+static int uffd_write_protect(int fd, uint64_t start, uint64_t length, bool on)
 {
 	struct uffdio_writeprotect protect = {
 		.range = { .start = start, .len = length },
@@ -170,9 +171,9 @@ int kvmfault__uffd_protect(int fd, uint64_t start, uint64_t length,
 	for (; at < length && !err; at += step) {
 		step = length - at;
 		do
-			err = protect(fd, start + at, step, on);
-		while (err == -ENOENT && halve(&step, page));
-		if (err == -ENOENT) {	/* nobody writes to a hole */
+			err = uffd_write_protect(fd, start + at, step, on);
+		while (err == -ENOENT && uffd_halve_range(&step, page));
+		if (err == -ENOENT) {	/* a hole can't be written to */
 			step = page;
 			err = 0;
 		}
@@ -180,7 +181,8 @@ int kvmfault__uffd_protect(int fd, uint64_t start, uint64_t length,
 	return err;
 }
 
-static int64_t poison(int fd, uint64_t start, uint64_t length, bool quiet)
+static int64_t uffd_poison_range(int fd, uint64_t start, uint64_t length,
+				 bool quiet)
 {
 	struct kvmfault__uffdio_poison poison = {
 		.range = { .start = start, .len = length },
@@ -188,7 +190,7 @@ static int64_t poison(int fd, uint64_t start, uint64_t length, bool quiet)
 	};
 	int err = kvmfault__sys_ioctl(fd, KVMFAULT__UFFDIO_POISON, &poison);
 
-	return progress(err, length, poison.updated);
+	return uffd_progress(err, length, poison.updated);
 }
 
 int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length,
@@ -200,8 +202,9 @@ int kvmfault__uffd_poison(int fd, uint64_t start, uint64_t length,
 		uint64_t step = length - *done;
 
 		do
-			count = poison(fd, start + *done, step, quiet);
-		while (count == -ENOENT && halve(&step, page));
+			count = uffd_poison_range(fd, start + *done, step,
+						  quiet);
+		while (count == -ENOENT && uffd_halve_range(&step, page));
 		if (count < 0)
 			return (int)count;
 	}
