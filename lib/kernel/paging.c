@@ -108,9 +108,9 @@ static int scratch_new(int kvm_fd, struct scratch *s)
  * takes the table for one that maps nothing, and the guest shuts down for want
  * of a page fault handler.
  *
- * KVM_RUN ends either way: nothing is mapped, so no instruction runs; and the VM
- * has no interrupt controller, without which KVM brings no page in behind the
- * vCPU's back.
+ * KVM_RUN ends either way: nothing is mapped, so no instruction runs; and the
+ * VM has no interrupt controller, without which KVM brings no page in behind
+ * the vCPU's back.
  */
 static int scratch_ask_paging(const struct scratch *s)
 {

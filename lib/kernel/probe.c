@@ -289,8 +289,8 @@ struct kvmfault_finding kvmfault__ask_poison(void)
 
 	if (uffd < 0)
 		return uffd == -ENOSYS ? probe_no(uffd) : probe_could_not(uffd);
-	said = probe_uffd_register_file(uffd, 0, UFFDIO_REGISTER_MODE_MISSING);
-	said = probe_uffd_poison(features, said);
+	said = probe_uffd_poison(features, probe_uffd_register_file(
+		uffd, 0, UFFDIO_REGISTER_MODE_MISSING));
 	kvmfault__sys_close(uffd);
 	return said;
 }
