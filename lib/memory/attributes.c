@@ -2,10 +2,11 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: which guest-physical pages are private. In: what KVM was
- * told. Out: the same, since KVM can't be asked. A bit a page, in leaves of
- * 1 GiB that are there wherever a region has a guest_memfd, are looked up
- * without a lock, and stay until the VM goes, as KVM's attributes do.
+ * Beside the flow: which guest-physical pages are private. In: the attributes
+ * that KVM was told. Out: the same, since KVM can't be asked for them. Each
+ * page has a bit, in leaves of 1 GiB. Leaves are made where a region has a
+ * guest_memfd and are looked up without a lock. They stay until the VM goes, as
+ * KVM's attributes do.
  */
 
 #include "region.h"
@@ -19,32 +20,35 @@ struct kvmfault__leaf {
 	_Atomic uint64_t private[LEAF / WORD];
 };
 
-static _Atomic(struct kvmfault__leaf *) *list(struct kvmfault_vm *vm,
-					      uint64_t number)
+static _Atomic(struct kvmfault__leaf *) *
+attributes_leaf_list(struct kvmfault_vm *vm, uint64_t number)
 {
 	return &vm->conversions.leaves[number % KVMFAULT__LEAVES];
 }
 
-static struct kvmfault__leaf *find(struct kvmfault_vm *vm, uint64_t number)
+static struct kvmfault__leaf *attributes_find_leaf(struct kvmfault_vm *vm,
+						   uint64_t number)
 {
-	struct kvmfault__leaf *leaf = atomic_load(list(vm, number));
+	struct kvmfault__leaf *leaf =
+		atomic_load(attributes_leaf_list(vm, number));
 
 	while (leaf && leaf->number != number)
 		leaf = leaf->next;
 	return leaf;
 }
 
-/* The word that has the page's bit, and those around it. */
-static uint64_t load(struct kvmfault_vm *vm, uint64_t gfn)
+/* Returns the word that holds the page's bit, and the bits of 63 pages around
+ * it. */
+static uint64_t attributes_load_word(struct kvmfault_vm *vm, uint64_t gfn)
 {
-	struct kvmfault__leaf *leaf = find(vm, gfn / LEAF);
+	struct kvmfault__leaf *leaf = attributes_find_leaf(vm, gfn / LEAF);
 
 	return leaf ? atomic_load(&leaf->private[gfn % LEAF / WORD]) : 0;
 }
 
 bool kvmfault__private(struct kvmfault_vm *vm, uint64_t gfn)
 {
-	return load(vm, gfn) >> gfn % WORD & 1;
+	return attributes_load_word(vm, gfn) >> gfn % WORD & 1;
 }
 
 uint64_t kvmfault__attributes_find(struct kvmfault_vm *vm,
@@ -53,7 +57,7 @@ uint64_t kvmfault__attributes_find(struct kvmfault_vm *vm,
 	uint64_t gfn = pages.first;
 
 	while (gfn < pages.end) {
-		uint64_t bits = load(vm, gfn);
+		uint64_t bits = attributes_load_word(vm, gfn);
 
 		bits = (private ? bits : ~bits) >> gfn % WORD;
 		if (bits) {
@@ -71,7 +75,8 @@ void kvmfault__attributes_note(struct kvmfault_vm *vm,
 	uint64_t gfn = pages.first, count;
 
 	for (; gfn < pages.end; gfn += count) {
-		struct kvmfault__leaf *leaf = find(vm, gfn / LEAF);
+		struct kvmfault__leaf *leaf =
+			attributes_find_leaf(vm, gfn / LEAF);
 		_Atomic uint64_t *word = &leaf->private[gfn % LEAF / WORD];
 		uint64_t mask;
 
@@ -86,7 +91,7 @@ void kvmfault__attributes_note(struct kvmfault_vm *vm,
 	}
 }
 
-static void free_all(struct kvmfault__leaf *leaf)
+static void attributes_free_leaves(struct kvmfault__leaf *leaf)
 {
 	while (leaf) {
 		struct kvmfault__leaf *next = leaf->next;
@@ -96,19 +101,21 @@ static void free_all(struct kvmfault__leaf *leaf)
 	}
 }
 
-/* Those that are missing; *leaves: NULL on error. */
-static int make(struct kvmfault_vm *vm, uint64_t number, uint64_t last,
-		struct kvmfault__leaf **leaves)
+/* Make the leaves that are missing. On error *leaves is NULL. */
+static int attributes_make_leaves(struct kvmfault_vm *vm, uint64_t number,
+				  uint64_t last,
+				  struct kvmfault__leaf **leaves)
 {
 	*leaves = NULL;
 	for (; number <= last; number++) {
 		struct kvmfault__leaf *leaf;
 
-		if (find(vm, number))
+		if (attributes_find_leaf(vm, number))
 			continue;
-		leaf = kvmfault__sys_alloc(sizeof(*leaf), 0); /* all shared */
+		/* Zeroed: all of its pages are shared. */
+		leaf = kvmfault__sys_alloc(sizeof(*leaf), 0);
 		if (!leaf) {
-			free_all(*leaves);
+			attributes_free_leaves(*leaves);
 			*leaves = NULL;
 			return -ENOMEM;
 		}
@@ -123,12 +130,14 @@ int kvmfault__attributes_cover(struct kvmfault_vm *vm,
 			       struct kvmfault__gfns pages)
 {
 	struct kvmfault__leaf *leaf, *next;
-	int err = make(vm, pages.first / LEAF, (pages.end - 1) / LEAF, &leaf);
+	int err = attributes_make_leaves(vm, pages.first / LEAF,
+					 (pages.end - 1) / LEAF, &leaf);
 
 	for (; leaf; leaf = next) {
 		next = leaf->next;
-		leaf->next = atomic_load(list(vm, leaf->number));
-		atomic_store(list(vm, leaf->number), leaf);
+		leaf->next = atomic_load(attributes_leaf_list(vm,
+							      leaf->number));
+		atomic_store(attributes_leaf_list(vm, leaf->number), leaf);
 	}
 	return err;
 }
@@ -138,7 +147,7 @@ void kvmfault__attributes_free(struct kvmfault_vm *vm)
 	size_t i;
 
 	for (i = 0; i < KVMFAULT__LEAVES; i++)
-		free_all(atomic_load(&vm->conversions.leaves[i]));
+		attributes_free_leaves(atomic_load(&vm->conversions.leaves[i]));
 }
 
 KVMFAULT__EXPORT
@@ -154,7 +163,8 @@ bool kvmfault__convertible(const struct kvmfault_vm *vm,
 {
 	uint64_t last;
 
-	if (!vm->conversions.converter.set || !region || region->guest_memfd <= 0 ||
+	if (!vm->conversions.converter.set || !region ||
+	    region->guest_memfd <= 0 ||
 	    fault->kind != KVMFAULT_KIND_EXIT ||
 	    fault->error == EHWPOISON || fault->address_space)
 		return false;

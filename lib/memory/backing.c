@@ -2,9 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * What holds a memory's bytes: its file, or anonymous pages. In: a range of a memory.
- * Out: whether a page is in it, or the range taken out of it. The VMM is told of what
- * has changed.
+ * The backing, which holds a memory's bytes: a file, or anonymous pages. In: a
+ * range of a memory. Out: whether one of its pages is in the backing, or the
+ * range punched out of the backing. Here the VMM is also told what has changed.
  */
 
 #include <fcntl.h>
@@ -13,8 +13,8 @@
 #include <unistd.h>
 #include "memory.h"
 
-static int file_resident(const struct kvmfault_memory *memory, uint64_t offset,
-			 uint64_t length)
+static int backing_file_has_page(const struct kvmfault_memory *memory,
+				 uint64_t offset, uint64_t length)
 {
 	uint64_t start = memory->fd_offset + offset;
 	off_t data;
@@ -25,8 +25,8 @@ static int file_resident(const struct kvmfault_memory *memory, uint64_t offset,
 	return data < 0 ? (int)data : (uint64_t)data < start + length;
 }
 
-static int anonymous_resident(const struct kvmfault_memory *memory,
-			      uint64_t offset, uint64_t length)
+static int backing_anon_has_page(const struct kvmfault_memory *memory,
+				 uint64_t offset, uint64_t length)
 {
 	unsigned char vec[512];
 	size_t page = kvmfault__sys_page_size(), i;
@@ -52,8 +52,8 @@ int kvmfault__memory_resident(const struct kvmfault_memory *memory,
 			      uint64_t offset, uint64_t length)
 {
 	if (memory->fd <= 0)
-		return anonymous_resident(memory, offset, length);
-	return file_resident(memory, offset, length);
+		return backing_anon_has_page(memory, offset, length);
+	return backing_file_has_page(memory, offset, length);
 }
 
 int kvmfault__memory_punch(const struct kvmfault_memory *memory,

@@ -2,11 +2,12 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Userfaultfds that tell of more than faults. In: whoever reads such a descriptor,
- * installs there, or takes pages away. Out: none of them waits for itself, and nothing
- * comes back that is gone. Once an event is read its pages may go at any moment, and
- * what is installed after that would stay: so no thread installs while another one
- * reads. And a thread that takes pages away sleeps until its event is read.
+ * Userfaultfds that tell of more than faults. In: whoever reads such a
+ * descriptor, installs there, or takes pages away. Out: none of them waits for
+ * itself, and nothing comes back that is gone. Once an event is read its pages
+ * may go at any moment, and what is installed after that would stay: so no
+ * thread installs while another one reads. And a thread that takes pages away
+ * sleeps until its event is read.
  */
 
 #include "page.h"
@@ -14,7 +15,7 @@
 #define TRIES 8			/* to begin an install */
 #define WAIT 1000000		/* ns, for a read, which takes less */
 
-static bool installs(struct kvmfault__seat *seat, void *uffd)
+static bool event_seat_is_installing(struct kvmfault__seat *seat, void *uffd)
 {
 	return kvmfault__held(seat, KVMFAULT__HAZARD_INSTALLING) == uffd;
 }
@@ -22,7 +23,7 @@ static bool installs(struct kvmfault__seat *seat, void *uffd)
 void kvmfault__reading_begin(struct kvmfault_uffd *uffd)
 {
 	atomic_fetch_add(&uffd->reader->reading, 1);
-	kvmfault__drain(uffd->vm, installs, uffd);
+	kvmfault__drain(uffd->vm, event_seat_is_installing, uffd);
 }
 
 void kvmfault__reading_end(struct kvmfault_uffd *uffd)
@@ -35,7 +36,7 @@ void kvmfault__reading_end(struct kvmfault_uffd *uffd)
 }
 
 /* False: a signal came first. */
-static bool wait_for_readers(struct kvmfault__reader *reader)
+static bool event_wait_for_readers(struct kvmfault__reader *reader)
 {
 	uint32_t reading;
 	int err = 0;
@@ -50,8 +51,8 @@ static bool wait_for_readers(struct kvmfault__reader *reader)
 
 /* What an event has told is gone is zero from then on, also where it is being
  * fetched. */
-static uint64_t length_not_gone(const struct kvmfault_memory *memory,
-				uint64_t offset, uint64_t length)
+static uint64_t event_limit_length(const struct kvmfault_memory *memory,
+				   uint64_t offset, uint64_t length)
 {
 	uint64_t page = offset >> memory->page_shift;
 	uint64_t end = (offset + length) >> memory->page_shift;
@@ -70,13 +71,13 @@ uint64_t kvmfault__install_begin(struct kvmfault__seat *seat,
 	unsigned int i;
 
 	for (i = 0; i < TRIES; i++) {
-		/* Who reads says so, then looks for who installs; one of us sees
-		 * the other. */
+		/* Who reads says so, then looks for who installs; one of us
+		 * sees the other. */
 		atomic_store(&seat->hazard[KVMFAULT__HAZARD_INSTALLING], memory->uffd);
 		if (!atomic_load(&reader->reading))
-			return length_not_gone(memory, offset, length);
+			return event_limit_length(memory, offset, length);
 		kvmfault__install_end(seat);
-		if (!wait_for_readers(reader))
+		if (!event_wait_for_readers(reader))
 			break;
 	}
 	return 0;

@@ -2,10 +2,11 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Stage publish, its host side. In: a range of a memory. Out: its pages installed,
- * protected, poisoned, or the threads that sleep on it awake. Pages are installed
- * through the memslots' mapping and through no other; a wake reaches only those who
- * sleep on the same userfaultfd, so each mapping gets its own.
+ * Stage publish, its host side: what userfaultfd does to pages. In: a range of
+ * a memory. Out: its pages are installed, write-protected or poisoned, or its
+ * sleepers are awake. Pages are installed through the memslots' mapping and
+ * through no other. A wake reaches only the sleepers of one userfaultfd, so
+ * each mapping gets its own.
  */
 
 #include <linux/userfaultfd.h>
@@ -14,7 +15,8 @@
 #include "../os/abi.h"
 #include "page.h"
 
-/* Touched without it, a file that can't grow would be a SIGBUS for us. */
+/* If the file could not grow, the library's own touch would raise SIGBUS: the
+ * kernel says EFAULT here instead. */
 int kvmfault__prepare(const struct kvmfault_memory *memory, uint64_t offset,
 		      uint64_t length)
 {
@@ -24,19 +26,21 @@ int kvmfault__prepare(const struct kvmfault_memory *memory, uint64_t offset,
 	return err == -EFAULT ? -ENOMEM : err;
 }
 
-/* With minor faults: what is to be there is written to the file first. Of a page
- * that was discarded nothing is: it reads zero by itself, unless somebody has
- * written to it since, through a mapping that the library does not know. */
-static int write_file(const struct kvmfault_memory *memory, uint64_t offset,
-		      const void *data, uint64_t length)
+/* With minor faults the data is written to the file first. A discarded page has
+ * no data: it reads zero, unless a mapping that the library does not know wrote
+ * to it. */
+static int install_write_file(const struct kvmfault_memory *memory,
+			      uint64_t offset, const void *data,
+			      uint64_t length)
 {
 	const char *from = data;
 	char *to = memory->fill + offset;
 	int err;
 
-	/* The request's own buffer, also if the request was a wider one when
-	 * that was read: the bytes are where they belong. */
-	if (from && from >= memory->fill && from < memory->fill + memory->length)
+	/* The source has read into the request's own buffer, which is the file:
+	 * the bytes are in place, even if the request was wider then. */
+	if (from && from >= memory->fill &&
+	    from < memory->fill + memory->length)
 		return 0;
 	err = kvmfault__prepare(memory, offset, length);
 	if (!err && data)
@@ -44,10 +48,10 @@ static int write_file(const struct kvmfault_memory *memory, uint64_t offset,
 	return err;
 }
 
-/* Is one of the pages? Those that come with it are protected too, and the first
- * write to them finds that it needs not be. */
-static bool any_protected(const struct kvmfault_memory *memory, uint64_t offset,
-			  uint64_t length)
+/* If one page is write-protected, the pages that come with it are too. The
+ * first write to one of those finds that it need not be, and lifts that. */
+static bool install_has_protected(const struct kvmfault_memory *memory,
+				  uint64_t offset, uint64_t length)
 {
 	uint64_t page = offset >> memory->page_shift;
 	uint64_t end = (offset + length) >> memory->page_shift;
@@ -59,11 +63,10 @@ static bool any_protected(const struct kvmfault_memory *memory, uint64_t offset,
 	return page < end;
 }
 
-/* What is in the file can be mapped, which also takes a marker away that is in
- * its place; if that is not possible now, the file says whether it is there. Before
- * 5.13 a huge page can't be asked for. As kvmfault__see(). */
-static int see(const struct kvmfault_mapping *mapping, uint64_t offset,
-	       bool protect)
+/* UFFDIO_CONTINUE maps a page that the file has, and replaces a marker. If the
+ * kernel can't do so now, ask the file; before 5.13 it can't for huge pages. */
+static int install_find_page(const struct kvmfault_mapping *mapping,
+			     uint64_t offset, bool protect)
 {
 	const struct kvmfault_memory *memory = mapping->span.memory;
 	uint64_t size = kvmfault__page_size(memory);
@@ -77,7 +80,8 @@ static int see(const struct kvmfault_mapping *mapping, uint64_t offset,
 		return 1;
 	if (done == -EFAULT)
 		return 0;
-	/* Not known, and its bytes may be what somebody has written by now. */
+	/* If the kernel did not say, do not call the page absent: a guest may
+	 * have written to its bytes by now. */
 	if (!memory->hugetlb)
 		return kvmfault__memory_resident(memory, offset, size);
 	return done == -EINVAL || done == -ENOTTY ? -EOPNOTSUPP : (int)done;
@@ -86,36 +90,38 @@ static int see(const struct kvmfault_mapping *mapping, uint64_t offset,
 int kvmfault__see(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 		  uint64_t offset)
 {
-	const struct kvmfault__mappings *all = kvmfault__mappings_hold(seat, memory);
-	int there = see(all->mapping[0], offset,
-			any_protected(memory, offset,
-				      kvmfault__page_size(memory)));
+	const struct kvmfault__mappings *all =
+		kvmfault__mappings_hold(seat, memory);
+	uint64_t size = kvmfault__page_size(memory);
+	int there = install_find_page(all->mapping[0], offset,
+				      install_has_protected(memory, offset,
+							    size));
 
 	kvmfault__unhold(seat, KVMFAULT__HAZARD_MAPPINGS);
 	return there;
 }
 
-/* "It is there" is a claim: a kernel says so, too, when no huge page is left. Of
- * anonymous memory it is true. */
-static int prove(const struct kvmfault_mapping *mapping, uint64_t offset,
-		 bool protect)
+/* The kernel also says EEXIST if no huge page is left, so see whether the page
+ * of a file is there. EEXIST of anonymous memory is true. */
+static int install_confirm_existing(const struct kvmfault_mapping *mapping,
+				    uint64_t offset, bool protect)
 {
 	int there = 1;
 
 	if (mapping->span.memory->fd > 0)
-		there = see(mapping, offset, protect);
+		there = install_find_page(mapping, offset, protect);
 	if (there == -EOPNOTSUPP)
 		there = 1;
 	return there > 0 ? 0 : there ? there : -ENOMEM;
 }
 
-/* One call for each run of pages that are not there, if the kernel does not stop
- * in between. */
-static int fill(struct kvmfault__seat *seat,
-		const struct kvmfault_mapping *mapping,
-		enum kvmfault__install how, uint64_t offset, const char *data,
-		uint64_t length, bool protect,
-		struct kvmfault__installed *installed)
+/* Unless the kernel stops in between, one call installs each run of pages that
+ * are not there. */
+static int install_fill_range(struct kvmfault__seat *seat,
+			      const struct kvmfault_mapping *mapping,
+			      enum kvmfault__install how, uint64_t offset,
+			      const char *data, uint64_t length, bool protect,
+			      struct kvmfault__installed *installed)
 {
 	const struct kvmfault_memory *memory = mapping->span.memory;
 	uint64_t size = kvmfault__page_size(memory);
@@ -134,7 +140,8 @@ static int fill(struct kvmfault__seat *seat,
 		existed = done == -EEXIST;
 		if (existed)
 			done = how == KVMFAULT__MAP ? 0 :
-				prove(mapping, offset + at, protect);
+				install_confirm_existing(mapping, offset + at,
+							 protect);
 		if (done < 0)
 			break;
 		if (existed)
@@ -150,7 +157,8 @@ static int fill(struct kvmfault__seat *seat,
 	return end < length ? -EAGAIN : 0;
 }
 
-static bool is_ours(const struct kvmfault__seat *seat, const void *data)
+static bool install_is_own_buffer(const struct kvmfault__seat *seat,
+				  const void *data)
 {
 	const char *at = data, *buffer = seat->buffer;
 
@@ -162,28 +170,31 @@ int kvmfault__install(struct kvmfault__seat *seat,
 		      const void *data, uint64_t length,
 		      struct kvmfault__installed *installed)
 {
-	const struct kvmfault__mappings *all = kvmfault__mappings_hold(seat, memory);
+	const struct kvmfault__mappings *all =
+		kvmfault__mappings_hold(seat, memory);
 	const struct kvmfault_mapping *mapping = all->mapping[0];
-	bool protect = any_protected(memory, offset, length);
+	bool protect = install_has_protected(memory, offset, length);
 	enum kvmfault__install how = KVMFAULT__COPY;
 	int err = 0;
 
 	*installed = (struct kvmfault__installed){ 0 };
 	if (memory->fill) {
 		how = KVMFAULT__MAP;
-		err = write_file(memory, offset, data, length);
+		err = install_write_file(memory, offset, data, length);
 	} else if (!data && !protect && atomic_load(&mapping->ioctls) &
 		   1ULL << _UFFDIO_ZEROPAGE) {
-		how = KVMFAULT__ZERO;	/* it knows of no protection */
+		how = KVMFAULT__ZERO;	/* it can't write-protect */
 	} else if (!data) {
 		data = memset(seat->buffer, 0, length);
-	} else if (kvmfault__events_take(memory) && !is_ours(seat, data)) {
-		/* Nobody sleeps on what is copied while others wait to read. */
+	} else if (kvmfault__events_take(memory) &&
+		   !install_is_own_buffer(seat, data)) {
+		/* Touch the data here: UFFDIO_COPY must not sleep on a page of
+		 * it while readers of events wait for the install to end. */
 		data = memcpy(seat->buffer, data, length);
 	}
 	if (!err)
-		err = fill(seat, mapping, how, offset, data, length, protect,
-			   installed);
+		err = install_fill_range(seat, mapping, how, offset, data,
+					 length, protect, installed);
 	kvmfault__unhold(seat, KVMFAULT__HAZARD_MAPPINGS);
 	return err;
 }
@@ -191,7 +202,8 @@ int kvmfault__install(struct kvmfault__seat *seat,
 int kvmfault__map(const struct kvmfault_mapping *mapping, uint64_t offset,
 		  uint64_t length)
 {
-	bool protect = any_protected(mapping->span.memory, offset, length);
+	bool protect = install_has_protected(mapping->span.memory, offset,
+					     length);
 	uint64_t size = kvmfault__page_size(mapping->span.memory);
 	int64_t done = kvmfault__uffd_install(mapping->uffd->fd, KVMFAULT__MAP,
 					      mapping->host + offset, NULL,
@@ -200,9 +212,9 @@ int kvmfault__map(const struct kvmfault_mapping *mapping, uint64_t offset,
 	return done < 0 ? (int)done : 0;
 }
 
-/* A process that is gone writes nothing. */
-static int protect_in(const struct kvmfault_mapping *mapping, uint64_t offset,
-		      uint64_t length, bool on)
+/* ESRCH: the mapping's process is gone, and so it writes nothing. */
+static int install_protect_one(const struct kvmfault_mapping *mapping,
+			       uint64_t offset, uint64_t length, bool on)
 {
 	uint64_t size = kvmfault__page_size(mapping->span.memory);
 	int err = kvmfault__uffd_protect(mapping->uffd->fd,
@@ -222,10 +234,11 @@ int kvmfault__protect(struct kvmfault__seat *seat,
 	size_t i;
 
 	if (only)
-		return protect_in(only, offset, length, on);
+		return install_protect_one(only, offset, length, on);
 	all = kvmfault__mappings_hold(seat, memory);
 	for (i = 0; i < all->count; i++) {
-		int err = protect_in(all->mapping[i], offset, length, on);
+		int err = install_protect_one(all->mapping[i], offset, length,
+					      on);
 
 		if (!first)
 			first = err;
@@ -234,8 +247,8 @@ int kvmfault__protect(struct kvmfault__seat *seat,
 	return first;
 }
 
-/* What is there stays; and nobody reads where nothing is mapped, or in a process
- * that is gone. */
+/* A page that is there stays. ENOENT and ESRCH are no errors: no thread reads
+ * where nothing is mapped, or in a process that is gone. */
 int kvmfault__poison_run(const struct kvmfault_mapping *mapping,
 			 uint64_t offset, uint64_t length)
 {
@@ -243,8 +256,8 @@ int kvmfault__poison_run(const struct kvmfault_mapping *mapping,
 	uint64_t size = kvmfault__page_size(memory), at = 0, done;
 	int fd = mapping->uffd->fd, err = 0;
 
-	/* Nothing goes over a protection's marker, and it would be taken for a
-	 * page. */
+	/* UFFDIO_POISON replaces no marker of a write-protection: it says
+	 * EEXIST, which would be taken for a page. */
 	if (memory->write_protect)
 		err = kvmfault__uffd_protect(fd, mapping->host + offset, length,
 					     size, false);
@@ -260,12 +273,13 @@ int kvmfault__poison_run(const struct kvmfault_mapping *mapping,
 	return err == -ESRCH ? 0 : err;
 }
 
-static int poison_and_wake(const struct kvmfault_mapping *mapping,
-			   uint64_t offset, uint64_t length)
+static int install_poison_one(const struct kvmfault_mapping *mapping,
+			      uint64_t offset, uint64_t length)
 {
 	int err = kvmfault__poison_run(mapping, offset, length);
 
-	/* Nobody was woken where there was a marker before. */
+	/* If a page had a marker before, the kernel has woken no sleeper
+	 * there. */
 	if (!err)
 		kvmfault__uffd_wake(mapping->uffd->fd, mapping->host + offset,
 				    length);
@@ -282,27 +296,27 @@ int kvmfault__poison(struct kvmfault__seat *seat,
 	size_t i;
 
 	if (only)
-		return poison_and_wake(only, offset, length);
+		return install_poison_one(only, offset, length);
 	all = kvmfault__mappings_hold(seat, memory);
 	for (i = 0; i < all->count && !err; i++)
 		if (all->mapping[i]->uffd)
-			err = poison_and_wake(all->mapping[i], offset, length);
+			err = install_poison_one(all->mapping[i], offset,
+						 length);
 	kvmfault__unhold(seat, KVMFAULT__HAZARD_MAPPINGS);
 	return err;
 }
 
-/* Nobody but the process itself can take a marker out, and yet what is installed
- * there takes its place: zeros, which is what a discarded page holds, and a hole
- * takes these away again. */
-static int unpoison_remote(struct kvmfault__seat *seat,
-			   const struct kvmfault_mapping *mapping,
-			   uint64_t offset)
+/* Only its own process can remove a marker, but an installed page replaces it.
+ * So install zeros, which a discarded page holds, and punch them out again. */
+static int install_unpoison_remote(struct kvmfault__seat *seat,
+				   const struct kvmfault_mapping *mapping,
+				   uint64_t offset)
 {
 	const struct kvmfault_memory *memory = mapping->span.memory;
 	uint64_t size = kvmfault__page_size(memory);
 	uint64_t host = mapping->host + offset;
 	int64_t done = -EEXIST;
-	/* Those pages may be larger than the buffer. */
+	/* Pages with minor faults may be larger than the seat's buffer. */
 	int err = memory->fill ? kvmfault__prepare(memory, offset, size) : 0;
 
 	if (err)
@@ -311,12 +325,12 @@ static int unpoison_remote(struct kvmfault__seat *seat,
 		done = kvmfault__uffd_install(mapping->uffd->fd,
 			KVMFAULT__COPY, host, memset(seat->buffer, 0, size),
 			size, size, false);
-	if (done == -EEXIST)	/* it is in the file */
+	if (done == -EEXIST)	/* the page is in the file */
 		done = kvmfault__uffd_install(mapping->uffd->fd, KVMFAULT__MAP,
 					      host, NULL, size, size, false);
 	if (done == -ENOENT || done == -ESRCH)
 		return 0;
-	/* Of hardware, which only that process can take out. */
+	/* The marker is of a hardware error: only its process can remove it. */
 	if (done == -EFAULT && !memory->hugetlb)
 		return 0;
 	if (done < 0 && done != -EEXIST)
@@ -327,7 +341,8 @@ static int unpoison_remote(struct kvmfault__seat *seat,
 int kvmfault__unpoison(struct kvmfault__seat *seat,
 		       struct kvmfault_memory *memory, uint64_t offset)
 {
-	const struct kvmfault__mappings *all = kvmfault__mappings_hold(seat, memory);
+	const struct kvmfault__mappings *all =
+		kvmfault__mappings_hold(seat, memory);
 	int err = 0;
 	size_t i;
 
@@ -336,7 +351,7 @@ int kvmfault__unpoison(struct kvmfault__seat *seat,
 		void *host = (void *)(uintptr_t)(mapping->host + offset);
 
 		err = mapping->uffd && mapping->uffd->space ?
-			unpoison_remote(seat, mapping, offset) :
+			install_unpoison_remote(seat, mapping, offset) :
 			kvmfault__take_away(mapping->uffd, host,
 					    kvmfault__page_size(memory),
 					    MADV_DONTNEED);
@@ -345,10 +360,10 @@ int kvmfault__unpoison(struct kvmfault__seat *seat,
 	return err;
 }
 
-/* It fails only where nobody can be asleep (any more). */
-static void wake_in(struct kvmfault__seat *seat,
-		    const struct kvmfault_mapping *mapping, uint64_t offset,
-		    uint64_t length)
+/* The ioctl fails only where no thread can sleep (any more). */
+static void install_wake_one(struct kvmfault__seat *seat,
+			     const struct kvmfault_mapping *mapping,
+			     uint64_t offset, uint64_t length)
 {
 	kvmfault__uffd_wake(mapping->uffd->fd, mapping->host + offset, length);
 	kvmfault__count(seat, woken);
@@ -362,14 +377,14 @@ void kvmfault__wake(struct kvmfault__seat *seat,
 	const struct kvmfault__mappings *all;
 	size_t i;
 
-	/* It is held, and may be in the list no more. */
+	/* The caller holds the mapping, which may have left the list by now. */
 	if (only) {
-		wake_in(seat, only, offset, length);
+		install_wake_one(seat, only, offset, length);
 		return;
 	}
 	all = kvmfault__mappings_hold(seat, memory);
 	for (i = 0; i < all->count; i++)
 		if (all->mapping[i]->uffd)
-			wake_in(seat, all->mapping[i], offset, length);
+			install_wake_one(seat, all->mapping[i], offset, length);
 	kvmfault__unhold(seat, KVMFAULT__HAZARD_MAPPINGS);
 }

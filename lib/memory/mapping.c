@@ -2,10 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Stage publish, its host side: every place where a memory is mapped. In: a
- * range of a memory. Out: its pages installed, its sleepers awake. Pages are
- * installed through the memslots' mapping and through no other; a wake reaches
- * only those who sleep on the same userfaultfd, so each gets its own.
+ * The mappings of a memory, for what is done through them. In: a memory, or
+ * none for each of them. Out: the mapping that the library itself may read and
+ * write, or one call for each memory. A memory has exactly one memslots'
+ * mapping, the first in its list.
  */
 
 #include <linux/userfaultfd.h>
@@ -15,7 +15,7 @@
 #include "../os/abi.h"
 #include "memory.h"
 
-/* The first of this process that is not the memslots', or NULL. */
+/* Returns the first mapping of this process behind the memslots', or NULL. */
 const struct kvmfault_mapping *
 kvmfault__own_mapping(const struct kvmfault__mappings *all)
 {
@@ -30,7 +30,8 @@ kvmfault__own_mapping(const struct kvmfault__mappings *all)
 char *kvmfault__bytes(struct kvmfault__seat *seat,
 		      struct kvmfault_memory *memory, uint64_t offset)
 {
-	const struct kvmfault__mappings *all = kvmfault__mappings_hold(seat, memory);
+	const struct kvmfault__mappings *all =
+		kvmfault__mappings_hold(seat, memory);
 	const struct kvmfault_mapping *own = NULL;
 
 	if (memory->marked)
@@ -40,27 +41,29 @@ char *kvmfault__bytes(struct kvmfault__seat *seat,
 	return (char *)(uintptr_t)own->host + offset;
 }
 
-struct each {
+struct memory_visit {
 	int (*memory)(struct kvmfault_memory *memory);
 	int err;
 };
 
-/* A memory has one of these, and as long as it has it is found by it. */
-static void if_memslots(struct kvmfault__seat *seat,
-			struct kvmfault__span *span, void *data)
+/* Every memory has one memslots' mapping until it is freed, so that mapping
+ * stands for the memory. */
+static void mapping_visit_memory(struct kvmfault__seat *seat,
+				 struct kvmfault__span *span, void *data)
 {
-	struct each *each = data;
+	struct memory_visit *visit = data;
 
 	(void)seat;
-	if (((struct kvmfault_mapping *)span)->memslots && !each->err)
-		each->err = each->memory(span->memory);
+	if (((struct kvmfault_mapping *)span)->memslots && !visit->err)
+		visit->err = visit->memory(span->memory);
 }
 
 int kvmfault__each_memory(struct kvmfault__seat *seat,
 			  int (*each)(struct kvmfault_memory *memory))
 {
-	struct each data = { .memory = each };
+	struct memory_visit visit = { .memory = each };
 
-	kvmfault__table_visit(seat, &seat->vm->mappings, if_memslots, &data);
-	return data.err;
+	kvmfault__table_visit(seat, &seat->vm->mappings, mapping_visit_memory,
+			      &visit);
+	return visit.err;
 }

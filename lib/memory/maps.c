@@ -29,7 +29,7 @@ struct line {
 };
 
 /* The text of the next line, as far as there is room for it. */
-static bool next_text(struct maps *maps, char *text, size_t size)
+static bool maps_read_text(struct maps *maps, char *text, size_t size)
 {
 	size_t length = 0;
 	char c;
@@ -55,12 +55,12 @@ static bool next_text(struct maps *maps, char *text, size_t size)
 }
 
 /* False: there are no more, or they are not what they were since 2.6. */
-static bool next_line(struct maps *maps, struct line *line)
+static bool maps_read_line(struct maps *maps, struct line *line)
 {
 	unsigned long long start, end, offset, inode;
 	char text[128];
 
-	if (!next_text(maps, text, sizeof(text)) ||
+	if (!maps_read_text(maps, text, sizeof(text)) ||
 	    sscanf(text, "%llx-%llx %*3c%c %llx %*x:%*x %llu", &start, &end,
 		   &line->shared, &offset, &inode) != 5)
 		return false;
@@ -71,11 +71,11 @@ static bool next_line(struct maps *maps, struct line *line)
 	return true;
 }
 
-/* What of it is not as it was said, or NULL. Only of files that userfaultfd takes
- * is the inode's number here the one that fstat() tells. */
-static const char *differs(const struct kvmfault_memory *memory,
-			   uint64_t host, const struct line *line,
-			   uint64_t inode)
+/* What of it is not as it was said, or NULL. Only of files that userfaultfd
+ * takes is the inode's number here the one that fstat() tells. */
+static const char *maps_find_difference(const struct kvmfault_memory *memory,
+					uint64_t host, const struct line *line,
+					uint64_t inode)
 {
 	if (memory->fd <= 0)
 		return line->shared == 'p' && !line->inode ? NULL :
@@ -102,9 +102,9 @@ int kvmfault__maps_check(const struct kvmfault_memory *memory, uint64_t host)
 		return 0;
 	if (memory->fd > 0)
 		err = kvmfault__sys_fstat(memory->fd, &stat);
-	while (!err && !wrong && next_line(&maps, &line))
+	while (!err && !wrong && maps_read_line(&maps, &line))
 		if (line.start < host + memory->length && line.end > host)
-			wrong = differs(memory, host, &line, stat.st_ino);
+			wrong = maps_find_difference(memory, host, &line, stat.st_ino);
 	kvmfault__sys_close(maps.fd);
 	if (wrong)
 		return kvmfault__refuse(memory->vm, -EINVAL,

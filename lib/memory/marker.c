@@ -2,40 +2,39 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Delivery by markers. In: a touch of a stretch of the memslots' mapping that
- * has none. Out: a marker in each absent page of it, so that the next touch of
- * one ends KVM_RUN; unless the touch may be a lone one in a large memory, for
- * which that would be too much work. A marker that is missing makes a fault
- * slow, for then it comes as a message; one on a page that is present would be
- * an error, and is never left there.
+ * Delivery by markers: which missing pages end KVM_RUN with a SIGBUS. In: a
+ * message for a page of a marker block in the memslots' mapping. Out: a marker
+ * in each absent page of that block, if the work pays. If a marker is missing,
+ * the fault is slow, since it comes as a message. No marker stays on a page
+ * that is present: that would be an error.
  */
 
 #include <sys/mman.h>
 
 #include "region.h"
 
-/* Pages. Of 4 KiB it is what two pages of the host's page tables map, so a lone
- * touch takes one more of these than it needs; and there is room for vCPUs that
- * touch a stretch at the same time within one message for each 2 MiB. */
-#define STRETCH 1024ULL
+/* In pages. Two page tables map a block of 4 KiB pages, one more than a lone
+ * touch needs; and two vCPUs that touch it at once cost one message for each 2
+ * MiB. */
+#define MARKER_BLOCK 1024ULL
 #define BITS 64
-#define AHEAD 4ULL		/* stretches, at most */
-#define AT_ONCE 32U		/* so many without asking: 128 MiB */
+#define AHEAD 4ULL		/* blocks that are marked ahead, at most */
+#define AT_ONCE 32U		/* blocks marked at the first touch: 128 MiB */
 
-static uint64_t stretches(const struct kvmfault_memory *memory)
+static uint64_t marker_count_blocks(const struct kvmfault_memory *memory)
 {
-	return (memory->length >> memory->page_shift) / STRETCH + 1;
+	return (memory->length >> memory->page_shift) / MARKER_BLOCK + 1;
 }
 
-static size_t bytes(const struct kvmfault_memory *memory)
+static size_t marker_bitmap_bytes(const struct kvmfault_memory *memory)
 {
-	return (stretches(memory) / BITS + 1) * sizeof(uint64_t);
+	return (marker_count_blocks(memory) / BITS + 1) * sizeof(uint64_t);
 }
 
 int kvmfault__markers_new(struct kvmfault_memory *memory)
 {
 	void *marked;
-	int err = kvmfault__sys_mmap(&marked, 2 * bytes(memory),
+	int err = kvmfault__sys_mmap(&marked, 2 * marker_bitmap_bytes(memory),
 				     PROT_READ | PROT_WRITE,
 				     MAP_PRIVATE | MAP_ANONYMOUS |
 				     MAP_NORESERVE, -1, 0);
@@ -49,11 +48,12 @@ void kvmfault__markers_free(struct kvmfault_memory *memory)
 {
 	if (memory->marked)
 		kvmfault__sys_munmap((void *)(uintptr_t)memory->marked,
-				     2 * bytes(memory));
+				     2 * marker_bitmap_bytes(memory));
 }
 
-/* Nobody has it, nor is about to. */
-static bool missing(const struct kvmfault_memory *memory, uint64_t page)
+/* The page is absent or discarded, and is not being fetched. */
+static bool marker_page_is_missing(const struct kvmfault_memory *memory,
+				   uint64_t page)
 {
 	enum kvmfault__state state = kvmfault__page_state(memory, page);
 
@@ -61,20 +61,19 @@ static bool missing(const struct kvmfault_memory *memory, uint64_t page)
 }
 
 /*
- * Somebody may have fetched one of these pages meanwhile. If his copy comes
- * after the marker it takes its place. If it came before, and the kernel has
- * unmapped the page since, the marker is wrong: in either case taking it away is
- * right.
+ * If another thread's copy came after the marker, it has replaced the marker.
+ * If it came before, the kernel may have unmapped the page since, and the
+ * marker is stale: remove it in either case.
  */
-static int recheck(const struct kvmfault_mapping *mapping, uint64_t page,
-		   uint64_t count)
+static int marker_recheck_run(const struct kvmfault_mapping *mapping,
+			      uint64_t page, uint64_t count)
 {
 	const struct kvmfault_memory *memory = mapping->span.memory;
 	uint64_t size = kvmfault__page_size(memory), end = page + count;
 	int err = 0;
 
 	for (; page < end && !err; page++)
-		if (!missing(memory, page))
+		if (!marker_page_is_missing(memory, page))
 			err = kvmfault__take_away(memory->uffd,
 						  (char *)memory->host +
 						  page * size, size,
@@ -82,11 +81,11 @@ static int recheck(const struct kvmfault_mapping *mapping, uint64_t page,
 	return err;
 }
 
-/* One call for each run of pages that have neither data nor a marker; first: the
- * first of these runs is all. */
-static int mark_run(struct kvmfault__seat *seat,
-		    const struct kvmfault_mapping *mapping, uint64_t page,
-		    uint64_t count, bool first)
+/* One call marks each run of pages that have neither data nor a marker. If
+ * `first` is set, only the first of these runs is marked. */
+static int marker_mark_run(struct kvmfault__seat *seat,
+			   const struct kvmfault_mapping *mapping,
+			   uint64_t page, uint64_t count, bool first)
 {
 	uint64_t size = kvmfault__page_size(mapping->span.memory);
 	uint64_t end = page + count, done;
@@ -99,9 +98,10 @@ static int mark_run(struct kvmfault__seat *seat,
 					    &done);
 		done /= size;
 		kvmfault__add(seat, KVMFAULT__COUNTER(marked), done);
-		gone = recheck(mapping, page, done);
+		gone = marker_recheck_run(mapping, page, done);
 		page += done;
-		/* There is a page, or a marker; or nothing is mapped. */
+		/* EEXIST: a page or a marker is there. ENOENT: nothing is
+		 * mapped there. Neither needs a marker. */
 		if (!first && (err == -EEXIST || err == -ENOENT)) {
 			err = 0;
 			page++;
@@ -110,23 +110,25 @@ static int mark_run(struct kvmfault__seat *seat,
 	return err ? err : gone;
 }
 
-/* From the page on, in its stretch. */
-static int mark_pages(struct kvmfault__seat *seat,
-		      const struct kvmfault_mapping *mapping, uint64_t page,
-		      bool first)
+/* Mark from the page up to the end of its marker block. */
+static int marker_mark_pages(struct kvmfault__seat *seat,
+			     const struct kvmfault_mapping *mapping,
+			     uint64_t page, bool first)
 {
 	const struct kvmfault_memory *memory = mapping->span.memory;
 	uint64_t pages = memory->length >> memory->page_shift;
-	uint64_t end = page - page % STRETCH + STRETCH, next;
+	uint64_t end = page - page % MARKER_BLOCK + MARKER_BLOCK, next;
 	int err = 0;
 
 	if (end > pages)
 		end = pages;
 	for (; page < end && !err; page = next) {
-		for (next = page; next < end && missing(memory, next); next++)
+		for (next = page; next < end &&
+		     marker_page_is_missing(memory, next); next++)
 			;
 		if (next > page)
-			err = mark_run(seat, mapping, page, next - page, first);
+			err = marker_mark_run(seat, mapping, page, next - page,
+					      first);
 		else
 			next++;
 		if (first)
@@ -135,161 +137,176 @@ static int mark_pages(struct kvmfault__seat *seat,
 	return err;
 }
 
-/* Who touches a marker through the only mapping there is may be the VMM. */
-static int mark(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
-		uint64_t page, bool first)
+/* Never mark a memory's only mapping: the VMM itself would take the SIGBUS. */
+static int marker_mark_if_safe(struct kvmfault__seat *seat,
+			       struct kvmfault_memory *memory, uint64_t page,
+			       bool first)
 {
 	const struct kvmfault__mappings *all =
-		kvmfault__hold(seat, KVMFAULT__HAZARD_MAPPINGS, &memory->mappings);
+		kvmfault__hold(seat, KVMFAULT__HAZARD_MAPPINGS,
+			       &memory->mappings);
 	int err = -EAGAIN;
 
 	if (kvmfault__own_mapping(all))
-		err = mark_pages(seat, all->mapping[0], page, first);
+		err = marker_mark_pages(seat, all->mapping[0], page, first);
 	kvmfault__unhold(seat, KVMFAULT__HAZARD_MAPPINGS);
 	return err;
 }
 
-static bool wanted(const struct kvmfault_memory *memory)
+static bool marker_is_wanted(const struct kvmfault_memory *memory)
 {
 	return atomic_load(&memory->vm->how.delivery) ==
 	       KVMFAULT_DELIVERY_MARKER_EXIT;
 }
 
-static bool is_marked(const struct kvmfault_memory *memory, uint64_t stretch)
+static bool marker_block_is_marked(const struct kvmfault_memory *memory,
+				   uint64_t block)
 {
-	return atomic_load(&memory->marked[stretch / BITS]) >> stretch % BITS &
-	       1;
+	return atomic_load(&memory->marked[block / BITS]) >> block % BITS & 1;
 }
 
-/* Unless it is. False: it is not now either. */
-static bool mark_once(struct kvmfault__seat *seat,
-		      struct kvmfault_memory *memory, uint64_t stretch)
+/* The thread that sets the block's bit marks the block. Returns false if the
+ * block is not marked afterwards. */
+static bool marker_block_mark(struct kvmfault__seat *seat,
+			      struct kvmfault_memory *memory, uint64_t block)
 {
-	_Atomic uint64_t *word = &memory->marked[stretch / BITS];
-	uint64_t bit = 1ULL << stretch % BITS;
+	_Atomic uint64_t *word = &memory->marked[block / BITS];
+	uint64_t bit = 1ULL << block % BITS;
 
-	/* Who leaves the mode says so, and then looks for who is marking. */
+	/* A thread that leaves the mode stores the new mode, then drains on
+	 * this hazard. We store the hazard, then load the mode: one sees the
+	 * other. */
 	atomic_store(&seat->hazard[KVMFAULT__HAZARD_MARKING], memory);
-	if (wanted(memory) && !(atomic_fetch_or(word, bit) & bit) &&
-	    mark(seat, memory, stretch * STRETCH, false))
+	if (marker_is_wanted(memory) && !(atomic_fetch_or(word, bit) & bit) &&
+	    marker_mark_if_safe(seat, memory, block * MARKER_BLOCK, false))
 		atomic_fetch_and(word, ~bit);
 	kvmfault__unhold(seat, KVMFAULT__HAZARD_MARKING);
-	return is_marked(memory, stretch);
+	return marker_block_is_marked(memory, block);
 }
 
-/* A message for a page of a stretch that is marked: it was punched, maybe with those
- * behind it. They get their markers again, up to the first that still has one. */
-static void mark_again(struct kvmfault__seat *seat,
-		       struct kvmfault_memory *memory, uint64_t page)
+/* A message for a page of a marked block means that the page was punched, maybe
+ * with those behind it. Those are marked again, up to the first that has a
+ * marker. */
+static void marker_block_mark_again(struct kvmfault__seat *seat,
+				    struct kvmfault_memory *memory,
+				    uint64_t page)
 {
 	if (kvmfault__page_state(memory, page) != KVMFAULT__DISCARDED ||
-	    !(++page % STRETCH))
+	    !(++page % MARKER_BLOCK))
 		return;
 	atomic_store(&seat->hazard[KVMFAULT__HAZARD_MARKING], memory);
-	if (wanted(memory))
-		mark(seat, memory, page, true);
+	if (marker_is_wanted(memory))
+		marker_mark_if_safe(seat, memory, page, true);
 	kvmfault__unhold(seat, KVMFAULT__HAZARD_MARKING);
 }
 
-static bool by_markers(const struct kvmfault__target *place)
+static bool marker_is_used(const struct kvmfault__target *target)
 {
-	return place->origin->memslots && place->memory->marked &&
-	       wanted(place->memory);
+	return target->origin->memslots && target->memory->marked &&
+	       marker_is_wanted(target->memory);
 }
 
-static uint64_t stretch_of(const struct kvmfault__target *place)
+static uint64_t marker_block_of(const struct kvmfault__target *target)
 {
-	return (place->offset >> place->memory->page_shift) / STRETCH;
+	return (target->offset >> target->memory->page_shift) / MARKER_BLOCK;
 }
 
 /*
- * To mark a stretch costs as much as two messages, and who jumps about in a
- * large memory never touches it again. So the first ones are marked at once, a
- * neighbour of a marked one is where somebody walks, and others have to be
- * touched twice.
+ * To mark a block costs as much as two messages, and a guest that jumps about
+ * in a large memory never touches that block again. So the first AT_ONCE blocks
+ * are marked at once, and so is a neighbour of a marked block, where the guest
+ * walks. Any other block has to be touched twice.
  */
-static bool worth_it(struct kvmfault_memory *memory, uint64_t stretch)
+static bool marker_block_is_worth_it(struct kvmfault_memory *memory,
+				     uint64_t block)
 {
 	_Atomic uint64_t *touched = memory->marked +
-				    bytes(memory) / sizeof(uint64_t);
-	uint64_t bit = 1ULL << stretch % BITS;
+				    marker_bitmap_bytes(memory) /
+				    sizeof(uint64_t);
+	uint64_t bit = 1ULL << block % BITS;
 
 	if (atomic_load(&memory->marked_at_once) < AT_ONCE &&
 	    atomic_fetch_add(&memory->marked_at_once, 1) < AT_ONCE)
 		return true;
-	if ((stretch && is_marked(memory, stretch - 1)) ||
-	    (stretch + 1 < stretches(memory) && is_marked(memory, stretch + 1)))
+	if ((block && marker_block_is_marked(memory, block - 1)) ||
+	    (block + 1 < marker_count_blocks(memory) &&
+	     marker_block_is_marked(memory, block + 1)))
 		return true;
-	return atomic_fetch_or(&touched[stretch / BITS], bit) & bit;
+	return atomic_fetch_or(&touched[block / BITS], bit) & bit;
 }
 
 void kvmfault__mark(struct kvmfault__seat *seat,
-		    const struct kvmfault__target *place)
+		    const struct kvmfault__target *target)
 {
-	struct kvmfault_memory *memory = place->memory;
+	struct kvmfault_memory *memory = target->memory;
 
-	if (!by_markers(place))
+	if (!marker_is_used(target))
 		return;
-	if (is_marked(memory, stretch_of(place)))
-		mark_again(seat, memory, place->offset >> memory->page_shift);
-	else if (worth_it(memory, stretch_of(place)))
-		mark_once(seat, memory, stretch_of(place));
+	if (marker_block_is_marked(memory, marker_block_of(target)))
+		marker_block_mark_again(seat, memory,
+					target->offset >> memory->page_shift);
+	else if (marker_block_is_worth_it(memory, marker_block_of(target)))
+		marker_block_mark(seat, memory, marker_block_of(target));
 }
 
-/* How many of the next ones that way are marked, or are not, up to AHEAD. */
-static uint64_t run(const struct kvmfault_memory *memory, uint64_t stretch,
-		    int64_t way, bool marked)
+/* Count the next blocks in that direction that are marked, or that are not
+ * marked. Counting ends at AHEAD. */
+static uint64_t marker_count_run(const struct kvmfault_memory *memory,
+				 uint64_t block, int64_t way, bool marked)
 {
-	uint64_t n = 0, end = stretches(memory);
+	uint64_t n = 0, end = marker_count_blocks(memory);
 
-	while (n < AHEAD && (stretch += (uint64_t)way) < end &&
-	       is_marked(memory, stretch) == marked)
+	while (n < AHEAD && (block += (uint64_t)way) < end &&
+	       marker_block_is_marked(memory, block) == marked)
 		n++;
 	return n;
 }
 
-/* So few are marked that it does not matter which. */
-static bool few(struct kvmfault_memory *memory)
+/* So few blocks are marked that it does not matter which are. */
+static bool marker_has_few_blocks(struct kvmfault_memory *memory)
 {
 	return atomic_load(&memory->marked_at_once) < AT_ONCE / 4;
 }
 
-/* As windows grow: who walks leaves marked stretches behind, and finds as many
- * in front. Who jumps about in a large memory has one marked at a time. */
+/* This grows as windows do: a guest that walks leaves marked blocks behind, and
+ * as many are marked in front of it. For a guest that jumps about in a large
+ * memory one block is marked at a time. */
 void kvmfault__mark_ahead(struct kvmfault__seat *seat,
-			  const struct kvmfault__target *place)
+			  const struct kvmfault__target *target)
 {
-	struct kvmfault_memory *memory = place->memory;
-	uint64_t stretch, below, above, n;
+	struct kvmfault_memory *memory = target->memory;
+	uint64_t block, below, above, n;
 	int64_t way;
 
-	if (!by_markers(place) || !is_marked(memory, stretch_of(place)))
+	if (!marker_is_used(target) ||
+	    !marker_block_is_marked(memory, marker_block_of(target)))
 		return;
-	stretch = stretch_of(place);
-	below = run(memory, stretch, -1, true);
-	above = run(memory, stretch, 1, true);
+	block = marker_block_of(target);
+	below = marker_count_run(memory, block, -1, true);
+	above = marker_count_run(memory, block, 1, true);
 	way = below >= above ? 1 : -1;
-	n = run(memory, stretch, way, false);
-	if (n > (way > 0 ? below : above) && !few(memory))
+	n = marker_count_run(memory, block, way, false);
+	if (n > (way > 0 ? below : above) && !marker_has_few_blocks(memory))
 		n = way > 0 ? below : above;
-	while (n-- && mark_once(seat, memory, stretch += (uint64_t)way))
+	while (n-- && marker_block_mark(seat, memory, block += (uint64_t)way))
 		;
 }
 
-static bool is_marking(struct kvmfault__seat *seat, void *unused)
+static bool marker_seat_is_marking(struct kvmfault__seat *seat, void *unused)
 {
 	(void)unused;
 	return kvmfault__held(seat, KVMFAULT__HAZARD_MARKING);
 }
 
-/* What is present in the file stays so. */
-static int unmark(struct kvmfault_memory *memory)
+/* Dropping the page tables takes the markers. A page that is in the file stays
+ * there. */
+static int marker_unmark_memory(struct kvmfault_memory *memory)
 {
 	uint64_t i;
 
 	if (!memory->marked)
 		return 0;
-	for (i = 0; i < bytes(memory) / sizeof(uint64_t); i++)
+	for (i = 0; i < marker_bitmap_bytes(memory) / sizeof(uint64_t); i++)
 		atomic_store(&memory->marked[i], 0);
 	return kvmfault__take_away(memory->uffd, memory->host, memory->length,
 				   MADV_DONTNEED);
@@ -297,7 +314,7 @@ static int unmark(struct kvmfault_memory *memory)
 
 int kvmfault__unmark_all(struct kvmfault__seat *seat)
 {
-	/* Marking is no callback: this never waits for the caller itself. */
-	kvmfault__drain(seat->vm, is_marking, NULL);
-	return kvmfault__each_memory(seat, unmark);
+	/* Marking is no callback, so this never waits for the caller itself. */
+	kvmfault__drain(seat->vm, marker_seat_is_marking, NULL);
+	return kvmfault__each_memory(seat, marker_unmark_memory);
 }

@@ -2,11 +2,12 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Stage claim, and the state part of publish: what is known of each page. In:
- * a page of a tracked memory. Out: who may fetch it, who waits. Four bits a
- * page, changed atomically; of all threads that want a page exactly one goes
- * from absent to fetching. Three of them are the state, and the fourth, that the
- * page is protected, stays what it is whatever the state becomes.
+ * Stage claim, and the state part of publish: what is known of each page. In: a
+ * page of a tracked memory. Out: which thread may fetch it, and whether others
+ * wait. A page has four bits, changed atomically: of all threads that want a
+ * page, exactly one takes it from absent to fetching. Three bits are the state.
+ * The fourth says that the page is protected, and no change of the state
+ * changes it.
  */
 
 #include <sys/mman.h>
@@ -15,7 +16,8 @@
 
 #define SLICE 10000000ULL	/* how late immediate_exit may be seen: 10 ms */
 
-static uint64_t words(const struct kvmfault_memory *memory)
+
+static uint64_t page_count_words(const struct kvmfault_memory *memory)
 {
 	uint64_t pages = memory->length >> memory->page_shift;
 
@@ -28,8 +30,9 @@ int kvmfault__pages_new(struct kvmfault_memory *memory)
 	void *states;
 	int err;
 
-	/* Zero is absent, and costs nothing until it is written. */
-	err = kvmfault__sys_mmap(&states, words(memory) * sizeof(uint64_t),
+	/* Zero means absent, and the map costs nothing until it is written. */
+	err = kvmfault__sys_mmap(&states,
+				 page_count_words(memory) * sizeof(uint64_t),
 				 PROT_READ | PROT_WRITE,
 				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
 				 -1, 0);
@@ -43,7 +46,7 @@ void kvmfault__pages_free(struct kvmfault_memory *memory)
 {
 	if (memory->states)
 		kvmfault__sys_munmap((void *)(uintptr_t)memory->states,
-				     words(memory) * sizeof(uint64_t));
+				     page_count_words(memory) * sizeof(uint64_t));
 }
 
 enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
@@ -65,30 +68,32 @@ enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
 	return from;
 }
 
-/* The same three bits for each of so many pages. */
-static uint64_t each(uint64_t bits, unsigned int pages)
+/* Repeat one page's bits for each of so many pages. */
+static uint64_t page_repeat_bits(uint64_t bits, unsigned int pages)
 {
 	return bits * (0x1111111111111111ULL >>
 		       (64 - pages * KVMFAULT__PAGE_BITS));
 }
 
-/* Of pages in one word; how many, from the first on. */
-static unsigned int change_run(struct kvmfault_memory *memory, uint64_t page,
-			       unsigned int count, enum kvmfault__state from,
-			       enum kvmfault__state to)
+/* Change pages of one word of states. Returns how many, from the first on. */
+static unsigned int page_change_in_word(struct kvmfault_memory *memory,
+					uint64_t page, unsigned int count,
+					enum kvmfault__state from,
+					enum kvmfault__state to)
 {
 	_Atomic uint64_t *word = kvmfault__page_word(memory, page);
 	unsigned int shift = kvmfault__page_shift(page), alike;
 	uint64_t old = atomic_load(word), other;
 
 	do {
-		other = (old >> shift ^ each(from, count)) &
-			each(KVMFAULT__PAGE_STATE, count);
+		other = (old >> shift ^ page_repeat_bits(from, count)) &
+			page_repeat_bits(KVMFAULT__PAGE_STATE, count);
 		alike = other ? (unsigned int)__builtin_ctzll(other) /
 				KVMFAULT__PAGE_BITS : count;
 	} while (alike &&
 		 !atomic_compare_exchange_weak(word, &old, old ^
-					       each(from ^ to, alike) << shift));
+					       page_repeat_bits(from ^ to, alike)
+					       << shift));
 	return alike;
 }
 
@@ -105,7 +110,7 @@ uint64_t kvmfault__pages_change(struct kvmfault_memory *memory, uint64_t first,
 
 		if (step > end - page)
 			step = (unsigned int)(end - page);
-		alike = change_run(memory, page, step, from, to);
+		alike = page_change_in_word(memory, page, step, from, to);
 		page += alike;
 		if (alike < step)
 			break;
@@ -113,15 +118,18 @@ uint64_t kvmfault__pages_change(struct kvmfault_memory *memory, uint64_t first,
 	return page - first;
 }
 
-bool kvmfault__page_accessible(const struct kvmfault_memory *memory, uint64_t page)
+bool kvmfault__page_accessible(const struct kvmfault_memory *memory,
+			       uint64_t page)
 {
 	enum kvmfault__state state = kvmfault__page_state(memory, page);
 
 	return state == KVMFAULT__PRESENT || state == KVMFAULT__POISONED;
 }
 
-/* What it becomes when somebody asks for it; what it is: somebody has it. */
-static enum kvmfault__state asked_for(enum kvmfault__state state, bool sleeper)
+/* Returns the page's state after a request for it. If another thread has
+ * claimed the page, or it is present or poisoned, that is the same state. */
+static enum kvmfault__state page_state_if_claimed(enum kvmfault__state state,
+						  bool sleeper)
 {
 	if (state == KVMFAULT__ABSENT || state == KVMFAULT__DISCARDED)
 		return KVMFAULT__FETCHING;
@@ -140,15 +148,16 @@ enum kvmfault__state kvmfault__page_claim(struct kvmfault_memory *memory,
 
 	do {
 		state = old >> shift & KVMFAULT__PAGE_STATE;
-		to = asked_for(state, sleeper);
+		to = page_state_if_claimed(state, sleeper);
 	} while (to != state &&
 		 !atomic_compare_exchange_weak(word, &old, old ^
 					       (uint64_t)(state ^ to) << shift));
 	return state;
 }
 
-/* The lowest bit of each page's four: it is in flight, so its state is 1, 2 or 3. */
-static uint64_t in_flight(uint64_t word)
+/* Set the lowest of a page's four bits if the page is in flight: its state is
+ * 1, 2 or 3 then. */
+static uint64_t page_mask_in_flight(uint64_t word)
 {
 	return (word | word >> 1) & ~(word >> 2);
 }
@@ -157,11 +166,12 @@ uint64_t kvmfault__word_protect(struct kvmfault_memory *memory, uint64_t page,
 				unsigned int count)
 {
 	_Atomic uint64_t *word = kvmfault__page_word(memory, page);
-	uint64_t pages = each(1, count) << kvmfault__page_shift(page);
+	uint64_t pages = page_repeat_bits(1, count) <<
+			 kvmfault__page_shift(page);
 	uint64_t old = atomic_load(word), busy;
 
 	do
-		busy = pages & in_flight(old);
+		busy = pages & page_mask_in_flight(old);
 	while (!atomic_compare_exchange_weak(word, &old, old | (pages ^ busy) *
 					     KVMFAULT__PAGE_PROTECTED));
 	return busy;

@@ -4,8 +4,8 @@
 /*
  * Stage translate, its guest side: guest-physical ranges. In: the regions of
  * the VMM. Out: for a gpa the region that shows it, held. Regions come and go
- * while vCPUs run, any number of them at once; a fetch in flight is the memory's
- * and does not care.
+ * while vCPUs run, any number of them at once; a fetch in flight is the
+ * memory's and does not care.
  */
 
 #include "region.h"
@@ -19,25 +19,25 @@ void kvmfault__warn_unshown(struct kvmfault_memory *memory, uint64_t offset)
 		      memory->host, (unsigned long long)offset);
 }
 
-static bool shows(const struct kvmfault__span *span, const void *what)
+static bool region_is_showing(const struct kvmfault__span *span, const void *what)
 {
 	const struct kvmfault__region *region = (const void *)span;
-	const struct kvmfault__target *place = what;
+	const struct kvmfault__target *target = what;
 
-	return span->memory == place->memory &&
-	       place->offset >= region->info.offset &&
-	       place->offset - region->info.offset < region->info.length;
+	return span->memory == target->memory &&
+	       target->offset >= region->info.offset &&
+	       target->offset - region->info.offset < region->info.length;
 }
 
 /* Mostly there is but one, and the memory knows it. That is held until now by a
  * span of its own, and from then on by this one. */
 static struct kvmfault__region *
-known_region(struct kvmfault__seat *seat, const struct kvmfault__target *place)
+region_find_known(struct kvmfault__seat *seat, const struct kvmfault__target *target)
 {
 	struct kvmfault__span *span =
-		kvmfault__hold(seat, KVMFAULT__HAZARD_REGION, &place->memory->shown);
+		kvmfault__hold(seat, KVMFAULT__HAZARD_REGION, &target->memory->shown);
 
-	if (span && shows(span, place)) {
+	if (span && region_is_showing(span, target)) {
 		atomic_store(&seat->span, span);
 		if (atomic_load(&span->dead))
 			span = NULL;
@@ -52,16 +52,16 @@ struct kvmfault__region *
 kvmfault__region_showing(struct kvmfault__seat *seat,
 			 const struct kvmfault_memory *memory, uint64_t offset)
 {
-	const struct kvmfault__target place = {
+	const struct kvmfault__target target = {
 		.memory = (struct kvmfault_memory *)(uintptr_t)memory,
 		.offset = offset,
 	};
-	struct kvmfault__region *known = known_region(seat, &place);
+	struct kvmfault__region *known = region_find_known(seat, &target);
 
 	if (known)
 		return known;
 	return (struct kvmfault__region *)
-		kvmfault__table_search(seat, &seat->vm->regions, shows, &place);
+		kvmfault__table_search(seat, &seat->vm->regions, region_is_showing, &target);
 }
 
 KVMFAULT__EXPORT

@@ -62,13 +62,13 @@ struct kvmfault__target {
 static inline struct kvmfault__target
 kvmfault__region_target(const struct kvmfault__region *region, uint64_t gpa)
 {
-	struct kvmfault__target place = { .region = region };
+	struct kvmfault__target target = { .region = region };
 
 	if (region) {
-		place.memory = region->span.memory;
-		place.offset = kvmfault__region_offset(region, gpa);
+		target.memory = region->span.memory;
+		target.offset = kvmfault__region_offset(region, gpa);
 	}
-	return place;
+	return target;
 }
 
 /* Held in the seat until kvmfault__leave(); NULL: none there. */
@@ -96,9 +96,9 @@ void kvmfault__markers_free(struct kvmfault_memory *memory);
 /* A thread sleeps on a page there: mark its stretch, if that pays; and
  * when the thread was answered, what it may come to next. */
 void kvmfault__mark(struct kvmfault__seat *seat,
-		    const struct kvmfault__target *place);
+		    const struct kvmfault__target *target);
 void kvmfault__mark_ahead(struct kvmfault__seat *seat,
-			  const struct kvmfault__target *place);
+			  const struct kvmfault__target *target);
 /* Take all of them out, of every memory. */
 int kvmfault__unmark_all(struct kvmfault__seat *seat);
 

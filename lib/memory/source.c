@@ -13,7 +13,7 @@
 
 #include "memory.h"
 
-static int file_read(void *data, uint64_t offset, void *buffer, size_t length)
+static int source_read_file(void *data, uint64_t offset, void *buffer, size_t length)
 {
 	int fd = (int)(intptr_t)data;
 	size_t done = 0;
@@ -34,19 +34,19 @@ static int file_read(void *data, uint64_t offset, void *buffer, size_t length)
 	return 0;
 }
 
-static const void *memory_view(void *data, uint64_t offset, size_t length)
+static const void *source_view_memory(void *data, uint64_t offset, size_t length)
 {
 	(void)length;
 	return (const char *)data + offset;
 }
 
-static int memory_read(void *data, uint64_t offset, void *buffer, size_t length)
+static int source_read_memory(void *data, uint64_t offset, void *buffer, size_t length)
 {
-	memcpy(buffer, memory_view(data, offset, length), length);
+	memcpy(buffer, source_view_memory(data, offset, length), length);
 	return 0;
 }
 
-static int zero_read(void *data, uint64_t offset, void *buffer, size_t length)
+static int source_read_zero(void *data, uint64_t offset, void *buffer, size_t length)
 {
 	(void)data;
 	(void)offset;
@@ -72,7 +72,7 @@ int kvmfault_source_file(int fd, struct kvmfault_source *source)
 {
 	struct kvmfault_source ours = {
 		.name = "file",
-		.read = file_read,
+		.read = source_read_file,
 		.data = (void *)(intptr_t)fd,
 	};
 	struct stat stat;
@@ -110,10 +110,10 @@ int kvmfault_source_memory(const void *bytes, uint64_t length,
 {
 	struct kvmfault_source ours = {
 		.name = "memory",
-		.read = memory_read,
+		.read = source_read_memory,
 		.data = (void *)(uintptr_t)bytes,
 		.length = length,
-		.view = memory_view,
+		.view = source_view_memory,
 	};
 
 	if (!bytes || !length)
@@ -124,7 +124,7 @@ int kvmfault_source_memory(const void *bytes, uint64_t length,
 KVMFAULT__EXPORT
 int kvmfault_source_zero(struct kvmfault_source *source)
 {
-	struct kvmfault_source ours = { .name = "zero", .read = zero_read };
+	struct kvmfault_source ours = { .name = "zero", .read = source_read_zero };
 
 	return kvmfault__options_out(source, &ours, sizeof(ours));
 }

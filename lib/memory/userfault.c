@@ -53,13 +53,13 @@ void kvmfault__exit_access(const struct kvmfault_vm *vm,
 /* ---- the bitmap ---- */
 
 /* Of the host's pages: one of the memory's may be many. */
-static unsigned int shift(const struct kvmfault_memory *memory)
+static unsigned int userfault_page_shift(const struct kvmfault_memory *memory)
 {
 	return memory->page_shift -
 	       (unsigned int)__builtin_ctzll(kvmfault__sys_page_size());
 }
 
-static uint64_t size(const struct kvmfault_memory *memory)
+static uint64_t userfault_bitmap_size(const struct kvmfault_memory *memory)
 {
 	uint64_t pages = memory->length / kvmfault__sys_page_size();
 
@@ -75,12 +75,12 @@ int kvmfault__userfault_new(struct kvmfault_memory *memory)
 		     KVMFAULT__KERNEL_EXIT_NONE);
 	if (memory->vm->how.kernel_exit != KVMFAULT__KERNEL_EXIT_USERFAULT)
 		return 0;
-	err = kvmfault__sys_mmap(&bitmap, size(memory), PROT_READ | PROT_WRITE,
+	err = kvmfault__sys_mmap(&bitmap, userfault_bitmap_size(memory), PROT_READ | PROT_WRITE,
 				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
 				 -1, 0);
 	if (err)
 		return err;
-	memset(bitmap, 0xff, size(memory));	/* all are absent */
+	memset(bitmap, 0xff, userfault_bitmap_size(memory));	/* all are absent */
 	memory->userfault = bitmap;
 	return 0;
 }
@@ -89,14 +89,14 @@ void kvmfault__userfault_free(struct kvmfault_memory *memory)
 {
 	if (memory->userfault)
 		kvmfault__sys_munmap((void *)(uintptr_t)memory->userfault,
-				     size(memory));
+				     userfault_bitmap_size(memory));
 }
 
 /* Sequentially consistent, and so KVM, which sees a bit clear, sees the data
  * that came before. */
-static void change(struct kvmfault_memory *memory, uint64_t page, bool set)
+static void userfault_change_page(struct kvmfault_memory *memory, uint64_t page, bool set)
 {
-	uint64_t first = page << shift(memory), count = 1ULL << shift(memory);
+	uint64_t first = page << userfault_page_shift(memory), count = 1ULL << userfault_page_shift(memory);
 	unsigned long mask = ~0UL;
 
 	if (count < BITS)
@@ -112,7 +112,7 @@ static void change(struct kvmfault_memory *memory, uint64_t page, bool set)
 	}
 }
 
-static bool wanted(const struct kvmfault_memory *memory, uint64_t page)
+static bool userfault_is_wanted(const struct kvmfault_memory *memory, uint64_t page)
 {
 	return !kvmfault__page_accessible(memory, page) &&
 	       atomic_load(&memory->exits);
@@ -130,13 +130,13 @@ void kvmfault__userfault_set(struct kvmfault_memory *memory, uint64_t page,
 
 	for (; count; page++, count--) {
 		do {
-			set = wanted(memory, page);
-			change(memory, page, set);
-		} while (wanted(memory, page) != set);
+			set = userfault_is_wanted(memory, page);
+			userfault_change_page(memory, page, set);
+		} while (userfault_is_wanted(memory, page) != set);
 	}
 }
 
-static void switch_to(struct kvmfault_memory *memory, bool exits)
+static void userfault_switch_to(struct kvmfault_memory *memory, bool exits)
 {
 	atomic_store(&memory->exits, exits);
 	kvmfault__userfault_follow(memory, 0,
@@ -145,22 +145,22 @@ static void switch_to(struct kvmfault_memory *memory, bool exits)
 
 void kvmfault__userfault_leave(struct kvmfault_memory *memory)
 {
-	switch_to(memory, false);
+	userfault_switch_to(memory, false);
 }
 
 void kvmfault__userfault_enter(struct kvmfault_memory *memory)
 {
 	if (kvmfault__tracked(memory))
-		switch_to(memory, memory->vm->how.kernel_exit !=
-			  KVMFAULT__KERNEL_EXIT_NONE);
+		userfault_switch_to(memory, memory->vm->how.kernel_exit !=
+				    KVMFAULT__KERNEL_EXIT_NONE);
 }
 
 /* ---- memslots ---- */
 
 /* Its bits have to begin with a long. Private pages are not the memory's, and
  * its bits say nothing of them. */
-static void describe(const struct kvmfault_region *region,
-		     struct kvmfault_memslot *memslot)
+static void userfault_describe_memslot(const struct kvmfault_region *region,
+				       struct kvmfault_memslot *memslot)
 {
 	const struct kvmfault_memory *memory = region->memory;
 	uint64_t span = BITS * kvmfault__sys_page_size();	/* of a long */
@@ -197,7 +197,7 @@ int kvmfault_region_memslot(struct kvmfault_vm *vm, uint32_t address_space,
 		return -ENOMEM;
 	found = kvmfault__region_find(seat, address_space, gpa);
 	if (found && found->info.gpa == gpa) {
-		describe(&found->info, &ours);
+		userfault_describe_memslot(&found->info, &ours);
 		err = kvmfault__options_out(memslot, &ours, sizeof(ours));
 	}
 	kvmfault__leave(seat);

@@ -2,18 +2,18 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Waiting for pages. In: a page that is in flight, or a moment. Out: it has changed, or a
- * signal came; a vCPU that does not wait is counted instead, and the VMM is told. Who
- * changes a state looks for waiters afterwards; who waits is counted, then looks at the
- * state: one of them sees the other.
+ * Waiting for pages. In: a page that is in flight, or a moment. Out: it has
+ * changed, or a signal came; a vCPU that does not wait is counted instead, and
+ * the VMM is told. Who changes a state looks for waiters afterwards; who waits
+ * is counted, then looks at the state: one of them sees the other.
  */
 
 #include "page.h"
 
 #define SLICE 10000000ULL		/* 10 ms */
 
-static struct kvmfault__bucket *bucket(struct kvmfault_memory *memory,
-				       uint64_t page)
+static struct kvmfault__bucket *wait_find_bucket(struct kvmfault_memory *memory,
+						 uint64_t page)
 {
 	uint64_t hash = (page ^ (uintptr_t)memory) * 0x9e3779b97f4a7c15ULL;
 
@@ -39,7 +39,7 @@ int kvmfault__sleep(struct kvmfault__seat *seat, _Atomic uint32_t *word,
 int kvmfault__page_wait(struct kvmfault__seat *seat,
 			struct kvmfault_memory *memory, uint64_t page)
 {
-	struct kvmfault__bucket *b = bucket(memory, page);
+	struct kvmfault__bucket *b = wait_find_bucket(memory, page);
 	int err = 0;
 
 	/* A callback that is fetching for this memory waits for itself. */
@@ -75,7 +75,7 @@ void kvmfault__tell_page_ready(struct kvmfault_memory *memory, uint64_t offset)
 
 void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page)
 {
-	struct kvmfault__bucket *b = bucket(memory, page);
+	struct kvmfault__bucket *b = wait_find_bucket(memory, page);
 
 	if (atomic_load(&memory->vm->pending))
 		kvmfault__tell_page_ready(memory, page << memory->page_shift);
@@ -140,7 +140,8 @@ bool kvmfault__page_pending(struct kvmfault__seat *seat,
 			    struct kvmfault_memory *memory, uint64_t page)
 {
 	kvmfault__set_pending(seat);
-	/* As a waiter: we are counted, then look; who wakes looks afterwards. */
+	/* As a waiter: we are counted, then look; who wakes looks
+	 * afterwards. */
 	if (kvmfault__in_flight(kvmfault__page_state(memory, page)))
 		return true;
 	kvmfault__not_pending(seat);
@@ -149,11 +150,11 @@ bool kvmfault__page_pending(struct kvmfault__seat *seat,
 
 /* What is in flight, or just looked at, for a moment: most often it has been
  * there all the time. */
-static enum kvmfault__state after_a_moment(struct kvmfault_memory *memory,
+static enum kvmfault__state wait_for_state(struct kvmfault_memory *memory,
 					   uint64_t page)
 {
 	uint64_t end = kvmfault__sys_now() + SLICE;
-	struct kvmfault__bucket *b = bucket(memory, page);
+	struct kvmfault__bucket *b = wait_find_bucket(memory, page);
 	uint32_t sequence;
 
 	atomic_fetch_add(&b->waiters, 1);
@@ -174,7 +175,7 @@ bool kvmfault__pages_absent(struct kvmfault_memory *memory)
 		enum kvmfault__state state = kvmfault__page_state(memory, page);
 
 		if (kvmfault__in_flight(state))
-			state = after_a_moment(memory, page);
+			state = wait_for_state(memory, page);
 		if (state != KVMFAULT__PRESENT && state != KVMFAULT__DISCARDED)
 			return true;
 	}
