@@ -2,18 +2,19 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Userfaultfds that tell of more than faults. In: whoever reads such a
- * descriptor, installs there, or takes pages away. Out: none of them waits for
- * itself, and nothing comes back that is gone. Once an event is read its pages
- * may go at any moment, and what is installed after that would stay: so no
- * thread installs while another one reads. And a thread that takes pages away
- * sleeps until its event is read.
+ * Userfaultfds that tell of events, too. In: a thread that reads such a
+ * descriptor, installs pages there, or takes pages away. Out: no thread waits
+ * for itself, and no page comes back that is gone. Once an event is read, the
+ * kernel may drop its pages at any moment, and a page that is installed after
+ * that would stay. So no thread installs while another one reads. And a thread
+ * that takes pages away sleeps until its event is read: the reader's thread
+ * reads for as long.
  */
 
 #include "page.h"
 
 #define TRIES 8			/* to begin an install */
-#define WAIT 1000000		/* ns, for a read, which takes less */
+#define WAIT 1000000		/* ns, for a read to end: one takes less */
 
 static bool event_seat_is_installing(struct kvmfault__seat *seat, void *uffd)
 {
@@ -35,7 +36,7 @@ void kvmfault__reading_end(struct kvmfault_uffd *uffd)
 		kvmfault__sys_futex_wake(&reader->reading);
 }
 
-/* False: a signal came first. */
+/* Returns false if a signal came first. */
 static bool event_wait_for_readers(struct kvmfault__reader *reader)
 {
 	uint32_t reading;
@@ -49,8 +50,8 @@ static bool event_wait_for_readers(struct kvmfault__reader *reader)
 	return err != -EINTR;
 }
 
-/* What an event has told is gone is zero from then on, also where it is being
- * fetched. */
+/* Limit the length to pages of which no event has come. A page that an event
+ * has taken reads zero from then on, even if a fetch of it is in flight. */
 static uint64_t event_limit_length(const struct kvmfault_memory *memory,
 				   uint64_t offset, uint64_t length)
 {
@@ -71,9 +72,10 @@ uint64_t kvmfault__install_begin(struct kvmfault__seat *seat,
 	unsigned int i;
 
 	for (i = 0; i < TRIES; i++) {
-		/* Who reads says so, then looks for who installs; one of us
-		 * sees the other. */
-		atomic_store(&seat->hazard[KVMFAULT__HAZARD_INSTALLING], memory->uffd);
+		/* A reader is counted, then drains installers. We set the
+		 * hazard, then look at the count: one of us sees the other. */
+		atomic_store(&seat->hazard[KVMFAULT__HAZARD_INSTALLING],
+			     memory->uffd);
 		if (!atomic_load(&reader->reading))
 			return event_limit_length(memory, offset, length);
 		kvmfault__install_end(seat);
@@ -106,7 +108,8 @@ int kvmfault__take_away(const struct kvmfault_uffd *uffd, void *host,
 	struct kvmfault__reader *reader = uffd ? uffd->reader : NULL;
 	int err;
 
-	/* The log callback: maybe nobody but this thread reads. */
+	/* The log callback runs on the reader's thread, and maybe no other
+	 * thread reads: madvise() would wait for this one. */
 	if (reader && kvmfault__reader_is_self(uffd))
 		return -EDEADLK;
 	if (reader)

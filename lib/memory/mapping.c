@@ -2,10 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * The mappings of a memory, for what is done through them. In: a memory, or
- * none for each of them. Out: the mapping that the library itself may read and
- * write, or one call for each memory. A memory has exactly one memslots'
- * mapping, the first in its list.
+ * Mappings: where memories are mapped. In: a memory and an offset, or a
+ * function to call. Out: the address at which the library itself may read and
+ * write there, or one call for each memory. A memory has exactly one memslots'
+ * mapping, and that is the first of its list.
  */
 
 #include <linux/userfaultfd.h>

@@ -2,11 +2,12 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: what is mapped where the VMM says that a memory is. In: a
- * memory, and an address of this process. Out: the kernel says the same in
- * /proc/self/maps, or a refusal. A memory whose file is not what the guest sees
- * would be discarded in one place and read in another. Where that file can't be
- * opened the VMM is believed: what is wrong in its code is wrong everywhere.
+ * Beside the flow: is a memory mapped where the VMM says so? In: a memory, and
+ * an address of this process. Out: 0 if /proc/self/maps says the same, or a
+ * refusal. If the guest saw another file than the memory's, pages would be
+ * discarded in one place and read in another. If /proc/self/maps can't be
+ * opened, the library believes the VMM: a mistake in its code shows wherever
+ * the file can be opened.
  */
 
 #include <fcntl.h>
@@ -17,18 +18,20 @@
 
 struct maps {
 	int fd;
-	off_t read;		/* of the file, */
-	size_t at, end;		/* and of that what is in */
+	off_t read;		/* bytes of the file until now */
+	size_t at, end;		/* of the buffer: not yet used */
 	char buffer[1024];
 };
 
-/* One of its lines: the range, and of what. */
+/* One line of the file: a range, and the part of a file that is mapped
+ * there. */
 struct line {
 	uint64_t start, end, offset, inode;
 	char shared;		/* 's', or 'p' */
 };
 
-/* The text of the next line, as far as there is room for it. */
+/* Read the next line's text. If there is no room for all of it, the end is
+ * lost. */
 static bool maps_read_text(struct maps *maps, char *text, size_t size)
 {
 	size_t length = 0;
@@ -54,7 +57,8 @@ static bool maps_read_text(struct maps *maps, char *text, size_t size)
 	return true;
 }
 
-/* False: there are no more, or they are not what they were since 2.6. */
+/* Returns false if there are no more lines, or if a line has not the form that
+ * lines have had since Linux 2.6. */
 static bool maps_read_line(struct maps *maps, struct line *line)
 {
 	unsigned long long start, end, offset, inode;
@@ -71,21 +75,22 @@ static bool maps_read_line(struct maps *maps, struct line *line)
 	return true;
 }
 
-/* What of it is not as it was said, or NULL. Only of files that userfaultfd
- * takes is the inode's number here the one that fstat() tells. */
+/* Returns how the mapping differs from the memory, or NULL. The inode's number
+ * is the one of fstat() for the files that userfaultfd takes, so only for
+ * tracked memory. */
 static const char *maps_find_difference(const struct kvmfault_memory *memory,
 					uint64_t host, const struct line *line,
 					uint64_t inode)
 {
 	if (memory->fd <= 0)
 		return line->shared == 'p' && !line->inode ? NULL :
-			"is a file or shared, and no fd means private anonymous memory: give its descriptor";
+			"is of a file or is shared, but a memory without fd is private and anonymous: set fd to the file's descriptor";
 	if (line->shared != 's')
-		return "is private: what is written there does not come into the file, and is not discarded with it: map it MAP_SHARED";
+		return "is private, so writes there do not reach the file and its discards do not take them: map the file MAP_SHARED";
 	if (kvmfault__tracked(memory) && line->inode != inode)
-		return "is another file";
+		return "is of another file than the memory's fd: map that file there";
 	if (line->offset - line->start != memory->fd_offset - host)
-		return "is another part of the file";
+		return "is of another part of the file than the memory's fd_offset says: map that part there";
 	return NULL;
 }
 
@@ -104,11 +109,12 @@ int kvmfault__maps_check(const struct kvmfault_memory *memory, uint64_t host)
 		err = kvmfault__sys_fstat(memory->fd, &stat);
 	while (!err && !wrong && maps_read_line(&maps, &line))
 		if (line.start < host + memory->length && line.end > host)
-			wrong = maps_find_difference(memory, host, &line, stat.st_ino);
+			wrong = maps_find_difference(memory, host, &line,
+						     stat.st_ino);
 	kvmfault__sys_close(maps.fd);
 	if (wrong)
 		return kvmfault__refuse(memory->vm, -EINVAL,
-			"%s: what is mapped at %#llx %s",
+			"%s: the mapping at %#llx %s",
 			atomic_load(&memory->mappings) ?
 			"kvmfault_mapping_options.host" :
 			"kvmfault_memory_options.fd, fd_offset",

@@ -46,7 +46,8 @@ void kvmfault__pages_free(struct kvmfault_memory *memory)
 {
 	if (memory->states)
 		kvmfault__sys_munmap((void *)(uintptr_t)memory->states,
-				     page_count_words(memory) * sizeof(uint64_t));
+				     page_count_words(memory) *
+				     sizeof(uint64_t));
 }
 
 enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
@@ -91,9 +92,8 @@ static unsigned int page_change_in_word(struct kvmfault_memory *memory,
 		alike = other ? (unsigned int)__builtin_ctzll(other) /
 				KVMFAULT__PAGE_BITS : count;
 	} while (alike &&
-		 !atomic_compare_exchange_weak(word, &old, old ^
-					       page_repeat_bits(from ^ to, alike)
-					       << shift));
+		 !atomic_compare_exchange_weak(word, &old,
+			old ^ page_repeat_bits(from ^ to, alike) << shift));
 	return alike;
 }
 
@@ -150,8 +150,8 @@ enum kvmfault__state kvmfault__page_claim(struct kvmfault_memory *memory,
 		state = old >> shift & KVMFAULT__PAGE_STATE;
 		to = page_state_if_claimed(state, sleeper);
 	} while (to != state &&
-		 !atomic_compare_exchange_weak(word, &old, old ^
-					       (uint64_t)(state ^ to) << shift));
+		 !atomic_compare_exchange_weak(word, &old,
+			old ^ (uint64_t)(state ^ to) << shift));
 	return state;
 }
 

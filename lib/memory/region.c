@@ -2,10 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Stage translate, its guest side: guest-physical ranges. In: the regions of
- * the VMM. Out: for a gpa the region that shows it, held. Regions come and go
- * while vCPUs run, any number of them at once; a fetch in flight is the
- * memory's and does not care.
+ * Stage translate, its guest side: guest-physical ranges. In: a gpa, or an
+ * offset in a memory. Out: the region that shows it, held in the caller's seat.
+ * Regions come and go while vCPUs run, any number of them at once. That does
+ * not concern a fetch in flight, which belongs to the memory.
  */
 
 #include "region.h"
@@ -15,11 +15,12 @@ void kvmfault__warn_unshown(struct kvmfault_memory *memory, uint64_t offset)
 	if (atomic_exchange(&memory->unshown, true))
 		return;
 	kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
-		      "a vCPU has touched the memory at %p, %#llx bytes into it, and no region shows that: add one for each slot (kvmfault_region_add()), or MMIO and instructions that KVM emulates there are taken for a device's",
+		      "memory %p: a vCPU has touched offset %#llx, and no region shows that offset: add a region for each memslot with kvmfault_region_add(), or MMIO and instructions that KVM emulates there are taken for a device's",
 		      memory->host, (unsigned long long)offset);
 }
 
-static bool region_is_showing(const struct kvmfault__span *span, const void *what)
+static bool region_is_showing(const struct kvmfault__span *span,
+			      const void *what)
 {
 	const struct kvmfault__region *region = (const void *)span;
 	const struct kvmfault__target *target = what;
@@ -29,13 +30,16 @@ static bool region_is_showing(const struct kvmfault__span *span, const void *wha
 	       target->offset - region->info.offset < region->info.length;
 }
 
-/* Mostly there is but one, and the memory knows it. That is held until now by a
- * span of its own, and from then on by this one. */
+/* Mostly one region shows a memory, and the memory knows that region. The seat
+ * holds the memory by its mapping's span until now, and by the region's from
+ * here on. */
 static struct kvmfault__region *
-region_find_known(struct kvmfault__seat *seat, const struct kvmfault__target *target)
+region_find_known(struct kvmfault__seat *seat,
+		  const struct kvmfault__target *target)
 {
 	struct kvmfault__span *span =
-		kvmfault__hold(seat, KVMFAULT__HAZARD_REGION, &target->memory->shown);
+		kvmfault__hold(seat, KVMFAULT__HAZARD_REGION,
+			       &target->memory->shown);
 
 	if (span && region_is_showing(span, target)) {
 		atomic_store(&seat->span, span);
@@ -44,7 +48,8 @@ region_find_known(struct kvmfault__seat *seat, const struct kvmfault__target *ta
 	} else {
 		span = NULL;
 	}
-	atomic_store_explicit(&seat->hazard[KVMFAULT__HAZARD_REGION], NULL, memory_order_release);
+	atomic_store_explicit(&seat->hazard[KVMFAULT__HAZARD_REGION], NULL,
+			      memory_order_release);
 	return (struct kvmfault__region *)span;
 }
 
@@ -61,7 +66,8 @@ kvmfault__region_showing(struct kvmfault__seat *seat,
 	if (known)
 		return known;
 	return (struct kvmfault__region *)
-		kvmfault__table_search(seat, &seat->vm->regions, region_is_showing, &target);
+		kvmfault__table_search(seat, &seat->vm->regions,
+				       region_is_showing, &target);
 }
 
 KVMFAULT__EXPORT

@@ -3,7 +3,8 @@
 
 /*
  * Sources: where absent pages come from. In: an offset and a buffer. Out: all
- * of the bytes, or an error and none: a page is never made of half an answer.
+ * of the bytes, or an error. If a source has only some of the bytes, that is an
+ * error: no page is made of half an answer.
  */
 
 #include <fcntl.h>
@@ -13,7 +14,8 @@
 
 #include "memory.h"
 
-static int source_read_file(void *data, uint64_t offset, void *buffer, size_t length)
+static int source_read_file(void *data, uint64_t offset, void *buffer,
+			    size_t length)
 {
 	int fd = (int)(intptr_t)data;
 	size_t done = 0;
@@ -28,25 +30,28 @@ static int source_read_file(void *data, uint64_t offset, void *buffer, size_t le
 		if (n < 0)
 			return (int)n;
 		if (!n)
-			return -ENODATA;	/* shorter than it was */
+			return -ENODATA;	/* the file has shrunk */
 		done += (size_t)n;
 	}
 	return 0;
 }
 
-static const void *source_view_memory(void *data, uint64_t offset, size_t length)
+static const void *source_view_memory(void *data, uint64_t offset,
+				      size_t length)
 {
 	(void)length;
 	return (const char *)data + offset;
 }
 
-static int source_read_memory(void *data, uint64_t offset, void *buffer, size_t length)
+static int source_read_memory(void *data, uint64_t offset, void *buffer,
+			      size_t length)
 {
 	memcpy(buffer, source_view_memory(data, offset, length), length);
 	return 0;
 }
 
-static int source_read_zero(void *data, uint64_t offset, void *buffer, size_t length)
+static int source_read_zero(void *data, uint64_t offset, void *buffer,
+			    size_t length)
 {
 	(void)data;
 	(void)offset;
@@ -54,7 +59,8 @@ static int source_read_zero(void *data, uint64_t offset, void *buffer, size_t le
 	return 0;
 }
 
-bool kvmfault__source_reaches(const struct kvmfault_source *source, uint64_t end)
+bool kvmfault__source_reaches(const struct kvmfault_source *source,
+			      uint64_t end)
 {
 	struct stat stat;
 
@@ -62,7 +68,7 @@ bool kvmfault__source_reaches(const struct kvmfault_source *source, uint64_t end
 		return false;
 	if (source->file <= 0)
 		return true;
-	/* A block device does not shrink, and has its size elsewhere. */
+	/* A block device does not shrink, and its stat has no size. */
 	return !kvmfault__sys_fstat(source->file, &stat) &&
 	       (S_ISBLK(stat.st_mode) || (uint64_t)stat.st_size >= end);
 }
@@ -84,7 +90,8 @@ int kvmfault_source_file(int fd, struct kvmfault_source *source)
 	flags = kvmfault__sys_getfl(fd);
 	if (flags < 0)
 		return flags;
-	/* Said now, and not when the guest waits for its first page. */
+	/* Refuse the descriptor now, and not when the guest waits for a
+	 * page. */
 	if (flags & O_PATH || (flags & O_ACCMODE) == O_WRONLY)
 		return -EACCES;
 	err = kvmfault__sys_fstat(fd, &stat);
@@ -93,7 +100,7 @@ int kvmfault_source_file(int fd, struct kvmfault_source *source)
 	if (!S_ISREG(stat.st_mode) && !S_ISBLK(stat.st_mode))
 		return -ESPIPE;
 	end = (uint64_t)stat.st_size;
-	/* A block device's stat has no size. */
+	/* A block device tells its size by an ioctl alone. */
 	if (S_ISBLK(stat.st_mode))
 		err = kvmfault__sys_ioctl(fd, BLKGETSIZE64, &end);
 	if (err)
@@ -124,7 +131,10 @@ int kvmfault_source_memory(const void *bytes, uint64_t length,
 KVMFAULT__EXPORT
 int kvmfault_source_zero(struct kvmfault_source *source)
 {
-	struct kvmfault_source ours = { .name = "zero", .read = source_read_zero };
+	struct kvmfault_source ours = {
+		.name = "zero",
+		.read = source_read_zero,
+	};
 
 	return kvmfault__options_out(source, &ours, sizeof(ours));
 }

@@ -2,11 +2,11 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Stage publish, its side of KVM: which pages leave KVM_RUN, on kernels that
- * have one of the proposed ABIs. In: the states of pages. Out: a bitmap that
- * follows them, and what a memslot needs to be told. A bit that is set without
- * need costs an exit, one that is clear without need a message: neither is ever
- * wrong, since both lead to the page's state.
+ * Stage publish, KVM's side: which pages leave KVM_RUN, on kernels that have
+ * one of the proposed ABIs. In: the states of pages. Out: a bitmap that follows
+ * the states, and the flags and the bitmap's address for a memslot. A bit that
+ * is set without need costs an exit, and a bit that is clear without need costs
+ * a message. Neither is an error, since both lead to the page's state.
  */
 
 #include <string.h>
@@ -18,7 +18,7 @@
 
 #define BITS 64			/* of a long: the kernel's unit */
 
-/* ---- what its exits say ---- */
+/* ---- exits: flags and access ---- */
 
 uint64_t kvmfault__exit_flags(const struct kvmfault_vm *vm,
 			      const struct kvmfault_fault *fault)
@@ -52,7 +52,7 @@ void kvmfault__exit_access(const struct kvmfault_vm *vm,
 
 /* ---- the bitmap ---- */
 
-/* Of the host's pages: one of the memory's may be many. */
+/* A bit stands for a page of the host, and a page of the memory may be many. */
 static unsigned int userfault_page_shift(const struct kvmfault_memory *memory)
 {
 	return memory->page_shift -
@@ -75,12 +75,14 @@ int kvmfault__userfault_new(struct kvmfault_memory *memory)
 		     KVMFAULT__KERNEL_EXIT_NONE);
 	if (memory->vm->how.kernel_exit != KVMFAULT__KERNEL_EXIT_USERFAULT)
 		return 0;
-	err = kvmfault__sys_mmap(&bitmap, userfault_bitmap_size(memory), PROT_READ | PROT_WRITE,
+	err = kvmfault__sys_mmap(&bitmap, userfault_bitmap_size(memory),
+				 PROT_READ | PROT_WRITE,
 				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
 				 -1, 0);
 	if (err)
 		return err;
-	memset(bitmap, 0xff, userfault_bitmap_size(memory));	/* all are absent */
+	/* All pages are absent. */
+	memset(bitmap, 0xff, userfault_bitmap_size(memory));
 	memory->userfault = bitmap;
 	return 0;
 }
@@ -92,11 +94,13 @@ void kvmfault__userfault_free(struct kvmfault_memory *memory)
 				     userfault_bitmap_size(memory));
 }
 
-/* Sequentially consistent, and so KVM, which sees a bit clear, sees the data
- * that came before. */
-static void userfault_change_page(struct kvmfault_memory *memory, uint64_t page, bool set)
+/* The operations are sequentially consistent: if KVM sees a bit clear, it also
+ * sees the data that came before. */
+static void userfault_change_page(struct kvmfault_memory *memory,
+				  uint64_t page, bool set)
 {
-	uint64_t first = page << userfault_page_shift(memory), count = 1ULL << userfault_page_shift(memory);
+	uint64_t first = page << userfault_page_shift(memory);
+	uint64_t count = 1ULL << userfault_page_shift(memory);
 	unsigned long mask = ~0UL;
 
 	if (count < BITS)
@@ -112,16 +116,17 @@ static void userfault_change_page(struct kvmfault_memory *memory, uint64_t page,
 	}
 }
 
-static bool userfault_is_wanted(const struct kvmfault_memory *memory, uint64_t page)
+static bool userfault_is_wanted(const struct kvmfault_memory *memory,
+				uint64_t page)
 {
 	return !kvmfault__page_accessible(memory, page) &&
 	       atomic_load(&memory->exits);
 }
 
 /*
- * Whoever changes a state calls this after it, and looks at the state again
- * after the bit: so the last to write the bit has seen the last state, and no
- * order among them is needed.
+ * A thread that changes a state calls this afterwards, and this looks at the
+ * state again after the bit. So the last thread to write the bit has seen the
+ * last state, and threads need no order among them.
  */
 void kvmfault__userfault_set(struct kvmfault_memory *memory, uint64_t page,
 			     uint64_t count)
@@ -157,13 +162,14 @@ void kvmfault__userfault_enter(struct kvmfault_memory *memory)
 
 /* ---- memslots ---- */
 
-/* Its bits have to begin with a long. Private pages are not the memory's, and
- * its bits say nothing of them. */
+/* The region's bits have to begin at a long of the bitmap. Private pages are
+ * not the memory's, so the bitmap says nothing of them. */
 static void userfault_describe_memslot(const struct kvmfault_region *region,
 				       struct kvmfault_memslot *memslot)
 {
 	const struct kvmfault_memory *memory = region->memory;
-	uint64_t span = BITS * kvmfault__sys_page_size();	/* of a long */
+	/* The bytes of memory that one long's bits stand for. */
+	uint64_t span = BITS * kvmfault__sys_page_size();
 
 	if (!memory || region->guest_memfd > 0 || !atomic_load(&memory->exits))
 		return;

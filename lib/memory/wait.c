@@ -2,15 +2,16 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Waiting for pages. In: a page that is in flight, or a moment. Out: it has
- * changed, or a signal came; a vCPU that does not wait is counted instead, and
- * the VMM is told. Who changes a state looks for waiters afterwards; who waits
- * is counted, then looks at the state: one of them sees the other.
+ * Waiting for pages. In: a page that is in flight, or a time. Out: the page has
+ * changed or the time is over, or a signal came. A vCPU that does not wait is
+ * counted instead, and the VMM is told. A waiter is counted, then looks at the
+ * state. The thread that changes the state looks for waiters afterwards: one of
+ * them sees the other.
  */
 
 #include "page.h"
 
-#define SLICE 10000000ULL		/* 10 ms */
+#define SLICE 10000000ULL	/* immediate_exit is seen this late: 10 ms */
 
 static struct kvmfault__bucket *wait_find_bucket(struct kvmfault_memory *memory,
 						 uint64_t page)
@@ -22,7 +23,7 @@ static struct kvmfault__bucket *wait_find_bucket(struct kvmfault_memory *memory,
 
 bool kvmfault__exit_wanted(const struct kvmfault__seat *seat)
 {
-	/* Any thread writes it, or a handler on this one. */
+	/* Any thread may write the byte, and so may a handler on this one. */
 	return seat->immediate_exit &&
 	       __atomic_load_n(seat->immediate_exit, __ATOMIC_RELAXED);
 }
@@ -42,13 +43,11 @@ int kvmfault__page_wait(struct kvmfault__seat *seat,
 	struct kvmfault__bucket *b = wait_find_bucket(memory, page);
 	int err = 0;
 
-	/* A callback that is fetching for this memory waits for itself. */
+	/* A callback that is fetching for this memory would wait for itself. */
 	if (kvmfault__within_memory(memory, seat))
 		return -EDEADLK;
-	/*
-	 * The waker changes the state, then looks for waiters; we are counted,
-	 * then look at the state. One of us sees the other.
-	 */
+	/* Count ourselves before the state is read: see the waker, which is
+	 * kvmfault__page_wake(). */
 	atomic_fetch_add(&b->waiters, 1);
 	while (!err) {
 		uint32_t sequence = atomic_load(&b->sequence);
@@ -101,7 +100,8 @@ void kvmfault__unpin(struct kvmfault_memory *memory)
 {
 	struct kvmfault_vm *vm = memory->vm;
 
-	/* It may be gone from here on; the context is not before the end. */
+	/* The memory may be freed after the last pin, but the VM is not freed
+	 * while `unpinning` counts us. */
 	atomic_fetch_add(&vm->drain.unpinning, 1);
 	atomic_fetch_sub(&memory->fetches, 1);
 	kvmfault__tell_drainers(vm);
@@ -109,8 +109,9 @@ void kvmfault__unpin(struct kvmfault_memory *memory)
 }
 
 /*
- * A vCPU that does not want to wait is told when it can have one. Its wish pins
- * the memory: whoever takes the wish out of the seat lets go of that.
+ * A vCPU that does not wait is told when it can have a fetch. Until then its
+ * wish pins the memory, and the thread that takes the wish out of the seat
+ * unpins it.
  */
 void kvmfault__withdraw(struct kvmfault__seat *seat)
 {
@@ -140,16 +141,16 @@ bool kvmfault__page_pending(struct kvmfault__seat *seat,
 			    struct kvmfault_memory *memory, uint64_t page)
 {
 	kvmfault__set_pending(seat);
-	/* As a waiter: we are counted, then look; who wakes looks
-	 * afterwards. */
+	/* As a waiter does: we are counted, then look at the state. */
 	if (kvmfault__in_flight(kvmfault__page_state(memory, page)))
 		return true;
 	kvmfault__not_pending(seat);
 	return false;
 }
 
-/* What is in flight, or just looked at, for a moment: most often it has been
- * there all the time. */
+/* Wait up to 10 ms for a page in flight, and return its state. Most often the
+ * page was present, and a thread that looks at it has claimed it for a
+ * moment. */
 static enum kvmfault__state wait_for_state(struct kvmfault_memory *memory,
 					   uint64_t page)
 {
