@@ -2,7 +2,7 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * The states of a memory's pages, and waiting for one to change.
+ * The states of a memory's pages, and how a thread waits for one to change.
  */
 
 #ifndef KVMFAULT__PAGE_H
@@ -12,9 +12,9 @@
 
 enum kvmfault__state {
 	KVMFAULT__ABSENT = 0,
-	KVMFAULT__FETCHING = 1,		/* exactly one thread has it */
-	KVMFAULT__FETCHING_WAITED = 2,	/* and a thread sleeps in the kernel */
-	KVMFAULT__FETCHING_DISCARDED = 3,	/* and it was discarded meanwhile */
+	KVMFAULT__FETCHING = 1,		/* exactly one thread has claimed it */
+	KVMFAULT__FETCHING_WAITED = 2,	/* flagged: it has a sleeper */
+	KVMFAULT__FETCHING_DISCARDED = 3, /* flagged: discarded meanwhile */
 	KVMFAULT__PRESENT = 4,
 	KVMFAULT__DISCARDED = 5,
 	KVMFAULT__POISONED = 6,		/* its data is lost */
@@ -30,7 +30,8 @@ static inline bool kvmfault__in_flight(enum kvmfault__state state)
 int kvmfault__pages_new(struct kvmfault_memory *memory);
 void kvmfault__pages_free(struct kvmfault_memory *memory);
 
-/* Four bits a page: three are its state, the fourth says that it is protected. */
+/* A page has four bits: three are its state, and the fourth says that it is
+ * protected. */
 #define KVMFAULT__PAGE_BITS 4
 #define KVMFAULT__PAGE_STATE 7ULL
 #define KVMFAULT__PAGE_PROTECTED 8ULL
@@ -54,64 +55,73 @@ kvmfault__page_state(const struct kvmfault_memory *memory, uint64_t page)
 	       kvmfault__page_shift(page) & KVMFAULT__PAGE_STATE;
 }
 
-/* from -> to; returns what was found, from if it was changed. */
+/* Change the state from -> to. Returns the state that was found: `from` if the
+ * state was changed. */
 enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
 					   uint64_t page,
 					   enum kvmfault__state from,
 					   enum kvmfault__state to);
-/* The same for as many as there are in that state, from the first on; how many.
- * A word's at a time. */
+/* The same for a run of pages, a word of states at a time. Returns how many
+ * were in that state, from the first page on. */
 uint64_t kvmfault__pages_change(struct kvmfault_memory *memory, uint64_t first,
 				uint64_t count, enum kvmfault__state from,
 				enum kvmfault__state to);
-/* absent or removed -> fetching; returns what was found. sleeper: if it is in
- * flight, tell the fetcher to wake the mappings. */
+/* Absent or discarded -> fetching. Returns the state that was found. If the
+ * page is in flight and a sleeper asks, flag it: the fetcher has to wake the
+ * mappings. */
 enum kvmfault__state kvmfault__page_claim(struct kvmfault_memory *memory,
 					  uint64_t page, bool sleeper);
-/* Beside the state, and not changed with it: what the page holds, or will when
- * it has come, must be saved before it is written. */
+/* Beside the state, and not changed with it: the page's data, also data that
+ * has yet to come, must be saved before the guest writes there. */
 static inline bool
 kvmfault__page_protected(const struct kvmfault_memory *memory, uint64_t page)
 {
 	return atomic_load(kvmfault__page_word(memory, page)) >>
 	       kvmfault__page_shift(page) & KVMFAULT__PAGE_PROTECTED;
 }
-/* Of so many pages in one word of states those that are not in flight get the bit.
- * For each of the others the lowest of its bits is returned. */
+/* Of so many pages in one word of states, protect those that are not in flight.
+ * Returns the lowest bit of each page that is in flight. */
 uint64_t kvmfault__word_protect(struct kvmfault_memory *memory, uint64_t page,
 				unsigned int count);
 void kvmfault__page_unprotect(struct kvmfault_memory *memory, uint64_t page);
-/* Who touches it needs nobody: present, or poisoned and marked so. */
+/* Does an access need the library no more? The page is present, or poisoned and
+ * has a marker. */
 bool kvmfault__page_accessible(const struct kvmfault_memory *memory,
 			    uint64_t page);
-/* Its data is gone: removed, or its fetcher is told. */
+/* The page's data is gone: it becomes discarded, or a page in flight is
+ * flagged. */
 void kvmfault__page_discard(struct kvmfault_memory *memory, uint64_t page);
-/* Wait while it is in flight; 0, -EINTR, -EDEADLK: this thread has it, or -EAGAIN:
- * its memory is being freed. */
+/* Wait while the page is in flight. Returns 0, -EINTR, -EDEADLK if this thread
+ * is in a callback for the memory, or -EAGAIN if the memory is being freed. */
 int kvmfault__page_wait(struct kvmfault__seat *seat,
 			struct kvmfault_memory *memory, uint64_t page);
+/* After a change of state: wake the page's waiters, and tell vCPUs that are
+ * pending. */
 void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page);
-/* To the VMM, of the page there. */
+/* Tell the VMM that the page there is ready. */
 void kvmfault__tell_page_ready(struct kvmfault_memory *memory, uint64_t offset);
-/* Have all who wait for pages look again. */
+/* Have all waiters of all pages look again. */
 void kvmfault__wake_waiters(struct kvmfault_vm *vm);
-/* The VMM will be told when it is not in flight any more; false: it is not. */
+/* Have the VMM told when the page is not in flight any more. Returns false if
+ * it is not in flight. */
 bool kvmfault__page_pending(struct kvmfault__seat *seat,
 			    struct kvmfault_memory *memory, uint64_t page);
+/* Count the seat's vCPU as one that has to be told, or no more. */
 void kvmfault__set_pending(struct kvmfault__seat *seat);
 void kvmfault__not_pending(struct kvmfault__seat *seat);
-/* Is there a page that nobody may read? */
+/* Is there a page that no thread may read: neither present nor discarded? */
 bool kvmfault__pages_absent(struct kvmfault_memory *memory);
-/* Is the vCPU's immediate_exit set, or has it left its worker? */
+/* Is the vCPU's immediate_exit set? For a worker's seat: has the vCPU left? */
 bool kvmfault__exit_wanted(const struct kvmfault__seat *seat);
-/* Sleep until the word may be another; 0, or -EINTR for a signal or
+/* Sleep until the word may have changed. Returns 0, or -EINTR for a signal or
  * immediate_exit. */
 int kvmfault__sleep(struct kvmfault__seat *seat, _Atomic uint32_t *word,
 		    uint32_t value);
-/* Sleep for a moment; as above. */
+/* Sleep for that time. Returns as above. */
 int kvmfault__pause(struct kvmfault__seat *seat, uint64_t nanoseconds);
-/* Take back what a vCPU that does not wait has wished for; let go of a memory. */
+/* Take back the wish for a fetch of a vCPU that does not wait. */
 void kvmfault__withdraw(struct kvmfault__seat *seat);
+/* Let go of a memory that a fetch or a wish has pinned. */
 void kvmfault__unpin(struct kvmfault_memory *memory);
 
 static inline bool kvmfault__poisoned(const struct kvmfault_memory *memory,

@@ -46,8 +46,8 @@ int kvmfault__page_wait(struct kvmfault__seat *seat,
 	/* A callback that is fetching for this memory would wait for itself. */
 	if (kvmfault__within_memory(memory, seat))
 		return -EDEADLK;
-	/* Count ourselves before the state is read: see the waker, which is
-	 * kvmfault__page_wake(). */
+	/* The waker changes the state, then looks for waiters. We are counted,
+	 * then look at the state: one of us sees the other. */
 	atomic_fetch_add(&b->waiters, 1);
 	while (!err) {
 		uint32_t sequence = atomic_load(&b->sequence);
@@ -141,7 +141,8 @@ bool kvmfault__page_pending(struct kvmfault__seat *seat,
 			    struct kvmfault_memory *memory, uint64_t page)
 {
 	kvmfault__set_pending(seat);
-	/* As a waiter does: we are counted, then look at the state. */
+	/* As a waiter does: we are counted, then look at the state, and the
+	 * waker looks for us afterwards. */
 	if (kvmfault__in_flight(kvmfault__page_state(memory, page)))
 		return true;
 	kvmfault__not_pending(seat);
