@@ -13,10 +13,10 @@
 
 #include "region.h"
 
-/* In pages. Two page tables map a block of 4 KiB pages, one more than a lone
- * touch needs; and two vCPUs that touch it at once cost one message for each 2
- * MiB. */
-#define MARKER_BLOCK 1024ULL
+/* Pages of 4 KiB in a block take two page tables, one more than a lone touch
+ * needs. If two vCPUs touch a block at once, that is still one message for each
+ * 2 MiB. */
+#define MARKER_BLOCK 1024ULL	/* pages */
 #define BITS 64
 #define AHEAD 4ULL		/* blocks that are marked ahead, at most */
 #define AT_ONCE 32U		/* blocks marked at the first touch: 128 MiB */
@@ -212,10 +212,9 @@ static uint64_t marker_block_of(const struct kvmfault__target *target)
 }
 
 /*
- * To mark a block costs as much as two messages, and a guest that jumps about
- * in a large memory never touches that block again. So the first AT_ONCE blocks
- * are marked at once, and so is a neighbour of a marked block, where the guest
- * walks. Any other block has to be touched twice.
+ * Marking costs as much as two messages, and a guest that jumps about in a
+ * large memory never comes back. So after AT_ONCE blocks, only a neighbour of a
+ * marked block, where the guest walks, is marked at its first touch.
  */
 static bool marker_block_is_worth_it(struct kvmfault_memory *memory,
 				     uint64_t block)

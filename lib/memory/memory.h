@@ -36,7 +36,8 @@ struct kvmfault_mapping {
 /* Find the mapping at an address of that process, or NULL. The seat holds the
  * mapping until kvmfault__leave(). */
 static inline struct kvmfault_mapping *
-kvmfault__mapping_find(struct kvmfault__seat *seat, uint32_t space, uint64_t hva)
+kvmfault__mapping_find(struct kvmfault__seat *seat, uint32_t space,
+		       uint64_t hva)
 {
 	return (struct kvmfault_mapping *)
 		kvmfault__table_find(seat, &seat->vm->mappings,
@@ -144,10 +145,9 @@ static inline void *kvmfault__buffer(struct kvmfault__seat *seat,
 /* The first mapping of this process that is not the memslots', or NULL. */
 const struct kvmfault_mapping *
 kvmfault__own_mapping(const struct kvmfault__mappings *all);
-/* The address at which the library itself reads and writes a page's bytes; the
- * caller lets go of the seat's mappings afterwards. If the page was discarded
- * meanwhile, the thread has to sleep there as others do: so a mapping with
- * markers will not do, nor will `fill`. */
+/* Where the library itself reads and writes a page's bytes; the caller unholds
+ * the seat's mappings. A thread there must sleep if the page was discarded
+ * meanwhile, so neither a mapping with markers nor `fill` will do. */
 char *kvmfault__bytes(struct kvmfault__seat *seat,
 		      struct kvmfault_memory *memory, uint64_t offset);
 static inline const struct kvmfault__mappings *
@@ -163,9 +163,9 @@ kvmfault__mappings_hold(struct kvmfault__seat *seat,
  * grow. */
 int kvmfault__prepare(const struct kvmfault_memory *memory, uint64_t offset,
 		      uint64_t length);
-/* Install pages through the memslots' mapping; pages that are there stay. If
- * data is NULL, they are zeros, or with minor faults the file's. After an
- * error, `installed` counts the pages before the one that failed. */
+/* Install pages through the memslots' mapping; if data is NULL, zeros, or with
+ * minor faults the file's. Pages that are there stay, and after an error those
+ * before the one that failed are counted. */
 struct kvmfault__installed {
 	uint64_t there;		/* pages, from the first on */
 	uint64_t existed;	/* of those: were there before */
@@ -174,9 +174,9 @@ int kvmfault__install(struct kvmfault__seat *seat,
 		      struct kvmfault_memory *memory, uint64_t offset,
 		      const void *data, uint64_t length,
 		      struct kvmfault__installed *installed);
-/* Is the page there? Returns 1, and a file's page is mapped in the memslots'
- * mapping if the kernel can do that now; 0; or -errno if the kernel can't say:
- * -EOPNOTSUPP never, -EAGAIN now. */
+/* Returns 1 if the page is there; a file's page is then mapped by the memslots'
+ * mapping, if the kernel can do that now. Returns 0 if not, or -errno if the
+ * kernel can't say (-EOPNOTSUPP: it never can; -EAGAIN: not now). */
 int kvmfault__see(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 		  uint64_t offset);
 /* With minor faults: map a page that is in the file, and wake its sleepers.
@@ -225,7 +225,7 @@ struct kvmfault__reader {
 /* Is the calling thread the reader's? */
 bool kvmfault__reader_is_self(const struct kvmfault_uffd *uffd);
 /* madvise() that may cause an event, which has to be read before the call
- * returns. uffd may be NULL. -EDEADLK on the reader's own thread. */
+ * returns; uffd may be NULL. The reader's own thread gets -EDEADLK. */
 int kvmfault__take_away(const struct kvmfault_uffd *uffd, void *host,
 			uint64_t length, int advice);
 /* Around each read of a userfaultfd that has a reader. */

@@ -66,13 +66,13 @@ enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
 uint64_t kvmfault__pages_change(struct kvmfault_memory *memory, uint64_t first,
 				uint64_t count, enum kvmfault__state from,
 				enum kvmfault__state to);
-/* Absent or discarded -> fetching. Returns the state that was found. If the
+/* Absent or discarded -> fetching; returns the state that was found. If the
  * page is in flight and a sleeper asks, flag it: the fetcher has to wake the
  * mappings. */
 enum kvmfault__state kvmfault__page_claim(struct kvmfault_memory *memory,
 					  uint64_t page, bool sleeper);
-/* Beside the state, and not changed with it: the page's data, also data that
- * has yet to come, must be saved before the guest writes there. */
+/* The bit does not change with the state. It says that the page's data, come or
+ * yet to come, must be saved before a write. */
 static inline bool
 kvmfault__page_protected(const struct kvmfault_memory *memory, uint64_t page)
 {
