@@ -100,8 +100,7 @@ static int marker_mark_run(struct kvmfault__seat *seat,
 		kvmfault__add(seat, KVMFAULT__COUNTER(marked), done);
 		gone = marker_recheck_run(mapping, page, done);
 		page += done;
-		/* EEXIST: a page or a marker is there. ENOENT: nothing is
-		 * mapped there. Neither needs a marker. */
+		/* A page or a marker is there, or nothing is mapped. */
 		if (!first && (err == -EEXIST || err == -ENOENT)) {
 			err = 0;
 			page++;

@@ -59,7 +59,7 @@ struct kvmfault_memory {
 	atomic_bool making;	/* it must stay empty: no page may come yet */
 	int fd;
 	uint64_t fd_offset;
-	struct kvmfault_source source;	/* read NULL: not tracked */
+	struct kvmfault_source source;	/* none: not tracked */
 	uint64_t source_offset;
 	enum kvmfault_window window;
 	uint64_t window_pages;		/* at most */
