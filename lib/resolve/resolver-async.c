@@ -2,14 +2,15 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Resolver "async". In: an absent page, claimed, whose source answers later.
- * Out: the source has been asked for it and its window; the claim goes with the
- * fetch, which installs and publishes when the answer is there.
+ * Resolver "async". In: an absent page, claimed, of a memory with a source that
+ * answers later. Out: the source was asked for the page and its window. The
+ * fetch now has the claim, and installs and publishes when the source has
+ * answered.
  */
 
 #include "resolve.h"
 
-static int resolve(void *data, struct kvmfault_request *request)
+static int resolver_async_submit(void *data, struct kvmfault_request *request)
 {
 	(void)data;
 	if (!request->memory->source.submit)
@@ -22,5 +23,5 @@ const struct kvmfault_resolver kvmfault__resolver_async = {
 	.size = sizeof(kvmfault__resolver_async),
 	.name = "async",
 	.pages = 1U << KVMFAULT_PAGE_ABSENT,
-	.resolve = resolve,
+	.resolve = resolver_async_submit,
 };

@@ -3,14 +3,14 @@
 
 /*
  * Resolver "continue". In: an absent page, claimed, of a memory with minor
- * faults. Out: the source's bytes, and those of its window, written to the file
- * through a mapping that nobody else has, and mapped by UFFDIO_CONTINUE when
- * they are whole: until then all others still fault.
+ * faults. Out: the source's bytes of the page and its window are written to the
+ * file through the library's own mapping, and mapped by UFFDIO_CONTINUE when
+ * they are whole. Until then every other thread still faults.
  */
 
 #include "resolve.h"
 
-static int resolve(void *data, struct kvmfault_request *request)
+static int resolver_continue_page(void *data, struct kvmfault_request *request)
 {
 	int err;
 
@@ -30,5 +30,5 @@ const struct kvmfault_resolver kvmfault__resolver_continue = {
 	.size = sizeof(kvmfault__resolver_continue),
 	.name = "continue",
 	.pages = 1U << KVMFAULT_PAGE_ABSENT,
-	.resolve = resolve,
+	.resolve = resolver_continue_page,
 };

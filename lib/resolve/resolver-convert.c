@@ -2,19 +2,21 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Resolver "convert". In: an exit that wants the other kind of memory. Out: the
- * pages converted. An exit that wants what the page is by now lost a race with
- * another vCPU's: it is tried again, which the vCPU's guard bounds.
+ * Resolver "convert". In: an exit that wants the other kind of memory, private
+ * or shared. Out: the exit's pages are converted. If the page is of the wanted
+ * kind already, another vCPU was faster: the access is tried again, as often as
+ * the vCPU's guard allows.
  */
 
 #include "../os/abi.h"
 #include "range.h"
 
-static int resolve(void *data, struct kvmfault_request *request)
+static int resolver_convert_pages(void *data, struct kvmfault_request *request)
 {
 	struct kvmfault__seat *seat =
 		((struct kvmfault__request *)request)->seat;
-	const struct kvmfault_converter *converter = &seat->vm->conversions.converter;
+	const struct kvmfault_converter *converter =
+		&seat->vm->conversions.converter;
 	struct kvmfault__gfns pages;
 	uint64_t reached;
 	int err;
@@ -38,5 +40,5 @@ const struct kvmfault_resolver kvmfault__resolver_convert = {
 	.pages = 1U << KVMFAULT_PAGE_UNCONVERTED |
 		 1U << KVMFAULT_PAGE_UNTRACKED,
 	.flags = KVMFAULT__EXIT_FLAG_PRIVATE,
-	.resolve = resolve,
+	.resolve = resolver_convert_pages,
 };

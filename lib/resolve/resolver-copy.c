@@ -3,14 +3,14 @@
 
 /*
  * Resolver "copy". In: an absent page, claimed, of a memory without minor
- * faults, whose source answers at once. Out: the source's bytes, and those of
- * its window, installed by UFFDIO_COPY, which is atomic: no one ever sees a
- * half-filled page.
+ * faults, with a source that answers at once. Out: the source's bytes of the
+ * page and its window are installed by UFFDIO_COPY. UFFDIO_COPY is atomic: no
+ * thread ever sees a half-filled page.
  */
 
 #include "resolve.h"
 
-static int resolve(void *data, struct kvmfault_request *request)
+static int resolver_copy_page(void *data, struct kvmfault_request *request)
 {
 	const void *bytes;
 	int err;
@@ -31,5 +31,5 @@ const struct kvmfault_resolver kvmfault__resolver_copy = {
 	.size = sizeof(kvmfault__resolver_copy),
 	.name = "copy",
 	.pages = 1U << KVMFAULT_PAGE_ABSENT,
-	.resolve = resolve,
+	.resolve = resolver_copy_page,
 };

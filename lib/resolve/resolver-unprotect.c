@@ -2,15 +2,16 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Resolver "unprotect". In: a protected page that is about to be written,
- * claimed, and none of the VMM's own resolvers has taken it. Out: its word that
- * nobody has to save it. That word, and not what came of it, is all that
- * distinguishes it from a VMM's: the protection is lifted for both.
+ * Resolver "unprotect". In: a protected page, claimed, that is about to be
+ * written and that none of the VMM's resolvers has taken. Out: the verdict
+ * RESOLVED, which says that the page need not be saved. As after a VMM's
+ * verdict the caller lifts the protection: this resolver itself touches
+ * nothing.
  */
 
 #include "resolve.h"
 
-static int resolve(void *data, struct kvmfault_request *request)
+static int resolver_unprotect_page(void *data, struct kvmfault_request *request)
 {
 	(void)data;
 	(void)request;
@@ -21,5 +22,5 @@ const struct kvmfault_resolver kvmfault__resolver_unprotect = {
 	.size = sizeof(kvmfault__resolver_unprotect),
 	.name = "unprotect",
 	.pages = 1U << KVMFAULT_PAGE_PROTECTED,
-	.resolve = resolve,
+	.resolve = resolver_unprotect_page,
 };

@@ -2,14 +2,14 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Resolver "zero". In: a discarded page, claimed. Out: zeros, installed by
+ * Resolver "zero". In: a discarded page, claimed. Out: zeros are installed by
  * UFFDIO_ZEROPAGE, or where the backing has none (hugetlbfs) by UFFDIO_COPY.
- * The source is not asked: what it has there is what was discarded.
+ * The source is never asked: it still has the bytes that were discarded.
  */
 
 #include "resolve.h"
 
-static int resolve(void *data, struct kvmfault_request *request)
+static int resolver_zero_page(void *data, struct kvmfault_request *request)
 {
 	int err;
 
@@ -22,5 +22,5 @@ const struct kvmfault_resolver kvmfault__resolver_zero = {
 	.size = sizeof(kvmfault__resolver_zero),
 	.name = "zero",
 	.pages = 1U << KVMFAULT_PAGE_DISCARDED,
-	.resolve = resolve,
+	.resolve = resolver_zero_page,
 };
