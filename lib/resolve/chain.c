@@ -2,14 +2,15 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Stage resolve: the chain. In: a request, and what kind of page it is about. Out: the
- * first verdict that is not "declined", and what it comes to.
+ * Stage resolve: the chain of resolvers. In: a request, and the kind of its
+ * page. Out: an answer, made of the first verdict that is not "declined". The
+ * VMM's own resolvers are asked before the library's, and none is asked about a
+ * fault with flags that it does not name.
  */
 
 #include <string.h>
 #include "resolve.h"
 
-/* Who is asked for which kind of page. */
 void kvmfault__chain_changed(struct kvmfault_vm *vm)
 {
 	unsigned int page, i;
@@ -23,18 +24,19 @@ void kvmfault__chain_changed(struct kvmfault_vm *vm)
 	}
 }
 
-/* Bits of kinds that there are. */
+/* The bits of all kinds of pages in kvmfault_resolver.pages. */
 #define KINDS ((1U << KVMFAULT__PAGE_KINDS) - (1U << KVMFAULT_PAGE_UNTRACKED))
 
-static int check(struct kvmfault_vm *vm, const struct kvmfault_resolver *ours)
+static int resolver_check(struct kvmfault_vm *vm,
+			  const struct kvmfault_resolver *ours)
 {
 	if (!ours->resolve || !ours->name)
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_resolver.%s: it is not set",
+			"kvmfault_resolver.%s is not set",
 			ours->resolve ? "name" : "resolve");
 	if (ours->pages & ~KINDS)
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_resolver.pages: %#x has bits of no kind of page that this version knows: each is 1U << KVMFAULT_PAGE_*",
+			"kvmfault_resolver.pages: %#x has bits of no kind of page that this version knows: set only 1U << KVMFAULT_PAGE_*",
 			ours->pages);
 	return 0;
 }
@@ -49,7 +51,7 @@ int kvmfault_resolver_add(struct kvmfault_vm *vm,
 	err = kvmfault__options_in(vm, "kvmfault_resolver", &ours, sizeof(ours),
 				   resolver);
 	if (!err)
-		err = vm ? check(vm, &ours) : -EINVAL;
+		err = vm ? resolver_check(vm, &ours) : -EINVAL;
 	if (err)
 		return err;
 	kvmfault__sys_lock(&vm->lock);
@@ -69,8 +71,8 @@ int kvmfault_resolver_add(struct kvmfault_vm *vm,
 	kvmfault__sys_unlock(&vm->lock);
 	if (err)
 		kvmfault__refuse(vm, err, err == -EBUSY ?
-			"the resolver %s comes too late: add it before the first kvmfault_vcpu_new() and kvmfault_service_new()" :
-			"the resolver %s has no room: there are KVMFAULT_RESOLVER_COUNT in the chain",
+			"the resolver %s comes too late, a vCPU or a service exists: add resolvers before the first kvmfault_vcpu_new() and kvmfault_service_new()" :
+			"the resolver %s does not fit into the chain: add at most KVMFAULT_RESOLVER_COUNT, the library's own included",
 			ours.name);
 	return err;
 }
@@ -79,7 +81,8 @@ KVMFAULT__EXPORT
 const char *kvmfault_resolver_name(const struct kvmfault_vm *vm,
 				   unsigned int index)
 {
-	return vm && index < vm->chain.resolvers ? vm->chain.resolver[index].name : NULL;
+	return vm && index < vm->chain.resolvers ?
+		vm->chain.resolver[index].name : NULL;
 }
 
 void kvmfault__judge(const struct kvmfault__request *rq, int verdict,
@@ -96,7 +99,7 @@ void kvmfault__judge(const struct kvmfault__request *rq, int verdict,
 		answer->action = KVMFAULT_ACTION_INTERRUPTED;
 		return;
 	case -EAGAIN:
-		/* The mappings are changing: it faults again. */
+		/* The mappings are changing: the access faults again. */
 		answer->action = KVMFAULT_ACTION_RETRY;
 		answer->error = -EAGAIN;
 		answer->came = false;
@@ -107,9 +110,10 @@ void kvmfault__judge(const struct kvmfault__request *rq, int verdict,
 			     verdict < 0 ? verdict : -EINVAL);
 }
 
-/* Nobody has taken it. */
-static void refuse(const struct kvmfault__request *rq, bool flags,
-		   struct kvmfault__answer *answer)
+/* No resolver has taken the fault; flags: the fault's flags kept some from
+ * being asked. */
+static void chain_answer_declined(const struct kvmfault__request *rq,
+				  bool flags, struct kvmfault__answer *answer)
 {
 	if (rq->request.fault->error == EHWPOISON)
 		kvmfault__unresolved(answer, KVMFAULT_REASON_HWPOISON,
@@ -119,8 +123,8 @@ static void refuse(const struct kvmfault__request *rq, bool flags,
 				     KVMFAULT_REASON_DECLINED, -EOPNOTSUPP);
 }
 
-/* Flags of the fault that are not this VM's way to tell of it. */
-static uint64_t unknown_flags(const struct kvmfault__request *rq)
+/* Fault flags that this VM's delivery mode does not explain. */
+static uint64_t chain_unknown_flags(const struct kvmfault__request *rq)
 {
 	const struct kvmfault_fault *fault = rq->request.fault;
 
@@ -132,13 +136,13 @@ void kvmfault__ask(struct kvmfault__request *rq, enum kvmfault_page page,
 		   struct kvmfault__answer *answer)
 {
 	const struct kvmfault_vm *vm = rq->seat->vm;
-	uint64_t unknown = unknown_flags(rq);
+	uint64_t unknown = chain_unknown_flags(rq);
 	uint32_t asked = vm->chain.asked[page];
 	bool flags = false;
 
 	rq->request.page = page;
 	kvmfault__add(rq->seat, KVMFAULT__COUNTER(page) + page, 1);
-	/* Ours know nothing of failed memory. */
+	/* Only the VMM's resolvers, which come first, know of failed memory. */
 	if (rq->request.fault->error == EHWPOISON)
 		asked &= (1U << vm->chain.own) - 1;
 	for (; asked; asked &= asked - 1) {
@@ -155,8 +159,9 @@ void kvmfault__ask(struct kvmfault__request *rq, enum kvmfault_page page,
 				    page != KVMFAULT_PAGE_UNCONVERTED;
 		verdict = r->resolve(r->data, &rq->request);
 		rq->seat->in_hand = false;
-		/* Whatever it says of it, it has brought the page. */
-		if (verdict == KVMFAULT_VERDICT_DECLINED && kvmfault__has_come(rq))
+		/* An installed page is resolved, also if it was declined. */
+		if (verdict == KVMFAULT_VERDICT_DECLINED &&
+		    kvmfault__has_come(rq))
 			verdict = KVMFAULT_VERDICT_RESOLVED;
 		if (verdict != KVMFAULT_VERDICT_DECLINED) {
 			answer->resolver = r->name;
@@ -170,10 +175,9 @@ void kvmfault__ask(struct kvmfault__request *rq, enum kvmfault_page page,
 		if (rq->count > 1)
 			kvmfault__narrow(rq);
 	}
-	refuse(rq, flags, answer);
+	chain_answer_declined(rq, flags, answer);
 }
 
-/* A page that nobody fetches: untracked, or present and out of reach. */
 void kvmfault__resolve_unclaimed(struct kvmfault__request *rq,
 				 enum kvmfault_page page,
 				 struct kvmfault__answer *answer)

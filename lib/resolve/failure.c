@@ -2,10 +2,12 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Memory whose data is lost: in hardware, or at the source. In: a SIGBUS, or a
- * page that is known to be poisoned. Out: the page's state says so, nobody
- * reads anything else there, and the VMM was told which gpa it is. A SIGBUS at
- * an absent page is none of this: that was a marker, and the page is fetched.
+ * Stage resolve, for memory that has lost its data, in hardware or at the
+ * source. In: a claimed page that its source has lost, a present page at which
+ * a SIGBUS came, or a fault at failed memory. Out: the page is poisoned; or it
+ * is known whether the page has failed; or the VMM was told of it. A SIGBUS at
+ * an absent page is none of this: it came from a marker, and the page is
+ * fetched.
  */
 
 #include <sys/mman.h>
@@ -19,7 +21,6 @@ int kvmfault__lost(struct kvmfault_request *request)
 							     -EHWPOISON;
 }
 
-/* The VMM has told the guest: the vCPU may go on. */
 void kvmfault__tell_failure(struct kvmfault__request *rq,
 			    struct kvmfault__answer *answer)
 {
@@ -36,7 +37,7 @@ void kvmfault__tell_failure(struct kvmfault__request *rq,
 
 	if (!vm->ops.failed)
 		return;
-	/* The callback uses the vCPU's descriptor. */
+	/* The callback may use the vCPU's descriptor. */
 	if (!kvmfault__hold_vcpu(rq->seat)) {
 		answer->action = KVMFAULT_ACTION_INTERRUPTED;
 		return;
@@ -45,22 +46,23 @@ void kvmfault__tell_failure(struct kvmfault__request *rq,
 	kvmfault__free_vcpu(rq->seat);
 	if (err)
 		return;
+	/* The VMM has told the guest, so the vCPU may go on. */
 	answer->action = KVMFAULT_ACTION_RETRY;
 	answer->reason = KVMFAULT_REASON_NONE;
 	answer->error = 0;
 	answer->told = true;
 }
 
-/* Now: the page will be touched again. */
-static bool says_nothing(int err)
+/* The errno says nothing of the page, which will be touched again. */
+static bool failure_is_unknown(int err)
 {
 	return err == -ENOMEM || err == -EAGAIN || err == -EINTR;
 }
 
 /*
- * Has it failed, or was there a marker that is gone by now? Another thread may
- * have fetched the page since the signal was sent. The kernel knows; one that
- * can't be asked (before 5.14) has no markers (6.6).
+ * The SIGBUS may be of a marker that is gone: another thread may have fetched
+ * the page since. Ask the kernel; one that can't be asked (before 5.14) has no
+ * markers, which came with 6.6.
  */
 bool kvmfault__has_failed(const struct kvmfault_memory *memory, uint64_t hva)
 {
@@ -69,11 +71,11 @@ bool kvmfault__has_failed(const struct kvmfault_memory *memory, uint64_t hva)
 	int err;
 
 	err = kvmfault__sys_madvise(page, size, KVMFAULT__MADV_POPULATE_READ);
-	if (says_nothing(err))
+	if (failure_is_unknown(err))
 		return false;
-	/* A page that came past the library, by way of another mapping, has
-	 * left the marker where it was. Without it the file's page counts; one
-	 * that has failed is in the file still. */
+	/* A page that came without the library, through another mapping, left
+	 * the marker in its place. Take that out: the file's page decides, as a
+	 * failed page is still in the file. */
 	if (err && memory->marked)
 		err = kvmfault__take_away(memory->uffd, page, size,
 					  MADV_DONTNEED);
@@ -82,5 +84,5 @@ bool kvmfault__has_failed(const struct kvmfault_memory *memory, uint64_t hva)
 	if (!err)
 		err = kvmfault__sys_madvise(page, size,
 					    KVMFAULT__MADV_POPULATE_READ);
-	return err && !says_nothing(err);
+	return err && !failure_is_unknown(err);
 }

@@ -2,15 +2,17 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Poison: a page whose data is lost. In: a request whose page is claimed. Out: whoever
- * touches the page gets a SIGBUS, in every mapping; the state follows when the claim
+ * Stage resolve, for a page that has lost its data: poison. In: a request with
+ * a claimed page. Out: the page is poisoned in every mapping, so that each
+ * thread that touches it gets a SIGBUS. The page's state follows when the claim
  * is published.
  */
 
 #include "resolve.h"
 
-/* Not what an event has told is gone: it is zero. */
-static int poison_claimed(struct kvmfault__request *rq)
+/* Returns -EAGAIN for a page that is gone by an event: the page is zero, and
+ * not lost. */
+static int poison_claimed_page(struct kvmfault__request *rq)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	bool apart = kvmfault__events_take(memory);
@@ -36,13 +38,13 @@ int kvmfault_request_poison(struct kvmfault_request *request)
 		return err;
 	if (kvmfault__has_come(ours))
 		return kvmfault__refuse(ours->seat->vm, -EINVAL,
-			"kvmfault_request_poison: the page was installed before");
+			"kvmfault_request_poison: the page is installed already: poison a page instead of installing it");
 	if (ours->count > 1)
 		kvmfault__narrow(ours);
-	err = poison_claimed(ours);
+	err = poison_claimed_page(ours);
 	ours->poisoned = !err;
 	return err == -ENOTTY || err == -EINVAL ?
 		kvmfault__refuse(ours->seat->vm, -EOPNOTSUPP,
-			"a page whose data is lost can't be poisoned by this kernel: it needs Linux 6.6") :
+			"kvmfault_request_poison: this kernel can't poison a page that has lost its data: use Linux 6.6 or later") :
 		err;
 }

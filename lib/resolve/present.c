@@ -2,16 +2,17 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Stage resolve, of pages that are present and fault all the same. In: a page
- * that is protected, or whose sleeper's message was read late, or that somebody
- * took away behind our back. Out: saved and writable; its sleeper awake; there
- * again.
+ * Stage resolve, for pages that are present and fault all the same. In: a
+ * protected page; a page with a message that was read late; or a page that was
+ * taken away without the library's knowledge. Out: the page is saved and
+ * writable; its sleeper is awake; or the page is there again, as zeros. A page
+ * is claimed as long as it is saved or installed again.
  */
 
 #include "resolve.h"
 
-/* Claim a page that is present; false: it is not any more. */
-static bool claim_present(struct kvmfault__request *rq)
+/* Returns false if the page is not present any more. */
+static bool present_claim_page(struct kvmfault__request *rq)
 {
 	if (kvmfault__page_change(rq->request.memory, rq->page,
 				  KVMFAULT__PRESENT, KVMFAULT__FETCHING) !=
@@ -23,16 +24,18 @@ static bool claim_present(struct kvmfault__request *rq)
 }
 
 /*
- * About to be written, and nobody has saved it yet. While somebody does, it can
- * be read. Saved, then the bit, then the kernel's protection, and only then not
- * claimed any more: who protects it anew waits for that.
+ * Have the page saved before it is written; meanwhile it can be read. Then
+ * clear the bit, then lift the kernel's protection; the claim ends last, since
+ * a thread that protects the page anew waits for that.
  */
-static void save(struct kvmfault__request *rq, struct kvmfault__answer *answer)
+static void present_save_page(struct kvmfault__request *rq,
+			      struct kvmfault__answer *answer)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	int err;
 
-	if (memory->fill)	/* there it faults for nobody */
+	/* The library's own mapping is not registered: no read faults there. */
+	if (memory->fill)
 		rq->request.host = memory->fill + rq->request.offset;
 	kvmfault__ask(rq, KVMFAULT_PAGE_PROTECTED, answer);
 	if (answer->action != KVMFAULT_ACTION_RETRY || answer->error)
@@ -45,23 +48,23 @@ static void save(struct kvmfault__request *rq, struct kvmfault__answer *answer)
 	answer->came = !err;
 }
 
-/* True: that is the answer. False: look again. */
-static bool resolve_protected(struct kvmfault__request *rq,
-			      struct kvmfault__answer *answer)
+/* Returns false if the caller has to look at the page again. */
+static bool present_resolve_protected(struct kvmfault__request *rq,
+				      struct kvmfault__answer *answer)
 {
 	*answer = (struct kvmfault__answer){ .resolver = answer->resolver };
-	if (!claim_present(rq))
+	if (!present_claim_page(rq))
 		return false;
 	if (kvmfault__must_save(rq))
-		save(rq, answer);
+		present_save_page(rq, answer);
 	kvmfault__release(rq, rq->page, 1, KVMFAULT__PRESENT);
-	/* Who slept is awake, and for others it is like any present page. */
+	/* The sleeper was woken; a vCPU goes on as for any present page. */
 	return answer->action && (rq->origin || !answer->came);
 }
 
-/* Wake who sleeps in this mapping, also on a protection that is left in the
- * kernel alone. */
-static int wake_origin(struct kvmfault__request *rq)
+/* Wake the sleeper in the message's mapping. It may sleep on a protection that
+ * is left in the kernel alone, and not in the page's bit. */
+static int present_wake_origin(struct kvmfault__request *rq)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 
@@ -75,22 +78,23 @@ static int wake_origin(struct kvmfault__request *rq)
 	return 0;
 }
 
-/* With minor faults a page is present in the file, and each mapping has still
- * to be told. Else, or if it is not in the file, it becomes zero. */
-static int install_again(struct kvmfault__request *rq)
+/* With minor faults a present page is in the file, and may still have to be
+ * mapped here. Without them, or if the file lacks the page, zeros are
+ * installed. */
+static int present_install_again(struct kvmfault__request *rq)
 {
 	int err;
 
 	if (rq->request.memory->fill) {
 		err = kvmfault__map(rq->origin, rq->request.offset,
 				    rq->request.length);
-		/* Of a process that is gone nobody sleeps. */
+		/* -ESRCH: the process is gone, and its sleepers with it. */
 		if (!err || err == -ESRCH)
 			return 0;
 		if (err == -EEXIST)
-			return wake_origin(rq);
-		/* Only where it is not in the file does it become zero: a page
-		 * table that is just going is no reason to tell so. */
+			return present_wake_origin(rq);
+		/* Only -EFAULT says that the file lacks the page. If a page
+		 * table is just going, zeros must not be told to the VMM. */
 		if (err != -EFAULT)
 			return err;
 	}
@@ -98,24 +102,24 @@ static int install_again(struct kvmfault__request *rq)
 	err = kvmfault_request_install(&rq->request, NULL);
 	if (err || (!rq->installed.existed && rq->origin->memslots))
 		return err;
-	return wake_origin(rq);
+	return present_wake_origin(rq);
 }
 
 /*
- * A message for a page that is present. Most often it was read late. But a
- * page that somebody took out of the file behind our back would fault for
- * ever: ask the kernel by installing zeros, which is what a hole holds, and
- * which fails where there is a page. False: look again.
+ * A message for a present page was mostly read late. But a page that was taken
+ * out of the file without the library's knowledge would fault for ever: install
+ * zeros, as a hole holds, which fails if there is a page. Returns false if the
+ * caller has to look at the page again.
  */
-static bool recheck(struct kvmfault__request *rq,
-		    struct kvmfault__answer *answer)
+static bool present_recheck_page(struct kvmfault__request *rq,
+				 struct kvmfault__answer *answer)
 {
 	int err;
 
 	kvmfault__count(rq->seat, repeated);
-	if (!claim_present(rq))
+	if (!present_claim_page(rq))
 		return false;
-	err = install_again(rq);
+	err = present_install_again(rq);
 	kvmfault__release(rq, rq->page, 1, KVMFAULT__PRESENT);
 	if (!rq->installed.existed)
 		kvmfault__account(rq, KVMFAULT__DISCARDED);
@@ -129,11 +133,12 @@ static bool recheck(struct kvmfault__request *rq,
 #define LOOKS 8
 
 /*
- * KVM can't reach it, or the library is about to touch it: is it to be had? The
- * memslots' mapping is asked, and may have a marker there: the page was discarded
- * since, or came past the library. False: look again.
+ * KVM can't reach the page, or the library is about to touch it: ask for it in
+ * the memslots' mapping. A marker may be there, if the page was discarded since
+ * or came without the library: then returns false, and the caller looks again.
  */
-static bool reach(struct kvmfault__request *rq, struct kvmfault__answer *answer)
+static bool present_reach_page(struct kvmfault__request *rq,
+			       struct kvmfault__answer *answer)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 
@@ -143,7 +148,7 @@ static bool reach(struct kvmfault__request *rq, struct kvmfault__answer *answer)
 	if (kvmfault__page_state(memory, rq->page) != KVMFAULT__PRESENT ||
 	    !kvmfault__has_failed(memory, (uintptr_t)rq->request.host)) {
 		kvmfault__say(answer, KVMFAULT_ACTION_RETRY);
-		/* As often as this: who asked waits a while, and comes again. */
+		/* After LOOKS times the caller waits a while and asks again. */
 		if (++rq->looked < LOOKS)
 			return false;
 		answer->error = -EAGAIN;
@@ -151,9 +156,11 @@ static bool reach(struct kvmfault__request *rq, struct kvmfault__answer *answer)
 	return true;
 }
 
-/* Most often it came meanwhile; or KVM can't reach it all the same. */
-static bool resolve_unprotected(struct kvmfault__request *rq, bool waited,
-				struct kvmfault__answer *answer)
+/* Mostly the page came meanwhile; or KVM can't reach it although it is
+ * there. */
+static bool present_resolve_unprotected(struct kvmfault__request *rq,
+					bool waited,
+					struct kvmfault__answer *answer)
 {
 	*answer = (struct kvmfault__answer){
 		.action = KVMFAULT_ACTION_RETRY,
@@ -161,11 +168,11 @@ static bool resolve_unprotected(struct kvmfault__request *rq, bool waited,
 		.resolver = answer->resolver,
 	};
 	if (rq->origin)
-		return recheck(rq, answer);
+		return present_recheck_page(rq, answer);
 	kvmfault__userfault_follow(rq->request.memory, rq->page, 1);
 	if (kvmfault__touched(rq) || (!waited &&
 	    rq->request.fault->kind != KVMFAULT_KIND_CALL))
-		return reach(rq, answer);
+		return present_reach_page(rq, answer);
 	return true;
 }
 
@@ -173,6 +180,6 @@ bool kvmfault__resolve_present(struct kvmfault__request *rq, bool waited,
 			       struct kvmfault__answer *answer)
 {
 	return kvmfault__must_save(rq) ?
-		resolve_protected(rq, answer) :
-		resolve_unprotected(rq, waited, answer);
+		present_resolve_protected(rq, answer) :
+		present_resolve_unprotected(rq, waited, answer);
 }

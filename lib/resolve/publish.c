@@ -2,16 +2,19 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Stage publish: what became of claimed pages. In: a request, and what was installed for
- * it. Out: each page in a state that is true: data first, then the state, then its bit
- * for KVM, then the wakes.
+ * Stage publish: the end of a claim. In: a request, and the pages that were
+ * installed for it. Out: each claimed page has a true state, its waiters and
+ * sleepers are awake, and the pages that came are counted and told. The order
+ * is always: the data, the state, the page's bit for KVM, the wakes.
  */
 
 #include "resolve.h"
 
-/* A discard came while the page was being fetched: it has the last word. */
-static bool discarded(struct kvmfault__request *rq, uint64_t page,
-		      enum kvmfault__state else_to)
+/* If a discard flagged the page while it was in flight, free it: the discard
+ * has the last word. Returns true if the page was flagged so, and is
+ * published. */
+static bool publish_if_discarded(struct kvmfault__request *rq, uint64_t page,
+				 enum kvmfault__state else_to)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	uint64_t size = kvmfault__page_size(memory);
@@ -22,12 +25,12 @@ static bool discarded(struct kvmfault__request *rq, uint64_t page,
 	err = kvmfault__memory_punch(memory, page * size, size);
 	if (!err && rq->poisoned)
 		err = kvmfault__unpoison(rq->seat, memory, page * size);
-	/* Where nothing came nothing is fetched any more. */
+	/* Nothing came into anonymous memory, so there is nothing to free. */
 	if (memory->fd <= 0 && else_to == KVMFAULT__ABSENT)
 		err = 0;
 	if (err)
 		kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
-			      "a page at offset %#llx was discarded while it was fetched, and could not be freed (error %d): it keeps its data",
+			      "the page at offset %#llx was discarded while it was in flight, but could not be freed (error %d): the page keeps its data",
 			      (unsigned long long)(page * size), -err);
 	kvmfault__page_change(memory, page, KVMFAULT__FETCHING_DISCARDED,
 			      err ? else_to : KVMFAULT__DISCARDED);
@@ -38,14 +41,15 @@ static bool discarded(struct kvmfault__request *rq, uint64_t page,
 	return true;
 }
 
-/* Somebody left a mark on it: a sleeper, or a discard. */
+/* A sleeper or a discard has flagged the page, and may do so again. */
 __attribute__((noinline))
-static void publish_marked(struct kvmfault__request *rq, uint64_t page,
-			   enum kvmfault__state from, enum kvmfault__state to)
+static void publish_flagged_page(struct kvmfault__request *rq, uint64_t page,
+				 enum kvmfault__state from,
+				 enum kvmfault__state to)
 {
 	enum kvmfault__state found;
 
-	while (!discarded(rq, page, to)) {
+	while (!publish_if_discarded(rq, page, to)) {
 		found = kvmfault__page_change(rq->request.memory, page, from,
 					      to);
 		if (found == from)
@@ -54,13 +58,14 @@ static void publish_marked(struct kvmfault__request *rq, uint64_t page,
 	}
 }
 
-static inline void tell_page(struct kvmfault_memory *memory, uint64_t page)
+static inline void publish_tell_page(struct kvmfault_memory *memory,
+				     uint64_t page)
 {
 	kvmfault__userfault_follow(memory, page, 1);
 	kvmfault__page_wake(memory, page);
 }
 
-/* fetching -> to. True: it was marked. */
+/* fetching -> to. Returns true if the page was flagged. */
 static inline bool publish_page(struct kvmfault__request *rq, uint64_t page,
 				enum kvmfault__state to)
 {
@@ -69,27 +74,27 @@ static inline bool publish_page(struct kvmfault__request *rq, uint64_t page,
 
 	found = kvmfault__page_change(memory, page, KVMFAULT__FETCHING, to);
 	if (found != KVMFAULT__FETCHING)
-		publish_marked(rq, page, found, to);
-	tell_page(memory, page);
+		publish_flagged_page(rq, page, found, to);
+	publish_tell_page(memory, page);
 	return found != KVMFAULT__FETCHING;
 }
 
-/* A run of them: mostly nobody has marked any. */
+/* Publish a run in one step up to its first flagged page; mostly none is. */
 static bool publish_run(struct kvmfault__request *rq, uint64_t first,
 			uint64_t count, enum kvmfault__state to)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	uint64_t done = 0, page = first;
-	bool marked = false;
+	bool flagged = false;
 
 	if (count > 1)
 		done = kvmfault__pages_change(memory, first, count,
 					      KVMFAULT__FETCHING, to);
 	for (; page < first + done; page++)
-		tell_page(memory, page);
+		publish_tell_page(memory, page);
 	for (; page < first + count; page++)
-		marked |= publish_page(rq, page, to);
-	return marked;
+		flagged |= publish_page(rq, page, to);
+	return flagged;
 }
 
 void kvmfault__release(struct kvmfault__request *rq, uint64_t first,
@@ -104,24 +109,25 @@ void kvmfault__release(struct kvmfault__request *rq, uint64_t first,
 				       size);
 }
 
-/* The claimed pages become what they are: present where they were installed,
- * what they were where they were not. And all wake who could not know: what was
- * installed through the memslots' mapping has had its sleepers woken by the
- * kernel. */
-static void publish(struct kvmfault__request *rq, enum kvmfault__state was)
+/* Installed pages become present, the others get the state `was`. The kernel
+ * has woken the sleepers of the memslots' mapping where it installed pages; all
+ * other sleepers are woken here. */
+static void publish_claimed(struct kvmfault__request *rq,
+			    enum kvmfault__state was)
 {
 	const struct kvmfault__installed *installed = &rq->installed;
 	struct kvmfault_memory *memory = rq->request.memory;
 	uint64_t there = installed->there;
-	bool marked = publish_run(rq, rq->first, there, KVMFAULT__PRESENT);
+	bool flagged = publish_run(rq, rq->first, there, KVMFAULT__PRESENT);
 
 	if (there < rq->count)
-		marked |= publish_run(rq, rq->first + there, rq->count - there,
-				      was);
-	if (marked)
+		flagged |= publish_run(rq, rq->first + there, rq->count - there,
+				       was);
+	if (flagged)
 		kvmfault__wake(rq->seat, memory, NULL, rq->request.offset,
 			       rq->request.length);
-	/* Whose page has not come is tried again where he sleeps. */
+	/* If the page has not come, its sleeper sleeps on and its message is
+	 * deferred. */
 	else if (rq->origin && kvmfault__has_come(rq) &&
 		 (installed->there < rq->count || rq->own_way ||
 		  installed->existed || !rq->origin->memslots))
@@ -129,15 +135,15 @@ static void publish(struct kvmfault__request *rq, enum kvmfault__state was)
 			       rq->request.offset, rq->request.length);
 }
 
-static void warn_existed(struct kvmfault_memory *memory)
+static void publish_warn_existed(struct kvmfault_memory *memory)
 {
 	if (!atomic_exchange(&memory->warned, true))
 		kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
-			      "pages came into the memory at %p past the library, and are taken as they are: somebody maps it unregistered, or its huge=always fills the neighbours of what is written",
+			      "memory %p: found pages that the library did not install; they are kept. Check for mappings not added by kvmfault_mapping_add() and for shmem huge=always, which fills the neighbours of a write",
 			      memory->host);
 }
 
-/* After it was published: what a callback does may need the page. */
+/* Call this after the publish: the VMM's callback may need the pages. */
 void kvmfault__account(struct kvmfault__request *rq,
 		       enum kvmfault__state was)
 {
@@ -150,7 +156,7 @@ void kvmfault__account(struct kvmfault__request *rq,
 		kvmfault__add(rq->seat, KVMFAULT__COUNTER(existed),
 			      installed->existed);
 		if (!zero)
-			warn_existed(memory);
+			publish_warn_existed(memory);
 	}
 	if (!came)
 		return;
@@ -164,6 +170,6 @@ void kvmfault__account(struct kvmfault__request *rq,
 void kvmfault__conclude(struct kvmfault__request *rq,
 			enum kvmfault__state was)
 {
-	publish(rq, rq->poisoned ? KVMFAULT__POISONED : was);
+	publish_claimed(rq, rq->poisoned ? KVMFAULT__POISONED : was);
 	kvmfault__account(rq, was);
 }

@@ -2,9 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Stage resolve, what a resolver may ask for. In: a request. Out: the range's bytes, the
- * range installed, or its page poisoned. The library's resolvers use nothing that a
- * VMM's own could not.
+ * Stage resolve: the calls that a resolver may make. In: a request with a
+ * claimed page. Out: more pages claimed, the bytes of the range, or the range
+ * installed. The library's resolvers for absent and discarded pages read and
+ * install by the same calls as a VMM's.
  */
 
 #include <string.h>
@@ -22,12 +23,12 @@ int kvmfault__unclaimed(const struct kvmfault_request *request,
 	    request->page == KVMFAULT_PAGE_DISCARDED)
 		return 0;
 	return kvmfault__refuse(ours->seat->vm, -EINVAL,
-		"%s: nothing is claimed: the page is %s, and only absent and removed ones are installed",
+		"%s: the page is %s and is not claimed: make this call only for absent and discarded pages",
 		function, kvmfault_page_str(request->page));
 }
 
-static int is_null(const struct kvmfault_request *request, const char *function,
-		   const char *what)
+static int request_refuse_null(const struct kvmfault_request *request,
+			       const char *function, const char *what)
 {
 	const struct kvmfault__request *ours = (const void *)request;
 
@@ -49,8 +50,9 @@ int kvmfault_request_widen(struct kvmfault_request *request)
 	return 0;
 }
 
-/* A mapping has zeros behind its file's end, up to the end of the page. */
-static bool cut_off(const struct kvmfault__request *rq)
+/* A mapped file shows zeros between its end and the end of that page. So the
+ * source's end is asked for before its bytes are used. */
+static bool request_is_past_source(const struct kvmfault__request *rq)
 {
 	const struct kvmfault_memory *memory = rq->request.memory;
 	uint64_t end = memory->source_offset + rq->request.offset +
@@ -59,27 +61,29 @@ static bool cut_off(const struct kvmfault__request *rq)
 	return !kvmfault__source_reaches(&memory->source, end);
 }
 
-static int read_source(struct kvmfault__request *rq, void *buffer)
+static int request_read_source(struct kvmfault__request *rq, void *buffer)
 {
 	const struct kvmfault_source *source = &rq->request.memory->source;
-	int err = -EOPNOTSUPP;	/* it answers later, and not to us */
+	int err = -EOPNOTSUPP;	/* a source that only has submit() */
 
-	if (cut_off(rq))
+	if (request_is_past_source(rq))
 		err = -ENODATA;
 	else if (source->read)
 		err = source->read(source->data,
 				   rq->request.memory->source_offset +
 				   rq->request.offset, buffer,
 				   rq->request.length);
-	/* A count, or anything else that is not the contract, is no page. */
+	/* A positive value, such as a count, breaks the contract. */
 	if (err > 0)
 		err = -EIO;
 	rq->source_failed = err;
 	return err;
 }
 
-/* To the request's own buffer it is wherever that is by now. */
-static int read_run(struct kvmfault__request *rq, void *buffer, bool own)
+/* own: read into the request's own buffer, which moves when the request is
+ * narrowed. */
+static int request_read_run(struct kvmfault__request *rq, void *buffer,
+			    bool own)
 {
 	const struct kvmfault_memory *memory = rq->request.memory;
 	int err = 0;
@@ -92,23 +96,23 @@ static int read_run(struct kvmfault__request *rq, void *buffer, bool own)
 	if (err)
 		return err;
 	if (rq->request.page == KVMFAULT_PAGE_ABSENT)
-		return read_source(rq, buffer);
-	/* In the file it is zero, or what was written there since. */
+		return request_read_source(rq, buffer);
+	/* The file holds zeros there already, or what was written since. */
 	if (!own || !memory->fill)
 		memset(buffer, 0, rq->request.length);
 	return 0;
 }
 
-static int read_patiently(struct kvmfault__request *rq, void *buffer)
+static int request_read_or_narrow(struct kvmfault__request *rq, void *buffer)
 {
 	bool own = buffer == rq->request.buffer;
-	int err = read_run(rq, buffer, own);
+	int err = request_read_run(rq, buffer, own);
 
 	if (!err || rq->count == 1 || kvmfault__has_come(rq))
 		return err;
-	/* The neighbours' trouble is not the page's. */
+	/* An error of a neighbour must not fail the page: read it alone. */
 	kvmfault__narrow(rq);
-	return read_run(rq, buffer, own);
+	return request_read_run(rq, buffer, own);
 }
 
 KVMFAULT__EXPORT
@@ -119,18 +123,22 @@ int kvmfault_request_read(struct kvmfault_request *request, void *buffer)
 	if (err)
 		return err;
 	if (!buffer)
-		return is_null(request, "kvmfault_request_read", "buffer");
-	return read_patiently((struct kvmfault__request *)request, buffer);
+		return request_refuse_null(request, "kvmfault_request_read",
+					   "buffer");
+	return request_read_or_narrow((struct kvmfault__request *)request,
+				      buffer);
 }
 
-/* With minor faults they have to be in the file. */
-static const void *view(struct kvmfault__request *rq)
+/* Returns NULL if the bytes have to be read. With minor faults they belong into
+ * the file; where events take pages a copy must not sleep, so not on a view. */
+static const void *request_view_source(struct kvmfault__request *rq)
 {
 	const struct kvmfault_memory *memory = rq->request.memory;
 	const struct kvmfault_source *source = &memory->source;
 
 	if (!source->view || memory->fill || kvmfault__events_take(memory) ||
-	    rq->request.page != KVMFAULT_PAGE_ABSENT || cut_off(rq))
+	    rq->request.page != KVMFAULT_PAGE_ABSENT ||
+	    request_is_past_source(rq))
 		return NULL;
 	return source->view(source->data,
 			    memory->source_offset + rq->request.offset,
@@ -146,17 +154,18 @@ int kvmfault_request_data(struct kvmfault_request *request, const void **data)
 	if (err)
 		return err;
 	if (!data)
-		return is_null(request, "kvmfault_request_data", "data");
-	*data = ours->view = view(ours);
+		return request_refuse_null(request, "kvmfault_request_data",
+					   "data");
+	*data = ours->view = request_view_source(ours);
 	if (!ours->view) {
-		err = read_patiently(ours, request->buffer);
+		err = request_read_or_narrow(ours, request->buffer);
 		*data = request->buffer;
 	}
 	return err;
 }
 
-/* What has not come yet. */
-static int install(struct kvmfault__request *rq, const void *data)
+/* Install the part of the range that has not come yet. */
+static int request_install_rest(struct kvmfault__request *rq, const void *data)
 {
 	uint64_t done = rq->installed.there << rq->request.memory->page_shift;
 	struct kvmfault__installed rest = { 0 };
@@ -176,15 +185,15 @@ static int install(struct kvmfault__request *rq, const void *data)
 	return err;
 }
 
-/* Of a view a neighbour before the page is gone: the page alone, as if it had
- * been read. */
-static int install_alone(struct kvmfault__request *rq)
+/* A page of a view cannot be read any more, maybe a neighbour before the page:
+ * install the page alone, as a failed read is repeated for it alone. */
+static int request_install_alone(struct kvmfault__request *rq)
 {
 	uint64_t before = rq->page - rq->first;
 
 	kvmfault__narrow(rq);
-	return install(rq, (const char *)rq->view +
-		       (before << rq->request.memory->page_shift));
+	return request_install_rest(rq, (const char *)rq->view +
+				    (before << rq->request.memory->page_shift));
 }
 
 KVMFAULT__EXPORT
@@ -196,17 +205,17 @@ int kvmfault_request_install(struct kvmfault_request *request,
 
 	if (err)
 		return err;
-	/* Zeros for nothing: only where that is what it holds. */
+	/* NULL stands for zeros, which only a discarded page holds. */
 	if (!data && request->page != KVMFAULT_PAGE_DISCARDED)
-		return is_null(request, "kvmfault_request_install",
-			       "the page is absent, and data");
-	err = install(ours, data);
+		return request_refuse_null(request, "kvmfault_request_install",
+					   "for an absent page data");
+	err = request_install_rest(ours, data);
 	if (err == -EFAULT && data && data == ours->view) {
 		if (ours->count > 1 && !kvmfault__has_come(ours))
-			err = install_alone(ours);
-		/* What the source has shown is not there any more. */
+			err = request_install_alone(ours);
+		/* The source's view can't be read any more. */
 		ours->source_failed = err;
 	}
-	/* Of a window it is the page that counts; the others fault again. */
+	/* Only the page that faulted counts; the others fault again. */
 	return kvmfault__has_come(ours) ? 0 : err;
 }

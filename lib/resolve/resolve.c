@@ -2,18 +2,19 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Stages claim, resolve and publish: the one path that every entrance takes.
- * In: a fault, and the span that it is in, held. Out: an answer. Whatever
- * happens between claim and publish, the page ends in a state that is true:
- * data first, then the state, then its bit for KVM, then the wakes.
+ * Stages claim, resolve and publish: the one path of faults of every kind. In:
+ * a fault, and its target, with the target's span held. Out: an answer.
+ * Whatever happens between claim and publish, the page ends in a true state,
+ * and always in this order: the data, the state, the page's bit for KVM, the
+ * wakes.
  */
 
 #include "resolve.h"
 #include "../os/trace.h"
 
-/* Ask for one of the pages. With minor faults it may be in the file since long ago,
- * or be half written there: only install says that it is whole. */
-static int see(struct kvmfault__request *rq, uint64_t page)
+/* Ask the kernel if one page of the claim is there: 1, 0 or -errno. With minor
+ * faults the file may hold an old or half a page: only an install tells. */
+static int resolve_see_page(struct kvmfault__request *rq, uint64_t page)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	int there;
@@ -26,12 +27,13 @@ static int see(struct kvmfault__request *rq, uint64_t page)
 }
 
 /*
- * "Resolved", says one that did not use our install. That is a claim: what has
- * come is what is seen to be there, and what can't be asked is not believed.
+ * A resolver has answered RESOLVED and not used kvmfault_request_install(): it
+ * is not believed. Only the pages that the kernel reports to be there have
+ * come.
  */
-static void see_what_came(struct kvmfault__request *rq,
-			  enum kvmfault__state was,
-			  struct kvmfault__answer *answer)
+static void resolve_verify_pages(struct kvmfault__request *rq,
+				 enum kvmfault__state was,
+				 struct kvmfault__answer *answer)
 {
 	uint64_t page = rq->first, end = page + rq->count;
 	int there;
@@ -40,18 +42,19 @@ static void see_what_came(struct kvmfault__request *rq,
 	for (; page < end; page++) {
 		if (page == rq->page)
 			continue;
-		see(rq, page);
+		resolve_see_page(rq, page);
 		kvmfault__conclude(rq, was);
 	}
-	there = see(rq, rq->page);
+	there = resolve_see_page(rq, rq->page);
 	answer->came = there > 0;
 	if (there < 0 && there != -EOPNOTSUPP)
 		kvmfault__judge(rq, there, answer);
 	else if (there <= 0)
-		kvmfault__unresolved(answer, KVMFAULT_REASON_STILL_ABSENT, -ENODATA);
+		kvmfault__unresolved(answer, KVMFAULT_REASON_STILL_ABSENT,
+				     -ENODATA);
 }
 
-/* Its data is lost. Who sleeps on it in the kernel is woken into a SIGBUS. */
+/* The page's data is lost: its sleeper is woken into a SIGBUS. */
 static void resolve_poisoned(struct kvmfault__request *rq,
 			     struct kvmfault__answer *answer)
 {
@@ -68,7 +71,7 @@ static void resolve_poisoned(struct kvmfault__request *rq,
 	answer->error = rq->origin ? err : -EHWPOISON;
 }
 
-/* was: absent or removed, and now ours. */
+/* was: the page's state before this thread claimed it, absent or discarded. */
 static void resolve_claimed(struct kvmfault__request *rq,
 			    enum kvmfault__state was,
 			    struct kvmfault__answer *answer)
@@ -79,17 +82,18 @@ static void resolve_claimed(struct kvmfault__request *rq,
 		      answer);
 	if (rq->detached)
 		return;
-	answer->came = answer->action == KVMFAULT_ACTION_RETRY && !answer->error;
+	answer->came = answer->action == KVMFAULT_ACTION_RETRY &&
+		       !answer->error;
 	if (answer->came && !kvmfault__has_come(rq))
-		see_what_came(rq, was, answer);
+		resolve_verify_pages(rq, was, answer);
 	kvmfault__conclude(rq, was);
 	if (rq->poisoned)
 		resolve_poisoned(rq, answer);
 }
 
-/* Who only reads a page that is being saved, where another mapping has it, need not
- * wait for that. Of minor memory what is in the file may be half of it. */
-static void show_protected(const struct kvmfault__request *rq)
+/* A sleeper that only reads need not wait until the page is saved: map the
+ * file's page for it. With minor faults the file may hold half a page. */
+static void resolve_show_protected(const struct kvmfault__request *rq)
 {
 	const struct kvmfault_memory *memory = rq->request.memory;
 
@@ -101,12 +105,12 @@ static void show_protected(const struct kvmfault__request *rq)
 }
 
 /*
- * The page is on its way. A sleeper's fetcher knows of it; a vCPU that does not
- * want to wait is told when it has arrived. True: that is the answer; else it
- * has changed.
+ * The page is in flight: its fetcher wakes a sleeper, and a vCPU that does not
+ * wait is told when the page is ready. Returns true if that is the answer, and
+ * false if the page has changed.
  */
-static bool wait_for_page(struct kvmfault__request *rq,
-			  struct kvmfault__answer *answer)
+static bool resolve_wait_for_page(struct kvmfault__request *rq,
+				  struct kvmfault__answer *answer)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	int err = 0;
@@ -116,7 +120,7 @@ static bool wait_for_page(struct kvmfault__request *rq,
 			      KVMFAULT__COUNTER(repeated) :
 			      KVMFAULT__COUNTER(waited), 1);
 	if (rq->origin) {
-		show_protected(rq);
+		resolve_show_protected(rq);
 		return true;
 	}
 	if (kvmfault__waits(rq)) {
@@ -132,9 +136,9 @@ static bool wait_for_page(struct kvmfault__request *rq,
 	return err;
 }
 
-/* For the page alone: what came with it in the turn before, and was claimed, is not
- * its own any more, or a fetch's in flight. */
-static void begin_turn(struct kvmfault__request *rq)
+/* Each turn is about the page alone. The neighbours of the turn before are
+ * published, or belong to a fetch in flight. */
+static void resolve_begin_turn(struct kvmfault__request *rq)
 {
 	rq->installed = (struct kvmfault__installed){ 0 };
 	if (rq->count == 1)
@@ -144,17 +148,18 @@ static void begin_turn(struct kvmfault__request *rq)
 	kvmfault__run(rq, rq->page, 1);
 }
 
-/* Is there an answer before the page is looked at? */
-static bool answered(struct kvmfault__request *rq,
-		     struct kvmfault__answer *answer)
+/* Returns true if there is an answer before the page is looked at. */
+static bool resolve_answer_early(struct kvmfault__request *rq,
+				 struct kvmfault__answer *answer)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	int err = 0;
 
-	/* A late message, of what was there before: it has to be empty yet. */
+	/* The message is late, about what was mapped there before: a memory
+	 * has to be empty until it is made. */
 	if (atomic_load(&memory->making))
 		err = -EAGAIN;
-	/* What it did not wait for has failed meanwhile. */
+	/* A fetch that this vCPU did not wait for may have failed. */
 	else if (rq->seat->no_wait)
 		err = kvmfault__fetch_failed(rq);
 	if (err) {
@@ -177,13 +182,13 @@ static void resolve_tracked(struct kvmfault__request *rq,
 	rq->page = rq->request.offset >> memory->page_shift;
 	rq->first = rq->page;
 	rq->count = 1;
-	if (answered(rq, answer))
+	if (resolve_answer_early(rq, answer))
 		return;
 	for (;;) {
 		enum kvmfault__state state =
 			kvmfault__page_claim(memory, rq->page, rq->origin);
 
-		begin_turn(rq);
+		resolve_begin_turn(rq);
 		switch (state) {
 		case KVMFAULT__ABSENT:
 		case KVMFAULT__DISCARDED:
@@ -214,15 +219,15 @@ static void resolve_tracked(struct kvmfault__request *rq,
 			.resolver = answer->resolver,
 		};
 		waited = true;
-		if (wait_for_page(rq, answer))
+		if (resolve_wait_for_page(rq, answer))
 			return;
 		rq->detached = false;
 	}
 }
 
 /* Does the fault want the other kind of page, private or shared? */
-static bool unconverted(const struct kvmfault__request *rq,
-			struct kvmfault__gfns *pages)
+static bool resolve_is_unconverted(const struct kvmfault__request *rq,
+				   struct kvmfault__gfns *pages)
 {
 	const struct kvmfault_fault *fault = rq->request.fault;
 	struct kvmfault_vm *vm = rq->seat->vm;
@@ -245,25 +250,26 @@ static void resolve_unconverted(struct kvmfault__request *rq,
 						 !private) == pages.end;
 }
 
-/* Each member by itself: to clear it all costs more than to fill it. */
-static void begin(struct kvmfault__request *rq, struct kvmfault__seat *seat,
-		  const struct kvmfault_fault *fault,
-		  const struct kvmfault__target *place)
+/* Sets each member by itself: clearing the whole request costs more. */
+static void resolve_begin_request(struct kvmfault__request *rq,
+				  struct kvmfault__seat *seat,
+				  const struct kvmfault_fault *fault,
+				  const struct kvmfault__target *target)
 {
-	struct kvmfault_memory *memory = place->memory;
+	struct kvmfault_memory *memory = target->memory;
 	uint64_t size = memory ? kvmfault__page_size(memory) : KVMFAULT__PAGE;
 
 	rq->request = (struct kvmfault_request){
 		.size = sizeof(rq->request),
 		.fault = fault,
-		.region = place->region ? &place->region->info : NULL,
+		.region = target->region ? &target->region->info : NULL,
 		.memory = memory,
 		.page = KVMFAULT_PAGE_UNTRACKED,
 		.buffer = seat->buffer,
 	};
 	rq->seat = seat;
-	rq->origin = place->origin;
-	rq->tries = place->tries;
+	rq->origin = target->origin;
+	rq->tries = target->tries;
 	rq->page = rq->first = rq->count = 0;
 	rq->installed = (struct kvmfault__installed){ 0 };
 	rq->view = NULL;
@@ -271,8 +277,8 @@ static void begin(struct kvmfault__request *rq, struct kvmfault__seat *seat,
 	rq->own_way = rq->poisoned = rq->detached = rq->source_failed = false;
 	rq->looked = 0;
 	rq->window_length = 0;
-	if (memory || place->region) {
-		rq->request.offset = place->offset & -size;
+	if (memory || target->region) {
+		rq->request.offset = target->offset & -size;
 		rq->request.length = size;
 	}
 	if (memory) {
@@ -282,18 +288,19 @@ static void begin(struct kvmfault__request *rq, struct kvmfault__seat *seat,
 	}
 }
 
-/* Memory that failed has lost its data whatever its state; and who wants the
- * private page is not served with the shared one. */
-static bool not_about_the_page(const struct kvmfault_fault *fault)
+/* Memory that failed has lost its data whatever its state; and an exit for the
+ * private page must not be answered with the shared one. */
+static bool resolve_must_skip_state(const struct kvmfault_fault *fault)
 {
 	return fault->error == EHWPOISON ||
 	       (fault->kind == KVMFAULT_KIND_EXIT &&
 		kvmfault__wants_private(fault));
 }
 
-/* What was to come with the page, and where its region shows it. */
-static void tell_window(const struct kvmfault__request *rq,
-			struct kvmfault__answer *answer)
+/* Put the window that was claimed with the page, as its region shows it, into
+ * the answer. */
+static void resolve_tell_window(const struct kvmfault__request *rq,
+				struct kvmfault__answer *answer)
 {
 	const struct kvmfault_region *region = rq->request.region;
 	bool now = rq->count > 1;
@@ -311,32 +318,33 @@ static void tell_window(const struct kvmfault__request *rq,
 
 void kvmfault__resolve(struct kvmfault__seat *seat,
 		       const struct kvmfault_fault *fault,
-		       const struct kvmfault__target *place,
+		       const struct kvmfault__target *target,
 		       struct kvmfault__answer *answer)
 {
-	struct kvmfault_memory *memory = place->memory;
+	struct kvmfault_memory *memory = target->memory;
 	struct kvmfault__request rq;
 	struct kvmfault__gfns pages;
 
-	begin(&rq, seat, fault, place);
+	resolve_begin_request(&rq, seat, fault, target);
 	kvmfault__say(answer, KVMFAULT_ACTION_RETRY);
 	KVMFAULT__TRACE(resolve_begin, seat, fault->kind, memory,
 			rq.request.offset);
-	if (place->region && place->region->info.guest_memfd > 0 &&
-	    unconverted(&rq, &pages))
+	if (target->region && target->region->info.guest_memfd > 0 &&
+	    resolve_is_unconverted(&rq, &pages))
 		resolve_unconverted(&rq, pages, answer);
 	else if (!memory || !kvmfault__tracked(memory) ||
-		 not_about_the_page(fault))
+		 resolve_must_skip_state(fault))
 		kvmfault__resolve_unclaimed(&rq, KVMFAULT_PAGE_UNTRACKED,
 					    answer);
 	else
 		resolve_tracked(&rq, answer);
-	/* A sleeper has its SIGBUS, an ensure() its errno. */
-	if (answer->reason == KVMFAULT_REASON_HWPOISON && !place->origin &&
+	/* Sleepers get a SIGBUS and calls an errno; only for a vCPU's fault the
+	 * VMM has to be told. */
+	if (answer->reason == KVMFAULT_REASON_HWPOISON && !target->origin &&
 	    fault->kind != KVMFAULT_KIND_CALL)
 		kvmfault__tell_failure(&rq, answer);
 	if (rq.count > 1 || rq.window_length)
-		tell_window(&rq, answer);
+		resolve_tell_window(&rq, answer);
 	KVMFAULT__TRACE(resolve_end, seat, fault->kind, memory,
 			rq.request.offset, answer->action, answer->reason,
 			answer->error, answer->resolver);
@@ -348,13 +356,14 @@ void kvmfault__resolve_gpa(struct kvmfault__seat *seat,
 {
 	struct kvmfault__region *region =
 		kvmfault__region_find(seat, fault->address_space, gpa);
-	struct kvmfault__target place = kvmfault__region_target(region, gpa);
+	struct kvmfault__target target = kvmfault__region_target(region, gpa);
 
 	if (region && fault->kind != KVMFAULT_KIND_EXIT &&
 	    kvmfault__shows_private(seat->vm, region, gpa))
-		kvmfault__say(answer, KVMFAULT_ACTION_RETRY);	/* it is KVM's */
+		/* KVM alone handles private pages. */
+		kvmfault__say(answer, KVMFAULT_ACTION_RETRY);
 	else
-		kvmfault__resolve(seat, fault, &place, answer);
+		kvmfault__resolve(seat, fault, &target, answer);
 	if (!region && answer->reason == KVMFAULT_REASON_DECLINED)
 		answer->reason = KVMFAULT_REASON_NO_REGION;
 	kvmfault__leave(seat);

@@ -2,18 +2,19 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Resolver "populate". In: a page that was present before, or that nobody
- * tracks. Out: mapped at the memslots' address, by MADV_POPULATE_*. Its errno
- * is the diagnosis: -EFAULT past the file's end, -ENOMEM not mapped, -EINVAL
- * (-EOPNOTSUPP to the outside) not permitted there, -EHWPOISON.
+ * Resolver "populate". In: a page that was present before, or that is not
+ * tracked. Out: the page is mapped at the memslots' address, by
+ * MADV_POPULATE_*. If that fails, its errno is the diagnosis: -EFAULT past the
+ * file's end, -ENOMEM not mapped, -EINVAL (-EOPNOTSUPP to the outside) not
+ * permitted there, -EHWPOISON.
  */
 
 #include "../os/abi.h"
 #include "resolve.h"
 
-/* A KVM whose exits say what the access was (KVM_MEM_EXIT_ON_MISSING) has looked
- * for a page that can be written, also for a read: else it exits for ever. */
-static bool wants_writable(const struct kvmfault_request *request)
+/* A KVM with KVM_MEM_EXIT_ON_MISSING, with exits that tell the access, looks
+ * for a writable page also for a read. Without one it would exit for ever. */
+static bool populate_wants_writable(const struct kvmfault_request *request)
 {
 	const struct kvmfault_fault *fault = request->fault;
 
@@ -22,19 +23,19 @@ static bool wants_writable(const struct kvmfault_request *request)
 			       KVMFAULT__EXIT_FLAG_EXEC);
 }
 
-static bool for_writing(const struct kvmfault_request *request)
+static bool populate_is_for_writing(const struct kvmfault_request *request)
 {
 	const struct kvmfault_fault *fault = request->fault;
 
 	if (request->region && request->region->flags &
 	    KVMFAULT_REGION_READONLY)
 		return false;
-	return wants_writable(request) || kvmfault__may_write(fault);
+	return populate_wants_writable(request) || kvmfault__may_write(fault);
 }
 
-static int resolve(void *data, struct kvmfault_request *request)
+static int resolver_populate_page(void *data, struct kvmfault_request *request)
 {
-	bool write = for_writing(request);
+	bool write = populate_is_for_writing(request);
 	int err;
 
 	(void)data;
@@ -43,14 +44,14 @@ static int resolve(void *data, struct kvmfault_request *request)
 	err = kvmfault__sys_madvise(request->host, request->length, write ?
 				    KVMFAULT__MADV_POPULATE_WRITE :
 				    KVMFAULT__MADV_POPULATE_READ);
-	/* Not known to be a write: a mapping that is only readable will do, but
-	 * for a KVM that looks for one that is not. */
+	/* If the access need not be a write, a readable mapping is enough,
+	 * unless KVM looks for a writable page. */
 	if (err == -EINVAL && request->fault->access != KVMFAULT_ACCESS_WRITE &&
-	    !wants_writable(request))
+	    !populate_wants_writable(request))
 		err = kvmfault__sys_madvise(request->host, request->length,
 					    KVMFAULT__MADV_POPULATE_READ);
-	/* What is asked for is right: this kernel (before 5.14), or this kind of
-	 * mapping, does not do it. */
+	/* The arguments are right: the kernel (before 5.14) or the kind of
+	 * mapping does not support the call. */
 	if (err == -EINVAL)
 		err = -EOPNOTSUPP;
 	return err ? err : KVMFAULT_VERDICT_RESOLVED;
@@ -60,5 +61,5 @@ const struct kvmfault_resolver kvmfault__resolver_populate = {
 	.size = sizeof(kvmfault__resolver_populate),
 	.name = "populate",
 	.pages = 1U << KVMFAULT_PAGE_PRESENT | 1U << KVMFAULT_PAGE_UNTRACKED,
-	.resolve = resolve,
+	.resolve = resolver_populate_page,
 };

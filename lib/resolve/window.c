@@ -2,20 +2,21 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Stage claim, beyond the page: a fault may bring its neighbours. In: a claimed
- * page of a memory with a window. Out: the run of absent pages around it, all
- * claimed: never past its region, and never over a page that is present,
- * removed or in flight.
+ * Stage claim, for the neighbours of the page: one fault may bring a window of
+ * pages. In: a claimed page of a memory with a window. Out: the run of absent
+ * pages around it, all claimed. The run never goes past the page's region, nor
+ * over a page that is present, discarded, poisoned or in flight.
  */
 
 #include "resolve.h"
 
-struct span {
+struct page_run {
 	uint64_t first, end;	/* pages, without the one at end */
 };
 
-/* The pages that the region shows as a whole; of a message the memory's. */
-static struct span bounds(const struct kvmfault__request *rq)
+/* The pages that the region shows as a whole; without a region (a message) all
+ * pages of the memory. */
+static struct page_run window_find_bounds(const struct kvmfault__request *rq)
 {
 	const struct kvmfault_region *region = rq->request.region;
 	const struct kvmfault_memory *memory = rq->request.memory;
@@ -25,25 +26,28 @@ static struct span bounds(const struct kvmfault__request *rq)
 		start = region->offset + kvmfault__page_size(memory) - 1;
 		end = region->offset + region->length;
 	}
-	return (struct span){
+	return (struct page_run){
 		.first = start >> memory->page_shift,
 		.end = end >> memory->page_shift,
 	};
 }
 
-/* The aligned block of so many pages, counted from the page at `origin`. */
-static struct span block(uint64_t page, uint64_t pages, uint64_t origin)
+/* The aligned block of so many pages around the page; `origin` pages come
+ * before the memory's first one. */
+static struct page_run window_align_block(uint64_t page, uint64_t pages,
+					  uint64_t origin)
 {
 	uint64_t before = (page + origin) % pages;
 
-	return (struct span){
+	return (struct page_run){
 		.first = page > before ? page - before : 0,
 		.end = page - before + pages,
 	};
 }
 
-static uint64_t present(const struct kvmfault_memory *memory, uint64_t page,
-			int64_t step, uint64_t limit, struct span within)
+static uint64_t window_count_present(const struct kvmfault_memory *memory,
+				     uint64_t page, int64_t step,
+				     uint64_t limit, struct page_run within)
 {
 	uint64_t n = 0;
 
@@ -58,17 +62,17 @@ static uint64_t present(const struct kvmfault_memory *memory, uint64_t page,
 }
 
 /*
- * What came before tells what comes next: a walk leaves present pages behind
- * it. So the window doubles from fault to fault while somebody walks, up or
- * down, and is one page for who jumps about. Nothing is kept for it.
+ * A walk leaves present pages behind it: the window goes to the other side, by
+ * as many pages. So it doubles from fault to fault of a walk, up or down, is
+ * one page for random accesses, and needs no state of its own.
  */
-static struct span adaptive(const struct kvmfault_memory *memory,
-			    uint64_t page, struct span within)
+static struct page_run window_adapt_run(const struct kvmfault_memory *memory,
+					uint64_t page, struct page_run within)
 {
 	uint64_t most = memory->window_pages - 1;
-	uint64_t below = present(memory, page, -1, most, within);
-	uint64_t above = present(memory, page, 1, most, within);
-	struct span window = { .first = page, .end = page + 1 };
+	uint64_t below = window_count_present(memory, page, -1, most, within);
+	uint64_t above = window_count_present(memory, page, 1, most, within);
+	struct page_run window = { .first = page, .end = page + 1 };
 
 	if (below >= above)
 		window.end += below;
@@ -77,26 +81,27 @@ static struct span adaptive(const struct kvmfault_memory *memory,
 	return window;
 }
 
-static struct span wanted(const struct kvmfault__request *rq,
-			  struct span within)
+static struct page_run window_choose_run(const struct kvmfault__request *rq,
+					 struct page_run within)
 {
 	const struct kvmfault_memory *memory = rq->request.memory;
 
 	switch (memory->window) {
 	case KVMFAULT_WINDOW_FIXED:
-		return block(rq->page, memory->window_pages, 0);
+		return window_align_block(rq->page, memory->window_pages, 0);
 	case KVMFAULT_WINDOW_SOURCE:
-		return block(rq->page, memory->window_pages,
-			     memory->source_offset >> memory->page_shift);
+		return window_align_block(rq->page, memory->window_pages,
+					  memory->source_offset >>
+					  memory->page_shift);
 	case KVMFAULT_WINDOW_ADAPTIVE:
-		return adaptive(memory, rq->page, within);
+		return window_adapt_run(memory, rq->page, within);
 	case KVMFAULT_WINDOW_NONE:
 		break;
 	}
-	return (struct span){ .first = rq->page, .end = rq->page + 1 };
+	return (struct page_run){ .first = rq->page, .end = rq->page + 1 };
 }
 
-static bool claim(struct kvmfault_memory *memory, uint64_t page)
+static bool window_claim_page(struct kvmfault_memory *memory, uint64_t page)
 {
 	return kvmfault__page_change(memory, page, KVMFAULT__ABSENT,
 				     KVMFAULT__FETCHING) == KVMFAULT__ABSENT;
@@ -119,10 +124,10 @@ void kvmfault__widen(struct kvmfault__request *rq)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	uint64_t first = rq->first, end = first + rq->count;
-	struct span within, window;
+	struct page_run within, window;
 
-	within = bounds(rq);
-	window = wanted(rq, within);
+	within = window_find_bounds(rq);
+	window = window_choose_run(rq, within);
 	if (window.first < within.first)
 		window.first = within.first;
 	if (window.end > within.end)
@@ -131,13 +136,13 @@ void kvmfault__widen(struct kvmfault__request *rq)
 		end += kvmfault__pages_change(memory, end, window.end - end,
 					      KVMFAULT__ABSENT,
 					      KVMFAULT__FETCHING);
-	while (first > window.first && claim(memory, first - 1))
+	while (first > window.first && window_claim_page(memory, first - 1))
 		first--;
 	kvmfault__run(rq, first, end - first);
 }
 
-/* Neighbours before the page that were installed are present, however it goes
- * on. */
+/* Neighbours before the page that were installed become present, whatever
+ * becomes of the page. */
 void kvmfault__narrow(struct kvmfault__request *rq)
 {
 	uint64_t first = rq->first, count = rq->count;
