@@ -2,31 +2,33 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * One thread at a time converts a page. In: a run of guest-physical pages. Out: its turn,
- * in the order in which they came; or why the thread must not wait for it.
+ * Conversion queue: at most one thread at a time converts a page. In: a run of
+ * guest-physical pages. Out: the thread has its turn, in the order of arrival;
+ * or an error says why the thread must not wait. Conversions of disjoint runs
+ * never wait for each other.
  */
 
 #include "range.h"
 
-static bool overlap(const struct kvmfault__conversion *one,
-		    const struct kvmfault__conversion *other)
+static bool conversions_overlap(const struct kvmfault__conversion *one,
+				const struct kvmfault__conversion *other)
 {
 	return one->pages.first < other->pages.end &&
 	       other->pages.first < one->pages.end;
 }
 
-/* First come, first served: who came before and overlaps goes first. */
-static bool in_the_way(const struct kvmfault_vm *vm,
-		       const struct kvmfault__conversion *mine)
+/* The list has the order of arrival: an older one that overlaps goes first. */
+static bool conversion_is_blocked(const struct kvmfault_vm *vm,
+				  const struct kvmfault__conversion *mine)
 {
 	const struct kvmfault__conversion *other = vm->conversions.first;
 
-	while (other != mine && !overlap(other, mine))
+	while (other != mine && !conversions_overlap(other, mine))
 		other = other->next;
 	return other != mine;
 }
 
-/* Or it gives up waiting. */
+/* The thread has converted its pages, or gives up waiting for its turn. */
 void kvmfault__conversion_end(struct kvmfault_vm *vm,
 			      struct kvmfault__conversion *mine)
 {
@@ -49,8 +51,9 @@ void kvmfault__conversion_end(struct kvmfault_vm *vm,
 				    kvmfault__gfns_length(mine->pages));
 }
 
-/* Not by who has a page in hand: the other one may wait for that. */
-static int may_wait_for(struct kvmfault__conversion *other, bool wait)
+/* If this thread has a page in hand, the other conversion may wait for that
+ * page: then this thread must not wait. */
+static int conversion_check_wait(struct kvmfault__conversion *other, bool wait)
 {
 	other->refused |= !wait;
 	if (!wait)
@@ -58,8 +61,9 @@ static int may_wait_for(struct kvmfault__conversion *other, bool wait)
 	return kvmfault__in_hand() ? -EDEADLK : 0;
 }
 
-/* Or why it is not in the queue. */
-static int queue(struct kvmfault_vm *vm, struct kvmfault__conversion *mine)
+/* Unless this returns 0, the conversion is not in the queue. */
+static int conversion_queue(struct kvmfault_vm *vm,
+			    struct kvmfault__conversion *mine)
 {
 	struct kvmfault__conversion **link;
 	int err = 0;
@@ -69,24 +73,25 @@ static int queue(struct kvmfault_vm *vm, struct kvmfault__conversion *mine)
 	for (link = &vm->conversions.first; *link; link = &(*link)->next)
 		if ((*link)->owner == mine->owner)
 			err = -EDEADLK;
-		else if (!err && overlap(*link, mine))
-			err = may_wait_for(*link, mine->wait);
+		else if (!err && conversions_overlap(*link, mine))
+			err = conversion_check_wait(*link, mine->wait);
 	if (!err)
 		*link = mine;
 	kvmfault__sys_unlock(&vm->conversions.lock);
 	return err;
 }
 
-static int wait_for_turn(struct kvmfault__seat *seat,
-			 const struct kvmfault__conversion *mine)
+static int conversion_wait_turn(struct kvmfault__seat *seat,
+				const struct kvmfault__conversion *mine)
 {
 	struct kvmfault_vm *vm = seat->vm;
 	struct kvmfault__bucket *ended = &vm->conversions.ended;
 	int err = 0;
 
 	kvmfault__sys_lock(&vm->conversions.lock);
-	while (!err && in_the_way(vm, mine)) {
-		/* Read under the lock, as it is advanced: no wake is lost. */
+	while (!err && conversion_is_blocked(vm, mine)) {
+		/* The sequence is read under the lock, under which it is
+		 * advanced, too: so no wake is lost. */
 		uint32_t sequence = atomic_load(&ended->sequence);
 
 		atomic_fetch_add(&ended->waiters, 1);
@@ -102,11 +107,11 @@ static int wait_for_turn(struct kvmfault__seat *seat,
 int kvmfault__conversion_begin(struct kvmfault__seat *seat,
 			       struct kvmfault__conversion *mine)
 {
-	int err = queue(seat->vm, mine);
+	int err = conversion_queue(seat->vm, mine);
 
 	if (err)
 		return err;
-	err = wait_for_turn(seat, mine);
+	err = conversion_wait_turn(seat, mine);
 	if (err)
 		kvmfault__conversion_end(seat->vm, mine);
 	return err;

@@ -2,10 +2,11 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Convert: private and shared memory. In: guest-physical pages, and what they
- * are to be. Out: KVM told so, and the other side freed; or an error, and of
- * the run that failed all as it was. One thread at a time converts a page, and
- * what is noted of it is what KVM was told.
+ * Convert: makes guest memory private or shared. In: guest-physical pages, and
+ * which of the two they are to become. Out: KVM is told, and the other side is
+ * freed; or an error is returned, and the run that failed is what it was. At
+ * most one thread at a time converts a page, and the library's note of a page
+ * is what KVM was last told.
  */
 
 #include <fcntl.h>
@@ -20,40 +21,41 @@
 
 struct part {
 	struct kvmfault__seat *seat;
-	const struct kvmfault__region *region;	/* held; NULL: none there */
+	const struct kvmfault__region *region;	/* held, or NULL: none */
 	struct kvmfault__gfns pages;
 	const struct kvmfault__conversion *mine;
 };
 
-static struct kvmfault__region *region_at(struct kvmfault__seat *seat,
-					  uint64_t gfn)
+static struct kvmfault__region *convert_region_at(struct kvmfault__seat *seat,
+						  uint64_t gfn)
 {
 	return kvmfault__region_find(seat, 0, kvmfault__gpa(gfn));
 }
 
-static uint64_t region_end(const struct kvmfault__region *region)
+static uint64_t convert_region_end(const struct kvmfault__region *region)
 {
 	return (region->info.gpa + region->info.length - 1) / KVMFAULT__PAGE +
 		1;
 }
 
-/* Where the page is in the region's memory. */
-static uint64_t offset(const struct kvmfault__region *region, uint64_t gfn)
+/* Returns the page's offset in the region's memory. */
+static uint64_t convert_offset(const struct kvmfault__region *region,
+			       uint64_t gfn)
 {
 	return kvmfault__region_offset(region, kvmfault__gpa(gfn));
 }
 
-static int for_each_part(struct kvmfault__seat *seat,
-			 struct kvmfault__gfns pages,
-			 const struct kvmfault__conversion *mine,
-			 int (*what)(const struct part *part))
+static int convert_each_part(struct kvmfault__seat *seat,
+			     struct kvmfault__gfns pages,
+			     const struct kvmfault__conversion *mine,
+			     int (*what)(const struct part *part))
 {
 	struct part part = { .seat = seat, .pages = pages, .mine = mine };
 	int err = 0;
 
 	while (part.pages.first < pages.end && !err) {
-		part.region = region_at(seat, part.pages.first);
-		part.pages.end = part.region ? region_end(part.region) :
+		part.region = convert_region_at(seat, part.pages.first);
+		part.pages.end = part.region ? convert_region_end(part.region) :
 					       part.pages.first + 1;
 		if (part.pages.end > pages.end)
 			part.pages.end = pages.end;
@@ -64,19 +66,19 @@ static int for_each_part(struct kvmfault__seat *seat,
 	return err;
 }
 
-static int is_ram(const struct part *part)
+static int convert_check_ram(const struct part *part)
 {
 	return part->region ? 0 : -ENXIO;
 }
 
-static int has_guest_memfd(const struct part *part)
+static int convert_check_guest_memfd(const struct part *part)
 {
 	return part->region && part->region->info.guest_memfd > 0 ? 0 : -ENXIO;
 }
 
-/* A page that was discarded while it was fetched is punched by its fetcher in
- * the end: not while the guest writes to it. */
-static int await_discards(const struct part *part)
+/* If a page was discarded during its fetch, its fetcher punches it in the end.
+ * That must be over before the guest writes to the shared page. */
+static int convert_await_discards(const struct part *part)
 {
 	struct kvmfault_memory *memory;
 	uint64_t page, last;
@@ -85,8 +87,10 @@ static int await_discards(const struct part *part)
 	memory = part->region ? part->region->span.memory : NULL;
 	if (!memory || !kvmfault__tracked(memory))
 		return 0;
-	page = offset(part->region, part->pages.first) >> memory->page_shift;
-	last = offset(part->region, part->pages.end - 1) >> memory->page_shift;
+	page = convert_offset(part->region, part->pages.first) >>
+	       memory->page_shift;
+	last = convert_offset(part->region, part->pages.end - 1) >>
+	       memory->page_shift;
 	for (; page <= last && !err; page++) {
 		if (kvmfault__page_state(memory, page) !=
 		    KVMFAULT__FETCHING_DISCARDED)
@@ -99,9 +103,9 @@ static int await_discards(const struct part *part)
 	return err;
 }
 
-/* Is all that this huge page shows private, and stays so for now? */
-static bool private_as_a_whole(const struct part *part, uint64_t at,
-			       uint64_t size)
+/* Is each page of this huge page private, and does `mine` keep it so? */
+static bool convert_is_all_private(const struct part *part, uint64_t at,
+				   uint64_t size)
 {
 	const struct kvmfault_region *info = &part->region->info;
 	struct kvmfault__gfns pages;
@@ -116,18 +120,19 @@ static bool private_as_a_whole(const struct part *part, uint64_t at,
 	       pages.end;
 }
 
-static void keep(const struct part *part, const char *side, int err)
+static void convert_log_kept(const struct part *part, const char *side, int err)
 {
 	struct kvmfault_vm *vm = part->seat->vm;
 
 	if (err && !atomic_exchange(&vm->conversions.kept, true))
 		kvmfault__log(vm, KVMFAULT_LOG_WARNING,
 			      "memory at %#llx was converted, but its %s pages could not be freed (error %d): they keep host memory; this is logged once",
-			      (unsigned long long)kvmfault__gpa(part->pages.first),
+			      (unsigned long long)
+			      kvmfault__gpa(part->pages.first),
 			      side, -err);
 }
 
-static int discard_shared(const struct part *part)
+static int convert_discard_shared(const struct part *part)
 {
 	struct kvmfault_memory *memory;
 	uint64_t at, to, size;
@@ -136,32 +141,33 @@ static int discard_shared(const struct part *part)
 	if (!memory)
 		return 0;
 	size = kvmfault__page_size(memory);
-	at = offset(part->region, part->pages.first);
+	at = convert_offset(part->region, part->pages.first);
 	to = at + kvmfault__gfns_length(part->pages);
 	if (size == KVMFAULT__PAGE) {
-		keep(part, "shared",
-		     kvmfault__discard(part->seat, memory, at, to - at, false));
+		convert_log_kept(part, "shared",
+				 kvmfault__discard(part->seat, memory, at,
+						   to - at, false));
 		return 0;
 	}
 	for (at &= ~(size - 1); at < to; at += size)
-		if (private_as_a_whole(part, at, size))
-			keep(part, "shared",
-			     kvmfault__discard(part->seat, memory, at, size,
-					       false));
+		if (convert_is_all_private(part, at, size))
+			convert_log_kept(part, "shared",
+					 kvmfault__discard(part->seat, memory,
+							   at, size, false));
 	return 0;
 }
 
-static int discard_private(const struct part *part)
+static int convert_discard_private(const struct part *part)
 {
 	const struct kvmfault_region *info;
 	struct kvmfault__seat *seat = part->seat;
 	int err = 0;
 
-	if (has_guest_memfd(part))
+	if (convert_check_guest_memfd(part))
 		return 0;
 	info = &part->region->info;
 	atomic_store(&seat->hazard[KVMFAULT__HAZARD_PUNCH], part->region);
-	/* Removed by now? Then the VMM may have closed it. */
+	/* If the region is removed, the VMM may have closed its guest_memfd. */
 	if (!atomic_load(&part->region->span.dead))
 		err = kvmfault__sys_fallocate(info->guest_memfd,
 			FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
@@ -169,21 +175,22 @@ static int discard_private(const struct part *part)
 				kvmfault__gpa(part->pages.first) - info->gpa),
 			(off_t)kvmfault__gfns_length(part->pages));
 	kvmfault__unhold(seat, KVMFAULT__HAZARD_PUNCH);
-	keep(part, "private", err);
+	convert_log_kept(part, "private", err);
 	return 0;
 }
 
 /* ---- a run of pages that are not what they are to be ---- */
 
-static int negative(int err)
+static int convert_errno_of(int err)
 {
-	/* A count, or anything else that is not the contract, is no success. */
+	/* A callback that returns a count breaks its contract: no success. */
 	return err > 0 ? -EINVAL : err;
 }
 
-/* *asked: how many hooks have to hear how it ended. */
-static int call_before(struct kvmfault_vm *vm, struct kvmfault__gfns run,
-		       bool private, unsigned int *asked)
+/* *asked counts the hooks that must hear how the conversion ended. */
+static int convert_call_before(struct kvmfault_vm *vm,
+			       struct kvmfault__gfns run, bool private,
+			       unsigned int *asked)
 {
 	uint64_t gpa = kvmfault__gpa(run.first);
 	uint64_t length = kvmfault__gfns_length(run);
@@ -195,19 +202,21 @@ static int call_before(struct kvmfault_vm *vm, struct kvmfault__gfns run,
 			&vm->conversions.hook[*asked];
 
 		if (hook->before)
-			err = negative(hook->before(hook->data, gpa, length,
-						    private));
+			err = convert_errno_of(hook->before(hook->data, gpa,
+							    length, private));
 		if (err)
 			break;
 	}
 	return err;
 }
 
-static void call_after(struct kvmfault_vm *vm, struct kvmfault__gfns run,
-		       bool private, unsigned int asked, bool done)
+static void convert_call_after(struct kvmfault_vm *vm,
+			       struct kvmfault__gfns run, bool private,
+			       unsigned int asked, bool done)
 {
 	while (asked--) {
-		const struct kvmfault_conversion_hook *hook = &vm->conversions.hook[asked];
+		const struct kvmfault_conversion_hook *hook =
+			&vm->conversions.hook[asked];
 
 		if (hook->after)
 			hook->after(hook->data, kvmfault__gpa(run.first),
@@ -215,36 +224,41 @@ static void call_after(struct kvmfault_vm *vm, struct kvmfault__gfns run,
 	}
 }
 
-static int tell_kvm(struct kvmfault_vm *vm, struct kvmfault__gfns run,
-		    bool private)
+static int convert_tell_kvm(struct kvmfault_vm *vm, struct kvmfault__gfns run,
+			    bool private)
 {
 	const struct kvmfault_converter *converter = &vm->conversions.converter;
 	int err, back;
 
-	err = negative(converter->set(converter->data, kvmfault__gpa(run.first),
-				      kvmfault__gfns_length(run), private));
+	err = convert_errno_of(converter->set(converter->data,
+					      kvmfault__gpa(run.first),
+					      kvmfault__gfns_length(run),
+					      private));
 	if (!err)
 		return 0;
-	/* It may take several steps, of which some were done. */
+	/* The converter may take several steps, and may have done some. */
 	back = converter->set(converter->data, kvmfault__gpa(run.first),
 			      kvmfault__gfns_length(run), !private);
 	if (back)
 		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
-			      "memory at %#llx could not be converted (error %d), and then not be set back (error %d): KVM and the library may not agree what it is; convert it again, or stop the VM",
-			      (unsigned long long)kvmfault__gpa(run.first), -err, -back);
+			      "memory at %#llx could not be converted (error %d), nor set back to what it was (error %d): KVM and the library may disagree whether this memory is private; convert it again, or stop the VM",
+			      (unsigned long long)kvmfault__gpa(run.first),
+			      -err, -back);
 	return err;
 }
 
-static void discard_other(struct kvmfault__seat *seat,
-			  struct kvmfault__gfns run,
-			  const struct kvmfault__conversion *mine, bool private)
+static void convert_discard_other(struct kvmfault__seat *seat,
+				  struct kvmfault__gfns run,
+				  const struct kvmfault__conversion *mine,
+				  bool private)
 {
 	uint32_t keeps = private ? KVMFAULT_CONVERTER_KEEP_SHARED :
 				   KVMFAULT_CONVERTER_KEEP_PRIVATE;
 
 	if (!(seat->vm->conversions.converter.flags & keeps))
-		for_each_part(seat, run, mine, private ? discard_shared :
-							 discard_private);
+		convert_each_part(seat, run, mine,
+				  private ? convert_discard_shared :
+					    convert_discard_private);
 }
 
 static int convert_run(struct kvmfault__seat *seat, struct kvmfault__gfns run,
@@ -254,46 +268,51 @@ static int convert_run(struct kvmfault__seat *seat, struct kvmfault__gfns run,
 	unsigned int asked;
 	int err;
 
-	err = for_each_part(seat, run, mine, private ? has_guest_memfd :
-						       await_discards);
+	err = convert_each_part(seat, run, mine,
+				private ? convert_check_guest_memfd :
+					  convert_await_discards);
 	if (err)
 		return err;
-	err = call_before(vm, run, private, &asked);
+	err = convert_call_before(vm, run, private, &asked);
 	if (!err)
-		err = tell_kvm(vm, run, private);
+		err = convert_tell_kvm(vm, run, private);
 	if (!err) {
 		kvmfault__attributes_note(vm, run, private);
-		discard_other(seat, run, mine, private);
+		convert_discard_other(seat, run, mine, private);
 	}
-	call_after(vm, run, private, asked, !err);
+	convert_call_after(vm, run, private, asked, !err);
 	return err;
 }
 
 /* ---- a range, in chunks ---- */
 
-/* Whole huge pages, wherever one is in part: discarding it is about all. */
-static void widen(struct kvmfault__seat *seat, struct kvmfault__gfns *pages)
+/* A huge page is discarded only as a whole: so the turn covers the rest of one
+ * that the chunk has in part. */
+static void convert_widen_chunk(struct kvmfault__seat *seat,
+				struct kvmfault__gfns *pages)
 {
-	struct kvmfault__region *region = region_at(seat, pages->first);
+	struct kvmfault__region *region = convert_region_at(seat, pages->first);
 	uint64_t mask, step;
 
 	if (region && region->span.memory) {
 		mask = kvmfault__page_size(region->span.memory) - 1;
-		step = (offset(region, pages->first) & mask) / KVMFAULT__PAGE;
+		step = (convert_offset(region, pages->first) & mask) /
+		       KVMFAULT__PAGE;
 		if (step <= pages->first - region->info.gpa / KVMFAULT__PAGE)
 			pages->first -= step;
 	}
-	region = region_at(seat, pages->end - 1);
+	region = convert_region_at(seat, pages->end - 1);
 	if (region && region->span.memory) {
 		mask = kvmfault__page_size(region->span.memory) - 1;
-		step = (-offset(region, pages->end) & mask) / KVMFAULT__PAGE;
-		if (step <= region_end(region) - pages->end)
+		step = (-convert_offset(region, pages->end) & mask) /
+		       KVMFAULT__PAGE;
+		if (step <= convert_region_end(region) - pages->end)
 			pages->end += step;
 	}
 	kvmfault__leave(seat);
 }
 
-/* *reached is advanced as runs are converted, or are found to be. */
+/* *reached advances over each run that is converted, or was so before. */
 static int convert_runs(struct kvmfault__seat *seat,
 			struct kvmfault__gfns chunk,
 			const struct kvmfault__conversion *mine, bool private,
@@ -303,8 +322,9 @@ static int convert_runs(struct kvmfault__seat *seat,
 	struct kvmfault__gfns run = { .end = chunk.first };
 	int err = 0;
 
-	if (!private && vm->conversions.converter.flags & KVMFAULT_CONVERTER_RAM_ONLY)
-		err = for_each_part(seat, chunk, mine, is_ram);
+	if (!private &&
+	    vm->conversions.converter.flags & KVMFAULT_CONVERTER_RAM_ONLY)
+		err = convert_each_part(seat, chunk, mine, convert_check_ram);
 	while (!err) {
 		run.first = kvmfault__attributes_find(vm,
 			(struct kvmfault__gfns){ run.end, chunk.end },
@@ -327,11 +347,12 @@ static int convert_chunk(struct kvmfault__seat *seat,
 	struct kvmfault__conversion mine = { .pages = chunk, .wait = wait };
 	int err;
 
-	widen(seat, &mine.pages);
+	convert_widen_chunk(seat, &mine.pages);
 	err = kvmfault__conversion_begin(seat, &mine);
 	if (err)
 		return err;
-	/* Not for a vCPU that has gone on, which knows how far it came. */
+	/* If the vCPU's thread has left its task, the VMM was told how far the
+	 * conversion came: then nothing more is converted. */
 	if (kvmfault__hold_vcpu(seat)) {
 		err = convert_runs(seat, chunk, &mine, private, reached);
 		kvmfault__free_vcpu(seat);
@@ -342,8 +363,8 @@ static int convert_chunk(struct kvmfault__seat *seat,
 	return err;
 }
 
-static struct kvmfault__gfns next_chunk(struct kvmfault__gfns pages,
-					uint64_t first)
+static struct kvmfault__gfns convert_next_chunk(struct kvmfault__gfns pages,
+						uint64_t first)
 {
 	struct kvmfault__gfns chunk = {
 		.first = first,
@@ -363,7 +384,7 @@ int kvmfault__convert(struct kvmfault__seat *seat, struct kvmfault__gfns pages,
 
 	kvmfault__leave(seat);
 	while (chunk.end < pages.end && !err) {
-		chunk = next_chunk(pages, chunk.end);
+		chunk = convert_next_chunk(pages, chunk.end);
 		err = kvmfault__exit_wanted(seat) ? -EINTR : 0;
 		if (!err)
 			err = convert_chunk(seat, chunk, private, wait,

@@ -2,11 +2,13 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Entrance uffd, what can't be answered now. In: a message, and why not. Out: it
- * waits with a time to try again, that doubles, and a timer has the service look
- * then. What is not possible now is tried at once, and then soon; what has failed
- * is given more time. No sleeper is forgotten: those for whom there is no room
- * sleep on, and when their time comes all are woken, and fault again.
+ * Kind uffd, messages that cannot be answered now. In: a message, and whether
+ * its try failed or was not possible yet. Out: the message is in a list, with
+ * the time of its next try, when a timer wakes the service. If the try was not
+ * possible, the next one comes at once, and later ones soon; if it failed, the
+ * delay is longer. Both delays double up to a limit. No sleeper is forgotten:
+ * if the list is full, the thread sleeps on until the library wakes all
+ * sleepers, which then fault again.
  */
 
 #include "defer.h"
@@ -17,9 +19,9 @@
 #define SOON_MIN 50000ULL	/* 50 us, doubled each time, */
 #define SOON_STEPS 8		/* up to about 13 ms */
 
-/* Under the lock. */
-static struct kvmfault__message *find(struct kvmfault__deferred *deferred,
-				     uint32_t space, uint64_t hva)
+/* The caller holds the lock. */
+static struct kvmfault__message *
+deferred_find(struct kvmfault__deferred *deferred, uint32_t space, uint64_t hva)
 {
 	size_t i;
 
@@ -30,7 +32,7 @@ static struct kvmfault__message *find(struct kvmfault__deferred *deferred,
 	return NULL;
 }
 
-static uint64_t earliest(struct kvmfault__deferred *deferred)
+static uint64_t deferred_earliest(struct kvmfault__deferred *deferred)
 {
 	uint64_t due = UINT64_MAX;
 	size_t i;
@@ -45,11 +47,11 @@ static uint64_t earliest(struct kvmfault__deferred *deferred)
 	return due;
 }
 
-/* Without the lock: who sets it looks again afterwards, so that the last one to
- * set it has seen the earliest. */
+/* The timer is armed without the lock. A thread that arms it looks again
+ * afterwards: so the last thread to arm it has seen the earliest time. */
 void kvmfault__deferred_arm(struct kvmfault__deferred *deferred)
 {
-	uint64_t due = earliest(deferred), armed, now;
+	uint64_t due = deferred_earliest(deferred), armed, now;
 
 	do {
 		armed = due;
@@ -58,12 +60,12 @@ void kvmfault__deferred_arm(struct kvmfault__deferred *deferred)
 		now = kvmfault__sys_now();
 		kvmfault__sys_timerfd_arm(deferred->timer,
 					  due > now ? due - now : 1);
-		due = earliest(deferred);
+		due = deferred_earliest(deferred);
 	} while (due != armed);
 }
 
-static void wake_mapping(struct kvmfault__seat *seat,
-			 struct kvmfault__span *span, void *unused)
+static void deferred_wake_mapping(struct kvmfault__seat *seat,
+				  struct kvmfault__span *span, void *unused)
 {
 	struct kvmfault_mapping *mapping = (struct kvmfault_mapping *)span;
 
@@ -77,11 +79,12 @@ static void wake_mapping(struct kvmfault__seat *seat,
 
 void kvmfault__wake_all(struct kvmfault__seat *seat)
 {
-	kvmfault__table_visit(seat, &seat->vm->mappings, wake_mapping, NULL);
+	kvmfault__table_visit(seat, &seat->vm->mappings, deferred_wake_mapping,
+			      NULL);
 }
 
-static void wake_sleeper(struct kvmfault__seat *seat,
-			 const struct kvmfault__message *item)
+static void message_wake_sleeper(struct kvmfault__seat *seat,
+				 const struct kvmfault__message *item)
 {
 	struct kvmfault_mapping *mapping =
 		kvmfault__mapping_find(seat, item->space, item->fault.hva);
@@ -97,10 +100,11 @@ static void wake_sleeper(struct kvmfault__seat *seat,
 	kvmfault__leave(seat);
 }
 
-/* Under the lock. A sleeper that was woken meanwhile has sent a second message,
- * and another thread was faster with that: what was tried counts for it too. */
-static void merge(struct kvmfault__message *other,
-		  const struct kvmfault__message *item)
+/* The caller holds the lock. A sleeper that was woken has sent a second message
+ * (other), which another thread deferred first: that inherits this one's tries.
+ */
+static void message_merge(struct kvmfault__message *other,
+			  const struct kvmfault__message *item)
 {
 	if (other->tries.count < item->tries.count)
 		other->tries.count = item->tries.count;
@@ -110,23 +114,26 @@ static void merge(struct kvmfault__message *other,
 		other->due = item->due;
 }
 
-static uint64_t delay(uint64_t first, unsigned int n, unsigned int steps)
+static uint64_t deferred_delay(uint64_t first, unsigned int n,
+			       unsigned int steps)
 {
 	return first << (n < steps ? n : steps);
 }
 
-/* Until the next try: has it failed, or was it not possible? */
-static uint64_t pause_of(struct kvmfault__message *item, bool failed)
+/* Returns the time until the next try. If not `failed`, the last try was not
+ * possible yet. */
+static uint64_t message_next_delay(struct kvmfault__message *item, bool failed)
 {
 	if (failed)
-		return delay(FAILED_MIN, item->tries.failures - 1,
-			     FAILED_STEPS);
-	return item->tries.count++ ? delay(SOON_MIN, item->tries.count - 2,
-					   SOON_STEPS) : 0;
+		return deferred_delay(FAILED_MIN, item->tries.failures - 1,
+				      FAILED_STEPS);
+	return item->tries.count++ ?
+		deferred_delay(SOON_MIN, item->tries.count - 2, SOON_STEPS) : 0;
 }
 
-/* Under the lock. */
-static void add(struct kvmfault__deferred *deferred, const struct kvmfault__message *item)
+/* The caller holds the lock. */
+static void deferred_add(struct kvmfault__deferred *deferred,
+			 const struct kvmfault__message *item)
 {
 	if (deferred->count < KVMFAULT__DEFERRED_MAX)
 		deferred->item[deferred->count++] = *item;
@@ -136,43 +143,44 @@ static void add(struct kvmfault__deferred *deferred, const struct kvmfault__mess
 					     FAILED_MIN);
 }
 
-void kvmfault__defer(struct kvmfault__deferred *deferred, struct kvmfault__seat *seat,
-		       struct kvmfault__message *item, bool failed)
+void kvmfault__defer(struct kvmfault__deferred *deferred,
+		     struct kvmfault__seat *seat,
+		     struct kvmfault__message *item, bool failed)
 {
 	struct kvmfault__message *other;
 
-	item->due = kvmfault__sys_now() + pause_of(item, failed);
+	item->due = kvmfault__sys_now() + message_next_delay(item, failed);
 	kvmfault__count(seat, deferred);
 	kvmfault__sys_lock(&deferred->lock);
-	other = find(deferred, item->space, item->fault.hva);
+	other = deferred_find(deferred, item->space, item->fault.hva);
 	if (other)
-		merge(other, item);
+		message_merge(other, item);
 	else
-		add(deferred, item);
+		deferred_add(deferred, item);
 	kvmfault__sys_unlock(&deferred->lock);
 	kvmfault__deferred_arm(deferred);
 }
 
 void kvmfault__defer_to_service(struct kvmfault__deferred *deferred,
-			struct kvmfault__seat *seat,
-			struct kvmfault__message *item)
+				struct kvmfault__seat *seat,
+				struct kvmfault__message *item)
 {
 	bool repeated;
 
 	item->due = kvmfault__sys_now();
 	kvmfault__sys_lock(&deferred->lock);
-	repeated = find(deferred, item->space, item->fault.hva);
+	repeated = deferred_find(deferred, item->space, item->fault.hva);
 	if (!repeated)
-		add(deferred, item);
+		deferred_add(deferred, item);
 	kvmfault__sys_unlock(&deferred->lock);
 	if (repeated)
 		kvmfault__count(seat, repeated);
 	kvmfault__deferred_arm(deferred);
 }
 
-static void tell(const struct kvmfault_mapping *mapping,
-		 const struct kvmfault__message *item,
-		 enum kvmfault_reason reason, int error)
+static void message_tell_unresolved(const struct kvmfault_mapping *mapping,
+				    const struct kvmfault__message *item,
+				    enum kvmfault_reason reason, int error)
 {
 	struct kvmfault_memory *memory = mapping->span.memory;
 	const struct kvmfault_vm *vm = memory->vm;
@@ -189,7 +197,7 @@ static void tell(const struct kvmfault_mapping *mapping,
 	};
 
 	kvmfault__log(memory->vm, KVMFAULT_LOG_ERROR,
-		      "a %s at host address %#llx sleeps: %s (error %d); trying again until it works or the VM is stopped",
+		      "a thread sleeps in an access (%s) at host address %#llx: %s (error %d); the library tries again until this succeeds or the VM is stopped",
 		      kvmfault_access_str(item->fault.access),
 		      (unsigned long long)item->fault.hva,
 		      kvmfault_reason_str(reason), -error);
@@ -209,25 +217,25 @@ void kvmfault__not_resolved(struct kvmfault__seat *seat,
 	if (item->tries.failures != memory->vm->options.source_retries + 1)
 		return;
 	kvmfault__count(seat, unresolved);
-	tell(mapping, item, reason, error);
+	message_tell_unresolved(mapping, item, reason, error);
 }
 
 bool kvmfault__is_deferred(struct kvmfault__deferred *deferred, uint32_t space,
-			 uint64_t hva)
+			   uint64_t hva)
 {
 	bool found;
 
-	/* Who parks it just now is not to be waited for. */
+	/* If a thread is just deferring the message, this one need not know. */
 	if (!atomic_load(&deferred->count))
 		return false;
 	kvmfault__sys_lock(&deferred->lock);
-	found = find(deferred, space, hva);
+	found = deferred_find(deferred, space, hva);
 	kvmfault__sys_unlock(&deferred->lock);
 	return found;
 }
 
 bool kvmfault__deferred_take(struct kvmfault__deferred *deferred, uint64_t now,
-		      struct kvmfault__message *item)
+			     struct kvmfault__message *item)
 {
 	bool found = false;
 	size_t i;
@@ -259,15 +267,17 @@ void kvmfault__wake_without_room(struct kvmfault__deferred *deferred,
 }
 
 void kvmfault__deferred_wake(struct kvmfault__deferred *deferred,
-			   struct kvmfault__seat *seat)
+			     struct kvmfault__seat *seat)
 {
 	if (deferred->no_room)
 		kvmfault__wake_all(seat);
 	while (deferred->count)
-		wake_sleeper(seat, &deferred->item[--deferred->count]);
+		message_wake_sleeper(seat, &deferred->item[--deferred->count]);
 }
 
-/* Who lowers it last sets the timer last, without a lock: vCPUs come here. */
+/* vCPU threads come here, so there is no lock. A thread that lowers the
+ * deadline arms the timer, then looks again: so the timer is armed last for the
+ * earliest. */
 void kvmfault__deadline_set(struct kvmfault__deferred *deferred, uint64_t due)
 {
 	uint64_t set = atomic_load(&deferred->next_deadline), now;
@@ -288,15 +298,16 @@ void kvmfault__deadline_set(struct kvmfault__deferred *deferred, uint64_t due)
 void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due)
 {
 	struct kvmfault__deferred *deferred =
-		kvmfault__hold(seat, KVMFAULT__HAZARD_DEFERRED, &seat->vm->deferred);
+		kvmfault__hold(seat, KVMFAULT__HAZARD_DEFERRED,
+			       &seat->vm->deferred);
 
 	if (deferred)
 		kvmfault__deadline_set(deferred, due);
 	kvmfault__unhold(seat, KVMFAULT__HAZARD_DEFERRED);
 }
 
-/* Its fetch has failed, on any thread; without a service it is woken and faults
- * again for the next one. */
+/* The fetch has failed on any thread. If there is no service, the sleeper is
+ * woken, and faults again for the next service. */
 void kvmfault__defer_fetch(struct kvmfault__request *rq, int error)
 {
 	struct kvmfault__seat *seat = rq->seat;
@@ -308,7 +319,8 @@ void kvmfault__defer_fetch(struct kvmfault__request *rq, int error)
 	};
 
 	item.tries.failures += error != -EAGAIN;
-	deferred = kvmfault__hold(seat, KVMFAULT__HAZARD_DEFERRED, &seat->vm->deferred);
+	deferred = kvmfault__hold(seat, KVMFAULT__HAZARD_DEFERRED,
+				  &seat->vm->deferred);
 	if (deferred)
 		kvmfault__defer(deferred, seat, &item, error != -EAGAIN);
 	else

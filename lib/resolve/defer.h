@@ -2,15 +2,14 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Messages that are to be tried again, later.
+ * Deferred messages: the service tries them again later.
  */
 
-#ifndef KVMFAULT__PARK_H
-#define KVMFAULT__PARK_H
+#ifndef KVMFAULT__DEFER_H
+#define KVMFAULT__DEFER_H
 
 #include "resolve.h"
 
-/* park.c: messages that are to be tried again, later. The lock is a short one. */
 #define KVMFAULT__DEFERRED_MAX 256
 struct kvmfault__message {
 	struct kvmfault_fault fault;
@@ -19,48 +18,50 @@ struct kvmfault__message {
 	uint64_t due;
 };
 struct kvmfault__deferred {
-	pthread_mutex_t lock;
+	pthread_mutex_t lock;		/* held for a short time only */
 	int timer;			/* expires when the earliest is due */
-	int deadlines;			/* and this when a fetch is late: */
+	int deadlines;			/* expires when a fetch is late, at: */
 	_Atomic uint64_t next_deadline;
-	uint64_t no_room;		/* 0, or when all are to be woken */
+	uint64_t no_room;		/* 0, or when all sleepers are woken */
 	_Atomic size_t count;
 	struct kvmfault__message item[KVMFAULT__DEFERRED_MAX];
 };
-/* It is put off, and has failed: after as many tries as a vCPU's has the VMM is told.
- * mapping: where its thread sleeps, held. */
+/* A deferred message has failed: the VMM is told after as many tries as a vCPU
+ * makes. The caller holds the mapping, in which the message's thread sleeps. */
 void kvmfault__not_resolved(struct kvmfault__seat *seat,
 			    struct kvmfault__message *item,
 			    const struct kvmfault_mapping *mapping,
 			    enum kvmfault_reason reason, int error);
-/* Later again: it has failed, or is not possible now. */
-void kvmfault__defer(struct kvmfault__deferred *deferred, struct kvmfault__seat *seat,
-		       struct kvmfault__message *item, bool failed);
-/* For a thread of the service to begin with. */
+/* The service tries the message again later: a try has failed, or if not
+ * `failed`, it was not possible yet. */
+void kvmfault__defer(struct kvmfault__deferred *deferred,
+		     struct kvmfault__seat *seat,
+		     struct kvmfault__message *item, bool failed);
+/* A thread of the service makes the message's first try, at once. */
 void kvmfault__defer_to_service(struct kvmfault__deferred *deferred,
-			struct kvmfault__seat *seat,
-			struct kvmfault__message *item);
+				struct kvmfault__seat *seat,
+				struct kvmfault__message *item);
 bool kvmfault__is_deferred(struct kvmfault__deferred *deferred, uint32_t space,
-			 uint64_t hva);
-/* One item whose time has come, taken out; false: none. */
+			   uint64_t hva);
+/* Takes one message out that is due; returns false if there is none. */
 bool kvmfault__deferred_take(struct kvmfault__deferred *deferred, uint64_t now,
-		      struct kvmfault__message *item);
-/* Wake those that there was no room for, when it is time. */
+			     struct kvmfault__message *item);
+/* If the list was full, wakes all sleepers when their time has come. */
 void kvmfault__wake_without_room(struct kvmfault__deferred *deferred,
 				 struct kvmfault__seat *seat, uint64_t now);
-/* Set the timer. */
+/* Sets the timer to the earliest time in the list. */
 void kvmfault__deferred_arm(struct kvmfault__deferred *deferred);
-/* At the end, their messages are read: awake they fault again, for the next
- * service. */
+/* At the end of the service the messages have been read. Their sleepers are
+ * woken, and fault again for the next service. */
 void kvmfault__deferred_wake(struct kvmfault__deferred *deferred,
-			   struct kvmfault__seat *seat);
-/* Whoever sleeps anywhere. */
+			     struct kvmfault__seat *seat);
+/* Wakes all sleepers, in every mapping of the VM. */
 void kvmfault__wake_all(struct kvmfault__seat *seat);
 
-/* A message's fetch has failed: later again. */
+/* If a message's fetch fails, the message is deferred. */
 void kvmfault__defer_fetch(struct kvmfault__request *rq, int error);
 void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due);
-/* The next deadline of a fetch, if it is earlier than what the timer is set to. */
+/* Arms the timer of deadlines if `due` is earlier than what it is set to. */
 void kvmfault__deadline_set(struct kvmfault__deferred *deferred, uint64_t due);
 
 #endif

@@ -2,11 +2,11 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Fetches in flight: what a source that answers later was asked for. In: a run
- * of absent pages, claimed. Out, some time, on the thread that says so: the
- * same publish as ever. A fetch is counted by its memory, and has a seat of its
- * own, made ahead, with room for the data: nothing is allocated for a fault, and
- * who asked is free to go.
+ * Fetches in flight: requests to a source that answers later. In: a claimed run
+ * of absent pages. Out: when the source answers, its thread installs and
+ * publishes the run, as is done for any other source. Each fetch is counted by
+ * its memory, and has a seat of its own, which is made ahead and has room for
+ * the data. So a fault allocates nothing, and the thread that asked may leave.
  */
 
 #include "defer.h"
@@ -16,25 +16,25 @@
 #define MS 1000000ULL
 
 /*
- * Who has it: the source, until it has said what came of it; who submits it; and
- * who cancels it. The last one to let go completes it, so that it is never given
- * back, and used again, while somebody is on his way to the source.
+ * A fetch is held by the source until it has answered, by the thread that
+ * submits it, and by each that cancels it. The last holder completes the fetch:
+ * so no thread reuses it while another is about to call the source for it.
  */
 #define HOLDERS 0xffffU
-#define SUBMITTED (1U << 16)	/* the source can be told to end it */
+#define SUBMITTED (1U << 16)	/* the source may be told to cancel */
 #define CANCELLED (1U << 17)
 
-#define UNSAID 1		/* the source's first word counts */
+#define UNSAID 1		/* no result yet: only the first one counts */
 
 struct kvmfault_fetch {
 	atomic_bool taken;
 	atomic_uint state;
 	atomic_int said;
 	struct kvmfault__seat *seat;
-	struct kvmfault__seat *asked;	/* whose thread may wait for it */
+	struct kvmfault__seat *asked;	/* its thread may wait for the fetch */
 	struct kvmfault__request rq;
 	struct kvmfault_fault fault;
-	bool message;			/* somebody sleeps for it, there: */
+	bool message;			/* a sleeper waits, in this one: */
 	uint32_t space;
 	uint64_t began;
 	_Atomic uint64_t due;		/* UINT64_MAX: no deadline */
@@ -45,7 +45,7 @@ struct kvmfault__fetches {
 	struct kvmfault_fetch fetch[];
 };
 
-static void delete(struct kvmfault__fetches *fetches)
+static void fetches_delete(struct kvmfault__fetches *fetches)
 {
 	size_t i;
 
@@ -56,10 +56,11 @@ static void delete(struct kvmfault__fetches *fetches)
 
 void kvmfault__fetches_free(struct kvmfault_vm *vm)
 {
-	delete(atomic_load(&vm->fetches));
+	fetches_delete(atomic_load(&vm->fetches));
 }
 
-static int make(struct kvmfault_vm *vm, struct kvmfault__fetches **fetches)
+static int fetches_make(struct kvmfault_vm *vm,
+			struct kvmfault__fetches **fetches)
 {
 	size_t count = vm->options.fetches ? vm->options.fetches : FETCHES;
 	struct kvmfault__fetches *new;
@@ -73,7 +74,7 @@ static int make(struct kvmfault_vm *vm, struct kvmfault__fetches **fetches)
 
 		fetch->seat = kvmfault__seat_take(vm);
 		if (!fetch->seat) {
-			delete(new);
+			fetches_delete(new);
 			return -ENOMEM;
 		}
 		atomic_store(&fetch->due, UINT64_MAX);
@@ -89,19 +90,19 @@ int kvmfault__fetches_new(struct kvmfault_vm *vm)
 
 	if (atomic_load(&vm->fetches))
 		return 0;
-	err = make(vm, &new);
+	err = fetches_make(vm, &new);
 	if (!err &&
 	    !atomic_compare_exchange_strong(&vm->fetches, &none, new))
-		delete(new);
+		fetches_delete(new);
 	return err;
 }
 
-/* ---- what became of it, for who waits ---- */
+/* ---- failures, for the threads that asked ---- */
 
-/* A page and an error in one word: one that belongs to another fetch is not
- * mistaken for ours. */
-static uint64_t ticket(const struct kvmfault_memory *memory, uint64_t page,
-		       unsigned int low)
+/* A ticket is a page and an error in one word: so a thread does not mistake the
+ * failure of another page's fetch for its own. */
+static uint64_t fetch_ticket(const struct kvmfault_memory *memory,
+			     uint64_t page, unsigned int low)
 {
 	uint64_t hash = (page ^ (uintptr_t)memory) * 0x9e3779b97f4a7c15ULL;
 
@@ -110,9 +111,9 @@ static uint64_t ticket(const struct kvmfault_memory *memory, uint64_t page,
 
 #define OF_SOURCE (1U << 15)
 
-/* Each has a place of its own: a vCPU that does not wait may have asked for all
- * that its instruction needs before it is told of the first. */
-static void note_failure(const struct kvmfault_fetch *fetch, int error)
+/* Each failure has a slot of its own: a vCPU with no_wait may have asked for
+ * all pages of its instruction before it hears of the first. */
+static void fetch_note_failure(const struct kvmfault_fetch *fetch, int error)
 {
 	const struct kvmfault__request *rq = &fetch->rq;
 	struct kvmfault__seat *asked = fetch->asked;
@@ -122,11 +123,11 @@ static void note_failure(const struct kvmfault_fetch *fetch, int error)
 	if (rq->source_failed)
 		low |= OF_SOURCE;
 	atomic_store(&asked->failed[n % KVMFAULT__FAILURES],
-		     ticket(rq->request.memory, rq->page, low));
+		     fetch_ticket(rq->request.memory, rq->page, low));
 }
 
-/* Its lower half, or 0: there is none. */
-static unsigned int take_failure(const struct kvmfault__request *rq)
+/* Returns the ticket's low 16 bits, or 0 if the page has none. */
+static unsigned int fetch_take_failure(const struct kvmfault__request *rq)
 {
 	struct kvmfault__seat *seat = rq->seat;
 	size_t i;
@@ -135,8 +136,8 @@ static unsigned int take_failure(const struct kvmfault__request *rq)
 		uint64_t failed = atomic_load(&seat->failed[i]);
 		unsigned int low = failed & 0xffff;
 
-		if (failed && failed == ticket(rq->request.memory, rq->page,
-					       low)) {
+		if (failed && failed == fetch_ticket(rq->request.memory,
+						     rq->page, low)) {
 			atomic_store(&seat->failed[i], 0);
 			return low;
 		}
@@ -148,19 +149,20 @@ int kvmfault__fetch_failed(struct kvmfault__request *rq)
 {
 	unsigned int low = 0;
 
-	/* What has come once is never absent again. */
+	/* A page that has come is never absent again: then an older failure
+	 * of its fetch does not count. */
 	if (atomic_load(&rq->seat->failures) &&
 	    kvmfault__page_state(rq->request.memory, rq->page) ==
 	    KVMFAULT__ABSENT)
-		low = take_failure(rq);
+		low = fetch_take_failure(rq);
 	if (low)
 		rq->source_failed = low & OF_SOURCE;
 	return -(int)(low & ~OF_SOURCE);
 }
 
-/* ---- its life ---- */
+/* ---- the life of a fetch ---- */
 
-static struct kvmfault_fetch *take(struct kvmfault__fetches *all)
+static struct kvmfault_fetch *fetch_take(struct kvmfault__fetches *all)
 {
 	size_t i;
 
@@ -171,7 +173,7 @@ static struct kvmfault_fetch *take(struct kvmfault__fetches *all)
 	return NULL;
 }
 
-static bool all_in_use(const struct kvmfault__fetches *all)
+static bool fetches_are_all_taken(const struct kvmfault__fetches *all)
 {
 	size_t i = 0;
 
@@ -188,22 +190,25 @@ bool kvmfault__fetch_wished(struct kvmfault__request *rq)
 
 	if (kvmfault__waits(rq) ||
 	    kvmfault__page_state(memory, rq->page) != KVMFAULT__ABSENT ||
-	    !all_in_use(all))
+	    !fetches_are_all_taken(all))
 		return false;
 	kvmfault__set_pending(seat);
-	kvmfault__withdraw(seat);	/* what it wished before */
+	kvmfault__withdraw(seat);	/* an earlier wish */
 	atomic_fetch_add(&memory->fetches, 1);
 	atomic_store(&seat->wish_offset, rq->request.offset);
 	atomic_store(&seat->wish, memory);
-	/* Who gives one back, or frees the memory, looks afterwards. */
-	if (all_in_use(all) && !atomic_load(&memory->closing))
+	/* A thread that gives a fetch back, or frees the memory, looks at the
+	 * wishes afterwards: so no wish is missed. */
+	if (fetches_are_all_taken(all) && !atomic_load(&memory->closing))
 		return true;
 	kvmfault__not_pending(seat);
 	return false;
 }
 
-/* The wishes of all, or for one memory. */
-static void grant(struct kvmfault_vm *vm, struct kvmfault_memory *only)
+/* Tells the VMM that these vCPUs can try again: all that wish for a fetch, or
+ * those that wish for a page of one memory. */
+static void fetches_grant_wishes(struct kvmfault_vm *vm,
+				 struct kvmfault_memory *only)
 {
 	struct kvmfault__seat *seat = atomic_load(&vm->pending) ?
 				      atomic_load(&vm->seats) : NULL;
@@ -216,13 +221,14 @@ static void grant(struct kvmfault_vm *vm, struct kvmfault_memory *only)
 		    !atomic_compare_exchange_strong(&seat->wish, &memory, NULL))
 			continue;
 		kvmfault__enter(&inside, NULL, memory);
-		kvmfault__tell_page_ready(memory, atomic_load(&seat->wish_offset));
+		kvmfault__tell_page_ready(memory,
+					  atomic_load(&seat->wish_offset));
 		kvmfault__exit(&inside);
 		kvmfault__unpin(memory);
 	}
 }
 
-static void give(struct kvmfault_fetch *fetch)
+static void fetch_give(struct kvmfault_fetch *fetch)
 {
 	struct kvmfault_memory *memory = fetch->rq.request.memory;
 	struct kvmfault_vm *vm = fetch->seat->vm;
@@ -230,19 +236,19 @@ static void give(struct kvmfault_fetch *fetch)
 	atomic_store(&fetch->due, UINT64_MAX);
 	kvmfault__leave(fetch->seat);
 	atomic_store(&fetch->taken, false);
-	grant(vm, NULL);
+	fetches_grant_wishes(vm, NULL);
 	kvmfault__unpin(memory);
 }
 
-/* All that it needs after the one who asked has gone: not its region, nor where
- * the sleeper's message came from, which may be removed. */
-static void move_in(struct kvmfault_fetch *fetch,
-		    const struct kvmfault__request *rq)
+/* The fetch gets all that it needs after the thread that asked has gone. The
+ * region and the message's mapping are left out, since they may be removed. */
+static void fetch_take_over(struct kvmfault_fetch *fetch,
+			    const struct kvmfault__request *rq)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	uint64_t deadline = memory->source.deadline_ms * MS;
 
-	/* Counted before the other lets go. */
+	/* The fetch is counted before that thread lets go of the memory. */
 	atomic_fetch_add(&memory->fetches, 1);
 	fetch->asked = rq->seat;
 	fetch->fault = *rq->request.fault;
@@ -258,12 +264,12 @@ static void move_in(struct kvmfault_fetch *fetch,
 	fetch->began = kvmfault__sys_now();
 	atomic_store(&fetch->due, deadline ? fetch->began + deadline :
 					     UINT64_MAX);
-	take_failure(rq);	/* it is asked for anew */
+	fetch_take_failure(rq);	/* the page is asked for again */
 }
 
-static void complete(struct kvmfault_fetch *fetch);
+static void fetch_complete(struct kvmfault_fetch *fetch);
 
-static bool hold(struct kvmfault_fetch *fetch)
+static bool fetch_hold(struct kvmfault_fetch *fetch)
 {
 	unsigned int state = atomic_load(&fetch->state);
 
@@ -275,27 +281,28 @@ static bool hold(struct kvmfault_fetch *fetch)
 	return true;
 }
 
-/* True: nobody has it any more. */
-static bool let_go(struct kvmfault_fetch *fetch)
+/* Returns true if this was the last holder. */
+static bool fetch_let_go(struct kvmfault_fetch *fetch)
 {
 	return (atomic_fetch_sub(&fetch->state, 1) & HOLDERS) == 1;
 }
 
-/* False: the source has said something before. */
-static bool say(struct kvmfault_fetch *fetch, int error)
+/* Returns false if the fetch has a result already. */
+static bool fetch_set_result(struct kvmfault_fetch *fetch, int error)
 {
 	int unsaid = UNSAID;
 
 	return atomic_compare_exchange_strong(&fetch->said, &unsaid, error);
 }
 
-static bool unsaid(const struct kvmfault_fetch *fetch)
+static bool fetch_is_unanswered(const struct kvmfault_fetch *fetch)
 {
 	return atomic_load(&fetch->said) == UNSAID;
 }
 
-/* Of a memory that is being freed nothing is asked for any more. */
-static int submit(struct kvmfault_fetch *fetch)
+/* A memory that is being freed asks its source for nothing more: for messages,
+ * only from KVMFAULT__CLOSED on. */
+static int fetch_submit(struct kvmfault_fetch *fetch)
 {
 	const struct kvmfault_request *request = &fetch->rq.request;
 	const struct kvmfault_memory *memory = request->memory;
@@ -312,9 +319,9 @@ static int submit(struct kvmfault_fetch *fetch)
 	return err;
 }
 
-/* The source may answer before submit() returns. -errno: it was refused, and
- * nobody else has it. */
-static int begin(struct kvmfault_fetch *fetch)
+/* The source may answer before its submit() returns. If this function returns
+ * -errno, the fetch was not begun, and has no other holder. */
+static int fetch_begin(struct kvmfault_fetch *fetch)
 {
 	const struct kvmfault_memory *memory = fetch->rq.request.memory;
 	const struct kvmfault_source *source = &memory->source;
@@ -327,22 +334,22 @@ static int begin(struct kvmfault_fetch *fetch)
 	if (err)
 		return err;
 	atomic_store(&fetch->said, UNSAID);
-	atomic_store(&fetch->state, 2);		/* the source, and we */
-	err = submit(fetch);
-	/* Said to have failed, and yet answered: the answer is heard. */
-	if (err && say(fetch, err)) {
+	atomic_store(&fetch->state, 2);		/* the source, this thread */
+	err = fetch_submit(fetch);
+	/* If submit() fails and the source has answered, the answer counts. */
+	if (err && fetch_set_result(fetch, err)) {
 		refused = true;
-		let_go(fetch);
+		fetch_let_go(fetch);
 	}
 	kvmfault__set_deadline(fetch->seat, atomic_load(&fetch->due));
 	if (atomic_fetch_or(&fetch->state, SUBMITTED) & CANCELLED &&
-	    unsaid(fetch))
+	    fetch_is_unanswered(fetch))
 		source->cancel(source->data, fetch);
-	if (!let_go(fetch))
+	if (!fetch_let_go(fetch))
 		return 0;
 	if (refused)
 		return err;
-	complete(fetch);
+	fetch_complete(fetch);
 	return 0;
 }
 
@@ -352,9 +359,9 @@ int kvmfault__submit(struct kvmfault__request *rq)
 	struct kvmfault_fetch *fetch;
 	int err;
 
-	while (!(fetch = take(all))) {
-		/* A message can wait where it is parked, and who does not
-		 * want to wait comes again. */
+	while (!(fetch = fetch_take(all))) {
+		/* A message can be deferred, and a vCPU with no_wait comes
+		 * again. */
 		if (rq->origin || !kvmfault__waits(rq) ||
 		    atomic_load(&rq->request.memory->closing))
 			return -EAGAIN;
@@ -362,40 +369,41 @@ int kvmfault__submit(struct kvmfault__request *rq)
 		if (err)
 			return err;
 	}
-	move_in(fetch, rq);
-	err = begin(fetch);
+	fetch_take_over(fetch, rq);
+	err = fetch_begin(fetch);
 	if (err) {
 		rq->source_failed = fetch->rq.source_failed;
-		give(fetch);
+		fetch_give(fetch);
 		return err;
 	}
 	rq->detached = true;
 	return KVMFAULT_VERDICT_LATER;
 }
 
-/* It failed for the run: ask for the page alone. */
-static bool again_alone(struct kvmfault_fetch *fetch)
+/* If the source has failed for a run, it is asked for the faulting page alone.
+ */
+static bool fetch_retry_alone(struct kvmfault_fetch *fetch)
 {
 	int err;
 
 	if (fetch->rq.count == 1 || atomic_load(&fetch->state) & CANCELLED)
 		return false;
 	kvmfault__narrow(&fetch->rq);
-	err = begin(fetch);
-	/* It is the page's error that counts. */
+	err = fetch_begin(fetch);
+	/* The error of the page counts, and not that of the run. */
 	if (err)
 		atomic_store(&fetch->said, err);
 	return !err;
 }
 
-static int install(struct kvmfault_fetch *fetch, int error)
+static int fetch_install(struct kvmfault_fetch *fetch, int error)
 {
 	struct kvmfault_request *request = &fetch->rq.request;
 
 	if (!error)
 		return kvmfault_request_install(request, request->buffer);
-	/* Cancelled before it could be asked for the page alone: the data of which
-	 * page is lost? */
+	/* A run was cancelled before the page was asked for alone: then it is
+	 * not known which page has lost its data. */
 	if (error == -EHWPOISON && fetch->rq.count > 1)
 		error = -EIO;
 	if (error == -EHWPOISON)
@@ -404,8 +412,9 @@ static int install(struct kvmfault_fetch *fetch, int error)
 	return error;
 }
 
-/* Where the sleeper's message came from, if that is a mapping of it still. */
-static struct kvmfault_mapping *find_origin(struct kvmfault_fetch *fetch)
+/* Returns the mapping that the sleeper's message came from; NULL if there is no
+ * sleeper, or the address shows another memory by now. */
+static struct kvmfault_mapping *fetch_find_origin(struct kvmfault_fetch *fetch)
 {
 	struct kvmfault_mapping *origin = NULL;
 
@@ -416,21 +425,21 @@ static struct kvmfault_mapping *find_origin(struct kvmfault_fetch *fetch)
 		origin : NULL;
 }
 
-/* False: it is in flight again, or somebody's by now. */
-static bool conclude(struct kvmfault_fetch *fetch)
+/* Returns false if the fetch was submitted again: others may have it now. */
+static bool fetch_conclude(struct kvmfault_fetch *fetch)
 {
 	struct kvmfault__request *rq = &fetch->rq;
 	int error = atomic_load(&fetch->said);
 
-	if (error && again_alone(fetch))
+	if (error && fetch_retry_alone(fetch))
 		return false;
-	rq->origin = find_origin(fetch);
-	error = install(fetch, atomic_load(&fetch->said));
+	rq->origin = fetch_find_origin(fetch);
+	error = fetch_install(fetch, atomic_load(&fetch->said));
 	KVMFAULT__TRACE(fetch_done, fetch, rq->request.memory,
 			rq->request.offset, rq->request.length, error);
-	/* Of a poisoned page its state says enough. */
+	/* The state of a poisoned page says enough. */
 	if (error && !rq->poisoned) {
-		note_failure(fetch, error);
+		fetch_note_failure(fetch, error);
 		if (rq->origin)
 			kvmfault__defer_fetch(rq, error);
 	}
@@ -444,16 +453,16 @@ static bool conclude(struct kvmfault_fetch *fetch)
 	return true;
 }
 
-static void complete(struct kvmfault_fetch *fetch)
+static void fetch_complete(struct kvmfault_fetch *fetch)
 {
 	struct kvmfault__inside inside;
 	bool over;
 
 	kvmfault__enter(&inside, fetch->seat, fetch->rq.request.memory);
-	over = conclude(fetch);
+	over = fetch_conclude(fetch);
 	kvmfault__exit(&inside);
 	if (over)
-		give(fetch);
+		fetch_give(fetch);
 }
 
 KVMFAULT__EXPORT
@@ -461,53 +470,55 @@ void kvmfault_fetch_done(struct kvmfault_fetch *fetch, int error)
 {
 	if (error > 0)
 		error = -EIO;
-	if (fetch && say(fetch, error) && let_go(fetch))
-		complete(fetch);
+	if (fetch && fetch_set_result(fetch, error) && fetch_let_go(fetch))
+		fetch_complete(fetch);
 }
 
-/* ---- the end of patience ---- */
+/* ---- cancelling ---- */
 
-/* A source can't be told to end what it does not have yet: then who submits it
- * tells it. */
-static void cancel(struct kvmfault_fetch *fetch,
-		   bool (*wanted)(const struct kvmfault_fetch *fetch,
-				  const void *what),
-		   const void *what)
+/* If the source does not have the fetch yet, it cannot be told to cancel: then
+ * the thread that submits the fetch tells it. */
+static void fetch_cancel(struct kvmfault_fetch *fetch,
+			 bool (*wanted)(const struct kvmfault_fetch *fetch,
+					const void *what),
+			 const void *what)
 {
 	const struct kvmfault_source *source;
 
-	if (!hold(fetch))
+	if (!fetch_hold(fetch))
 		return;
 	source = &fetch->rq.request.memory->source;
-	if (source->cancel && wanted(fetch, what) && unsaid(fetch) &&
+	if (source->cancel && wanted(fetch, what) &&
+	    fetch_is_unanswered(fetch) &&
 	    (atomic_fetch_or(&fetch->state, CANCELLED) &
 	     (CANCELLED | SUBMITTED)) == SUBMITTED)
 		source->cancel(source->data, fetch);
-	if (let_go(fetch))
-		complete(fetch);
+	if (fetch_let_go(fetch))
+		fetch_complete(fetch);
 }
 
-static void cancel_all(struct kvmfault_vm *vm,
-		       bool (*wanted)(const struct kvmfault_fetch *fetch,
-				      const void *what),
-		       const void *what)
+static void fetches_cancel_if(struct kvmfault_vm *vm,
+			      bool (*wanted)(const struct kvmfault_fetch *fetch,
+					     const void *what),
+			      const void *what)
 {
 	struct kvmfault__fetches *all = atomic_load(&vm->fetches);
 	size_t i;
 
 	for (i = 0; all && i < all->count; i++)
-		cancel(&all->fetch[i], wanted, what);
+		fetch_cancel(&all->fetch[i], wanted, what);
 }
 
-static bool of_memory(const struct kvmfault_fetch *fetch, const void *memory)
+static bool fetch_is_of_memory(const struct kvmfault_fetch *fetch,
+			       const void *memory)
 {
 	return fetch->rq.request.memory == memory;
 }
 
 void kvmfault__fetches_cancel(struct kvmfault_memory *memory)
 {
-	cancel_all(memory->vm, of_memory, memory);
-	grant(memory->vm, memory);
+	fetches_cancel_if(memory->vm, fetch_is_of_memory, memory);
+	fetches_grant_wishes(memory->vm, memory);
 }
 
 struct range {
@@ -515,7 +526,8 @@ struct range {
 	uint64_t offset, length;
 };
 
-static bool of_range(const struct kvmfault_fetch *fetch, const void *what)
+static bool fetch_is_in_range(const struct kvmfault_fetch *fetch,
+			      const void *what)
 {
 	const struct kvmfault_request *request = &fetch->rq.request;
 	const struct range *range = what;
@@ -525,9 +537,9 @@ static bool of_range(const struct kvmfault_fetch *fetch, const void *what)
 	       range->offset < request->offset + request->length;
 }
 
-/* As much of it as one region shows. */
-static int cancel_region(struct kvmfault__seat *seat, uint32_t space,
-			 uint64_t gpa, uint64_t length, uint64_t *step)
+/* Cancels in the part of the range that one region shows, *step bytes. */
+static int fetches_cancel_region(struct kvmfault__seat *seat, uint32_t space,
+				 uint64_t gpa, uint64_t length, uint64_t *step)
 {
 	struct kvmfault__region *region;
 	struct range range;
@@ -540,7 +552,7 @@ static int cancel_region(struct kvmfault__seat *seat, uint32_t space,
 		range.memory = region->span.memory;
 		range.offset = kvmfault__region_offset(region, gpa);
 		range.length = *step;
-		cancel_all(seat->vm, of_range, &range);
+		fetches_cancel_if(seat->vm, fetch_is_in_range, &range);
 	}
 	kvmfault__leave(seat);
 	return region ? 0 : -ENXIO;
@@ -557,7 +569,7 @@ int kvmfault_cancel_fetches(struct kvmfault_vm *vm, uint32_t address_space,
 		return -EINVAL;
 	if (!length || gpa + length - 1 < gpa)
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_cancel_fetches: gpa %#llx, length %#llx: empty, or past the end of all",
+			"kvmfault_cancel_fetches: the range at gpa %#llx, length %#llx, is empty, or wraps past the end of the address space",
 			(unsigned long long)gpa, (unsigned long long)length);
 	seat = kvmfault__call_begin(vm);
 	if (!seat)
@@ -565,7 +577,8 @@ int kvmfault_cancel_fetches(struct kvmfault_vm *vm, uint32_t address_space,
 	while (length && !err) {
 		uint64_t step = 0;
 
-		err = cancel_region(seat, address_space, gpa, length, &step);
+		err = fetches_cancel_region(seat, address_space, gpa, length,
+					    &step);
 		gpa += step;
 		length -= step;
 	}
@@ -573,14 +586,14 @@ int kvmfault_cancel_fetches(struct kvmfault_vm *vm, uint32_t address_space,
 	return err;
 }
 
-static bool is_due(const struct kvmfault_fetch *fetch, const void *now)
+static bool fetch_is_due(const struct kvmfault_fetch *fetch, const void *now)
 {
 	return atomic_load(&fetch->due) <= *(const uint64_t *)now;
 }
 
 void kvmfault__fetches_expire(struct kvmfault_vm *vm, uint64_t now)
 {
-	cancel_all(vm, is_due, &now);
+	fetches_cancel_if(vm, fetch_is_due, &now);
 }
 
 uint64_t kvmfault__fetches_due(struct kvmfault_vm *vm)
@@ -593,7 +606,7 @@ uint64_t kvmfault__fetches_due(struct kvmfault_vm *vm)
 		const struct kvmfault_fetch *fetch = &all->fetch[i];
 		uint64_t its = atomic_load(&fetch->due);
 
-		if (its < due && unsaid(fetch) &&
+		if (its < due && fetch_is_unanswered(fetch) &&
 		    !(atomic_load(&fetch->state) & CANCELLED))
 			due = its;
 	}

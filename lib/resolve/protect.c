@@ -3,25 +3,26 @@
 
 /*
  * Protect and unprotect: the two ends of a live snapshot. In: a range of
- * guest-physical addresses. Out: nobody writes to a page of it, through whatever
- * mapping, before a resolver had it to save; or it is as it was before. The bit
- * beside a page's state is what counts: wherever it is set the kernel protects,
- * and where the kernel protects too much the first write finds out. First all
- * that nobody has in flight are done, and then what was in flight is waited for:
- * who goes on fetching others does not make it longer.
+ * guest-physical addresses. Out: after protect, no write reaches a page,
+ * through any mapping, before a resolver had the page to save; after unprotect,
+ * writes go through again. The bit beside a page's state decides. If it is set,
+ * the kernel write-protects the page; if the kernel does so without need, the
+ * first write lifts that. Each call first does all pages that are not in
+ * flight, then waits for those that were: so fetches that begin later do not
+ * prolong it.
  */
 
 #include "range.h"
 
-#define RUN 256			/* pages that are held at once */
+#define RUN 256			/* pages that are claimed at once */
 #define BUSY 256		/* words of states with pages in flight */
 
-/* What is done with a page that was in flight. */
+/* This is called for each page that was in flight. */
 typedef int again(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 		  uint64_t page);
 
-/* The pages that were in flight, by word of states; so many that there is no room
- * for more are waited for before it goes on. */
+/* The pages that were in flight are kept by word of states. If there is no room
+ * for more, the call waits for all of these before it goes on. */
 struct busy {
 	struct kvmfault__seat *seat;
 	struct kvmfault_memory *memory;
@@ -29,11 +30,11 @@ struct busy {
 	size_t count;
 	struct {
 		uint64_t first;	/* page of the word */
-		uint64_t pages;	/* as kvmfault__word_protect() says */
+		uint64_t pages;	/* as kvmfault__word_protect() returns */
 	} word[BUSY];
 };
 
-static int wait_for(struct busy *busy)
+static int protect_wait_busy(struct busy *busy)
 {
 	uint64_t pages;
 	int err = 0;
@@ -50,9 +51,9 @@ static int wait_for(struct busy *busy)
 	return err;
 }
 
-static int note(struct busy *busy, uint64_t page, uint64_t pages)
+static int protect_note_busy(struct busy *busy, uint64_t page, uint64_t pages)
 {
-	int err = pages && busy->count == BUSY ? wait_for(busy) : 0;
+	int err = pages && busy->count == BUSY ? protect_wait_busy(busy) : 0;
 
 	if (!pages || err)
 		return err;
@@ -61,21 +62,22 @@ static int note(struct busy *busy, uint64_t page, uint64_t pages)
 	return 0;
 }
 
-static int check(const struct kvmfault_memory *memory, uint64_t offset,
-		 uint64_t length)
+static int protect_check(const struct kvmfault_memory *memory, uint64_t offset,
+			 uint64_t length)
 {
 	if (!memory->write_protect)
 		return kvmfault__refuse(memory->vm, -EOPNOTSUPP,
-			"the memory at %p was made without kvmfault_memory_options.write_protect",
+			"the memory at %p was made without kvmfault_memory_options.write_protect: set this member for memory that is to be protected",
 			memory->host);
 	return (offset | length) & (kvmfault__page_size(memory) - 1) ?
 		kvmfault__whole_pages(memory) : 0;
 }
 
-/* Set while nobody has it: who had it before may have installed it without, or
- * was about to lift what is not ours. Who gets it later sees the bit. */
-static int set(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
-	       uint64_t page)
+/* The bit is set while the page is not in flight. A thread that had it in
+ * flight before may have installed it unprotected, or was about to lift an
+ * older protection; a later one sees the bit. */
+static int protect_set_bit(struct kvmfault__seat *seat,
+			   struct kvmfault_memory *memory, uint64_t page)
 {
 	int err = 0;
 
@@ -84,7 +86,7 @@ static int set(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 	return err;
 }
 
-static unsigned int step(uint64_t page, uint64_t end)
+static unsigned int protect_word_step(uint64_t page, uint64_t end)
 {
 	uint64_t rest = KVMFAULT__PAGES_PER_WORD -
 			page % KVMFAULT__PAGES_PER_WORD;
@@ -92,21 +94,23 @@ static unsigned int step(uint64_t page, uint64_t end)
 	return (unsigned int)(rest < end - page ? rest : end - page);
 }
 
-static int protect(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
-		   uint64_t offset, uint64_t length)
+static int protect_in_region(struct kvmfault__seat *seat,
+			     struct kvmfault_memory *memory, uint64_t offset,
+			     uint64_t length)
 {
 	uint64_t page = offset >> memory->page_shift;
 	uint64_t end = (offset + length) >> memory->page_shift;
-	int err = check(memory, offset, length);
-	struct busy busy = { seat, memory, set, .count = 0 };
+	int err = protect_check(memory, offset, length);
+	struct busy busy = { seat, memory, protect_set_bit, .count = 0 };
 
-	for (; page < end && !err; page += step(page, end))
-		err = note(&busy, page,
-			   kvmfault__word_protect(memory, page,
-						  step(page, end)));
+	for (; page < end && !err; page += protect_word_step(page, end))
+		err = protect_note_busy(&busy, page,
+			kvmfault__word_protect(memory, page,
+					       protect_word_step(page, end)));
 	if (!err)
-		err = wait_for(&busy);
-	/* Absent pages too: another mapping has them when they have come. */
+		err = protect_wait_busy(&busy);
+	/* Absent pages are write-protected, too: when they have come, every
+	 * other mapping has them. */
 	if (!err)
 		err = kvmfault__protect(seat, memory, NULL, offset, length,
 					true);
@@ -117,13 +121,15 @@ KVMFAULT__EXPORT
 int kvmfault_protect(struct kvmfault_vm *vm, uint32_t address_space,
 		     uint64_t gpa, uint64_t length)
 {
-	return kvmfault__each_region(vm, address_space, gpa, length, protect);
+	return kvmfault__each_region(vm, address_space, gpa, length,
+				     protect_in_region);
 }
 
-/* A run of protected pages in the same state, claimed: no new protection comes
- * in between, which would be lifted too. */
-static uint64_t claim(struct kvmfault_memory *memory, uint64_t page,
-		      uint64_t end, enum kvmfault__state *was)
+/* Claims a run of protected pages in the same state. While they are claimed, no
+ * new protection can be set, which would be lifted too. */
+static uint64_t unprotect_claim_run(struct kvmfault_memory *memory,
+				    uint64_t page, uint64_t end,
+				    enum kvmfault__state *was)
 {
 	uint64_t n = 0;
 
@@ -138,9 +144,11 @@ static uint64_t claim(struct kvmfault_memory *memory, uint64_t page,
 	return n;
 }
 
-/* How many from there on are done; 0: somebody has the first one. */
-static uint64_t lift(struct kvmfault__seat *seat,
-		     struct kvmfault_memory *memory, uint64_t page, uint64_t end)
+/* Returns how many pages from the first on are done; 0 if that one is in
+ * flight, or has just changed. */
+static uint64_t unprotect_lift_run(struct kvmfault__seat *seat,
+				   struct kvmfault_memory *memory,
+				   uint64_t page, uint64_t end)
 {
 	struct kvmfault__request rq = { .request.memory = memory,
 					.seat = seat };
@@ -149,51 +157,54 @@ static uint64_t lift(struct kvmfault__seat *seat,
 
 	if (!kvmfault__page_protected(memory, page))
 		return 1;
-	n = claim(memory, page, end, &was);
+	n = unprotect_claim_run(memory, page, end, &was);
 	if (!n)
 		return 0;
-	/* A discard that comes meanwhile takes the markers, too. */
+	/* If a discard flags these pages meanwhile, their markers go, too. */
 	rq.poisoned = was == KVMFAULT__POISONED;
-	/* What can't be lifted now is at the first write. */
+	/* Errors do not matter: if the kernel's write-protection is left, the
+	 * first write lifts it. */
 	kvmfault__protect(seat, memory, NULL, page << memory->page_shift,
 			  n << memory->page_shift, false);
 	kvmfault__release(&rq, page, n, was);
 	return n;
 }
 
-/* Afterwards no resolver has it any more. */
-static int lift_later(struct kvmfault__seat *seat,
-		      struct kvmfault_memory *memory, uint64_t page)
+/* When this has returned 0, no resolver has the page to save any more. */
+static int unprotect_lift_busy(struct kvmfault__seat *seat,
+			       struct kvmfault_memory *memory, uint64_t page)
 {
 	int err = 0;
 
-	while (!err && !lift(seat, memory, page, page + 1))
+	while (!err && !unprotect_lift_run(seat, memory, page, page + 1))
 		err = kvmfault__page_wait(seat, memory, page);
 	return err;
 }
 
-static int unprotect(struct kvmfault__seat *seat,
-		     struct kvmfault_memory *memory, uint64_t offset,
-		     uint64_t length)
+static int unprotect_in_region(struct kvmfault__seat *seat,
+			       struct kvmfault_memory *memory, uint64_t offset,
+			       uint64_t length)
 {
 	uint64_t page = offset >> memory->page_shift;
 	uint64_t end = (offset + length) >> memory->page_shift, n;
-	int err = check(memory, offset, length);
-	struct busy busy = { seat, memory, lift_later, .count = 0 };
+	int err = protect_check(memory, offset, length);
+	struct busy busy = { seat, memory, unprotect_lift_busy, .count = 0 };
 
 	for (; page < end && !err; page += n) {
-		n = lift(seat, memory, page, end);
+		n = unprotect_lift_run(seat, memory, page, end);
 		if (n)
 			continue;
-		err = note(&busy, page, 1ULL << kvmfault__page_shift(page));
+		err = protect_note_busy(&busy, page,
+					1ULL << kvmfault__page_shift(page));
 		n = 1;
 	}
-	return err ? err : wait_for(&busy);
+	return err ? err : protect_wait_busy(&busy);
 }
 
 KVMFAULT__EXPORT
 int kvmfault_unprotect(struct kvmfault_vm *vm, uint32_t address_space,
 		       uint64_t gpa, uint64_t length)
 {
-	return kvmfault__each_region(vm, address_space, gpa, length, unprotect);
+	return kvmfault__each_region(vm, address_space, gpa, length,
+				     unprotect_in_region);
 }

@@ -2,23 +2,25 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Ensure and discard: what the VMM itself does with guest memory. In: a range
- * of guest-physical addresses. Out: its pages present, by the one path (ensure
- * is an entrance); or gone, in an order that a fetch in flight can't break, and
- * not before what is protected was saved.
+ * Ensure and discard: the VMM itself wants guest memory present, or emptied.
+ * In: a range of guest-physical addresses. Out: after ensure, the range is
+ * present, by the path that every fault takes (its kind is CALL). After
+ * discard, the range is empty: no fetch in flight brings data back, and
+ * protected pages were saved before.
  */
 
 #include "range.h"
 
-static int check_range(struct kvmfault_vm *vm, uint64_t gpa, uint64_t length,
+static int range_check(struct kvmfault_vm *vm, uint64_t gpa, uint64_t length,
 		       uint64_t align)
 {
 	if (!vm)
 		return -EINVAL;
-	if (length && gpa + length - 1 >= gpa && !((gpa | length) & (align - 1)))
+	if (length && gpa + length - 1 >= gpa &&
+	    !((gpa | length) & (align - 1)))
 		return 0;
 	return kvmfault__refuse(vm, -EINVAL,
-		"the range at gpa %#llx, of %#llx bytes, is empty, goes past the end of all, or is not made of whole pages of %llu bytes",
+		"the range at gpa %#llx, of %#llx bytes, is empty, wraps past the end of the address space, or is not made of whole pages of %llu bytes",
 		(unsigned long long)gpa, (unsigned long long)length,
 		(unsigned long long)align);
 }
@@ -57,7 +59,7 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 		    uint64_t gpa, uint64_t length, bool write)
 {
 	struct kvmfault__seat *seat;
-	int err = check_range(vm, gpa, length, 1);
+	int err = range_check(vm, gpa, length, 1);
 
 	if (err)
 		return err;
@@ -71,9 +73,10 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 
 #define RUN 256			/* pages that are discarded at once */
 
-/* The pages that were taken: to what they were before, or are now. */
-static void put(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
-		uint64_t page, size_t count, const enum kvmfault__state *was)
+/* Gives claimed pages back, each in the state that `was` has for it. */
+static void discard_put_pages(struct kvmfault__seat *seat,
+			      struct kvmfault_memory *memory, uint64_t page,
+			      size_t count, const enum kvmfault__state *was)
 {
 	uint64_t size = kvmfault__page_size(memory);
 	size_t i;
@@ -85,10 +88,10 @@ static void put(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 
 		while ((found = kvmfault__page_change(memory, page + i, from,
 						      to)) != from) {
-			/* Somebody marked it: a sleeper, or a second discard,
-			 * which can have no data back where there is none.
-			 * The file of a memory with minor faults may have
-			 * some: then the second one has its turn. */
+			/* A sleeper or a second discard has flagged the page.
+			 * An absent page is empty for that discard, too, but
+			 * with minor faults the file may hold data: then that
+			 * discard has its turn. */
 			if (found == KVMFAULT__FETCHING_DISCARDED &&
 			    to == KVMFAULT__ABSENT && !memory->fill)
 				to = KVMFAULT__DISCARDED;
@@ -103,21 +106,23 @@ static void put(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 	}
 }
 
-/* A protected page that holds, or has to fetch, what a discard would lose. */
-static bool unsaved(const struct kvmfault_memory *memory, uint64_t page,
-		    enum kvmfault__state state)
+/* Is the page protected, and would a discard lose what it holds or has to
+ * fetch? */
+static bool discard_must_save(const struct kvmfault_memory *memory,
+			      uint64_t page, enum kvmfault__state state)
 {
 	return memory->write_protect && state != KVMFAULT__DISCARDED &&
 	       state != KVMFAULT__POISONED &&
 	       kvmfault__page_protected(memory, page);
 }
 
-/* Take what nobody is fetching; tell the fetcher of what somebody is. Returns
- * how many pages were taken, and for those what they were. save: not those that
- * have to be saved first. */
-static size_t take(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
-		   uint64_t page, size_t count, bool save,
-		   enum kvmfault__state *was)
+/* Claims pages up to one that is in flight, which is flagged for its fetcher,
+ * or if `save`, one that must be saved first. Returns how many, and what each
+ * was. */
+static size_t discard_take_pages(struct kvmfault__seat *seat,
+				 struct kvmfault_memory *memory, uint64_t page,
+				 size_t count, bool save,
+				 enum kvmfault__state *was)
 {
 	size_t n = 0;
 
@@ -126,21 +131,21 @@ static size_t take(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 			kvmfault__page_state(memory, page + n);
 		enum kvmfault__state to = KVMFAULT__FETCHING;
 
-		if (save && unsaved(memory, page + n, state))
+		if (save && discard_must_save(memory, page + n, state))
 			break;
 		if (state == KVMFAULT__FETCHING ||
 		    state == KVMFAULT__FETCHING_WAITED)
 			to = KVMFAULT__FETCHING_DISCARDED;
 		if (state != KVMFAULT__FETCHING_DISCARDED &&
 		    kvmfault__page_change(memory, page + n, state, to) != state)
-			continue;	/* it has just changed: look again */
+			continue;	/* the state has just changed */
 		if (to == KVMFAULT__FETCHING_DISCARDED ||
 		    state == KVMFAULT__FETCHING_DISCARDED)
 			break;
 		was[n] = state;
-		if (save && unsaved(memory, page + n, state)) {
-			/* Since we looked. */
-			put(seat, memory, page + n, 1, &was[n]);
+		if (save && discard_must_save(memory, page + n, state)) {
+			/* The page was protected since the first look. */
+			discard_put_pages(seat, memory, page + n, 1, &was[n]);
 			break;
 		}
 		n++;
@@ -148,9 +153,9 @@ static size_t take(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 	return n;
 }
 
-/* Ask for it as who writes to it would. */
-static int save_page(struct kvmfault__seat *seat,
-		     struct kvmfault_memory *memory, uint64_t page)
+/* Asks for the page as a write would: so a resolver saves it first. */
+static int discard_save_page(struct kvmfault__seat *seat,
+			     struct kvmfault_memory *memory, uint64_t page)
 {
 	uint64_t offset = page << memory->page_shift;
 	const struct kvmfault_fault fault = {
@@ -161,30 +166,32 @@ static int save_page(struct kvmfault__seat *seat,
 		.hva = (uintptr_t)memory->host + offset,
 		.length = kvmfault__page_size(memory),
 	};
-	const struct kvmfault__target place = {
+	const struct kvmfault__target target = {
 		.memory = memory,
 		.offset = offset,
 	};
 	struct kvmfault__answer answer;
 
-	kvmfault__resolve(seat, &fault, &place, &answer);
+	kvmfault__resolve(seat, &fault, &target, &answer);
 	return kvmfault__error(&answer);
 }
 
-/* They hold nothing any more; and a marker that stays says so too. */
-static void note_gone(enum kvmfault__state *was, size_t count, bool marked)
+/* The pages hold nothing any more. If not all markers could be removed,
+ * poisoned pages stay poisoned. */
+static void discard_note_gone(enum kvmfault__state *was, size_t count,
+			      bool markers_left)
 {
 	size_t i;
 
 	for (i = 0; i < count; i++)
-		if (!marked || was[i] != KVMFAULT__POISONED)
+		if (!markers_left || was[i] != KVMFAULT__POISONED)
 			was[i] = KVMFAULT__DISCARDED;
 }
 
-/* Poisoned pages become memory again. */
-static int clear_markers(struct kvmfault__seat *seat,
-			 struct kvmfault_memory *memory, uint64_t page,
-			 size_t count, const enum kvmfault__state *was)
+/* If their markers are removed, poisoned pages become memory again. */
+static int discard_clear_markers(struct kvmfault__seat *seat,
+				 struct kvmfault_memory *memory, uint64_t page,
+				 size_t count, const enum kvmfault__state *was)
 {
 	uint64_t size = kvmfault__page_size(memory);
 	int err = 0;
@@ -197,24 +204,27 @@ static int clear_markers(struct kvmfault__seat *seat,
 	return err;
 }
 
-/* What was taken: punched, and put back as what it is then. */
-static int empty(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
-		 uint64_t page, size_t count, enum kvmfault__state *was)
+/* Punches claimed pages, and gives them back in the state that they have then.
+ */
+static int discard_punch_pages(struct kvmfault__seat *seat,
+			       struct kvmfault_memory *memory, uint64_t page,
+			       size_t count, enum kvmfault__state *was)
 {
 	uint64_t size = kvmfault__page_size(memory);
 	uint64_t offset = page * size, length = count * size;
 	int err;
 
-	/* Before they are gone: then each is missed by an exit. */
+	/* KVM's bits are set before the pages are gone: so a vCPU that misses
+	 * one leaves KVM_RUN by an exit. */
 	kvmfault__userfault_follow(memory, page, count);
 	err = kvmfault__memory_punch(memory, offset, length);
 	if (err) {
-		put(seat, memory, page, count, was);
+		discard_put_pages(seat, memory, page, count, was);
 		return err;
 	}
-	err = clear_markers(seat, memory, page, count, was);
-	note_gone(was, count, err);
-	put(seat, memory, page, count, was);
+	err = discard_clear_markers(seat, memory, page, count, was);
+	discard_note_gone(was, count, err);
+	discard_put_pages(seat, memory, page, count, was);
 	kvmfault__add(seat, KVMFAULT__COUNTER(discarded), count);
 	kvmfault__changed(memory, offset, length, KVMFAULT_CAUSE_DISCARD);
 	return err;
@@ -229,25 +239,29 @@ static int discard_run(struct kvmfault__seat *seat,
 	int err;
 
 	while (done < count) {
-		n = take(seat, memory, page + done, count - done, wait, was);
+		n = discard_take_pages(seat, memory, page + done, count - done,
+				       wait, was);
 		if (!n && !wait) {
-			done++;	/* in flight: its fetcher does it */
+			done++;	/* in flight: its fetcher discards it */
 			continue;
 		}
 		if (!n) {
-			/* Until then its data may be seen. */
-			err = unsaved(memory, page + done, KVMFAULT__PRESENT) ?
-				save_page(seat, memory, page + done) :
+			/* Until it is saved, or its fetch has ended, the data
+			 * of the page may be seen: so this waits. */
+			err = discard_must_save(memory, page + done,
+						KVMFAULT__PRESENT) ?
+				discard_save_page(seat, memory, page + done) :
 				kvmfault__page_wait(seat, memory, page + done);
 			if (err)
 				return err;
-			/* Unless the fetcher could not: then it is our turn. */
+			/* If the fetcher could not discard the page, this
+			 * thread tries. */
 			if (kvmfault__page_state(memory, page + done) ==
 			    KVMFAULT__DISCARDED)
 				done++;
 			continue;
 		}
-		err = empty(seat, memory, page + done, n, was);
+		err = discard_punch_pages(seat, memory, page + done, n, was);
 		if (err)
 			return err;
 		done += n;
@@ -258,7 +272,7 @@ static int discard_run(struct kvmfault__seat *seat,
 int kvmfault__whole_pages(const struct kvmfault_memory *memory)
 {
 	return kvmfault__refuse(memory->vm, -EINVAL,
-		"a part of the range is not made of whole pages of its memory, which are %llu bytes",
+		"a part of the range is not made of whole pages of its memory: each of these has %llu bytes",
 		(unsigned long long)kvmfault__page_size(memory));
 }
 
@@ -295,7 +309,7 @@ int kvmfault__each_region(struct kvmfault_vm *vm, uint32_t address_space,
 				     uint64_t offset, uint64_t length))
 {
 	struct kvmfault__seat *seat;
-	int err = check_range(vm, gpa, length, KVMFAULT__PAGE);
+	int err = range_check(vm, gpa, length, KVMFAULT__PAGE);
 
 	if (err)
 		return err;
@@ -324,8 +338,9 @@ int kvmfault__each_region(struct kvmfault_vm *vm, uint32_t address_space,
 	return err;
 }
 
-static int discard(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
-		   uint64_t offset, uint64_t length)
+static int discard_in_region(struct kvmfault__seat *seat,
+			     struct kvmfault_memory *memory, uint64_t offset,
+			     uint64_t length)
 {
 	return kvmfault__discard(seat, memory, offset, length, true);
 }
@@ -334,5 +349,6 @@ KVMFAULT__EXPORT
 int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
 		     uint64_t gpa, uint64_t length)
 {
-	return kvmfault__each_region(vm, address_space, gpa, length, discard);
+	return kvmfault__each_region(vm, address_space, gpa, length,
+				     discard_in_region);
 }

@@ -2,7 +2,7 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * What the VMM asks for of its own accord: ranges.
+ * Ranges of guest memory, which the VMM itself asks for: no vCPU has faulted.
  */
 
 #ifndef KVMFAULT__RANGE_H
@@ -10,34 +10,41 @@
 
 #include "resolve.h"
 
-/* range.c: make a range present, which does not wrap: 0 or -errno. */
+/* range.c */
+/* Makes a range present, which must not wrap. Returns 0 or -errno. */
 int kvmfault__ensure(struct kvmfault__seat *seat, uint32_t address_space,
 		     uint64_t gpa, uint64_t length, bool write);
-/* What the regions of a range show, one after the other. -EINVAL: vm is
- * NULL, not whole pages of 4 KiB, empty, wraps; -ENXIO: a part is in no region
- * with memory; -ENOMEM. */
+/*
+ * Calls act for the part of the range that each region shows, in order, until
+ * act fails. Returns what act returned, or
+ * -EINVAL: vm is NULL, or the range is empty, wraps or is not whole 4 KiB pages;
+ * -ENXIO: a part of the range is in no region with memory;
+ * -ENOMEM.
+ */
 int kvmfault__each_region(struct kvmfault_vm *vm, uint32_t address_space,
 			  uint64_t gpa, uint64_t length,
 			  int (*act)(struct kvmfault__seat *seat,
 				     struct kvmfault_memory *memory,
 				     uint64_t offset, uint64_t length));
-/* What is not: -EINVAL, with its reason. */
+/* Refuses a range that is not whole pages of the memory: returns -EINVAL. */
 int kvmfault__whole_pages(const struct kvmfault_memory *memory);
-/* Whole pages of the memory; wait: for fetches in flight, whose fetchers
- * discard their pages in any case, and until protected pages are saved. */
+/* Discards whole pages of the memory; the fetcher of a page in flight discards
+ * that page. If wait, this waits for such fetches, and has protected pages
+ * saved first. */
 int kvmfault__discard(struct kvmfault__seat *seat,
 		      struct kvmfault_memory *memory, uint64_t offset,
 		      uint64_t length, bool wait);
 
-/* conversion-queue.c: one conversion at a time */
+/* conversion-queue.c: at most one thread at a time converts a page */
 int kvmfault__conversion_begin(struct kvmfault__seat *seat,
 			       struct kvmfault__conversion *mine);
 void kvmfault__conversion_end(struct kvmfault_vm *vm,
 			      struct kvmfault__conversion *mine);
 
 /* convert.c */
-/* Lets go of the seat's span. *reached: all before it are converted. 0, -errno,
- * or without wait KVMFAULT_VERDICT_LATER: a page is in flight, the VMM will be told. */
+/* Lets go of the seat's span; all pages before *reached are converted. Returns
+ * 0, -errno, or without wait KVMFAULT_VERDICT_LATER: the VMM will be told when
+ * to try again. */
 int kvmfault__convert(struct kvmfault__seat *seat, struct kvmfault__gfns pages,
 		      bool private, bool wait, uint64_t *reached);
 
