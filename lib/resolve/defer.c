@@ -225,7 +225,8 @@ bool kvmfault__is_deferred(struct kvmfault__deferred *deferred, uint32_t space,
 {
 	bool found;
 
-	/* If a thread is just deferring the message, this one need not know. */
+	/* If a thread is just deferring the message, this one does not wait
+	 * for that. */
 	if (!atomic_load(&deferred->count))
 		return false;
 	kvmfault__sys_lock(&deferred->lock);
@@ -275,9 +276,8 @@ void kvmfault__deferred_wake(struct kvmfault__deferred *deferred,
 		message_wake_sleeper(seat, &deferred->item[--deferred->count]);
 }
 
-/* vCPU threads come here, so there is no lock. A thread that lowers the
- * deadline arms the timer, then looks again: so the timer is armed last for the
- * earliest. */
+/* vCPU threads come here, so there is no lock. A thread that arms the timer
+ * looks again: so the last one to lower the deadline is the last one to arm. */
 void kvmfault__deadline_set(struct kvmfault__deferred *deferred, uint64_t due)
 {
 	uint64_t set = atomic_load(&deferred->next_deadline), now;

@@ -3,10 +3,10 @@
 
 /*
  * Fetches in flight: requests to a source that answers later. In: a claimed run
- * of absent pages. Out: when the source answers, its thread installs and
- * publishes the run, as is done for any other source. Each fetch is counted by
- * its memory, and has a seat of its own, which is made ahead and has room for
- * the data. So a fault allocates nothing, and the thread that asked may leave.
+ * of absent pages. Out: once the source has answered, mostly on its thread, the
+ * run is installed and published as every run is. Each fetch is counted by its
+ * memory, and has a seat of its own, which is made ahead and has room for the
+ * data. So a fault allocates nothing, and the thread that asked may leave.
  */
 
 #include "defer.h"
@@ -99,8 +99,8 @@ int kvmfault__fetches_new(struct kvmfault_vm *vm)
 
 /* ---- failures, for the threads that asked ---- */
 
-/* A ticket is a page and an error in one word: so a thread does not mistake the
- * failure of another page's fetch for its own. */
+/* A ticket is a page and an error in one word: so no thread takes the failure
+ * of another page's fetch for its own. */
 static uint64_t fetch_ticket(const struct kvmfault_memory *memory,
 			     uint64_t page, unsigned int low)
 {
@@ -111,8 +111,8 @@ static uint64_t fetch_ticket(const struct kvmfault_memory *memory,
 
 #define OF_SOURCE (1U << 15)
 
-/* Each failure has a slot of its own: a vCPU with no_wait may have asked for
- * all pages of its instruction before it hears of the first. */
+/* Each failure has its own slot: a vCPU with no_wait may have asked for all
+ * pages of its instruction before it hears of the first. */
 static void fetch_note_failure(const struct kvmfault_fetch *fetch, int error)
 {
 	const struct kvmfault__request *rq = &fetch->rq;
@@ -300,8 +300,8 @@ static bool fetch_is_unanswered(const struct kvmfault_fetch *fetch)
 	return atomic_load(&fetch->said) == UNSAID;
 }
 
-/* A memory that is being freed asks its source for nothing more: for messages,
- * only from KVMFAULT__CLOSED on. */
+/* If the memory is being freed, its source is asked for nothing more. For
+ * messages this holds only when the memory is KVMFAULT__CLOSED. */
 static int fetch_submit(struct kvmfault_fetch *fetch)
 {
 	const struct kvmfault_request *request = &fetch->rq.request;
@@ -380,8 +380,7 @@ int kvmfault__submit(struct kvmfault__request *rq)
 	return KVMFAULT_VERDICT_LATER;
 }
 
-/* If the source has failed for a run, it is asked for the faulting page alone.
- */
+/* If the source failed for a run, it is asked for the faulting page alone. */
 static bool fetch_retry_alone(struct kvmfault_fetch *fetch)
 {
 	int err;
@@ -402,8 +401,8 @@ static int fetch_install(struct kvmfault_fetch *fetch, int error)
 
 	if (!error)
 		return kvmfault_request_install(request, request->buffer);
-	/* A run was cancelled before the page was asked for alone: then it is
-	 * not known which page has lost its data. */
+	/* If a run was cancelled before the page was asked for alone, the
+	 * library does not know which page has lost its data. */
 	if (error == -EHWPOISON && fetch->rq.count > 1)
 		error = -EIO;
 	if (error == -EHWPOISON)

@@ -17,7 +17,7 @@
 #define RUN 256			/* pages that are claimed at once */
 #define BUSY 256		/* words of states with pages in flight */
 
-/* This is called for each page that was in flight. */
+/* A function of this type is called for each page that was in flight. */
 typedef int again(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 		  uint64_t page);
 
@@ -73,9 +73,9 @@ static int protect_check(const struct kvmfault_memory *memory, uint64_t offset,
 		kvmfault__whole_pages(memory) : 0;
 }
 
-/* The bit is set while the page is not in flight. A thread that had it in
- * flight before may have installed it unprotected, or was about to lift an
- * older protection; a later one sees the bit. */
+/* The bit is set while the page is not in flight. An earlier fetcher may have
+ * installed the page unprotected, or have lifted an older protection; a later
+ * one sees the bit. */
 static int protect_set_bit(struct kvmfault__seat *seat,
 			   struct kvmfault_memory *memory, uint64_t page)
 {

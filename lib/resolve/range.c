@@ -144,7 +144,7 @@ static size_t discard_take_pages(struct kvmfault__seat *seat,
 			break;
 		was[n] = state;
 		if (save && discard_must_save(memory, page + n, state)) {
-			/* The page was protected since the first look. */
+			/* The page was protected after the first look. */
 			discard_put_pages(seat, memory, page + n, 1, &was[n]);
 			break;
 		}
@@ -204,8 +204,7 @@ static int discard_clear_markers(struct kvmfault__seat *seat,
 	return err;
 }
 
-/* Punches claimed pages, and gives them back in the state that they have then.
- */
+/* Punches claimed pages, and gives them back in the state that follows. */
 static int discard_punch_pages(struct kvmfault__seat *seat,
 			       struct kvmfault_memory *memory, uint64_t page,
 			       size_t count, enum kvmfault__state *was)

@@ -17,7 +17,8 @@ int kvmfault__ensure(struct kvmfault__seat *seat, uint32_t address_space,
 /*
  * Calls act for the part of the range that each region shows, in order, until
  * act fails. Returns what act returned, or
- * -EINVAL: vm is NULL, or the range is empty, wraps or is not whole 4 KiB pages;
+ * -EINVAL: vm is NULL, or the range is empty, wraps, or is not made of whole
+ *	pages of 4 KiB;
  * -ENXIO: a part of the range is in no region with memory;
  * -ENOMEM.
  */
