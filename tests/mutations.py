@@ -243,7 +243,7 @@ MUTATIONS = [
      '	start_guard(vcpu);\n	if (!kvmfault__signal_take(vcpu))',
      ['vcpu']),
     ('go on after an access that was lost', 'lib/entry/vcpu.c',
-     '	if (lost_access(vcpu))', '	if (0)',
+     '	if (vcpu_has_lost_access(vcpu))', '	if (0)',
      ['vcpu']),
     ('complete an access to ROM', 'lib/entry/mmio.c',
      ' ||\n	    (fault->access == KVMFAULT_ACCESS_WRITE &&\n'
@@ -292,9 +292,9 @@ MUTATIONS = [
      '	kvmfault__sys_free(kvmfault__sys_alloc(1, 0));\n'
      '	err = kvmfault_request_data(request, &bytes);', ['path']),
     ('a lock held across the copy', 'lib/entry/service.c',
-     '	kvmfault__resolve(seat, &item->fault, &place, &answer);',
+     '	kvmfault__resolve(seat, &item->fault, &target, &answer);',
      '	kvmfault__sys_lock(&seat->vm->lock);\n'
-     '	kvmfault__resolve(seat, &item->fault, &place, &answer);\n'
+     '	kvmfault__resolve(seat, &item->fault, &target, &answer);\n'
      '	kvmfault__sys_unlock(&seat->vm->lock);', ['path']),
     ('cancel what the source does not have yet', 'lib/resolve/fetch.c',
      '	     (CANCELLED | SUBMITTED)) == SUBMITTED)\n',
@@ -466,8 +466,8 @@ MUTATIONS = [
     ('let a vCPU spin that SIGBUS does not reach', 'lib/entry/signal.c',
      '	if (blocked & SIGBUS_BIT)\n', '	if (0)\n', ['signal']),
     ('swallow a SIGBUS that is not ours', 'lib/entry/vcpu.c',
-     'action == KVMFAULT_ACTION_NOT_A_FAULT ? hand_on(vcpu) : action;', 'action;',
-     ['signal']),
+     'action == KVMFAULT_ACTION_NOT_A_FAULT ?\n'
+     '		vcpu_hand_on_signal(vcpu) : action;', 'action;', ['signal']),
     ('a handler that makes a system call', 'lib/entry/signal.c',
      '	atomic_store(&vcpu->sigbus.handler->span, NULL);\n',
      '	kvmfault__leave(vcpu->handler);\n	kvmfault__sys_page_size();\n'
@@ -534,7 +534,8 @@ MUTATIONS = [
     ('a worker uses the descriptor of the VMM', 'lib/entry/delegate.c',
      '	worker->task.fd = worker->fd;\n', '', ['delegate']),
     ('a SIGBUS of nobody is work', 'lib/entry/vcpu.c',
-     '		if (!vcpu->task.worker || is_ours(vcpu))\n', '', ['delegate hangs']),
+     '		if (!vcpu->task.worker || vcpu_is_guest_hva(vcpu))\n', '',
+     ['delegate hangs']),
     ('what a left conversion has done is not told', 'lib/entry/delegate.c',
      '	task->reached = worker->task.reached;\n', '', ['delegate']),
     ('an emulation that was interrupted is finished', 'lib/entry/emulation.c',

@@ -22,12 +22,13 @@
 /* ---- the thread that does it ---- */
 
 /* The vCPU's thread: it may be in KVM_RUN by now. */
-static bool has_left(const struct kvmfault__seat *seat)
+static bool worker_is_left(const struct kvmfault__seat *seat)
 {
 	return seat->task && kvmfault__exit_wanted(seat);
 }
 
-static int execute(struct kvmfault__task *task, struct kvmfault__answer *answer)
+static int task_execute(struct kvmfault__task *task,
+			struct kvmfault__answer *answer)
 {
 	if (task->anew)
 		kvmfault__not_pending(task->seat);
@@ -40,17 +41,18 @@ static int execute(struct kvmfault__task *task, struct kvmfault__answer *answer)
 	task->work(task, answer);
 	task->ended = kvmfault__sys_now();
 	if (answer->length && task->prefault &&
-	    answer->action == KVMFAULT_ACTION_RETRY && !has_left(task->seat))
+	    answer->action == KVMFAULT_ACTION_RETRY &&
+	    !worker_is_left(task->seat))
 		kvmfault__prefault(task, answer);
 	return 0;
 }
 
 /* The vCPU may be freed from the last step on; the worker stays. */
-static void do_task(struct kvmfault__worker *worker)
+static void worker_do_task(struct kvmfault__worker *worker)
 {
 	uint32_t state;
 
-	worker->err = execute(&worker->task, &worker->answer);
+	worker->err = task_execute(&worker->task, &worker->answer);
 	state = atomic_load(&worker->state);
 	do
 		/* Nobody was told PENDING. */
@@ -61,7 +63,7 @@ static void do_task(struct kvmfault__worker *worker)
 	kvmfault__sys_futex_wake(&worker->state);
 }
 
-static void *run(void *arg)
+static void *worker_run(void *arg)
 {
 	struct kvmfault__worker *worker = arg;
 	uint32_t state;
@@ -69,7 +71,7 @@ static void *run(void *arg)
 	kvmfault__enter(&worker->seat->inside, worker->seat, NULL);
 	while (!((state = atomic_load(&worker->state)) & KVMFAULT__TASK_STOP)) {
 		if (state & KVMFAULT__TASK_BUSY)
-			do_task(worker);
+			worker_do_task(worker);
 		else
 			kvmfault__sys_futex_wait(&worker->state, state, LONG);
 	}
@@ -84,8 +86,8 @@ static void *run(void *arg)
  * then *left: it goes on, for nobody. What it waits for in the library ends soon;
  * what it waits for in the kernel, in a source or in a callback has its own time.
  */
-static int await(struct kvmfault__seat *seat, struct kvmfault__worker *worker,
-		 bool *left)
+static int worker_await(struct kvmfault__seat *seat,
+			struct kvmfault__worker *worker, bool *left)
 {
 	uint32_t state = atomic_load(&worker->state);
 	int err = 0;
@@ -107,8 +109,8 @@ static int await(struct kvmfault__seat *seat, struct kvmfault__worker *worker,
 	return err;
 }
 
-static void post(struct kvmfault__worker *worker,
-		 const struct kvmfault__task *task)
+static void worker_post_task(struct kvmfault__worker *worker,
+			     const struct kvmfault__task *task)
 {
 	worker->fault = *task->fault;
 	worker->task = *task;
@@ -120,18 +122,19 @@ static void post(struct kvmfault__worker *worker,
 	kvmfault__sys_futex_wake(&worker->state);
 }
 
-static int have_done(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
-		     struct kvmfault__answer *answer)
+static int task_perform_by_worker(struct kvmfault_vcpu *vcpu,
+				  struct kvmfault__task *task,
+				  struct kvmfault__answer *answer)
 {
 	struct kvmfault__worker *worker = vcpu->task.worker;
 	bool left;
-	int err = await(vcpu->seat, worker, &left);
+	int err = worker_await(vcpu->seat, worker, &left);
 
 	/* Who is wanted elsewhere begins nothing. */
 	if (err || kvmfault__exit_wanted(vcpu->seat))
 		return -EINTR;
-	post(worker, task);
-	await(vcpu->seat, worker, &left);
+	worker_post_task(worker, task);
+	worker_await(vcpu->seat, worker, &left);
 	/* Only what it holds the vCPU for changes this. */
 	task->reached = worker->task.reached;
 	if (left)
@@ -145,18 +148,19 @@ static int have_done(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
 	return worker->err;
 }
 
-static int do_or_have_done(struct kvmfault_vcpu *vcpu,
-			   struct kvmfault__task *task,
-			   struct kvmfault__answer *answer)
+static int task_perform(struct kvmfault_vcpu *vcpu,
+			struct kvmfault__task *task,
+			struct kvmfault__answer *answer)
 {
-	return vcpu->task.worker ? have_done(vcpu, task, answer) :
-			      execute(task, answer);
+	return vcpu->task.worker ? task_perform_by_worker(vcpu, task, answer) :
+				   task_execute(task, answer);
 }
 
 /* A prefault may leave KVM's record of a fault in kvm_run, and the VMM, or KVM on
  * its next entry, may still need what stands there. */
-static int with_prefault(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
-			 struct kvmfault__answer *answer)
+static int task_perform_saving_run(struct kvmfault_vcpu *vcpu,
+				   struct kvmfault__task *task,
+				   struct kvmfault__answer *answer)
 {
 	struct kvm_run *run = vcpu->run;
 	struct kvmfault__memory_fault record;
@@ -164,7 +168,7 @@ static int with_prefault(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task
 	int err;
 
 	memcpy(&record, &run->hw, sizeof(record));
-	err = do_or_have_done(vcpu, task, answer);
+	err = task_perform(vcpu, task, answer);
 	memcpy(&run->hw, &record, sizeof(record));
 	run->exit_reason = exit_reason;
 	return err;
@@ -178,8 +182,8 @@ int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
 	/* A worker may come late: only after such an exit nobody minds. */
 	task->prefault &= !vcpu->task.worker ||
 			  task->fault->kind == KVMFAULT_KIND_EXIT;
-	err = task->prefault ? with_prefault(vcpu, task, answer) :
-			       do_or_have_done(vcpu, task, answer);
+	err = task->prefault ? task_perform_saving_run(vcpu, task, answer) :
+			       task_perform(vcpu, task, answer);
 	if (err) {
 		kvmfault__say(answer, KVMFAULT_ACTION_INTERRUPTED);
 		return err;
@@ -195,14 +199,15 @@ void kvmfault__forget_pending(struct kvmfault_vcpu *vcpu)
 {
 	if (!vcpu->task.worker)
 		kvmfault__not_pending(vcpu->seat);
-	else if (!(atomic_load(&vcpu->task.worker->state) & KVMFAULT__TASK_BUSY))
+	else if (!(atomic_load(&vcpu->task.worker->state) &
+		   KVMFAULT__TASK_BUSY))
 		kvmfault__not_pending(vcpu->task.worker->seat);
 	/* Else it was left, and sees to that itself. */
 }
 
 /* ---- set-up ---- */
 
-static void close_fd(struct kvmfault__worker *worker)
+static void worker_close_fd(struct kvmfault__worker *worker)
 {
 	if (worker->fd >= 0)
 		kvmfault__sys_close(worker->fd);
@@ -223,7 +228,7 @@ static int worker_new(struct kvmfault_vm *vm, struct kvmfault__worker **worker)
 	if (!err) {
 		new->seat->task = &new->state;
 		new->seat->immediate_exit = &new->leave;
-		err = kvmfault__sys_thread(&new->thread, run, new,
+		err = kvmfault__sys_thread(&new->thread, worker_run, new,
 					   "kvmfault-vcpu");
 	}
 	if (err) {
@@ -241,7 +246,7 @@ static int worker_new(struct kvmfault_vm *vm, struct kvmfault__worker **worker)
 }
 
 /* One whose vCPU was freed, and who has no task of its any more; or NULL. */
-static struct kvmfault__worker *take_idle(struct kvmfault_vm *vm)
+static struct kvmfault__worker *worker_take_idle(struct kvmfault_vm *vm)
 {
 	struct kvmfault__worker *worker;
 
@@ -258,7 +263,7 @@ static struct kvmfault__worker *take_idle(struct kvmfault_vm *vm)
 
 int kvmfault__worker_take(struct kvmfault_vcpu *vcpu)
 {
-	struct kvmfault__worker *worker = take_idle(vcpu->vm);
+	struct kvmfault__worker *worker = worker_take_idle(vcpu->vm);
 	int err = worker ? 0 : worker_new(vcpu->vm, &worker);
 
 	if (err)
@@ -267,7 +272,7 @@ int kvmfault__worker_take(struct kvmfault_vcpu *vcpu)
 	worker->seat->vcpu = vcpu;
 	worker->seat->no_wait = vcpu->seat->no_wait;
 	kvmfault__failures_forget(worker->seat);
-	close_fd(worker);
+	worker_close_fd(worker);
 	/* Its own: the VMM's may be closed, and be another's, while a task is
 	 * done for nobody. */
 	worker->fd = kvmfault__sys_dup(vcpu->fd);
@@ -281,7 +286,7 @@ void kvmfault__worker_give(struct kvmfault_vcpu *vcpu)
 	if (!worker)
 		return;
 	if (!(atomic_load(&worker->state) & KVMFAULT__TASK_BUSY))
-		close_fd(worker);
+		worker_close_fd(worker);
 	kvmfault__sys_lock(&vcpu->vm->lock);
 	worker->taken = false;
 	kvmfault__sys_unlock(&vcpu->vm->lock);
@@ -297,7 +302,7 @@ void kvmfault__workers_free(struct kvmfault_vm *vm)
 		atomic_fetch_or(&worker->state, KVMFAULT__TASK_STOP);
 		kvmfault__sys_futex_wake(&worker->state);
 		kvmfault__sys_join(worker->thread);
-		close_fd(worker);
+		worker_close_fd(worker);
 		kvmfault__sys_free(worker);
 	}
 }

@@ -29,15 +29,16 @@ struct emulation {
 };
 
 /* Does KVM meet guest memory there, it may take as long as a page takes. */
-static int ask_vcpu(const struct kvmfault__task *task, unsigned long request,
-		    void *arg)
+static int emulation_call_kvm(const struct kvmfault__task *task,
+			      unsigned long request, void *arg)
 {
 	return kvmfault__sys_ioctl(task->fd, request, arg);
 }
 
 /* Make the page at a linear address present; its gpa, or false: not RAM of
  * ours, or it failed. */
-static bool need(struct emulation *e, uint64_t linear, uint64_t *gpa)
+static bool emulation_ensure_page(struct emulation *e, uint64_t linear,
+				  uint64_t *gpa)
 {
 	struct kvm_translation translation = { .linear_address = linear };
 	struct kvmfault_fault fault = *e->task->fault;
@@ -46,7 +47,7 @@ static bool need(struct emulation *e, uint64_t linear, uint64_t *gpa)
 	/* A signal has ended the wait for another one of its pages. */
 	if (e->answer.action == KVMFAULT_ACTION_INTERRUPTED)
 		return false;
-	if (ask_vcpu(e->task, KVM_TRANSLATE, &translation) ||
+	if (emulation_call_kvm(e->task, KVM_TRANSLATE, &translation) ||
 	    !translation.valid)
 		return false;
 	*gpa = translation.physical_address;
@@ -66,23 +67,24 @@ static bool need(struct emulation *e, uint64_t linear, uint64_t *gpa)
 	return answer.action == KVMFAULT_ACTION_RETRY;
 }
 
-static void need_range(struct emulation *e, uint64_t linear, uint64_t length)
+static void emulation_ensure_range(struct emulation *e, uint64_t linear,
+				   uint64_t length)
 {
 	uint64_t gpa, last = linear + length - 1;
 
-	need(e, linear, &gpa);
+	emulation_ensure_page(e, linear, &gpa);
 	if ((linear ^ last) & ~(KVMFAULT__PAGE - 1))
-		need(e, last, &gpa);
+		emulation_ensure_page(e, last, &gpa);
 }
 
-static bool registers(const struct kvmfault__task *task,
-		      struct kvmfault__x86 *cpu)
+static bool emulation_get_registers(const struct kvmfault__task *task,
+				    struct kvmfault__x86 *cpu)
 {
 	struct kvm_sregs s;
 	struct kvm_regs r;
 
-	if (ask_vcpu(task, KVM_GET_REGS, &r) ||
-	    ask_vcpu(task, KVM_GET_SREGS, &s))
+	if (emulation_call_kvm(task, KVM_GET_REGS, &r) ||
+	    emulation_call_kvm(task, KVM_GET_SREGS, &s))
 		return false;
 	*cpu = (struct kvmfault__x86){
 		.gpr = { r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi,
@@ -100,7 +102,7 @@ static bool registers(const struct kvmfault__task *task,
 }
 
 /* The instruction's bytes present, as far as they can be. */
-static void find_code(struct emulation *e)
+static void emulation_ensure_code(struct emulation *e)
 {
 	const struct kvmfault__x86 *cpu = &e->cpu;
 	uint64_t gpa, linear = cpu->rip +
@@ -109,7 +111,7 @@ static void find_code(struct emulation *e)
 	unsigned int n;
 
 	for (n = 0; n < 2 && done < KVMFAULT__CODE; n++) {
-		if (!need(e, linear + done, &gpa))
+		if (!emulation_ensure_page(e, linear + done, &gpa))
 			break;
 		step = (uint32_t)(KVMFAULT__PAGE - gpa % KVMFAULT__PAGE);
 		if (step > KVMFAULT__CODE - done)
@@ -121,7 +123,7 @@ static void find_code(struct emulation *e)
 }
 
 /* And out of guest memory. */
-static size_t read_code(const struct emulation *e, uint8_t *code)
+static size_t emulation_read_code(const struct emulation *e, uint8_t *code)
 {
 	struct kvmfault__seat *seat = e->task->seat;
 	size_t done = 0;
@@ -150,44 +152,46 @@ static size_t read_code(const struct emulation *e, uint8_t *code)
 	return done;
 }
 
-static void find_operands(struct emulation *e)
+static void emulation_ensure_operands(struct emulation *e)
 {
 	const struct kvmfault__x86 *cpu = &e->cpu;
 	uint8_t code[KVMFAULT__CODE];
 	uint64_t operand;
 
-	if (kvmfault__x86_operand(cpu, code, read_code(e, code), &operand))
-		need_range(e, operand, OPERAND_MAX);
+	if (kvmfault__x86_operand(cpu, code, emulation_read_code(e, code),
+				  &operand))
+		emulation_ensure_range(e, operand, OPERAND_MAX);
 	/* Strings and the stack have no ModRM. */
-	need_range(e, cpu->gpr[4], 8);
-	need_range(e, cpu->gpr[6] + cpu->segment[3], 8);
-	need_range(e, cpu->gpr[7] + cpu->segment[0], 8);
+	emulation_ensure_range(e, cpu->gpr[4], 8);
+	emulation_ensure_range(e, cpu->gpr[6] + cpu->segment[3], 8);
+	emulation_ensure_range(e, cpu->gpr[7] + cpu->segment[0], 8);
 }
 
 /* Unless the VMM has KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM has queued #UD for
  * the guest by now, which must not see it. False: that failed, or the vCPU is not
  * this fault's any more. */
-static bool take_back_ud(const struct kvmfault__task *task)
+static bool emulation_take_back_ud(const struct kvmfault__task *task)
 {
 	struct kvm_vcpu_events events;
 	int err;
 
 	if (!kvmfault__hold_vcpu(task->seat))
 		return false;
-	err = ask_vcpu(task, KVM_GET_VCPU_EVENTS, &events);
+	err = emulation_call_kvm(task, KVM_GET_VCPU_EVENTS, &events);
 	if (!err && events.exception.nr == UD &&
 	    (events.exception.injected || events.exception.pending)) {
 		memset(&events.exception, 0, sizeof(events.exception));
 		/* Only what is said to be valid is set: nothing else
 		 * changes. */
 		events.flags &= KVM_VCPUEVENT_VALID_PAYLOAD;
-		err = ask_vcpu(task, KVM_SET_VCPU_EVENTS, &events);
+		err = emulation_call_kvm(task, KVM_SET_VCPU_EVENTS, &events);
 	}
 	kvmfault__free_vcpu(task->seat);
 	return !err;
 }
 
-static void verdict(const struct emulation *e, struct kvmfault__answer *answer)
+static void emulation_conclude(const struct emulation *e,
+			       struct kvmfault__answer *answer)
 {
 	kvmfault__say(answer, KVMFAULT_ACTION_RETRY);
 	answer->came = e->came;
@@ -203,19 +207,21 @@ static void verdict(const struct emulation *e, struct kvmfault__answer *answer)
 		answer->action = KVMFAULT_ACTION_NOT_A_FAULT;
 }
 
-static void emulate(struct kvmfault__task *task, struct kvmfault__answer *answer)
+static void emulation_do_task(struct kvmfault__task *task,
+			      struct kvmfault__answer *answer)
 {
 	struct emulation e = { .task = task };
 
 	kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
 	e.answer = *answer;
-	if (!registers(task, &e.cpu))
+	if (!emulation_get_registers(task, &e.cpu))
 		return;
-	find_code(&e);
-	find_operands(&e);
-	verdict(&e, answer);
+	emulation_ensure_code(&e);
+	emulation_ensure_operands(&e);
+	emulation_conclude(&e, answer);
 	/* Whatever comes of it, KVM_RUN may be entered again by then. */
-	if (answer->action != KVMFAULT_ACTION_NOT_A_FAULT && !take_back_ud(task))
+	if (answer->action != KVMFAULT_ACTION_NOT_A_FAULT &&
+	    !emulation_take_back_ud(task))
 		kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
 	task->rip = e.cpu.rip;
 }
@@ -223,7 +229,7 @@ static void emulate(struct kvmfault__task *task, struct kvmfault__answer *answer
 void kvmfault__emulation(struct kvmfault_vcpu *vcpu,
 			 struct kvmfault__answer *answer)
 {
-	struct kvmfault__task task = kvmfault__task(vcpu, emulate);
+	struct kvmfault__task task = kvmfault__task(vcpu, emulation_do_task);
 
 	task.rip = vcpu->resume.emulation_rip;
 	task.last = kvmfault__last_retry(vcpu);

@@ -24,7 +24,7 @@ void kvmfault__guard_start(struct kvmfault_vcpu *vcpu)
 }
 
 /* Has this page, or what stands for it, faulted a short while ago? */
-static bool seen(struct kvmfault_vcpu *vcpu, uint64_t what)
+static bool guard_has_seen_key(struct kvmfault_vcpu *vcpu, uint64_t what)
 {
 	unsigned int i;
 
@@ -41,8 +41,8 @@ bool kvmfault__last_retry(const struct kvmfault_vcpu *vcpu)
 }
 
 /* Before the nth retry, from 1. */
-static void pause_before(struct kvmfault_vcpu *vcpu,
-			 struct kvmfault__answer *answer, uint32_t n)
+static void guard_pause_retry(struct kvmfault_vcpu *vcpu,
+			      struct kvmfault__answer *answer, uint32_t n)
 {
 	uint64_t pause = n ? PAUSE_MIN : 0;
 
@@ -52,8 +52,8 @@ static void pause_before(struct kvmfault_vcpu *vcpu,
 		answer->action = KVMFAULT_ACTION_INTERRUPTED;
 }
 
-static void give_up(const struct kvmfault_vcpu *vcpu,
-		    struct kvmfault__answer *answer)
+static void guard_give_up(const struct kvmfault_vcpu *vcpu,
+			  struct kvmfault__answer *answer)
 {
 	if (answer->told)	/* again and again, and touches it still */
 		kvmfault__unresolved(answer, KVMFAULT_REASON_HWPOISON,
@@ -71,19 +71,20 @@ void kvmfault__guard_no_page(struct kvmfault_vcpu *vcpu,
 {
 	/* Not now: that is no failure, however often. */
 	if (answer->error == -EAGAIN) {
-		pause_before(vcpu, answer, vcpu->guard.not_now++);
+		guard_pause_retry(vcpu, answer, vcpu->guard.not_now++);
 		return;
 	}
 	vcpu->guard.not_now = 0;
-	if (!seen(vcpu, kvmfault__guard_key(vcpu))) {
+	if (!guard_has_seen_key(vcpu, kvmfault__guard_key(vcpu))) {
 		vcpu->guard.streak = 0;
 		return;
 	}
 	if (++vcpu->guard.streak >= vcpu->vm->options.retry_budget) {
 		vcpu->guard.streak = 0;
-		give_up(vcpu, answer);
+		guard_give_up(vcpu, answer);
 		return;
 	}
 	if (vcpu->guard.streak > FREE_RETRIES)
-		pause_before(vcpu, answer, vcpu->guard.streak - FREE_RETRIES);
+		guard_pause_retry(vcpu, answer,
+				  vcpu->guard.streak - FREE_RETRIES);
 }

@@ -8,7 +8,8 @@
 
 #include "entry.h"
 
-static struct kvmfault__past *past(struct kvmfault_vcpu *vcpu, uint64_t n)
+static struct kvmfault__past *history_get_past(struct kvmfault_vcpu *vcpu,
+					       uint64_t n)
 {
 	return &vcpu->past.ring[n % KVMFAULT_HISTORY_COUNT];
 }
@@ -24,14 +25,14 @@ kvmfault_vcpu_result(struct kvmfault_vcpu *vcpu)
 		return NULL;
 	/* In order for who asks, and not for each fault. */
 	for (n = vcpu->past.count; n && i < KVMFAULT_HISTORY_COUNT; i++)
-		vcpu->past.events[i] = &past(vcpu, --n)->event;
+		vcpu->past.events[i] = &history_get_past(vcpu, --n)->event;
 	vcpu->result.history_count = i;
 	return &vcpu->result;
 }
 
 /* The same as the last one: a storm must not push out what began it. */
-static bool same_again(const struct kvmfault__past *last,
-		       const struct kvmfault_vcpu *vcpu)
+static bool history_is_repeat(const struct kvmfault__past *last,
+			      const struct kvmfault_vcpu *vcpu)
 {
 	const struct kvmfault_fault *now = &vcpu->fault, *then = &last->fault;
 	const struct kvmfault_result *result = &vcpu->result;
@@ -51,11 +52,12 @@ static bool same_again(const struct kvmfault__past *last,
 void kvmfault__remember(struct kvmfault_vcpu *vcpu)
 {
 	const struct kvmfault_result *result = &vcpu->result;
-	struct kvmfault__past *next = past(vcpu, vcpu->past.count);
+	struct kvmfault__past *next = history_get_past(vcpu, vcpu->past.count);
 
 	if (vcpu->past.count &&
-	    same_again(past(vcpu, vcpu->past.count - 1), vcpu)) {
-		past(vcpu, vcpu->past.count - 1)->event.times++;
+	    history_is_repeat(history_get_past(vcpu, vcpu->past.count - 1),
+			      vcpu)) {
+		history_get_past(vcpu, vcpu->past.count - 1)->event.times++;
 		return;
 	}
 	vcpu->past.count++;

@@ -49,8 +49,8 @@ struct range {
  * data stays in the file. Anonymous pages are gone with their one mapping. Of a
  * file's pages those that really went are noticed when they are missed.
  */
-static void removed_in(struct kvmfault__seat *seat, struct kvmfault__span *span,
-		       void *data)
+static void message_discard_span(struct kvmfault__seat *seat,
+				 struct kvmfault__span *span, void *data)
 {
 	struct kvmfault_memory *memory = span->memory;
 	const struct range *gone = data;
@@ -71,8 +71,8 @@ static void removed_in(struct kvmfault__seat *seat, struct kvmfault__span *span,
 }
 
 /* Of two memories that lie side by side there is one event. */
-static void removed(struct kvmfault__seat *seat, uint32_t space, uint64_t start,
-		    uint64_t end)
+static void message_discard_range(struct kvmfault__seat *seat, uint32_t space,
+				  uint64_t start, uint64_t end)
 {
 	struct range gone = {
 		.first = kvmfault__key(space, start),
@@ -80,8 +80,8 @@ static void removed(struct kvmfault__seat *seat, uint32_t space, uint64_t start,
 	};
 
 	if (end > start)
-		kvmfault__table_visit(seat, &seat->vm->mappings, removed_in,
-				      &gone);
+		kvmfault__table_visit(seat, &seat->vm->mappings,
+				      message_discard_span, &gone);
 }
 
 ssize_t kvmfault__messages_read(struct kvmfault__seat *seat,
@@ -96,8 +96,9 @@ ssize_t kvmfault__messages_read(struct kvmfault__seat *seat,
 	    (ssize_t)sizeof(*msg);
 	for (i = 0; i < n; i++)
 		if (msg[i].event == UFFD_EVENT_REMOVE)
-			removed(seat, uffd->space, msg[i].arg.remove.start,
-				msg[i].arg.remove.end);
+			message_discard_range(seat, uffd->space,
+					      msg[i].arg.remove.start,
+					      msg[i].arg.remove.end);
 		else if (msg[i].event == UFFD_EVENT_REMAP)
 			atomic_store(&uffd->moved, true);
 	if (uffd->reader)
@@ -105,7 +106,8 @@ ssize_t kvmfault__messages_read(struct kvmfault__seat *seat,
 	return n;
 }
 
-static void tell_event(struct kvmfault_vm *vm, const struct uffd_msg *msg)
+static void message_report_event(struct kvmfault_vm *vm,
+				 const struct uffd_msg *msg)
 {
 	switch (msg->event) {
 	case UFFD_EVENT_FORK:
@@ -134,7 +136,7 @@ bool kvmfault__message_decode(struct kvmfault__seat *seat, uint32_t space,
 	uint64_t flags = msg->arg.pagefault.flags;
 
 	if (msg->event != UFFD_EVENT_PAGEFAULT) {
-		tell_event(seat->vm, msg);
+		message_report_event(seat->vm, msg);
 		return false;
 	}
 	*item = (struct kvmfault__message){

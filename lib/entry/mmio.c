@@ -16,7 +16,8 @@
 #define MOMENT 1000000ULL	/* 1 ms */
 
 /* As the guest's own access would be: whole, if it is aligned. */
-static void copy(volatile void *to, const volatile void *from, uint64_t length)
+static void mmio_copy_bytes(volatile void *to, const volatile void *from,
+			    uint64_t length)
 {
 	uintptr_t both = (uintptr_t)to | (uintptr_t)from;
 
@@ -31,9 +32,9 @@ static void copy(volatile void *to, const volatile void *from, uint64_t length)
 		       length);
 }
 
-static void access_page(struct kvmfault_vcpu *vcpu,
-			struct kvmfault__region *region, uint64_t done,
-			uint64_t length)
+static void mmio_access_page(struct kvmfault_vcpu *vcpu,
+			     struct kvmfault__region *region, uint64_t done,
+			     uint64_t length)
 {
 	struct kvmfault_memory *memory = region->span.memory;
 	struct kvm_run *run = vcpu->run;
@@ -49,9 +50,9 @@ static void access_page(struct kvmfault_vcpu *vcpu,
 	}
 	host = kvmfault__bytes(vcpu->seat, memory, offset);
 	if (run->mmio.is_write)
-		copy(host, run->mmio.data + done, length);
+		mmio_copy_bytes(host, run->mmio.data + done, length);
 	else
-		copy(run->mmio.data + done, host, length);
+		mmio_copy_bytes(run->mmio.data + done, host, length);
 	kvmfault__unhold(vcpu->seat, KVMFAULT__HAZARD_MAPPINGS);
 	if (run->mmio.is_write)
 		kvmfault__changed(memory, offset, length, KVMFAULT_CAUSE_MMIO);
@@ -59,9 +60,9 @@ static void access_page(struct kvmfault_vcpu *vcpu,
 
 /* Held until kvmfault__leave(); NULL: a device's, ROM that is written, or what only
  * the guest can reach. */
-static struct kvmfault__region *ram_at(struct kvmfault__seat *seat,
-				       const struct kvmfault_fault *fault,
-				       uint64_t gpa)
+static struct kvmfault__region *
+mmio_find_ram(struct kvmfault__seat *seat, const struct kvmfault_fault *fault,
+	      uint64_t gpa)
 {
 	struct kvmfault__region *region;
 
@@ -74,24 +75,24 @@ static struct kvmfault__region *ram_at(struct kvmfault__seat *seat,
 	return region;
 }
 
-static void resolve_part(struct kvmfault__task *task,
-			 struct kvmfault__answer *answer)
+static void mmio_resolve_part(struct kvmfault__task *task,
+			      struct kvmfault__answer *answer)
 {
 	struct kvmfault__region *region =
-		ram_at(task->seat, task->fault, task->gpa);
-	struct kvmfault__target place = kvmfault__region_target(region,
-							      task->gpa);
+		mmio_find_ram(task->seat, task->fault, task->gpa);
+	struct kvmfault__target target = kvmfault__region_target(region,
+							       task->gpa);
 
 	kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
 	if (region)
-		kvmfault__resolve(task->seat, task->fault, &place, answer);
+		kvmfault__resolve(task->seat, task->fault, &target, answer);
 	kvmfault__leave(task->seat);
 }
 
 /* That takes no system call, and so no task. */
-static bool is_a_device(struct kvmfault_vcpu *vcpu, uint64_t gpa)
+static bool mmio_is_device(struct kvmfault_vcpu *vcpu, uint64_t gpa)
 {
-	bool device = !ram_at(vcpu->seat, &vcpu->fault, gpa);
+	bool device = !mmio_find_ram(vcpu->seat, &vcpu->fault, gpa);
 
 	kvmfault__leave(vcpu->seat);
 	return device;
@@ -99,14 +100,14 @@ static bool is_a_device(struct kvmfault_vcpu *vcpu, uint64_t gpa)
 
 /* One page's part of it. The bytes are copied by the vCPU's own thread: a worker
  * that it has left may not touch kvm_run. */
-static void complete(struct kvmfault_vcpu *vcpu, uint64_t done, uint64_t length,
-		     struct kvmfault__answer *answer)
+static void mmio_complete_part(struct kvmfault_vcpu *vcpu, uint64_t done,
+			       uint64_t length, struct kvmfault__answer *answer)
 {
-	struct kvmfault__task task = kvmfault__task(vcpu, resolve_part);
+	struct kvmfault__task task = kvmfault__task(vcpu, mmio_resolve_part);
 	struct kvmfault__region *region;
 
 	task.gpa = vcpu->fault.gpa + done;
-	if (is_a_device(vcpu, task.gpa)) {
+	if (mmio_is_device(vcpu, task.gpa)) {
 		kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
 		return;
 	}
@@ -119,9 +120,9 @@ static void complete(struct kvmfault_vcpu *vcpu, uint64_t done, uint64_t length,
 	}
 	if (answer->action != KVMFAULT_ACTION_RETRY)
 		return;
-	region = ram_at(vcpu->seat, &vcpu->fault, task.gpa);
+	region = mmio_find_ram(vcpu->seat, &vcpu->fault, task.gpa);
 	if (region)
-		access_page(vcpu, region, done, length);
+		mmio_access_page(vcpu, region, done, length);
 	else
 		answer->action = KVMFAULT_ACTION_NOT_A_FAULT;	/* by now */
 	kvmfault__leave(vcpu->seat);
@@ -138,7 +139,7 @@ void kvmfault__mmio(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 		step = KVMFAULT__PAGE - (fault->gpa + done) % KVMFAULT__PAGE;
 		if (step > fault->length - done)
 			step = fault->length - done;
-		complete(vcpu, done, step, answer);
+		mmio_complete_part(vcpu, done, step, answer);
 		if (answer->action != KVMFAULT_ACTION_RETRY)
 			break;
 		done += step;

@@ -24,7 +24,7 @@ struct cursor {
 	bool operand_size;	/* prefix 66 */
 };
 
-static bool take(struct cursor *c, void *to, size_t length)
+static bool operand_take_bytes(struct cursor *c, void *to, size_t length)
 {
 	if (c->length - c->at < length)
 		return false;
@@ -35,21 +35,23 @@ static bool take(struct cursor *c, void *to, size_t length)
 
 /* 64-bit code has bases of FS and GS only: a prefix of another segment does
  * nothing there, also behind one of these two. */
-static void override(struct cursor *c, bool long_mode, int segment)
+static void operand_override_segment(struct cursor *c, bool long_mode,
+				     int segment)
 {
 	if (!long_mode || segment >= FS)
 		c->segment = segment;
 }
 
-static bool legacy_prefix(struct cursor *c, bool long_mode, uint8_t byte)
+static bool operand_note_legacy_prefix(struct cursor *c, bool long_mode,
+				       uint8_t byte)
 {
 	switch (byte) {
-	case 0x26: override(c, long_mode, ES); return true;
-	case 0x2e: override(c, long_mode, CS); return true;
-	case 0x36: override(c, long_mode, SS); return true;
-	case 0x3e: override(c, long_mode, DS); return true;
-	case 0x64: override(c, long_mode, FS); return true;
-	case 0x65: override(c, long_mode, GS); return true;
+	case 0x26: operand_override_segment(c, long_mode, ES); return true;
+	case 0x2e: operand_override_segment(c, long_mode, CS); return true;
+	case 0x36: operand_override_segment(c, long_mode, SS); return true;
+	case 0x3e: operand_override_segment(c, long_mode, DS); return true;
+	case 0x64: operand_override_segment(c, long_mode, FS); return true;
+	case 0x65: operand_override_segment(c, long_mode, GS); return true;
 	case 0x66: c->operand_size = true; return true;
 	case 0x67: c->address_size = true; return true;
 	case 0xf0: case 0xf2: case 0xf3: return true;
@@ -59,11 +61,11 @@ static bool legacy_prefix(struct cursor *c, bool long_mode, uint8_t byte)
 
 /* Prefixes, up to the opcode's first byte, which is returned in *op. A REX
  * counts only if it is the last of them. */
-static bool prefixes(struct cursor *c, bool long_mode, uint8_t *op)
+static bool operand_take_prefixes(struct cursor *c, bool long_mode, uint8_t *op)
 {
 	c->segment = -1;
-	while (take(c, op, 1)) {
-		if (legacy_prefix(c, long_mode, *op))
+	while (operand_take_bytes(c, op, 1)) {
+		if (operand_note_legacy_prefix(c, long_mode, *op))
 			c->rex = 0;
 		else if (long_mode && (*op & 0xf0) == 0x40)
 			c->rex = *op;
@@ -86,7 +88,7 @@ static const uint16_t two_byte[16] = {	/* behind 0f */
 	0x0000, 0xffff, 0xf838, 0xffff, 0x00ff, 0xffff, 0xffff, 0xffff,
 };
 
-static bool has_modrm(const uint16_t *map, uint8_t op)
+static bool operand_has_modrm(const uint16_t *map, uint8_t op)
 {
 	return map[op >> 4] >> (op & 15) & 1;
 }
@@ -98,26 +100,26 @@ struct opcode {
 };
 
 /* Skip the rest of the opcode: what follows is ModRM, or false. */
-static bool take_opcode(struct cursor *c, bool long_mode, uint8_t first,
-			struct opcode *op)
+static bool operand_take_opcode(struct cursor *c, bool long_mode, uint8_t first,
+				struct opcode *op)
 {
 	*op = (struct opcode){ .map = ONE_BYTE, .byte = first };
 	if (first != 0x0f)
-		return has_modrm(one_byte, first) &&
+		return operand_has_modrm(one_byte, first) &&
 		       !(long_mode && (first == 0x62 || first == 0xc4 ||
 				       first == 0xc5));
-	if (!take(c, &op->byte, 1))
+	if (!operand_take_bytes(c, &op->byte, 1))
 		return false;
 	op->map = TWO_BYTES;
 	if (op->byte != 0x38 && op->byte != 0x3a)
-		return has_modrm(two_byte, op->byte);
+		return operand_has_modrm(two_byte, op->byte);
 	op->map = op->byte == 0x38 ? MAP_38 : MAP_3A;
-	return take(c, &op->byte, 1);
+	return operand_take_bytes(c, &op->byte, 1);
 }
 
 /* How many bytes of an immediate come behind ModRM and all that belongs to it. */
-static size_t immediate(const struct cursor *c, const struct opcode *op,
-			uint8_t modrm)
+static size_t operand_count_immediate(const struct cursor *c,
+				      const struct opcode *op, uint8_t modrm)
 {
 	size_t whole = c->operand_size && !(c->rex & 8) ? 2 : 4;
 	bool test = !(modrm & 0x30);	/* of f6 and f7: /0 and /1 */
@@ -150,31 +152,32 @@ static size_t immediate(const struct cursor *c, const struct opcode *op,
 	}
 }
 
-static bool displacement(struct cursor *c, size_t size, uint64_t *address)
+static bool operand_add_displacement(struct cursor *c, size_t size,
+				     uint64_t *address)
 {
 	int8_t d8;
 	int32_t d32;
 
 	if (size == 1) {
-		if (!take(c, &d8, 1))
+		if (!operand_take_bytes(c, &d8, 1))
 			return false;
 		*address += (uint64_t)(int64_t)d8;
 	} else if (size == 4) {
-		if (!take(c, &d32, 4))
+		if (!operand_take_bytes(c, &d32, 4))
 			return false;
 		*address += (uint64_t)(int64_t)d32;
 	}
 	return true;
 }
 
-static bool sib(struct cursor *c, const struct kvmfault__x86 *cpu,
-		unsigned int mod, uint64_t *address, int *segment,
-		size_t *displaced)
+static bool operand_add_sib(struct cursor *c, const struct kvmfault__x86 *cpu,
+			    unsigned int mod, uint64_t *address, int *segment,
+			    size_t *displaced)
 {
 	unsigned int base, index;
 	uint8_t byte;
 
-	if (!take(c, &byte, 1))
+	if (!operand_take_bytes(c, &byte, 1))
 		return false;
 	index = ((byte >> 3) & 7) | (c->rex & 2) << 2;
 	base = (byte & 7) | (c->rex & 1) << 3;
@@ -190,8 +193,9 @@ static bool sib(struct cursor *c, const struct kvmfault__x86 *cpu,
 	return true;
 }
 
-static bool modrm(struct cursor *c, const struct kvmfault__x86 *cpu,
-		  uint8_t byte, uint64_t *address, int *segment, bool *relative)
+static bool operand_add_modrm(struct cursor *c, const struct kvmfault__x86 *cpu,
+			      uint8_t byte, uint64_t *address, int *segment,
+			      bool *relative)
 {
 	static const size_t sizes[] = { 0, 1, 4 };
 	unsigned int mod, rm;
@@ -203,7 +207,7 @@ static bool modrm(struct cursor *c, const struct kvmfault__x86 *cpu,
 		return false;	/* a register */
 	displaced = sizes[mod];
 	if (rm == RSP) {
-		if (!sib(c, cpu, mod, address, segment, &displaced))
+		if (!operand_add_sib(c, cpu, mod, address, segment, &displaced))
 			return false;
 	} else if (rm == RBP && !mod) {
 		displaced = 4;
@@ -214,13 +218,15 @@ static bool modrm(struct cursor *c, const struct kvmfault__x86 *cpu,
 		if (rm == RBP)
 			*segment = SS;
 	}
-	return displacement(c, displaced, address);
+	return operand_add_displacement(c, displaced, address);
 }
 
 /* MOV between the accumulator and an address (a0 to a3). */
-static bool absolute(struct cursor *c, bool long_mode, uint64_t *address)
+static bool operand_take_absolute(struct cursor *c, bool long_mode,
+				  uint64_t *address)
 {
-	return take(c, address, long_mode && !c->address_size ? 8 : 4);
+	return operand_take_bytes(c, address,
+				  long_mode && !c->address_size ? 8 : 4);
 }
 
 bool kvmfault__x86_operand(const struct kvmfault__x86 *cpu,
@@ -234,21 +240,23 @@ bool kvmfault__x86_operand(const struct kvmfault__x86 *cpu,
 	uint8_t byte;
 
 	*address = 0;
-	if (!prefixes(&c, cpu->long_mode, &byte))
+	if (!operand_take_prefixes(&c, cpu->long_mode, &byte))
 		return false;
 	/* 16-bit addressing has another ModRM: not decoded. */
 	if (!cpu->long_mode && cpu->big == c.address_size)
 		return false;
 	if (byte >= 0xa0 && byte <= 0xa3) {
-		if (!absolute(&c, cpu->long_mode, address))
+		if (!operand_take_absolute(&c, cpu->long_mode, address))
 			return false;
-	} else if (!take_opcode(&c, cpu->long_mode, byte, &op) ||
-		   !take(&c, &byte, 1) ||
-		   !modrm(&c, cpu, byte, address, &segment, &relative)) {
+	} else if (!operand_take_opcode(&c, cpu->long_mode, byte, &op) ||
+		   !operand_take_bytes(&c, &byte, 1) ||
+		   !operand_add_modrm(&c, cpu, byte, address, &segment,
+				      &relative)) {
 		return false;
 	}
 	if (relative)
-		*address += cpu->rip + c.at + immediate(&c, &op, byte);
+		*address += cpu->rip + c.at +
+			    operand_count_immediate(&c, &op, byte);
 	if (!cpu->long_mode || c.address_size)
 		*address = (uint32_t)*address;
 	if (c.segment >= 0)

@@ -44,7 +44,8 @@ static const struct feature {
 };
 
 /* NULL: it names no page. */
-static const struct feature *named_by(const struct kvm_msr_entry *msr)
+static const struct feature *
+paravirt_find_feature(const struct kvm_msr_entry *msr)
 {
 	size_t i;
 
@@ -56,10 +57,10 @@ static const struct feature *named_by(const struct kvm_msr_entry *msr)
 	return NULL;
 }
 
-static int ensure(struct kvmfault__seat *seat, const struct kvm_msr_entry *msr,
-		  bool *again)
+static int paravirt_ensure_page(struct kvmfault__seat *seat,
+				const struct kvm_msr_entry *msr, bool *again)
 {
-	const struct feature *feature = named_by(msr);
+	const struct feature *feature = paravirt_find_feature(msr);
 	uint64_t gpa;
 	int err;
 
@@ -69,7 +70,8 @@ static int ensure(struct kvmfault__seat *seat, const struct kvm_msr_entry *msr,
 	gpa = (msr->data & feature->address) + feature->offset;
 	if (gpa + feature->length - 1 < gpa)
 		return 0;
-	err = kvmfault__ensure(seat, feature->space, gpa, feature->length, true);
+	err = kvmfault__ensure(seat, feature->space, gpa, feature->length,
+			       true);
 	return err == -ENXIO ? 0 : err;
 }
 
@@ -92,7 +94,7 @@ int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
 	if (!seat)
 		return -ENOMEM;
 	for (i = 0; i < count && !err; i++)
-		err = ensure(seat, &msrs[i], &once);
+		err = paravirt_ensure_page(seat, &msrs[i], &once);
 	kvmfault__call_end(seat);
 	if (again)
 		*again = once;

@@ -23,8 +23,9 @@ bool kvmfault__can_prefault(int vcpu_fd)
 
 /* How much of the range is present now, from its beginning on: an absent page
  * would have the vCPU sleep for it. */
-static uint64_t present(struct kvmfault__seat *seat, uint32_t space,
-			uint64_t gpa, uint64_t length, unsigned int *shift)
+static uint64_t prefault_count_present(struct kvmfault__seat *seat,
+				       uint32_t space, uint64_t gpa,
+				       uint64_t length, unsigned int *shift)
 {
 	struct kvmfault__region *region = kvmfault__region_find(seat, space,
 								gpa);
@@ -50,9 +51,12 @@ static uint64_t present(struct kvmfault__seat *seat, uint32_t space,
 }
 
 /* One call does all of it, unless something comes in between. */
-static uint64_t map(int fd, uint64_t gpa, uint64_t length)
+static uint64_t prefault_map_range(int fd, uint64_t gpa, uint64_t length)
 {
-	struct kvmfault__pre_fault_memory range = { .gpa = gpa, .size = length };
+	struct kvmfault__pre_fault_memory range = {
+		.gpa = gpa,
+		.size = length,
+	};
 	int err = 0;
 	int i;
 
@@ -68,11 +72,11 @@ void kvmfault__prefault(const struct kvmfault__task *task,
 	unsigned int shift = 0;
 	uint64_t length;
 
-	length = present(task->seat, task->space, answer->gpa,
-			 answer->length, &shift);
+	length = prefault_count_present(task->seat, task->space, answer->gpa,
+					answer->length, &shift);
 	if (!length)
 		return;
-	length = map(task->fd, answer->gpa, length);
+	length = prefault_map_range(task->fd, answer->gpa, length);
 	kvmfault__add(task->seat, KVMFAULT__COUNTER(prefaulted),
 		      length >> shift);
 }

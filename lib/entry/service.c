@@ -35,7 +35,7 @@ struct kvmfault_service {
 	pthread_t thread[];
 };
 
-static void cancel_late(struct kvmfault_service *service)
+static void service_expire_fetches(struct kvmfault_service *service)
 {
 	uint64_t expirations;
 
@@ -49,11 +49,11 @@ static void cancel_late(struct kvmfault_service *service)
 
 /* It is parked before the VMM is told, who may take his time: a message that is
  * repeated meanwhile is known to be one. */
-static void not_answered(struct kvmfault_service *service,
-			 struct kvmfault__seat *seat,
-			 struct kvmfault__message *item,
-			 const struct kvmfault_mapping *mapping,
-			 const struct kvmfault__answer *answer)
+static void service_defer_message(struct kvmfault_service *service,
+				  struct kvmfault__seat *seat,
+				  struct kvmfault__message *item,
+				  const struct kvmfault_mapping *mapping,
+				  const struct kvmfault__answer *answer)
 {
 	bool failed = answer->action == KVMFAULT_ACTION_UNRESOLVED;
 
@@ -65,12 +65,12 @@ static void not_answered(struct kvmfault_service *service,
 }
 
 /* Resolve, or deferred. */
-static void serve_fault(struct kvmfault_service *service,
-			struct kvmfault__seat *seat,
-			struct kvmfault__message *item)
+static void service_serve_fault(struct kvmfault_service *service,
+				struct kvmfault__seat *seat,
+				struct kvmfault__message *item)
 {
 	uint64_t began = kvmfault__sys_now();
-	struct kvmfault__target place = { 0 };
+	struct kvmfault__target target = { 0 };
 	struct kvmfault__answer answer;
 	struct kvmfault_mapping *mapping;
 	bool done;
@@ -82,40 +82,41 @@ static void serve_fault(struct kvmfault_service *service,
 		kvmfault__leave(seat);
 		return;
 	}
-	place.memory = mapping->span.memory;
-	place.origin = mapping;
-	place.offset = item->fault.hva - mapping->host;
-	place.tries = item->tries;
-	kvmfault__mark(seat, &place);
-	kvmfault__resolve(seat, &item->fault, &place, &answer);
-	kvmfault__mark_ahead(seat, &place);
+	target.memory = mapping->span.memory;
+	target.origin = mapping;
+	target.offset = item->fault.hva - mapping->host;
+	target.tries = item->tries;
+	kvmfault__mark(seat, &target);
+	kvmfault__resolve(seat, &item->fault, &target, &answer);
+	kvmfault__mark_ahead(seat, &target);
 	done = answer.action == KVMFAULT_ACTION_RETRY && !answer.error;
 	/* A fetch in flight may have it. */
 	if (!done && !answer.detached)
-		not_answered(service, seat, item, mapping, &answer);
+		service_defer_message(service, seat, item, mapping, &answer);
 	kvmfault__leave(seat);
 	kvmfault__add(seat, KVMFAULT__COUNTER(action) + answer.action, 1);
 	if (done && !answer.detached)
 		kvmfault__latency(seat, kvmfault__sys_now() - began);
 }
 
-static void pagefault(struct kvmfault_service *service,
-		      struct kvmfault__seat *seat,
-		      struct kvmfault__message *item)
+static void service_take_fault(struct kvmfault_service *service,
+			       struct kvmfault__seat *seat,
+			       struct kvmfault__message *item)
 {
 	/* Another thread asks for what is being tried already. */
-	if (kvmfault__is_deferred(&service->deferred, item->space, item->fault.hva)) {
+	if (kvmfault__is_deferred(&service->deferred, item->space,
+				  item->fault.hva)) {
 		kvmfault__count(seat, repeated);
 		return;
 	}
 	if (atomic_load(&service->stopping))
 		kvmfault__defer(&service->deferred, seat, item, false);
 	else
-		serve_fault(service, seat, item);
+		service_serve_fault(service, seat, item);
 }
 
-static void read_messages(struct kvmfault_service *service,
-			  struct kvmfault__seat *seat, uint32_t id)
+static void service_read_messages(struct kvmfault_service *service,
+				  struct kvmfault__seat *seat, uint32_t id)
 {
 	struct uffd_msg msg[MESSAGES];
 	struct kvmfault__message item;
@@ -123,7 +124,8 @@ static void read_messages(struct kvmfault_service *service,
 	uint32_t space;
 	ssize_t n, i;
 
-	uffd = kvmfault__hold(seat, KVMFAULT__HAZARD_UFFD, &service->vm->uffds[id]);
+	uffd = kvmfault__hold(seat, KVMFAULT__HAZARD_UFFD,
+			      &service->vm->uffds[id]);
 	if (!uffd) {
 		kvmfault__unhold(seat, KVMFAULT__HAZARD_UFFD);
 		return;
@@ -136,11 +138,11 @@ static void read_messages(struct kvmfault_service *service,
 	kvmfault__unhold(seat, KVMFAULT__HAZARD_UFFD);
 	for (i = 0; i < n; i++)
 		if (kvmfault__message_decode(seat, space, &msg[i], &item))
-			pagefault(service, seat, &item);
+			service_take_fault(service, seat, &item);
 }
 
-static void retry_parked(struct kvmfault_service *service,
-			 struct kvmfault__seat *seat)
+static void service_retry_deferred(struct kvmfault_service *service,
+				   struct kvmfault__seat *seat)
 {
 	uint64_t expirations, now = kvmfault__sys_now();
 	struct kvmfault__message item;
@@ -153,14 +155,14 @@ static void retry_parked(struct kvmfault_service *service,
 	while (!atomic_load(&service->stopping) &&
 	       kvmfault__deferred_take(&service->deferred, now, &item)) {
 		kvmfault__deferred_arm(&service->deferred);
-		serve_fault(service, seat, &item);
+		service_serve_fault(service, seat, &item);
 	}
 	kvmfault__deferred_arm(&service->deferred);
 }
 
 /* A userfaultfd that has failed says so for ever: do not listen to it. */
-static void mute(struct kvmfault_vm *vm, uint32_t id,
-		 struct kvmfault__seat *seat)
+static void service_mute_uffd(struct kvmfault_vm *vm, uint32_t id,
+			      struct kvmfault__seat *seat)
 {
 	struct kvmfault_uffd *uffd = kvmfault__hold(seat, KVMFAULT__HAZARD_UFFD,
 						    &vm->uffds[id]);
@@ -174,8 +176,8 @@ static void mute(struct kvmfault_vm *vm, uint32_t id,
 }
 
 /* One round; how many events there were, or -1: stop. */
-static int serve(struct kvmfault_service *service, struct kvmfault__seat *seat,
-		 int timeout)
+static int service_serve_events(struct kvmfault_service *service,
+				struct kvmfault__seat *seat, int timeout)
 {
 	struct epoll_event ready[EVENTS];
 	int i, n;
@@ -188,20 +190,21 @@ static int serve(struct kvmfault_service *service, struct kvmfault__seat *seat,
 		if (id == STOP || atomic_load(&service->stopping))
 			return -1;
 		if (id == TIMER)
-			retry_parked(service, seat);
+			service_retry_deferred(service, seat);
 		else if (id == DEADLINES)
-			cancel_late(service);
+			service_expire_fetches(service);
 		else if (!(ready[i].events & EPOLLIN))
-			mute(service->vm, (uint32_t)id, seat);
+			service_mute_uffd(service->vm, (uint32_t)id, seat);
 		else
-			read_messages(service, seat, (uint32_t)id);
+			service_read_messages(service, seat, (uint32_t)id);
 	}
 	return n > 0 ? n : 0;
 }
 
 /* Before it sleeps, for a while; one thread is enough. As serve(). */
-static int look(struct kvmfault_service *service, struct kvmfault__seat *seat,
-		struct kvmfault__poll *poll)
+static int service_poll_events(struct kvmfault_service *service,
+			       struct kvmfault__seat *seat,
+			       struct kvmfault__poll *poll)
 {
 	int n = 0;
 
@@ -209,13 +212,13 @@ static int look(struct kvmfault_service *service, struct kvmfault__seat *seat,
 	    atomic_exchange(&service->polled, true))
 		return 0;
 	while (!n && kvmfault__poll_again(poll))
-		n = serve(service, seat, 0);
+		n = service_serve_events(service, seat, 0);
 	atomic_store(&service->polled, false);
 	kvmfault__poll_end(poll, n);
 	return n;
 }
 
-static void *run(void *arg)
+static void *service_run_thread(void *arg)
 {
 	struct kvmfault__seat *seat = arg;
 	struct kvmfault_service *service = seat->service;
@@ -225,15 +228,16 @@ static void *run(void *arg)
 	kvmfault__enter(&seat->inside, seat, NULL);
 	kvmfault__poll_init(&poll, service->poll_us);
 	while (n >= 0) {
-		n = n ? look(service, seat, &poll) : 0;
+		n = n ? service_poll_events(service, seat, &poll) : 0;
 		if (!n)
-			n = serve(service, seat, -1);
+			n = service_serve_events(service, seat, -1);
 	}
 	kvmfault__call_end(seat);
 	return NULL;
 }
 
-static int start_threads(struct kvmfault_service *service, unsigned int threads)
+static int service_start_threads(struct kvmfault_service *service,
+				 unsigned int threads)
 {
 	struct kvmfault__seat *seat;
 	char name[16];
@@ -246,7 +250,7 @@ static int start_threads(struct kvmfault_service *service, unsigned int threads)
 		seat->service = service;
 		snprintf(name, sizeof(name), "kvmfault/%u", service->threads);
 		err = kvmfault__sys_thread(&service->thread[service->threads],
-					   run, seat, name);
+					   service_run_thread, seat, name);
 		if (err) {
 			kvmfault__seat_give(seat);
 			return err;
@@ -256,14 +260,14 @@ static int start_threads(struct kvmfault_service *service, unsigned int threads)
 	return 0;
 }
 
-static int add_event(struct kvmfault_vm *vm, int fd, uint64_t id)
+static int service_add_event(struct kvmfault_vm *vm, int fd, uint64_t id)
 {
 	struct epoll_event event = { .events = EPOLLIN, .data.u64 = id };
 
 	return kvmfault__sys_epoll_ctl(vm->epoll, EPOLL_CTL_ADD, fd, &event);
 }
 
-static int open_descriptors(struct kvmfault_service *service)
+static int service_open_descriptors(struct kvmfault_service *service)
 {
 	int err;
 
@@ -277,14 +281,15 @@ static int open_descriptors(struct kvmfault_service *service)
 	service->stop = kvmfault__sys_eventfd();
 	if (service->stop < 0)
 		return service->stop;
-	err = add_event(service->vm, service->deferred.timer, TIMER);
+	err = service_add_event(service->vm, service->deferred.timer, TIMER);
 	if (!err)
-		err = add_event(service->vm, service->deferred.deadlines, DEADLINES);
-	return err ? err : add_event(service->vm, service->stop, STOP);
+		err = service_add_event(service->vm,
+					service->deferred.deadlines, DEADLINES);
+	return err ? err : service_add_event(service->vm, service->stop, STOP);
 }
 
 /* Closing alone would leave it in the set: a child of fork() has it, too. */
-static void close_event(struct kvmfault_vm *vm, int fd)
+static void service_close_event(struct kvmfault_vm *vm, int fd)
 {
 	if (fd < 0)
 		return;
@@ -306,9 +311,9 @@ static void service_delete(struct kvmfault_service *service)
 		kvmfault__deferred_wake(&service->deferred, service->seat);
 		kvmfault__seat_give(service->seat);
 	}
-	close_event(vm, service->deferred.timer);
-	close_event(vm, service->deferred.deadlines);
-	close_event(vm, service->stop);
+	service_close_event(vm, service->deferred.timer);
+	service_close_event(vm, service->deferred.deadlines);
+	service_close_event(vm, service->stop);
 	kvmfault__sys_lock(&vm->lock);
 	kvmfault__pass_baton(vm, false);
 	vm->services--;
@@ -318,7 +323,7 @@ static void service_delete(struct kvmfault_service *service)
 }
 
 /* A context has one service. */
-static int reserve(struct kvmfault_vm *vm)
+static int service_reserve_context(struct kvmfault_vm *vm)
 {
 	int err;
 
@@ -357,7 +362,7 @@ static int service_make(struct kvmfault_vm *vm,
 
 /* From here on it is served, and so are those whose messages were read while
  * there was no service. */
-static void publish(struct kvmfault_service *service)
+static void service_publish(struct kvmfault_service *service)
 {
 	struct kvmfault_vm *vm = service->vm;
 
@@ -389,12 +394,12 @@ int kvmfault_service_new(struct kvmfault_vm *vm,
 		return kvmfault__refuse(vm, -EINVAL,
 			"kvmfault_service_options.threads: %u is more than %u",
 			ours.threads, (unsigned int)THREADS_MAX);
-	err = reserve(vm);
+	err = service_reserve_context(vm);
 	if (!err)
 		err = service_make(vm, &ours, &new);
 	if (err)
 		return err;
-	err = open_descriptors(new);
+	err = service_open_descriptors(new);
 	if (!err && ours.threads > 1) {
 		kvmfault__sys_lock(&vm->lock);
 		kvmfault__pass_baton(vm, true);
@@ -402,13 +407,14 @@ int kvmfault_service_new(struct kvmfault_vm *vm,
 	}
 	if (!err) {
 		new->seat = kvmfault__seat_take(vm);
-		err = new->seat ? start_threads(new, ours.threads) : -ENOMEM;
+		err = new->seat ? service_start_threads(new, ours.threads) :
+				  -ENOMEM;
 	}
 	if (err) {
 		service_delete(new);
 		return err;
 	}
-	publish(new);
+	service_publish(new);
 	*service = new;
 	return 0;
 }
@@ -446,13 +452,14 @@ int kvmfault_service_dispatch(struct kvmfault_service *service)
 	seat = kvmfault__call_begin(service->vm);
 	if (!seat)
 		return -ENOMEM;
-	serve(service, seat, 0);
+	service_serve_events(service, seat, 0);
 	kvmfault__call_end(seat);
 	return 0;
 }
 
 /* A fetch that failed is just being put off. */
-static bool holds(struct kvmfault__seat *seat, void *deferred)
+static bool service_seat_is_deferring(struct kvmfault__seat *seat,
+				      void *deferred)
 {
 	return kvmfault__held(seat, KVMFAULT__HAZARD_DEFERRED) == deferred;
 }
@@ -470,7 +477,7 @@ int kvmfault_service_free(struct kvmfault_service *service)
 			return -EDEADLK;
 	vm = service->vm;
 	atomic_store(&vm->deferred, NULL);
-	kvmfault__drain(vm, holds, &service->deferred);
+	kvmfault__drain(vm, service_seat_is_deferring, &service->deferred);
 	service_delete(service);
 	return 0;
 }

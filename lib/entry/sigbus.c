@@ -15,8 +15,8 @@ struct lost {
 	uint64_t page, end;
 };
 
-static struct lost lost(const struct kvmfault_fault *fault,
-			const struct kvmfault_mapping *mapping)
+static struct lost sigbus_find_lost(const struct kvmfault_fault *fault,
+				    const struct kvmfault_mapping *mapping)
 {
 	const struct kvmfault_memory *memory = mapping->span.memory;
 	uint64_t start = fault->hva & -fault->length;
@@ -31,73 +31,78 @@ static struct lost lost(const struct kvmfault_fault *fault,
 	};
 }
 
-static bool present(const struct kvmfault_memory *memory, uint64_t page)
+static bool sigbus_is_present(const struct kvmfault_memory *memory,
+			      uint64_t page)
 {
 	return !kvmfault__tracked(memory) ||
 	       kvmfault__page_state(memory, page) == KVMFAULT__PRESENT;
 }
 
 /* Is there data that can have been lost? A thread met its own page; else any. */
-static bool any_present(const struct kvmfault_fault *fault,
-			const struct kvmfault__target *place, struct lost lost)
+static bool sigbus_has_present(const struct kvmfault_fault *fault,
+			       const struct kvmfault__target *target,
+			       struct lost lost)
 {
 	if (fault->kind == KVMFAULT_KIND_MARKER)
-		return present(place->memory, place->offset >>
-			       place->memory->page_shift);
-	while (lost.page < lost.end && !present(place->memory, lost.page))
+		return sigbus_is_present(target->memory, target->offset >>
+					 target->memory->page_shift);
+	while (lost.page < lost.end &&
+	       !sigbus_is_present(target->memory, lost.page))
 		lost.page++;
 	return lost.page < lost.end;
 }
 
-static void poison(struct kvmfault_memory *memory, struct lost lost)
+static void sigbus_poison_pages(struct kvmfault_memory *memory,
+				struct lost lost)
 {
 	for (; lost.page < lost.end; lost.page++)
 		kvmfault__page_change(memory, lost.page, KVMFAULT__PRESENT,
 				      KVMFAULT__POISONED);
 }
 
-static void translate(struct kvmfault_fault *fault,
-		      const struct kvmfault__target *place)
+static void sigbus_translate_target(struct kvmfault_fault *fault,
+				    const struct kvmfault__target *target)
 {
 	const struct kvmfault_region *region;
 
-	if (!place->region)
+	if (!target->region)
 		return;
-	region = &place->region->info;
+	region = &target->region->info;
 	fault->known |= KVMFAULT_KNOWN_GPA;
 	fault->address_space = region->address_space;
-	fault->gpa = region->gpa + place->offset - region->offset;
+	fault->gpa = region->gpa + target->offset - region->offset;
 }
 
-static void at_hva(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
-		   struct kvmfault__answer *answer)
+static void sigbus_resolve_hva(struct kvmfault__seat *seat,
+			       struct kvmfault_fault *fault,
+			       struct kvmfault__answer *answer)
 {
-	struct kvmfault__target place = { 0 };
+	struct kvmfault__target target = { 0 };
 	struct kvmfault_mapping *mapping;
 	struct lost its;
 
 	mapping = kvmfault__mapping_find(seat, 0, fault->hva);
 	if (!mapping)
 		return;
-	its = lost(fault, mapping);
-	place.memory = mapping->span.memory;
-	place.offset = fault->hva - mapping->host;
-	place.region = kvmfault__region_showing(seat, place.memory,
-						place.offset);
-	translate(fault, &place);
-	if (!place.region && seat->vcpu)
-		kvmfault__warn_unshown(place.memory, place.offset);
-	if (any_present(fault, &place, its)) {
+	its = sigbus_find_lost(fault, mapping);
+	target.memory = mapping->span.memory;
+	target.offset = fault->hva - mapping->host;
+	target.region = kvmfault__region_showing(seat, target.memory,
+						 target.offset);
+	sigbus_translate_target(fault, &target);
+	if (!target.region && seat->vcpu)
+		kvmfault__warn_unshown(target.memory, target.offset);
+	if (sigbus_has_present(fault, &target, its)) {
 		if (fault->kind != KVMFAULT_KIND_FAILURE &&
-		    !kvmfault__has_failed(place.memory, fault->hva)) {
+		    !kvmfault__has_failed(target.memory, fault->hva)) {
 			answer->action = KVMFAULT_ACTION_RETRY;
 			return;
 		}
 		fault->error = EHWPOISON;
-		if (kvmfault__tracked(place.memory))
-			poison(place.memory, its);
+		if (kvmfault__tracked(target.memory))
+			sigbus_poison_pages(target.memory, its);
 	}
-	kvmfault__resolve(seat, fault, &place, answer);
+	kvmfault__resolve(seat, fault, &target, answer);
 }
 
 void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
@@ -106,7 +111,7 @@ void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 	kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
 	/* Before it is seen in the mapping. */
 	atomic_store(&seat->at_signal, true);
-	at_hva(seat, fault, answer);
+	sigbus_resolve_hva(seat, fault, answer);
 	kvmfault__leave(seat);
 	atomic_store(&seat->at_signal, false);
 }

@@ -23,7 +23,7 @@ struct mask {
 	uint8_t set[sizeof(uint64_t)];
 };
 
-static int set_mask(struct kvmfault_vcpu *vcpu, const uint64_t *set)
+static int signal_set_mask(struct kvmfault_vcpu *vcpu, const uint64_t *set)
 {
 	struct mask mask = { .length = sizeof(mask.set) };
 
@@ -33,7 +33,7 @@ static int set_mask(struct kvmfault_vcpu *vcpu, const uint64_t *set)
 	return kvmfault__sys_ioctl(vcpu->fd, KVM_SET_SIGNAL_MASK, &mask);
 }
 
-static int refuse(struct kvmfault_vcpu *vcpu, const char *what)
+static int signal_refuse_vcpu(struct kvmfault_vcpu *vcpu, const char *what)
 {
 	return kvmfault__refuse(vcpu->vm, -EINVAL,
 		"kvmfault_vcpu_new: SIGBUS would not get through during KVM_RUN, so that MARKER_EXIT would hang this vCPU: %s",
@@ -41,29 +41,29 @@ static int refuse(struct kvmfault_vcpu *vcpu, const char *what)
 }
 
 /* blocked: what KVM_RUN is to have blocked. */
-static int set_up_masked(struct kvmfault_vcpu *vcpu, uint64_t thread,
-			 uint64_t blocked)
+static int signal_set_up_masked(struct kvmfault_vcpu *vcpu, uint64_t thread,
+				uint64_t blocked)
 {
 	int err;
 
 	if (vcpu->task.worker)
-		return refuse(vcpu, "a vCPU that delegates its work may not fetch it: have a handler and say KVMFAULT_SIGBUS_HANDLER");
+		return signal_refuse_vcpu(vcpu, "a vCPU that delegates its work may not fetch it: have a handler and say KVMFAULT_SIGBUS_HANDLER");
 	if (!(thread & SIGBUS_BIT))
-		return refuse(vcpu, "block it in the vCPU's thread (pthread_sigmask) before kvmfault_vcpu_new(), or have a handler and say KVMFAULT_SIGBUS_HANDLER");
+		return signal_refuse_vcpu(vcpu, "block it in the vCPU's thread (pthread_sigmask) before kvmfault_vcpu_new(), or have a handler and say KVMFAULT_SIGBUS_HANDLER");
 	blocked &= ~SIGBUS_BIT;
-	err = set_mask(vcpu, &blocked);
+	err = signal_set_mask(vcpu, &blocked);
 	vcpu->sigbus.masked = !err;
 	return err ? kvmfault__refuse(vcpu->vm, err,
 		"kvmfault_vcpu_options.fd: KVM_SET_SIGNAL_MASK of descriptor %d: error %d",
 		vcpu->fd, -err) : 0;
 }
 
-static int set_up_handler(struct kvmfault_vcpu *vcpu, uint64_t blocked)
+static int signal_set_up_handler(struct kvmfault_vcpu *vcpu, uint64_t blocked)
 {
 	if (blocked & SIGBUS_BIT)
-		return refuse(vcpu, "do not block it in the vCPU's thread, nor by KVM_SET_SIGNAL_MASK, or say KVMFAULT_SIGBUS_MASKED");
+		return signal_refuse_vcpu(vcpu, "do not block it in the vCPU's thread, nor by KVM_SET_SIGNAL_MASK, or say KVMFAULT_SIGBUS_MASKED");
 	if (kvmfault__sys_handles(SIGBUS) <= 0)
-		return refuse(vcpu, "it has no handler: set one that calls kvmfault_vcpu_note_sigbus(), or say KVMFAULT_SIGBUS_MASKED");
+		return signal_refuse_vcpu(vcpu, "it has no handler: set one that calls kvmfault_vcpu_note_sigbus(), or say KVMFAULT_SIGBUS_MASKED");
 	vcpu->sigbus.handler = kvmfault__seat_take(vcpu->vm);
 	return vcpu->sigbus.handler ? 0 : -ENOMEM;
 }
@@ -86,14 +86,14 @@ int kvmfault__signal_new(struct kvmfault_vcpu *vcpu,
 		blocked = *vcpu->sigbus.own_mask;
 	}
 	if (options->sigbus == KVMFAULT_SIGBUS_MASKED)
-		return set_up_masked(vcpu, thread, blocked);
-	return set_up_handler(vcpu, blocked);
+		return signal_set_up_masked(vcpu, thread, blocked);
+	return signal_set_up_handler(vcpu, blocked);
 }
 
 void kvmfault__signal_free(struct kvmfault_vcpu *vcpu)
 {
 	if (vcpu->sigbus.masked)
-		set_mask(vcpu, vcpu->sigbus.own_mask);
+		signal_set_mask(vcpu, vcpu->sigbus.own_mask);
 	if (vcpu->sigbus.handler)
 		kvmfault__seat_give(vcpu->sigbus.handler);
 }
@@ -101,8 +101,8 @@ void kvmfault__signal_free(struct kvmfault_vcpu *vcpu)
 /* In the memslots' mapping of one of our memories? By a seat of the handler's
  * own, since its thread may be in the middle of a lookup; and without telling
  * who drains, which would be a system call: he looks again by himself. */
-static bool of_guest(struct kvmfault_vcpu *vcpu,
-		     const struct kvmfault_fault *fault)
+static bool signal_is_guest_fault(struct kvmfault_vcpu *vcpu,
+				  const struct kvmfault_fault *fault)
 {
 	const struct kvmfault_mapping *mapping =
 		kvmfault__mapping_find(vcpu->sigbus.handler, 0, fault->hva);
@@ -121,7 +121,7 @@ bool kvmfault_vcpu_note_sigbus(struct kvmfault_vcpu *vcpu, const void *siginfo)
 		return false;
 	kvmfault_decode_siginfo(siginfo, &fault);
 	if (fault.kind != KVMFAULT_KIND_MARKER ||
-	    !of_guest(vcpu, &fault))
+	    !signal_is_guest_fault(vcpu, &fault))
 		return false;
 	/* One that was noted and not answered yet: this one comes again. */
 	if (atomic_load(&vcpu->sigbus.noted))
@@ -137,7 +137,8 @@ bool kvmfault__signal_take(struct kvmfault_vcpu *vcpu)
 		return !kvmfault__sys_sigtake(SIGBUS, vcpu->sigbus.siginfo);
 	if (!vcpu->sigbus.handler || !atomic_load(&vcpu->sigbus.noted))
 		return false;
-	memcpy(vcpu->sigbus.siginfo, vcpu->sigbus.note, sizeof(vcpu->sigbus.siginfo));
+	memcpy(vcpu->sigbus.siginfo, vcpu->sigbus.note,
+	       sizeof(vcpu->sigbus.siginfo));
 	atomic_store(&vcpu->sigbus.noted, false);
 	return true;
 }

@@ -10,7 +10,8 @@
 
 #include "entry.h"
 
-static void add(struct kvmfault_stats *sum, const struct kvmfault__seat *seat)
+static void stats_add_seat(struct kvmfault_stats *sum,
+			   const struct kvmfault__seat *seat)
 {
 	uint64_t *to = (uint64_t *)((char *)sum + sizeof(sum->size));
 	size_t i;
@@ -23,9 +24,9 @@ static void add(struct kvmfault_stats *sum, const struct kvmfault__seat *seat)
 void kvmfault__vcpu_counted(const struct kvmfault_vcpu *vcpu,
 			    struct kvmfault_stats *sum)
 {
-	add(sum, vcpu->seat);
+	stats_add_seat(sum, vcpu->seat);
 	if (vcpu->task.worker)
-		add(sum, vcpu->task.worker->seat);
+		stats_add_seat(sum, vcpu->task.worker->seat);
 }
 
 KVMFAULT__EXPORT
@@ -42,7 +43,7 @@ int kvmfault_vm_stats(const struct kvmfault_vm *vm,
 	if (err)
 		return err;
 	for (seat = atomic_load(&vm->seats); seat; seat = seat->next)
-		add(&sum, seat);
+		stats_add_seat(&sum, seat);
 	return kvmfault__options_out(stats, &sum, sizeof(sum));
 }
 

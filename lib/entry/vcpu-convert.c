@@ -8,18 +8,19 @@
 
 #include "entry.h"
 
-static void convert_task(struct kvmfault__task *task,
-			 struct kvmfault__answer *answer)
+static void vcpu_convert_do_task(struct kvmfault__task *task,
+				 struct kvmfault__answer *answer)
 {
 	kvmfault__say(answer, KVMFAULT_ACTION_RETRY);
 	answer->error = kvmfault__convert(task->seat, task->pages,
 					  task->private, true, &task->reached);
 }
 
-static int by_task(struct kvmfault_vcpu *vcpu, struct kvmfault__gfns pages,
-		   bool private, uint64_t *reached)
+static int vcpu_convert_by_task(struct kvmfault_vcpu *vcpu,
+				struct kvmfault__gfns pages, bool private,
+				uint64_t *reached)
 {
-	struct kvmfault__task task = kvmfault__task(vcpu, convert_task);
+	struct kvmfault__task task = kvmfault__task(vcpu, vcpu_convert_do_task);
 	struct kvmfault__answer answer;
 	int err;
 
@@ -33,7 +34,7 @@ static int by_task(struct kvmfault_vcpu *vcpu, struct kvmfault__gfns pages,
 	return err ? err : answer.error;
 }
 
-static bool is_its(struct kvmfault__seat *seat, void *vcpu)
+static bool vcpu_convert_is_own_seat(struct kvmfault__seat *seat, void *vcpu)
 {
 	return seat->vcpu == vcpu;
 }
@@ -67,14 +68,14 @@ int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,
 	if (!vm->conversions.converter.set)
 		return kvmfault__refuse(vm, -EOPNOTSUPP,
 			"kvmfault_convert: the context has neither kvmfault_vm_options.vm_fd nor a converter that sets");
-	if (vcpu && kvmfault__within(is_its, vcpu))
+	if (vcpu && kvmfault__within(vcpu_convert_is_own_seat, vcpu))
 		vcpu = NULL;	/* a callback of its own fault */
 	seat = vcpu ? vcpu->seat : kvmfault__seat_take(vm);
 	if (!seat)
 		return -ENOMEM;
 	kvmfault__enter(&inside, seat, NULL);
 	if (vcpu)
-		err = by_task(vcpu, pages, to_private, &reached);
+		err = vcpu_convert_by_task(vcpu, pages, to_private, &reached);
 	else
 		err = kvmfault__convert(seat, pages, to_private, true,
 					&reached);

@@ -17,8 +17,8 @@
 #define SOURCE_STEPS 10			/* each time, up to about a second */
 #define NO_MMIO 0			/* mmio_length: nothing unfinished */
 
-static int check(struct kvmfault_vm *vm,
-		 const struct kvmfault_vcpu_options *o)
+static int vcpu_check_options(struct kvmfault_vm *vm,
+			      const struct kvmfault_vcpu_options *o)
 {
 	int flags;
 
@@ -42,15 +42,15 @@ static int check(struct kvmfault_vm *vm,
 		o->fd) : 0;
 }
 
-static void forget_source(struct kvmfault_vcpu *vcpu)
+static void vcpu_forget_source(struct kvmfault_vcpu *vcpu)
 {
 	vcpu->source.failures = 0;
 	vcpu->source.due = 0;
 }
 
 /* Its threads' seats. */
-static int sit_down(struct kvmfault_vcpu *vcpu,
-		    const struct kvmfault_vcpu_options *o)
+static int vcpu_take_seats(struct kvmfault_vcpu *vcpu,
+			   const struct kvmfault_vcpu_options *o)
 {
 	vcpu->seat = kvmfault__seat_take(vcpu->vm);
 	if (!vcpu->seat)
@@ -62,7 +62,7 @@ static int sit_down(struct kvmfault_vcpu *vcpu,
 		kvmfault__worker_take(vcpu) : 0;
 }
 
-static void get_up(struct kvmfault_vcpu *vcpu)
+static void vcpu_delete(struct kvmfault_vcpu *vcpu)
 {
 	kvmfault__worker_give(vcpu);
 	if (vcpu->seat)
@@ -85,7 +85,7 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 	err = kvmfault__options_in(vm, "kvmfault_vcpu_options", &ours,
 				   sizeof(ours), options);
 	if (!err)
-		err = vm ? check(vm, &ours) : -EINVAL;
+		err = vm ? vcpu_check_options(vm, &ours) : -EINVAL;
 	if (err)
 		return err;
 	new = kvmfault__sys_alloc(sizeof(*new), 0);
@@ -98,11 +98,11 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 	new->result.fault = &new->fault;
 	new->result.history = new->past.events;
 	new->fault.size = sizeof(new->fault);
-	err = sit_down(new, &ours);
+	err = vcpu_take_seats(new, &ours);
 	if (!err)
 		err = kvmfault__signal_new(new, &ours);
 	if (err) {
-		get_up(new);
+		vcpu_delete(new);
 		return err;
 	}
 	kvmfault__vcpu_counted(new, &new->before);
@@ -116,7 +116,7 @@ int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 	return 0;
 }
 
-static void forget_access(struct kvmfault_vcpu *vcpu)
+static void vcpu_forget_access(struct kvmfault_vcpu *vcpu)
 {
 	vcpu->resume.mmio_length = NO_MMIO;
 	vcpu->resume.emulating = false;
@@ -129,8 +129,8 @@ void kvmfault_vcpu_reset(struct kvmfault_vcpu *vcpu)
 	if (!vcpu)
 		return;
 	kvmfault__forget_pending(vcpu);
-	forget_access(vcpu);
-	forget_source(vcpu);
+	vcpu_forget_access(vcpu);
+	vcpu_forget_source(vcpu);
 	vcpu->past.count = 0;
 	kvmfault__guard_start(vcpu);
 }
@@ -145,23 +145,24 @@ void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu)
 	vm = vcpu->vm;
 	kvmfault__signal_free(vcpu);
 	kvmfault__forget_pending(vcpu);
-	get_up(vcpu);
+	vcpu_delete(vcpu);
 	kvmfault__sys_lock(&vm->lock);
 	vm->vcpus--;
 	kvmfault__sys_unlock(&vm->lock);
 }
 
 /* KVM_RUN must not be entered now. */
-static bool unfinished(const struct kvmfault_vcpu *vcpu)
+static bool vcpu_is_unfinished(const struct kvmfault_vcpu *vcpu)
 {
 	return vcpu->resume.mmio_length != NO_MMIO || vcpu->resume.emulating;
 }
 
 /* To the outside: what the caller must not do after it has its own name. */
-static enum kvmfault_action action_of(const struct kvmfault_vcpu *vcpu,
-				      const struct kvmfault__answer *answer)
+static enum kvmfault_action
+vcpu_choose_action(const struct kvmfault_vcpu *vcpu,
+		   const struct kvmfault__answer *answer)
 {
-	if (!unfinished(vcpu))
+	if (!vcpu_is_unfinished(vcpu))
 		return answer->action;
 	switch (answer->action) {
 	case KVMFAULT_ACTION_INTERRUPTED:
@@ -173,17 +174,18 @@ static enum kvmfault_action action_of(const struct kvmfault_vcpu *vcpu,
 	}
 }
 
-static enum kvmfault_action finish(struct kvmfault_vcpu *vcpu,
-				   const struct kvmfault__answer *answer)
+static enum kvmfault_action
+vcpu_finish_fault(struct kvmfault_vcpu *vcpu,
+		  const struct kvmfault__answer *answer)
 {
 	struct kvmfault_result *result = &vcpu->result;
 
-	result->action = action_of(vcpu, answer);
+	result->action = vcpu_choose_action(vcpu, answer);
 	result->reason = answer->reason;
 	result->error = answer->error;
 	result->resolver = answer->resolver;
 	result->siginfo = NULL;
-	result->unfinished = unfinished(vcpu);
+	result->unfinished = vcpu_is_unfinished(vcpu);
 	kvmfault__add(vcpu->seat, KVMFAULT__COUNTER(action) + result->action,
 		      1);
 	if (answer->action == KVMFAULT_ACTION_UNRESOLVED) {
@@ -197,8 +199,8 @@ static enum kvmfault_action finish(struct kvmfault_vcpu *vcpu,
 }
 
 /* Not a memory fault: the guest got somewhere. */
-static enum kvmfault_action pass(struct kvmfault_vcpu *vcpu,
-				 enum kvmfault_action action)
+static enum kvmfault_action vcpu_finish_no_fault(struct kvmfault_vcpu *vcpu,
+						 enum kvmfault_action action)
 {
 	vcpu->fault.kind = KVMFAULT_KIND_NONE;
 	vcpu->result.action = action;
@@ -206,23 +208,26 @@ static enum kvmfault_action pass(struct kvmfault_vcpu *vcpu,
 	vcpu->result.error = 0;
 	vcpu->result.resolver = NULL;
 	vcpu->result.siginfo = NULL;
-	vcpu->result.unfinished = unfinished(vcpu);
+	vcpu->result.unfinished = vcpu_is_unfinished(vcpu);
 	return action;
 }
 
-static void at_gpa(struct kvmfault__task *task, struct kvmfault__answer *answer)
+static void vcpu_resolve_gpa(struct kvmfault__task *task,
+			     struct kvmfault__answer *answer)
 {
-	kvmfault__resolve_gpa(task->seat, task->fault, task->fault->gpa, answer);
+	kvmfault__resolve_gpa(task->seat, task->fault, task->fault->gpa,
+			      answer);
 }
 
-static void at_hva(struct kvmfault__task *task, struct kvmfault__answer *answer)
+static void vcpu_resolve_hva(struct kvmfault__task *task,
+			     struct kvmfault__answer *answer)
 {
 	kvmfault__sigbus(task->seat, task->fault, answer);
 }
 
 /* All of it is one task. */
-static void by_task(struct kvmfault_vcpu *vcpu, kvmfault__work *work,
-		    struct kvmfault__answer *answer)
+static void vcpu_perform_task(struct kvmfault_vcpu *vcpu, kvmfault__work *work,
+			      struct kvmfault__answer *answer)
 {
 	struct kvmfault__task task = kvmfault__task(vcpu, work);
 
@@ -230,7 +235,7 @@ static void by_task(struct kvmfault_vcpu *vcpu, kvmfault__work *work,
 }
 
 /* A SIGBUS of the VMM's own memory is no work for another thread. */
-static bool is_ours(struct kvmfault_vcpu *vcpu)
+static bool vcpu_is_guest_hva(struct kvmfault_vcpu *vcpu)
 {
 	bool ours = kvmfault__mapping_find(vcpu->seat, 0, vcpu->fault.hva);
 
@@ -239,8 +244,8 @@ static bool is_ours(struct kvmfault_vcpu *vcpu)
 }
 
 /* No address: run it again, it may have been a race. */
-static void resolve_bare(const struct kvmfault_vcpu *vcpu,
-			 struct kvmfault__answer *answer)
+static void vcpu_resolve_bare(const struct kvmfault_vcpu *vcpu,
+			      struct kvmfault__answer *answer)
 {
 	kvmfault__say(answer, KVMFAULT_ACTION_RETRY);
 	if (vcpu->fault.error == EHWPOISON)
@@ -248,19 +253,20 @@ static void resolve_bare(const struct kvmfault_vcpu *vcpu,
 				     -EHWPOISON);
 }
 
-static void resolve(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
+static void vcpu_resolve_once(struct kvmfault_vcpu *vcpu,
+			      struct kvmfault__answer *answer)
 {
 	switch (vcpu->fault.kind) {
 	case KVMFAULT_KIND_EXIT:
 		/* Used up: it must not be taken for the next one's. */
 		vcpu->run->exit_reason = KVM_EXIT_UNKNOWN;
-		by_task(vcpu, at_gpa, answer);
+		vcpu_perform_task(vcpu, vcpu_resolve_gpa, answer);
 		return;
 	case KVMFAULT_KIND_MARKER:
 	case KVMFAULT_KIND_FAILURE:
 		kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
-		if (!vcpu->task.worker || is_ours(vcpu))
-			by_task(vcpu, at_hva, answer);
+		if (!vcpu->task.worker || vcpu_is_guest_hva(vcpu))
+			vcpu_perform_task(vcpu, vcpu_resolve_hva, answer);
 		return;
 	case KVMFAULT_KIND_MMIO:
 		kvmfault__mmio(vcpu, answer);
@@ -269,13 +275,13 @@ static void resolve(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 		kvmfault__emulation(vcpu, answer);
 		return;
 	default:
-		resolve_bare(vcpu, answer);
+		vcpu_resolve_bare(vcpu, answer);
 	}
 }
 
 /* Once more, after a pause? Failed memory does not come back. */
-static bool source_may_recover(struct kvmfault_vcpu *vcpu,
-			       const struct kvmfault__answer *answer)
+static bool vcpu_may_retry_source(struct kvmfault_vcpu *vcpu,
+				  const struct kvmfault__answer *answer)
 {
 	uint32_t n = vcpu->source.failures;
 
@@ -284,35 +290,35 @@ static bool source_may_recover(struct kvmfault_vcpu *vcpu,
 	    answer->error == -EHWPOISON || vcpu->seat->no_wait ||
 	    n >= vcpu->vm->options.source_retries)
 		return false;
-	vcpu->source.due = vcpu->task.ended + (SOURCE_PAUSE << (n < SOURCE_STEPS ?
-							   n : SOURCE_STEPS));
+	vcpu->source.due = vcpu->task.ended +
+			   (SOURCE_PAUSE << (n < SOURCE_STEPS ? n : SOURCE_STEPS));
 	vcpu->source.failures++;
 	kvmfault__count(vcpu->seat, retried);
 	return true;
 }
 
 /* As often as a failing source is worth it, and not before it is due. */
-static void resolve_patiently(struct kvmfault_vcpu *vcpu,
-			      struct kvmfault__answer *answer)
+static void vcpu_resolve_patiently(struct kvmfault_vcpu *vcpu,
+				   struct kvmfault__answer *answer)
 {
 	uint64_t what = kvmfault__guard_key(vcpu);	/* before it is translated */
 
 	if (vcpu->source.key != what)
-		forget_source(vcpu);
+		vcpu_forget_source(vcpu);
 	vcpu->source.key = what;
 	do
-		resolve(vcpu, answer);
-	while (source_may_recover(vcpu, answer));
+		vcpu_resolve_once(vcpu, answer);
+	while (vcpu_may_retry_source(vcpu, answer));
 	/* Only now it is known which instruction it is. */
 	if (vcpu->fault.kind == KVMFAULT_KIND_EMULATION)
 		vcpu->source.key = kvmfault__guard_key(vcpu);
 	if (answer->action != KVMFAULT_ACTION_INTERRUPTED)
-		forget_source(vcpu);
+		vcpu_forget_source(vcpu);
 }
 
 /* KVM_RUN was entered although an access was half done: the guest has gone on
  * with whatever bytes were there, or with a #UD. */
-static bool lost_access(const struct kvmfault_vcpu *vcpu)
+static bool vcpu_has_lost_access(const struct kvmfault_vcpu *vcpu)
 {
 	const struct kvmfault_fault *fault = &vcpu->fault;
 
@@ -324,13 +330,13 @@ static bool lost_access(const struct kvmfault_vcpu *vcpu)
 		fault->length != vcpu->resume.mmio_length);
 }
 
-static bool not_a_fault(int ret, const struct kvm_run *run)
+static bool vcpu_is_plain_exit(int ret, const struct kvm_run *run)
 {
 	return !ret && run->exit_reason != KVM_EXIT_MMIO &&
 	       run->exit_reason != KVM_EXIT_INTERNAL_ERROR;
 }
 
-static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
+static enum kvmfault_action vcpu_handle_fault(struct kvmfault_vcpu *vcpu)
 {
 	const struct kvmfault_fault *fault = &vcpu->fault;
 	struct kvmfault__inside inside;
@@ -342,28 +348,29 @@ static enum kvmfault_action handle_fault(struct kvmfault_vcpu *vcpu)
 	vcpu->task.anew = true;
 	vcpu->task.began = vcpu->task.ended = 0;
 	kvmfault__enter(&inside, vcpu->seat, NULL);
-	resolve_patiently(vcpu, &answer);
+	vcpu_resolve_patiently(vcpu, &answer);
 	kvmfault__exit(&inside);
 	if (answer.action == KVMFAULT_ACTION_NOT_A_FAULT) {
 		kvmfault__guard_start(vcpu);
-		return pass(vcpu, KVMFAULT_ACTION_NOT_A_FAULT);
+		return vcpu_finish_no_fault(vcpu, KVMFAULT_ACTION_NOT_A_FAULT);
 	}
 	kvmfault__add(vcpu->seat, KVMFAULT__COUNTER(kind) +
 		      fault->kind, 1);
 	kvmfault__guard(vcpu, &answer);
 	if (answer.action == KVMFAULT_ACTION_RETRY)
-		kvmfault__latency(vcpu->seat, vcpu->task.ended - vcpu->task.began);
-	return finish(vcpu, &answer);
+		kvmfault__latency(vcpu->seat,
+				  vcpu->task.ended - vcpu->task.began);
+	return vcpu_finish_fault(vcpu, &answer);
 }
 
-static enum kvmfault_action handle_decoded(struct kvmfault_vcpu *vcpu)
+static enum kvmfault_action vcpu_handle_decoded(struct kvmfault_vcpu *vcpu)
 {
 	if (vcpu->fault.kind != KVMFAULT_KIND_NONE)
-		return handle_fault(vcpu);
-	return pass(vcpu, KVMFAULT_ACTION_NOT_A_FAULT);
+		return vcpu_handle_fault(vcpu);
+	return vcpu_finish_no_fault(vcpu, KVMFAULT_ACTION_NOT_A_FAULT);
 }
 
-static void decode_signal(struct kvmfault_vcpu *vcpu, const void *siginfo)
+static void vcpu_decode_signal(struct kvmfault_vcpu *vcpu, const void *siginfo)
 {
 	memset(&vcpu->fault, 0, sizeof(vcpu->fault));
 	vcpu->fault.size = sizeof(vcpu->fault);
@@ -371,50 +378,51 @@ static void decode_signal(struct kvmfault_vcpu *vcpu, const void *siginfo)
 }
 
 /* Taken from the queue, and not guest memory's: the VMM's to see to. */
-static enum kvmfault_action hand_on(struct kvmfault_vcpu *vcpu)
+static enum kvmfault_action vcpu_hand_on_signal(struct kvmfault_vcpu *vcpu)
 {
-	pass(vcpu, KVMFAULT_ACTION_INTERRUPTED);
+	vcpu_finish_no_fault(vcpu, KVMFAULT_ACTION_INTERRUPTED);
 	vcpu->result.siginfo = vcpu->sigbus.siginfo;
 	return KVMFAULT_ACTION_INTERRUPTED;
 }
 
-static enum kvmfault_action lose(struct kvmfault_vcpu *vcpu)
+static enum kvmfault_action vcpu_report_lost_access(struct kvmfault_vcpu *vcpu)
 {
 	const struct kvmfault__answer lost = {
 		.action = KVMFAULT_ACTION_UNRESOLVED,
 		.reason = KVMFAULT_REASON_LOST_MMIO,
 	};
 
-	forget_access(vcpu);
-	return finish(vcpu, &lost);
+	vcpu_forget_access(vcpu);
+	return vcpu_finish_fault(vcpu, &lost);
 }
 
 /* A signal is no progress: a timer must not keep a spin alive. */
-static enum kvmfault_action interrupted(struct kvmfault_vcpu *vcpu)
+static enum kvmfault_action vcpu_handle_interruption(struct kvmfault_vcpu *vcpu)
 {
 	enum kvmfault_action action;
 
 	if (!kvmfault__signal_take(vcpu))
-		return pass(vcpu, KVMFAULT_ACTION_INTERRUPTED);
-	decode_signal(vcpu, vcpu->sigbus.siginfo);
-	action = handle_decoded(vcpu);
-	return action == KVMFAULT_ACTION_NOT_A_FAULT ? hand_on(vcpu) : action;
+		return vcpu_finish_no_fault(vcpu, KVMFAULT_ACTION_INTERRUPTED);
+	vcpu_decode_signal(vcpu, vcpu->sigbus.siginfo);
+	action = vcpu_handle_decoded(vcpu);
+	return action == KVMFAULT_ACTION_NOT_A_FAULT ?
+		vcpu_hand_on_signal(vcpu) : action;
 }
 
 /* Apart, so that an exit that is no fault pays for none of it. */
 __attribute__((noinline))
-static enum kvmfault_action decode_and_handle(struct kvmfault_vcpu *vcpu,
-					      int ret, int err)
+static enum kvmfault_action vcpu_decode_and_handle(struct kvmfault_vcpu *vcpu,
+						   int ret, int err)
 {
 	KVMFAULT__TRACE(exit, vcpu, ret, err, vcpu->run->exit_reason);
 	kvmfault__decode(ret, err, vcpu->run, &vcpu->fault);
 	if (vcpu->vm->how.kernel_exit)
 		kvmfault__exit_access(vcpu->vm, &vcpu->fault);
-	if (lost_access(vcpu))
-		return lose(vcpu);
+	if (vcpu_has_lost_access(vcpu))
+		return vcpu_report_lost_access(vcpu);
 	if (ret < 0 && err == EINTR)
-		return interrupted(vcpu);
-	return handle_decoded(vcpu);
+		return vcpu_handle_interruption(vcpu);
+	return vcpu_handle_decoded(vcpu);
 }
 
 KVMFAULT__EXPORT
@@ -423,11 +431,11 @@ enum kvmfault_action kvmfault_vcpu_handle(struct kvmfault_vcpu *vcpu, int ret,
 {
 	if (!vcpu)
 		return KVMFAULT_ACTION_UNRESOLVED;
-	if (!not_a_fault(ret, vcpu->run) || unfinished(vcpu))
-		return decode_and_handle(vcpu, ret, err);
+	if (!vcpu_is_plain_exit(ret, vcpu->run) || vcpu_is_unfinished(vcpu))
+		return vcpu_decode_and_handle(vcpu, ret, err);
 	if (vcpu->guard.faulted)
 		kvmfault__guard_start(vcpu);
-	return pass(vcpu, KVMFAULT_ACTION_NOT_A_FAULT);
+	return vcpu_finish_no_fault(vcpu, KVMFAULT_ACTION_NOT_A_FAULT);
 }
 
 KVMFAULT__EXPORT
@@ -436,6 +444,6 @@ enum kvmfault_action kvmfault_vcpu_handle_sigbus(struct kvmfault_vcpu *vcpu,
 {
 	if (!vcpu)
 		return KVMFAULT_ACTION_UNRESOLVED;
-	decode_signal(vcpu, siginfo);
-	return handle_decoded(vcpu);
+	vcpu_decode_signal(vcpu, siginfo);
+	return vcpu_handle_decoded(vcpu);
 }

@@ -51,7 +51,7 @@ struct walk {
 };
 
 /* False: paging is off. */
-static bool set_mode(struct walk *w, const struct kvm_sregs *s)
+static bool walk_set_mode(struct walk *w, const struct kvm_sregs *s)
 {
 	w->entry = 8;
 	w->root_entries = KVMFAULT__PAGE / 8;
@@ -83,7 +83,8 @@ static bool set_mode(struct walk *w, const struct kvm_sregs *s)
  * which is enough for what systems do (Linux's KASAN has thousands of entries
  * that share a table), and tables counts what a hostile guest does.
  */
-static bool seen(struct walk *w, unsigned int level, uint64_t gpa)
+static bool walk_has_seen_table(struct walk *w, unsigned int level,
+				uint64_t gpa)
 {
 	uint64_t *slot = &w->seen[level][gpa / KVMFAULT__PAGE % SEEN];
 
@@ -94,19 +95,19 @@ static bool seen(struct walk *w, unsigned int level, uint64_t gpa)
 }
 
 /* A page of a guest_memfd: KVM can't read a table there either. */
-static bool is_private(const struct walk *w,
-		       const struct kvmfault__region *region, uint64_t gpa)
+static bool walk_is_private(const struct walk *w,
+			    const struct kvmfault__region *region, uint64_t gpa)
 {
 	return !region->span.memory ||
 	       kvmfault__shows_private(w->seat->vm, region, gpa);
 }
 
 /* 0: it is there; 1: it is no memory of ours; or -errno */
-static int ensure_table(struct walk *w, uint64_t gpa)
+static int walk_ensure_table(struct walk *w, uint64_t gpa)
 {
 	const struct kvmfault__region *region =
 		kvmfault__region_find(w->seat, w->space, gpa);
-	bool private = region && is_private(w, region, gpa);
+	bool private = region && walk_is_private(w, region, gpa);
 	int err;
 
 	kvmfault__leave(w->seat);
@@ -122,7 +123,8 @@ static int ensure_table(struct walk *w, uint64_t gpa)
  * page again, and a marker in its place would be a SIGBUS of this thread's. 0:
  * nothing is to be read there any more.
  */
-static ssize_t read_table(struct walk *w, uint64_t gpa, void *to, size_t length)
+static ssize_t walk_read_table(struct walk *w, uint64_t gpa, void *to,
+			       size_t length)
 {
 	const struct kvmfault__region *region =
 		kvmfault__region_find(w->seat, w->space, gpa);
@@ -130,7 +132,7 @@ static ssize_t read_table(struct walk *w, uint64_t gpa, void *to, size_t length)
 	ssize_t got = 0;
 	uint64_t offset;
 
-	if (region && !is_private(w, region, gpa)) {
+	if (region && !walk_is_private(w, region, gpa)) {
 		memory = region->span.memory;
 		offset = kvmfault__region_offset(region, gpa);
 		got = (ssize_t)length;
@@ -169,7 +171,8 @@ static int walk_entries(struct walk *w, unsigned int level, uint64_t gpa,
 		ssize_t got;
 
 		n = entries - at < CHUNK ? entries - at : CHUNK;
-		got = read_table(w, gpa + at * w->entry, &chunk, n * w->entry);
+		got = walk_read_table(w, gpa + at * w->entry, &chunk,
+				      n * w->entry);
 		if (got <= 0)
 			return (int)got;
 		if ((size_t)got < n * w->entry)
@@ -187,13 +190,13 @@ static int walk_table(struct walk *w, unsigned int level, uint64_t gpa,
 {
 	int ret;
 
-	if (seen(w, level, gpa))
+	if (walk_has_seen_table(w, level, gpa))
 		return 0;
 	if (w->tables++ == TABLES_MAX)
 		return -ELOOP;
 	if (kvmfault__exit_wanted(w->seat))
 		return -EINTR;
-	ret = ensure_table(w, gpa);
+	ret = walk_ensure_table(w, gpa);
 	if (ret < 0)
 		return ret;
 	return ret || level == 1 ? 0 : walk_entries(w, level, gpa, entries);
@@ -201,8 +204,8 @@ static int walk_table(struct walk *w, unsigned int level, uint64_t gpa,
 
 /* At a linear address, as the guest has it mapped; and copied, unless to is NULL.
  * What is not mapped, or no memory of ours, is passed over. */
-static int ensure_linear(struct walk *w, int fd, uint64_t linear,
-			 uint64_t length, unsigned char *to)
+static int walk_ensure_linear(struct walk *w, int fd, uint64_t linear,
+			      uint64_t length, unsigned char *to)
 {
 	uint64_t at, n;
 	int err = 0;
@@ -216,70 +219,74 @@ static int ensure_linear(struct walk *w, int fd, uint64_t linear,
 		err = kvmfault__sys_ioctl(fd, KVM_TRANSLATE, &page);
 		if (err || !page.valid)
 			continue;
-		err = ensure_table(w, page.physical_address);
+		err = walk_ensure_table(w, page.physical_address);
 		if (!err && to)
-			err = (int)read_table(w, page.physical_address,
-					      to + at, n);
+			err = (int)walk_read_table(w, page.physical_address,
+						   to + at, n);
 	}
 	return err < 0 ? err : 0;
 }
 
 /* As much as an exception puts there: on a stack that begins at 0 there is none. */
-static int ensure_frame(struct walk *w, int fd, uint64_t top)
+static int walk_ensure_frame(struct walk *w, int fd, uint64_t top)
 {
-	return top ? ensure_linear(w, fd, top - PUSHED, PUSHED, NULL) : 0;
+	return top ? walk_ensure_linear(w, fd, top - PUSHED, PUSHED, NULL) : 0;
 }
 
-static uint64_t table_length(uint32_t limit)
+static uint64_t walk_limit_to_length(uint32_t limit)
 {
 	return limit ? limit + 1ULL : 0;
 }
 
 /* The stacks that a TSS names. One of 32 bits has only those of the privilege
  * levels, in the same places. */
-static int ensure_stacks(struct walk *w, int fd, const struct kvm_sregs *s)
+static int walk_ensure_stacks(struct walk *w, int fd, const struct kvm_sregs *s)
 {
 	static const uint8_t stacks[] = {
 		4, 12, 20, 36, 44, 52, 60, 68, 76, 84,
 	};
 	bool wide = s->efer & EFER_LMA;
 	unsigned char tss[TSS] = { 0 };
-	uint64_t length = table_length(s->tr.limit);
+	uint64_t length = walk_limit_to_length(s->tr.limit);
 	size_t i, count = wide ? sizeof(stacks) : 3;
 	int err;
 
-	err = ensure_linear(w, fd, s->tr.base, length < TSS ? length : TSS,
-			    tss);
+	err = walk_ensure_linear(w, fd, s->tr.base, length < TSS ? length : TSS,
+				 tss);
 	for (i = 0; i < count && !err; i++) {
 		uint64_t top = 0;
 
 		memcpy(&top, tss + stacks[i], wide ? 8 : 4);
-		err = ensure_frame(w, fd, top);
+		err = walk_ensure_frame(w, fd, top);
 	}
 	return err;
 }
 
-static int ensure_exceptions(struct walk *w, int fd, const struct kvm_sregs *s)
+static int walk_ensure_exceptions(struct walk *w, int fd,
+				  const struct kvm_sregs *s)
 {
 	struct kvm_regs regs;
 	int err = kvmfault__sys_ioctl(fd, KVM_GET_REGS, &regs);
 
 	if (!err)
-		err = ensure_linear(w, fd, s->idt.base,
-				    table_length(s->idt.limit), NULL);
+		err = walk_ensure_linear(w, fd, s->idt.base,
+					 walk_limit_to_length(s->idt.limit),
+					 NULL);
 	if (!err)
-		err = ensure_linear(w, fd, s->gdt.base,
-				    table_length(s->gdt.limit), NULL);
+		err = walk_ensure_linear(w, fd, s->gdt.base,
+					 walk_limit_to_length(s->gdt.limit),
+					 NULL);
 	if (!err)
-		err = ensure_stacks(w, fd, s);
+		err = walk_ensure_stacks(w, fd, s);
 	if (!err)
-		err = ensure_frame(w, fd, s->efer & EFER_LMA ? regs.rsp :
-				   s->ss.base + regs.rsp);
+		err = walk_ensure_frame(w, fd, s->efer & EFER_LMA ? regs.rsp :
+					s->ss.base + regs.rsp);
 	return err;
 }
 
 /* The one that the registers are of. */
-static int address_space(const struct kvmfault_vcpu *vcpu, uint32_t *space)
+static int walk_get_address_space(const struct kvmfault_vcpu *vcpu,
+				  uint32_t *space)
 {
 	struct kvm_vcpu_events events;
 	int err;
@@ -303,8 +310,8 @@ int kvmfault_ensure_page_tables(struct kvmfault_vcpu *vcpu)
 		return -EINVAL;
 	err = kvmfault__sys_ioctl(vcpu->fd, KVM_GET_SREGS, &sregs);
 	if (!err)
-		err = address_space(vcpu, &w.space);
-	if (err || !set_mode(&w, &sregs))
+		err = walk_get_address_space(vcpu, &w.space);
+	if (err || !walk_set_mode(&w, &sregs))
 		return err;
 	w.seat = kvmfault__call_begin(vcpu->vm);
 	if (!w.seat)
@@ -312,7 +319,7 @@ int kvmfault_ensure_page_tables(struct kvmfault_vcpu *vcpu)
 	w.seat->immediate_exit = &vcpu->run->immediate_exit;
 	err = walk_table(&w, w.top, w.root, w.root_entries);
 	if (!err)
-		err = ensure_exceptions(&w, vcpu->fd, &sregs);
+		err = walk_ensure_exceptions(&w, vcpu->fd, &sregs);
 	kvmfault__call_end(w.seat);
 	return err;
 }
