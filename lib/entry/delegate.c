@@ -2,13 +2,13 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: who does a vCPU's work. In: a task of the vCPU's thread.
- * Out: done by that thread itself, or with the delegate profile by a worker, a
- * thread that the vCPU has for it; the vCPU's own then makes no call but to wait
- * for a futex and to wake. A worker sleeps where an inline vCPU's thread would:
- * for a page that another thread fetches, and in the kernel on a page that is
- * missing, until a message of it is answered. So no thread that reads messages is
- * ever a worker.
+ * Beside the flow: which thread does a vCPU's work. In: a task of the vCPU's
+ * thread. Out: that thread has done the task, or with the delegate profile the
+ * vCPU's worker has. The vCPU's thread then makes only futex calls, to wait and
+ * to wake. A worker sleeps where an inline vCPU's thread would: for a page that
+ * another thread fetches, and in the kernel on a missing page, until the
+ * service answers the page's message. So no thread that reads messages is ever
+ * a worker.
  */
 
 #include <string.h>
@@ -17,11 +17,12 @@
 #include "entry.h"
 
 #define SLICE 10000000ULL		/* 10 ms */
-#define LONG (1ULL << 60)		/* nanoseconds: until it is woken */
+#define LONG (1ULL << 60)		/* ns: the worker sleeps until woken */
 
-/* ---- the thread that does it ---- */
+/* ---- the thread that does the task ---- */
 
-/* The vCPU's thread: it may be in KVM_RUN by now. */
+/* On a worker: true if the vCPU's thread has left, which may be in KVM_RUN by
+ * now. */
 static bool worker_is_left(const struct kvmfault__seat *seat)
 {
 	return seat->task && kvmfault__exit_wanted(seat);
@@ -47,7 +48,8 @@ static int task_execute(struct kvmfault__task *task,
 	return 0;
 }
 
-/* The vCPU may be freed from the last step on; the worker stays. */
+/* The vCPU may be freed as soon as the state is not BUSY any more; the worker
+ * stays. */
 static void worker_do_task(struct kvmfault__worker *worker)
 {
 	uint32_t state;
@@ -55,7 +57,7 @@ static void worker_do_task(struct kvmfault__worker *worker)
 	worker->err = task_execute(&worker->task, &worker->answer);
 	state = atomic_load(&worker->state);
 	do
-		/* Nobody was told PENDING. */
+		/* The VMM was not told PENDING: no page_ready() is due. */
 		if (state & KVMFAULT__TASK_LEFT)
 			kvmfault__not_pending(worker->seat);
 	while (!atomic_compare_exchange_weak(&worker->state, &state,
@@ -82,9 +84,11 @@ static void *worker_run(void *arg)
 /* ---- the vCPU's thread ---- */
 
 /*
- * Until the worker has nothing to do. -EINTR: a signal or immediate_exit came;
- * then *left: it goes on, for nobody. What it waits for in the library ends soon;
- * what it waits for in the kernel, in a source or in a callback has its own time.
+ * Wait until the worker is idle. Returns -EINTR if a signal or immediate_exit
+ * came; *left is true if the worker is busy still, and its answer is dropped.
+ *
+ * A wait of that worker in the library ends soon. Its waits in the kernel, in a
+ * source or in a callback end in their own time.
  */
 static int worker_await(struct kvmfault__seat *seat,
 			struct kvmfault__worker *worker, bool *left)
@@ -130,16 +134,18 @@ static int task_perform_by_worker(struct kvmfault_vcpu *vcpu,
 	bool left;
 	int err = worker_await(vcpu->seat, worker, &left);
 
-	/* Who is wanted elsewhere begins nothing. */
+	/* A vCPU's thread that is wanted elsewhere begins no task. */
 	if (err || kvmfault__exit_wanted(vcpu->seat))
 		return -EINTR;
 	worker_post_task(worker, task);
 	worker_await(vcpu->seat, worker, &left);
-	/* Only what it holds the vCPU for changes this. */
+	/* The worker changes this member only while it holds the vCPU, and a
+	 * thread cannot leave then: so it is valid also if this one has
+	 * left. */
 	task->reached = worker->task.reached;
 	if (left)
 		return -EINTR;
-	/* What has ended is done, even if a signal came meanwhile. */
+	/* A task that has ended counts as done, even if a signal came. */
 	*task->fault = worker->fault;
 	task->began = worker->task.began;
 	task->ended = worker->task.ended;
@@ -156,8 +162,8 @@ static int task_perform(struct kvmfault_vcpu *vcpu,
 				   task_execute(task, answer);
 }
 
-/* A prefault may leave KVM's record of a fault in kvm_run, and the VMM, or KVM on
- * its next entry, may still need what stands there. */
+/* KVM_PRE_FAULT_MEMORY may write a record of a fault to kvm_run. The VMM, or
+ * KVM on its next entry, may still need the old contents: they are put back. */
 static int task_perform_saving_run(struct kvmfault_vcpu *vcpu,
 				   struct kvmfault__task *task,
 				   struct kvmfault__answer *answer)
@@ -179,7 +185,9 @@ int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
 {
 	int err;
 
-	/* A worker may come late: only after such an exit nobody minds. */
+	/* A worker may prefault after the vCPU's thread has left, and KVM write
+	 * to kvm_run then. Only after KVM_EXIT_MEMORY_FAULT is that
+	 * harmless. */
 	task->prefault &= !vcpu->task.worker ||
 			  task->fault->kind == KVMFAULT_KIND_EXIT;
 	err = task->prefault ? task_perform_saving_run(vcpu, task, answer) :
@@ -202,7 +210,7 @@ void kvmfault__forget_pending(struct kvmfault_vcpu *vcpu)
 	else if (!(atomic_load(&vcpu->task.worker->state) &
 		   KVMFAULT__TASK_BUSY))
 		kvmfault__not_pending(vcpu->task.worker->seat);
-	/* Else it was left, and sees to that itself. */
+	/* Else the worker was left, and calls this itself: worker_do_task(). */
 }
 
 /* ---- set-up ---- */
@@ -245,7 +253,8 @@ static int worker_new(struct kvmfault_vm *vm, struct kvmfault__worker **worker)
 	return 0;
 }
 
-/* One whose vCPU was freed, and who has no task of its any more; or NULL. */
+/* Take a worker that is idle and that no vCPU has: its last one was freed.
+ * NULL: there is none. */
 static struct kvmfault__worker *worker_take_idle(struct kvmfault_vm *vm)
 {
 	struct kvmfault__worker *worker;
@@ -273,8 +282,9 @@ int kvmfault__worker_take(struct kvmfault_vcpu *vcpu)
 	worker->seat->no_wait = vcpu->seat->no_wait;
 	kvmfault__failures_forget(worker->seat);
 	worker_close_fd(worker);
-	/* Its own: the VMM's may be closed, and be another's, while a task is
-	 * done for nobody. */
+	/* A duplicate: the VMM may close its own descriptor while the worker
+	 * still does a task that the vCPU's thread has left, and the number may
+	 * come to be another file's. */
 	worker->fd = kvmfault__sys_dup(vcpu->fd);
 	return worker->fd < 0 ? worker->fd : 0;
 }
@@ -292,7 +302,7 @@ void kvmfault__worker_give(struct kvmfault_vcpu *vcpu)
 	kvmfault__sys_unlock(&vcpu->vm->lock);
 }
 
-/* All memories are gone, so none of them sleeps any more. */
+/* All memories are freed by now, so no worker sleeps on a page any more. */
 void kvmfault__workers_free(struct kvmfault_vm *vm)
 {
 	struct kvmfault__worker *worker = vm->workers, *next;

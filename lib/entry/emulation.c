@@ -2,10 +2,11 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Entrance emulation: KVM's emulator gave up on an instruction, maybe because a
+ * Kind emulation: KVM's emulator gave up on an instruction, maybe because a
  * page that it needs is absent. In: an internal error that tells nothing but
- * RIP. Out: the pages of the code and of its operands present and the queued
- * #UD taken back, so that the instruction runs again; or not a fault.
+ * RIP. Out: the pages of the instruction and of its operands are present and
+ * the queued #UD is taken back, so that the instruction runs again; or the exit
+ * is not a fault.
  */
 
 #include <string.h>
@@ -21,22 +22,22 @@
 struct emulation {
 	struct kvmfault__task *task;
 	struct kvmfault__x86 cpu;
-	uint64_t code[2];	/* the gpa of its bytes, by page, */
-	uint32_t lengths[2];	/* and how many there */
-	struct kvmfault__answer answer;	/* of a page that failed */
-	bool came;		/* one of them; */
-	bool later;		/* or could not now */
+	uint64_t code[2];	/* the gpa of its bytes on each page */
+	uint32_t lengths[2];	/* and their number there */
+	struct kvmfault__answer answer;	/* for a page that failed */
+	bool came;		/* a page was absent and came */
+	bool later;		/* a page could not come now: -EAGAIN */
 };
 
-/* Does KVM meet guest memory there, it may take as long as a page takes. */
+/* If KVM reads guest memory for the call, it may sleep until a page comes. */
 static int emulation_call_kvm(const struct kvmfault__task *task,
 			      unsigned long request, void *arg)
 {
 	return kvmfault__sys_ioctl(task->fd, request, arg);
 }
 
-/* Make the page at a linear address present; its gpa, or false: not RAM of
- * ours, or it failed. */
+/* Make the page at a linear address present, and say its gpa. False: it is no
+ * memory of the VM's regions, or it could not be made present. */
 static bool emulation_ensure_page(struct emulation *e, uint64_t linear,
 				  uint64_t *gpa)
 {
@@ -44,7 +45,7 @@ static bool emulation_ensure_page(struct emulation *e, uint64_t linear,
 	struct kvmfault_fault fault = *e->task->fault;
 	struct kvmfault__answer answer;
 
-	/* A signal has ended the wait for another one of its pages. */
+	/* A signal has ended the wait for an earlier page. */
 	if (e->answer.action == KVMFAULT_ACTION_INTERRUPTED)
 		return false;
 	if (emulation_call_kvm(e->task, KVM_TRANSLATE, &translation) ||
@@ -61,7 +62,7 @@ static bool emulation_ensure_page(struct emulation *e, uint64_t linear,
 		e->came |= answer.came;
 		e->later |= answer.error == -EAGAIN;
 	} else if (e->answer.action != KVMFAULT_ACTION_UNRESOLVED) {
-		/* What has failed counts, whatever is on its way. */
+		/* UNRESOLVED outranks PENDING and INTERRUPTED. */
 		e->answer = answer;
 	}
 	return answer.action == KVMFAULT_ACTION_RETRY;
@@ -96,12 +97,12 @@ static bool emulation_get_registers(const struct kvmfault__task *task,
 		.long_mode = s.cs.l,
 		.big = s.cs.db,
 	};
-	if (cpu->long_mode)	/* those bases do not count there */
+	if (cpu->long_mode)	/* 64-bit code ignores these bases */
 		memset(cpu->segment, 0, 4 * sizeof(cpu->segment[0]));
 	return true;
 }
 
-/* The instruction's bytes present, as far as they can be. */
+/* Make the instruction's bytes present, up to the first page that fails. */
 static void emulation_ensure_code(struct emulation *e)
 {
 	const struct kvmfault__x86 *cpu = &e->cpu;
@@ -122,7 +123,7 @@ static void emulation_ensure_code(struct emulation *e)
 	}
 }
 
-/* And out of guest memory. */
+/* Copy the instruction's bytes out of guest memory; returns their number. */
 static size_t emulation_read_code(const struct emulation *e, uint8_t *code)
 {
 	struct kvmfault__seat *seat = e->task->seat;
@@ -161,15 +162,16 @@ static void emulation_ensure_operands(struct emulation *e)
 	if (kvmfault__x86_operand(cpu, code, emulation_read_code(e, code),
 				  &operand))
 		emulation_ensure_range(e, operand, OPERAND_MAX);
-	/* Strings and the stack have no ModRM. */
+	/* String instructions and the stack use these registers, without a
+	 * ModRM. */
 	emulation_ensure_range(e, cpu->gpr[4], 8);
 	emulation_ensure_range(e, cpu->gpr[6] + cpu->segment[3], 8);
 	emulation_ensure_range(e, cpu->gpr[7] + cpu->segment[0], 8);
 }
 
-/* Unless the VMM has KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM has queued #UD for
- * the guest by now, which must not see it. False: that failed, or the vCPU is not
- * this fault's any more. */
+/* Unless the VMM has enabled KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM has queued
+ * #UD, which the guest must not see. False: this failed, or the vCPU's thread
+ * has left. */
 static bool emulation_take_back_ud(const struct kvmfault__task *task)
 {
 	struct kvm_vcpu_events events;
@@ -181,7 +183,7 @@ static bool emulation_take_back_ud(const struct kvmfault__task *task)
 	if (!err && events.exception.nr == UD &&
 	    (events.exception.injected || events.exception.pending)) {
 		memset(&events.exception, 0, sizeof(events.exception));
-		/* Only what is said to be valid is set: nothing else
+		/* KVM sets only what the flags say is valid: nothing else
 		 * changes. */
 		events.flags &= KVM_VCPUEVENT_VALID_PAYLOAD;
 		err = emulation_call_kvm(task, KVM_SET_VCPU_EVENTS, &events);
@@ -195,14 +197,14 @@ static void emulation_conclude(const struct emulation *e,
 {
 	kvmfault__say(answer, KVMFAULT_ACTION_RETRY);
 	answer->came = e->came;
-	/* A page that failed may be one that the instruction has no use for:
-	 * it counts when none came. */
+	/* The instruction may not need the page that failed: its answer counts
+	 * only if no other page came. */
 	if (!e->came && e->answer.action != KVMFAULT_ACTION_NOT_A_FAULT)
 		*answer = e->answer;
 	else if (!e->came && e->later)
 		answer->error = -EAGAIN;
-	/* Nothing was absent: maybe others were faster, as often as the guard
-	 * has patience. Then it is the VMM's, with its #UD. */
+	/* Nothing was absent: another thread may have been faster, until the
+	 * retry budget is used up. Then the exit is the VMM's, with the #UD. */
 	else if (!e->came && e->task->last && e->task->rip == e->cpu.rip)
 		answer->action = KVMFAULT_ACTION_NOT_A_FAULT;
 }
@@ -219,7 +221,7 @@ static void emulation_do_task(struct kvmfault__task *task,
 	emulation_ensure_code(&e);
 	emulation_ensure_operands(&e);
 	emulation_conclude(&e, answer);
-	/* Whatever comes of it, KVM_RUN may be entered again by then. */
+	/* The VMM may enter KVM_RUN again after any other answer. */
 	if (answer->action != KVMFAULT_ACTION_NOT_A_FAULT &&
 	    !emulation_take_back_ud(task))
 		kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
@@ -239,7 +241,7 @@ void kvmfault__emulation(struct kvmfault_vcpu *vcpu,
 
 #else
 
-/* arm64 KVM emulates no instruction that could meet an absent page. */
+/* On arm64 KVM emulates no instruction that could meet an absent page. */
 void kvmfault__emulation(struct kvmfault_vcpu *vcpu,
 			 struct kvmfault__answer *answer)
 {

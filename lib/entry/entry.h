@@ -2,7 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Entrances: where a vCPU's exit, a signal or a message comes in.
+ * Entry: where a vCPU's exit, a signal or a message comes in. In: what each of
+ * them says. Out: a fault that the one path resolves, and the vCPU's next
+ * action. This header has a vCPU's state, its tasks, and the functions that
+ * these files share.
  */
 
 #ifndef KVMFAULT__ENTRY_H
@@ -11,16 +14,15 @@
 #include "../resolve/defer.h"
 #include "../resolve/range.h"
 
-/* vcpu.c and its entrances */
-#define KVMFAULT__HISTORY 8
+#define KVMFAULT__HISTORY 8		/* keys that the guard remembers */
 #define KVMFAULT__SIGINFO 128		/* bytes of a siginfo_t */
 
-struct kvmfault__past {			/* an event, and what it points to */
+struct kvmfault__past {			/* an event and its fault */
 	struct kvmfault_event event;
 	struct kvmfault_fault fault;
 };
 
-/* operand.c: the memory operand of an x86 instruction */
+/* operand.c: the registers that address an x86 instruction's memory operand */
 struct kvmfault__x86 {
 	uint64_t gpr[16];	/* rax rcx rdx rbx rsp rbp rsi rdi r8 ... */
 	uint64_t rip;
@@ -28,40 +30,44 @@ struct kvmfault__x86 {
 	bool long_mode;		/* 64-bit code */
 	bool big;		/* 32-bit code, if not 64-bit */
 };
-#define KVMFAULT__CODE 15	/* the longest instruction */
+#define KVMFAULT__CODE 15	/* bytes of the longest instruction */
 
-/* delegate.c: what is done for a vCPU, with system calls, on whichever thread: so
- * it knows nothing of the vCPU but this, since that may have been freed. */
+/* delegate.c: work for a vCPU that may make system calls. It uses nothing else
+ * of the vCPU, which may be freed while a worker does the task. */
 struct kvmfault__task;
 typedef void kvmfault__work(struct kvmfault__task *task,
 			    struct kvmfault__answer *answer);
 struct kvmfault__task {
 	kvmfault__work *work;
 	struct kvmfault__seat *seat;	/* of the thread that does it */
-	struct kvmfault_fault *fault;	/* the vCPU's, or a copy */
-	int fd;				/* the vCPU's, or a duplicate */
-	bool anew;			/* nothing was done for this fault yet */
-	bool prefault;			/* what else came; then */
-	uint32_t space;			/* the one that the vCPU is in */
-	uint64_t due;			/* not before; 0: now */
-	uint64_t began, ended;		/* by the clock */
+	struct kvmfault_fault *fault;	/* the vCPU's, or the worker's copy */
+	int fd;				/* the vCPU's, or the worker's own */
+	bool anew;			/* no task was done for the fault yet */
+	bool prefault;			/* map the rest of a window after it */
+	uint32_t space;			/* the vCPU's address space */
+	uint64_t due;			/* the task waits until then; 0: no */
+	uint64_t began, ended;		/* times of kvmfault__sys_now() */
 	uint64_t gpa;			/* mmio: the part's */
-	uint64_t rip;			/* emulation: of the last one; this one's */
-	bool last;			/* and no other try without progress */
-	struct kvmfault__gfns pages;	/* a conversion's, */
-	bool private;			/* to what, */
-	uint64_t reached;		/* and how far it came */
+	uint64_t rip;			/* emulation: of the last instruction,
+					 * and then of this one */
+	bool last;			/* emulation: the budget has no other
+					 * try without progress */
+	struct kvmfault__gfns pages;	/* conversion: its pages, */
+	bool private;			/* what they are to be, */
+	uint64_t reached;		/* and the end of those converted */
 };
 
-/* A thread that does one vCPU's tasks after the other's, and what it has of them. */
+/* A thread that does the tasks of one vCPU, and of another after that one is
+ * freed; with its own copies of all that a task uses. */
 struct kvmfault__worker {
 	struct kvmfault__worker *next;
 	struct kvmfault__seat *seat;
 	pthread_t thread;
 	bool taken;			/* by a vCPU, under the VM's lock */
-	uint8_t leave;			/* the seat's immediate_exit */
-	int fd;				/* the vCPU's, a duplicate; or -1 */
-	_Atomic uint32_t state;		/* futex word */
+	uint8_t leave;			/* the seat's immediate_exit: the
+					 * vCPU's thread has left */
+	int fd;				/* a duplicate of the vCPU's, or -1 */
+	_Atomic uint32_t state;		/* KVMFAULT__TASK_*: a futex word */
 	struct kvmfault__task task;
 	struct kvmfault_fault fault;
 	struct kvmfault__answer answer;
@@ -76,60 +82,61 @@ struct kvmfault_vcpu {
 	bool prefault;
 	struct kvmfault_fault fault;
 	struct kvmfault_result result;
-	struct kvmfault_stats before;	/* of the seat's earlier users */
-	/* guard.c: what faulted last, and how often without progress */
+	struct kvmfault_stats before;	/* counts of the seat's earlier users */
+	/* guard.c: the last faults' keys, and retries without progress */
 	struct kvmfault__guard {
-		bool faulted;		/* since the last exit of another kind */
+		bool faulted;		/* since the last plain exit */
 		uint64_t history[KVMFAULT__HISTORY];
 		uint32_t newest;
-		uint32_t streak;
-		uint32_t not_now;	/* how often it was not possible */
+		uint32_t streak;	/* retries without progress, in a row */
+		uint32_t not_now;	/* answers of -EAGAIN, in a row */
 	} guard;
-	/* history.c: its last faults, and pointers to them in their order */
+	/* history.c: the last faults, and pointers to them, newest first */
 	struct kvmfault__history {
 		struct kvmfault__past ring[KVMFAULT_HISTORY_COUNT];
 		uint64_t count;
 		const struct kvmfault_event *events[KVMFAULT_HISTORY_COUNT];
 	} past;
-	/* a source that failed: for what, how often, when to try again */
+	/* vcpu.c: a source that failed, how often, and when to ask it again */
 	struct kvmfault__source_tries {
-		uint64_t key;
+		uint64_t key;		/* the guard's */
 		uint32_t failures;
 		uint64_t due;		/* 0: now */
 	} source;
-	/* mmio.c, emulation.c: an access that was interrupted */
+	/* mmio.c, emulation.c: an access that is half done */
 	struct kvmfault__resume {
 		uint64_t mmio_gpa;
 		uint32_t mmio_length;
-		uint64_t emulation_rip;	/* the last one's */
+		uint64_t emulation_rip;	/* of the last instruction */
 		bool emulating;		/* interrupted: #UD may be queued */
 	} resume;
 	/* signal.c: the SIGBUS that ended KVM_RUN */
 	struct kvmfault__vcpu_sigbus {
-		struct kvmfault__seat *handler;	/* the handler's own, or NULL */
-		bool masked;	/* the library has set KVM's signal mask, */
-		uint64_t *own_mask;	/* the VMM's, or NULL */
+		struct kvmfault__seat *handler;	/* of the VMM's handler */
+		bool masked;	/* the library has set KVM's signal mask */
+		uint64_t *own_mask;	/* the VMM's mask, or NULL */
 		uint64_t own_mask_value;
-		atomic_bool noted;	/* by the handler */
+		atomic_bool noted;	/* the handler has filled note */
 		_Alignas(8) char siginfo[KVMFAULT__SIGINFO];
 		char note[KVMFAULT__SIGINFO];
 	} sigbus;
-	/* delegate.c: its tasks */
+	/* delegate.c: the fault's tasks */
 	struct kvmfault__vcpu_task {
-		struct kvmfault__worker *worker; /* does them, or NULL: itself */
-		bool anew;		/* nothing was done for this fault yet */
-		uint64_t began, ended;	/* the first and the last; 0: none */
+		struct kvmfault__worker *worker; /* NULL: the vCPU's thread */
+		bool anew;		/* no task was done for the fault yet */
+		uint64_t began, ended;	/* the first, the last; 0: none */
 	} task;
 };
 
-/* The page that faulted, or what stands for it. */
+/* The guard compares faults by this: the page's number, or a stand-in where no
+ * address is known. */
 static inline uint64_t
 kvmfault__guard_key(const struct kvmfault_vcpu *vcpu)
 {
 	const struct kvmfault_fault *fault = &vcpu->fault;
 
 	if (fault->kind == KVMFAULT_KIND_EMULATION)
-		return ~vcpu->resume.emulation_rip;	/* no page's */
+		return ~vcpu->resume.emulation_rip;	/* not a page number */
 	if (fault->known & KVMFAULT_KNOWN_GPA)
 		return fault->gpa / KVMFAULT__PAGE;
 	if (fault->known & KVMFAULT_KNOWN_HVA)
@@ -143,8 +150,8 @@ void kvmfault__guard_no_page(struct kvmfault_vcpu *vcpu,
 			     struct kvmfault__answer *answer);
 /*
  * Progress is a page that came, a page that did not fault lately, or an exit
- * of another kind (which starts the guard anew). Without it the pauses grow,
- * and the budget ends it.
+ * without a fault, which starts the guard anew. Without progress the pauses
+ * grow, and the retry budget ends the retries.
  */
 static inline void kvmfault__guard(struct kvmfault_vcpu *vcpu,
 				   struct kvmfault__answer *answer)
@@ -156,24 +163,26 @@ static inline void kvmfault__guard(struct kvmfault_vcpu *vcpu,
 	else
 		kvmfault__guard_no_page(vcpu, answer);
 }
-/* One more answer without progress would be the last. */
+/* True if one more answer without progress would use up the retry budget. */
 bool kvmfault__last_retry(const struct kvmfault_vcpu *vcpu);
 
-/* history.c */
+/* history.c: keep the fault and its result for a person to read later */
 void kvmfault__remember(struct kvmfault_vcpu *vcpu);
 
-/* signal.c: the ways of a marker's SIGBUS. -EINVAL: it would not get through */
+/* signal.c: set up the delivery of a marker's SIGBUS during KVM_RUN. -EINVAL:
+ * the kernel would not deliver the signal there. */
 int kvmfault__signal_new(struct kvmfault_vcpu *vcpu,
 			 const struct kvmfault_vcpu_options *options);
 void kvmfault__signal_free(struct kvmfault_vcpu *vcpu);
-/* KVM_RUN was interrupted: by a SIGBUS? Then vcpu->siginfo is it. */
+/* After KVM_RUN was interrupted: true if a SIGBUS did it, and then it is in
+ * vcpu->sigbus.siginfo. */
 bool kvmfault__signal_take(struct kvmfault_vcpu *vcpu);
 
-/* Have it done, here or by the worker. 0: it is; -EINTR: a signal or
- * immediate_exit came. The answer says either. */
+/* Do the task on this thread or have the worker do it. Returns 0, or -EINTR if
+ * a signal or immediate_exit came, with INTERRUPTED in the answer. */
 int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
 		      struct kvmfault__answer *answer);
-/* One that is about the vCPU's fault. */
+/* Fill in a task about the vCPU's fault. */
 static inline struct kvmfault__task
 kvmfault__task(struct kvmfault_vcpu *vcpu, kvmfault__work *work)
 {
@@ -189,10 +198,12 @@ kvmfault__task(struct kvmfault_vcpu *vcpu, kvmfault__work *work)
 	};
 }
 
-/* By the vCPU's thread: it does not wait to be told any more. */
+/* On the vCPU's thread: the VMM does not wait any more for a page that was
+ * answered with PENDING. */
 void kvmfault__forget_pending(struct kvmfault_vcpu *vcpu);
-/* The set-up of a vCPU whose work is delegated, and its end, which waits for no
- * task; after an error as well. The last end, with the context. */
+/* Take a worker for a vCPU with the delegate profile, and give the worker back,
+ * also after an error. Giving waits for no task; workers end with the
+ * context. */
 int kvmfault__worker_take(struct kvmfault_vcpu *vcpu);
 void kvmfault__worker_give(struct kvmfault_vcpu *vcpu);
 void kvmfault__workers_free(struct kvmfault_vm *vm);
@@ -201,31 +212,31 @@ void kvmfault__mmio(struct kvmfault_vcpu *vcpu,
 		    struct kvmfault__answer *answer);
 void kvmfault__emulation(struct kvmfault_vcpu *vcpu,
 			 struct kvmfault__answer *answer);
-/* Its linear address; false: none, or not to be told from these bytes. */
+/* Compute the operand's linear address. False: the instruction has none, or
+ * these bytes do not tell. */
 bool kvmfault__x86_operand(const struct kvmfault__x86 *cpu,
 			   const uint8_t *code, size_t length,
 			   uint64_t *address);
 
-/* prefault.c: have KVM map a window that came */
+/* prefault.c: have KVM map a window that came into the guest's page tables */
 bool kvmfault__can_prefault(int vcpu_fd);
 void kvmfault__prefault(const struct kvmfault__task *task,
 			const struct kvmfault__answer *answer);
 
-/* sigbus.c */
-/* A SIGBUS at fault->hva; the gpa is filled in. NOT_A_FAULT: not ours. */
+/* sigbus.c: resolve a SIGBUS at fault->hva, and fill in the gpa. NOT_A_FAULT:
+ * no mapping of guest memory is at that address. */
 void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 		      struct kvmfault__answer *answer);
 
-/* stats.c: what its seats have counted, for earlier users too */
+/* stats.c: add all counts of the vCPU's seats, also those of earlier users */
 void kvmfault__vcpu_counted(const struct kvmfault_vcpu *vcpu,
 			    struct kvmfault_stats *sum);
 
-/* service.c */
-/* Once: warn if nobody answers what vCPUs may miss. */
+/* service.c: warn once if vCPUs may miss pages and no service answers them */
 void kvmfault__expect_service(struct kvmfault_vm *vm);
 
-/* message.c: as many as there are; what they say of pages that are gone is noted.
- * And then each of them; true: it is a fault. */
+/* message.c: read the messages that are there, and discard the pages that they
+ * say are gone. Then decode each of them: true if it is a fault. */
 struct uffd_msg;
 ssize_t kvmfault__messages_read(struct kvmfault__seat *seat,
 			   struct kvmfault_uffd *uffd, struct uffd_msg *msg,
@@ -234,10 +245,11 @@ bool kvmfault__message_decode(struct kvmfault__seat *seat, uint32_t space,
 			  const struct uffd_msg *msg,
 			  struct kvmfault__message *item);
 
-/* Have the service told of its messages: EPOLL_CTL_ADD, or again, _MOD. */
+/* Add a userfaultfd to the service's epoll set (EPOLL_CTL_ADD), or with
+ * EPOLL_CTL_MOD arm it again after EPOLLONESHOT. */
 int kvmfault__uffd_listen(struct kvmfault_uffd *uffd, int op);
-/* Under the VM's lock. On: a message wakes one of the service's threads, and it has
- * the next one woken when it has read it. */
+/* Under the VM's lock. If on, a message wakes one thread of the service, which
+ * arms the userfaultfd again when it has read that message. */
 void kvmfault__pass_baton(struct kvmfault_vm *vm, bool on);
 
 #endif

@@ -2,20 +2,22 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * The guard: a retry is bounded. In: an answer, whatever the entrance. Out: the same, a
- * pause before it, or the end of trying, after so many answers without progress.
+ * The guard: it bounds retries. In: an answer to a vCPU's fault of any kind.
+ * Out: the same answer, maybe after a pause; or UNRESOLVED, when too many
+ * answers in a row have brought no progress.
  */
 
 #include <string.h>
 #include "entry.h"
 
-#define FREE_RETRIES 2			/* then with a pause */
+#define FREE_RETRIES 2			/* without a pause */
 #define PAUSE_MIN 50000ULL		/* 50 us, doubled each time, */
 #define PAUSE_MAX 10000000ULL		/* up to 10 ms */
 
 void kvmfault__guard_start(struct kvmfault_vcpu *vcpu)
 {
-	memset(vcpu->guard.history, 0xfe, sizeof(vcpu->guard.history)); /* no page's */
+	/* These bytes are no page's number. */
+	memset(vcpu->guard.history, 0xfe, sizeof(vcpu->guard.history));
 	vcpu->guard.faulted = false;
 	vcpu->guard.newest = 0;
 	vcpu->guard.streak = 0;
@@ -23,7 +25,8 @@ void kvmfault__guard_start(struct kvmfault_vcpu *vcpu)
 	vcpu->resume.emulation_rip = UINT64_MAX;
 }
 
-/* Has this page, or what stands for it, faulted a short while ago? */
+/* True if this key is among those of the last faults; if not, it is from now
+ * on. */
 static bool guard_has_seen_key(struct kvmfault_vcpu *vcpu, uint64_t what)
 {
 	unsigned int i;
@@ -40,7 +43,7 @@ bool kvmfault__last_retry(const struct kvmfault_vcpu *vcpu)
 	return vcpu->guard.streak + 1 >= vcpu->vm->options.retry_budget;
 }
 
-/* Before the nth retry, from 1. */
+/* n: of the retry that follows, from 1; before number 0 there is no pause. */
 static void guard_pause_retry(struct kvmfault_vcpu *vcpu,
 			      struct kvmfault__answer *answer, uint32_t n)
 {
@@ -55,7 +58,8 @@ static void guard_pause_retry(struct kvmfault_vcpu *vcpu,
 static void guard_give_up(const struct kvmfault_vcpu *vcpu,
 			  struct kvmfault__answer *answer)
 {
-	if (answer->told)	/* again and again, and touches it still */
+	/* The guest was told of lost data, and touches it all the same. */
+	if (answer->told)
 		kvmfault__unresolved(answer, KVMFAULT_REASON_HWPOISON,
 				     -EHWPOISON);
 	else if (vcpu->fault.known & KVMFAULT_KNOWN_GPA)
@@ -69,7 +73,7 @@ static void guard_give_up(const struct kvmfault_vcpu *vcpu,
 void kvmfault__guard_no_page(struct kvmfault_vcpu *vcpu,
 			     struct kvmfault__answer *answer)
 {
-	/* Not now: that is no failure, however often. */
+	/* -EAGAIN means "not now", which is no failure, however often. */
 	if (answer->error == -EAGAIN) {
 		guard_pause_retry(vcpu, answer, vcpu->guard.not_now++);
 		return;

@@ -2,8 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * A vCPU's last faults, for whoever has to find out why. In: a fault and what came of it.
- * Out: the ring of them, the newest first.
+ * The history: a vCPU's last faults, for a person that looks for the cause of a
+ * failure. In: a fault and its result. Out: a ring of these, which the public
+ * result shows with the newest first.
  */
 
 #include "entry.h"
@@ -23,21 +24,22 @@ kvmfault_vcpu_result(struct kvmfault_vcpu *vcpu)
 
 	if (!vcpu)
 		return NULL;
-	/* In order for who asks, and not for each fault. */
+	/* Sort the ring here, so that a fault only has to append to it. */
 	for (n = vcpu->past.count; n && i < KVMFAULT_HISTORY_COUNT; i++)
 		vcpu->past.events[i] = &history_get_past(vcpu, --n)->event;
 	vcpu->result.history_count = i;
 	return &vcpu->result;
 }
 
-/* The same as the last one: a storm must not push out what began it. */
+/* True if the fault repeats the last one. Repeats are only counted, so that a
+ * storm of them does not push out the fault that began it. */
 static bool history_is_repeat(const struct kvmfault__past *last,
 			      const struct kvmfault_vcpu *vcpu)
 {
 	const struct kvmfault_fault *now = &vcpu->fault, *then = &last->fault;
 	const struct kvmfault_result *result = &vcpu->result;
 
-	/* What differs most often first. */
+	/* The members that differ most often are compared first. */
 	return then->gpa == now->gpa && then->hva == now->hva &&
 	       then->kind == now->kind && then->known == now->known &&
 	       then->address_space == now->address_space &&
@@ -48,7 +50,6 @@ static bool history_is_repeat(const struct kvmfault__past *last,
 	       last->event.resolver == result->resolver;
 }
 
-/* For whoever has to find out why. */
 void kvmfault__remember(struct kvmfault_vcpu *vcpu)
 {
 	const struct kvmfault_result *result = &vcpu->result;

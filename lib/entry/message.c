@@ -2,10 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Entrance uffd, stage decode: what a userfaultfd says. In: messages. Out: faults
- * as the service wants them, and what an event means for the pages' states. The
- * kernel hands out faults before the events that came earlier: so all that were
- * read are noted before the first of them is served.
+ * Kind uffd, stage decode: what a userfaultfd says. In: messages. Out: faults
+ * for the service, and the states of pages that an event takes. The kernel
+ * hands out faults before events that came earlier: so the events of all
+ * messages that were read are noted before the first fault is served.
  */
 
 #include <sys/epoll.h>
@@ -45,9 +45,9 @@ struct range {
 };
 
 /*
- * A hint that pages are gone: it comes for one mapping only, also where the
- * data stays in the file. Anonymous pages are gone with their one mapping. Of a
- * file's pages those that really went are noticed when they are missed.
+ * UFFD_EVENT_REMOVE comes for one mapping, also where the data stays in the
+ * file. So only anonymous pages are discarded here; a file's page that is
+ * really gone is noticed when a thread misses it.
  */
 static void message_discard_span(struct kvmfault__seat *seat,
 				 struct kvmfault__span *span, void *data)
@@ -70,7 +70,7 @@ static void message_discard_span(struct kvmfault__seat *seat,
 	}
 }
 
-/* Of two memories that lie side by side there is one event. */
+/* One event may span two memories that lie side by side. */
 static void message_discard_range(struct kvmfault__seat *seat, uint32_t space,
 				  uint64_t start, uint64_t end)
 {
@@ -111,20 +111,20 @@ static void message_report_event(struct kvmfault_vm *vm,
 {
 	switch (msg->event) {
 	case UFFD_EVENT_FORK:
-		/* A descriptor for the child's memory comes with it. */
+		/* The kernel gives a descriptor for the child's memory. */
 		kvmfault__sys_close((int)msg->arg.fork.ufd);
 		kvmfault__log(vm, KVMFAULT_LOG_WARNING,
-			      "a process with registered guest memory has forked: the child must not touch it");
+			      "a process with registered guest memory has forked: its child must not touch that memory");
 		return;
 	case UFFD_EVENT_REMAP:
 		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
-			      "guest memory at %#llx was moved to %#llx by mremap(): no page comes there any more, and who misses one sleeps; remove the mapping first, and add it again",
+			      "guest memory at %#llx was moved to %#llx by mremap(): no page comes there any more, and a thread that misses one sleeps; call kvmfault_mapping_remove() before mremap() and kvmfault_mapping_add() after it",
 			      (unsigned long long)msg->arg.remap.from,
 			      (unsigned long long)msg->arg.remap.to);
 		return;
 	case UFFD_EVENT_UNMAP:
 		kvmfault__log(vm, KVMFAULT_LOG_WARNING,
-			      "guest memory was unmapped while it is registered: remove the mapping first");
+			      "registered guest memory was unmapped: call kvmfault_mapping_remove() before that, or kvmfault_memory_free() for the first mapping");
 		return;
 	}
 }
@@ -149,7 +149,8 @@ bool kvmfault__message_decode(struct kvmfault__seat *seat, uint32_t space,
 			.hva = msg->arg.pagefault.address &
 			       ~(KVMFAULT__PAGE - 1),
 			.length = KVMFAULT__PAGE,
-			/* What neither access nor the page's state says. */
+			/* These three flags are told by the access and by the
+			 * page's state. */
 			.flags = flags & ~(uint64_t)(UFFD_PAGEFAULT_FLAG_WRITE |
 						     UFFD_PAGEFAULT_FLAG_WP |
 						     UFFD_PAGEFAULT_FLAG_MINOR),

@@ -2,10 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Entrance mmio: KVM's emulator met a page that it could not reach, took it
- * for a device, and will not run the instruction again. In: KVM_EXIT_MMIO. Out:
- * the page present and the access completed out of it, by the library, or not
- * a fault: a device's address, or a write to ROM.
+ * Kind mmio: KVM's emulator met a page that it could not reach, took it for a
+ * device, and will not run the instruction again. In: KVM_EXIT_MMIO. Out: the
+ * page is present and the library has completed the access to it; or the exit
+ * is not a fault, since the address is a device's, or ROM that is written.
  */
 
 #include <linux/kvm.h>
@@ -15,7 +15,7 @@
 
 #define MOMENT 1000000ULL	/* 1 ms */
 
-/* As the guest's own access would be: whole, if it is aligned. */
+/* An aligned access is not torn, as the guest's own would not be. */
 static void mmio_copy_bytes(volatile void *to, const volatile void *from,
 			    uint64_t length)
 {
@@ -42,7 +42,7 @@ static void mmio_access_page(struct kvmfault_vcpu *vcpu,
 						  done);
 	char *host;
 
-	/* The guest was told that it is lost. */
+	/* The guest was told that this page's data is lost. */
 	if (kvmfault__poisoned(memory, offset)) {
 		if (!run->mmio.is_write)
 			memset(run->mmio.data + done, 0xff, length);
@@ -58,8 +58,8 @@ static void mmio_access_page(struct kvmfault_vcpu *vcpu,
 		kvmfault__changed(memory, offset, length, KVMFAULT_CAUSE_MMIO);
 }
 
-/* Held until kvmfault__leave(); NULL: a device's, ROM that is written, or what only
- * the guest can reach. */
+/* The region is held until kvmfault__leave(). NULL: a device's address, ROM
+ * that is written, or a private page, which only the guest can reach. */
 static struct kvmfault__region *
 mmio_find_ram(struct kvmfault__seat *seat, const struct kvmfault_fault *fault,
 	      uint64_t gpa)
@@ -89,7 +89,7 @@ static void mmio_resolve_part(struct kvmfault__task *task,
 	kvmfault__leave(task->seat);
 }
 
-/* That takes no system call, and so no task. */
+/* This makes no system call, so the vCPU's thread needs no task for it. */
 static bool mmio_is_device(struct kvmfault_vcpu *vcpu, uint64_t gpa)
 {
 	bool device = !mmio_find_ram(vcpu->seat, &vcpu->fault, gpa);
@@ -98,8 +98,8 @@ static bool mmio_is_device(struct kvmfault_vcpu *vcpu, uint64_t gpa)
 	return device;
 }
 
-/* One page's part of it. The bytes are copied by the vCPU's own thread: a worker
- * that it has left may not touch kvm_run. */
+/* Complete the part of the access that is in one page. The vCPU's own thread
+ * copies the bytes: a worker that it has left may not touch kvm_run. */
 static void mmio_complete_part(struct kvmfault_vcpu *vcpu, uint64_t done,
 			       uint64_t length, struct kvmfault__answer *answer)
 {
@@ -112,8 +112,8 @@ static void mmio_complete_part(struct kvmfault_vcpu *vcpu, uint64_t done,
 		return;
 	}
 	kvmfault__perform(vcpu, &task, answer);
-	/* The mapping is changing: the bytes are not to be had yet, and KVM_RUN
-	 * must not go on without them. */
+	/* The mapping is changing, so the bytes cannot be copied yet, and the
+	 * VMM must not enter KVM_RUN without them. */
 	if (answer->action == KVMFAULT_ACTION_RETRY && answer->error) {
 		kvmfault__pause(vcpu->seat, MOMENT);
 		answer->action = KVMFAULT_ACTION_INTERRUPTED;
@@ -124,7 +124,7 @@ static void mmio_complete_part(struct kvmfault_vcpu *vcpu, uint64_t done,
 	if (region)
 		mmio_access_page(vcpu, region, done, length);
 	else
-		answer->action = KVMFAULT_ACTION_NOT_A_FAULT;	/* by now */
+		answer->action = KVMFAULT_ACTION_NOT_A_FAULT;	/* by then */
 	kvmfault__leave(vcpu->seat);
 }
 
@@ -144,7 +144,8 @@ void kvmfault__mmio(struct kvmfault_vcpu *vcpu, struct kvmfault__answer *answer)
 			break;
 		done += step;
 	}
-	/* Done for the guest: whatever comes next, this was progress. */
+	/* The guest's access is complete, and the guard counts that as
+	 * progress, whatever faults next. */
 	answer->came = answer->action == KVMFAULT_ACTION_RETRY;
 	if (answer->action == KVMFAULT_ACTION_NOT_A_FAULT ||
 	    answer->action == KVMFAULT_ACTION_RETRY)

@@ -75,10 +75,10 @@ static bool operand_take_prefixes(struct cursor *c, bool long_mode, uint8_t *op)
 	return false;
 }
 
-/* Which opcodes have ModRM behind them: one bit each, row by first digit. LES, LDS
- * and BOUND (c4, c5, 62) are VEX and EVEX in 64-bit code, and with a register in
- * any: these are left out, since KVM's emulator does not know them. MOV to and
- * from CR and DR (0f 20 to 23) has ModRM and never memory. */
+/* Which opcodes have ModRM behind them: one bit each, row by first digit. LES,
+ * LDS and BOUND (c4, c5, 62) are VEX and EVEX in 64-bit code, and with a
+ * register in any: these are left out, since KVM's emulator does not know them.
+ * MOV to and from CR and DR (0f 20 to 23) has ModRM and never memory. */
 static const uint16_t one_byte[16] = {
 	0x0f0f, 0x0f0f, 0x0f0f, 0x0f0f, 0x0000, 0x0000, 0x0a0c, 0x0000,
 	0xffff, 0x0000, 0x0000, 0x0000, 0x00f3, 0xff0f, 0x0000, 0xc0c0,
@@ -117,7 +117,8 @@ static bool operand_take_opcode(struct cursor *c, bool long_mode, uint8_t first,
 	return operand_take_bytes(c, &op->byte, 1);
 }
 
-/* How many bytes of an immediate come behind ModRM and all that belongs to it. */
+/* How many bytes of an immediate come behind ModRM and all that belongs to
+ * it. */
 static size_t operand_count_immediate(const struct cursor *c,
 				      const struct opcode *op, uint8_t modrm)
 {

@@ -4,8 +4,8 @@
 /*
  * Beside the flow: pages that KVM itself reads and writes, since an MSR names
  * them: kvmclock, steal time, and the like. In: MSRs as they are restored or
- * were read. Out: those pages are present, by the one path. Any value of any MSR
- * is decoded; what names no page is none of our business.
+ * were read. Out: those pages are present, by the one path. Any value of any
+ * MSR is decoded; what names no page is none of our business.
  */
 
 #include "../os/abi.h"
@@ -32,7 +32,8 @@ static const struct feature {
 	{ 0x4b564d02, 64, ~63ULL, 1, .once = false },
 	{ 0x4b564d03, 64, ~63ULL, 1, .once = false },
 	{ 0x4b564d04, 4, ~3ULL, 1, .once = false },
-	/* Hyper-V: hypercall page, reference TSC, VP assist, events, messages */
+	/* Hyper-V: hypercall page, reference TSC, VP assist, events,
+	 * messages */
 	{ 0x40000001, 4096, ~4095ULL, 1, .once = false },
 	{ 0x40000021, 4096, ~4095ULL, 1, .once = true },
 	{ 0x40000073, 4096, ~4095ULL, 1, .once = false },

@@ -2,15 +2,15 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Entrance marker, and memory that fails in hardware. In: a SIGBUS at a host address.
- * Out: a marker's page is fetched; of a page that was there the data is lost, its state
- * says so, and the VMM is told which gpa it is.
+ * Entrance marker, and memory that fails in hardware. In: a SIGBUS at a host
+ * address. Out: a marker's page is fetched; of a page that was there the data
+ * is lost, its state says so, and the VMM is told which gpa it is.
  */
 
 #include "entry.h"
 
-/* The pages of the memory that it is about: a failure may be larger than one, and
- * begin before the memory does. */
+/* The pages of the memory that it is about: a failure may be larger than one,
+ * and begin before the memory does. */
 struct lost {
 	uint64_t page, end;
 };
@@ -38,7 +38,8 @@ static bool sigbus_is_present(const struct kvmfault_memory *memory,
 	       kvmfault__page_state(memory, page) == KVMFAULT__PRESENT;
 }
 
-/* Is there data that can have been lost? A thread met its own page; else any. */
+/* Is there data that can have been lost? A thread met its own page; else
+ * any. */
 static bool sigbus_has_present(const struct kvmfault_fault *fault,
 			       const struct kvmfault__target *target,
 			       struct lost lost)

@@ -2,9 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Entrance marker, its way from KVM_RUN to decode. In: the SIGBUS that KVM sends
- * to a vCPU's thread. Out: its siginfo, once. It can be delivered in KVM_RUN, or
- * there is no vCPU: blocked there, it would keep KVM_RUN from ever returning.
+ * Entrance marker, its way from KVM_RUN to decode. In: the SIGBUS that KVM
+ * sends to a vCPU's thread. Out: its siginfo, once. It can be delivered in
+ * KVM_RUN, or there is no vCPU: blocked there, it would keep KVM_RUN from ever
+ * returning.
  */
 
 #include <signal.h>

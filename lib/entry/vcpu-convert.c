@@ -2,8 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Conversions that the VMM asks for, of its own accord or for a vCPU's hypercall. In: a
- * range. Out: how far it is converted. For a vCPU it is a task of that vCPU.
+ * Conversions that the VMM asks for, of its own accord or for a vCPU's
+ * hypercall. In: a range. Out: how far it is converted. For a vCPU it is a task
+ * of that vCPU.
  */
 
 #include "entry.h"

@@ -4,10 +4,11 @@
 /*
  * Beside the flow: KVM sometimes walks the guest's page tables in software, and
  * takes a table that it can't read for one that maps nothing; and it switches
- * tasks, and on some back ends delivers exceptions. In: a vCPU's registers. Out:
- * each table that they lead to is present, by the one path, and what an exception
- * needs. Whatever the guest has put there: no more tables than TABLES_MAX are
- * looked at, no byte past a table, and of what they map nothing else is touched.
+ * tasks, and on some back ends delivers exceptions. In: a vCPU's registers.
+ * Out: each table that they lead to is present, by the one path, and what an
+ * exception needs. Whatever the guest has put there: no more tables than
+ * TABLES_MAX are looked at, no byte past a table, and of what they map nothing
+ * else is touched.
  */
 
 #include <string.h>
@@ -78,10 +79,10 @@ static bool walk_set_mode(struct walk *w, const struct kvm_sregs *s)
 
 /*
  * Many entries may lead to one table, at the same level or, where a guest maps
- * its tables through themselves, at each. To look at it again for every way that
- * leads there would take for ever. Those that were looked at last are remembered,
- * which is enough for what systems do (Linux's KASAN has thousands of entries
- * that share a table), and tables counts what a hostile guest does.
+ * its tables through themselves, at each. To look at it again for every way
+ * that leads there would take for ever. Those that were looked at last are
+ * remembered, which is enough for what systems do (Linux's KASAN has thousands
+ * of entries that share a table), and tables counts what a hostile guest does.
  */
 static bool walk_has_seen_table(struct walk *w, unsigned int level,
 				uint64_t gpa)
@@ -202,8 +203,8 @@ static int walk_table(struct walk *w, unsigned int level, uint64_t gpa,
 	return ret || level == 1 ? 0 : walk_entries(w, level, gpa, entries);
 }
 
-/* At a linear address, as the guest has it mapped; and copied, unless to is NULL.
- * What is not mapped, or no memory of ours, is passed over. */
+/* At a linear address, as the guest has it mapped; and copied, unless to is
+ * NULL. What is not mapped, or no memory of ours, is passed over. */
 static int walk_ensure_linear(struct walk *w, int fd, uint64_t linear,
 			      uint64_t length, unsigned char *to)
 {
@@ -227,7 +228,8 @@ static int walk_ensure_linear(struct walk *w, int fd, uint64_t linear,
 	return err < 0 ? err : 0;
 }
 
-/* As much as an exception puts there: on a stack that begins at 0 there is none. */
+/* As much as an exception puts there: on a stack that begins at 0 there is
+ * none. */
 static int walk_ensure_frame(struct walk *w, int fd, uint64_t top)
 {
 	return top ? walk_ensure_linear(w, fd, top - PUSHED, PUSHED, NULL) : 0;
