@@ -2,10 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Entrance emulation, its arithmetic: where an x86 instruction's memory operand
- * is. In: the instruction's bytes and the registers. Out: a linear address.
- * Pure; reads no byte past those given. Only what says where the operand is
- * gets decoded, never what the instruction does.
+ * Kind emulation, its decoder: where an x86 instruction's memory operand is.
+ * In: the instruction's bytes and the registers. Out: a linear address. The
+ * functions are pure and read no byte past those given. They decode what
+ * addresses the operand, never what the instruction does.
  */
 
 #include <string.h>
@@ -18,7 +18,7 @@ enum { RSP = 4, RBP = 5 };
 struct cursor {
 	const uint8_t *code;
 	size_t length, at;
-	int segment;		/* by prefix, or -1 */
+	int segment;		/* of a prefix, or -1 */
 	uint8_t rex;
 	bool address_size;	/* prefix 67 */
 	bool operand_size;	/* prefix 66 */
@@ -33,8 +33,8 @@ static bool operand_take_bytes(struct cursor *c, void *to, size_t length)
 	return true;
 }
 
-/* 64-bit code has bases of FS and GS only: a prefix of another segment does
- * nothing there, also behind one of these two. */
+/* 64-bit code has segment bases for FS and GS only. A prefix of another segment
+ * does nothing there, also behind a prefix of these two. */
 static void operand_override_segment(struct cursor *c, bool long_mode,
 				     int segment)
 {
@@ -59,8 +59,8 @@ static bool operand_note_legacy_prefix(struct cursor *c, bool long_mode,
 	}
 }
 
-/* Prefixes, up to the opcode's first byte, which is returned in *op. A REX
- * counts only if it is the last of them. */
+/* Take the prefixes and the opcode's first byte, which is returned in *op. A
+ * REX prefix counts only if it is the last one. */
 static bool operand_take_prefixes(struct cursor *c, bool long_mode, uint8_t *op)
 {
 	c->segment = -1;
@@ -75,10 +75,16 @@ static bool operand_take_prefixes(struct cursor *c, bool long_mode, uint8_t *op)
 	return false;
 }
 
-/* Which opcodes have ModRM behind them: one bit each, row by first digit. LES,
- * LDS and BOUND (c4, c5, 62) are VEX and EVEX in 64-bit code, and with a
- * register in any: these are left out, since KVM's emulator does not know them.
- * MOV to and from CR and DR (0f 20 to 23) has ModRM and never memory. */
+/*
+ * Which opcodes have a ModRM: one bit each, rows by their first hex digit.
+ *
+ * LES, LDS and BOUND (c4, c5, 62) are VEX and EVEX in 64-bit code, and in any
+ * code if they name a register. VEX and EVEX are left out, since KVM's emulator
+ * does not know them.
+ *
+ * MOV to and from CR and DR (0f 20 to 23) has a ModRM and never memory, so it
+ * is left out too.
+ */
 static const uint16_t one_byte[16] = {
 	0x0f0f, 0x0f0f, 0x0f0f, 0x0f0f, 0x0000, 0x0000, 0x0a0c, 0x0000,
 	0xffff, 0x0000, 0x0000, 0x0000, 0x00f3, 0xff0f, 0x0000, 0xc0c0,
@@ -93,13 +99,13 @@ static bool operand_has_modrm(const uint16_t *map, uint8_t op)
 	return map[op >> 4] >> (op & 15) & 1;
 }
 
-/* An opcode: its map, the last byte of it. */
+/* An opcode: its map and its last byte. */
 struct opcode {
 	enum { ONE_BYTE, TWO_BYTES, MAP_38, MAP_3A } map;
 	uint8_t byte;
 };
 
-/* Skip the rest of the opcode: what follows is ModRM, or false. */
+/* Take the rest of the opcode. False: no ModRM follows it. */
 static bool operand_take_opcode(struct cursor *c, bool long_mode, uint8_t first,
 				struct opcode *op)
 {
@@ -117,13 +123,12 @@ static bool operand_take_opcode(struct cursor *c, bool long_mode, uint8_t first,
 	return operand_take_bytes(c, &op->byte, 1);
 }
 
-/* How many bytes of an immediate come behind ModRM and all that belongs to
- * it. */
+/* Count the bytes of the immediate behind ModRM, SIB and displacement. */
 static size_t operand_count_immediate(const struct cursor *c,
 				      const struct opcode *op, uint8_t modrm)
 {
 	size_t whole = c->operand_size && !(c->rex & 8) ? 2 : 4;
-	bool test = !(modrm & 0x30);	/* of f6 and f7: /0 and /1 */
+	bool test = !(modrm & 0x30);	/* f6, f7: TEST is /0 and /1 */
 
 	if (op->map == MAP_3A)
 		return 1;
@@ -222,7 +227,7 @@ static bool operand_add_modrm(struct cursor *c, const struct kvmfault__x86 *cpu,
 	return operand_add_displacement(c, displaced, address);
 }
 
-/* MOV between the accumulator and an address (a0 to a3). */
+/* MOV between the accumulator and an absolute address (a0 to a3). */
 static bool operand_take_absolute(struct cursor *c, bool long_mode,
 				  uint64_t *address)
 {
@@ -243,7 +248,8 @@ bool kvmfault__x86_operand(const struct kvmfault__x86 *cpu,
 	*address = 0;
 	if (!operand_take_prefixes(&c, cpu->long_mode, &byte))
 		return false;
-	/* 16-bit addressing has another ModRM: not decoded. */
+	/* ModRM has another meaning in 16-bit addressing, which this does not
+	 * decode. */
 	if (!cpu->long_mode && cpu->big == c.address_size)
 		return false;
 	if (byte >= 0xa0 && byte <= 0xa3) {

@@ -2,10 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: pages that KVM itself reads and writes, since an MSR names
- * them: kvmclock, steal time, and the like. In: MSRs as they are restored or
- * were read. Out: those pages are present, by the one path. Any value of any
- * MSR is decoded; what names no page is none of our business.
+ * Beside the flow: pages that KVM itself reads and writes since an MSR names
+ * them, as for kvmclock and steal time. In: MSRs that the VMM restores or has
+ * read. Out: those pages are present, by the one path. The caller may pass any
+ * value of any MSR; one that names no page is skipped.
  */
 
 #include "../os/abi.h"
@@ -15,20 +15,21 @@
 
 static const struct feature {
 	uint32_t msr;
-	uint32_t length;	/* of what is there */
-	uint64_t address;	/* bits of the value: which gpa, */
-	uint64_t enabled;	/* and whether it counts; 0: always */
-	bool once;		/* tried when the MSR is set, and not again;
-				 * that it failed, nobody is told */
-	uint32_t space;		/* KVM means the ordinary one, in SMM too */
-	uint32_t offset;	/* of what is there */
+	uint32_t length;	/* bytes that KVM uses there */
+	uint64_t address;	/* bits of the value that are the gpa */
+	uint64_t enabled;	/* bits of which one is set if the feature is
+				 * on; 0: it is always on */
+	bool once;		/* KVM tries once, when the MSR is set, and
+				 * does not report a failure */
+	uint32_t space;		/* address space: 0 also for a vCPU in SMM */
+	uint32_t offset;	/* of those bytes from the gpa */
 } features[] = {
-	/* linux/kvm_para.h: kvmclock, its wall clock (any address but 0), */
+	/* linux/kvm_para.h: kvmclock; its wall clock, at any address but 0; */
 	{ 0x4b564d01, 32, ~1ULL, 1, .once = true },
 	{ 0x12, 32, ~1ULL, 1, .once = true },
 	{ 0x4b564d00, 12, ~0ULL, ~0ULL, .once = true },
 	{ 0x11, 12, ~0ULL, ~0ULL, .once = true },
-	/* asynchronous page faults, steal time, PV EOI; */
+	/* asynchronous page faults, steal time, PV EOI */
 	{ 0x4b564d02, 64, ~63ULL, 1, .once = false },
 	{ 0x4b564d03, 64, ~63ULL, 1, .once = false },
 	{ 0x4b564d04, 4, ~3ULL, 1, .once = false },
@@ -39,12 +40,12 @@ static const struct feature {
 	{ 0x40000073, 4096, ~4095ULL, 1, .once = false },
 	{ 0x40000082, 4096, ~4095ULL, 1, .once = false },
 	{ 0x40000083, 4096, ~4095ULL, 1, .once = false },
-	/* SMBASE: the state that is saved when an SMI comes. If KVM can't write
-	 * it, the VM is dead. */
+	/* SMBASE: KVM saves the vCPU's state there when an SMI comes. If it
+	 * cannot write there, the VM is dead. */
 	{ 0x9e, 512, ~0ULL, 0, .space = 1, .offset = 0xfe00 },
 };
 
-/* NULL: it names no page. */
+/* NULL: this value of the MSR names no page. */
 static const struct feature *
 paravirt_find_feature(const struct kvm_msr_entry *msr)
 {
@@ -104,7 +105,8 @@ int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
 
 #else
 
-/* arm64 has no MSRs. Its steal time is KVM_ARM_VCPU_PVTIME_IPA's. */
+/* arm64 has no MSRs. The VMM says where its steal time is, by
+ * KVM_ARM_VCPU_PVTIME_IPA. */
 KVMFAULT__EXPORT
 int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
 			 const struct kvm_msr_entry *msrs, uint32_t count,

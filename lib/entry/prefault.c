@@ -2,10 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: a window came, and its other pages are still unknown to the
- * guest's page tables. In: the window. Out: mapped for the guest as far as KVM
- * does it now. It is a hint: nothing depends on it, and no error of it is
- * anybody's.
+ * Beside the flow: a window came, and KVM has not mapped its other pages for
+ * the guest yet. In: the window. Out: KVM has mapped as much of it as it does
+ * now. This is a hint: nothing depends on it, and its errors are not reported.
  */
 
 #include "../os/abi.h"
@@ -13,16 +12,16 @@
 
 #define TRIES 4
 
-/* A kernel that knows the call looks for its argument first, and one that does
- * not says -EINVAL to everything. */
+/* A kernel that knows KVM_PRE_FAULT_MEMORY reads its argument first: -EFAULT.
+ * One that does not know it says -EINVAL. */
 bool kvmfault__can_prefault(int vcpu_fd)
 {
 	return kvmfault__sys_ioctl(vcpu_fd, KVMFAULT__PRE_FAULT_MEMORY, NULL) ==
 	       -EFAULT;
 }
 
-/* How much of the range is present now, from its beginning on: an absent page
- * would have the vCPU sleep for it. */
+/* Count the bytes that are present, from the range's beginning to its first
+ * absent page: KVM would sleep there until that page comes. */
 static uint64_t prefault_count_present(struct kvmfault__seat *seat,
 				       uint32_t space, uint64_t gpa,
 				       uint64_t length, unsigned int *shift)
@@ -32,7 +31,7 @@ static uint64_t prefault_count_present(struct kvmfault__seat *seat,
 	struct kvmfault_memory *memory = region ? region->span.memory : NULL;
 	uint64_t offset, end, at;
 
-	/* What is private is not what came. */
+	/* A private page is never part of a window that came. */
 	if (!memory || !kvmfault__tracked(memory) ||
 	    region->info.guest_memfd > 0) {
 		kvmfault__leave(seat);
@@ -50,7 +49,8 @@ static uint64_t prefault_count_present(struct kvmfault__seat *seat,
 	return (at < end ? at : end) - offset;
 }
 
-/* One call does all of it, unless something comes in between. */
+/* One call maps the whole range, unless something interrupts it. Then the rest
+ * is tried again. */
 static uint64_t prefault_map_range(int fd, uint64_t gpa, uint64_t length)
 {
 	struct kvmfault__pre_fault_memory range = {

@@ -2,10 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Entrance uffd: messages of all who sleep in the kernel on a missing page. In:
- * every userfaultfd of the VM. Out: the page brought in by the one path, and
- * the sleeper awake. What can't be done now is parked with a time to try again:
- * nobody spins, and no sleeper is forgotten.
+ * Kind uffd: messages of all threads that sleep in the kernel on a missing
+ * page. In: every userfaultfd of the VM. Out: the one path has brought the page
+ * and the sleeper is awake. A message that cannot be answered now is deferred,
+ * with a time to try again: no thread spins, and no sleeper is forgotten.
  */
 
 #include <stdio.h>
@@ -20,16 +20,17 @@
 #define EVENTS 8
 #define THREADS_MAX 256
 
-enum { TIMER = KVMFAULT__SPACES, DEADLINES, STOP };	/* beside uffds' ids */
+/* Ids in the epoll set that no userfaultfd has. */
+enum { TIMER = KVMFAULT__SPACES, DEADLINES, STOP };
 
 struct kvmfault_service {
 	struct kvmfault_vm *vm;
-	struct kvmfault__seat *seat;	/* for its end, which cannot fail */
+	struct kvmfault__seat *seat;	/* for deletion, which cannot fail */
 	int stop;
 	size_t batch;			/* messages that one read takes */
 	uint32_t poll_us;
-	atomic_bool polled;		/* by one of the threads */
-	atomic_bool stopping;		/* after what is in hand */
+	atomic_bool polled;		/* a thread polls before it sleeps */
+	atomic_bool stopping;		/* threads end after this message */
 	struct kvmfault__deferred deferred;
 	unsigned int threads;
 	pthread_t thread[];
@@ -47,8 +48,8 @@ static void service_expire_fetches(struct kvmfault_service *service)
 			       kvmfault__fetches_due(service->vm));
 }
 
-/* It is parked before the VMM is told, who may take his time: a message that is
- * repeated meanwhile is known to be one. */
+/* The message is deferred before the VMM is told, which may take long: so a
+ * repeated message is recognised meanwhile. */
 static void service_defer_message(struct kvmfault_service *service,
 				  struct kvmfault__seat *seat,
 				  struct kvmfault__message *item,
@@ -64,7 +65,7 @@ static void service_defer_message(struct kvmfault_service *service,
 				       answer->error);
 }
 
-/* Resolve, or deferred. */
+/* Resolve the fault, or defer its message. */
 static void service_serve_fault(struct kvmfault_service *service,
 				struct kvmfault__seat *seat,
 				struct kvmfault__message *item)
@@ -77,8 +78,8 @@ static void service_serve_fault(struct kvmfault_service *service,
 
 	mapping = kvmfault__mapping_find(seat, item->space, item->fault.hva);
 	if (!mapping || !mapping->uffd) {
-		/* Removed meanwhile: the kernel has woken its sleepers. Memory
-		 * without a source may have come in its place. */
+		/* The mapping was removed, and the kernel has woken its
+		 * sleepers. One without a userfaultfd may be there now. */
 		kvmfault__leave(seat);
 		return;
 	}
@@ -90,7 +91,7 @@ static void service_serve_fault(struct kvmfault_service *service,
 	kvmfault__resolve(seat, &item->fault, &target, &answer);
 	kvmfault__mark_ahead(seat, &target);
 	done = answer.action == KVMFAULT_ACTION_RETRY && !answer.error;
-	/* A fetch in flight may have it. */
+	/* If a fetch in flight has the message, the fetch answers it. */
 	if (!done && !answer.detached)
 		service_defer_message(service, seat, item, mapping, &answer);
 	kvmfault__leave(seat);
@@ -103,7 +104,7 @@ static void service_take_fault(struct kvmfault_service *service,
 			       struct kvmfault__seat *seat,
 			       struct kvmfault__message *item)
 {
-	/* Another thread asks for what is being tried already. */
+	/* Another sleeper sent this for a page that is tried again already. */
 	if (kvmfault__is_deferred(&service->deferred, item->space,
 				  item->fault.hva)) {
 		kvmfault__count(seat, repeated);
@@ -134,7 +135,7 @@ static void service_read_messages(struct kvmfault_service *service,
 	n = kvmfault__messages_read(seat, uffd, msg, service->batch);
 	if (atomic_load(&service->vm->baton))
 		kvmfault__uffd_listen(uffd, EPOLL_CTL_MOD);
-	/* From here on a callback may free it. */
+	/* A callback may free the userfaultfd from here on. */
 	kvmfault__unhold(seat, KVMFAULT__HAZARD_UFFD);
 	for (i = 0; i < n; i++)
 		if (kvmfault__message_decode(seat, space, &msg[i], &item))
@@ -150,8 +151,8 @@ static void service_retry_deferred(struct kvmfault_service *service,
 	kvmfault__sys_read(service->deferred.timer, &expirations,
 			   sizeof(expirations));
 	kvmfault__wake_without_room(&service->deferred, seat, now);
-	/* What is parked again is due later than now: this ends. The others are
-	 * for another thread, should this one take long. */
+	/* A message that is deferred again is due later than now, so the loop
+	 * ends. If this one takes long, another thread has the timer. */
 	while (!atomic_load(&service->stopping) &&
 	       kvmfault__deferred_take(&service->deferred, now, &item)) {
 		kvmfault__deferred_arm(&service->deferred);
@@ -160,7 +161,7 @@ static void service_retry_deferred(struct kvmfault_service *service,
 	kvmfault__deferred_arm(&service->deferred);
 }
 
-/* A userfaultfd that has failed says so for ever: do not listen to it. */
+/* A userfaultfd that has failed would wake epoll_wait() for ever. */
 static void service_mute_uffd(struct kvmfault_vm *vm, uint32_t id,
 			      struct kvmfault__seat *seat)
 {
@@ -172,10 +173,10 @@ static void service_mute_uffd(struct kvmfault_vm *vm, uint32_t id,
 					NULL);
 	kvmfault__unhold(seat, KVMFAULT__HAZARD_UFFD);
 	kvmfault__log(vm, KVMFAULT_LOG_ERROR,
-		      "a userfaultfd has failed, and is not listened to any more");
+		      "a userfaultfd has failed, and the service does not read it any more: remove its mappings, since threads that miss a page there sleep");
 }
 
-/* One round; how many events there were, or -1: stop. */
+/* Wait once and serve what came. Returns the number of events, or -1: stop. */
 static int service_serve_events(struct kvmfault_service *service,
 				struct kvmfault__seat *seat, int timeout)
 {
@@ -201,7 +202,8 @@ static int service_serve_events(struct kvmfault_service *service,
 	return n > 0 ? n : 0;
 }
 
-/* Before it sleeps, for a while; one thread is enough. As serve(). */
+/* Poll for a while before sleeping, on one thread at a time. Returns the same
+ * as service_serve_events(). */
 static int service_poll_events(struct kvmfault_service *service,
 			       struct kvmfault__seat *seat,
 			       struct kvmfault__poll *poll)
@@ -288,7 +290,8 @@ static int service_open_descriptors(struct kvmfault_service *service)
 	return err ? err : service_add_event(service->vm, service->stop, STOP);
 }
 
-/* Closing alone would leave it in the set: a child of fork() has it, too. */
+/* Closing alone would leave the descriptor in the epoll set if a child of
+ * fork() has it, too. */
 static void service_close_event(struct kvmfault_vm *vm, int fd)
 {
 	if (fd < 0)
@@ -322,7 +325,7 @@ static void service_delete(struct kvmfault_service *service)
 	kvmfault__sys_free(service);
 }
 
-/* A context has one service. */
+/* A context has at most one service. */
 static int service_reserve_context(struct kvmfault_vm *vm)
 {
 	int err;
@@ -332,7 +335,7 @@ static int service_reserve_context(struct kvmfault_vm *vm)
 	vm->services += !err;
 	kvmfault__sys_unlock(&vm->lock);
 	return err ? kvmfault__refuse(vm, err,
-		"kvmfault_service_new: the context has a service: kvmfault_service_free() first") :
+		"kvmfault_service_new: the context has a service already: call kvmfault_service_free() first") :
 		0;
 }
 
@@ -351,7 +354,8 @@ static int service_make(struct kvmfault_vm *vm,
 		return -ENOMEM;
 	}
 	new->vm = vm;
-	/* Several readers: none takes what another could begin with. */
+	/* With several threads, none takes a message that another could answer
+	 * at once. */
 	new->batch = o->threads > 1 ? 1 : MESSAGES;
 	new->poll_us = o->poll_us;
 	pthread_mutex_init(&new->deferred.lock, NULL);
@@ -360,8 +364,8 @@ static int service_make(struct kvmfault_vm *vm,
 	return 0;
 }
 
-/* From here on it is served, and so are those whose messages were read while
- * there was no service. */
+/* The context has a service from here on. Sleepers of messages that were read
+ * before are woken: they fault again, for this service. */
 static void service_publish(struct kvmfault_service *service)
 {
 	struct kvmfault_vm *vm = service->vm;
@@ -392,7 +396,7 @@ int kvmfault_service_new(struct kvmfault_vm *vm,
 		return -EINVAL;
 	if (ours.threads > THREADS_MAX)
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_service_options.threads: %u is more than %u",
+			"kvmfault_service_options.threads: %u is more than %u, the most that a service can have",
 			ours.threads, (unsigned int)THREADS_MAX);
 	err = service_reserve_context(vm);
 	if (!err)
@@ -420,9 +424,9 @@ int kvmfault_service_new(struct kvmfault_vm *vm,
 }
 
 /*
- * The kernel tells nobody that a message waits where no one reads: so this is
- * said at the last moment at which somebody calls, when there is memory whose
- * pages come by messages and a vCPU to miss them.
+ * Nothing tells the library of a message that no thread reads. So the calls
+ * that set up vCPUs, regions and the delivery check this: if there is a vCPU
+ * and a memory with a source, a page may be missed.
  */
 void kvmfault__expect_service(struct kvmfault_vm *vm)
 {
@@ -433,7 +437,7 @@ void kvmfault__expect_service(struct kvmfault_vm *vm)
 	kvmfault__sys_unlock(&vm->lock);
 	if (missed && !atomic_exchange(&vm->service_missed, true))
 		kvmfault__log(vm, KVMFAULT_LOG_WARNING,
-			      "there is no service: whoever misses a page of guest memory sleeps until there is one, vCPUs too; call kvmfault_service_new() before kvmfault_region_add() and kvmfault_vcpu_new()");
+			      "there is no service: every thread that misses a page of guest memory sleeps until there is one, vCPUs too; call kvmfault_service_new() before kvmfault_region_add() and kvmfault_vcpu_new()");
 }
 
 KVMFAULT__EXPORT
@@ -457,7 +461,7 @@ int kvmfault_service_dispatch(struct kvmfault_service *service)
 	return 0;
 }
 
-/* A fetch that failed is just being put off. */
+/* True while the seat's thread defers a message, since its fetch has failed. */
 static bool service_seat_is_deferring(struct kvmfault__seat *seat,
 				      void *deferred)
 {

@@ -2,15 +2,16 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Entrance marker, and memory that fails in hardware. In: a SIGBUS at a host
- * address. Out: a marker's page is fetched; of a page that was there the data
- * is lost, its state says so, and the VMM is told which gpa it is.
+ * Kinds marker and failure: a SIGBUS at a host address, by a marker or by
+ * memory that fails in hardware. In: the decoded signal. Out: a marker's page
+ * is fetched. If a present page has failed, its state says that its data is
+ * lost, and the VMM is told its gpa.
  */
 
 #include "entry.h"
 
-/* The pages of the memory that it is about: a failure may be larger than one,
- * and begin before the memory does. */
+/* The memory's pages that a SIGBUS is about. A failure may be larger than a
+ * page, and may begin before the memory does. */
 struct lost {
 	uint64_t page, end;
 };
@@ -38,8 +39,8 @@ static bool sigbus_is_present(const struct kvmfault_memory *memory,
 	       kvmfault__page_state(memory, page) == KVMFAULT__PRESENT;
 }
 
-/* Is there data that can have been lost? A thread met its own page; else
- * any. */
+/* True if data can be lost: the page that a thread has touched is present, or
+ * for a SIGBUS without a touch any of the pages is. */
 static bool sigbus_has_present(const struct kvmfault_fault *fault,
 			       const struct kvmfault__target *target,
 			       struct lost lost)
@@ -110,7 +111,7 @@ void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 		      struct kvmfault__answer *answer)
 {
 	kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
-	/* Before it is seen in the mapping. */
+	/* Set before the seat holds the mapping: memories.c reads both. */
 	atomic_store(&seat->at_signal, true);
 	sigbus_resolve_hva(seat, fault, answer);
 	kvmfault__leave(seat);

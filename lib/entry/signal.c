@@ -2,10 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Entrance marker, its way from KVM_RUN to decode. In: the SIGBUS that KVM
- * sends to a vCPU's thread. Out: its siginfo, once. It can be delivered in
- * KVM_RUN, or there is no vCPU: blocked there, it would keep KVM_RUN from ever
- * returning.
+ * Kind marker, its way from KVM_RUN to decode. In: the SIGBUS that KVM sends to
+ * a vCPU's thread. Out: its siginfo, once. The kernel can deliver the signal
+ * during KVM_RUN, or no vCPU is made: if it were blocked, KVM_RUN would never
+ * return.
  */
 
 #include <signal.h>
@@ -18,7 +18,7 @@ _Static_assert(sizeof(siginfo_t) == KVMFAULT__SIGINFO, "a siginfo's size");
 
 #define SIGBUS_BIT (1ULL << (SIGBUS - 1))
 
-/* The kernel's struct kvm_signal_mask, with its set. */
+/* The kernel's struct kvm_signal_mask, with room for its set. */
 struct mask {
 	uint32_t length;
 	uint8_t set[sizeof(uint64_t)];
@@ -37,34 +37,34 @@ static int signal_set_mask(struct kvmfault_vcpu *vcpu, const uint64_t *set)
 static int signal_refuse_vcpu(struct kvmfault_vcpu *vcpu, const char *what)
 {
 	return kvmfault__refuse(vcpu->vm, -EINVAL,
-		"kvmfault_vcpu_new: SIGBUS would not get through during KVM_RUN, so that MARKER_EXIT would hang this vCPU: %s",
+		"kvmfault_vcpu_new: the kernel could not deliver SIGBUS during KVM_RUN, so MARKER_EXIT would hang this vCPU: %s",
 		what);
 }
 
-/* blocked: what KVM_RUN is to have blocked. */
+/* blocked: the signals that KVM_RUN is to block. */
 static int signal_set_up_masked(struct kvmfault_vcpu *vcpu, uint64_t thread,
 				uint64_t blocked)
 {
 	int err;
 
 	if (vcpu->task.worker)
-		return signal_refuse_vcpu(vcpu, "a vCPU that delegates its work may not fetch it: have a handler and say KVMFAULT_SIGBUS_HANDLER");
+		return signal_refuse_vcpu(vcpu, "a vCPU with KVMFAULT_PROFILE_DELEGATE may not take the signal by a system call: install a handler and set sigbus to KVMFAULT_SIGBUS_HANDLER");
 	if (!(thread & SIGBUS_BIT))
-		return signal_refuse_vcpu(vcpu, "block it in the vCPU's thread (pthread_sigmask) before kvmfault_vcpu_new(), or have a handler and say KVMFAULT_SIGBUS_HANDLER");
+		return signal_refuse_vcpu(vcpu, "block SIGBUS in the vCPU's thread (pthread_sigmask) before kvmfault_vcpu_new(), or install a handler and set sigbus to KVMFAULT_SIGBUS_HANDLER");
 	blocked &= ~SIGBUS_BIT;
 	err = signal_set_mask(vcpu, &blocked);
 	vcpu->sigbus.masked = !err;
 	return err ? kvmfault__refuse(vcpu->vm, err,
-		"kvmfault_vcpu_options.fd: KVM_SET_SIGNAL_MASK of descriptor %d: error %d",
+		"kvmfault_vcpu_options.fd: KVM_SET_SIGNAL_MASK of descriptor %d failed (error %d)",
 		vcpu->fd, -err) : 0;
 }
 
 static int signal_set_up_handler(struct kvmfault_vcpu *vcpu, uint64_t blocked)
 {
 	if (blocked & SIGBUS_BIT)
-		return signal_refuse_vcpu(vcpu, "do not block it in the vCPU's thread, nor by KVM_SET_SIGNAL_MASK, or say KVMFAULT_SIGBUS_MASKED");
+		return signal_refuse_vcpu(vcpu, "SIGBUS is blocked: do not block it in the vCPU's thread or by KVM_SET_SIGNAL_MASK, or set sigbus to KVMFAULT_SIGBUS_MASKED");
 	if (kvmfault__sys_handles(SIGBUS) <= 0)
-		return signal_refuse_vcpu(vcpu, "it has no handler: set one that calls kvmfault_vcpu_note_sigbus(), or say KVMFAULT_SIGBUS_MASKED");
+		return signal_refuse_vcpu(vcpu, "SIGBUS has no handler: install one that calls kvmfault_vcpu_note_sigbus(), or set sigbus to KVMFAULT_SIGBUS_MASKED");
 	vcpu->sigbus.handler = kvmfault__seat_take(vcpu->vm);
 	return vcpu->sigbus.handler ? 0 : -ENOMEM;
 }
@@ -99,9 +99,13 @@ void kvmfault__signal_free(struct kvmfault_vcpu *vcpu)
 		kvmfault__seat_give(vcpu->sigbus.handler);
 }
 
-/* In the memslots' mapping of one of our memories? By a seat of the handler's
- * own, since its thread may be in the middle of a lookup; and without telling
- * who drains, which would be a system call: he looks again by himself. */
+/*
+ * True if the address is in a memory's memslots' mapping. The handler has its
+ * own seat for this, since the thread may be in the middle of a lookup.
+ *
+ * The seat's span is cleared without waking drainers, which would be a system
+ * call: they look again by themselves.
+ */
 static bool signal_is_guest_fault(struct kvmfault_vcpu *vcpu,
 				  const struct kvmfault_fault *fault)
 {
@@ -124,7 +128,8 @@ bool kvmfault_vcpu_note_sigbus(struct kvmfault_vcpu *vcpu, const void *siginfo)
 	if (fault.kind != KVMFAULT_KIND_MARKER ||
 	    !signal_is_guest_fault(vcpu, &fault))
 		return false;
-	/* One that was noted and not answered yet: this one comes again. */
+	/* The signal that was noted before is not answered yet. This one is
+	 * dropped: the access faults again. */
 	if (atomic_load(&vcpu->sigbus.noted))
 		return true;
 	memcpy(vcpu->sigbus.note, siginfo, sizeof(vcpu->sigbus.note));

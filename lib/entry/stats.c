@@ -2,8 +2,8 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: statistics. In: the counters in the seats, each written by
- * one thread. Out: their sum. Costs nothing on the fault path but an addition.
+ * Beside the flow: statistics. In: the counters in the seats, each of which one
+ * thread writes. Out: their sum. A fault pays for this only with additions.
  */
 
 #include <string.h>
@@ -63,7 +63,7 @@ int kvmfault_vcpu_stats(const struct kvmfault_vcpu *vcpu,
 	if (err)
 		return err;
 	kvmfault__vcpu_counted(vcpu, &sum);
-	/* A seat is used again: what it counted for others is not ours. */
+	/* The seat has counted for earlier vCPUs, too: subtract their part. */
 	now = (uint64_t *)((char *)&sum + sizeof(sum.size));
 	before = (const uint64_t *)((const char *)&vcpu->before +
 				    sizeof(sum.size));

@@ -2,9 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Conversions that the VMM asks for, of its own accord or for a vCPU's
- * hypercall. In: a range. Out: how far it is converted. For a vCPU it is a task
- * of that vCPU.
+ * Beside the flow: conversions that the VMM asks for, by itself or for a vCPU's
+ * hypercall. In: a range. Out: the range is converted, or its first part is,
+ * and the length of that. For a vCPU the conversion is a task of that vCPU.
  */
 
 #include "entry.h"
@@ -61,16 +61,16 @@ int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,
 	if (!length || (gpa | length) & (KVMFAULT__PAGE - 1) ||
 	    gpa + length - 1 < gpa)
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_convert: gpa %#llx, length %#llx: empty, not multiples of 4 KiB, or past the end of all",
+			"kvmfault_convert: the range at gpa %#llx, of %#llx bytes, is empty, is not made of whole pages of 4 KiB, or goes past the last address",
 			(unsigned long long)gpa, (unsigned long long)length);
 	if (vcpu && vcpu->vm != vm)
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_convert: the vCPU is of another context");
+			"kvmfault_convert: the vCPU belongs to another context: pass the context that it was made in");
 	if (!vm->conversions.converter.set)
 		return kvmfault__refuse(vm, -EOPNOTSUPP,
-			"kvmfault_convert: the context has neither kvmfault_vm_options.vm_fd nor a converter that sets");
+			"kvmfault_convert: the context cannot tell KVM: give it kvmfault_vm_options.vm_fd, or a kvmfault_converter with set");
 	if (vcpu && kvmfault__within(vcpu_convert_is_own_seat, vcpu))
-		vcpu = NULL;	/* a callback of its own fault */
+		vcpu = NULL;	/* called from a callback of its own fault */
 	seat = vcpu ? vcpu->seat : kvmfault__seat_take(vm);
 	if (!seat)
 		return -ENOMEM;

@@ -3,8 +3,9 @@
 
 /*
  * The call after KVM_RUN: from decode to the action, on the vCPU's own thread.
- * In: what KVM_RUN returned. Out: what to do next. A retry is bounded: the
- * guard counts answers without progress, whatever the entrance.
+ * In: what KVM_RUN returned. Out: the action that tells the VMM what to do
+ * next. Retries are bounded: the guard counts answers without progress, for
+ * faults of any kind.
  */
 
 #include <string.h>
@@ -13,9 +14,9 @@
 #include "entry.h"
 #include "../os/trace.h"
 
-#define SOURCE_PAUSE 1000000ULL		/* a failed source: 1 ms, doubled */
+#define SOURCE_PAUSE 1000000ULL		/* 1 ms if a source failed, doubled */
 #define SOURCE_STEPS 10			/* each time, up to about a second */
-#define NO_MMIO 0			/* mmio_length: nothing unfinished */
+#define NO_MMIO 0			/* mmio_length: none is half done */
 
 static int vcpu_check_options(struct kvmfault_vm *vm,
 			      const struct kvmfault_vcpu_options *o)
@@ -24,21 +25,21 @@ static int vcpu_check_options(struct kvmfault_vm *vm,
 
 	if (o->fd <= 0 || !o->run)
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_vcpu_options.%s: it is not set%s",
+			"kvmfault_vcpu_options.%s: the member is not set%s",
 			o->run ? "fd" : "run", o->run ?
-			" (a descriptor that is 0 means none: duplicate it)" :
+			" (0 means no descriptor: duplicate one that is 0)" :
 			"");
 	if (o->profile > KVMFAULT_PROFILE_DELEGATE)
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_vcpu_options.profile: %u is none that this version knows",
+			"kvmfault_vcpu_options.profile: %u is no profile that this version knows for a vCPU: use KVMFAULT_PROFILE_INLINE or KVMFAULT_PROFILE_DELEGATE",
 			(unsigned int)o->profile);
 	if (o->sigbus > KVMFAULT_SIGBUS_HANDLER)
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_vcpu_options.sigbus: %u is no way that this version knows",
+			"kvmfault_vcpu_options.sigbus: %u is no way that this version knows: use KVMFAULT_SIGBUS_MASKED or KVMFAULT_SIGBUS_HANDLER",
 			(unsigned int)o->sigbus);
 	flags = kvmfault__sys_getfl(o->fd);
 	return flags < 0 ? kvmfault__refuse(vm, flags,
-		"kvmfault_vcpu_options.fd: descriptor %d is not open",
+		"kvmfault_vcpu_options.fd: descriptor %d is not open: pass the vCPU's, and close it after kvmfault_vcpu_free()",
 		o->fd) : 0;
 }
 
@@ -48,7 +49,7 @@ static void vcpu_forget_source(struct kvmfault_vcpu *vcpu)
 	vcpu->source.due = 0;
 }
 
-/* Its threads' seats. */
+/* Take the seats of the threads that do the vCPU's work. */
 static int vcpu_take_seats(struct kvmfault_vcpu *vcpu,
 			   const struct kvmfault_vcpu_options *o)
 {
@@ -151,13 +152,14 @@ void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu)
 	kvmfault__sys_unlock(&vm->lock);
 }
 
-/* KVM_RUN must not be entered now. */
+/* True while an access is half done: the VMM must not enter KVM_RUN. */
 static bool vcpu_is_unfinished(const struct kvmfault_vcpu *vcpu)
 {
 	return vcpu->resume.mmio_length != NO_MMIO || vcpu->resume.emulating;
 }
 
-/* To the outside: what the caller must not do after it has its own name. */
+/* The VMM's action: if an access is half done, an action after which the VMM
+ * would enter KVM_RUN has another name. */
 static enum kvmfault_action
 vcpu_choose_action(const struct kvmfault_vcpu *vcpu,
 		   const struct kvmfault__answer *answer)
@@ -198,7 +200,7 @@ vcpu_finish_fault(struct kvmfault_vcpu *vcpu,
 	return result->action;
 }
 
-/* Not a memory fault: the guest got somewhere. */
+/* Fill in the result of an exit that is not a memory fault. */
 static enum kvmfault_action vcpu_finish_no_fault(struct kvmfault_vcpu *vcpu,
 						 enum kvmfault_action action)
 {
@@ -225,7 +227,7 @@ static void vcpu_resolve_hva(struct kvmfault__task *task,
 	kvmfault__sigbus(task->seat, task->fault, answer);
 }
 
-/* All of it is one task. */
+/* Resolve the whole fault by one task. */
 static void vcpu_perform_task(struct kvmfault_vcpu *vcpu, kvmfault__work *work,
 			      struct kvmfault__answer *answer)
 {
@@ -234,7 +236,7 @@ static void vcpu_perform_task(struct kvmfault_vcpu *vcpu, kvmfault__work *work,
 	kvmfault__perform(vcpu, &task, answer);
 }
 
-/* A SIGBUS of the VMM's own memory is no work for another thread. */
+/* False for a SIGBUS in the VMM's own memory, which needs no worker. */
 static bool vcpu_is_guest_hva(struct kvmfault_vcpu *vcpu)
 {
 	bool ours = kvmfault__mapping_find(vcpu->seat, 0, vcpu->fault.hva);
@@ -243,7 +245,7 @@ static bool vcpu_is_guest_hva(struct kvmfault_vcpu *vcpu)
 	return ours;
 }
 
-/* No address: run it again, it may have been a race. */
+/* An error without an address may have been a race: KVM_RUN is tried again. */
 static void vcpu_resolve_bare(const struct kvmfault_vcpu *vcpu,
 			      struct kvmfault__answer *answer)
 {
@@ -258,7 +260,8 @@ static void vcpu_resolve_once(struct kvmfault_vcpu *vcpu,
 {
 	switch (vcpu->fault.kind) {
 	case KVMFAULT_KIND_EXIT:
-		/* Used up: it must not be taken for the next one's. */
+		/* The record is used up: a later bare error must not be taken
+		 * for one with this address. */
 		vcpu->run->exit_reason = KVM_EXIT_UNKNOWN;
 		vcpu_perform_task(vcpu, vcpu_resolve_gpa, answer);
 		return;
@@ -279,7 +282,8 @@ static void vcpu_resolve_once(struct kvmfault_vcpu *vcpu,
 	}
 }
 
-/* Once more, after a pause? Failed memory does not come back. */
+/* True if the source is to be asked again, after a pause. Memory that failed in
+ * hardware does not recover. */
 static bool vcpu_may_retry_source(struct kvmfault_vcpu *vcpu,
 				  const struct kvmfault__answer *answer)
 {
@@ -290,18 +294,20 @@ static bool vcpu_may_retry_source(struct kvmfault_vcpu *vcpu,
 	    answer->error == -EHWPOISON || vcpu->seat->no_wait ||
 	    n >= vcpu->vm->options.source_retries)
 		return false;
-	vcpu->source.due = vcpu->task.ended +
-			   (SOURCE_PAUSE << (n < SOURCE_STEPS ? n : SOURCE_STEPS));
+	vcpu->source.due = vcpu->task.ended + (SOURCE_PAUSE <<
+			   (n < SOURCE_STEPS ? n : SOURCE_STEPS));
 	vcpu->source.failures++;
 	kvmfault__count(vcpu->seat, retried);
 	return true;
 }
 
-/* As often as a failing source is worth it, and not before it is due. */
+/* Resolve the fault; if its source fails, again after a pause, as often as
+ * source_retries says. */
 static void vcpu_resolve_patiently(struct kvmfault_vcpu *vcpu,
 				   struct kvmfault__answer *answer)
 {
-	uint64_t what = kvmfault__guard_key(vcpu);	/* before it is translated */
+	/* Read before the fault is translated, which changes the key. */
+	uint64_t what = kvmfault__guard_key(vcpu);
 
 	if (vcpu->source.key != what)
 		vcpu_forget_source(vcpu);
@@ -309,15 +315,15 @@ static void vcpu_resolve_patiently(struct kvmfault_vcpu *vcpu,
 	do
 		vcpu_resolve_once(vcpu, answer);
 	while (vcpu_may_retry_source(vcpu, answer));
-	/* Only now it is known which instruction it is. */
+	/* The instruction is known only after it was resolved. */
 	if (vcpu->fault.kind == KVMFAULT_KIND_EMULATION)
 		vcpu->source.key = kvmfault__guard_key(vcpu);
 	if (answer->action != KVMFAULT_ACTION_INTERRUPTED)
 		vcpu_forget_source(vcpu);
 }
 
-/* KVM_RUN was entered although an access was half done: the guest has gone on
- * with whatever bytes were there, or with a #UD. */
+/* True if the VMM entered KVM_RUN although an access was half done: the guest
+ * has gone on with arbitrary bytes, or with a #UD. */
 static bool vcpu_has_lost_access(const struct kvmfault_vcpu *vcpu)
 {
 	const struct kvmfault_fault *fault = &vcpu->fault;
@@ -377,7 +383,8 @@ static void vcpu_decode_signal(struct kvmfault_vcpu *vcpu, const void *siginfo)
 	kvmfault_decode_siginfo(siginfo, &vcpu->fault);
 }
 
-/* Taken from the queue, and not guest memory's: the VMM's to see to. */
+/* The library took this SIGBUS from the thread's queue, and it is not guest
+ * memory's: the VMM has to handle it. */
 static enum kvmfault_action vcpu_hand_on_signal(struct kvmfault_vcpu *vcpu)
 {
 	vcpu_finish_no_fault(vcpu, KVMFAULT_ACTION_INTERRUPTED);
@@ -396,7 +403,8 @@ static enum kvmfault_action vcpu_report_lost_access(struct kvmfault_vcpu *vcpu)
 	return vcpu_finish_fault(vcpu, &lost);
 }
 
-/* A signal is no progress: a timer must not keep a spin alive. */
+/* A signal does not count as progress: else a periodic timer would keep a vCPU
+ * spinning past its retry budget. */
 static enum kvmfault_action vcpu_handle_interruption(struct kvmfault_vcpu *vcpu)
 {
 	enum kvmfault_action action;
@@ -409,7 +417,8 @@ static enum kvmfault_action vcpu_handle_interruption(struct kvmfault_vcpu *vcpu)
 		vcpu_hand_on_signal(vcpu) : action;
 }
 
-/* Apart, so that an exit that is no fault pays for none of it. */
+/* A function of its own, so that an exit that is no fault pays for none of
+ * it. */
 __attribute__((noinline))
 static enum kvmfault_action vcpu_decode_and_handle(struct kvmfault_vcpu *vcpu,
 						   int ret, int err)

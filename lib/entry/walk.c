@@ -2,13 +2,14 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: KVM sometimes walks the guest's page tables in software, and
- * takes a table that it can't read for one that maps nothing; and it switches
- * tasks, and on some back ends delivers exceptions. In: a vCPU's registers.
- * Out: each table that they lead to is present, by the one path, and what an
- * exception needs. Whatever the guest has put there: no more tables than
- * TABLES_MAX are looked at, no byte past a table, and of what they map nothing
- * else is touched.
+ * Beside the flow: the guest's page tables, which KVM sometimes walks in
+ * software. It takes a table that it cannot read for one that maps nothing; it
+ * also switches tasks, and on some back ends delivers exceptions.
+ *
+ * In: a vCPU's registers. Out: each table that they lead to, and the memory
+ * that an exception needs, is present, by the one path. Whatever the guest has
+ * put there, the walk reads at most TABLES_MAX tables, no byte past a table,
+ * and nothing else that they map.
  */
 
 #include <string.h>
@@ -25,26 +26,26 @@
 #define EFER_LMA (1UL << 10)
 
 #define PRESENT (1UL << 0)
-#define HUGE (1UL << 7)		/* the entry is a page, at some levels */
+#define HUGE (1UL << 7)		/* at some levels: the entry is a page */
 #define FRAME 0x000ffffffffff000ULL
-#define LEVELS 5		/* level 1 is the last: its entries are pages */
+#define LEVELS 5		/* entries of level 1, the last, are pages */
 
 /* 4 GiB of tables, which map 2 TiB of pages of 4 KiB. */
 #define TABLES_MAX (1U << 20)
 #define SEEN 64			/* tables of a level, by their address */
 #define CHUNK 64		/* entries that are read at once */
 
-#define TSS 104			/* bytes of it, without its map of ports */
-#define PUSHED 64		/* by an exception, aligned */
+#define TSS 104			/* bytes of a TSS without its I/O bitmap */
+#define PUSHED 64		/* bytes that an exception pushes, aligned */
 
 struct walk {
 	struct kvmfault__seat *seat;
 	uint32_t space;
-	/* How the guest's tables are made. */
+	/* the form of the guest's tables */
 	uint64_t root;
 	unsigned int top;	/* the root's level */
-	unsigned int huge;	/* bits: levels where HUGE counts */
-	size_t entry;		/* bytes */
+	unsigned int huge;	/* bits of the levels where HUGE counts */
+	size_t entry;		/* bytes of an entry */
 	size_t root_entries;
 
 	unsigned int tables;
@@ -78,11 +79,13 @@ static bool walk_set_mode(struct walk *w, const struct kvm_sregs *s)
 }
 
 /*
- * Many entries may lead to one table, at the same level or, where a guest maps
- * its tables through themselves, at each. To look at it again for every way
- * that leads there would take for ever. Those that were looked at last are
- * remembered, which is enough for what systems do (Linux's KASAN has thousands
- * of entries that share a table), and tables counts what a hostile guest does.
+ * Many entries may lead to one table, at one level or, if a guest maps its
+ * tables through themselves, at each level. Walking it again for every such
+ * entry would take for ever.
+ *
+ * To remember the last tables is enough for real systems: Linux's KASAN has
+ * thousands of entries that share a table. Against a hostile guest, w->tables
+ * bounds the walk.
  */
 static bool walk_has_seen_table(struct walk *w, unsigned int level,
 				uint64_t gpa)
@@ -91,11 +94,11 @@ static bool walk_has_seen_table(struct walk *w, unsigned int level,
 
 	if (*slot == (gpa | 1))
 		return true;
-	*slot = gpa | 1;	/* 0 is none */
+	*slot = gpa | 1;	/* 0: no table */
 	return false;
 }
 
-/* A page of a guest_memfd: KVM can't read a table there either. */
+/* True for a page of a guest_memfd: KVM cannot read a table there either. */
 static bool walk_is_private(const struct walk *w,
 			    const struct kvmfault__region *region, uint64_t gpa)
 {
@@ -103,7 +106,8 @@ static bool walk_is_private(const struct walk *w,
 	       kvmfault__shows_private(w->seat->vm, region, gpa);
 }
 
-/* 0: it is there; 1: it is no memory of ours; or -errno */
+/* 0: the page is present; 1: it is in no memory of the VM's regions; or
+ * -errno */
 static int walk_ensure_table(struct walk *w, uint64_t gpa)
 {
 	const struct kvmfault__region *region =
@@ -120,9 +124,9 @@ static int walk_ensure_table(struct walk *w, uint64_t gpa)
 }
 
 /*
- * Out of the file, where there is one: by now the guest may have discarded the
- * page again, and a marker in its place would be a SIGBUS of this thread's. 0:
- * nothing is to be read there any more.
+ * Read from the file, if the memory has one: the guest may have discarded the
+ * page by now, and a marker in its place would send this thread a SIGBUS.
+ * Returns 0 if nothing can be read there any more.
  */
 static ssize_t walk_read_table(struct walk *w, uint64_t gpa, void *to,
 			       size_t length)
@@ -185,7 +189,7 @@ static int walk_entries(struct walk *w, unsigned int level, uint64_t gpa,
 	return err;
 }
 
-/* As deep as there are levels. */
+/* The recursion is as deep as there are levels. */
 static int walk_table(struct walk *w, unsigned int level, uint64_t gpa,
 		      size_t entries)
 {
@@ -203,8 +207,8 @@ static int walk_table(struct walk *w, unsigned int level, uint64_t gpa,
 	return ret || level == 1 ? 0 : walk_entries(w, level, gpa, entries);
 }
 
-/* At a linear address, as the guest has it mapped; and copied, unless to is
- * NULL. What is not mapped, or no memory of ours, is passed over. */
+/* Make a range of linear addresses present, and copy it unless to is NULL.
+ * Pages that the guest has not mapped or that are in no region are skipped. */
 static int walk_ensure_linear(struct walk *w, int fd, uint64_t linear,
 			      uint64_t length, unsigned char *to)
 {
@@ -228,8 +232,7 @@ static int walk_ensure_linear(struct walk *w, int fd, uint64_t linear,
 	return err < 0 ? err : 0;
 }
 
-/* As much as an exception puts there: on a stack that begins at 0 there is
- * none. */
+/* Make present what an exception pushes below top; 0: there is no stack. */
 static int walk_ensure_frame(struct walk *w, int fd, uint64_t top)
 {
 	return top ? walk_ensure_linear(w, fd, top - PUSHED, PUSHED, NULL) : 0;
@@ -240,8 +243,8 @@ static uint64_t walk_limit_to_length(uint32_t limit)
 	return limit ? limit + 1ULL : 0;
 }
 
-/* The stacks that a TSS names. One of 32 bits has only those of the privilege
- * levels, in the same places. */
+/* The stacks that a TSS names. A 32-bit TSS has only those of the privilege
+ * levels, at the same offsets. */
 static int walk_ensure_stacks(struct walk *w, int fd, const struct kvm_sregs *s)
 {
 	static const uint8_t stacks[] = {
@@ -286,14 +289,14 @@ static int walk_ensure_exceptions(struct walk *w, int fd,
 	return err;
 }
 
-/* The one that the registers are of. */
+/* Get the address space that the vCPU's registers refer to. */
 static int walk_get_address_space(const struct kvmfault_vcpu *vcpu,
 				  uint32_t *space)
 {
 	struct kvm_vcpu_events events;
 	int err;
 
-	/* kvm_run says so only after KVM_RUN. */
+	/* kvm_run tells the address space only after KVM_RUN. */
 	err = kvmfault__sys_ioctl(vcpu->fd, KVM_GET_VCPU_EVENTS, &events);
 	if (!err)
 		*space = events.flags & KVM_VCPUEVENT_VALID_SMM &&
@@ -328,7 +331,7 @@ int kvmfault_ensure_page_tables(struct kvmfault_vcpu *vcpu)
 
 #else
 
-/* arm64's KVM walks no tables of the guest's. */
+/* On arm64 KVM does not walk the guest's page tables in software. */
 KVMFAULT__EXPORT
 int kvmfault_ensure_page_tables(struct kvmfault_vcpu *vcpu)
 {
