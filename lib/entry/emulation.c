@@ -5,7 +5,7 @@
  * Kind emulation: KVM's emulator gave up on an instruction, maybe because a
  * page that it needs is absent. In: an internal error that tells nothing but
  * RIP. Out: the pages of the instruction and of its operands are present and
- * the queued #UD is taken back, so that the instruction runs again; or the exit
+ * the queued #UD is taken back, so that the instruction runs again. Or the exit
  * is not a fault.
  */
 
@@ -203,8 +203,8 @@ static void emulation_conclude(const struct emulation *e,
 		*answer = e->answer;
 	else if (!e->came && e->later)
 		answer->error = -EAGAIN;
-	/* Nothing was absent: another thread may have been faster, until the
-	 * retry budget is used up. Then the exit is the VMM's, with the #UD. */
+	/* Nothing was absent: another thread may have been faster. When the
+	 * retry budget is used up, the exit is the VMM's, with the #UD. */
 	else if (!e->came && e->task->last && e->task->rip == e->cpu.rip)
 		answer->action = KVMFAULT_ACTION_NOT_A_FAULT;
 }
@@ -221,7 +221,8 @@ static void emulation_do_task(struct kvmfault__task *task,
 	emulation_ensure_code(&e);
 	emulation_ensure_operands(&e);
 	emulation_conclude(&e, answer);
-	/* The VMM may enter KVM_RUN again after any other answer. */
+	/* After any other answer the VMM may enter KVM_RUN again, where the
+	 * guest would see a queued #UD. */
 	if (answer->action != KVMFAULT_ACTION_NOT_A_FAULT &&
 	    !emulation_take_back_ud(task))
 		kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);

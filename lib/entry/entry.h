@@ -57,8 +57,8 @@ struct kvmfault__task {
 	uint64_t reached;		/* and the end of those converted */
 };
 
-/* A thread that does the tasks of one vCPU, and of another after that one is
- * freed; with its own copies of all that a task uses. */
+/* A thread that does the tasks of one vCPU, and those of another after that
+ * vCPU is freed. It has its own copies of all that a task uses. */
 struct kvmfault__worker {
 	struct kvmfault__worker *next;
 	struct kvmfault__seat *seat;

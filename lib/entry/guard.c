@@ -3,8 +3,8 @@
 
 /*
  * The guard: it bounds retries. In: an answer to a vCPU's fault of any kind.
- * Out: the same answer, maybe after a pause; or UNRESOLVED, when too many
- * answers in a row have brought no progress.
+ * Out: the same answer, maybe after a pause. Or the action is UNRESOLVED: too
+ * many answers in a row have brought no progress.
  */
 
 #include <string.h>

@@ -118,7 +118,7 @@ static void message_report_event(struct kvmfault_vm *vm,
 		return;
 	case UFFD_EVENT_REMAP:
 		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
-			      "guest memory at %#llx was moved to %#llx by mremap(): no page comes there any more, and a thread that misses one sleeps; call kvmfault_mapping_remove() before mremap() and kvmfault_mapping_add() after it",
+			      "guest memory at %#llx was moved to %#llx by mremap(): no page comes there any more, and a thread that misses one sleeps; before mremap() call kvmfault_mapping_remove(), or kvmfault_memory_free() for the first mapping, and add it again after that",
 			      (unsigned long long)msg->arg.remap.from,
 			      (unsigned long long)msg->arg.remap.to);
 		return;

@@ -4,8 +4,8 @@
 /*
  * Kind mmio: KVM's emulator met a page that it could not reach, took it for a
  * device, and will not run the instruction again. In: KVM_EXIT_MMIO. Out: the
- * page is present and the library has completed the access to it; or the exit
- * is not a fault, since the address is a device's, or ROM that is written.
+ * page is present and the library has completed the access to it. Or the exit
+ * is not a fault: the address is a device's, or ROM that is written.
  */
 
 #include <linux/kvm.h>

@@ -30,7 +30,7 @@ struct kvmfault_service {
 	size_t batch;			/* messages that one read takes */
 	uint32_t poll_us;
 	atomic_bool polled;		/* a thread polls before it sleeps */
-	atomic_bool stopping;		/* threads end after this message */
+	atomic_bool stopping;		/* threads end after what they do now */
 	struct kvmfault__deferred deferred;
 	unsigned int threads;
 	pthread_t thread[];
@@ -79,7 +79,7 @@ static void service_serve_fault(struct kvmfault_service *service,
 	mapping = kvmfault__mapping_find(seat, item->space, item->fault.hva);
 	if (!mapping || !mapping->uffd) {
 		/* The mapping was removed, and the kernel has woken its
-		 * sleepers. One without a userfaultfd may be there now. */
+		 * sleepers. Memory without a source may be there now. */
 		kvmfault__leave(seat);
 		return;
 	}
@@ -152,7 +152,8 @@ static void service_retry_deferred(struct kvmfault_service *service,
 			   sizeof(expirations));
 	kvmfault__wake_without_room(&service->deferred, seat, now);
 	/* A message that is deferred again is due later than now, so the loop
-	 * ends. If this one takes long, another thread has the timer. */
+	 * ends. The timer is armed first: if this try takes long, another
+	 * thread takes the next message. */
 	while (!atomic_load(&service->stopping) &&
 	       kvmfault__deferred_take(&service->deferred, now, &item)) {
 		kvmfault__deferred_arm(&service->deferred);
@@ -461,7 +462,8 @@ int kvmfault_service_dispatch(struct kvmfault_service *service)
 	return 0;
 }
 
-/* True while the seat's thread defers a message, since its fetch has failed. */
+/* True while the seat's thread uses the service's deferred messages, for
+ * example since a fetch has failed. */
 static bool service_seat_is_deferring(struct kvmfault__seat *seat,
 				      void *deferred)
 {

@@ -111,7 +111,8 @@ void kvmfault__sigbus(struct kvmfault__seat *seat, struct kvmfault_fault *fault,
 		      struct kvmfault__answer *answer)
 {
 	kvmfault__say(answer, KVMFAULT_ACTION_NOT_A_FAULT);
-	/* Set before the seat holds the mapping: memories.c reads both. */
+	/* Set before the seat holds the mapping: kvmfault_memory_free() waits
+	 * for a seat that has both. */
 	atomic_store(&seat->at_signal, true);
 	sigbus_resolve_hva(seat, fault, answer);
 	kvmfault__leave(seat);

@@ -106,8 +106,7 @@ static bool walk_is_private(const struct walk *w,
 	       kvmfault__shows_private(w->seat->vm, region, gpa);
 }
 
-/* 0: the page is present; 1: it is in no memory of the VM's regions; or
- * -errno */
+/* 0: the page is present; 1: it is private, or in no region; or -errno */
 static int walk_ensure_table(struct walk *w, uint64_t gpa)
 {
 	const struct kvmfault__region *region =
