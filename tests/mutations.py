@@ -182,7 +182,7 @@ MUTATIONS = [
      '		if (save && discard_must_save(memory, page + n, state)) {',
      '		if (0) {', ['protect']),
     ('do not protect a mapping that comes later', 'lib/setup/mappings.c',
-     '	err = protect_too(*mapping);', '	err = 0;', ['protect']),
+     '	err = mapping_write_protect(*mapping);', '	err = 0;', ['protect']),
     ('lift the protection of pages that nobody holds', 'lib/resolve/protect.c',
      '	       kvmfault__page_change(memory, page + n, *was,\n'
      '				     KVMFAULT__FETCHING) == *was)',
@@ -254,10 +254,10 @@ MUTATIONS = [
      '		if (0 && any_seat_holds(vm, item)) {',
      ['seat']),
     ('do not wait for a fetch before memory is freed', 'lib/setup/memories.c',
-     '	kvmfault__drain_until(vm, in_use, memory);\n', '',
+     '	kvmfault__drain_until(vm, memory_is_in_use, memory);\n', '',
      ['fetch hangs']),
     ('leave absent pages readable at the end', 'lib/setup/mappings.c',
-     '	err = guard ? fail_closed(mapping) : 0;', '	err = 0;',
+     '	err = guard ? mapping_guard_absent(mapping) : 0;', '	err = 0;',
      ['memory', 'mapping']),
     ('take preallocated memory for empty', 'lib/setup/memories.c',
      '	return -EEXIST;', '	return 0;', ['memory']),
@@ -275,7 +275,8 @@ MUTATIONS = [
      '	*known = true;\n'
      '	if (mapping->uffd)\n'
      '		kvmfault__uffd_register(mapping->uffd, mapping->host,\n'
-     '					memory->length, modes(memory),\n'
+     '					memory->length,\n'
+     '					mapping_register_modes(memory),\n'
      '					&ioctls);\n'
      '	atomic_store(&memory->mappings, new);\n', ['mapping']),
     ('a wait that a signal ends says that the page came', 'lib/memory/wait.c',
@@ -357,7 +358,7 @@ MUTATIONS = [
      '			(struct kvmfault__gfns){ run.end, chunk.end },\n'
      '			private);', ['convert']),
     ('punch a guest_memfd that may be closed', 'lib/setup/regions.c',
-     '	kvmfault__drain(vm, punches_removed, NULL);', '	;',
+     '	kvmfault__drain(vm, region_removed_has_punch, NULL);', '	;',
      ['convert-race hangs']),
     ('take who lost the race for unresolved', 'lib/resolve/resolver-convert.c',
      '		return KVMFAULT_VERDICT_RESOLVED;\n	err =',
@@ -421,7 +422,8 @@ MUTATIONS = [
     ('who looks while regions are laid anew may find none', 'lib/core/table.c',
      '	return atomic_load(table) != held;', '	return false;', ['region']),
     ('what could not be replaced is gone', 'lib/setup/regions.c',
-     '		((struct kvmfault_vm *)vm)->leaving--;\n		enter(vm, span);',
+     '		((struct kvmfault_vm *)vm)->leaving--;\n'
+     '		region_enter_table(vm, span);',
      '		;', ['region']),
     ('regions that overlap in one layout', 'lib/core/table.c',
      '	if (filling_overlaps(to, span->first))\n', '	if (0)\n', ['region']),

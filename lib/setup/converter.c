@@ -2,8 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Who tells KVM of a conversion, and which hooks hear of it: what the VMM says before
- * the first vCPU.
+ * Set-up: conversions. In: the VMM's converter, and the hooks that it adds
+ * before the first vCPU and service. Out: the function that tells KVM of a
+ * conversion, which is the library's own if the VMM gives none and the context
+ * has vm_fd; and the hooks. Neither changes once a vCPU or a service exists.
  */
 
 #include "../os/abi.h"
@@ -13,8 +15,8 @@
 	       KVMFAULT_CONVERTER_KEEP_PRIVATE | \
 	       KVMFAULT_CONVERTER_RAM_ONLY | KVMFAULT_CONVERTER_CALLS_ONLY)
 
-static int set_attributes(void *data, uint64_t address, uint64_t length,
-			  bool private)
+static int converter_set_attributes(void *data, uint64_t address,
+				    uint64_t length, bool private)
 {
 	struct kvmfault_vm *vm = data;
 	struct kvmfault__memory_attributes attributes = {
@@ -27,8 +29,9 @@ static int set_attributes(void *data, uint64_t address, uint64_t length,
 				      KVMFAULT__SET_MEMORY_ATTRIBUTES,
 				      &attributes);
 
-	/* Not known (before 6.8), or not of this type of VM: what is asked for
-	 * is right by itself. */
+	/* A kernel before 6.8 does not know the call, and some types of VM do
+	 * not take it. The arguments are right, so neither is a caller's
+	 * bug. */
 	return err == -ENOTTY || err == -EINVAL ? -EOPNOTSUPP : err;
 }
 
@@ -37,11 +40,12 @@ int kvmfault__converter(struct kvmfault_vm *vm,
 {
 	int err = 0;
 
-	vm->options.converter = NULL;	/* the caller's */
+	vm->options.converter = NULL;	/* belongs to the caller */
 	if (converter)
 		err = kvmfault__options_in(vm, "kvmfault_converter",
 					   &vm->conversions.converter,
-					   sizeof(vm->conversions.converter), converter);
+					   sizeof(vm->conversions.converter),
+					   converter);
 	if (err)
 		return err;
 	if (vm->conversions.converter.flags & ~FLAGS)
@@ -49,7 +53,7 @@ int kvmfault__converter(struct kvmfault_vm *vm,
 			"kvmfault_converter.flags: %#x has a flag that this version does not know",
 			vm->conversions.converter.flags);
 	if (!vm->conversions.converter.set && vm->options.vm_fd > 0) {
-		vm->conversions.converter.set = set_attributes;
+		vm->conversions.converter.set = converter_set_attributes;
 		vm->conversions.converter.data = vm;
 	}
 	return 0;
@@ -82,7 +86,7 @@ int kvmfault_conversion_hook_add(struct kvmfault_vm *vm,
 	kvmfault__sys_unlock(&vm->lock);
 	if (err)
 		kvmfault__refuse(vm, err, err == -EBUSY ?
-			"a conversion hook comes too late: add it before the first kvmfault_vcpu_new() and kvmfault_service_new()" :
-			"a conversion hook has no room: there are KVMFAULT_CONVERSION_HOOK_COUNT");
+			"kvmfault_conversion_hook_add: a vCPU or a service exists already: add hooks before the first kvmfault_vcpu_new() and kvmfault_service_new()" :
+			"kvmfault_conversion_hook_add: the context has KVMFAULT_CONVERSION_HOOK_COUNT hooks, which is the limit: combine two of them in one");
 	return err;
 }

@@ -2,9 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * The thread that reads a userfaultfd with events while the library takes pages away
- * there (see events.c). In: a descriptor that the VMM has made. Out: its events are
- * read, and its faults are handed to the service.
+ * Set-up: the thread that reads a userfaultfd with events while the library
+ * takes pages away there (see events.c). In: a descriptor that the VMM has
+ * made. Out: the events are read, and the faults are handed to the service.
+ * Only a descriptor with a feature that reports events has such a thread.
  */
 
 #include <stdio.h>
@@ -14,14 +15,15 @@
 #include "setup.h"
 
 #define MESSAGES 16
-#define LOOK 10			/* ms, after which it looks whether it is wanted */
+#define LOOK 10			/* ms, until it looks whether it is wanted */
 
 #define TOLD (UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | \
 	      UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP)
 
-/* The features that its handshake chose, in the third line of this: "API:", the
- * version, the features, and what there is beside. All, if that can't be read. */
-static uint64_t features_of(int fd)
+/* The third line of fdinfo is "API:", the version, the features that the
+ * handshake chose, and more. If it can't be read, every event counts as
+ * chosen. */
+static uint64_t reader_read_features(int fd)
 {
 	unsigned long long features;
 	char name[40], text[512], *line;
@@ -41,25 +43,28 @@ static uint64_t features_of(int fd)
 	return found == 1 ? features : TOLD;
 }
 
-/* Nobody is left asleep: without a service the next one wakes all, and they fault
- * again. */
-static void hand_over(struct kvmfault__seat *seat,
-		      struct kvmfault__message *item)
+/* If there is no service, the next one that starts sees vm->unserved and wakes
+ * all sleepers, which fault again. A service that starts in between is found
+ * here. */
+static void reader_hand_over(struct kvmfault__seat *seat,
+			     struct kvmfault__message *item)
 {
 	struct kvmfault_vm *vm = seat->vm;
 	struct kvmfault__deferred *deferred;
 
-	deferred = kvmfault__hold(seat, KVMFAULT__HAZARD_DEFERRED, &vm->deferred);
+	deferred = kvmfault__hold(seat, KVMFAULT__HAZARD_DEFERRED,
+				  &vm->deferred);
 	if (!deferred) {
 		atomic_store(&vm->unserved, true);
-		deferred = kvmfault__hold(seat, KVMFAULT__HAZARD_DEFERRED, &vm->deferred);
+		deferred = kvmfault__hold(seat, KVMFAULT__HAZARD_DEFERRED,
+					  &vm->deferred);
 	}
 	if (deferred)
 		kvmfault__defer_to_service(deferred, seat, item);
 	kvmfault__unhold(seat, KVMFAULT__HAZARD_DEFERRED);
 }
 
-static void read_messages(struct kvmfault__reader *reader)
+static void reader_read_messages(struct kvmfault__reader *reader)
 {
 	struct kvmfault_uffd *uffd = reader->uffd;
 	struct uffd_msg msg[MESSAGES];
@@ -69,11 +74,11 @@ static void read_messages(struct kvmfault__reader *reader)
 	n = kvmfault__messages_read(reader->seat, uffd, msg, MESSAGES);
 	for (i = 0; i < n; i++)
 		if (kvmfault__message_decode(reader->seat, uffd->space, &msg[i],
-					 &item))
-			hand_over(reader->seat, &item);
+					     &item))
+			reader_hand_over(reader->seat, &item);
 }
 
-static void *run(void *data)
+static void *reader_run(void *data)
 {
 	struct kvmfault__reader *reader = data;
 	struct epoll_event ready;
@@ -85,12 +90,12 @@ static void *run(void *data)
 						 1000000000);
 		else if (kvmfault__sys_epoll_wait(reader->epoll, &ready, 1,
 						  LOOK) == 1)
-			read_messages(reader);
+			reader_read_messages(reader);
 	kvmfault__exit(&reader->seat->inside);
 	return NULL;
 }
 
-static void delete(struct kvmfault__reader *reader)
+static void reader_delete(struct kvmfault__reader *reader)
 {
 	if (reader->epoll >= 0)
 		kvmfault__sys_close(reader->epoll);
@@ -99,7 +104,7 @@ static void delete(struct kvmfault__reader *reader)
 	kvmfault__sys_free(reader);
 }
 
-static int listen_to(struct kvmfault__reader *reader, int fd)
+static int reader_listen_to(struct kvmfault__reader *reader, int fd)
 {
 	struct epoll_event event = { .events = EPOLLIN };
 
@@ -114,7 +119,7 @@ int kvmfault__reader_new(struct kvmfault_uffd *uffd)
 	struct kvmfault__reader *reader;
 	int err;
 
-	if (!(features_of(uffd->fd) & TOLD))
+	if (!(reader_read_features(uffd->fd) & TOLD))
 		return 0;
 	reader = kvmfault__sys_alloc(sizeof(*reader), 0);
 	if (!reader)
@@ -122,12 +127,12 @@ int kvmfault__reader_new(struct kvmfault_uffd *uffd)
 	reader->uffd = uffd;
 	reader->epoll = -1;
 	reader->seat = kvmfault__seat_take(uffd->vm);
-	err = reader->seat ? listen_to(reader, uffd->fd) : -ENOMEM;
+	err = reader->seat ? reader_listen_to(reader, uffd->fd) : -ENOMEM;
 	if (!err)
-		err = kvmfault__sys_thread(&reader->thread, run, reader,
+		err = kvmfault__sys_thread(&reader->thread, reader_run, reader,
 					   "kvmfault-reader");
 	if (err)
-		delete(reader);
+		reader_delete(reader);
 	else
 		uffd->reader = reader;
 	return err;
@@ -142,5 +147,5 @@ void kvmfault__reader_free(struct kvmfault_uffd *uffd)
 	atomic_store(&reader->stopping, true);
 	kvmfault__reader_want(reader);
 	kvmfault__sys_join(reader->thread);
-	delete(reader);
+	reader_delete(reader);
 }

@@ -2,9 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * How a mapping is made and taken down. In: a memory, and where it is mapped. Out: the
- * range registered, and known by its address; in the end nobody can read zeros where
- * pages are absent.
+ * Set-up: how a mapping is made and taken down. In: a memory, and the address
+ * at which it is mapped. Out: a range that is registered, and that a lookup by
+ * address finds. When the VMM ends a mapping or its memory, no thread can read
+ * zeros afterwards where pages are absent.
  */
 
 #include <linux/userfaultfd.h>
@@ -12,10 +13,12 @@
 #include "../os/abi.h"
 #include "setup.h"
 
-/* The list with one more, or without one. */
+/* A copy of the list with `add` and without `remove`; each of them may be
+ * NULL. */
 static struct kvmfault__mappings *
-list_new(const struct kvmfault__mappings *old, struct kvmfault_mapping *add,
-	 const struct kvmfault_mapping *remove)
+mapping_list_new(const struct kvmfault__mappings *old,
+		 struct kvmfault_mapping *add,
+		 const struct kvmfault_mapping *remove)
 {
 	size_t i, count = old ? old->count : 0;
 	struct kvmfault__mappings *new;
@@ -32,20 +35,21 @@ list_new(const struct kvmfault__mappings *old, struct kvmfault_mapping *add,
 	return new;
 }
 
-static uint64_t modes(const struct kvmfault_memory *memory)
+static uint64_t mapping_register_modes(const struct kvmfault_memory *memory)
 {
 	return (memory->fill ? UFFDIO_REGISTER_MODE_MINOR : 0) |
 	       (memory->write_protect ? UFFDIO_REGISTER_MODE_WP : 0);
 }
 
-/* In the list, then known by address, then registered: a message, even one for
- * what was there before, never comes from where nobody can be found and woken. */
-static int publish(struct kvmfault_mapping *mapping, bool *known)
+/* Under the VM's lock. The mapping is registered last: when a message comes,
+ * even one for what was mapped there before, a lookup finds a mapping to
+ * wake. */
+static int mapping_publish(struct kvmfault_mapping *mapping, bool *known)
 {
 	struct kvmfault_memory *memory = mapping->span.memory;
 	struct kvmfault_vm *vm = memory->vm;
 	const struct kvmfault__mappings *old = atomic_load(&memory->mappings);
-	struct kvmfault__mappings *new = list_new(old, mapping, NULL);
+	struct kvmfault__mappings *new = mapping_list_new(old, mapping, NULL);
 	struct kvmfault__span *span = &mapping->span;
 	size_t one = 1;
 	uint64_t ioctls;
@@ -67,7 +71,8 @@ static int publish(struct kvmfault_mapping *mapping, bool *known)
 	kvmfault__table_put(vm, &vm->mappings, table);
 	if (mapping->uffd)
 		err = kvmfault__uffd_register(mapping->uffd->fd, mapping->host,
-					      memory->length, modes(memory),
+					      memory->length,
+					      mapping_register_modes(memory),
 					      &ioctls);
 	if (!err) {
 		if (mapping->uffd)
@@ -84,53 +89,55 @@ static int publish(struct kvmfault_mapping *mapping, bool *known)
 	return err;
 }
 
-/* What was asked for is right by itself: it is this kernel that can't, with
- * this kind of memory. */
-static int explain(const struct kvmfault_memory *memory, uint64_t host,
-		   bool local, int err)
+/* The arguments were checked before, so -EINVAL means that this kernel can't
+ * register this kind of memory, or that nothing is mapped there. */
+static int mapping_explain_error(const struct kvmfault_memory *memory,
+				 uint64_t host, bool local, int err)
 {
 	const char *more = "";
 	unsigned char vec;
 
 	if (err == -EBUSY)
 		return kvmfault__refuse(memory->vm, err,
-			"the memory at %#llx is registered with another userfaultfd: give that one as uffd, or unregister it there",
+			"the memory at %#llx is registered with another userfaultfd: pass that userfaultfd as uffd, or unregister the range there",
 			(unsigned long long)host);
 	if (err == -EEXIST)
 		return kvmfault__refuse(memory->vm, err,
-			"another memory or mapping of this context has a part of the range at %#llx",
+			"the range at %#llx overlaps another memory or mapping of this context: free that one first",
 			(unsigned long long)host);
 	if (err == -ENOMEM)
 		return kvmfault__refuse(memory->vm, err,
-			"no room to keep track of the memory at %#llx, or it is not mapped as a whole",
+			"the memory at %#llx is not mapped as a whole, or there is no room to keep track of the memory",
 			(unsigned long long)host);
 	if (err != -EINVAL)
 		return err;
-	/* It says the same where nothing is mapped, but something behind it. */
+	/* The kernel returns -EINVAL, too, if nothing is mapped at host and
+	 * something is mapped behind it. */
 	if (local && kvmfault__sys_mincore((void *)(uintptr_t)host,
 					   kvmfault__sys_page_size(), &vec) ==
 	    -ENOMEM)
 		return kvmfault__refuse(memory->vm, -ENOMEM,
-			"nothing is mapped at %#llx",
+			"nothing is mapped at %#llx: map the memory there first",
 			(unsigned long long)host);
 	if (memory->fill)
-		more = "; and for minor faults Linux 5.13, of a memfd 5.14";
+		more = "; minor faults need Linux 5.13, and with a memfd Linux 5.14";
 	if (memory->write_protect)
 		more = memory->fill ?
-			"; and for minor faults that can be protected Linux 6.4" :
-			"; and to write-protect a file Linux 5.19";
+			"; write protection with minor faults needs Linux 6.4" :
+			"; write protection of a file needs Linux 5.19";
 	return kvmfault__refuse(memory->vm, -EOPNOTSUPP,
-		"this kernel's userfaultfd does not take the memory at %#llx: it needs anonymous memory, a memfd or a hugetlbfs file that is mapped there as a whole (not a guest_memfd)%s",
+		"this kernel's userfaultfd does not take the memory at %#llx: map anonymous memory, a memfd or a hugetlbfs file there as a whole (not a guest_memfd)%s",
 		(unsigned long long)host, more);
 }
 
-/* A seat that came before the list was replaced. */
-static bool uses_old_list(struct kvmfault__seat *seat, void *vm)
+/* True if the seat holds a memory's list of mappings that has been replaced. */
+static bool mapping_seat_has_old_list(struct kvmfault__seat *seat, void *vm)
 {
-	return kvmfault__retired(vm, kvmfault__held(seat, KVMFAULT__HAZARD_MAPPINGS));
+	return kvmfault__retired(vm, kvmfault__held(seat,
+						    KVMFAULT__HAZARD_MAPPINGS));
 }
 
-static bool serves(struct kvmfault__seat *seat, void *mapping)
+static bool mapping_is_held_by_seat(struct kvmfault__seat *seat, void *mapping)
 {
 	return atomic_load(&seat->span) == mapping;
 }
@@ -154,7 +161,7 @@ static int mapping_make(struct kvmfault_memory *memory, uint64_t host,
 	new->span.uffd = uffd;
 	new->uffd = uffd;
 	kvmfault__sys_lock(&memory->vm->lock);
-	err = publish(new, &known);
+	err = mapping_publish(new, &known);
 	if (!err && uffd)
 		uffd->users++;
 	kvmfault__sys_unlock(&memory->vm->lock);
@@ -162,34 +169,37 @@ static int mapping_make(struct kvmfault_memory *memory, uint64_t host,
 		*mapping = new;
 		return 0;
 	}
-	/* Who has seen it in the list may use the userfaultfd yet. */
+	/* A thread that saw the mapping in the list may still use the
+	 * userfaultfd, which the caller may free. */
 	if (known) {
-		kvmfault__drain(memory->vm, uses_old_list, memory->vm);
-		kvmfault__drain(memory->vm, serves, new);
+		kvmfault__drain(memory->vm, mapping_seat_has_old_list,
+				memory->vm);
+		kvmfault__drain(memory->vm, mapping_is_held_by_seat, new);
 	} else {
 		kvmfault__sys_free(new);
 	}
 	return err;
 }
 
-/* Of minor faults a page table tells nobody: what is in one already would be seen
- * as it is. */
-static int forget_pages(const struct kvmfault_memory *memory, void *host,
-			const struct kvmfault_uffd *uffd)
+/* A page that a page table holds causes no minor fault, and threads would see
+ * what was there before. So every page is taken out of the page tables. */
+static int mapping_forget_pages(const struct kvmfault_memory *memory,
+				void *host, const struct kvmfault_uffd *uffd)
 {
-	int err = kvmfault__take_away(uffd, host, memory->length, MADV_DONTNEED);
+	int err = kvmfault__take_away(uffd, host, memory->length,
+				      MADV_DONTNEED);
 
 	if (err == -EINVAL)
 		err = kvmfault__take_away(uffd, host, memory->length,
 					  KVMFAULT__MADV_DONTNEED_LOCKED);
 	if (err == -EINVAL)
 		return kvmfault__refuse(memory->vm, -EOPNOTSUPP,
-			      "the memory at %p may have pages in page tables, which would show what was there before, and this kernel does not take them out of memory that is locked or huge: do not lock it, or use Linux 5.18",
+			      "the memory at %p may have pages in page tables, which would show what was there before, and this kernel does not take them out of memory that is locked or huge: do not lock the memory, or use Linux 5.18",
 			      host);
 	return err;
 }
 
-static int overlaps(struct kvmfault__span *span, void *other)
+static int mapping_check_overlap(struct kvmfault__span *span, void *other)
 {
 	const struct kvmfault__span *its = other;
 
@@ -197,9 +207,9 @@ static int overlaps(struct kvmfault__span *span, void *other)
 		-EEXIST : 0;
 }
 
-/* Before anything is done to what is there. */
-static int check_free(const struct kvmfault_memory *memory, uint64_t host,
-		      const struct kvmfault_uffd *uffd)
+/* Asked before the library changes anything in the range. */
+static int mapping_check_free(const struct kvmfault_memory *memory,
+			      uint64_t host, const struct kvmfault_uffd *uffd)
 {
 	struct kvmfault__span span = {
 		.first = kvmfault__key(uffd ? uffd->space : 0, host),
@@ -210,17 +220,19 @@ static int check_free(const struct kvmfault_memory *memory, uint64_t host,
 	int err;
 
 	kvmfault__sys_lock(&vm->lock);
-	err = kvmfault__table_each(&vm->mappings, overlaps, &span);
+	err = kvmfault__table_each(&vm->mappings, mapping_check_overlap, &span);
 	kvmfault__sys_unlock(&vm->lock);
 	return err;
 }
 
-/* In this process. A child's mapping is not registered: it would read zeros out of
- * what is absent, and have them come into the file. */
-static int prepare(const struct kvmfault_memory *memory, void *host,
-		   const struct kvmfault_uffd *uffd, bool inherited)
+/* For a mapping of this process. A child's copy is not registered: a child
+ * would read zeros from absent pages, and its reads would bring these zeros
+ * into the file. */
+static int mapping_prepare_range(const struct kvmfault_memory *memory,
+				 void *host, const struct kvmfault_uffd *uffd,
+				 bool inherited)
 {
-	int err = memory->fill ? forget_pages(memory, host, uffd) : 0;
+	int err = memory->fill ? mapping_forget_pages(memory, host, uffd) : 0;
 
 	return err || inherited ? err :
 		kvmfault__sys_madvise(host, memory->length, MADV_DONTFORK);
@@ -232,14 +244,15 @@ int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 {
 	bool own = kvmfault__tracked(memory) && !uffd;
 	bool local = own || !uffd || !uffd->space;
-	int err = check_free(memory, host, uffd);
+	int err = mapping_check_free(memory, host, uffd);
 
 	if (err)
-		return explain(memory, host, local, err);
+		return mapping_explain_error(memory, host, local, err);
 	if (local)
 		err = kvmfault__maps_check(memory, host);
 	if (!err && kvmfault__tracked(memory) && local)
-		err = prepare(memory, (void *)(uintptr_t)host, uffd, inherited);
+		err = mapping_prepare_range(memory, (void *)(uintptr_t)host,
+					    uffd, inherited);
 	if (err)
 		return err;
 	if (own) {
@@ -251,26 +264,28 @@ int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 	err = mapping_make(memory, host, uffd, mapping);
 	if (err && own)
 		kvmfault_uffd_free(uffd);
-	return err ? explain(memory, host, local, err) : 0;
+	return err ? mapping_explain_error(memory, host, local, err) : 0;
 }
 
-static bool may_be_read(const struct kvmfault_memory *memory, uint64_t page)
+static bool mapping_page_may_be_read(const struct kvmfault_memory *memory,
+				     uint64_t page)
 {
 	enum kvmfault__state state = kvmfault__page_state(memory, page);
 
 	return state == KVMFAULT__PRESENT || state == KVMFAULT__DISCARDED;
 }
 
-/* Another process's memory can't be protected from here; its absent pages can
- * be made to kill who touches them. */
-static int poison_absent(struct kvmfault_mapping *mapping)
+/* mprotect() does not reach another process. So its absent pages get markers,
+ * and a thread that touches one gets SIGBUS. */
+static int mapping_poison_absent(struct kvmfault_mapping *mapping)
 {
 	const struct kvmfault_memory *memory = mapping->span.memory;
 	uint64_t page = 0, end, pages = memory->length >> memory->page_shift;
 	int err = 0;
 
 	for (; page < pages && !err; page = end + 1) {
-		for (end = page; end < pages && !may_be_read(memory, end);)
+		for (end = page; end < pages &&
+		     !mapping_page_may_be_read(memory, end);)
 			end++;
 		if (end > page)
 			err = kvmfault__poison_run(mapping,
@@ -280,42 +295,43 @@ static int poison_absent(struct kvmfault_mapping *mapping)
 	return err;
 }
 
-/* Has it a hole? Of all the advice this is what changes nothing: what is
- * registered does not go to a child. */
-static bool unmapped(char *host, uint64_t length)
+/* -ENOMEM says that a part of the range is not mapped. This advice is the one
+ * that changes nothing: a registered mapping has it already, unless it is
+ * inherited. */
+static bool mapping_has_hole(char *host, uint64_t length)
 {
 	return kvmfault__sys_madvise(host, length, MADV_DONTFORK) == -ENOMEM;
 }
 
-/* What is not mapped any more can't be read. The same errno says that there are
- * too many mappings. */
-static int protect(char *host, uint64_t length, uint64_t page)
+/* -ENOMEM means a hole, which no thread can read, or that the process has too
+ * many mappings. If there is a hole, each half is sealed by itself. */
+static int mapping_seal(char *host, uint64_t length, uint64_t page)
 {
 	uint64_t half = length / 2 & -page;
 	int err = kvmfault__sys_mprotect(host, length, PROT_NONE);
 
-	if (err != -ENOMEM || !unmapped(host, length))
+	if (err != -ENOMEM || !mapping_has_hole(host, length))
 		return err;
 	if (!half)
 		return 0;
-	err = protect(host, half, page);
-	return err ? err : protect(host + half, length - half, page);
+	err = mapping_seal(host, half, page);
+	return err ? err : mapping_seal(host + half, length - half, page);
 }
 
-/* Nobody may read zeros where pages are still absent. */
-static int fail_closed(struct kvmfault_mapping *mapping)
+/* Once the range is unregistered, an absent page that can be read is zeros. */
+static int mapping_guard_absent(struct kvmfault_mapping *mapping)
 {
 	struct kvmfault_memory *memory = mapping->span.memory;
 	int err;
 
 	if (!kvmfault__pages_absent(memory))
 		return 0;
-	err = mapping->uffd->space ? poison_absent(mapping) :
-		protect((char *)(uintptr_t)mapping->host, memory->length,
-			kvmfault__page_size(memory));
+	err = mapping->uffd->space ? mapping_poison_absent(mapping) :
+		mapping_seal((char *)(uintptr_t)mapping->host, memory->length,
+			     kvmfault__page_size(memory));
 	if (err)
 		kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
-			      "absent pages at %#llx could not be protected (error %d): they stay registered; end their users before the userfaultfd is freed",
+			      "absent pages at %#llx could not be protected (error %d) and stay registered: end the threads and processes that use them before the userfaultfd is freed",
 			      (unsigned long long)mapping->host, -err);
 	return err;
 }
@@ -328,7 +344,7 @@ void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard)
 
 	if (!uffd)
 		return;
-	err = guard ? fail_closed(mapping) : 0;
+	err = guard ? mapping_guard_absent(mapping) : 0;
 	if (!err)
 		kvmfault__uffd_unregister(uffd->fd, mapping->host,
 					  memory->length);
@@ -339,14 +355,14 @@ void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard)
 		kvmfault__uffd_end(uffd, err);
 }
 
-/* Under the lock: the list without it. */
-static int unlist(struct kvmfault_mapping *mapping)
+/* Under the VM's lock. */
+static int mapping_unlist(struct kvmfault_mapping *mapping)
 {
 	struct kvmfault_memory *memory = mapping->span.memory;
 	const struct kvmfault__mappings *old = atomic_load(&memory->mappings);
 	struct kvmfault__mappings *new;
 
-	new = list_new(old, NULL, mapping);
+	new = mapping_list_new(old, NULL, mapping);
 	if (!new)
 		return -ENOMEM;
 	atomic_store(&memory->mappings, new);
@@ -355,9 +371,10 @@ static int unlist(struct kvmfault_mapping *mapping)
 	return 0;
 }
 
-/* The library uses it no more, and who touches it for the library is answered until
- * he is done; then nobody finds it, and it is closed. A fault of it that is in
- * progress may take its time: it has the mapping and its userfaultfd until it ends. */
+/* While a thread of the library may still touch the mapping, its faults are
+ * answered; then lookups no longer find the mapping, and it is closed. A fault
+ * that is still in progress then holds the mapping and its userfaultfd until it
+ * ends. */
 static int mapping_end(struct kvmfault_mapping *mapping, bool guard)
 {
 	struct kvmfault_vm *vm = mapping->span.memory->vm;
@@ -365,14 +382,14 @@ static int mapping_end(struct kvmfault_mapping *mapping, bool guard)
 
 	if (mapping->memslots)
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_mapping_remove: the one at %#llx is the memslots': it goes with its memory",
+			"kvmfault_mapping_remove: the mapping at %#llx is the memslots' one: kvmfault_memory_free() removes it with the memory",
 			(unsigned long long)mapping->host);
 	kvmfault__sys_lock(&vm->lock);
-	err = unlist(mapping);
+	err = mapping_unlist(mapping);
 	kvmfault__sys_unlock(&vm->lock);
 	if (err)
 		return err;
-	kvmfault__drain(vm, uses_old_list, vm);
+	kvmfault__drain(vm, mapping_seat_has_old_list, vm);
 	kvmfault__sys_lock(&vm->lock);
 	atomic_store(&mapping->span.dead, true);
 	kvmfault__sys_unlock(&vm->lock);
@@ -384,8 +401,9 @@ static int mapping_end(struct kvmfault_mapping *mapping, bool guard)
 	return 0;
 }
 
-/* What was protected before the mapping was known is protected there too. */
-static int protect_too(struct kvmfault_mapping *mapping)
+/* Pages that were write-protected before the library knew the mapping have to
+ * be write-protected there, too. */
+static int mapping_write_protect(struct kvmfault_mapping *mapping)
 {
 	struct kvmfault_memory *memory = mapping->span.memory;
 	uint64_t page = 0, end, pages = memory->length >> memory->page_shift;
@@ -406,27 +424,27 @@ static int protect_too(struct kvmfault_mapping *mapping)
 	return err == -ESRCH ? 0 : err;
 }
 
-static int check_mapping(const struct kvmfault_memory *memory,
-			 const struct kvmfault_mapping_options *o)
+static int mapping_check_options(const struct kvmfault_memory *memory,
+				 const struct kvmfault_mapping_options *o)
 {
 	struct kvmfault_vm *vm = memory->vm;
 
 	if (memory->fd <= 0)
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_mapping_add: the memory at %p is anonymous, and so has one mapping",
+			"kvmfault_mapping_add: the memory at %p is anonymous and can have no second mapping: back the memory with a memfd",
 			memory->host);
 	if (!o->host || o->host & (kvmfault__page_size(memory) - 1) ||
 	    o->host + memory->length < o->host)
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_mapping_options.host: %#llx is 0, or no multiple of the page size, %#llx, or the memory's end is past the end of all",
+			"kvmfault_mapping_options.host: %#llx is 0, is not a multiple of the page size, %#llx, or puts the memory's end past the end of the address space",
 			(unsigned long long)o->host,
 			(unsigned long long)kvmfault__page_size(memory));
 	if (o->uffd && o->uffd->vm != vm)
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_mapping_options.uffd: it is of another context");
+			"kvmfault_mapping_options.uffd: the userfaultfd belongs to another context: pass one of this context");
 	if (o->uffd && !kvmfault__tracked(memory))
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_mapping_options.uffd: the memory at %p has no source: leave it out",
+			"kvmfault_mapping_options.uffd: the memory at %p has no source, and is not registered: leave uffd NULL",
 			memory->host);
 	return 0;
 }
@@ -440,23 +458,25 @@ int kvmfault_mapping_add(struct kvmfault_memory *memory,
 	int err;
 
 	if (!mapping)
-		return kvmfault__no_place(memory ? memory->vm : NULL, "kvmfault_mapping_add");
+		return kvmfault__no_place(memory ? memory->vm : NULL,
+					  "kvmfault_mapping_add");
 	*mapping = NULL;
 	err = kvmfault__options_in(memory ? memory->vm : NULL,
 				   "kvmfault_mapping_options", &ours,
 				   sizeof(ours), options);
 	if (!err)
-		err = memory ? check_mapping(memory, &ours) : -EINVAL;
+		err = memory ? mapping_check_options(memory, &ours) : -EINVAL;
 	if (err)
 		return err;
 	err = kvmfault__mapping_new(memory, ours.host, ours.uffd,
 				    ours.inherited, mapping);
 	if (err || !memory->write_protect)
 		return err;
-	err = protect_too(*mapping);
+	err = mapping_write_protect(*mapping);
 	if (!err)
 		return 0;
-	/* As it was before: nobody was to read zeros there then either. */
+	/* No guard: the range is what it was before this call, when the VMM,
+	 * too, had to let no thread read zeros there. */
 	mapping_end(*mapping, false);
 	*mapping = NULL;
 	return err;

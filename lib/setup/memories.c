@@ -2,10 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Memories: a backing and what is known of its pages. In: where it is mapped
- * and where its pages come from. Out: something that regions show and faults
- * are resolved in. From the first moment to the last, a page that was not
- * fetched can't be read by anyone.
+ * Set-up: memories, each a backing and the states of its pages. In: where the
+ * backing is mapped, and the source that its pages come from. Out: a memory
+ * that regions show and in which faults are resolved. From a memory's first
+ * moment to its last, no thread can read a page that was not fetched.
  */
 
 #include <fcntl.h>
@@ -19,8 +19,9 @@
 
 #define WINDOW (64ULL << 10)
 
-/* As much as scratch memory holds, or a page. */
-static uint64_t window_most(const struct kvmfault_vm *vm, uint64_t page_size)
+/* A window is at most as long as a seat's scratch memory, or is one page. */
+static uint64_t memory_window_max(const struct kvmfault_vm *vm,
+				  uint64_t page_size)
 {
 	uint64_t most = vm->options.page_size_max;
 
@@ -30,8 +31,8 @@ static uint64_t window_most(const struct kvmfault_vm *vm, uint64_t page_size)
 #define ULL(n) ((unsigned long long)(n))
 #define OPTION "kvmfault_memory_options."
 
-static int check_page_size(struct kvmfault_vm *vm,
-			   struct kvmfault_memory_options *o)
+static int memory_check_page_size(struct kvmfault_vm *vm,
+				  struct kvmfault_memory_options *o)
 {
 	uint64_t size;
 
@@ -40,41 +41,42 @@ static int check_page_size(struct kvmfault_vm *vm,
 	size = o->page_size;
 	if (size & (size - 1) || size < kvmfault__sys_page_size())
 		return kvmfault__refuse(vm, -EINVAL,
-			OPTION "page_size: %#llx is not a power of two from the host's page on",
+			OPTION "page_size: %#llx is not a power of two, or is smaller than the host's page",
 			ULL(size));
 	/* A page that is copied needs room in scratch memory. */
 	if (!o->minor && size > vm->options.page_size_max)
 		return kvmfault__refuse(vm, -EINVAL,
-			OPTION "page_size: %#llx is more than the context's page_size_max, %#llx: make that larger, or set minor",
+			OPTION "page_size: %#llx is more than the context's page_size_max, %#llx: make page_size_max larger, or set minor",
 			ULL(size), ULL(vm->options.page_size_max));
 	return 0;
 }
 
-static int check_needs(struct kvmfault_vm *vm,
-		       const struct kvmfault_memory_options *o)
+static int memory_check_needs(struct kvmfault_vm *vm,
+			      const struct kvmfault_memory_options *o)
 {
 	if (o->minor && o->fd <= 0)
 		return kvmfault__refuse(vm, -EINVAL,
-			OPTION "minor: needs fd, a memfd or hugetlbfs file");
+			OPTION "minor: fd is not set: minor faults need a memfd or a hugetlbfs file");
 	if ((o->minor || o->write_protect) && !o->source)
 		return kvmfault__refuse(vm, -EINVAL,
-			OPTION "%s: needs a source (kvmfault_source_zero() will do)",
+			OPTION "%s: source is not set: set one (kvmfault_source_zero() will do)",
 			o->minor ? "minor" : "write_protect");
-	/* Registered without a source it would sleep and nobody knows why. */
+	/* In registered memory without a source a thread would sleep, and the
+	 * VMM would not learn why. */
 	if (o->uffd && !o->source)
 		return kvmfault__refuse(vm, -EINVAL,
-			OPTION "uffd: needs a source: without one nothing is registered");
+			OPTION "uffd: source is not set, and memory without a source is not registered: set source, or leave uffd NULL");
 	if (o->uffd && o->uffd->vm != vm)
 		return kvmfault__refuse(vm, -EINVAL,
-			OPTION "uffd: it is of another context");
+			OPTION "uffd: the userfaultfd belongs to another context: pass one of this context");
 	if (o->uffd && o->uffd->space)
 		return kvmfault__refuse(vm, -EINVAL,
-			OPTION "uffd: it is of another process: the memslots are mapped in this one");
+			OPTION "uffd: the userfaultfd belongs to another process, and the memslots are mapped in this one: pass one of this process");
 	return 0;
 }
 
-static int check_range(struct kvmfault_vm *vm, const char *member,
-		       uint64_t start, uint64_t length, uint64_t align)
+static int memory_check_range(struct kvmfault_vm *vm, const char *member,
+			      uint64_t start, uint64_t length, uint64_t align)
 {
 	if ((start | length) & (align - 1))
 		return kvmfault__refuse(vm, -EINVAL,
@@ -82,39 +84,39 @@ static int check_range(struct kvmfault_vm *vm, const char *member,
 			member, ULL(start), ULL(length), ULL(align));
 	if (start + length < length)
 		return kvmfault__refuse(vm, -EINVAL,
-			OPTION "%s, length: %#llx and %#llx together are past the end of all",
+			OPTION "%s, length: %#llx and %#llx together are past the end of the address space",
 			member, ULL(start), ULL(length));
 	return 0;
 }
 
-static int check_ranges(struct kvmfault_vm *vm,
-			const struct kvmfault_memory_options *o)
+static int memory_check_ranges(struct kvmfault_vm *vm,
+			       const struct kvmfault_memory_options *o)
 {
 	int err;
 
 	if (!o->host || !o->length)
 		return kvmfault__refuse(vm, -EINVAL,
-			OPTION "%s: it is not set",
+			OPTION "%s: the member is not set",
 			o->host ? "length" : "host");
-	err = check_range(vm, "host", (uintptr_t)o->host, o->length,
-			  o->page_size);
+	err = memory_check_range(vm, "host", (uintptr_t)o->host, o->length,
+				 o->page_size);
 	if (!err)
-		err = check_range(vm, "fd_offset", o->fd_offset, o->length,
-				  o->page_size);
+		err = memory_check_range(vm, "fd_offset", o->fd_offset, o->length,
+					 o->page_size);
 	if (!err)
-		err = check_range(vm, "source_offset", o->source_offset,
-				  o->length, 1);
+		err = memory_check_range(vm, "source_offset", o->source_offset,
+					 o->length, 1);
 	return err;
 }
 
-static int check_window(struct kvmfault_vm *vm,
-			struct kvmfault_memory_options *o)
+static int memory_check_window(struct kvmfault_vm *vm,
+			       struct kvmfault_memory_options *o)
 {
-	uint64_t size = o->page_size, most = window_most(vm, size);
+	uint64_t size = o->page_size, most = memory_window_max(vm, size);
 
 	if (o->window > KVMFAULT_WINDOW_SOURCE)
 		return kvmfault__refuse(vm, -EINVAL,
-			OPTION "window: %u is none that this version knows",
+			OPTION "window: %u is not a window that this version knows",
 			(unsigned int)o->window);
 	if (!o->window_length) {
 		o->window_length = size > WINDOW ? size : WINDOW;
@@ -123,42 +125,43 @@ static int check_window(struct kvmfault_vm *vm,
 	}
 	if (o->window_length & (size - 1) || o->window_length > most)
 		return kvmfault__refuse(vm, -EINVAL,
-			OPTION "window_length: %#llx is not a multiple of the page size, %#llx, up to %#llx",
+			OPTION "window_length: %#llx is not a multiple of the page size, %#llx, or is more than %#llx",
 			ULL(o->window_length), ULL(size), ULL(most));
 	return 0;
 }
 
-static int check(struct kvmfault_vm *vm, struct kvmfault_memory_options *o)
+static int memory_check_options(struct kvmfault_vm *vm,
+				struct kvmfault_memory_options *o)
 {
-	int err = check_page_size(vm, o);
+	int err = memory_check_page_size(vm, o);
 
 	if (!err)
-		err = check_needs(vm, o);
+		err = memory_check_needs(vm, o);
 	if (!err)
-		err = check_ranges(vm, o);
+		err = memory_check_ranges(vm, o);
 	if (!err)
-		err = check_window(vm, o);
+		err = memory_check_window(vm, o);
 	return err;
 }
 
-static int check_submit(struct kvmfault_vm *vm,
-			const struct kvmfault_source *source)
+static int memory_check_submit(struct kvmfault_vm *vm,
+			       const struct kvmfault_source *source)
 {
 	if (source->read || source->submit)
 		return 0;
 	return kvmfault__refuse(vm, -EINVAL,
-		"kvmfault_source: neither read nor submit is set");
+		"kvmfault_source: neither read nor submit is set: set one of them");
 }
 
-static int check_file(struct kvmfault_vm *vm,
-		      const struct kvmfault_memory_options *o,
-		      uint64_t *page_size)
+static int memory_check_file(struct kvmfault_vm *vm,
+			     const struct kvmfault_memory_options *o,
+			     uint64_t *page_size)
 {
 	struct statfs fs;
 	struct stat stat;
 	int err = kvmfault__sys_getfl(o->fd);
 
-	/* Discards could not punch it, and it could not be mapped. */
+	/* The library could neither punch holes in such a file nor map it. */
 	if (err < 0 || err & O_PATH)
 		return kvmfault__refuse(vm, -EBADF,
 			OPTION "fd: descriptor %d is not open%s", o->fd,
@@ -174,26 +177,27 @@ static int check_file(struct kvmfault_vm *vm,
 	    (uint64_t)stat.st_size >= o->fd_offset + o->length)
 		return 0;
 	return kvmfault__refuse(vm, -EINVAL,
-		OPTION "fd: the file behind the memory is too short: it has %llu bytes of %llu; set its size with ftruncate() first",
+		OPTION "fd: the file behind the memory is too short: the file has %llu bytes of %llu; set the file's size with ftruncate() first",
 		ULL(stat.st_size), ULL(o->fd_offset + o->length));
 }
 
-/* One page of ours is one page of the backing: it comes as a whole. */
-static int check_backing(struct kvmfault_vm *vm,
-			 const struct kvmfault_memory_options *o)
+/* The kernel installs a page of the backing as a whole, so the memory's pages
+ * have to be of the same size. */
+static int memory_check_backing(struct kvmfault_vm *vm,
+				const struct kvmfault_memory_options *o)
 {
 	uint64_t real = kvmfault__sys_page_size();
-	int err = o->fd > 0 ? check_file(vm, o, &real) : 0;
+	int err = o->fd > 0 ? memory_check_file(vm, o, &real) : 0;
 
 	if (err || o->page_size == real)
 		return err;
 	return kvmfault__refuse(vm, -EINVAL,
-		OPTION "page_size: the memory has pages of %llu bytes: set page_size to that (for huge pages it needs a hugetlbfs file)",
+		OPTION "page_size: the memory has pages of %llu bytes: set page_size to that (huge pages need a hugetlbfs file)",
 		ULL(real));
 }
 
-static int check_source(struct kvmfault_vm *vm,
-			const struct kvmfault_memory *memory)
+static int memory_check_source(struct kvmfault_vm *vm,
+			       const struct kvmfault_memory *memory)
 {
 	uint64_t needed = memory->source_offset + memory->length;
 
@@ -201,28 +205,29 @@ static int check_source(struct kvmfault_vm *vm,
 	    kvmfault__source_reaches(&memory->source, needed))
 		return 0;
 	return kvmfault__refuse(vm, -ENODATA,
-		"the source is shorter than the memory: it, or its file, has not all of %llu bytes; make the memory smaller or the source longer",
+		"the source is shorter than the memory: the source, or its file, does not have all of %llu bytes; make the memory smaller or the source longer",
 		ULL(needed));
 }
 
-/* What nobody can end has no deadline. */
-static int check_deadline(struct kvmfault_vm *vm,
-			  const struct kvmfault_source *source)
+/* A deadline needs a way to end the fetch, which only cancel() is. */
+static int memory_check_deadline(struct kvmfault_vm *vm,
+				 const struct kvmfault_source *source)
 {
 	if (!source->deadline_ms || (source->submit && source->cancel))
 		return 0;
 	return kvmfault__refuse(vm, -EINVAL,
-		"kvmfault_source.deadline_ms: nothing can end what takes longer than %u ms: it needs submit and cancel",
+		"kvmfault_source.deadline_ms: the library can't end a fetch that takes longer than %u ms: set submit and cancel, too",
 		source->deadline_ms);
 }
 
 /*
- * Blocks that must be ours, however the rest of the file is. It is all that a
- * hugetlbfs file tells (there SEEK_DATA sees data everywhere), and it finds
- * what was preallocated in a memfd, which is no data and yet never missed.
+ * Returns 1 if the file has more blocks than there is room for outside the
+ * memory's range. A hugetlbfs file tells no more, since SEEK_DATA sees data
+ * everywhere there; in a memfd this finds preallocated pages, which are no data
+ * and never missed.
  */
-static int blocks_resident(const struct kvmfault_memory *memory,
-			   uint64_t length)
+static int memory_file_has_blocks(const struct kvmfault_memory *memory,
+				  uint64_t length)
 {
 	struct stat stat;
 	int err = kvmfault__sys_fstat(memory->fd, &stat);
@@ -233,27 +238,27 @@ static int blocks_resident(const struct kvmfault_memory *memory,
 	       (uint64_t)stat.st_size;
 }
 
-/* Checked after it was registered: from then on nothing comes unseen. */
-static int check_empty(struct kvmfault_memory *memory)
+/* Called after the memory was registered: from then on no page comes unseen. */
+static int memory_check_empty(struct kvmfault_memory *memory)
 {
 	int resident = 0;
 
-	/* With minor faults what is there already is found out about. */
+	/* With minor faults the library finds out which pages the file has. */
 	if (!kvmfault__tracked(memory) || memory->fill)
 		return 0;
 	if (memory->fd > 0)
-		resident = blocks_resident(memory, memory->length);
+		resident = memory_file_has_blocks(memory, memory->length);
 	if (memory->fd > 0 && !resident && !memory->hugetlb)
 		resident = kvmfault__sys_cached(memory->fd, memory->fd_offset,
 						memory->length);
-	/* A kernel before 6.5 can't be asked that way. */
+	/* A kernel before 6.5 can't tell what is in the page cache. */
 	if ((!resident && !memory->hugetlb) || resident == -ENOSYS)
 		resident = kvmfault__memory_resident(memory, 0,
 						     memory->length);
 	if (resident <= 0)
 		return resident;
 	kvmfault__log(memory->vm, KVMFAULT_LOG_ERROR,
-		      "the memory at %p has pages already, which would never be missed and never fetched: punch a hole first, and do not preallocate",
+		      "the memory at %p has pages already, which would never be missed and never fetched: punch a hole in the backing first, and do not preallocate",
 		      memory->host);
 	return -EEXIST;
 }
@@ -268,12 +273,14 @@ static void memory_delete(struct kvmfault_memory *memory)
 	kvmfault__sys_free(memory);
 }
 
-/* In pages. What is not a whole number of pages is the source's business. */
-static uint64_t window_pages(const struct kvmfault_memory *memory,
-			     uint64_t length)
+/* In pages. If a source's chunk is not a whole number of pages, the source has
+ * to cope with the rest. */
+static uint64_t memory_window_pages(const struct kvmfault_memory *memory,
+				    uint64_t length)
 {
 	uint64_t chunk = memory->source.chunk >> memory->page_shift;
-	uint64_t most = window_most(memory->vm, kvmfault__page_size(memory)) >>
+	uint64_t most = memory_window_max(memory->vm,
+					  kvmfault__page_size(memory)) >>
 			memory->page_shift;
 
 	if (memory->window != KVMFAULT_WINDOW_SOURCE)
@@ -281,8 +288,9 @@ static uint64_t window_pages(const struct kvmfault_memory *memory,
 	return !chunk ? 1 : chunk > most ? most : chunk;
 }
 
-/* Where pages are filled: nobody else's, and not registered. */
-static int map_fill(struct kvmfault_memory *memory)
+/* The mapping in which the library fills pages: it is not registered, and
+ * belongs to the library alone. */
+static int memory_map_fill(struct kvmfault_memory *memory)
 {
 	void *fill;
 	int err = kvmfault__sys_mmap(&fill, memory->length,
@@ -291,7 +299,7 @@ static int map_fill(struct kvmfault_memory *memory)
 
 	if (!err)
 		memory->fill = fill;
-	/* A child has no use for it. */
+	/* A child has no use for this mapping. */
 	return err ? err : kvmfault__sys_madvise(fill, memory->length,
 						 MADV_DONTFORK);
 }
@@ -319,13 +327,13 @@ static int memory_make(struct kvmfault_vm *vm,
 		err = kvmfault__options_in(vm, "kvmfault_source", &new->source,
 					   sizeof(new->source), o->source);
 	if (!err && o->source)
-		err = check_submit(vm, &new->source);
+		err = memory_check_submit(vm, &new->source);
 	if (!err)
-		err = check_deadline(vm, &new->source);
+		err = memory_check_deadline(vm, &new->source);
 	new->window = o->window;
-	new->window_pages = window_pages(new, o->window_length);
+	new->window_pages = memory_window_pages(new, o->window_length);
 	if (!err)
-		err = check_source(vm, new);
+		err = memory_check_source(vm, new);
 	if (!err && kvmfault__tracked(new))
 		err = kvmfault__pages_new(new);
 	if (!err && kvmfault__tracked(new) && new->fd > 0 &&
@@ -334,7 +342,7 @@ static int memory_make(struct kvmfault_vm *vm,
 	if (!err && kvmfault__tracked(new))
 		err = kvmfault__userfault_new(new);
 	if (!err && o->minor)
-		err = map_fill(new);
+		err = memory_map_fill(new);
 	if (!err && new->source.submit)
 		err = kvmfault__fetches_new(vm);
 	if (err)
@@ -344,7 +352,7 @@ static int memory_make(struct kvmfault_vm *vm,
 	return err;
 }
 
-/* Everything of a memory that reaches outside it, undone by memory_detach(). */
+/* All of a memory that reaches outside it; memory_detach() undoes this. */
 static int memory_attach(struct kvmfault_memory *memory,
 			 const struct kvmfault_memory_options *o)
 {
@@ -364,11 +372,12 @@ static int memory_attach(struct kvmfault_memory *memory,
 }
 
 /*
- * What is mapped by UFFDIO_CONTINUE must come protected (6.4): before, a page
- * that nobody had mapped yet could be written for a moment. Asked where nothing
- * is registered, since a kernel looks at the mode first.
+ * UFFDIO_CONTINUE has to map a page write-protected, which kernels do since
+ * 6.4: otherwise the page could be written for a moment. This asks where
+ * nothing is registered, since a kernel looks at the mode first and answers
+ * -EINVAL.
  */
-static int check_protect(const struct kvmfault_memory *memory)
+static int memory_check_write_protect(const struct kvmfault_memory *memory)
 {
 	const struct kvmfault__mappings *all = atomic_load(&memory->mappings);
 
@@ -380,7 +389,7 @@ static int check_protect(const struct kvmfault_memory *memory)
 	    -EINVAL)
 		return 0;
 	return kvmfault__refuse(memory->vm, -EOPNOTSUPP,
-		OPTION "write_protect: memory with minor faults can't be write-protected by this kernel: it needs Linux 6.4");
+		OPTION "write_protect: this kernel can't write-protect memory with minor faults: use Linux 6.4 or later");
 }
 
 static void memory_detach(struct kvmfault_memory *memory, bool guard)
@@ -390,7 +399,8 @@ static void memory_detach(struct kvmfault_memory *memory, bool guard)
 		(void *)(uintptr_t)atomic_load(&memory->mappings);
 	size_t i;
 
-	/* The memslots' last: the others' sleepers are woken into it. */
+	/* To close a mapping wakes its sleepers. The memslots' mapping, which
+	 * is the first, stays registered until the others' sleepers are up. */
 	for (i = all->count; i--;)
 		kvmfault__mapping_close(all->mapping[i], guard);
 	kvmfault__sys_lock(&vm->lock);
@@ -404,7 +414,7 @@ static void memory_detach(struct kvmfault_memory *memory, bool guard)
 	kvmfault__sys_unlock(&vm->lock);
 }
 
-static void kill_mappings(struct kvmfault_memory *memory)
+static void memory_kill_mappings(struct kvmfault_memory *memory)
 {
 	const struct kvmfault__mappings *all = atomic_load(&memory->mappings);
 	size_t i;
@@ -413,24 +423,25 @@ static void kill_mappings(struct kvmfault_memory *memory)
 		atomic_store(&all->mapping[i]->span.dead, true);
 }
 
-static bool serves(struct kvmfault__seat *seat, void *memory)
+static bool memory_is_held_by_seat(struct kvmfault__seat *seat, void *memory)
 {
 	const struct kvmfault__span *span = atomic_load(&seat->span);
 
 	return span && span->memory == memory;
 }
 
-/* In this order: who asked for a fetch has counted it before he leaves. */
-static bool in_use(struct kvmfault_vm *vm, void *data)
+/* The seats are looked at first: a thread that asked for a fetch has counted
+ * that fetch before it leaves its seat's span. */
+static bool memory_is_in_use(struct kvmfault_vm *vm, void *data)
 {
 	struct kvmfault_memory *memory = data;
 
-	return kvmfault__any_seat(vm, serves, memory) ||
+	return kvmfault__any_seat(vm, memory_is_held_by_seat, memory) ||
 	       atomic_load(&memory->fetches);
 }
 
-static bool is_mapping(const struct kvmfault__mappings *all,
-		       const struct kvmfault__span *span)
+static bool memory_has_mapping_span(const struct kvmfault__mappings *all,
+				    const struct kvmfault__span *span)
 {
 	size_t i = 0;
 
@@ -439,35 +450,35 @@ static bool is_mapping(const struct kvmfault__mappings *all,
 	return i < all->count;
 }
 
-/* Through a region, or in one of its mappings, where it may be asleep. Who answers
- * a message there is not. */
-static bool uses(struct kvmfault__seat *seat, void *data)
+/* True if the seat's thread came through a region, or may sleep in one of the
+ * mappings. A thread that answers a message of a mapping does not sleep
+ * there. */
+static bool memory_is_used_by_seat(struct kvmfault__seat *seat, void *data)
 {
 	const struct kvmfault_memory *memory = data;
 	const struct kvmfault__mappings *all = atomic_load(&memory->mappings);
 
 	return kvmfault__held(seat, KVMFAULT__HAZARD_MAPPINGS) == all ||
-	       (serves(seat, data) &&
+	       (memory_is_held_by_seat(seat, data) &&
 		(atomic_load(&seat->at_signal) ||
-		 !is_mapping(all, atomic_load(&seat->span))));
+		 !memory_has_mapping_span(all, atomic_load(&seat->span))));
 }
 
 /*
- * It is in no region, so nobody comes any more but by messages. Those are
- * answered as long as one who is in it yet may sleep there; then they are no
- * more. A fetch that is begun meanwhile sees that it is not to be, or is
- * cancelled here.
+ * No region shows the memory, so only messages still reach it; they are
+ * answered until no thread of the library can sleep there any more. A fetch
+ * that begins meanwhile sees memory->closing, or is cancelled here.
  */
-static void close_entrances(struct kvmfault_memory *memory)
+static void memory_close_to_faults(struct kvmfault_memory *memory)
 {
 	struct kvmfault_vm *vm = memory->vm;
 
 	atomic_store(&memory->closing, KVMFAULT__CLOSED_FOR_VCPUS);
 	kvmfault__wake_waiters(vm);
 	kvmfault__fetches_cancel(memory);
-	kvmfault__drain(vm, uses, memory);
+	kvmfault__drain(vm, memory_is_used_by_seat, memory);
 	kvmfault__sys_lock(&vm->lock);
-	kill_mappings(memory);
+	memory_kill_mappings(memory);
 	kvmfault__sys_unlock(&vm->lock);
 	atomic_store(&memory->closing, KVMFAULT__CLOSED);
 	kvmfault__fetches_cancel(memory);
@@ -483,14 +494,14 @@ static int memory_end(struct kvmfault_memory *memory, bool guard)
 	kvmfault__sys_unlock(&vm->lock);
 	if (err == -EBUSY)
 		return kvmfault__refuse(vm, err,
-			"kvmfault_memory_free: a region shows the memory at %p: kvmfault_region_remove() first",
+			"kvmfault_memory_free: a region shows the memory at %p: call kvmfault_region_remove() first",
 			memory->host);
 	if (!err && kvmfault__within_memory(memory, NULL))
 		err = -EDEADLK;
 	if (err)
 		return err;
-	close_entrances(memory);
-	kvmfault__drain_until(vm, in_use, memory);
+	memory_close_to_faults(memory);
+	kvmfault__drain_until(vm, memory_is_in_use, memory);
 	kvmfault__failures_forget_all(vm);
 	memory_detach(memory, guard);
 	memory_delete(memory);
@@ -515,9 +526,9 @@ int kvmfault_memory_adopt(struct kvmfault_vm *vm,
 		return err;
 	if (!vm)
 		return -EINVAL;
-	err = check(vm, &ours);
+	err = memory_check_options(vm, &ours);
 	if (!err)
-		err = check_backing(vm, &ours);
+		err = memory_check_backing(vm, &ours);
 	if (!err)
 		err = memory_make(vm, &ours, &new);
 	if (err)
@@ -527,11 +538,11 @@ int kvmfault_memory_adopt(struct kvmfault_vm *vm,
 		memory_delete(new);
 		return err;
 	}
-	err = check_protect(new);
+	err = memory_check_write_protect(new);
 	if (!err)
-		err = check_empty(new);
+		err = memory_check_empty(new);
 	if (err) {
-		/* Nothing was fetched, nothing is to be guarded. */
+		/* No guard: nothing was fetched yet. */
 		memory_end(new, false);
 		return err;
 	}

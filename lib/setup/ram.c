@@ -2,11 +2,11 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Memory in one call. In: a file, or how large one is to be. Out: a memory with
- * two mappings, one for the memslots and one for the VMM itself. It is made of
- * what a VMM could call by itself, and what it maps is the VMM's: who sleeps in
- * KVM_RUN keeps a memslot from going, and is woken when the memory goes, so the
- * mappings have to outlive both.
+ * Set-up: a memory in one call. In: a file, or the size of one that is to be
+ * made. Out: a memory with two mappings, one for the memslots and one for the
+ * VMM itself. A VMM could make all these calls by itself, and the mappings
+ * belong to it: a thread that sleeps in KVM_RUN keeps a memslot from going, and
+ * is woken when the memory goes, so the mappings have to outlive both.
  */
 
 #include <linux/memfd.h>
@@ -14,9 +14,9 @@
 
 #include "setup.h"
 
-/* A file of such pages; small ones are everybody's. */
-static int make_file(struct kvmfault_vm *vm,
-		     const struct kvmfault_memory_options *options)
+/* Only pages larger than the host's need a hugetlb file. */
+static int ram_make_file(struct kvmfault_vm *vm,
+			 const struct kvmfault_memory_options *options)
 {
 	uint64_t size = options->page_size;
 	unsigned int flags = 0;
@@ -33,17 +33,19 @@ static int make_file(struct kvmfault_vm *vm,
 				 (off_t)options->length);
 	if (flags && (fd == -ENODEV || fd == -EINVAL))
 		return kvmfault__refuse(vm, -EOPNOTSUPP,
-			"kvmfault_memory_options.page_size: this kernel makes no memfd with pages of %#llx bytes",
+			"kvmfault_memory_options.page_size: this kernel makes no memfd with pages of %#llx bytes: choose a size that the kernel supports",
 			(unsigned long long)size);
 	if (fd)
 		return fd;
-	/* 0 means none. */
+	/* In the options a descriptor of 0 means none, so this needs
+	 * another. */
 	other = kvmfault__sys_dup(fd);
 	kvmfault__sys_close(fd);
 	return other;
 }
 
-static int map(const struct kvmfault_memory_options *options, void **address)
+static int ram_map_file(const struct kvmfault_memory_options *options,
+			void **address)
 {
 	int err = kvmfault__sys_mmap(address, options->length,
 				     PROT_READ | PROT_WRITE,
@@ -53,7 +55,8 @@ static int map(const struct kvmfault_memory_options *options, void **address)
 	if (err)
 		*address = NULL;
 	else
-		/* Advice. A kernel that knows no others says no. */
+		/* This is advice: a kernel without transparent huge pages
+		 * refuses it. */
 		kvmfault__sys_madvise(*address, options->length,
 				      MADV_NOHUGEPAGE);
 	return err;
@@ -61,10 +64,10 @@ static int map(const struct kvmfault_memory_options *options, void **address)
 
 struct made {
 	void *at[2];
-	int fd;		/* made here, or 0 */
+	int fd;		/* made by this call, or 0 */
 };
 
-static void undo(const struct made *made, uint64_t length)
+static void ram_undo(const struct made *made, uint64_t length)
 {
 	size_t i;
 
@@ -75,28 +78,28 @@ static void undo(const struct made *made, uint64_t length)
 		kvmfault__sys_close(made->fd);
 }
 
-static int make(struct kvmfault_vm *vm,
-		struct kvmfault_memory_options *options, struct made *made)
+static int ram_make(struct kvmfault_vm *vm,
+		    struct kvmfault_memory_options *options, struct made *made)
 {
 	int err;
 
 	if (options->fd <= 0) {
 		options->fd_offset = 0;
-		made->fd = make_file(vm, options);
+		made->fd = ram_make_file(vm, options);
 		if (made->fd < 0)
 			return made->fd;
 		options->fd = made->fd;
 	}
-	err = map(options, &made->at[0]);
+	err = ram_map_file(options, &made->at[0]);
 	if (!err)
-		err = map(options, &made->at[1]);
+		err = ram_map_file(options, &made->at[1]);
 	options->host = made->at[0];
 	return err;
 }
 
-static int take(struct kvmfault_vm *vm,
-		const struct kvmfault_memory_options *options,
-		const struct made *made, struct kvmfault_memory **memory)
+static int ram_adopt(struct kvmfault_vm *vm,
+		     const struct kvmfault_memory_options *options,
+		     const struct made *made, struct kvmfault_memory **memory)
 {
 	struct kvmfault_mapping_options own = {
 		.size = sizeof(own),
@@ -111,7 +114,7 @@ static int take(struct kvmfault_vm *vm,
 		return err;
 	err = kvmfault_mapping_add(*memory, &own, &mapping);
 	if (err) {
-		/* Nobody shows it yet: this does not fail. */
+		/* No region shows the memory yet, so this does not fail. */
 		kvmfault_memory_free(*memory);
 		*memory = NULL;
 		return err;
@@ -144,13 +147,13 @@ int kvmfault_memory_alloc(struct kvmfault_vm *vm,
 		return err;
 	if (asked.host || !asked.length)
 		return kvmfault__refuse(vm, -EINVAL, asked.host ?
-			"kvmfault_memory_options.host: kvmfault_memory_alloc() maps by itself: leave it NULL, or use kvmfault_memory_adopt()" :
-			"kvmfault_memory_options.length: it is not set");
-	err = make(vm, &asked, &made);
+			"kvmfault_memory_options.host: kvmfault_memory_alloc() maps the memory itself: leave host NULL, or use kvmfault_memory_adopt()" :
+			"kvmfault_memory_options.length: the member is not set");
+	err = ram_make(vm, &asked, &made);
 	if (!err)
-		err = take(vm, &asked, &made, memory);
+		err = ram_adopt(vm, &asked, &made, memory);
 	if (err) {
-		undo(&made, asked.length);
+		ram_undo(&made, asked.length);
 		return err;
 	}
 	ours.memslots = made.at[0];

@@ -2,8 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * How regions are added, removed and replaced. In: guest-physical ranges, and the
- * memories that they show. Out: the table of regions, in which no two overlap.
+ * Set-up: how regions are added, removed and replaced. In: guest-physical
+ * ranges, and the memories that they show. Out: the table of regions, in which
+ * no two overlap. All changes of the table are made under the VM's lock;
+ * lookups take none.
  */
 
 #include "setup.h"
@@ -11,37 +13,37 @@
 #define ULL(n) ((unsigned long long)(n))
 #define KNOWN_FLAGS KVMFAULT_REGION_READONLY
 
-/* Which member is wrong, or NULL. */
-static const char *wrong(struct kvmfault_vm *vm,
-			 const struct kvmfault_region *r)
+/* A text that names the first wrong member and says what is wrong, or NULL. */
+static const char *region_find_wrong_member(struct kvmfault_vm *vm,
+					    const struct kvmfault_region *r)
 {
 	const uint64_t mask = KVMFAULT__PAGE - 1;
 
 	if (!r->length)
-		return "length: it is 0";
+		return "length: the region is empty";
 	if ((r->gpa | r->length | r->offset) & mask)
-		return "gpa, length, offset: one is not a multiple of 4 KiB";
+		return "gpa, length, offset: one of them is not a multiple of 4 KiB";
 	if (r->gpa + r->length - 1 < r->gpa)
-		return "gpa, length: together they are past the end of all";
+		return "gpa, length: the region goes past the end of the address space";
 	if (r->address_space >= KVMFAULT__SPACES)
-		return "address_space: it is more than 4095";
+		return "address_space: the number is more than 4095";
 	if (r->flags & ~KNOWN_FLAGS)
-		return "flags: one is not known to this version";
+		return "flags: this version does not know one of them";
 	if (!r->memory && r->guest_memfd <= 0)
-		return "memory, guest_memfd: neither is set (a descriptor that is 0 means none: duplicate it)";
+		return "memory, guest_memfd: neither is set: set one (a descriptor of 0 means none: duplicate that descriptor)";
 	if (!r->memory)
 		return NULL;
 	if (r->memory->vm != vm)
-		return "memory: it is of another context";
+		return "memory: the memory belongs to another context";
 	if (r->offset + r->length < r->offset ||
 	    r->offset + r->length > r->memory->length)
 		return "offset, length: the region goes past its memory's end";
 	return NULL;
 }
 
-static int check(struct kvmfault_vm *vm, const struct kvmfault_region *r)
+static int region_check(struct kvmfault_vm *vm, const struct kvmfault_region *r)
 {
-	const char *why = wrong(vm, r);
+	const char *why = region_find_wrong_member(vm, r);
 
 	if (!why)
 		return 0;
@@ -51,7 +53,7 @@ static int check(struct kvmfault_vm *vm, const struct kvmfault_region *r)
 		r->address_space, r->flags);
 }
 
-/* One to be added, or -errno. */
+/* Makes a region that is still to be added. */
 static int region_new(struct kvmfault_vm *vm,
 		      const struct kvmfault_region *region,
 		      struct kvmfault__span **span)
@@ -63,7 +65,7 @@ static int region_new(struct kvmfault_vm *vm,
 	err = kvmfault__options_in(vm, "kvmfault_region", &ours, sizeof(ours),
 				   region);
 	if (!err)
-		err = vm ? check(vm, &ours) : -EINVAL;
+		err = vm ? region_check(vm, &ours) : -EINVAL;
 	if (err)
 		return err;
 	new = kvmfault__sys_alloc(sizeof(*new), 0);
@@ -80,7 +82,8 @@ static int region_new(struct kvmfault_vm *vm,
 
 /* ---- under the VM's lock ---- */
 
-static void enter(struct kvmfault_vm *vm, struct kvmfault__span *span)
+static void region_enter_table(struct kvmfault_vm *vm,
+			       struct kvmfault__span *span)
 {
 	vm->region_count++;
 	if (!span->memory)
@@ -89,9 +92,10 @@ static void enter(struct kvmfault_vm *vm, struct kvmfault__span *span)
 	atomic_store(&span->memory->shown, span);
 }
 
-/* It goes with the table's next copy. Who looks by its memory must not find it
- * any more. Has it a guest_memfd? */
-static bool leave(struct kvmfault_vm *vm, struct kvmfault__span *span)
+/* The region leaves with the table's next copy, but its memory must not name it
+ * any more. True if the region has a guest_memfd. */
+static bool region_leave_table(struct kvmfault_vm *vm,
+			       struct kvmfault__span *span)
 {
 	kvmfault__table_drop(vm, span);
 	vm->region_count--;
@@ -103,23 +107,25 @@ static bool leave(struct kvmfault_vm *vm, struct kvmfault__span *span)
 	return ((struct kvmfault__region *)span)->info.guest_memfd > 0;
 }
 
-/* After some have left, or could not: those that stay. Where the one that a
- * memory knew is gone another one takes its place. */
-static int stay(struct kvmfault__span *span, void *vm)
+/* Called for each region in the table after others have left, or could not
+ * leave. If the region that a memory named has left, another one of the memory
+ * takes its place. */
+static int region_stay_in_table(struct kvmfault__span *span, void *vm)
 {
 	if (span->leaves) {
 		span->leaves = false;
 		((struct kvmfault_vm *)vm)->leaving--;
-		enter(vm, span);
+		region_enter_table(vm, span);
 	} else if (span->memory && !atomic_load(&span->memory->shown)) {
 		atomic_store(&span->memory->shown, span);
 	}
 	return 0;
 }
 
-/* That begins there, and does not leave yet. */
-static struct kvmfault__span *begins_at(struct kvmfault_vm *vm,
-					uint32_t address_space, uint64_t gpa)
+/* The region that begins there and is not about to leave, or NULL. */
+static struct kvmfault__span *region_beginning_at(struct kvmfault_vm *vm,
+						  uint32_t address_space,
+						  uint64_t gpa)
 {
 	struct kvmfault__span *span = NULL;
 
@@ -130,9 +136,10 @@ static struct kvmfault__span *begins_at(struct kvmfault_vm *vm,
 	       ((struct kvmfault__region *)span)->info.gpa == gpa ? span : NULL;
 }
 
-/* Room for the attributes of its pages, which KVM keeps by gpa, and for address
- * space 0. What is not used in the end does no harm. */
-static int cover(struct kvmfault_vm *vm, const struct kvmfault__span *span)
+/* The attributes of its pages need room. KVM keeps them by gpa and for address
+ * space 0 only; room that is not used in the end does no harm. */
+static int region_cover_attributes(struct kvmfault_vm *vm,
+				   const struct kvmfault__span *span)
 {
 	const struct kvmfault_region *info =
 		&((const struct kvmfault__region *)span)->info;
@@ -145,9 +152,10 @@ static int cover(struct kvmfault_vm *vm, const struct kvmfault__span *span)
 		kvmfault__attributes_cover(vm, pages) : 0;
 }
 
-/* Instead of those that leave. *count: as kvmfault__table_copy(). */
-static int lay(struct kvmfault_vm *vm, struct kvmfault__span **add,
-	       size_t *count)
+/* Adds the regions in the place of those that leave. *count: see
+ * kvmfault__table_copy(). */
+static int regions_lay(struct kvmfault_vm *vm, struct kvmfault__span **add,
+		       size_t *count)
 {
 	size_t i, n = *count;
 	void *copy;
@@ -157,42 +165,45 @@ static int lay(struct kvmfault_vm *vm, struct kvmfault__span **add,
 	if (err)
 		return err;
 	for (i = 0; i < n && !err; i++)
-		err = cover(vm, add[i]);
+		err = region_cover_attributes(vm, add[i]);
 	if (err) {
 		kvmfault__sys_free(copy);
 		return err;
 	}
 	kvmfault__table_put(vm, &vm->regions, copy);
 	for (i = 0; i < n; i++)
-		enter(vm, add[i]);
+		region_enter_table(vm, add[i]);
 	return 0;
 }
 
-/* ---- */
+/* ---- adding, removing and replacing ---- */
 
-static bool punches_removed(struct kvmfault__seat *seat, void *unused)
+static bool region_removed_has_punch(struct kvmfault__seat *seat, void *unused)
 {
-	/* Its seat holds it by span as well, and the VM's lock is held: it is
-	 * not freed meanwhile. */
-	const struct kvmfault__region *region = kvmfault__held(seat, KVMFAULT__HAZARD_PUNCH);
+	/* The seat holds the region by its span as well, and the caller holds
+	 * the VM's lock: so the region is not freed meanwhile. */
+	const struct kvmfault__region *region =
+		kvmfault__held(seat, KVMFAULT__HAZARD_PUNCH);
 
 	(void)unused;
 	return region && atomic_load(&region->span.dead);
 }
 
-/* From now on a removed region's guest_memfd is the VMM's to close. */
-static void let_close(struct kvmfault_vm *vm)
+/* Until this returns, a thread may punch holes in a removed region's
+ * guest_memfd; the VMM may close the guest_memfd afterwards. */
+static void region_drain_punches(struct kvmfault_vm *vm)
 {
-	kvmfault__drain(vm, punches_removed, NULL);
+	kvmfault__drain(vm, region_removed_has_punch, NULL);
 }
 
-static int overlaps(struct kvmfault_vm *vm, const struct kvmfault__span *span)
+static int region_refuse_overlap(struct kvmfault_vm *vm,
+				 const struct kvmfault__span *span)
 {
 	const struct kvmfault_region *info =
 		&((const struct kvmfault__region *)span)->info;
 
 	return kvmfault__refuse(vm, -EEXIST,
-		"the region at gpa %#llx, of %#llx bytes, overlaps another one of address space %u",
+		"the region at gpa %#llx, of %#llx bytes, overlaps another region of address space %u: remove that one first",
 		ULL(info->gpa), ULL(info->length), info->address_space);
 }
 
@@ -207,10 +218,10 @@ int kvmfault_region_add(struct kvmfault_vm *vm,
 	if (err)
 		return err;
 	kvmfault__sys_lock(&vm->lock);
-	err = lay(vm, &span, &one);
+	err = regions_lay(vm, &span, &one);
 	kvmfault__sys_unlock(&vm->lock);
 	if (err == -EEXIST)
-		overlaps(vm, span);
+		region_refuse_overlap(vm, span);
 	if (err)
 		kvmfault__sys_free(span);
 	else
@@ -228,20 +239,20 @@ int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
 	if (!vm)
 		return -EINVAL;
 	kvmfault__sys_lock(&vm->lock);
-	span = begins_at(vm, address_space, gpa);
+	span = region_beginning_at(vm, address_space, gpa);
 	if (span) {
 		atomic_store(&span->dead, true);
-		private = leave(vm, span);
+		private = region_leave_table(vm, span);
 		kvmfault__table_sweep(vm, &vm->regions);
-		kvmfault__table_each(&vm->regions, stay, vm);
+		kvmfault__table_each(&vm->regions, region_stay_in_table, vm);
 	}
 	kvmfault__sys_unlock(&vm->lock);
 	if (private)
-		let_close(vm);
+		region_drain_punches(vm);
 	return span ? 0 : -ENOENT;
 }
 
-/* All of them, in the order of their keys. */
+/* The list has to be in the order of the keys. */
 static int regions_new(struct kvmfault_vm *vm,
 		       const struct kvmfault_region *const *from, size_t count,
 		       struct kvmfault__span **add)
@@ -255,7 +266,7 @@ static int regions_new(struct kvmfault_vm *vm,
 			return err;
 		if (i && add[i]->first <= add[i - 1]->first)
 			return kvmfault__refuse(vm, -EINVAL,
-				"kvmfault_regions_replace: add[%zu], at gpa %#llx, does not come after the one before it: sort them by address space and gpa",
+				"kvmfault_regions_replace: add[%zu], at gpa %#llx, does not come after the region before it: sort the list by address space and gpa",
 				i, ULL(from[i]->gpa));
 	}
 	return 0;
@@ -267,43 +278,46 @@ static void regions_free(struct kvmfault__span **span, size_t count)
 		kvmfault__sys_free(span[count]);
 }
 
-/* As the caller's struct says, of whichever version it is. */
-static struct kvmfault__span *named(struct kvmfault_vm *vm,
-				    const struct kvmfault_region *region)
+/* The caller's struct may be of another version of the library. */
+static struct kvmfault__span *
+region_find_named(struct kvmfault_vm *vm, const struct kvmfault_region *region)
 {
 	struct kvmfault_region ours;
 
 	kvmfault__options(&ours, sizeof(ours), region);
-	return begins_at(vm, ours.address_space, ours.gpa);
+	return region_beginning_at(vm, ours.address_space, ours.gpa);
 }
 
-/* Under the VM's lock. *removed and *added: which one is in the way. */
-static int replace(struct kvmfault_vm *vm,
-		   const struct kvmfault_region *const *remove, size_t *removed,
-		   struct kvmfault__span **add, size_t *added, bool *private)
+/* Under the VM's lock. If this fails, *removed or *added is the index of the
+ * region that is in the way. */
+static int regions_replace_locked(struct kvmfault_vm *vm,
+				  const struct kvmfault_region *const *remove,
+				  size_t *removed, struct kvmfault__span **add,
+				  size_t *added, bool *private)
 {
 	size_t i, n = *removed;
 	int err = 0;
 
 	for (i = 0; i < n && !err; i++) {
-		struct kvmfault__span *span = named(vm, remove[i]);
+		struct kvmfault__span *span = region_find_named(vm, remove[i]);
 
 		if (span)
-			*private |= leave(vm, span);
+			*private |= region_leave_table(vm, span);
 		else
 			err = -ENOENT;
 		*removed = i;
 	}
 	if (!err)
-		err = lay(vm, add, added);
-	kvmfault__table_each(&vm->regions, stay, vm);
+		err = regions_lay(vm, add, added);
+	kvmfault__table_each(&vm->regions, region_stay_in_table, vm);
 	return err;
 }
 
-static int check_lists(struct kvmfault_vm *vm,
-		       const struct kvmfault_region *const *remove,
-		       size_t removed,
-		       const struct kvmfault_region *const *add, size_t added)
+static int regions_check_lists(struct kvmfault_vm *vm,
+			       const struct kvmfault_region *const *remove,
+			       size_t removed,
+			       const struct kvmfault_region *const *add,
+			       size_t added)
 {
 	struct kvmfault_region unused;
 	int err = 0;
@@ -313,7 +327,7 @@ static int check_lists(struct kvmfault_vm *vm,
 		return -EINVAL;
 	if ((removed && !remove) || (added && !add))
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_regions_replace: a list is NULL, and its count is not 0");
+			"kvmfault_regions_replace: a list is NULL, and its count is not 0: pass the list or a count of 0");
 	for (i = 0; i < removed && !err; i++)
 		err = kvmfault__options_in(vm, "kvmfault_region", &unused,
 					   sizeof(unused), remove[i]);
@@ -332,7 +346,7 @@ int kvmfault_regions_replace(struct kvmfault_vm *vm,
 	bool private = false;
 	int err;
 
-	err = check_lists(vm, remove, removed, add, added);
+	err = regions_check_lists(vm, remove, removed, add, added);
 	if (err)
 		return err;
 	new = kvmfault__sys_alloc((added + 1) * sizeof(*new), 0);
@@ -341,20 +355,21 @@ int kvmfault_regions_replace(struct kvmfault_vm *vm,
 	err = regions_new(vm, add, added, new);
 	if (!err) {
 		kvmfault__sys_lock(&vm->lock);
-		err = replace(vm, remove, &gone, new, &come, &private);
+		err = regions_replace_locked(vm, remove, &gone, new, &come,
+					     &private);
 		kvmfault__sys_unlock(&vm->lock);
 	}
 	if (err == -EEXIST)
-		overlaps(vm, new[come]);
+		region_refuse_overlap(vm, new[come]);
 	if (err == -ENOENT)
 		kvmfault__refuse(vm, err,
-			"kvmfault_regions_replace: remove[%zu]: no region begins there, or it was named before",
+			"kvmfault_regions_replace: remove[%zu]: no region begins there, or the list names that region twice",
 			gone);
 	if (err)
 		regions_free(new, added);
 	kvmfault__sys_free(new);
 	if (!err && private)
-		let_close(vm);
+		region_drain_punches(vm);
 	if (!err)
 		kvmfault__expect_service(vm);
 	return err;

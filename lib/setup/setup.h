@@ -2,7 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * How objects are made and taken down: what the files of this room share.
+ * Set-up: the functions that the files of this room share. The VMM's calls come
+ * here to make contexts, userfaultfds, memories, mappings and regions, and to
+ * take them down.
  */
 
 #ifndef KVMFAULT__SETUP_H
@@ -10,29 +12,30 @@
 
 #include "../entry/entry.h"
 
-/* delivery.c: how vCPUs' missing pages get here; -EOPNOTSUPP, logged */
+/* delivery.c: chooses the delivery mode; -EOPNOTSUPP is logged. */
 int kvmfault__delivery_choose(struct kvmfault_vm *vm);
 
 /* mappings.c */
 
 /* The memory's first mapping is the memslots'. A tracked memory's mapping is
- * registered, with a uffd of its own where it was given none; it goes to no child
- * of fork(), unless it is inherited. */
+ * registered: with a userfaultfd of its own if uffd is NULL. It goes to no
+ * child of fork(), unless it is inherited. */
 int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 			  struct kvmfault_uffd *uffd, bool inherited,
 			  struct kvmfault_mapping **mapping);
 
-/* After the mapping's last use: let go of the uffd; guard: where pages are
- * absent nobody may read zeros afterwards. */
+/* Called after the mapping's last use; lets go of its userfaultfd. If
+ * guard is true, no thread can read zeros afterwards where pages are absent. */
 void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard);
 
 /* userfaultfds.c */
-/* No mapping uses it any more: it lives as long as a fault names it, which may take
- * its time; and then is freed by the next one to reap. */
+/* For a userfaultfd that no mapping uses any more. It lives as long as a fault
+ * names it, which may take long; kvmfault__uffds_reap() frees it after that. */
 void kvmfault__uffd_end(struct kvmfault_uffd *uffd, bool guards);
 void kvmfault__uffds_reap(struct kvmfault_vm *vm);
 
-/* event-reader.c: made for a descriptor that tells of more than faults. */
+/* event-reader.c: a reader is made for a descriptor that reports more than
+ * faults. */
 int kvmfault__reader_new(struct kvmfault_uffd *uffd);
 void kvmfault__reader_free(struct kvmfault_uffd *uffd);
 
@@ -40,7 +43,7 @@ void kvmfault__reader_free(struct kvmfault_uffd *uffd);
 int kvmfault__converter(struct kvmfault_vm *vm,
 			const struct kvmfault_converter *converter);
 
-/* syscalls.c; NULL: past the end */
+/* syscalls.c: NULL if index is past the end */
 const struct kvmfault_syscall *
 kvmfault__syscall(enum kvmfault_profile profile, unsigned int index);
 

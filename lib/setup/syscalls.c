@@ -2,9 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: what each kind of thread asks of the kernel, for a VMM that
- * filters calls. In: a profile. Out: each call, and what its argument is. The fake
- * door of the tests lets no other pass.
+ * Beside the flow: the system calls that each kind of thread makes, for a VMM
+ * that filters them. In: a profile. Out: each call, and the value of the
+ * argument that a filter can look at. The tests' fake of os/sys.c lets no other
+ * call pass.
  */
 
 #include <fcntl.h>
@@ -25,16 +26,16 @@
 #define DELEGATE (1U << KVMFAULT_PROFILE_DELEGATE)
 #define SERVICE (1U << KVMFAULT_PROFILE_SERVICE)
 #define CALLER (1U << KVMFAULT_PROFILE_CALLER)
-#define FAULT (INLINE | SERVICE | CALLER)	/* who answers one itself */
+#define FAULT (INLINE | SERVICE | CALLER)	/* threads that answer one */
 
-/* A libc may have a macro of a call's name: # and ## come before any other macro
- * is given it. */
+/* A libc may have a macro with a call's name. # and ## take the name before any
+ * other macro gets it and expands it. */
 #define CALL(call, arg, what, what_name, why) \
 	ENTRY(#call, SYS_##call, arg, what, what_name, why)
 #define ANY(call, why) ENTRY(#call, SYS_##call, -1, 0, "", why)
 #define WITH(call, arg, what, why) \
 	ENTRY(#call, SYS_##call, arg, what, #what, why)
-/* Of abi.h: a prefix of the kernel's, and the rest. */
+/* For a constant of abi.h: `prefix` and `rest` make the kernel's name. */
 #define OURS(call, arg, prefix, rest, why) \
 	ENTRY(#call, SYS_##call, arg, KVMFAULT__##rest, #prefix #rest, why)
 #define ENTRY(call, call_number, arg, what, what_name, reason) { \

@@ -2,8 +2,11 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * How a userfaultfd is opened or adopted, and taken down. A descriptor that holds
- * registered ranges stays open: to close it would make zero pages of all that is absent.
+ * Set-up: how a userfaultfd is opened or adopted, and taken down. In: the VMM's
+ * descriptor, or none. Out: a userfaultfd of the context, whose messages the
+ * service gets; in the end the descriptor is closed. A descriptor that holds
+ * registered ranges stays open: to close it would make zero pages of all absent
+ * pages there.
  */
 
 #include <fcntl.h>
@@ -14,9 +17,10 @@
 
 #define NOWHERE (1ULL << 30)
 
-static int open_own(struct kvmfault_vm *vm)
+static int uffd_open_own(struct kvmfault_vm *vm)
 {
-	/* Without it what mremap() moves is registered no more, and zeros. */
+	/* Without this feature a range that mremap() moves is not registered
+	 * any more, and its absent pages are zeros. */
 	struct uffdio_api api = {
 		.api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMAP,
 	};
@@ -26,12 +30,12 @@ static int open_own(struct kvmfault_vm *vm)
 				 KVMFAULT__UFFD_SYSCALL);
 	if (fd == -EPERM || fd == -EACCES) {
 		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
-			      "no right to a userfaultfd that sees KVM's accesses: allow this process to open /dev/userfaultfd, or set the sysctl vm.unprivileged_userfaultfd to 1, or give it CAP_SYS_PTRACE");
+			      "this process has no right to a userfaultfd that sees KVM's accesses: allow the process to open /dev/userfaultfd, or set the sysctl vm.unprivileged_userfaultfd to 1, or give the process CAP_SYS_PTRACE");
 		return -EPERM;
 	}
 	if (fd == -ENOSYS)
 		kvmfault__log(vm, KVMFAULT_LOG_ERROR,
-			      "this kernel has no userfaultfd: it needs CONFIG_USERFAULTFD");
+			      "this kernel has no userfaultfd: use a kernel with CONFIG_USERFAULTFD");
 	if (fd < 0)
 		return fd;
 	err = kvmfault__sys_ioctl(fd, UFFDIO_API, &api);
@@ -39,21 +43,23 @@ static int open_own(struct kvmfault_vm *vm)
 		return fd;
 	kvmfault__sys_close(fd);
 	return err == -EINVAL ? kvmfault__refuse(vm, -EOPNOTSUPP,
-		"this kernel's userfaultfd does not speak this API") : err;
+		"this kernel's userfaultfd refuses UFFD_API with UFFD_FEATURE_EVENT_REMAP: use a newer kernel") : err;
 }
 
-/* An access of the kernel's, by a thread that may sleep in it. */
+/* An access by the kernel, which a thread of its own makes, since the thread
+ * may sleep in it. */
 struct access {
 	void *page;
 	_Atomic uint32_t ended;
 	int err;
 };
 
-static void *access_page(void *data)
+static void *uffd_access_page(void *data)
 {
 	struct access *access = data;
 
-	/* It is asked about the page, and has to write into that page. */
+	/* mincore() is asked about the page, and has to write its answer into
+	 * that page. */
 	access->err = kvmfault__sys_mincore(access->page,
 					    kvmfault__sys_page_size(),
 					    access->page);
@@ -61,9 +67,10 @@ static void *access_page(void *data)
 	return NULL;
 }
 
-/* Not the flags of the descriptor nor another call tell whether it reports what
- * the kernel touches: only an access does. 0: it does; -EFAULT: it does not. */
-static int ask_kernel_access(int fd, void *page)
+/* Neither the descriptor's flags nor another call tell whether it reports what
+ * the kernel touches: only an access does. Returns 0 if it does, and -EFAULT if
+ * not. */
+static int uffd_ask_kernel_access(int fd, void *page)
 {
 	struct access access = { .page = page };
 	uint64_t ioctls, size = kvmfault__sys_page_size();
@@ -75,14 +82,14 @@ static int ask_kernel_access(int fd, void *page)
 	err = kvmfault__uffd_register(fd, (uintptr_t)page, size, 0, &ioctls);
 	if (err)
 		return err;
-	err = kvmfault__sys_thread(&thread, access_page, &access,
+	err = kvmfault__sys_thread(&thread, uffd_access_page, &access,
 				   "kvmfault-access");
 	while (!err && !atomic_load(&access.ended) &&
 	       (n == -EAGAIN || n == -EINTR)) {
 		kvmfault__sys_yield();
 		n = kvmfault__uffd_read(fd, &msg, sizeof(msg));
 	}
-	/* This wakes who sleeps there, too. */
+	/* This also wakes the thread, if it sleeps on the page. */
 	kvmfault__uffd_unregister(fd, (uintptr_t)page, size);
 	if (err)
 		return err;
@@ -90,7 +97,7 @@ static int ask_kernel_access(int fd, void *page)
 	return access.err == -EFAULT ? -EFAULT : 0;
 }
 
-static int check_kernel_access(struct kvmfault_vm *vm, int fd)
+static int uffd_check_kernel_access(struct kvmfault_vm *vm, int fd)
 {
 	size_t size = kvmfault__sys_page_size();
 	void *page;
@@ -99,18 +106,18 @@ static int check_kernel_access(struct kvmfault_vm *vm, int fd)
 
 	if (err)
 		return err;
-	err = ask_kernel_access(fd, page);
+	err = uffd_ask_kernel_access(fd, page);
 	kvmfault__sys_munmap(page, size);
 	if (err == -EFAULT)
 		return kvmfault__refuse(vm, -EINVAL,
 			"kvmfault_uffd_options.fd: descriptor %d does not report what the kernel touches, and so not what KVM does: make it without UFFD_USER_MODE_ONLY and UFFD_FEATURE_SIGBUS, or let the library open one",
 			fd);
 	return err == -EINVAL ? kvmfault__refuse(vm, err,
-		"kvmfault_uffd_options.fd: descriptor %d takes no memory of this process: if it is another one's, set remote",
+		"kvmfault_uffd_options.fd: descriptor %d takes no memory of this process: if the userfaultfd is another process's, set remote",
 		fd) : err;
 }
 
-static int adopt(struct kvmfault_vm *vm, int fd, bool remote)
+static int uffd_adopt(struct kvmfault_vm *vm, int fd, bool remote)
 {
 	int err, flags = kvmfault__sys_getfl(fd);
 
@@ -118,22 +125,22 @@ static int adopt(struct kvmfault_vm *vm, int fd, bool remote)
 		return kvmfault__refuse(vm, flags,
 			"kvmfault_uffd_options.fd: descriptor %d is not open",
 			fd);
-	/* A wake of nobody works where the handshake was made, and nowhere
-	 * else; any address does. */
+	/* A wake without sleepers succeeds if the handshake was made, and only
+	 * then. Any address will do. */
 	err = kvmfault__uffd_wake(fd, NOWHERE, kvmfault__sys_page_size());
 	if (err)
 		return kvmfault__refuse(vm, err == -ENOTTY ? -EINVAL : err,
-			"kvmfault_uffd_options.fd: descriptor %d is no userfaultfd with UFFDIO_API done",
+			"kvmfault_uffd_options.fd: descriptor %d is not a userfaultfd on which UFFDIO_API was done: do UFFDIO_API first",
 			fd);
 	if (!(flags & O_NONBLOCK))
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_uffd_options.fd: an adopted userfaultfd needs O_NONBLOCK: of one without it poll() says that it has failed");
-	err = remote ? 0 : check_kernel_access(vm, fd);
+			"kvmfault_uffd_options.fd: an adopted userfaultfd needs O_NONBLOCK: set the flag, since poll() reports an error for a userfaultfd without O_NONBLOCK");
+	err = remote ? 0 : uffd_check_kernel_access(vm, fd);
 	return err ? err : kvmfault__sys_dup(fd);
 }
 
-/* Under the lock. */
-static int publish(struct kvmfault_vm *vm, struct kvmfault_uffd *uffd)
+/* Under the VM's lock. */
+static int uffd_publish(struct kvmfault_vm *vm, struct kvmfault_uffd *uffd)
 {
 	uint32_t id = 1;
 	int err;
@@ -141,7 +148,7 @@ static int publish(struct kvmfault_vm *vm, struct kvmfault_uffd *uffd)
 	while (id < KVMFAULT__SPACES && atomic_load(&vm->uffds[id]))
 		id++;
 	if (id == KVMFAULT__SPACES)
-		return -ENOSPC;		/* the lock is held: the caller says */
+		return -ENOSPC;		/* the caller logs, without the lock */
 	uffd->id = id;
 	if (uffd->space)
 		uffd->space = id;
@@ -172,13 +179,14 @@ int kvmfault_uffd_new(struct kvmfault_vm *vm,
 		return -EINVAL;
 	if (ours.remote && ours.fd <= 0)
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_uffd_options.fd: remote needs the descriptor of the other process (0 means none: duplicate one that is 0)");
+			"kvmfault_uffd_options.fd: remote is set and needs the other process's descriptor (0 means none: duplicate a descriptor that is 0)");
 	new = kvmfault__sys_alloc(sizeof(*new), 0);
 	if (!new)
 		return -ENOMEM;
 	new->vm = vm;
 	new->space = ours.remote;
-	new->fd = ours.fd > 0 ? adopt(vm, ours.fd, ours.remote) : open_own(vm);
+	new->fd = ours.fd > 0 ? uffd_adopt(vm, ours.fd, ours.remote) :
+		uffd_open_own(vm);
 	if (new->fd < 0) {
 		err = new->fd;
 		goto free;
@@ -187,11 +195,11 @@ int kvmfault_uffd_new(struct kvmfault_vm *vm,
 	if (err)
 		goto close;
 	kvmfault__sys_lock(&vm->lock);
-	err = publish(vm, new);
+	err = uffd_publish(vm, new);
 	kvmfault__sys_unlock(&vm->lock);
 	if (err == -ENOSPC)
 		kvmfault__refuse(vm, err,
-			"there are %u userfaultfds in this context already",
+			"kvmfault_uffd_new: there are %u userfaultfds in this context already: free one first",
 			(unsigned int)KVMFAULT__SPACES - 1);
 	if (err)
 		goto close;
@@ -211,22 +219,23 @@ int kvmfault_uffd_fd(const struct kvmfault_uffd *uffd)
 	return uffd ? uffd->fd : -EINVAL;
 }
 
-static bool reads(struct kvmfault__seat *seat, void *uffd)
+static bool uffd_is_read_by_seat(struct kvmfault__seat *seat, void *uffd)
 {
 	return kvmfault__held(seat, KVMFAULT__HAZARD_UFFD) == uffd;
 }
 
-/* Out of the context; whether it is used is the caller's to know. */
-static void unpublish(struct kvmfault_uffd *uffd)
+/* Takes the userfaultfd out of the context. The caller has made sure
+ * that no mapping uses it. */
+static void uffd_unpublish(struct kvmfault_uffd *uffd)
 {
 	struct kvmfault_vm *vm = uffd->vm;
 
 	kvmfault__sys_epoll_ctl(vm->epoll, EPOLL_CTL_DEL, uffd->fd, NULL);
-	kvmfault__drain(vm, reads, uffd);
+	kvmfault__drain(vm, uffd_is_read_by_seat, uffd);
 	kvmfault__reader_free(uffd);
 }
 
-static bool names(struct kvmfault__seat *seat, void *uffd)
+static bool uffd_is_named_by_seat(struct kvmfault__seat *seat, void *uffd)
 {
 	const struct kvmfault__span *span = atomic_load(&seat->span);
 
@@ -240,8 +249,9 @@ void kvmfault__uffd_end(struct kvmfault_uffd *uffd, bool guards)
 	kvmfault__sys_lock(&vm->lock);
 	atomic_store(&vm->uffds[uffd->id], NULL);
 	kvmfault__sys_unlock(&vm->lock);
-	unpublish(uffd);
-	/* Nobody reads it any more: what has moved by now was told. */
+	uffd_unpublish(uffd);
+	/* No thread reads it any more, so `moved` does not change from now
+	 * on. */
 	uffd->guards = guards || atomic_load(&uffd->moved);
 	kvmfault__sys_lock(&vm->lock);
 	uffd->next = vm->ended;
@@ -256,7 +266,7 @@ void kvmfault__uffds_reap(struct kvmfault_vm *vm)
 
 	kvmfault__sys_lock(&vm->lock);
 	while ((uffd = *link)) {
-		if (kvmfault__any_seat(vm, names, uffd)) {
+		if (kvmfault__any_seat(vm, uffd_is_named_by_seat, uffd)) {
 			link = &uffd->next;
 			continue;
 		}
@@ -289,7 +299,7 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd)
 	kvmfault__sys_unlock(&vm->lock);
 	if (busy)
 		return kvmfault__refuse(vm, -EBUSY,
-			"kvmfault_uffd_free: a mapping uses it: free its memory, or kvmfault_mapping_remove() first");
+			"kvmfault_uffd_free: a mapping uses the userfaultfd: free the mapping's memory, or call kvmfault_mapping_remove() first");
 	kvmfault__uffd_end(uffd, false);
 	return 0;
 }

@@ -2,8 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * The context: what the stages of one VM share. In: the VMM's options. Out: a
- * place for its memories, regions, vCPUs. Nothing is shared between contexts.
+ * Set-up: the context, which is what the stages of one VM share. In: the VMM's
+ * options. Out: a place for its memories, regions and vCPUs. Two contexts share
+ * nothing.
  */
 
 #include <stdarg.h>
@@ -15,7 +16,7 @@
 #define KNOWN_ALLOW \
 	(KVMFAULT_ALLOW_MARKER_EXIT | KVMFAULT_ALLOW_SHADOW_PAGING)
 
-static int check(struct kvmfault_vm *vm)
+static int vm_check_options(struct kvmfault_vm *vm)
 {
 	struct kvmfault_vm_options *options = &vm->options;
 	uint64_t size;
@@ -31,7 +32,7 @@ static int check(struct kvmfault_vm *vm)
 	size = options->page_size_max;
 	if (options->delivery >= KVMFAULT_DELIVERY_COUNT)
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_vm_options.delivery: %u is no mode that this version knows",
+			"kvmfault_vm_options.delivery: %u is not a mode that this version knows",
 			(unsigned int)options->delivery);
 	if (options->allow & ~KNOWN_ALLOW)
 		return kvmfault__refuse(vm, -EINVAL,
@@ -44,7 +45,7 @@ static int check(struct kvmfault_vm *vm)
 	return 0;
 }
 
-static int check_fd(struct kvmfault_vm *vm)
+static int vm_check_fd(struct kvmfault_vm *vm)
 {
 	int flags = vm->options.vm_fd > 0 ?
 		    kvmfault__sys_getfl(vm->options.vm_fd) : 0;
@@ -54,10 +55,10 @@ static int check_fd(struct kvmfault_vm *vm)
 		vm->options.vm_fd) : 0;
 }
 
-static void add_resolvers(struct kvmfault_vm *vm)
+static void vm_add_resolvers(struct kvmfault_vm *vm)
 {
-	/* In this order: a page that somebody can make present is not
-	 * converted. */
+	/* The order matters: a page that another resolver can make present is
+	 * not converted. */
 	const struct kvmfault_resolver *const ours[] = {
 		&kvmfault__resolver_copy,
 		&kvmfault__resolver_async,
@@ -70,7 +71,8 @@ static void add_resolvers(struct kvmfault_vm *vm)
 	const unsigned int count = sizeof(ours) / sizeof(*ours);
 
 	for (; vm->chain.resolvers < count; vm->chain.resolvers++)
-		vm->chain.resolver[vm->chain.resolvers] = *ours[vm->chain.resolvers];
+		vm->chain.resolver[vm->chain.resolvers] =
+			*ours[vm->chain.resolvers];
 	kvmfault__chain_changed(vm);
 }
 
@@ -94,13 +96,13 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 	if (!new)
 		return -ENOMEM;
 	new->options = ours;
-	new->options.ops = NULL;	/* the caller's */
+	new->options.ops = NULL;	/* belongs to the caller */
 	err = ours.ops ? kvmfault__options(&new->ops, sizeof(new->ops),
 					   ours.ops) : 0;
 	if (!err)
-		err = check(new);
+		err = vm_check_options(new);
 	if (!err)
-		err = check_fd(new);
+		err = vm_check_fd(new);
 	if (!err)
 		err = kvmfault__converter(new, ours.converter);
 	if (!err)
@@ -115,28 +117,28 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 	}
 	pthread_mutex_init(&new->lock, NULL);
 	pthread_mutex_init(&new->conversions.lock, NULL);
-	add_resolvers(new);
+	vm_add_resolvers(new);
 	*vm = new;
 	return 0;
 }
 
-/* The first kind of object that is left, in the order of taking down; NULL:
- * none is. */
-static const char *left_over(struct kvmfault_vm *vm)
+/* A text for the first kind of object that is left, in the order in which a VMM
+ * takes them down, or NULL. */
+static const char *vm_find_left_over(struct kvmfault_vm *vm)
 {
 	size_t id;
 
 	if (vm->vcpus)
-		return "a vCPU's handle is left: kvmfault_vcpu_free() first";
+		return "a vCPU's handle is left: call kvmfault_vcpu_free() first";
 	if (vm->services)
-		return "the service is left: kvmfault_service_free() first";
+		return "the service is left: call kvmfault_service_free() first";
 	if (vm->region_count)
-		return "a region is left: kvmfault_region_remove() first";
+		return "a region is left: call kvmfault_region_remove() first";
 	if (vm->memories)
-		return "a memory is left: kvmfault_memory_free() first";
+		return "a memory is left: call kvmfault_memory_free() first";
 	for (id = 0; id < KVMFAULT__SPACES; id++)
 		if (atomic_load(&vm->uffds[id]))
-			return "a userfaultfd is left: kvmfault_uffd_free() first";
+			return "a userfaultfd is left: call kvmfault_uffd_free() first";
 	return NULL;
 }
 
@@ -148,7 +150,7 @@ int kvmfault_vm_free(struct kvmfault_vm *vm)
 	if (!vm)
 		return 0;
 	kvmfault__sys_lock(&vm->lock);
-	left = left_over(vm);
+	left = vm_find_left_over(vm);
 	kvmfault__sys_unlock(&vm->lock);
 	if (left)
 		return kvmfault__refuse(vm, -EBUSY, "kvmfault_vm_free: %s",
@@ -160,7 +162,7 @@ int kvmfault_vm_free(struct kvmfault_vm *vm)
 	kvmfault__sys_unlock(&vm->lock);
 	while (atomic_load(&vm->drain.unpinning))	/* for an instant */
 		kvmfault__sys_yield();
-	kvmfault__uffds_reap(vm);	/* nobody names one any more */
+	kvmfault__uffds_reap(vm);	/* no seat names one any more */
 	kvmfault__fetches_free(vm);
 	kvmfault__seats_free(vm);
 	kvmfault__attributes_free(vm);
