@@ -318,7 +318,8 @@ static int mapping_seal(char *host, uint64_t length, uint64_t page)
 	return err ? err : mapping_seal(host + half, length - half, page);
 }
 
-/* Once the range is unregistered, an absent page that can be read is zeros. */
+/* Once the range is unregistered, a thread that can read an absent page reads
+ * zeros. */
 static int mapping_guard_absent(struct kvmfault_mapping *mapping)
 {
 	struct kvmfault_memory *memory = mapping->span.memory;

@@ -84,7 +84,7 @@ static int memory_check_range(struct kvmfault_vm *vm, const char *member,
 			member, ULL(start), ULL(length), ULL(align));
 	if (start + length < length)
 		return kvmfault__refuse(vm, -EINVAL,
-			OPTION "%s, length: %#llx and %#llx together are past the end of the address space",
+			OPTION "%s, length: %#llx and %#llx together exceed 64 bits",
 			member, ULL(start), ULL(length));
 	return 0;
 }
@@ -222,9 +222,9 @@ static int memory_check_deadline(struct kvmfault_vm *vm,
 
 /*
  * Returns 1 if the file has more blocks than there is room for outside the
- * memory's range. A hugetlbfs file tells no more, since SEEK_DATA sees data
- * everywhere there; in a memfd this finds preallocated pages, which are no data
- * and never missed.
+ * memory's range. For a hugetlbfs file there is no other way, since SEEK_DATA
+ * sees data everywhere there; in a memfd this finds preallocated pages, which
+ * are no data and never missed.
  */
 static int memory_file_has_blocks(const struct kvmfault_memory *memory,
 				  uint64_t length)
@@ -373,9 +373,9 @@ static int memory_attach(struct kvmfault_memory *memory,
 
 /*
  * UFFDIO_CONTINUE has to map a page write-protected, which kernels do since
- * 6.4: otherwise the page could be written for a moment. This asks where
- * nothing is registered, since a kernel looks at the mode first and answers
- * -EINVAL.
+ * 6.4: otherwise a page that is in no page table yet could be written for a
+ * moment. This asks where nothing is registered, since a kernel looks at the
+ * mode first and answers -EINVAL.
  */
 static int memory_check_write_protect(const struct kvmfault_memory *memory)
 {
