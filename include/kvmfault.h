@@ -18,37 +18,50 @@ extern "C" {
  * libkvmfault: answers a guest's memory faults
  * ============================================
  *
- * A virtual machine monitor (VMM) calls kvmfault_vcpu_handle() after every KVM_RUN.
- * The library says whether the guest touched memory that KVM could not reach,
- * turns that into one typed value, makes the fault go away, and says what to
- * do next. Faults of all the others who touch guest memory (the VMM's own
- * threads, device processes, the kernel itself) come through userfaultfd, and
- * take the same path:
+ * A virtual machine monitor (VMM) calls kvmfault_vcpu_handle() after every
+ * KVM_RUN. The library says whether the guest touched memory that KVM could not
+ * reach, turns that into one typed value, makes the fault go away, and says
+ * what to do next. The VMM's own threads, device processes and the kernel touch
+ * guest memory too. Their faults come through userfaultfd, and take the same
+ * path:
  *
- *   entrances                 one path                            result
- *   exit        (annotated) -+
- *   marker      (SIGBUS)     |
- *   bare        (EFAULT)     +-> decode -> translate -> claim      action:
- *   mmio        (in RAM)     |            gpa -> memory  page      retry, not
- *   emulation   (error)      |     -> resolve -> publish        -> a fault,
- *   uffd        (message)    |        chain      state, wakes      unresolved
- *   call        (ensure)    -+
+ *   kinds of faults           one path                           result
+ *   EXIT        (annotated) -+
+ *   MARKER      (SIGBUS)     |
+ *   FAILURE     (SIGBUS)     |
+ *   UNANNOTATED (EFAULT)     +-> decode -> translate -> claim     action:
+ *   MMIO        (in RAM)     |            gpa -> memory  page     retry, not
+ *   EMULATION   (error)      |     -> resolve -> publish       -> a fault,
+ *   UFFD        (message)    |        chain      state, wakes     unresolved
+ *   CALL        (ensure)    -+
  *
- * The header follows that flow: what the kernel offers (probe), what happened
- * (decode), the context of a VM, where absent pages come from (sources), the
- * memory and its mappings, the guest-physical ranges that show it (regions),
- * who makes a page present (resolvers), vCPUs and handle, the userfaultfd
- * service, ensure and discard, live snapshots (protect), private and shared
- * memory (convert), statistics, names. How a vCPU's missing page gets here is
- * the context's delivery mode.
+ * The stages of the path are:
  *
+ *   decode      read what KVM_RUN, a signal or a message says
+ *   translate   find the region and the memory of the address
+ *   claim       take the page, so that exactly one thread fetches it
+ *   resolve     ask the chain of resolvers to make the page present
+ *   publish     set the page's state, and wake all threads that wait for it
+ *
+ * Set-up
+ * ------
  * The whole integration of a VMM, in order:
  *
- *   kvmfault_vm_new();  kvmfault_resolver_add() for its own resolvers, if any
- *   kvmfault_memory_adopt() for each block of RAM, before anybody touches it
- *   kvmfault_service_new(), which answers whoever does from now on
- *   kvmfault_region_add(), and then KVM's slot: the guest sees it
- *   kvmfault_vcpu_new() on each vCPU's thread, and then
+ *   1. kvmfault_vm_new(), and kvmfault_resolver_add() for resolvers of the
+ *      VMM's own, if it has any
+ *   2. kvmfault_memory_adopt() for each block of RAM, before anything touches
+ *      the block
+ *   3. kvmfault_service_new(): from here on each touch of RAM is answered
+ *   4. kvmfault_region_add(), and then KVM's memslot: the guest sees the memory
+ *   5. kvmfault_vcpu_new() on each vCPU's thread, and then the loop below
+ *
+ * The reason for this order: first comes what can answer, then what can ask. If
+ * a page is touched before step 2, it is there already and would never be
+ * fetched. If there is no service, a thread that misses a page sleeps until
+ * there is one. If KVM has a memslot before its region is added, a fault in it
+ * finds no region.
+ *
+ * The loop of a vCPU's thread:
  *
  *   bool enter = true;
  *   int ret = 0, err = 0;
@@ -59,52 +72,146 @@ extern "C" {
  *           }
  *           enter = true;
  *           switch (kvmfault_vcpu_handle(vcpu, ret, err)) {
- *           case KVMFAULT_ACTION_RETRY:        continue;
- *           case KVMFAULT_ACTION_NOT_A_FAULT:  handle_exit(run); break;
- *           case KVMFAULT_ACTION_UNFINISHED:   enter = false; see_who_kicked(); break;
- *           case KVMFAULT_ACTION_INTERRUPTED:  see_who_kicked(); break;
+ *           case KVMFAULT_ACTION_RETRY:
+ *                   continue;
+ *           case KVMFAULT_ACTION_NOT_A_FAULT:
+ *                   handle_exit(run);
+ *                   break;
+ *           case KVMFAULT_ACTION_UNFINISHED:
+ *                   enter = false;
+ *                   see_who_kicked();
+ *                   break;
+ *           case KVMFAULT_ACTION_INTERRUPTED:
+ *                   see_who_kicked();
+ *                   break;
  *           case KVMFAULT_ACTION_PENDING_UNFINISHED:
- *                   enter = false; wait_for_my_resolver(); break;
- *           case KVMFAULT_ACTION_PENDING:      wait_for_my_resolver(); break;
- *           case KVMFAULT_ACTION_UNRESOLVED:   return kvmfault_vcpu_result(vcpu)->error;
+ *                   enter = false;
+ *                   wait_for_my_resolver();
+ *                   break;
+ *           case KVMFAULT_ACTION_PENDING:
+ *                   wait_for_my_resolver();
+ *                   break;
+ *           case KVMFAULT_ACTION_UNRESOLVED:
+ *                   return kvmfault_vcpu_result(vcpu)->error;
  *           }
  *   }
  *
- * Conventions
- * -----------
+ * The end, in order: stop the vCPUs and all threads that touch guest memory,
+ * free the vCPUs' handles, free the service, remove the regions, free the
+ * memories, the userfaultfds and the context.
+ *
+ * How to read this header
+ * -----------------------
+ * Each section begins with a heading as above. The sections follow the path:
+ *
+ *   Probe                     what this kernel offers
+ *   Decode                    what happened
+ *   Context                   one VM: options, callbacks, delivery modes, texts
+ *   Sources                   where absent pages come from
+ *   Userfaultfds              adopting a descriptor, other processes
+ *   Memory and its mappings   guest RAM, and all places where it is mapped
+ *   Regions                   what the guest sees where
+ *   Resolvers                 functions that make a page present
+ *   vCPU, Handle              the call after KVM_RUN, and its answers
+ *   Userfaultfd service       the threads that answer messages
+ *   Ensure and discard        guest memory that the VMM itself uses
+ *   Protect                   live snapshots
+ *   Convert                   private and shared memory
+ *   Statistics                counters
+ *   Names and version
+ *
+ * A first integration needs Context, Sources, Memory and its mappings, Regions,
+ * Userfaultfd service, vCPU and Handle. The other sections can wait.
+ *
+ * Words
+ * -----
+ *   memory      guest RAM: one backing (a memfd, a hugetlbfs file or anonymous
+ *               memory) and the state of each of its pages
+ *   mapping     one range of addresses, in this process or another, at which a
+ *               memory is mapped. The first one is the memslots' mapping: KVM
+ *               uses it (userspace_addr)
+ *   region      a range of guest-physical addresses that shows a part of a
+ *               memory: for KVM it is a memslot
+ *   source      the place that absent pages come from: a file, other memory, or
+ *               functions of the VMM's
+ *   tracked     said of a memory with a source: the library knows each page's
+ *               state. A memory without a source is untracked
+ *   absent      a page that was not fetched from its source yet
+ *   present     a page that was installed: its bytes are in the memory
+ *   discarded   a page that kvmfault_discard() emptied: it reads as zero, and
+ *               never comes from the source again
+ *   poisoned    a page whose data is lost, in hardware or at the source: a
+ *               touch of it ends in SIGBUS
+ *   protected   a page that a resolver has to save before it is written
+ *   fetch       to bring an absent page from its source; a fetch in flight has
+ *               begun and is not over
+ *   window      the pages that one fault brings: its own page and neighbours
+ *   claim       the right of one thread to fetch a page: until it publishes the
+ *               page's new state, no other thread installs the page
+ *   resolver    a function that is asked to make a page present
+ *   message     what userfaultfd says about one fault
+ *   sleeper     a thread that sleeps in the kernel on a page that is missing,
+ *               until a message is answered. A waiter waits in the library
+ *   marker      an entry that the library puts into the memslots' mapping in
+ *               place of an absent page (UFFDIO_POISON): a touch of it ends
+ *               KVM_RUN with SIGBUS
+ *   delivery    how a vCPU's missing page gets to the library: by a message, by
+ *               a marker, or by an exit
+ *   deferred    said of a message that could not be answered now: the service
+ *               tries it again later
+ *   install     to put a page's bytes into a memory, in one step for each page
+ *   gpa, hva    a guest-physical address; an address in the process that owns
+ *               the mapping
+ *
+ * General rules
+ * -------------
+ * Errors
  * - Functions return 0 or -errno; `errno` itself is not part of the contract.
- *   On error an output pointer is NULL and nothing has changed. A fault that
- *   nobody resolved is a result, not an error.
- * - -EINVAL is a caller's mistake, -EBUSY something that has to go first,
- *   -EOPNOTSUPP what this kernel, or this object as it was made, can't do. The
- *   context's log says which member or object it is about, and so does
- *   kvmfault_vm_error() to who has no log.
- * - Flags, bits and enumerators that this version does not know are refused
- *   with -EINVAL, never ignored.
+ *   On error an output pointer is NULL and nothing has changed. A fault that no
+ *   resolver resolved is a result, not an error.
+ * - -EINVAL is a caller's mistake. -EBUSY says that something else has to go
+ *   first. -EOPNOTSUPP says that this kernel, or this object as it was made,
+ *   cannot do it. The context's log names the member or object, and so does
+ *   kvmfault_vm_error() for a VMM without a log.
+ * - If a flag, a bit or an enumerator is not known to this version, it is
+ *   refused with -EINVAL, never ignored.
+ *
+ * Structs and arguments
  * - Open structs begin with `size_t size`: set it to sizeof the struct. A
- *   shorter one (an older caller's) is accepted, a longer one if what this
- *   library does not know is zero (else -E2BIG). Zero is each field's default.
- * - Descriptors: in a struct, where 0 is each member's default, 0 or less means
- *   "none". 0 is a legal descriptor all the same, of a process that has closed
- *   its standard input: duplicate it first (fcntl(fd, F_DUPFD_CLOEXEC, 1)). A
- *   function's argument is one from 0 on. The library never closes one that it
- *   did not open; whether it keeps a duplicate is said at each.
- * - Sizes, lengths and offsets are bytes. gpa is a guest-physical address, hva
- *   an address in the process that owns the mapping.
- * - Callbacks are called on the calling thread, with none of the library's
- *   locks held: they may take the VMM's own locks and call the library. They
- *   return: no longjmp() leaves them, and no thread is cancelled
- *   (pthread_cancel()) in the library or in a callback of it. The page that it
- *   has in hand would be nobody's. immediate_exit and a signal end a wait.
- * - Thread classes: "any": any number of threads at once. "object": any
- *   thread, but one at a time for one object. "setup": like "any", may take
- *   the context's lock and allocate, and so is not for a vCPU's fault path.
- * - No globals, no environment variables, no signal handlers, no output.
+ *   shorter struct, of an older caller, is accepted. A longer one is accepted
+ *   if all that this library does not know is zero, else the call returns
+ *   -E2BIG. Zero is each member's default.
+ * - Descriptors in a struct: 0 or less means "none", since 0 is each member's
+ *   default. A process that has closed its standard input may get 0 as a
+ *   descriptor: it has to duplicate that one first
+ *   (fcntl(fd, F_DUPFD_CLOEXEC, 1)). As a function's argument a descriptor
+ *   is 0 or more.
+ * - The library never closes a descriptor that it did not open. If it keeps a
+ *   duplicate, the comment there says so. "Borrowed" means that it keeps none:
+ *   the VMM leaves the descriptor open as long as is said.
+ * - Sizes, lengths and offsets are in bytes.
+ *
+ * Callbacks
+ * - A callback runs on the calling thread, with none of the library's locks
+ *   held. It may take the VMM's own locks and call the library.
+ * - A callback returns: it is not left by longjmp(), and no thread is cancelled
+ *   (pthread_cancel()) in the library or in one of its callbacks. Else the page
+ *   that the thread has claimed would stay claimed. To end a wait, use
+ *   immediate_exit and a signal.
+ *
+ * Thread classes
+ * - "any": any number of threads may call it at once.
+ * - "object": any thread may call it, but one at a time for one object.
+ * - "setup": like "any", but it may take the context's lock and allocate. So it
+ *   is not for a vCPU's fault path.
+ *
+ * The library has no globals, reads no environment variables, installs no
+ * signal handlers and writes no output.
  */
 
-struct kvm_run;			/* linux/kvm.h */
-struct kvm_msr_entry;		/* the same, on x86 */
-struct kvmfault_converter;	/* below, at "Convert" */
+struct kvm_run;			/* of linux/kvm.h */
+struct kvm_msr_entry;		/* of linux/kvm.h, on x86 */
+struct kvmfault_converter;	/* see "Convert" */
 
 struct kvmfault_vm;		/* the context: all the library knows of a VM */
 struct kvmfault_uffd;		/* one process's userfaultfd */
@@ -112,27 +219,28 @@ struct kvmfault_memory;		/* guest memory: a backing and its pages */
 struct kvmfault_mapping;	/* one place where a memory is mapped */
 struct kvmfault_vcpu;		/* one vCPU, for the thread that runs it */
 struct kvmfault_service;	/* the threads that answer userfaultfd */
-struct kvmfault_fetch;		/* what a source was asked for */
-struct kvmfault_failure;
+struct kvmfault_fetch;		/* one request to a source that answers later */
+struct kvmfault_failure;	/* see "Context" */
 
 /*
  * Probe: what this kernel offers
  * ------------------------------
- * Each feature is asked of the kernel by the smallest real call, never by its
- * version and never by a capability's number alone: the numbers of patches
- * that were not merged now mean other things. There are three answers, and
- * "could not ask" is not "no".
+ * The library asks the kernel for each feature by the smallest real call, never
+ * by the kernel's version, and never by a capability's number alone: the
+ * numbers of patches that were not merged now mean other things. There are
+ * three answers, and "could not ask" is not "no".
  */
 enum kvmfault_support {
 	KVMFAULT_SUPPORT_NOT_ASKED = 0,
 	KVMFAULT_SUPPORT_YES = 1,
 	KVMFAULT_SUPPORT_NO = 2,
-	KVMFAULT_SUPPORT_COULD_NOT_ASK = 3,	/* the finding's error says why */
+	KVMFAULT_SUPPORT_COULD_NOT_ASK = 3,	/* see the finding's error */
 };
 
 enum kvmfault_feature {
 	KVMFAULT_FEATURE_NONE = 0,
-	/* KVM, on the VM. KVM_CHECK_EXTENSION and a harmless real call. */
+
+	/* KVM, asked of the VM by KVM_CHECK_EXTENSION and a harmless call. */
 	KVMFAULT_FEATURE_MEMORY_FAULT_INFO = 1,	/* advertised; arm64 has the
 						 * exits without saying so */
 	KVMFAULT_FEATURE_USER_MEMORY2 = 2,	/* slots with guest_memfd */
@@ -141,13 +249,15 @@ enum kvmfault_feature {
 	KVMFAULT_FEATURE_PRE_FAULT_MEMORY = 5,	/* asked of a scratch vCPU */
 	KVMFAULT_FEATURE_EXIT_ON_EMULATION_FAILURE = 6,
 	KVMFAULT_FEATURE_ADDRESS_SPACES = 7,	/* value: how many */
-	/* userfaultfd. How one can be had that reports the kernel's own
-	 * accesses, which is what KVM's are. */
+
+	/* userfaultfd: the ways to open one that reports the kernel's own
+	 * accesses. KVM's accesses are of this kind. */
 	KVMFAULT_FEATURE_UFFD_DEVICE = 8,	/* by /dev/userfaultfd */
 	KVMFAULT_FEATURE_UFFD_SYSCALL = 9,	/* by userfaultfd(2) */
 	KVMFAULT_FEATURE_UFFD = 10,		/* value: UFFD_FEATURE_* */
-	/* Missing faults by kind of memory, by registering a page of it;
-	 * value: the mask of ioctls that the kernel returned. */
+
+	/* Missing faults, asked for each kind of memory by registering a page
+	 * of it. value: the mask of ioctls that the kernel returned. */
 	KVMFAULT_FEATURE_UFFD_ANON = 11,
 	KVMFAULT_FEATURE_UFFD_SHMEM = 12,
 	KVMFAULT_FEATURE_UFFD_HUGETLB = 13,
@@ -155,13 +265,17 @@ enum kvmfault_feature {
 	KVMFAULT_FEATURE_UFFD_MINOR_HUGETLB = 15,
 	KVMFAULT_FEATURE_UFFD_POISON = 16,
 	KVMFAULT_FEATURE_UFFD_MOVE = 17,
-	/* madvise */
+
+	/* madvise(2) */
 	KVMFAULT_FEATURE_POPULATE_READ = 18,
 	KVMFAULT_FEATURE_POPULATE_WRITE = 19,
-	/* KVM, asked of a scratch guest. No: KVM walks the guest's page tables
-	 * in software, see kvmfault_ensure_page_tables(). */
+
+	/* KVM, asked of a scratch guest. If the answer is NO, KVM walks the
+	 * guest's page tables in software: see
+	 * kvmfault_ensure_page_tables(). */
 	KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING = 20,
-	/* 21, 22: kvmfault-experimental.h */
+
+	/* 21, 22: see kvmfault-experimental.h */
 };
 #define KVMFAULT_FEATURE_COUNT 23
 
@@ -177,11 +291,14 @@ struct kvmfault_features {
 };
 
 /*
- * Ask everything. vm_fd: the VM to ask, borrowed; kvm_fd: /dev/kvm, borrowed,
- * for what needs a scratch VM. Either may be missing (-1): what depends
- * on it is then COULD_NOT_ASK with -EBADF. Nothing stays changed or open.
+ * Ask for every feature. vm_fd is the VM to ask, borrowed during the call.
+ * kvm_fd is /dev/kvm, borrowed during the call, for the features that need a
+ * scratch VM. Either may be missing (-1): the features that depend on it are
+ * then COULD_NOT_ASK with -EBADF. After the call nothing stays changed or open.
  *
- * Returns 0; -EINVAL: features is NULL.
+ * Returns 0, or
+ *   -EINVAL   features is NULL, or its size is not set
+ *
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_probe(int kvm_fd, int vm_fd, struct kvmfault_features *features);
@@ -189,23 +306,24 @@ int kvmfault_probe(int kvm_fd, int vm_fd, struct kvmfault_features *features);
 /*
  * Decode: what happened
  * ---------------------
- * Pure and total: every input gives an answer, no state is kept, nothing is
- * read beyond what the exit defines.
+ * Decoding is pure and total: every input gives an answer, no state is kept,
+ * and nothing is read beyond what the exit defines.
  */
 enum kvmfault_kind {
-	KVMFAULT_KIND_NONE = 0,	/* not a memory fault */
-	KVMFAULT_KIND_EXIT = 1,	/* KVM_EXIT_MEMORY_FAULT */
-	KVMFAULT_KIND_MARKER = 2,	/* SIGBUS, BUS_MCEERR_AR: a marker of
-					 * ours, or real memory failure: the
-					 * page's state tells */
-	KVMFAULT_KIND_UNANNOTATED = 3,	/* EFAULT and not a word more */
-	KVMFAULT_KIND_MMIO = 4,	/* KVM_EXIT_MMIO, in RAM or not: only
-					 * the regions know */
-	KVMFAULT_KIND_EMULATION = 5, /* KVM's emulator gave up */
-	KVMFAULT_KIND_UFFD = 6,	/* userfaultfd's message */
-	KVMFAULT_KIND_CALL = 7,	/* kvmfault_ensure() */
-	KVMFAULT_KIND_FAILURE = 8,	/* SIGBUS, BUS_MCEERR_AO: memory failed
-					 * that nobody has touched yet */
+	KVMFAULT_KIND_NONE = 0,		/* not a memory fault */
+	KVMFAULT_KIND_EXIT = 1,		/* KVM_EXIT_MEMORY_FAULT */
+	/* SIGBUS with BUS_MCEERR_AR: a marker of the library's, or memory that
+	 * really failed. The page's state tells which of the two it is. */
+	KVMFAULT_KIND_MARKER = 2,
+	KVMFAULT_KIND_UNANNOTATED = 3,	/* EFAULT without exit information */
+	KVMFAULT_KIND_MMIO = 4,		/* KVM_EXIT_MMIO, in RAM or not: only
+					 * the regions tell */
+	KVMFAULT_KIND_EMULATION = 5,	/* KVM's emulator gave up */
+	KVMFAULT_KIND_UFFD = 6,		/* a message of userfaultfd */
+	KVMFAULT_KIND_CALL = 7,		/* kvmfault_ensure() */
+	/* SIGBUS with BUS_MCEERR_AO: memory failed that no thread has touched
+	 * yet. */
+	KVMFAULT_KIND_FAILURE = 8,
 };
 #define KVMFAULT_KIND_COUNT 9
 
@@ -216,7 +334,7 @@ enum kvmfault_access {
 	KVMFAULT_ACCESS_EXEC = 3,
 };
 
-/* kvmfault_fault.known: which of the addresses the entrance told */
+/* kvmfault_fault.known: the addresses that came with the fault */
 #define KVMFAULT_KNOWN_GPA	(1U << 0)
 #define KVMFAULT_KNOWN_HVA	(1U << 1)
 #define KVMFAULT_KNOWN_LENGTH	(1U << 2)
@@ -228,42 +346,51 @@ struct kvmfault_fault {
 	uint32_t known;		/* KVMFAULT_KNOWN_* */
 	uint32_t address_space;	/* 0, or 1 for an x86 vCPU in SMM */
 	int error;		/* KVM_RUN's errno (EFAULT, EHWPOISON), or 0 */
-	/* exit: aligned down to 4 KiB. mmio: to the byte. */
+	/* Of an EXIT: aligned down to 4 KiB. Of MMIO: exact to the byte. */
 	uint64_t gpa;
 	uint64_t hva;
-	/* At least what was touched; 4 KiB where the exit says 0; 0 where no
-	 * address is known. gpa + length - 1 never wraps. */
+	/* At least the length that was touched. It is 4 KiB if the exit says 0,
+	 * and 0 if no address is known. gpa + length - 1 never wraps. */
 	uint64_t length;
-	/* As the entrance gave them: KVM_MEMORY_EXIT_FLAG_* of an exit,
+	/* The kernel's flags: KVM_MEMORY_EXIT_FLAG_* of an exit,
 	 * UFFD_PAGEFAULT_FLAG_* of a message. Unknown bits are kept. */
 	uint64_t flags;
 };
 
 /*
- * Decode what KVM_RUN returned. ret, err: its return value and the errno right
- * after it; run: the vCPU's shared page, may be NULL. A record is believed
- * only where the kernel says that it is fresh: KVM_EXIT_MEMORY_FAULT with -1
- * and EFAULT or EHWPOISON, the other exits with 0.
+ * Decode the result of KVM_RUN. ret and err are its return value and the errno
+ * right after it. run is the vCPU's shared page, and may be NULL. A record in
+ * it is believed only if the kernel says that it is fresh: that is
+ * KVM_EXIT_MEMORY_FAULT with -1 and EFAULT or EHWPOISON, and the other exits
+ * with 0.
  *
  * fault->size must be set; the fault is filled in any case.
- * Returns 0; -EINVAL: fault is NULL. Thread class: any. Since 0.1.
+ *
+ * Returns 0, or
+ *   -EINVAL   fault is NULL, or its size is not set
+ *
+ * Thread class: any. Since 0.1.
  */
 int kvmfault_decode(int ret, int err, const struct kvm_run *run,
 		    struct kvmfault_fault *fault);
 
 /*
- * Decode a SIGBUS. siginfo: the signal's siginfo_t, from a handler (this makes
- * no system call) or sigtimedwait(). What is not a memory failure of this
- * machine's becomes KVMFAULT_KIND_NONE: hand it on untouched.
+ * Decode a SIGBUS. siginfo is the signal's siginfo_t, from sigtimedwait() or
+ * from a handler: this function makes no system call. If the signal is not
+ * about a memory failure of this machine, the kind is KVMFAULT_KIND_NONE: hand
+ * the signal on untouched.
  *
- * Returns and thread class: as kvmfault_decode(); async-signal-safe. Since 0.1.
+ * Returns 0, or
+ *   -EINVAL   fault is NULL, or its size is not set
+ *
+ * Thread class: any. Async-signal-safe. Since 0.1.
  */
 int kvmfault_decode_siginfo(const void *siginfo, struct kvmfault_fault *fault);
 
 /*
  * Context
  * -------
- * One for each VM; any number in a process.
+ * There is one context for each VM, and any number of them in a process.
  */
 enum kvmfault_log_level {
 	KVMFAULT_LOG_NONE = 0,
@@ -291,8 +418,8 @@ struct kvmfault_change {
 /* Memory whose contents are lost. */
 struct kvmfault_failure {
 	size_t size;
-	const struct kvmfault_fault *fault;	/* with the gpa, if that is
-						 * KVMFAULT_KNOWN_GPA */
+	/* It has the gpa if KVMFAULT_KNOWN_GPA is set in its known. */
+	const struct kvmfault_fault *fault;
 	struct kvmfault_vcpu *vcpu;	/* that touched it; NULL: none has */
 	struct kvmfault_memory *memory;	/* or NULL: a guest_memfd's page */
 	uint64_t offset;	/* whole pages of the memory, or region */
@@ -302,52 +429,59 @@ struct kvmfault_failure {
 /* Why a fault was not resolved. */
 enum kvmfault_reason {
 	KVMFAULT_REASON_NONE = 0,
-	KVMFAULT_REASON_NO_ADDRESS = 1,	/* bare EFAULT, and it persists */
-	KVMFAULT_REASON_NO_REGION = 2,	/* no region there, nobody claimed it */
+	KVMFAULT_REASON_NO_ADDRESS = 1,	/* UNANNOTATED, and it persists */
+	KVMFAULT_REASON_NO_REGION = 2,	/* no region, and no resolver took it */
 	KVMFAULT_REASON_DECLINED = 3,	/* no resolver took it */
 	KVMFAULT_REASON_FLAGS = 4,	/* flags that no resolver understands */
-	KVMFAULT_REASON_SOURCE = 5,	/* the source failed: error */
-	KVMFAULT_REASON_RESOLVER = 6,	/* a resolver failed: error */
-	KVMFAULT_REASON_STILL_ABSENT = 7,	/* "resolved", and the page is absent */
+	KVMFAULT_REASON_SOURCE = 5,	/* the source failed: see error */
+	KVMFAULT_REASON_RESOLVER = 6,	/* a resolver failed: see error */
+	/* A resolver returned RESOLVED, but the page is absent. */
+	KVMFAULT_REASON_STILL_ABSENT = 7,
 	KVMFAULT_REASON_NO_PROGRESS = 8, /* resolved again and again */
 	KVMFAULT_REASON_HWPOISON = 9,	/* memory failed: EHWPOISON, SIGBUS */
-	KVMFAULT_REASON_LOST_MMIO = 10,	/* KVM_RUN was entered although an
-					 * access was unfinished */
+	/* KVM_RUN was entered although an access was unfinished. */
+	KVMFAULT_REASON_LOST_MMIO = 10,
 };
 
 /*
- * Delivery: how a vCPU's missing page gets here. What everybody else misses
- * comes through userfaultfd in every mode, and so does what a mode does not
- * catch: each of them only makes a vCPU faster. The VMM's code is the same.
+ * Delivery: how a vCPU's missing page gets to the library. In every mode, the
+ * missing pages of all other threads come through userfaultfd, and so do a
+ * vCPU's faults that the mode does not catch. A mode only makes vCPUs faster:
+ * the VMM's code is the same in all of them.
  */
 enum kvmfault_delivery {
-	/* KERNEL_EXIT, else MARKER_EXIT where it is allowed, else UFFD. */
+	/* KERNEL_EXIT, else MARKER_EXIT if it is allowed, else UFFD. */
 	KVMFAULT_DELIVERY_AUTO = 0,
+
 	/* The vCPU sleeps in the kernel until a thread of the service has read
 	 * its message and brought the page. */
 	KVMFAULT_DELIVERY_UFFD = 1,
+
 	/* KVM_RUN ends with a SIGBUS, and the vCPU's own thread brings the
-	 * page: absent pages of the memslots' mapping have a marker
-	 * (UFFDIO_POISON, Linux 6.6), once the stretch that they are in was
-	 * touched. Only in a memory with a second mapping, which the VMM
-	 * itself has to use: who touches a marker in another way than KVM_RUN
-	 * gets that SIGBUS too. What KVM itself reads and writes fails where
-	 * there is one, see doc/integration.md: so it has to be allowed by
-	 * name. */
+	 * page. For this, absent pages of the memslots' mapping have a marker
+	 * (UFFDIO_POISON, Linux 6.6). Markers are put into a block of 1,024
+	 * pages once a page of the block was touched, and only in a memory with
+	 * a second mapping. The VMM itself has to use that second mapping: a
+	 * thread that touches a marker in another way than KVM_RUN gets the
+	 * SIGBUS too. KVM's own reads and writes fail at a marker, see
+	 * doc/integration.md: so this mode has to be allowed by name. */
 	KVMFAULT_DELIVERY_MARKER_EXIT = 2,
+
 	/* 3: KVMFAULT_DELIVERY_KERNEL_EXIT of kvmfault-experimental.h */
 };
 #define KVMFAULT_DELIVERY_COUNT 4
 
 /* kvmfault_vm_options.allow */
+
 /* AUTO may take MARKER_EXIT. */
 #define KVMFAULT_ALLOW_MARKER_EXIT (1ULL << 0)
-/* MARKER_EXIT also where KVM walks the guest's page tables in software: a table
- * in a marked page would be a page fault that the guest sees. The VMM sees to
- * it that they are present, see kvmfault_ensure_page_tables(). On PVM, where
- * KVM delivers exceptions in software, also the IDT, GDT, TSS and the
- * exceptions' stacks, as far as the registers lead there: a marker there ends
- * the guest. */
+
+/* MARKER_EXIT is allowed also where KVM walks the guest's page tables in
+ * software. There, a page table in a page with a marker would be a page fault
+ * that the guest sees: the VMM keeps all of its page tables present, see
+ * kvmfault_ensure_page_tables(). On PVM, where KVM delivers exceptions in
+ * software, the IDT, GDT, TSS and the exceptions' stacks have to be present as
+ * well, as far as the registers lead there: a marker there ends the guest. */
 #define KVMFAULT_ALLOW_SHADOW_PAGING (1ULL << 1)
 
 /* A fault of a thread that sleeps in the kernel, and that was not resolved. */
@@ -358,49 +492,56 @@ struct kvmfault_sleeper {
 	struct kvmfault_memory *memory;	/* not to be freed in the callback */
 	uint64_t offset;	/* the page of the memory */
 	uint64_t length;
-	/* Of the process; NULL: one of the library's, of this process. */
+	/* Of the process that sleeps. NULL: one that the library opened, so it
+	 * is this process. */
 	struct kvmfault_uffd *uffd;
 	enum kvmfault_reason reason;
 	int error;		/* -errno */
 };
 
-/* What the library tells the VMM. Each may be NULL. */
+/* The callbacks by which the library tells the VMM. Each may be NULL. */
 struct kvmfault_vm_ops {
 	size_t size;
 
-	/* What went wrong and what to do about it, one line, no newline: also
-	 * of the kvmfault_vm_new() that is given it. For who has none there is
-	 * kvmfault_vm_error(). */
+	/* One line without a newline: what went wrong, and what to do about it.
+	 * The kvmfault_vm_new() that gets these ops uses it already. A VMM
+	 * without a log has kvmfault_vm_error(). */
 	void (*log)(void *data, enum kvmfault_log_level level,
 		    const char *message);
 
-	/* The library changed guest memory. Called after the bytes are there;
-	 * for a VMM's own dirty tracking. */
+	/* The library changed guest memory. It is called after the bytes are
+	 * there, and is meant for a VMM's own dirty tracking. */
 	void (*changed)(void *data, const struct kvmfault_change *change);
 
-	/* A fault of a thread that sleeps in the kernel could not be resolved
+	/* The fault of a thread that sleeps in the kernel could not be resolved
 	 * in as many tries as source_retries says. Nothing can be returned to
-	 * that thread: it stays asleep and the library tries again, more and
-	 * more slowly, up to once a second, until it works, or the VMM stops the
-	 * VM. Called once for each such fault while no more than 256 of them
-	 * are put off; those above that may be told again, or not at all. It
-	 * holds up one thread of the service. */
+	 * that thread: it stays asleep. The library tries again, more and more
+	 * slowly, up to once a second, until it works or the VMM stops the VM.
+	 * The callback is called once for each such fault, as long as no more
+	 * than 256 of them are deferred; faults above that number may be told
+	 * again, or not at all. It holds up one thread of the service. */
 	void (*unresolved)(void *data, const struct kvmfault_sleeper *sleeper);
 
-	/* Guest memory has failed: see kvmfault_vcpu_handle_sigbus(). Tell the guest
-	 * (a machine check, an SError) and return 0: a vCPU that touched it
-	 * then goes on with RETRY. -errno, or no such callback: UNRESOLVED, and
-	 * so is a guest that touches it retry_budget times in a row. */
+	/* Guest memory has failed: see kvmfault_vcpu_handle_sigbus(). Tell the
+	 * guest (by a machine check or an SError) and return 0: a vCPU that
+	 * touched the memory then goes on with RETRY. If this returns -errno,
+	 * or there is no such callback, the vCPU's action is UNRESOLVED. It is
+	 * also UNRESOLVED if the guest touches the memory retry_budget times in
+	 * a row. */
 	int (*failed)(void *data, const struct kvmfault_failure *failure);
 
-	/* A page that a vCPU was told PENDING about (see the vCPU's option
-	 * no_wait) is not on its way any more: it is there, or has failed. Run
-	 * all vCPUs that wait again. It may come for pages that nobody waits
-	 * for, and before kvmfault_vcpu_handle() has returned PENDING: note how often
-	 * it came before that call. Or a conversion that was in the way of a
-	 * vCPU's is over: then memory is NULL, and the range, guest-physical, is
-	 * the other conversion's, which the vCPU's page need not be in. It comes
-	 * on the thread that has ended it, which may be another vCPU's. */
+	/* Run all vCPUs that wait after PENDING again (see the vCPU's option
+	 * no_wait): a page that a vCPU was told PENDING about is not on its way
+	 * any more. It is there, or has failed.
+	 *
+	 * - It may come for pages that no vCPU waits for.
+	 * - It may come before kvmfault_vcpu_handle() has returned PENDING:
+	 *   note before that call how often it came.
+	 * - If memory is NULL, a conversion that was in the way of a vCPU's
+	 *   conversion is over. The range is then guest-physical. It is the
+	 *   other conversion's, and the vCPU's page need not be in it.
+	 * - It comes on the thread that ended the fetch or the conversion,
+	 *   which may be another vCPU's. */
 	void (*page_ready)(void *data, struct kvmfault_memory *memory,
 			uint64_t offset, uint64_t length);
 };
@@ -408,63 +549,67 @@ struct kvmfault_vm_ops {
 struct kvmfault_vm_options {
 	size_t size;
 
-	/* What the VMM wants to be told of, copied; NULL: nothing. data is each
-	 * function's first argument. */
+	/* The callbacks that the VMM wants, copied. NULL: none. */
 	const struct kvmfault_vm_ops *ops;
-	void *data;
+	void *data;		/* each of these functions' first argument */
 
 	/* ---- KVM ---- */
 
-	/* KVM's descriptor of the VM, borrowed until the context is freed: for
-	 * conversions. 0: none. */
+	/* KVM's descriptor of the VM, for conversions. Borrowed until the
+	 * context is freed. 0: none. */
 	int vm_fd;
-	/* /dev/kvm, borrowed during kvmfault_vm_new(): to ask scratch VMs what
-	 * KVM does, for the modes that end in an exit. 0: KERNEL_EXIT is not
-	 * taken, and MARKER_EXIT only with KVMFAULT_ALLOW_SHADOW_PAGING, which
-	 * leaves nothing to be asked. */
+
+	/* /dev/kvm, borrowed during kvmfault_vm_new(). For the modes that end
+	 * in an exit, scratch VMs are asked what KVM does. 0: KERNEL_EXIT is
+	 * not taken, and MARKER_EXIT only with KVMFAULT_ALLOW_SHADOW_PAGING,
+	 * which leaves nothing to be asked. */
 	int kvm_fd;
 
 	/* ---- how faults are delivered and tried again ---- */
 
-	/* How missing pages of vCPUs are delivered, and KVMFAULT_ALLOW_*. */
+	/* KVMFAULT_ALLOW_*, and how missing pages of vCPUs are delivered. */
 	uint64_t allow;
 	enum kvmfault_delivery delivery;
 
 	/* How many times in a row one vCPU's faults may be answered without
-	 * progress (a page came, or another exit) before the answer is
-	 * UNRESOLVED; from the third on with a pause. 0: 16. What is not
-	 * possible now (mappings that change, a source that says -EAGAIN) does
-	 * not count: that is tried again, with pauses of 10 ms at most, until a
-	 * signal or immediate_exit ends it. */
+	 * progress before the action is UNRESOLVED. Progress is a page that
+	 * came, or another exit. From the third time on there is a pause before
+	 * the answer. 0: 16.
+	 *
+	 * A fault that cannot be answered now does not count: the mappings
+	 * change, or a source says -EAGAIN. It is tried again, with pauses of
+	 * 10 ms at most, until a signal or immediate_exit ends it. */
 	uint32_t retry_budget;
 
 	/* How many times a fault whose source failed is tried again before the
-	 * VMM hears of it: after 1 ms, and then twice as long each time up to
-	 * about a second. Then a vCPU's is UNRESOLVED, SOURCE, and of a thread
-	 * that sleeps in the kernel the callback unresolved tells (for which
-	 * any failure counts). A signal or immediate_exit ends a vCPU's pause
-	 * (INTERRUPTED or UNFINISHED), and what is left of it is waited when the
-	 * fault comes again: no try is lost by it, and none is won. A vCPU's is
-	 * not tried again after -EHWPOISON, nor with no_wait. 0: 2.
-	 * KVMFAULT_NO_RETRIES: none, for a source that tries again by itself.
+	 * VMM is told: after 1 ms, and then after twice as long each time, up
+	 * to about a second. Then a vCPU's fault is UNRESOLVED with the reason
+	 * SOURCE. A sleeper's fault is told by the callback unresolved, for
+	 * which any failure counts. 0: 2. KVMFAULT_NO_RETRIES: none, for a
+	 * source that tries again by itself.
+	 *
+	 * A signal or immediate_exit ends a vCPU's pause (INTERRUPTED or
+	 * UNFINISHED). The rest of the pause is waited when the fault comes
+	 * again: an interrupted pause does not consume a try, and adds none.
+	 * A vCPU's fault is not tried again after -EHWPOISON, nor with no_wait.
 	 * kvmfault_ensure() asks once. */
 	uint32_t source_retries;
 #define KVMFAULT_NO_RETRIES UINT32_MAX
 
 	/* After a vCPU's fault has brought a window of pages (see enum
-	 * kvmfault_window), have KVM map all of them for the guest, by
-	 * KVM_PRE_FAULT_MEMORY on the thread that has answered the fault: the
-	 * other pages of it then cost no exit to KVM. With the delegate profile
-	 * only after an exit for missing memory. Where the kernel has it
-	 * (6.11, x86 with two-dimensional paging), else nothing; only pages
-	 * that are present, and not in a region with a guest_memfd.
-	 * kvmfault_vcpu_new() asks the vCPU for it, so that is not to run at
+	 * kvmfault_window), let KVM map all of them for the guest: the other
+	 * pages then cost no exit to KVM. The thread that answered the fault
+	 * calls KVM_PRE_FAULT_MEMORY for pages that are present and not in a
+	 * region with a guest_memfd. With the delegate profile it does so only
+	 * after an exit for missing memory. If the kernel lacks that ioctl
+	 * (6.11, x86 with two-dimensional paging), nothing is done.
+	 * kvmfault_vcpu_new() asks the vCPU for it, so the vCPU must not run at
 	 * that time. */
 	bool prefault;
 
 	/* ---- memory and conversions ---- */
 
-	/* The largest page size of any memory: each vCPU, service thread and
+	/* The largest page size of any memory. Each vCPU, service thread and
 	 * caller keeps scratch memory of that size. 0: 2 MiB. */
 	uint64_t page_size_max;
 
@@ -479,10 +624,18 @@ struct kvmfault_vm_options {
 
 /*
  * Make a context. options may be NULL: all defaults.
- * Returns 0; -EINVAL: vm is NULL, page_size_max is not a power of two from
- * 4 KiB to 1 GiB, flags of allow or of the converter or a delivery mode that
- * are not known; -EOPNOTSUPP: the delivery mode can't be had (the log says
- * why); -EBADF: fd is closed; -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
+ *
+ * Returns 0, or
+ *   -EINVAL       vm is NULL; page_size_max is not a power of two from 4 KiB to
+ *                 1 GiB; a flag of allow or of the converter, or the delivery
+ *                 mode, is not known
+ *   -EOPNOTSUPP   the delivery mode is not available (the log says why)
+ *   -EBADF        vm_fd is closed
+ *   -E2BIG        a struct has a member set that this library does not know
+ *   -ENOMEM       there is no memory for it
+ *   -EMFILE       this process has too many open descriptors
+ *   -ENFILE       the system has too many open descriptors
+ *
  * Thread class: any. Since 0.1.
  */
 int kvmfault_vm_new(const struct kvmfault_vm_options *options,
@@ -490,39 +643,49 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 
 /*
  * Why the calling thread's last call that failed has failed: the line that the
- * log got, which names the member or object, copied into text as far as it fits
- * with its final 0. It stays after calls that succeed, as errno does: ask when
- * a call has returned an error. What a call without a context has to say
- * (kvmfault_vm_new(), kvmfault_source_file()) is not in here: the former has
- * options.log.
+ * log got, which names the member or object. It is copied into text, as far as
+ * it fits with its final 0. Like errno it stays after calls that succeed: ask
+ * when a call has returned an error. Texts of calls without a context
+ * (kvmfault_vm_new(), kvmfault_source_file()) are not in here; the former has
+ * kvmfault_vm_ops.log.
  *
- * Returns 0; -EINVAL: vm or text is NULL, size is 0; -ENOENT: there is none, or
- * other threads have had so many errors since that it is lost (eight are kept).
+ * Returns 0, or
+ *   -EINVAL   vm or text is NULL, or size is 0
+ *   -ENOENT   there is no text, or it is lost: eight texts are kept, and other
+ *             threads have had as many errors since
+ *
  * Thread class: any. Since 0.1.
  */
 int kvmfault_vm_error(const struct kvmfault_vm *vm, char *text, size_t size);
 
 /*
- * Free a context whose objects are all freed; NULL is fine.
- * Returns 0; -EBUSY: a vCPU, service, memory, region or uffd is left, nothing
- * was freed. Thread class: object. Since 0.1.
+ * Free a context. All of its objects have to be freed before. NULL is fine.
+ *
+ * Returns 0, or
+ *   -EBUSY   a vCPU, service, memory, region or uffd is left; nothing was freed
+ *
+ * Thread class: object. Since 0.1.
  */
 int kvmfault_vm_free(struct kvmfault_vm *vm);
 
-/* Which mode is in force, and why the others are not. */
+/* The delivery mode in force, and why the others are not. */
 struct kvmfault_delivery_report {
 	size_t size;
 	enum kvmfault_delivery delivery;	/* in force now */
-	/* Of each mode, by kvmfault_delivery: could it be had? error: of what
-	 * was asked. NOT_ASKED: nobody wanted to know. */
+	/* Of each mode, by kvmfault_delivery: is it available? error is what
+	 * asking for it gave. NOT_ASKED: it was not wanted. */
 	struct kvmfault_finding mode[KVMFAULT_DELIVERY_COUNT];
-	/* Why it is not in force, one line that lives as long as the library;
-	 * NULL: it is. */
+	/* Why the mode is not in force: one line that lives as long as the
+	 * library. NULL: the mode is in force. */
 	const char *why[KVMFAULT_DELIVERY_COUNT];
 };
 
 /*
- * Returns 0; -EINVAL: a NULL pointer, no size.
+ * Report the delivery mode of a context.
+ *
+ * Returns 0, or
+ *   -EINVAL   vm or report is NULL, or the report's size is not set
+ *
  * Thread class: any. Since 0.1.
  */
 int kvmfault_vm_delivery(const struct kvmfault_vm *vm,
@@ -530,14 +693,17 @@ int kvmfault_vm_delivery(const struct kvmfault_vm *vm,
 
 /*
  * Leave the mode that kvmfault_vm_new() has chosen, or take it up again, also
- * while vCPUs run. With UFFD everything arrives at the service from the moment
- * in which this returns, so there has to be one. Kernel interface:
- * MADV_DONTNEED on the memslots' mappings, which takes the markers and no
- * data.
+ * while vCPUs run. With UFFD, from the moment in which this returns all faults
+ * arrive at the service, so there has to be one. Kernel interface:
+ * MADV_DONTNEED on the memslots' mappings, which takes the markers and no data.
  *
- * Returns 0; -EINVAL: vm is NULL, AUTO or a mode that is not known;
- * -EOPNOTSUPP: one that is neither UFFD nor the chosen one; -ENOMEM; and what
- * madvise(2) said: some markers are left then, and are answered as before.
+ * Returns 0, or
+ *   -EINVAL       vm is NULL; delivery is AUTO, or a mode that is not known
+ *   -EOPNOTSUPP   the mode is neither UFFD nor the chosen one
+ *   -ENOMEM       there is no memory for it
+ *   other         what madvise(2) returned: some markers are left then, and are
+ *                 answered as before
+ *
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_vm_set_delivery(struct kvmfault_vm *vm,
@@ -546,141 +712,202 @@ int kvmfault_vm_set_delivery(struct kvmfault_vm *vm,
 /*
  * Sources: where absent pages come from
  * -------------------------------------
- * A source is this struct, filled by the VMM or by one of the functions below,
- * and copied by whoever takes it. data must live as long as its users.
+ * A source is this struct. The VMM fills it, or one of the functions below
+ * does. A function that takes a source copies the struct; data must live as
+ * long as the objects that use the source.
  */
 struct kvmfault_source {
 	size_t size;
 	const char *name;
-	/* Read length bytes at offset into buffer: all of them and 0, or
-	 * -errno and the buffer does not matter. Called by any number of
-	 * threads at once, a vCPU's among them. */
+
+	/* Read length bytes at offset into buffer. Return 0 if all of them are
+	 * there; else -errno, and the buffer does not matter. Any number of
+	 * threads may call it at once, vCPUs' threads among them. */
 	int (*read)(void *data, uint64_t offset, void *buffer, size_t length);
 	void *data;
-	/* How many bytes there are; 0: not known, or no end. */
+
+	/* How many bytes the source has. 0: not known, or no end. */
 	uint64_t length;
-	/* Reads are best in chunks of so many bytes, aligned to them: a
-	 * cluster of an image, a network's block. For KVMFAULT_WINDOW_SOURCE.
-	 * 0: it does not matter. */
+
+	/* Reads are best in chunks of so many bytes, aligned to them: a cluster
+	 * of an image, a network's block. For KVMFAULT_WINDOW_SOURCE. 0: it
+	 * does not matter. */
 	uint64_t chunk;
-	/* In the place of read, for a source that answers later: begin to read
-	 * length bytes at offset into buffer, and return at once. 0: then
-	 * kvmfault_fetch_done() is called once, by any thread, also before this
-	 * returns. -errno: it has not begun; -EAGAIN: and may later. Called by
-	 * any number of threads at once, and from kvmfault_fetch_done(). */
+
+	/* In place of read, for a source that answers later: begin to read
+	 * length bytes at offset into buffer, and return at once. If it returns
+	 * 0, kvmfault_fetch_done() is called once, by any thread, and maybe
+	 * before this returns. If it returns -errno, the fetch has not begun;
+	 * with -EAGAIN it may begin later. Any number of threads may call it at
+	 * once, and kvmfault_fetch_done() may call it. */
 	int (*submit)(void *data, struct kvmfault_fetch *fetch,
 		      uint64_t offset, void *buffer, size_t length);
-	/* It is not wanted any more: end it soon, by kvmfault_fetch_done() all
-	 * the same. Optional. May come in any thread, once for each fetch that
-	 * submit has begun, and not before that has returned. */
+
+	/* Cancel the fetch: it is not wanted any more. The source still calls
+	 * kvmfault_fetch_done() for it, and soon. Any thread may call it, once
+	 * for each fetch that submit has begun, and not before submit has
+	 * returned. Optional. */
 	void (*cancel)(void *data, struct kvmfault_fetch *fetch);
-	/* A fetch that takes longer is cancelled, in milliseconds; needs
-	 * submit, cancel and a service. 0: none is. */
+
+	/* In milliseconds: a fetch that takes longer is cancelled. It needs
+	 * submit, cancel and a service. 0: no fetch is cancelled. */
 	uint32_t deadline_ms;
-	/* Beside read, for a source that is mapped in this process: where
-	 * length bytes at offset are, until the fault is answered. They are
-	 * installed from there, without a copy in between. NULL: they are to
-	 * be read. What is not there after all (the file
-	 * was cut off at the end of a page, and `file` is not set) is an error
-	 * of the source's, -EFAULT. Called as read is, and not with
-	 * minor faults, which have the bytes read into the file; there read
-	 * has to cope with such a file by itself. Optional. */
+
+	/* Beside read, for a source that is mapped in this process: return
+	 * where the length bytes at offset are. They stay there until the fault
+	 * is answered, and are installed from there without a copy in between.
+	 * If it returns NULL, the bytes are read. Optional.
+	 *
+	 * If bytes are missing there after all, because the file was cut off at
+	 * the end of a page and `file` is not set, that is an error of the
+	 * source, -EFAULT. It is called as read is. With minor faults it is not
+	 * called, since the bytes are read into the file: there read has to
+	 * cope with such a file by itself. */
 	const void *(*view)(void *data, uint64_t offset, size_t length);
-	/* The file that bytes come from, with the same offsets: of one that is
-	 * mapped. In a mapping the last page of a file has zeros behind the
-	 * file's end, and nothing says so: only its length tells that it was
-	 * cut off there. With this member it is looked at (fstat(2)) before
-	 * each read and view, and a page of which something is missing is
-	 * -ENODATA. Borrowed for the source's life. 0: none. */
+
+	/* For a source that is a mapped file: the file that the bytes come
+	 * from, with the same offsets. In a mapping, the last page of a file
+	 * has zeros behind the file's end, and only the file's length tells
+	 * that it was cut off there. If this is set, the library looks at the
+	 * length (fstat(2)) before each read and view, and a page of which
+	 * something is missing is -ENODATA. Borrowed for the source's life. 0:
+	 * none. */
 	int file;
 };
 
 /*
- * For a source's submit: the bytes are in the buffer (error 0), or are not to
- * be had (-errno; a window is then asked for again, its page alone). Installs
- * the pages, wakes those who wait, and calls what the VMM wants to be told,
- * all on this thread; before submit has returned, on the thread that it was
- * called by. The buffer is the library's again, and so is the fetch: once for
- * each submit that has returned 0. A second call is not heard while the first
- * is seen to, and later would be taken for the answer to what the fetch is
- * used for next. NULL is fine.
+ * For a source with submit: the fetch has ended. error is 0 if the bytes are in
+ * the buffer, or -errno if the source does not have them. If a window fails,
+ * its page is asked for again, alone.
+ *
+ * This call installs the pages, wakes all threads that wait for them, and calls
+ * the VMM's callbacks, all on this thread. If it comes before submit has
+ * returned, that is done on the thread that called submit. After it the buffer
+ * and the fetch are the library's again.
+ *
+ * Call it once for each submit that has returned 0. While the first call is
+ * handled, a second one has no effect. After that, it would be taken for the
+ * answer to the next use of the fetch. NULL is fine.
+ *
  * Thread class: any; not in a signal handler. Since 0.1.
  */
 void kvmfault_fetch_done(struct kvmfault_fetch *fetch, int error);
 
 /*
- * A file or block device, by pread(2). fd is borrowed for the source's life. A
- * file that ends too early is -ENODATA at the read.
- * Returns 0; -EINVAL: source is NULL, or its size is not set; -EBADF: fd is not
- * open; -EACCES: it is not open for reading (O_WRONLY, O_PATH); -ESPIPE: not a
- * file or block device; -ENODATA: it is empty; and what fstat(2) said.
+ * Make a source of a file or block device, which is read by pread(2). fd is
+ * borrowed for the source's life. If the file ends too early, the read is
+ * -ENODATA.
+ *
+ * Returns 0, or
+ *   -EINVAL    source is NULL, or its size is not set
+ *   -EBADF     fd is not open
+ *   -EACCES    fd is not open for reading (O_WRONLY, O_PATH)
+ *   -ESPIPE    fd is not a file or block device
+ *   -ENODATA   the file is empty
+ *   other      what fstat(2) returned
+ *
  * Thread class: any. Since 0.1.
  */
 int kvmfault_source_file(int fd, struct kvmfault_source *source);
 
 /*
- * Memory of this process, such as a mapped snapshot: pages are installed
- * straight from it, but with minor faults (or events, see
- * kvmfault_uffd_options.fd), where it is read, and a file that was cut off is a
- * SIGBUS for who reads. Of a mapped file set source->file
- * afterwards, if bytes is where the file begins: else what is cut off in the
- * middle of a page is zeros to the guest. It is borrowed for the source's
- * life, and is not to be guest memory itself.
- * Returns 0; -EINVAL: a NULL pointer, no length. Thread class: any. Since 0.1.
+ * Make a source of memory of this process, such as a mapped snapshot. It is
+ * borrowed for the source's life, and must not be guest memory itself.
+ *
+ * Pages are installed straight from it. With minor faults, or with events (see
+ * kvmfault_uffd_options.fd), it is read instead; if its file was cut off, the
+ * thread that reads gets a SIGBUS.
+ *
+ * If it is a mapped file, and bytes is where the file begins, set source->file
+ * afterwards. Else the guest gets zeros where the file was cut off in the
+ * middle of a page.
+ *
+ * Returns 0, or
+ *   -EINVAL   bytes or source is NULL, length is 0, or source's size is not set
+ *
+ * Thread class: any. Since 0.1.
  */
 int kvmfault_source_memory(const void *bytes, uint64_t length,
 			   struct kvmfault_source *source);
 
-/* Zeros without end. Returns 0; -EINVAL. Thread class: any. Since 0.1. */
+/*
+ * Make a source of zeros without end.
+ *
+ * Returns 0, or
+ *   -EINVAL   source is NULL, or its size is not set
+ *
+ * Thread class: any. Since 0.1.
+ */
 int kvmfault_source_zero(struct kvmfault_source *source);
 
 /*
  * Userfaultfds
  * ------------
  * A VMM needs this section only for its device processes, or if it opens its
- * userfaultfd itself: a memory with a source opens one where it was given none.
+ * userfaultfd itself. A memory with a source opens one if it is given none.
  */
 struct kvmfault_uffd_options {
 	size_t size;
-	/* To adopt: a userfaultfd with O_NONBLOCK and UFFDIO_API done, without
-	 * UFFD_FEATURE_SIGBUS. One of this process's is asked, by an access of
-	 * the kernel's to a page of the library's: it has to report those,
-	 * which KVM's are, and so is not made with UFFD_USER_MODE_ONLY. Of
-	 * another process's that can't be asked: one with UFFD_USER_MODE_ONLY
-	 * will do for a process that touches guest memory itself, while a
-	 * system call on it there, as read(2) into it, fails with EFAULT. The
-	 * library keeps a duplicate, and reads all its messages: nothing else
-	 * may be registered with it. 0: open one of this process's. Events
-	 * (UFFD_FEATURE_EVENT_*) in an adopted one make every madvise() and
-	 * munmap() of that memory wait until a thread of the service has read
-	 * what came before. What the library takes away itself, in
-	 * kvmfault_discard() for instance, is read by a thread of its own, which
-	 * it makes for each descriptor with events that is not remote
-	 * (/proc/self/fdinfo says whether it has them; where that can't be read,
-	 * for each). That thread needs what SERVICE threads do of the kernel,
-	 * and calls back nothing but log, in which kvmfault_discard(), for
-	 * instance, is then -EDEADLK. For anonymous memory of such a descriptor
-	 * what is installed is copied once more, as for minor faults: a source's
-	 * view is not asked for. A REMOVE event of anonymous memory says
-	 * what kvmfault_discard() does: once that MADV_DONTNEED has returned
-	 * those pages are zero, also those that were being fetched. While it has
-	 * not, the kernel installs nothing by that descriptor: faults are tried
-	 * again, kvmfault_ensure() says -EAGAIN. After MADV_FREE they are zero
-	 * when the kernel has taken them. */
+
+	/* A userfaultfd to adopt, with O_NONBLOCK and UFFDIO_API done, and
+	 * without UFFD_FEATURE_SIGBUS. The library keeps a duplicate, and reads
+	 * all of its messages: nothing else may be registered with it. 0: open
+	 * one of this process's.
+	 *
+	 * This process's: it has to report accesses of the kernel, since KVM's
+	 * are of this kind. So it is made without UFFD_USER_MODE_ONLY. The
+	 * library asks it, by an access of the kernel to a page of its own.
+	 *
+	 * Another process's: it cannot be asked. For a process that itself
+	 * touches guest memory, one with UFFD_USER_MODE_ONLY will do. There, a
+	 * system call on guest memory, such as read(2) into it, fails with
+	 * EFAULT.
+	 *
+	 * With events (UFFD_FEATURE_EVENT_*) in an adopted one:
+	 * - Every madvise() and munmap() of its memory waits until a thread of
+	 *   the service has read all that came before.
+	 * - If the library itself takes pages away, for instance in
+	 *   kvmfault_discard(), a thread of its own reads the events: one for
+	 *   each descriptor with events that is not remote. /proc/self/fdinfo
+	 *   says whether a descriptor has events; if that cannot be read, each
+	 *   one gets a thread. The thread needs the system calls of a SERVICE
+	 *   thread. It calls no callback but log, in which kvmfault_discard(),
+	 *   for instance, is -EDEADLK.
+	 * - In anonymous memory the bytes are copied once more before they are
+	 *   installed, as for minor faults: a source's view is not called.
+	 * - A REMOVE event of anonymous memory does what kvmfault_discard()
+	 *   does. Once the MADV_DONTNEED has returned, its pages are zero, also
+	 *   those that were being fetched. Until then the kernel installs
+	 *   nothing by that descriptor: faults are tried again, and
+	 *   kvmfault_ensure() returns -EAGAIN. After MADV_FREE, pages are zero
+	 *   when the kernel has taken them. */
 	int fd;
-	/* Whose address space it is: another process's that sent it here. One
-	 * such object for each process. */
+
+	/* The descriptor is of another process's address space, which sent it
+	 * here. Make one such object for each process. */
 	bool remote;
 };
 
 /*
- * Returns 0; -EINVAL: vm or uffd is NULL, remote without fd, fd without
- * O_NONBLOCK or UFFDIO_API, or one that is not remote and does not report what
- * the kernel touches, or takes no memory of this process; -EOPNOTSUPP: the
- * kernel's has another API; -EBADF: fd is closed; -EAGAIN: no more threads,
- * which it takes one of to ask an fd, and keeps one if that has events; -EPERM:
- * no right to userfaultfd (the log says how to get it); -ENOSYS: kernel without
- * it; -ENOSPC: there are 4,095; -E2BIG; -ENOMEM; -EMFILE, -ENFILE.
+ * Open a userfaultfd, or adopt one. options may be NULL: open one.
+ *
+ * Returns 0, or
+ *   -EINVAL       vm or uffd is NULL; remote is set without fd; fd is without
+ *                 O_NONBLOCK or UFFDIO_API; fd is not remote, and does not
+ *                 report what the kernel touches, or takes no memory of this
+ *                 process
+ *   -EOPNOTSUPP   the kernel's userfaultfd has another API
+ *   -EBADF        fd is closed
+ *   -EAGAIN       there are no more threads: the library takes one to ask an
+ *                 fd, and keeps one if the fd has events
+ *   -EPERM        there is no right to userfaultfd (the log says how to get it)
+ *   -ENOSYS       this kernel has no userfaultfd
+ *   -ENOSPC       there are 4,095 userfaultfds
+ *   -E2BIG        options has a member set that this library does not know
+ *   -ENOMEM       there is no memory for it
+ *   -EMFILE       this process has too many open descriptors
+ *   -ENFILE       the system has too many open descriptors
+ *
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_uffd_new(struct kvmfault_vm *vm,
@@ -688,156 +915,194 @@ int kvmfault_uffd_new(struct kvmfault_vm *vm,
 		      struct kvmfault_uffd **uffd);
 
 /*
- * The library's own descriptor of it, to be polled or duplicated by the VMM;
- * not to be closed. Returns it, or -EINVAL: uffd is NULL.
+ * The library's own descriptor, for the VMM to poll or duplicate. Do not close
+ * it.
+ *
+ * Returns the descriptor, or
+ *   -EINVAL   uffd is NULL
+ *
  * Thread class: any. Since 0.1.
  */
 int kvmfault_uffd_fd(const struct kvmfault_uffd *uffd);
 
-/* Close the library's duplicate, unless mremap() has moved memory that is
- * registered with it. NULL is fine. Returns 0; -EBUSY: a mapping uses it;
- * -EDEADLK: in the log callback, on its own thread (see fd above).
- * Thread class: setup. Since 0.1. */
+/*
+ * Close the library's duplicate. If mremap() has moved memory that is
+ * registered with it, it stays open. NULL is fine.
+ *
+ * Returns 0, or
+ *   -EBUSY     a mapping uses it
+ *   -EDEADLK   called in the log callback on its own thread that reads events
+ *              (see kvmfault_uffd_options.fd)
+ *
+ * Thread class: setup. Since 0.1.
+ */
 int kvmfault_uffd_free(struct kvmfault_uffd *uffd);
 
 /*
  * Memory and its mappings
  * -----------------------
  * A memory is one backing (a memfd, a hugetlbfs file, or anonymous memory) and
- * the state of each of its pages. It outlives the memslots that show it. With
- * a source it is *tracked*: its pages start absent, exactly one thread fetches
- * a page, however many fault on it, and whichever way they come. Without one
- * the library makes present what the host can make present.
+ * the state of each of its pages. It outlives the memslots that show it. With a
+ * source it is *tracked*: its pages start absent, and exactly one thread
+ * fetches a page, however many threads fault on it, and by whichever kind of
+ * fault. Without a source, the library makes present what the host can make
+ * present.
  *
  * The first mapping is the memslots' (their userspace_addr): pages are
- * installed through it. Any number of others may follow: the VMM's own, one
+ * installed through it. Any number of others may follow: the VMM's own, and one
  * for each device process.
  *
- * All who touch guest memory do so through a mapping that is known. write(2) to
- * the file asks nobody: into an absent page it puts its bytes and zeros around
- * them, and that page never comes from the source; read(2) of the file has
- * zeros there. So kvmfault_ensure() the pages before, whoever writes or reads
- * by the descriptor. The library does not seal its file against that: with
- * F_SEAL_FUTURE_WRITE nobody can map it for writing any more, as device
- * processes do, nor discard a page of it.
+ * All accesses to guest memory go through a mapping that the library knows.
+ * write(2) to the file does not: in an absent page it puts its bytes, with
+ * zeros around them, and that page never comes from the source. read(2) of the
+ * file has zeros there. So call kvmfault_ensure() for the pages before
+ * something reads or writes them by the descriptor. The library does not seal
+ * its file against that: with F_SEAL_FUTURE_WRITE a file cannot be mapped for
+ * writing any more, as device processes do, and no page of it can be discarded.
  *
- * Do not move a mapping by mremap(): remove it, or free the memory, before.
- * What was moved stays registered, so that absent pages do not read as zero
- * there, but none comes any more: who misses one sleeps, also after
- * kvmfault_memory_free(), which then leaves a descriptor open for that.
- * mremap() waits until the service has read of it, and the log has an ERROR.
- * With an adopted userfaultfd that needs UFFD_FEATURE_EVENT_REMAP; without,
- * what was moved reads zeros and nobody is told.
+ * Do not move a mapping by mremap(): before that, remove it, or free the
+ * memory. Pages that were moved stay registered, so that absent ones do not
+ * read as zero there, but none of them comes any more: a thread that misses one
+ * sleeps. It sleeps also after kvmfault_memory_free(), which then leaves a
+ * descriptor open for that. mremap() waits until the service has read of it,
+ * and the log has an ERROR. With an adopted userfaultfd all this needs
+ * UFFD_FEATURE_EVENT_REMAP; without that, moved memory reads as zeros, and the
+ * library is not told.
  */
 
-/* How many pages one fault brings: the run of absent pages around it, within
- * a window. Never past its region, never over a page that is present, discarded
- * or being fetched; if the source fails for the run, the page is fetched alone.
- * It costs one read of the source and one call of the kernel. */
+/*
+ * How many pages one fault brings: the run of absent pages around it, within a
+ * window. The run never goes past its region, and never over a page that is
+ * present, discarded or being fetched. If the source fails for the run, the
+ * page is fetched alone. A run costs one read of the source and one call of the
+ * kernel.
+ */
 enum kvmfault_window {
 	KVMFAULT_WINDOW_NONE = 0,	/* the page alone */
 	KVMFAULT_WINDOW_FIXED = 1,	/* the aligned block of window_length */
-	KVMFAULT_WINDOW_ADAPTIVE = 2,	/* twice as many each time while faults
-					 * walk up or down through the memory,
-					 * up to window_length; else one */
+	/* Twice as many pages each time while faults walk up or down through
+	 * the memory, up to window_length; else one page. */
+	KVMFAULT_WINDOW_ADAPTIVE = 2,
 	KVMFAULT_WINDOW_SOURCE = 3,	/* the source's chunk */
 };
 
 struct kvmfault_memory_options {
 	size_t size;
+
 	/* The memslots' mapping in this process, and its length. */
 	void *host;
 	uint64_t length;
-	/* The backing's: a hugetlbfs file's, else the host's, which is also
-	 * what 0 means. */
+
+	/* The backing's page size: a hugetlbfs file's, else the host's, which
+	 * is also what 0 means. */
 	uint64_t page_size;
-	/* The file behind it, borrowed until the memory is freed, and where
-	 * host is in it, mapped MAP_SHARED. 0: private anonymous memory. What
-	 * is mapped in another way is refused, as far as /proc/self/maps
-	 * tells; where that can't be opened this is believed. */
+
+	/* The file behind the memory, borrowed until the memory is freed, and
+	 * the offset at which host shows it. It is mapped MAP_SHARED. 0:
+	 * private anonymous memory. If host is mapped in another way, that is
+	 * refused, as far as /proc/self/maps tells; if that file cannot be
+	 * opened, these members are believed. */
 	int fd;
 	uint64_t fd_offset;
-	/* Where absent pages come from, copied; NULL: not tracked. */
+
+	/* Where absent pages come from, copied, and the memory's beginning in
+	 * it. NULL: the memory is untracked. */
 	const struct kvmfault_source *source;
 	uint64_t source_offset;
-	/* The userfaultfd to register host with; only with a source. NULL: one
-	 * of its own. */
+
+	/* The userfaultfd to register host with; only with a source. NULL: the
+	 * library opens one for this memory. */
 	struct kvmfault_uffd *uffd;
-	/* What a fault brings with it. window_length: whole pages, up to the
-	 * context's page_size_max; 0: 64 KiB, or a page where that is more. */
+
+	/* The pages that a fault brings. window_length: whole pages, up to the
+	 * context's page_size_max. 0: 64 KiB, or a page if that is more. */
 	enum kvmfault_window window;
 	uint64_t window_length;
+
 	/* Minor faults: pages are written to the file through a mapping of the
-	 * library's own, and mapped where they are wanted (UFFDIO_CONTINUE). It
-	 * allows a file with pages in it (they do not count: the source's
-	 * replace them), and pages larger than page_size_max. Needs a memfd or
-	 * hugetlbfs file and a source. */
+	 * library's own, and are then mapped where they are wanted
+	 * (UFFDIO_CONTINUE). This allows a file that has pages already (they do
+	 * not count: the source's pages replace them), and pages larger than
+	 * page_size_max. It needs a memfd or hugetlbfs file, and a source. */
 	bool minor;
-	/* Its pages can be protected, see "Protect": its mappings are registered
-	 * for that too. Needs a source (kvmfault_source_zero() will do), and
-	 * for a file Linux 5.19, with minor faults 6.4. */
+
+	/* The memory's pages can be protected, see "Protect": its mappings are
+	 * registered for that too. It needs a source (kvmfault_source_zero()
+	 * will do), and for a file Linux 5.19, with minor faults 6.4. */
 	bool write_protect;
-	/* Children of fork() get it mapped. By default they do not
-	 * (MADV_DONTFORK, which stays when the memory is freed): a child's
-	 * mapping is not registered, so what it merely reads there becomes
-	 * zeros, for the guest too. Only for a child that registers it before
-	 * it touches it, and hands over that userfaultfd. */
+
+	/* Children of fork() get the memory mapped. By default they do not
+	 * (MADV_DONTFORK, which stays when the memory is freed). A child's
+	 * mapping is not registered: a page that it merely reads becomes zeros,
+	 * for the guest too. So set this only for a child that registers the
+	 * mapping before it touches it, and hands over that userfaultfd. */
 	bool inherited;
 };
 
 /*
- * Take a memory into the library's care. With a source the range must be
- * empty (unless it has minor faults): what already has a page would never be
+ * Take a memory into the library's care. With a source the range must be empty,
+ * unless it has minor faults: a page that is there already would never be
  * missed, and so never fetched.
  *
- * Returns 0;
- * -EINVAL: vm, host or memory is NULL; not aligned to the page size; a file
- *   that is too short, or is not what is mapped at host; a page size that is
- *   not the backing's, or larger than the context's page_size_max; a range
- *   that wraps; a uffd of another process or context, or without a source; a
- *   window that is not known, or its length; minor faults without a file or a
- *   source; protection without a source; a source with neither read nor
- *   submit;
- * -EOPNOTSUPP: memory that this kernel's userfaultfd does not take: a
- *   guest_memfd, for minor faults before 5.13 (of a memfd 5.14), for protection
- *   before 5.19, for both before 6.4;
- * -ENODATA: the source is shorter than the memory;
- * -EEXIST: there are pages already (preallocated blocks), or another memory
- *   of this context has a part of this host range;
- * -EBADF; -EPERM, -ENOSYS: no userfaultfd, see kvmfault_uffd_new(); -EBUSY:
- *   the range is registered with another userfaultfd; -ENOMEM: also a range
- *   that is not mapped; -ENOSPC: 4,095 userfaultfds; -E2BIG; -EMFILE, -ENFILE;
- *   and what fstat(2) said of the file.
+ * Returns 0, or
+ *   -EINVAL       vm, host or memory is NULL; a range is not aligned to the
+ *                 page size, or wraps; the file is too short, or is not what
+ *                 is mapped at host; the page size is not the backing's, or is
+ *                 larger than the context's page_size_max; uffd is of another
+ *                 process or context, or is given without a source; the window
+ *                 is not known, or its length is wrong; minor is set without a
+ *                 file or a source; write_protect is set without a source; the
+ *                 source has neither read nor submit, or has deadline_ms
+ *                 without submit and cancel
+ *   -EOPNOTSUPP   this kernel's userfaultfd does not take the memory: a
+ *                 guest_memfd; minor faults before 5.13 (of a memfd 5.14);
+ *                 protection before 5.19; both before 6.4
+ *   -ENODATA      the source is shorter than the memory
+ *   -EEXIST       there are pages already (preallocated blocks), or another
+ *                 memory of this context has a part of this host range
+ *   -EBADF        fd is closed, or open for nothing (O_PATH)
+ *   -EPERM        no userfaultfd, see kvmfault_uffd_new()
+ *   -ENOSYS       no userfaultfd, see kvmfault_uffd_new()
+ *   -EBUSY        the range is registered with another userfaultfd
+ *   -ENOMEM       there is no memory for it, or the range is not mapped
+ *   -ENOSPC       there are 4,095 userfaultfds
+ *   -E2BIG        a struct has a member set that this library does not know
+ *   -EMFILE       this process has too many open descriptors
+ *   -ENFILE       the system has too many open descriptors
+ *   other         what fstat(2) returned for the file
+ *
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_memory_adopt(struct kvmfault_vm *vm,
 			const struct kvmfault_memory_options *options,
 			struct kvmfault_memory **memory);
 
-/* What kvmfault_memory_alloc() has made: it is the caller's. */
+/* kvmfault_memory_alloc() has made these: they are all the caller's. */
 struct kvmfault_memory_maps {
 	size_t size;
 	void *memslots;		/* for the memslots' userspace_addr */
-	void *own;		/* for whatever else this process does with it */
-	int fd;			/* the file: the one that was given, or a new
-				 * one; other processes can map it. Not to be
-				 * written by write(2): see above */
+	void *own;		/* for all other accesses of this process */
+	/* The file: the one that was given, or a new one. Other processes can
+	 * map it. Do not use write(2) on it, see above. */
+	int fd;
 };
 
 /*
- * Memory in one call: map a memfd or hugetlbfs file twice, once for the
- * memslots and once for the VMM itself, and take both into care, as the
- * delivery mode needs it. options as for kvmfault_memory_adopt(), with host
- * NULL. fd 0: the library makes a memfd, of huge pages if page_size is one of
- * theirs. Other pages are asked to stay small (MADV_NOHUGEPAGE), so that they
- * come one by one.
+ * Make a memory in one call, as the delivery mode needs it: map a memfd or
+ * hugetlbfs file twice, once for the memslots and once for the VMM itself, and
+ * take both mappings into care. options are those of kvmfault_memory_adopt(),
+ * with host NULL. If fd is 0, the library makes a memfd, of huge pages if
+ * page_size is one of theirs. Other pages are asked to stay small
+ * (MADV_NOHUGEPAGE), so that they come one by one.
  *
  * The memory borrows both mappings and the file. Unmap and close them after
  * kvmfault_memory_free(), and after the memslots that name them are gone.
  *
- * Returns as kvmfault_memory_adopt(), and -EINVAL: maps is NULL, host is not;
- * -EOPNOTSUPP: this kernel makes no memfd with pages of page_size; and what
- * mmap(2), memfd_create(2) and ftruncate(2) said.
+ * Returns 0, an error of kvmfault_memory_adopt(), or
+ *   -EINVAL       maps is NULL, or host is not
+ *   -EOPNOTSUPP   this kernel makes no memfd with pages of page_size
+ *   other         what mmap(2), memfd_create(2) or ftruncate(2) returned
+ *
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_memory_alloc(struct kvmfault_vm *vm,
@@ -846,62 +1111,91 @@ int kvmfault_memory_alloc(struct kvmfault_vm *vm,
 			   struct kvmfault_memory **memory);
 
 /*
- * Let go of a memory, fail-closed; NULL is fine. Waits for fetches in flight
- * to end (their pages are installed). Then, where pages are still absent, each
- * of its mappings in this process becomes PROT_NONE, so that nobody ever reads
- * a zero page in place of one that was not fetched; then the mappings are
- * unregistered. Another process's mappings with absent pages cannot be
- * protected from here: their pages are poisoned, and where the kernel cannot
- * do that they stay registered until their uffd is freed.
+ * Let go of a memory, fail-closed. NULL is fine. The call
  *
- * Returns 0; -EBUSY: a region shows it; -EDEADLK: called from a callback that
- * is fetching for it. Thread class: setup. Since 0.1.
+ * 1. waits for fetches in flight to end (their pages are installed),
+ * 2. if pages are still absent, makes each of the memory's mappings in this
+ *    process PROT_NONE, so that a zero page is never read in place of one that
+ *    was not fetched,
+ * 3. unregisters the mappings.
+ *
+ * Another process's mappings with absent pages cannot be made PROT_NONE from
+ * here: their absent pages are poisoned. If the kernel cannot do that, they
+ * stay registered until their uffd is freed.
+ *
+ * Returns 0, or
+ *   -EBUSY     a region shows the memory
+ *   -EDEADLK   called from a callback that is fetching for the memory
+ *
+ * Thread class: setup. Since 0.1.
  */
 int kvmfault_memory_free(struct kvmfault_memory *memory);
 
 struct kvmfault_mapping_options {
 	size_t size;
+
 	/* Where the whole memory is mapped, in the process that uffd is of. */
 	uint64_t host;
-	/* Registered for missing pages and served; only for a memory with a
-	 * source. NULL: it is mapped in this process, with one of its own. */
+
+	/* The mapping is registered with it for missing pages, and served; only
+	 * for a memory with a source. NULL: the memory is mapped in this
+	 * process, and the library opens a userfaultfd for the mapping. */
 	struct kvmfault_uffd *uffd;
-	/* As a memory's. */
+
+	/* As kvmfault_memory_options.inherited. */
 	bool inherited;
 };
 
 /*
- * Add a mapping to a memory, also while vCPUs run. Nobody touches it before
- * this has returned.
- * Returns 0; -EINVAL: a NULL pointer, misaligned host, anonymous memory (it
- * has one mapping), another file, another part of it or a private mapping of it
- * there (as a memory's: of another process's nobody knows), a uffd of another
- * context, or for a memory without a source; -EOPNOTSUPP: this kernel's
- * userfaultfd does not take what is mapped there; -EEXIST: another mapping is
- * known there; -EBUSY: registered with another userfaultfd; -ENOMEM: also a
- * range that is not mapped, or a process that is gone; -EPERM, -ENOSYS: no
- * userfaultfd, see kvmfault_uffd_new(); -ENOSPC: 4,095 userfaultfds; -EMFILE,
- * -ENFILE; -E2BIG.
+ * Add a mapping to a memory, also while vCPUs run. The mapping must not be
+ * touched before this has returned.
+ *
+ * Returns 0, or
+ *   -EINVAL       memory, options or mapping is NULL; host is misaligned; the
+ *                 memory is anonymous (it has one mapping); another file,
+ *                 another part of the file or a private mapping of it is there
+ *                 (in another process that is not checked); uffd is of another
+ *                 context, or is given for a memory without a source
+ *   -EOPNOTSUPP   this kernel's userfaultfd does not take what is mapped there
+ *   -EEXIST       another mapping is known there
+ *   -EBUSY        the range is registered with another userfaultfd
+ *   -ENOMEM       there is no memory for it, the range is not mapped, or the
+ *                 process is gone
+ *   -EPERM        no userfaultfd, see kvmfault_uffd_new()
+ *   -ENOSYS       no userfaultfd, see kvmfault_uffd_new()
+ *   -ENOSPC       there are 4,095 userfaultfds
+ *   -EMFILE       this process has too many open descriptors
+ *   -ENFILE       the system has too many open descriptors
+ *   -E2BIG        options has a member set that this library does not know
+ *
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_mapping_add(struct kvmfault_memory *memory,
 			 const struct kvmfault_mapping_options *options,
 			 struct kvmfault_mapping **mapping);
 
-/* Remove a mapping (not the memslots'), fail-closed as kvmfault_memory_free().
- * NULL is fine. It does not wait for a fault of it that is in progress.
- * Returns 0; -EINVAL: it is the memslots'; -ENOMEM.
- * Thread class: setup. Since 0.1. */
+/*
+ * Remove a mapping, but not the memslots', fail-closed as
+ * kvmfault_memory_free(). NULL is fine. It does not wait for a fault in the
+ * mapping that is in progress.
+ *
+ * Returns 0, or
+ *   -EINVAL   it is the memslots' mapping, which goes with its memory
+ *   -ENOMEM   there is no memory for it
+ *
+ * Thread class: setup. Since 0.1.
+ */
 int kvmfault_mapping_remove(struct kvmfault_mapping *mapping);
 
 /*
  * Regions: what the guest sees where
  * ----------------------------------
- * A region is a guest-physical range that shows a part of a memory: what a
- * memslot is. Several may show the same memory (aliases, SMM).
+ * A region is a guest-physical range that shows a part of a memory, as a
+ * memslot does. Several regions may show the same memory (aliases, SMM).
  */
-#define KVMFAULT_REGION_READONLY (1U << 0)	/* ROM: a guest's write to it
-						 * is MMIO, and no fault */
+
+/* ROM: a guest's write to the region is MMIO, and no fault. */
+#define KVMFAULT_REGION_READONLY (1U << 0)
 
 struct kvmfault_region {
 	size_t size;
@@ -909,54 +1203,74 @@ struct kvmfault_region {
 	uint64_t length;
 	uint32_t address_space;
 	uint32_t flags;		/* KVMFAULT_REGION_* */
-	/* For private memory: the file and where the region is in it.
+
+	/* For private memory: the file, and the region's beginning in it.
 	 * Borrowed until the region is removed. 0: none. */
 	int guest_memfd;
 	uint64_t guest_memfd_offset;
-	/* What is shown, from which offset on. NULL: guest_memfd only; its
-	 * faults go to the VMM's own resolvers. */
+
+	/* The memory that is shown, from offset on. NULL: the region has a
+	 * guest_memfd only, and its faults go to the VMM's own resolvers. */
 	struct kvmfault_memory *memory;
 	uint64_t offset;
 };
 
 /*
- * Add a region, also while vCPUs run; copied.
- * Returns 0; -EINVAL: a NULL pointer, not aligned to 4 KiB, empty, a range that
- * wraps or goes past the memory's end, no memory and no guest_memfd, an
- * address space over 4,095, flags that are not known, a memory of another
- * context; -EEXIST: overlaps another region; -ENOMEM; -E2BIG.
+ * Add a region, also while vCPUs run. The struct is copied.
+ *
+ * Returns 0, or
+ *   -EINVAL   a pointer is NULL; the range is empty, wraps, is not aligned to
+ *             4 KiB, or goes past the memory's end; there is neither memory nor
+ *             guest_memfd; the address space is over 4,095; a flag is not
+ *             known; the memory is of another context
+ *   -EEXIST   the region overlaps another one
+ *   -ENOMEM   there is no memory for it
+ *   -E2BIG    region has a member set that this library does not know
+ *
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_region_add(struct kvmfault_vm *vm,
 			const struct kvmfault_region *region);
 
 /*
- * Remove the region that begins at gpa, also while vCPUs run. Does not wait for
- * a fetch in flight: it goes on and is installed, since it is the memory's;
- * whoever waits for it is answered. After this returns no new fault finds the
- * region, and the library does not touch its guest_memfd.
- * Returns 0; -EINVAL: vm is NULL; -ENOENT: no region begins there.
+ * Remove the region that begins at gpa, also while vCPUs run. After this
+ * returns no new fault finds the region, and the library does not touch its
+ * guest_memfd. A fetch in flight is not waited for. It goes on and is
+ * installed, since it belongs to the memory, and its waiters are answered.
+ *
+ * Returns 0, or
+ *   -EINVAL   vm is NULL
+ *   -ENOENT   no region begins there
+ *
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_region_remove(struct kvmfault_vm *vm, uint32_t address_space,
 			   uint64_t gpa);
 
 /*
- * Lay the guest's memory anew, also while vCPUs run: the regions that begin
- * where those of `remove` do go (gpa and address_space say which, their other
- * members nothing), and those of `add` come, in ascending order of
- * address_space and gpa. `removed` and `added` say how many pointers each list
- * has; a list of none may be NULL. All at once: who looks finds what was there before or what is
- * there now, and where both have a region always one. It costs what a single
- * region does, and so is for whoever changes many: a VMM that collects its
- * changes calls this when they are committed. Call it when the old ranges'
- * slots are gone and before the new ones' are set. After it returns the library
- * does not touch the guest_memfds of those that went. The structs are copied.
+ * Replace regions in one step, also while vCPUs run: the regions that begin
+ * where those of `remove` do go, and those of `add` come. A thread that looks
+ * for a region finds the old layout or the new one; if both have a region
+ * there, it always finds one.
  *
- * Returns 0, or on error, when nothing has changed: -EINVAL: a NULL pointer,
- * not in that order, or as kvmfault_region_add(); -ENOENT: no region begins
- * where one is to go, or it is named twice; -EEXIST: one that comes overlaps
- * another one that comes or stays; -ENOMEM; -E2BIG.
+ * - Of a region in `remove` only gpa and address_space count.
+ * - Both lists are in ascending order of address_space and gpa. `removed` and
+ *   `added` say how many pointers each has; a list of none may be NULL. The
+ *   structs are copied.
+ * - It costs as much as one region does, and so is for a VMM that changes many:
+ *   if the VMM collects its changes, it calls this when they are committed.
+ * - Call it when the old ranges' slots are gone, and before the new ones' are
+ *   set. After it returns, the library does not touch the guest_memfds of the
+ *   regions that went.
+ *
+ * Returns 0, or, with nothing changed,
+ *   -EINVAL   a pointer is NULL, a list is not in that order, or a region is
+ *             not valid, see kvmfault_region_add()
+ *   -ENOENT   no region begins where one is to go, or it is named twice
+ *   -EEXIST   a region that comes overlaps another one that comes or stays
+ *   -ENOMEM   there is no memory for it
+ *   -E2BIG    a region has a member set that this library does not know
+ *
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_regions_replace(struct kvmfault_vm *vm,
@@ -966,46 +1280,56 @@ int kvmfault_regions_replace(struct kvmfault_vm *vm,
 			     size_t added);
 
 /*
- * The region that contains gpa. region->size must be set.
- * Returns 0; -EINVAL; -ENOENT: none; -ENOMEM.
+ * Find the region that contains gpa. region->size must be set.
+ *
+ * Returns 0, or
+ *   -EINVAL   vm or region is NULL, or the region's size is not set
+ *   -ENOENT   no region contains gpa
+ *   -ENOMEM   there is no memory for it
+ *
  * Thread class: any. Since 0.1.
  */
 int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
 			 uint64_t gpa, struct kvmfault_region *region);
 
 /*
- * Resolvers: who makes a page present
- * -----------------------------------
- * An ordered chain: the VMM's own, in the order in which they were added, then
- * the library's "copy" (absent pages: read the source, and UFFDIO_COPY),
- * "async" (of a source that answers later), "continue" (in a memory with minor
- * faults: UFFDIO_CONTINUE), "zero" (discarded pages: UFFDIO_ZEROPAGE),
- * "populate" (present or untracked pages: MADV_POPULATE_READ/WRITE), "convert"
- * (private pages that are to be shared, and the other way) and "unprotect"
- * (protected pages: has nothing to save). Each is asked in turn until one does
- * not decline.
+ * Resolvers: functions that make a page present
+ * ---------------------------------------------
+ * Resolvers are an ordered chain. Each is asked in turn until one does not
+ * decline. The VMM's own come first, in the order in which they were added,
+ * then those of the library:
+ *
+ *   copy        absent pages: read the source, and UFFDIO_COPY
+ *   async       absent pages of a source that answers later
+ *   continue    in a memory with minor faults: UFFDIO_CONTINUE
+ *   zero        discarded pages: UFFDIO_ZEROPAGE
+ *   populate    present or untracked pages: MADV_POPULATE_READ/WRITE
+ *   convert     private pages that are to be shared, and the other way
+ *   unprotect   protected pages: it has nothing to save
  */
 enum kvmfault_page {
 	KVMFAULT_PAGE_UNTRACKED = 1,	/* memory without a source, or none */
-	KVMFAULT_PAGE_ABSENT = 2,	/* never fetched; claimed for us */
+	KVMFAULT_PAGE_ABSENT = 2,	/* never fetched; claimed */
 	KVMFAULT_PAGE_DISCARDED = 3,	/* discarded: zero; claimed */
 	KVMFAULT_PAGE_PRESENT = 4,	/* was installed, and faults again */
 	KVMFAULT_PAGE_POISONED = 5,	/* its data is lost */
-	KVMFAULT_PAGE_UNCONVERTED = 6,	/* private, and the guest wants it
-					 * shared, or the other way: see
-					 * "Convert". Nothing is claimed */
-	KVMFAULT_PAGE_PROTECTED = 7,	/* present, and about to be written or
-					 * discarded: save it, see "Protect" */
+	/* It is private and the guest wants it shared, or the other way: see
+	 * "Convert". Nothing is claimed. */
+	KVMFAULT_PAGE_UNCONVERTED = 6,
+	/* It is present, and about to be written or discarded: save it, see
+	 * "Protect". */
+	KVMFAULT_PAGE_PROTECTED = 7,
 };
 
 enum kvmfault_verdict {
 	KVMFAULT_VERDICT_DECLINED = 0,	/* not mine: ask the next */
 	KVMFAULT_VERDICT_RESOLVED = 1,	/* it is there: run the vCPU */
-	KVMFAULT_VERDICT_LATER = 2,	/* being worked on elsewhere: do not run the
-				 * vCPU before the VMM knows that it is done */
+	/* The work goes on elsewhere: the vCPU must not run before the VMM
+	 * knows that it is done. */
+	KVMFAULT_VERDICT_LATER = 2,
 };
 
-/* What a resolver is asked. Valid during the call. */
+/* The question to a resolver. It is valid during the call. */
 struct kvmfault_request {
 	size_t size;
 	const struct kvmfault_fault *fault;
@@ -1015,103 +1339,138 @@ struct kvmfault_request {
 	struct kvmfault_memory *memory;	/* or NULL: guest_memfd only */
 	enum kvmfault_page page;
 	/* The range to resolve: the page of the memory, or a run of them after
-	 * kvmfault_request_widen(). Without a memory 4 KiB of the region. */
+	 * kvmfault_request_widen(). Without a memory: 4 KiB of the region. */
 	uint64_t offset;		/* into the memory, or the region */
 	uint64_t length;
-	void *host;			/* in the memslots' mapping, or NULL; a
-					 * protected page's to be read, maybe
-					 * in a mapping of the library's own */
+	/* The range in the memslots' mapping, or NULL. A protected page is to
+	 * be read here, maybe in a mapping of the library's own. */
+	void *host;
 	/* Where data can be written before it is installed: scratch memory of
-	 * this thread, the context's page_size_max bytes; with minor faults
-	 * the file's own pages, of length bytes, to be written by
-	 * kvmfault_request_read() alone. */
+	 * this thread, of the context's page_size_max bytes. With minor faults:
+	 * the file's own pages, of length bytes, which only
+	 * kvmfault_request_read() may write. */
 	void *buffer;
 };
 
 struct kvmfault_resolver {
 	size_t size;
 	const char *name;
-	/* Which pages it is for: bits (1U << KVMFAULT_PAGE_*). 0: all. */
+	/* The pages that it is for: bits (1U << KVMFAULT_PAGE_*). 0: all. */
 	uint32_t pages;
-	/* The fault flags that it understands. A fault with others is not
-	 * given to it: what is not understood fails closed. Those by which a
-	 * slot's flag of kvmfault_region_memslot() shows need not be named. */
+	/* The fault flags that it understands. If a fault has others, it is not
+	 * given to this resolver: a flag that is not understood fails closed.
+	 * Flags by which a slot's flag of kvmfault_region_memslot() shows need
+	 * not be named. */
 	uint64_t flags;
-	/* Returns a kvmfault_verdict, or -errno: it was mine and it failed.
-	 * May be called by any number of threads at once. */
+	/* Returns a kvmfault_verdict, or -errno: it was mine and it failed. Any
+	 * number of threads may call it at once. */
 	int (*resolve)(void *data, struct kvmfault_request *request);
 	void *data;
 };
 
 /*
- * Append a resolver to the VMM's part of the chain; copied, name included by
- * pointer. Before the first vCPU handle and the service.
- * Returns 0; -EINVAL: NULL pointer, no resolve function or name, kinds of pages
- * that are not known; -EBUSY: a vCPU handle or a service exists; -ENOSPC:
- * there are KVMFAULT_RESOLVER_COUNT; -E2BIG. Thread class: setup. Since 0.1.
+ * Append a resolver to the VMM's part of the chain, before the first vCPU
+ * handle and the service. The struct is copied; of the name only the pointer.
+ *
+ * Returns 0, or
+ *   -EINVAL   a pointer is NULL; there is no resolve function or name; a kind
+ *             of page is not known
+ *   -EBUSY    a vCPU handle or a service exists
+ *   -ENOSPC   there are KVMFAULT_RESOLVER_COUNT
+ *   -E2BIG    resolver has a member set that this library does not know
+ *
+ * Thread class: setup. Since 0.1.
  */
 int kvmfault_resolver_add(struct kvmfault_vm *vm,
 			  const struct kvmfault_resolver *resolver);
 #define KVMFAULT_RESOLVER_COUNT 16
 
-/* The name of the resolver at index of the chain, or NULL past its end.
- * Thread class: any. Since 0.1. */
+/*
+ * The name of the resolver at index of the chain, or NULL past its end.
+ *
+ * Thread class: any. Since 0.1.
+ */
 const char *kvmfault_resolver_name(const struct kvmfault_vm *vm,
 				   unsigned int index);
 
 /*
- * For resolvers: what the request's range has to hold, into buffer: the
- * source's bytes, or zeros for a discarded page.
- * Returns 0; -EINVAL: nothing is claimed; -EOPNOTSUPP: the source only answers
- * later; or what the source returned.
- * Thread class: as the request. Since 0.1.
+ * For resolvers: read into buffer the bytes that the request's range has to
+ * hold: the source's bytes, or zeros for a discarded page.
+ *
+ * Returns 0, or
+ *   -EINVAL       nothing is claimed, or a pointer is NULL
+ *   -EOPNOTSUPP   the source only answers later
+ *   other         what the source returned
+ *
+ * Thread class: that of the request. Since 0.1.
  */
 int kvmfault_request_read(struct kvmfault_request *request, void *buffer);
 
 /*
- * For resolvers: the same, wherever it is: *data is where the source shows it
- * (see view), or else what was read into request->buffer; for
- * kvmfault_request_install() until the resolver returns.
- * Returns 0; -EINVAL: nothing is claimed, data is NULL; -EOPNOTSUPP: the source
- * only answers later; or what the source returned. Then *data does not matter.
- * Thread class: as the request. Since 0.1.
+ * For resolvers: find the same bytes, wherever they are. *data is where the
+ * source shows them (see kvmfault_source.view), or request->buffer, into which
+ * they were read. It is for kvmfault_request_install(), until the resolver
+ * returns. On error *data does not matter.
+ *
+ * Returns 0, or
+ *   -EINVAL       nothing is claimed, or a pointer is NULL
+ *   -EOPNOTSUPP   the source only answers later
+ *   other         what the source returned
+ *
+ * Thread class: that of the request. Since 0.1.
  */
 int kvmfault_request_data(struct kvmfault_request *request, const void **data);
 
 /*
- * For resolvers: claim the page's neighbours too, as the memory's window says
- * (nothing, unless the page is absent). The request's offset, length and host
- * are then those of the whole run; if reading it fails, the request is the page
- * alone again and is read so.
- * Returns 0; -EINVAL: nothing is claimed.
- * Thread class: as the request. Since 0.1.
+ * For resolvers: claim the page's neighbours too, as the memory's window says.
+ * Unless the page is absent, nothing more is claimed. The request's offset,
+ * length and host are then those of the whole run. If reading the run fails,
+ * the request is the page alone again, and is read so.
+ *
+ * Returns 0, or
+ *   -EINVAL   nothing is claimed
+ *
+ * Thread class: that of the request. Since 0.1.
  */
 int kvmfault_request_widen(struct kvmfault_request *request);
 
 /*
  * For resolvers: install data as the claimed pages, atomically for each page,
  * through the memslots' mapping (UFFDIO_COPY, or UFFDIO_CONTINUE with minor
- * faults); NULL, for a discarded page: zeros. A page that has come
- * meanwhile is left as it is, and that is success; so is a run of which the
- * page that faulted came.
- * Returns 0; -EINVAL: nothing is claimed, NULL for an absent page; -EAGAIN:
- * the mappings are changing, the fault will come again; -ENOENT: not mapped
- * any more; -ESRCH; -ENOMEM; -EHWPOISON; -EFAULT: data can't be read (with minor
- * faults or events it is a signal).
- * Thread class: as the request. Since 0.1.
+ * faults). For a discarded page data may be NULL: zeros. If a page has come
+ * meanwhile, it is left as it is, and that is success. A run is a success if
+ * the page that faulted came.
+ *
+ * Returns 0, or
+ *   -EINVAL      nothing is claimed, or data is NULL for an absent page
+ *   -EAGAIN      the mappings are changing: the fault will come again
+ *   -ENOENT      the page is not mapped any more
+ *   -ESRCH       the process is gone
+ *   -ENOMEM      there is no memory for it
+ *   -EHWPOISON   the page's memory has failed
+ *   -EFAULT      data cannot be read (with minor faults or events the thread
+ *                gets a signal instead)
+ *
+ * Thread class: that of the request. Since 0.1.
  */
 int kvmfault_request_install(struct kvmfault_request *request,
 			     const void *data);
 
 /*
- * For resolvers: what the claimed page holds is lost (the source says
- * -EHWPOISON). Poison it in each mapping (UFFDIO_POISON): who touches it gets
- * SIGBUS from now on, and a vCPU's fault is one of failed memory. The library's
- * own do so. kvmfault_discard() makes it usable again.
- * Where nothing is mapped any more, or the process is gone, nobody reads.
- * Returns 0; -EINVAL: nothing is claimed, or it was installed; -EOPNOTSUPP: a
- * kernel before 6.6; -EAGAIN: the mappings are changing; -ENOMEM.
- * Thread class: as the request. Since 0.1.
+ * For resolvers: the data of the claimed page is lost (the source returned
+ * -EHWPOISON). Poison the page in each mapping (UFFDIO_POISON): a thread that
+ * touches it gets SIGBUS from now on, and a vCPU's fault is one of failed
+ * memory. The library's own resolvers do so. kvmfault_discard() makes the page
+ * usable again. If nothing is mapped any more, or the process is gone, the page
+ * cannot be read there, and that is success.
+ *
+ * Returns 0, or
+ *   -EINVAL       nothing is claimed, or it was installed
+ *   -EOPNOTSUPP   the kernel is older than 6.6
+ *   -EAGAIN       the mappings are changing
+ *   -ENOMEM       there is no memory for it
+ *
+ * Thread class: that of the request. Since 0.1.
  */
 int kvmfault_request_poison(struct kvmfault_request *request);
 
@@ -1119,31 +1478,33 @@ int kvmfault_request_poison(struct kvmfault_request *request);
  * vCPU
  * ----
  */
-/* How the SIGBUS of MARKER_EXIT gets from KVM_RUN to kvmfault_vcpu_handle(). It has
- * to be delivered there: blocked, it would leave the vCPU spinning in the
+
+/* How the SIGBUS of MARKER_EXIT gets from KVM_RUN to kvmfault_vcpu_handle(). It
+ * has to be delivered there: if it were blocked, the vCPU would spin in the
  * kernel. */
 enum kvmfault_sigbus {
-	/* The thread blocks SIGBUS, the library unblocks it in KVM_RUN alone
-	 * (KVM_SET_SIGNAL_MASK), and fetches it with sigtimedwait(2). There is
-	 * no handler. */
+	/* The thread blocks SIGBUS. The library unblocks it in KVM_RUN alone
+	 * (KVM_SET_SIGNAL_MASK), and takes it with sigtimedwait(2). There is no
+	 * handler. */
 	KVMFAULT_SIGBUS_MASKED = 0,
 	/* The VMM's own handler calls kvmfault_vcpu_note_sigbus(). */
 	KVMFAULT_SIGBUS_HANDLER = 1,
 };
 
-/* Who makes the system calls for a vCPU, see kvmfault_syscalls(). */
+/* Which thread makes the system calls, see kvmfault_syscalls(). */
 enum kvmfault_profile {
-	KVMFAULT_PROFILE_INLINE = 0,	/* its own thread does all */
-	/* A worker does: a thread of the library's, one for each such vCPU. The
-	 * vCPU's thread uses private futexes and nothing else. For VMMs that
-	 * give these threads a narrow filter. The VMM's callbacks then come on
-	 * the worker, where no signal ends them, but for changed after a
-	 * guest's MMIO write: the vCPU's thread copies its bytes. */
+	KVMFAULT_PROFILE_INLINE = 0,	/* the vCPU's own thread makes all */
+	/* A worker makes them: a thread of the library's, one for each such
+	 * vCPU. The vCPU's thread uses private futexes and nothing else. It is
+	 * for a VMM that gives these threads a narrow filter. The VMM's
+	 * callbacks then run on the worker, where no signal ends them. Only
+	 * changed after a guest's MMIO write runs on the vCPU's thread, which
+	 * copies the bytes. */
 	KVMFAULT_PROFILE_DELEGATE = 1,
-	/* Not a vCPU's, for kvmfault_syscalls() only. A thread of the service;
-	 * and one that calls what is of the thread class "any", like
-	 * kvmfault_ensure(), _discard(), _protect(), _convert() without a
-	 * vcpu. */
+	/* Not for a vCPU, but for kvmfault_syscalls() only: SERVICE is a thread
+	 * of the service. CALLER is a thread that calls functions of the thread
+	 * class "any", like kvmfault_ensure(), _discard(), _protect(), and
+	 * _convert() without a vcpu. */
 	KVMFAULT_PROFILE_SERVICE = 2,
 	KVMFAULT_PROFILE_CALLER = 3,
 };
@@ -1152,58 +1513,76 @@ struct kvmfault_vcpu_options {
 	size_t size;
 	int fd;			/* KVM's descriptor of it, borrowed */
 	struct kvm_run *run;	/* its shared page, borrowed */
-	/* Do not wait for a page that is on its way: kvmfault_vcpu_handle() returns
-	 * PENDING or PENDING_UNFINISHED, and the context's callback settled
-	 * tells when to go on. */
+
+	/* Do not wait for a page that is on its way: kvmfault_vcpu_handle()
+	 * returns PENDING or PENDING_UNFINISHED, and the context's callback
+	 * page_ready tells when to go on. */
 	bool no_wait;
+
 	/* With MARKER_EXIT: the signals that the VMM has blocked in KVM_RUN by
-	 * a KVM_SET_SIGNAL_MASK of its own: bit n - 1 is signal n. NULL: it
-	 * has not, and those count that the calling thread blocks. With
-	 * KVMFAULT_SIGBUS_MASKED the library sets that mask without SIGBUS,
-	 * and as it was when the handle is freed. */
+	 * a KVM_SET_SIGNAL_MASK of its own; bit n - 1 is signal n. NULL: there
+	 * is no such mask, and the signals count that the calling thread
+	 * blocks. With KVMFAULT_SIGBUS_MASKED the library sets that mask
+	 * without SIGBUS, and restores it when the handle is freed. */
 	const uint64_t *signal_mask;
-	/* And the way of SIGBUS. */
+
+	/* With MARKER_EXIT: how SIGBUS gets to the library. */
 	enum kvmfault_sigbus sigbus;
-	/* Who makes the system calls of its faults. */
+
+	/* Which thread makes the system calls of its faults. */
 	enum kvmfault_profile profile;
 };
 
 /*
- * With MARKER_EXIT it is called by the vCPU's thread, or by one with the same
- * signal mask: a vCPU whose SIGBUS would not get through is refused. If there
+ * Make a vCPU's handle. With MARKER_EXIT, call it on the vCPU's thread, or on
+ * one with the same signal mask: if SIGBUS would not get through to the vCPU,
+ * the call refuses. With the delegate profile it makes a thread, which blocks
+ * all signals and has the calling thread's filter, and duplicates fd. If there
  * is memory with a source and no service yet, the log has a warning of it,
  * once.
  *
- * Returns 0; -EINVAL: a NULL pointer, an unknown way of SIGBUS or
- * profile; with MARKER_EXIT
- * SIGBUS is not blocked, or for KVMFAULT_SIGBUS_HANDLER it is, or has no
- * handler, or the profile is delegate and it is not KVMFAULT_SIGBUS_HANDLER;
- * -EBADF: fd is closed; -E2BIG; -ENOMEM; for the delegate profile -EMFILE, and
- * -EAGAIN: no more threads; with MARKER_EXIT what KVM_SET_SIGNAL_MASK said, see
- * ioctl(2). With the delegate profile it makes a thread that blocks all
- * signals, with the calling thread's filter, and duplicates fd.
+ * Returns 0, or
+ *   -EINVAL   a pointer is NULL; the way of SIGBUS or the profile is not known;
+ *             with MARKER_EXIT: SIGBUS is not blocked, or for
+ *             KVMFAULT_SIGBUS_HANDLER it is blocked or has no handler, or the
+ *             profile is delegate and the way is not KVMFAULT_SIGBUS_HANDLER
+ *   -EBADF    fd is closed
+ *   -E2BIG    options has a member set that this library does not know
+ *   -ENOMEM   there is no memory for it
+ *   -EMFILE   delegate profile: this process has too many open descriptors
+ *   -EAGAIN   delegate profile: there are no more threads
+ *   other     with MARKER_EXIT: what KVM_SET_SIGNAL_MASK returned, see ioctl(2)
+ *
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_vcpu_new(struct kvmfault_vm *vm,
 		      const struct kvmfault_vcpu_options *options,
 		      struct kvmfault_vcpu **vcpu);
 
-/* Not while the vCPU's thread is in kvmfault_vcpu_handle(), nor in a callback. A
- * worker that it has left goes on for nobody, and is not waited for: it is
- * another vCPU's afterwards, and ends with the context. NULL is fine.
- * Thread class: setup. Since 0.1. */
+/*
+ * Free a vCPU's handle, but not while the vCPU's thread is in
+ * kvmfault_vcpu_handle(), nor in a callback. NULL is fine. If the vCPU has left
+ * its worker in the middle of a fault, the worker is not waited for: its result
+ * is dropped. Then the worker is used for another vCPU, and ends with the
+ * context.
+ *
+ * Thread class: setup. Since 0.1.
+ */
 void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu);
 
 /*
- * The guest of this vCPU begins anew (a reset, INIT, a snapshot that is
- * loaded, a migration that is given up): an access that is half done is given
- * up, with the history of its faults and the counts of its retries. So the VMM
- * may set the registers and enter KVM_RUN, where the result still said
- * unfinished. Of MMIO KVM itself completes a half by the next KVM_RUN: enter
- * it with immediate_exit set before the registers are set, and clear a queued
- * #UD by KVM_SET_VCPU_EVENTS. A worker that it has left does nothing to the
- * vCPU any more, and is not waited for. NULL is fine. Thread class: object,
- * the vCPU's own thread. Since 0.1.
+ * The guest of this vCPU begins anew: after a reset, INIT, a snapshot that is
+ * loaded, or a migration that is given up. An access that is half done is given
+ * up, and the history of the vCPU's faults and the counts of its retries are
+ * forgotten. So the VMM may set the registers and enter KVM_RUN, although the
+ * last result said unfinished. NULL is fine.
+ *
+ * KVM itself completes a half-done MMIO access in the next KVM_RUN: enter it
+ * with immediate_exit set before the registers are set. Clear a queued #UD by
+ * KVM_SET_VCPU_EVENTS. If the vCPU has left its worker in the middle of a
+ * fault, the worker does nothing to the vCPU any more, and is not waited for.
+ *
+ * Thread class: object, the vCPU's own thread. Since 0.1.
  */
 void kvmfault_vcpu_reset(struct kvmfault_vcpu *vcpu);
 
@@ -1213,19 +1592,24 @@ void kvmfault_vcpu_reset(struct kvmfault_vcpu *vcpu);
  */
 enum kvmfault_action {
 	KVMFAULT_ACTION_RETRY = 1,	/* enter KVM_RUN again */
-	KVMFAULT_ACTION_NOT_A_FAULT = 2, /* the VMM's own exit handling */
-	KVMFAULT_ACTION_INTERRUPTED = 3, /* a signal or immediate_exit ended KVM_RUN or
-				 * a wait: see to it, then go on */
-	KVMFAULT_ACTION_PENDING = 4,	/* a resolver works on it elsewhere: wait until
-				 * it is done, then enter KVM_RUN */
-	KVMFAULT_ACTION_UNRESOLVED = 5, /* do not run this vCPU: the result says why. To
-				 * go on all the same, call kvmfault_vcpu_handle()
-				 * with the same arguments again */
-	/* As INTERRUPTED and as PENDING, but an access is half done: do not
-	 * enter KVM_RUN, which would complete MMIO with the wrong bytes, or
-	 * give the guest the #UD of an instruction that was not emulated. See
-	 * who wanted this thread, or wait, and then call kvmfault_vcpu_handle()
-	 * with the same arguments again; or kvmfault_vcpu_reset(). */
+	KVMFAULT_ACTION_NOT_A_FAULT = 2, /* for the VMM's own exit handling */
+	/* A signal or immediate_exit ended KVM_RUN or a wait: see to it, then
+	 * go on. */
+	KVMFAULT_ACTION_INTERRUPTED = 3,
+	/* The fault is being worked on elsewhere: wait until that is done, then
+	 * enter KVM_RUN. Either a resolver returned LATER, and the VMM knows
+	 * when it is done; or the vCPU has no_wait, and the callback page_ready
+	 * tells. */
+	KVMFAULT_ACTION_PENDING = 4,
+	/* Do not run this vCPU: the result says why. To go on all the same,
+	 * call kvmfault_vcpu_handle() with the same arguments again. */
+	KVMFAULT_ACTION_UNRESOLVED = 5,
+	/* As INTERRUPTED and as PENDING, but an access is half done. Do not
+	 * enter KVM_RUN: it would complete MMIO with the wrong bytes, or give
+	 * the guest the #UD of an instruction that was not emulated. See which
+	 * signal or request wanted this thread, or wait. Then call
+	 * kvmfault_vcpu_handle() with the same arguments again, or
+	 * kvmfault_vcpu_reset(). */
 	KVMFAULT_ACTION_UNFINISHED = 6,
 	KVMFAULT_ACTION_PENDING_UNFINISHED = 7,
 };
@@ -1237,7 +1621,7 @@ struct kvmfault_event {
 	enum kvmfault_action action;
 	enum kvmfault_reason reason;
 	int error;
-	uint32_t times;		/* that the same came, one after the other */
+	uint32_t times;		/* how often the same came in a row */
 	const char *resolver;
 };
 #define KVMFAULT_HISTORY_COUNT 8
@@ -1247,93 +1631,108 @@ struct kvmfault_result {
 	enum kvmfault_action action;
 	enum kvmfault_reason reason;	/* of UNRESOLVED */
 	int error;		/* -errno behind the reason, or 0 */
-	/* An access is half done: with UNFINISHED and PENDING_UNFINISHED
-	 * always, and maybe with UNRESOLVED. KVM_RUN is not to be entered
-	 * before kvmfault_vcpu_handle() has said RETRY, or kvmfault_vcpu_reset(). */
+	/* An access is half done: always with UNFINISHED and
+	 * PENDING_UNFINISHED, and maybe with UNRESOLVED. Do not enter KVM_RUN
+	 * before kvmfault_vcpu_handle() has returned RETRY, or before
+	 * kvmfault_vcpu_reset(). */
 	bool unfinished;
-	const char *resolver;	/* the one that had the last word, or NULL */
+	const char *resolver;	/* the last one that took it, or NULL */
 	const struct kvmfault_fault *fault;
-	/* This vCPU's last faults, up to KVMFAULT_HISTORY_COUNT of them, the
-	 * newest first: how it came to this. Valid as long as the result. */
+	/* How it came to this: this vCPU's last faults, up to
+	 * KVMFAULT_HISTORY_COUNT, the newest first. Valid as long as the
+	 * result. */
 	const struct kvmfault_event *const *history;
 	uint32_t history_count;
 	/* With INTERRUPTED, never with UNFINISHED: the siginfo_t of a SIGBUS
-	 * that the library took from the thread's queue and that is not guest
-	 * memory's. Hand it on. Else NULL. */
+	 * that the library took from the thread's queue, and that is not about
+	 * guest memory. Hand it on. Else NULL. */
 	const void *siginfo;
 };
 
 /*
- * The one call after KVM_RUN. ret, err: what it returned and errno right after
- * it. Knows every way in which a guest's access to its memory can fail, and
+ * The one call after KVM_RUN. ret and err are its return value and the errno
+ * right after it. The library knows every way in which a guest's access to its
+ * memory can fail:
  *
- * - exit: makes the page present by the chain of resolvers;
- * - mmio inside a region: makes the page present and completes the access,
- *   which KVM's emulator would not do again;
- * - emulation error: makes the instruction and its operand present, and takes
- *   back the #UD that KVM queued; if nothing was absent, as many times in a row
- *   as the retry budget says, it is not a fault;
- * - bare EFAULT: may have been a race; tried again within the budget;
- * - EHWPOISON, or a page that is poisoned: options.failed is told, and
- *   UNRESOLVED unless it has told the guest;
- * - EINTR, and with MARKER_EXIT a SIGBUS: the same as kvmfault_vcpu_handle_sigbus();
- * - EINTR: INTERRUPTED. Set immediate_exit to stop a vCPU: a signal alone that
- *   comes together with a fault is a RETRY.
+ * - EXIT: the chain of resolvers makes the page present.
+ * - MMIO inside a region: the page is made present, and the library completes
+ *   the access, since KVM's emulator would not do it again.
+ * - EMULATION: the instruction and its operand are made present, and the #UD
+ *   that KVM queued is taken back. If nothing was absent, as many times in a
+ *   row as the retry budget says, it is not a fault.
+ * - UNANNOTATED (EFAULT without an address): it may have been a race, and is
+ *   tried again within the budget.
+ * - EHWPOISON, or a page that is poisoned: the callback failed is called. The
+ *   action is UNRESOLVED unless that has told the guest.
+ * - EINTR, with MARKER_EXIT and a SIGBUS: as kvmfault_vcpu_handle_sigbus().
+ * - EINTR otherwise: INTERRUPTED. To stop a vCPU, set immediate_exit: a signal
+ *   alone that comes together with a fault is a RETRY.
  *
- * What ends a wait inside of an MMIO access or an emulated instruction is
- * UNFINISHED in the place of INTERRUPTED, PENDING_UNFINISHED in that of
+ * If a wait ends inside an MMIO access or an emulated instruction, the action
+ * is UNFINISHED in place of INTERRUPTED, and PENDING_UNFINISHED in place of
  * PENDING.
  *
- * Never allocates, never sleeps but for a page that another thread fetches or
- * converts and in the pauses of the retry budget and of source_retries: a
- * signal ends these, and immediate_exit within 10 ms. Kernel interfaces: those
- * of kvmfault_syscalls(), and what sources, resolvers and other callbacks use.
+ * This call never allocates. It sleeps only for a page that another thread
+ * fetches or converts, and in the pauses of the retry budget and of
+ * source_retries: a signal ends these, and immediate_exit within 10 ms. Kernel
+ * interfaces: those of kvmfault_syscalls(), and what sources, resolvers and
+ * other callbacks use.
  *
  * With the delegate profile it waits for its worker, and so for the source, in
- * the same way. A worker that it leaves for a signal goes on with the fault,
- * for nobody: what comes of it is not kept, and the next fault begins when it
- * is done.
+ * the same way. If a signal ends that wait, the worker goes on with the fault,
+ * but its result is dropped. The vCPU's next fault begins when the worker is
+ * done.
  *
- * A NULL vcpu is UNRESOLVED. Thread class: object, the vCPU's own thread.
- * Since 0.1.
+ * If vcpu is NULL, the action is UNRESOLVED.
+ *
+ * Thread class: object, the vCPU's own thread. Since 0.1.
  */
 enum kvmfault_action kvmfault_vcpu_handle(struct kvmfault_vcpu *vcpu, int ret,
-				     int err);
+					  int err);
 
 /*
- * The same for a SIGBUS, in the place of kvmfault_vcpu_handle(), when one has ended
- * KVM_RUN (-1, EINTR) or came to the vCPU's thread otherwise. siginfo: its
- * siginfo_t, from sigtimedwait() or kept by the VMM's handler; this is not to
- * be called from a handler.
+ * In place of kvmfault_vcpu_handle(), for a SIGBUS that has ended KVM_RUN (-1,
+ * EINTR), or that came to the vCPU's thread otherwise. siginfo is its
+ * siginfo_t, from sigtimedwait() or kept by the VMM's handler. Do not call this
+ * in a handler.
  *
- * - A page that is absent had a marker: it is fetched like any other.
- * - A page that is present has failed in hardware: it is poisoned from now on,
- *   and options.failed is told, with its gpa: RETRY, or UNRESOLVED, HWPOISON.
- * - Not guest memory, or not a memory failure: NOT_A_FAULT. Hand it on.
+ * - If the page is absent, it had a marker: it is fetched like any other.
+ * - If the page is present, it has failed in hardware: it is poisoned from now
+ *   on, and the callback failed is called, with the gpa. The action is RETRY,
+ *   or UNRESOLVED with the reason HWPOISON.
+ * - If it is not guest memory, or not a memory failure: NOT_A_FAULT. Hand the
+ *   signal on.
  *
  * Thread class: object, the vCPU's own thread. Since 0.1.
  */
 enum kvmfault_action kvmfault_vcpu_handle_sigbus(struct kvmfault_vcpu *vcpu,
-					    const void *siginfo);
+						 const void *siginfo);
 
 /*
- * For the VMM's SIGBUS handler, with KVMFAULT_SIGBUS_HANDLER: is this one the
- * vCPU's, whose thread it is in? Then it is noted, and kvmfault_vcpu_handle()
- * answers it after KVM_RUN has ended, with -1 and EINTR. Makes no system call.
+ * For the VMM's SIGBUS handler, with KVMFAULT_SIGBUS_HANDLER: does this signal
+ * belong to vcpu, on the thread of which the handler runs? If so it is noted,
+ * and kvmfault_vcpu_handle() answers it after KVM_RUN has ended with -1 and
+ * EINTR. This makes no system call.
  *
- * Returns true; false: it is not a fault in memslots' memory, hand it on.
+ * Returns true; or false if it is not a fault in memslots' memory: hand it on.
+ *
  * Async-signal-safe. Thread class: object, the vCPU's own thread. Since 0.1.
  */
 bool kvmfault_vcpu_note_sigbus(struct kvmfault_vcpu *vcpu, const void *siginfo);
 
 /*
- * The same for a SIGBUS of another thread: memory that failed and that nobody
- * has touched (BUS_MCEERR_AO), or that a thread of the VMM's has.
+ * Handle a SIGBUS of another thread: memory failed that no thread has touched
+ * (BUS_MCEERR_AO), or that a thread of the VMM's has touched.
  *
- * Returns 0: told, or it was a marker and the page is there now; -EINVAL: vm or
- * siginfo is NULL; -ENOENT: not guest memory, or not a memory failure: hand it
- * on; -EHWPOISON: options.failed is missing or failed; -ENOMEM; and of a marker
- * what the source or the kernel said, see kvmfault_ensure().
+ * Returns 0 if the VMM was told, or if it was a marker and the page is there
+ * now; or
+ *   -EINVAL      vm or siginfo is NULL
+ *   -ENOENT      it is not guest memory, or not a memory failure: hand it on
+ *   -EHWPOISON   the callback failed is missing, or has failed
+ *   -ENOMEM      there is no memory for it
+ *   other        of a marker: what the source or the kernel returned, see
+ *                kvmfault_ensure()
+ *
  * Thread class: any. Since 0.1.
  */
 int kvmfault_vm_handle_sigbus(struct kvmfault_vm *vm, const void *siginfo);
@@ -1343,84 +1742,123 @@ struct kvmfault_syscall {
 	size_t size;
 	const char *name;
 	int64_t number;		/* on this architecture */
-	/* Which argument, from 0, is always this value, as an int: only its
-	 * low 32 bits count. -1: none is, and the value is 0. */
+	/* The argument, counted from 0, that always has this value. It is
+	 * compared as an int: only its low 32 bits count. -1: there is no such
+	 * argument, and the value is 0. */
 	int32_t argument;
 	uint32_t value;
-	const char *value_name;	/* the kernel's, or "" */
+	const char *value_name;	/* the kernel's name of it, or "" */
 	const char *why;
 };
 
 /*
- * Which system calls are made on a thread of this profile, and so what a
- * seccomp filter has to let pass. INLINE, DELEGATE: all that
- * kvmfault_vcpu_handle(), kvmfault_vcpu_handle_sigbus(), and kvmfault_convert() with a
- * vcpu, do on a vCPU's thread; what a worker does for one that delegates is
- * INLINE's as well. SERVICE: a thread of the service from its beginning on,
- * and kvmfault_service_dispatch(), with what CALLER has for its first call.
- * CALLER: the functions of the thread class "any". index counts from 0 until
- * there is none left; one call comes once for each value that its argument
- * has. Not in it: what a VMM's own callbacks do (with the delegate profile
- * they come on other threads), KVM_RUN, what libc does when a thread begins
- * and ends, and functions of the class "setup", freeing included: for these
- * see doc/integration.md.
+ * The system calls that are made on a thread of this profile: a seccomp filter
+ * has to let them pass. index counts from 0 until there is none left. A call
+ * that has several values of its argument comes once for each of them.
  *
- * call->size must be set; strings are the library's, for ever.
- * Returns 0; -EINVAL: call is NULL, a profile that is not known; -ENOENT: index
- * is past the end. Thread class: any. Since 0.1.
+ * - INLINE, DELEGATE: all that kvmfault_vcpu_handle(),
+ *   kvmfault_vcpu_handle_sigbus(), and kvmfault_convert() with a vcpu do on a
+ *   vCPU's thread. A worker of a vCPU that delegates needs those of INLINE.
+ * - SERVICE: a thread of the service from its beginning on; and
+ *   kvmfault_service_dispatch(), which needs those of CALLER for its first call
+ *   as well.
+ * - CALLER: the functions of the thread class "any".
+ *
+ * Not in it: what a VMM's own callbacks do (with the delegate profile they run
+ * on other threads), KVM_RUN, what libc does when a thread begins and ends, and
+ * functions of the class "setup", freeing included. For these see
+ * doc/integration.md.
+ *
+ * call->size must be set. The strings are the library's, for ever.
+ *
+ * Returns 0, or
+ *   -EINVAL   call is NULL, its size is not set, or the profile is not known
+ *   -ENOENT   index is past the end
+ *
+ * Thread class: any. Since 0.1.
  */
 int kvmfault_syscalls(enum kvmfault_profile profile, unsigned int index,
 		      struct kvmfault_syscall *call);
 
-/* More about the last kvmfault_vcpu_handle() of this vCPU; its own, valid until the
- * next. NULL only for NULL. Thread class: object. Since 0.1. */
+/*
+ * More about the last kvmfault_vcpu_handle() of this vCPU. The result belongs
+ * to the vCPU, and is valid until the next call. It is NULL only if vcpu is.
+ *
+ * Thread class: object. Since 0.1.
+ */
 const struct kvmfault_result *
 kvmfault_vcpu_result(struct kvmfault_vcpu *vcpu);
 
 /*
  * Userfaultfd service
  * -------------------
- * Answers the faults of everyone who is not stopped by KVM_RUN: vCPUs whose
- * page is missing sleep in the kernel until it did. Needed wherever a memory
- * has a source; one for each context.
+ * The service answers the faults of all threads that KVM_RUN does not stop:
+ * they sleep in the kernel until it did, and so do vCPUs whose page is missing.
+ * It is needed wherever a memory has a source. A context has one service.
  */
 struct kvmfault_service_options {
 	size_t size;
+
 	/* How many threads, up to 256. 0: none; the VMM polls
 	 * kvmfault_service_fd() and calls kvmfault_service_dispatch(). */
 	uint32_t threads;
-	/* How many microseconds one of these threads, having answered, looks
-	 * for the next fault before it sleeps: to wake it then takes longer
-	 * than most faults do. It does so only while nobody else wants its
-	 * CPU, and hardly ever where it was in vain. 0: 100;
-	 * KVMFAULT_NO_POLL: it sleeps at once. */
+
+	/* How many microseconds one of these threads, after an answer, looks
+	 * for the next fault before it sleeps: to wake a thread takes longer
+	 * than most faults do. It looks only while no other thread wants its
+	 * CPU, and hardly ever where it was in vain. 0: 100. KVMFAULT_NO_POLL:
+	 * it sleeps at once. */
 	uint32_t poll_us;
 #define KVMFAULT_NO_POLL UINT32_MAX
 };
 
 /*
- * Returns 0; -EINVAL: a NULL pointer, over 256 threads; -EBUSY: there is one;
- * -E2BIG; -ENOMEM; -EAGAIN: no more threads; -EMFILE, -ENFILE.
- * The threads block all signals. Thread class: setup. Since 0.1.
+ * Start the service. Its threads block all signals.
+ *
+ * Returns 0, or
+ *   -EINVAL   a pointer is NULL, or threads is over 256
+ *   -EBUSY    there is a service already
+ *   -E2BIG    options has a member set that this library does not know
+ *   -ENOMEM   there is no memory for it
+ *   -EAGAIN   there are no more threads
+ *   -EMFILE   this process has too many open descriptors
+ *   -ENFILE   the system has too many open descriptors
+ *
+ * Thread class: setup. Since 0.1.
  */
 int kvmfault_service_new(struct kvmfault_vm *vm,
 			 const struct kvmfault_service_options *options,
 			 struct kvmfault_service **service);
 
-/* Readable when there is something to dispatch. The library's: do not close.
- * -EINVAL: service is NULL. Thread class: any. Since 0.1. */
+/*
+ * A descriptor that is readable when there is something to dispatch. It is the
+ * library's: do not close it.
+ *
+ * Returns the descriptor, or
+ *   -EINVAL   service is NULL
+ *
+ * Thread class: any. Since 0.1.
+ */
 int kvmfault_service_fd(const struct kvmfault_service *service);
 
 /*
- * Answer what has arrived, and return; does not wait for more.
- * Returns 0; -EINVAL: service is NULL; -ENOMEM. Thread class: any. Since 0.1.
+ * Answer the faults that have arrived, and return without waiting for more.
+ *
+ * Returns 0, or
+ *   -EINVAL   service is NULL
+ *   -ENOMEM   there is no memory for it
+ *
+ * Thread class: any. Since 0.1.
  */
 int kvmfault_service_dispatch(struct kvmfault_service *service);
 
 /*
- * Stop the threads, each after the fault that it has in hand. Who faults from
- * then on sleeps until there is a service again. NULL is fine.
- * Returns 0; -EDEADLK: called by one of its own threads.
+ * Stop the threads, each after the fault that it has in hand. A thread that
+ * faults from then on sleeps until there is a service again. NULL is fine.
+ *
+ * Returns 0, or
+ *   -EDEADLK   called by one of its own threads
+ *
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_service_free(struct kvmfault_service *service);
@@ -1432,46 +1870,63 @@ int kvmfault_service_free(struct kvmfault_service *service);
 
 /*
  * Make guest memory present before the VMM itself, or KVM for it, touches it
- * (what KVM_SET_MSRS writes, what a kernel device reads). write: for writing; a
- * page that is protected is saved first. A page that was discarded becomes a
- * page of zeros, and takes host memory again: who calls this for all of a
- * memory, to bring the rest, leaves out what a balloon has (the callback changed
- * tells).
+ * (what KVM_SET_MSRS writes, what a kernel device reads). write: it is to be
+ * written; a page that is protected is then saved first.
  *
- * Returns 0: all of it is; -EINVAL: vm is NULL, empty, wraps; -ENXIO: a part is
- * in no region; -EINTR: a signal came while another thread's fetch was waited
- * for: call again; -EAGAIN: a resolver said later, or the mappings are changing
- * just now: call again when that is over; -EIO and others: what the
- * source or the kernel said, all before it is present; -EOPNOTSUPP: no resolver
- * took a page, or the host's mapping does not allow the access; -ENODATA: a
- * resolver lied; -EHWPOISON; -EDEADLK: called from a callback that is fetching
- * this page; -ENOMEM.
+ * A page that was discarded becomes a page of zeros, and takes host memory
+ * again. If a VMM calls this for all of a memory, to bring the rest, it leaves
+ * out the pages that a balloon has (the callback changed tells).
+ *
+ * Returns 0 if all of it is present, or
+ *   -EINVAL       vm is NULL; the range is empty or wraps
+ *   -ENXIO        a part is in no region
+ *   -EINTR        a signal came while another thread's fetch was waited for:
+ *                 call again
+ *   -EAGAIN       a resolver returned LATER, or the mappings are changing just
+ *                 now: call again when that is over
+ *   -EOPNOTSUPP   no resolver took a page, or the host's mapping does not allow
+ *                 the access
+ *   -ENODATA      a resolver returned RESOLVED, but the page is absent
+ *   -EHWPOISON    a page's data is lost
+ *   -EDEADLK      called from a callback that is fetching this page
+ *   -ENOMEM       there is no memory for it
+ *   -EIO, other   what the source or the kernel returned; all pages before that
+ *                 one are present
+ *
  * Thread class: any. Since 0.1.
  */
 int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 		    uint64_t gpa, uint64_t length, bool write);
 
 /*
- * Make present what KVM itself reads and writes for the features that MSRs turn
- * on: kvmclock and its wall clock, steal time, PV EOI, asynchronous page
- * faults, Hyper-V's hypercall, reference TSC, VP assist, event and message
- * pages; and of SMBASE (0x9e) the state that is saved when an SMI comes, in
- * address space 1, without which the VM is dead. An access of KVM's own waits
- * for an absent page where the guest's would (and no signal may end that), and
- * where the page has a marker it fails, mostly without a word. So: before
- * KVM_SET_MSRS, with what is about to be set. Other MSRs, and pages that are
- * in no region, are passed over.
+ * Make present the memory that KVM itself reads and writes for the features
+ * that MSRs turn on: kvmclock and its wall clock, steal time, PV EOI,
+ * asynchronous page faults, and Hyper-V's hypercall, reference TSC, VP assist,
+ * event and message pages. For SMBASE (0x9e) it is the state that is saved when
+ * an SMI comes, in address space 1, without which the VM is dead.
  *
- * msrs, count: as in struct kvm_msrs. again, unless NULL: one of them is of
- * what KVM writes only when the MSR is set (kvmclock, the wall clock, the
- * reference TSC). If KVM had it before its page came (the MSRs were read from
- * a vCPU), set these MSRs again.
+ * Call it before KVM_SET_MSRS, with the MSRs that are about to be set. KVM's
+ * own access to an absent page waits where the guest's access would wait, and
+ * no signal may end that. If the page has a marker, KVM's access fails, mostly
+ * without a word. Other MSRs, and pages that are in no region, are passed over.
  *
- * Returns 0; -EINVAL: vm is NULL, msrs is NULL and count is not 0; -EINTR,
- * -EAGAIN, -EOPNOTSUPP, -ENODATA, -EHWPOISON, -EDEADLK, -ENOMEM, -EIO and
- * others,
- * what the source or the kernel said: see kvmfault_ensure(); the pages of the
- * MSRs before that one are present. arm64: 0, it has none.
+ * msrs and count are as in struct kvm_msrs. *again, unless again is NULL, says
+ * whether one of the MSRs is for memory that KVM writes only when the MSR is
+ * set (kvmclock, the wall clock, the reference TSC). If KVM had such an MSR
+ * before its page came (the MSRs were read from a vCPU), set these MSRs again.
+ *
+ * Returns 0 (on arm64 always, since it has none), or
+ *   -EINVAL       vm is NULL, or msrs is NULL and count is not 0
+ *   -EINTR        see kvmfault_ensure(), as for all that follow; the pages of
+ *                 the MSRs before that one are present
+ *   -EAGAIN
+ *   -EOPNOTSUPP
+ *   -ENODATA
+ *   -EHWPOISON
+ *   -EDEADLK
+ *   -ENOMEM
+ *   -EIO, other   what the source or the kernel returned
+ *
  * Thread class: any. Since 0.1.
  */
 int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
@@ -1479,140 +1934,182 @@ int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
 			 bool *again);
 
 /*
- * Make present the page tables that a vCPU's registers lead to, all that its
- * guest can use without loading CR3: with 2 levels, PAE, 4 and 5, past large
- * pages. What they map is not touched, but for what exceptions and task
- * switches need: the IDT, the GDT, the TSS, and where a frame would be pushed
- * on each stack that the TSS names, and on the one in use.
+ * Make present the page tables that a vCPU's registers lead to: all that its
+ * guest can use without loading CR3, with 2 levels, PAE, 4 and 5, past large
+ * pages. The pages that they map are not touched, except those that exceptions
+ * and task switches need: the IDT, the GDT, the TSS, and where a frame would be
+ * pushed on each stack that the TSS names, and on the one in use.
  *
- * Where KVM walks a guest's tables in software, and a table's page has a marker
- * or is not mapped, the guest gets a page fault that it has not earned. With
- * two-dimensional paging KVM does so for the operands of the few instructions
- * that it emulates; with shadow paging (see KVMFAULT_FEATURE_TWO_DIMENSIONAL_
- * PAGING) for every access. So: when a VM is restored, after KVM_SET_SREGS and
- * KVM_SET_REGS and before the first KVM_RUN, for each vCPU. Tables that the
- * guest makes from then on it has written itself. The tables of its other
- * processes come with their next load of CR3: with two-dimensional paging as
- * faults of the guest's own. Where the guest uses PAE without long mode,
- * KVM_SET_SREGS has read the first table: set them again.
+ * The reason: if KVM walks a guest's page tables in software, and a table's
+ * page has a marker or is not mapped, KVM injects a spurious page fault into
+ * the guest. With two-dimensional paging KVM walks them for the operands of the
+ * few instructions that it emulates; with shadow paging (see
+ * KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING) for every access.
  *
- * What an exception needs is the processor's to read: a page of it that is
- * missing is an ordinary fault, with shadow paging too. But not on PVM, where
- * KVM delivers exceptions in software, and a marker there ends the guest; and
- * nowhere if a 32-bit guest switches tasks. Stacks of tasks that run later are
- * not known.
+ * Call it for each vCPU when a VM is restored, after KVM_SET_SREGS and
+ * KVM_SET_REGS and before the first KVM_RUN. Page tables that the guest makes
+ * from then on are present, since it has written them itself. The tables of the
+ * guest's other processes come with their next load of CR3: with
+ * two-dimensional paging as faults of the guest's own. If the guest uses PAE
+ * without long mode, KVM_SET_SREGS has read the first table: set them again.
  *
- * What is in no region is passed over: tables there have to be present always.
- * So are private pages, which KVM can't read either. Not for a vCPU that runs a
- * nested guest: its registers are that guest's.
+ * An exception's tables and stacks are read by the processor: if a page of them
+ * is missing, that is an ordinary fault, with shadow paging too. There are two
+ * exceptions to that: on PVM, where KVM delivers exceptions in software, a
+ * marker there ends the guest; and so it does everywhere if a 32-bit guest
+ * switches tasks. Stacks of tasks that run later are not known.
+ *
+ * Tables in no region are passed over: they have to be present always. So are
+ * private pages, which KVM cannot read either. Do not call this for a vCPU that
+ * runs a nested guest: its registers are that guest's.
  *
  * Kernel interfaces: KVM_GET_REGS, KVM_GET_SREGS, KVM_GET_VCPU_EVENTS,
  * KVM_TRANSLATE, pread(2) of a memory's file, and those of kvmfault_ensure().
  *
- * Returns 0; -EINVAL: vcpu is NULL; -ELOOP: more than 2^20 tables: the guest's
- * are not meant to be walked; -EINTR: a signal came while a fetch was waited
- * for, or immediate_exit is set: call again; -EAGAIN, -EOPNOTSUPP, -ENODATA,
- * -EHWPOISON, -EDEADLK, -ENOMEM, -EIO and others, what the source or ioctl(2)
- * said: see kvmfault_ensure(); the tables before that one are present. arm64:
- * 0, its KVM walks none.
+ * Returns 0 (on arm64 always, since its KVM walks none), or
+ *   -EINVAL       vcpu is NULL
+ *   -ELOOP        there are more than 2^20 tables: the guest's are not meant to
+ *                 be walked
+ *   -EINTR        a signal came while a fetch was waited for, or immediate_exit
+ *                 is set: call again
+ *   -EAGAIN       see kvmfault_ensure(), as for all that follow; the tables
+ *                 before that one are present
+ *   -EOPNOTSUPP
+ *   -ENODATA
+ *   -EHWPOISON
+ *   -EDEADLK
+ *   -ENOMEM
+ *   -EIO, other   what the source or ioctl(2) returned
+ *
  * Thread class: object, the vCPU's own thread. Since 0.1.
  */
 int kvmfault_ensure_page_tables(struct kvmfault_vcpu *vcpu);
 
 /*
- * Discard guest memory: from now on it reads as zero and never comes from the
- * source again; its host memory is freed (FALLOC_FL_PUNCH_HOLE, for anonymous
- * memory MADV_DONTNEED). Whole pages of the memory only. Waits for a page whose
- * fetch is in flight, and then takes it: hold no lock that your source takes.
- * What is protected is saved first, and for that fetched. What was poisoned is
- * memory again, in every process. Punching a hole or
- * MADV_REMOVE behind the library's back loses that order: use this call.
+ * Discard guest memory: from now on it reads as zero, and never comes from the
+ * source again. Its host memory is freed (FALLOC_FL_PUNCH_HOLE, for anonymous
+ * memory MADV_DONTNEED). The range is whole pages of the memory only.
  *
- * Returns 0; -EINVAL: vm is NULL, empty, not whole pages; -ENXIO: a part is in
- * no region with memory; -EINTR: a signal came while a fetch was waited for:
- * call again; -EDEADLK: called from a callback that is fetching for this
- * memory; -ENOMEM; what fallocate(2) or madvise(2) said; -EAGAIN: the memory is
- * being freed, or of a protected page its resolver said later, or the mappings
- * are changing just now; -EIO and others: what a protected page's resolver or
- * the source said. All that comes before is discarded then, and the rest is as
- * it was, but for the page whose fetch was waited for: who fetches it may
- * discard it yet; and where a poisoned page can't be made memory again, up to
- * 255 pages behind it are discarded all the same. Where hardware has failed
- * under another process's mapping, that process has to map it anew.
+ * - If a page's fetch is in flight, this waits for it and then takes the page:
+ *   hold no lock that your source takes.
+ * - A page that is protected is saved first, and for that fetched.
+ * - A page that was poisoned is memory again, in every process. If hardware has
+ *   failed under another process's mapping, that process has to map it anew.
+ * - Use this call for every discard: to punch a hole, or to call MADV_REMOVE,
+ *   behind the library's back loses that order.
+ *
+ * On error all that comes before is discarded, and the rest is as it was, with
+ * two exceptions. If the fetch of a page was waited for, the thread that
+ * fetches it may discard it yet. If a poisoned page cannot be made memory
+ * again, up to 255 pages behind it are discarded all the same.
+ *
+ * Returns 0, or
+ *   -EINVAL       vm is NULL; the range is empty, or is not whole pages
+ *   -ENXIO        a part is in no region with memory
+ *   -EINTR        a signal came while a fetch was waited for: call again
+ *   -EDEADLK      called from a callback that is fetching for this memory
+ *   -ENOMEM       there is no memory for it
+ *   -EAGAIN       the memory is being freed, a protected page's resolver
+ *                 returned LATER, or the mappings are changing just now
+ *   -EIO, other   what fallocate(2), madvise(2), or a protected page's resolver
+ *                 or source returned
+ *
  * Thread class: any. Since 0.1.
  */
 int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
 		     uint64_t gpa, uint64_t length);
 
 /*
- * Cancel the fetches in flight that sources which answer later have for guest
- * memory (kvmfault_source.cancel). Their pages are absent again when the source
- * says so: who has asked is told its error, who waits for them asks again.
- * kvmfault_memory_free() does this for its memory.
+ * Cancel the fetches in flight for guest memory, of sources that answer later
+ * (kvmfault_source.cancel). Their pages are absent again when the source says
+ * so: the thread that asked for a page gets the source's error, and waiters ask
+ * again. kvmfault_memory_free() does this for its memory.
  *
- * Returns 0; -EINVAL: vm is NULL, empty, wraps; -ENXIO: a part is in no region,
- * all before it was done; -ENOMEM. Thread class: any. Since 0.1.
+ * Returns 0, or
+ *   -EINVAL   vm is NULL; the range is empty or wraps
+ *   -ENXIO    a part is in no region; all before it was done
+ *   -ENOMEM   there is no memory for it
+ *
+ * Thread class: any. Since 0.1.
  */
 int kvmfault_cancel_fetches(struct kvmfault_vm *vm, uint32_t address_space,
-		    uint64_t gpa, uint64_t length);
+			    uint64_t gpa, uint64_t length);
 
 /*
  * Protect: live snapshots
  * -----------------------
- * The memory of a VM as it is at one instant, saved while the VM runs on. A
- * page that is protected can be read, by threads and device processes also
- * while it is saved (with minor faults only through a mapping that has it);
- * whoever wants to write to it waits until a resolver of the VMM's has saved it,
- * whether that is a vCPU, a thread, a device process, KVM or the library:
+ * A live snapshot is the memory of a VM as it is at one instant, saved while
+ * the VM runs on. A page that is protected can be read, by threads and device
+ * processes also while it is saved (with minor faults only through a mapping
+ * that has it). A write to it waits until a resolver of the VMM's has saved the
+ * page, whether it is by a vCPU, a thread, a device process, KVM or the
+ * library:
  *
  *   stop the vCPUs and devices; kvmfault_protect(); let them run
  *   for each page: kvmfault_ensure(), for writing
  *
- * and a resolver for KVMFAULT_PAGE_PROTECTED: it reads the page at
- * request->host, keeps that, and returns RESOLVED. Each page is put to it once,
- * when it is written or discarded for the first time, or when its turn comes in
- * the sweep; with RESOLVED it is not protected any more. It is for the VMM to
- * pace the sweep.
+ * The VMM also has a resolver for KVMFAULT_PAGE_PROTECTED: it reads the page at
+ * request->host, keeps that, and returns RESOLVED. It is asked once for each
+ * page: when the page is written or discarded for the first time, or when its
+ * turn comes in the sweep. With RESOLVED the page is not protected any more. It
+ * is for the VMM to pace the sweep.
  *
- * - Page by page: at most one thread has a page, and it is as it was when it
- *   was protected until the resolver returns, also if that takes long.
- * - If the resolver fails the page stays protected, and nobody goes on: the
+ * - Page by page: at most one thread has a page, and the page is as it was when
+ *   it was protected until the resolver returns, also if that takes long.
+ * - If the resolver fails, the page stays protected, and no write goes on: the
  *   error comes back, or a sleeper is tried again as for a source that fails.
- *   If it declines, nobody wants the page saved, and it is written.
+ *   If all resolvers decline, the page need not be saved, and is written.
  * - Absent pages are protected too: they are fetched, then saved.
  * - A page that is already discarded when it is protected is saved as zeros. A
  *   conversion discards shared pages without asking; a hook before it can have
  *   them saved, by kvmfault_ensure().
- * - Seen are writes through the mappings that the library knows, of every
- *   process; not those by write(2) to the file, nor by devices that the kernel
- *   has mapped the memory for (VFIO).
+ * - Writes are seen through the mappings that the library knows, of every
+ *   process. Not seen are writes by write(2) to the file, and writes of devices
+ *   for which the kernel has mapped the memory (VFIO).
  */
 
 /*
- * Protect guest memory whose options have write_protect. Whole pages of the
- * memory only. Waits for pages that somebody fetches or saves. What is written
- * while this runs may be in the snapshot or not: see above. A mapping that is
- * added later is protected too.
+ * Protect guest memory whose options have write_protect. The range is whole
+ * pages of the memory only. This waits for pages that are being fetched or
+ * saved. Bytes that are written while this runs may be in the snapshot or not:
+ * see above. A mapping that is added later is protected too. Kernel interface:
+ * UFFDIO_WRITEPROTECT.
  *
- * Returns 0; -EINVAL: vm is NULL, empty, not whole pages; -ENXIO: a part is in
- * no region with memory; -EOPNOTSUPP: its memory has no write_protect; -EINTR:
- * a signal came while a page was waited for; -EDEADLK: called from a callback
- * that is fetching or saving for this memory; -EAGAIN: the mappings are
- * changing just now, or its memory is being freed; -ENOMEM. After an error
- * some of it is protected: call again, or kvmfault_unprotect().
- * Thread class: any. Kernel interface: UFFDIO_WRITEPROTECT. Since 0.1.
+ * After an error some of it is protected: call again, or kvmfault_unprotect().
+ *
+ * Returns 0, or
+ *   -EINVAL       vm is NULL; the range is empty, or is not whole pages
+ *   -ENXIO        a part is in no region with memory
+ *   -EOPNOTSUPP   its memory has no write_protect
+ *   -EINTR        a signal came while a page was waited for
+ *   -EDEADLK      called from a callback that is fetching or saving for this
+ *                 memory
+ *   -EAGAIN       the mappings are changing just now, or the memory is being
+ *                 freed
+ *   -ENOMEM       there is no memory for it
+ *
+ * Thread class: any. Since 0.1.
  */
 int kvmfault_protect(struct kvmfault_vm *vm, uint32_t address_space,
 		     uint64_t gpa, uint64_t length);
 
 /*
- * Lift the protection, and ask nobody: for a snapshot that is given up. When
- * this returns no resolver has one of these pages to save. What is not
- * protected is left as it is.
+ * Lift the protection without asking a resolver: for a snapshot that is given
+ * up. When this returns, no resolver has one of these pages to save. Pages that
+ * are not protected are left as they are. Kernel interface:
+ * UFFDIO_WRITEPROTECT.
  *
- * Returns 0; -EINVAL, -ENXIO, -EOPNOTSUPP, -EINTR, -EDEADLK, -ENOMEM: for the
- * same reasons; all that comes before is not protected then.
- * Thread class: any. Kernel interface: UFFDIO_WRITEPROTECT. Since 0.1.
+ * After an error, all that comes before is not protected.
+ *
+ * Returns 0, or, for the same reasons as kvmfault_protect(),
+ *   -EINVAL
+ *   -ENXIO
+ *   -EOPNOTSUPP
+ *   -EINTR
+ *   -EDEADLK
+ *   -ENOMEM
+ *
+ * Thread class: any. Since 0.1.
  */
 int kvmfault_unprotect(struct kvmfault_vm *vm, uint32_t address_space,
 		       uint64_t gpa, uint64_t length);
@@ -1620,66 +2117,73 @@ int kvmfault_unprotect(struct kvmfault_vm *vm, uint32_t address_space,
 /*
  * Convert: private and shared
  * ---------------------------
- * Each page of a region with a guest_memfd is private, and then it is the
- * guest_memfd's, or shared, and then it is the memory's. KVM keeps that for
+ * Each page of a region with a guest_memfd is either private, and then it is
+ * the guest_memfd's, or shared, and then it is the memory's. KVM keeps that for
  * each guest-physical page of 4 KiB, whatever slots there are; all are shared
- * at first. KVM can't be asked for it: so the library remembers what KVM was
- * last told, and all conversions have to go through it, those before the first
- * KVM_RUN too.
+ * at first. KVM cannot be asked for it, so the library remembers what KVM was
+ * last told. All conversions have to go through the library, also those before
+ * the first KVM_RUN.
  *
- * A guest converts by its accesses: an exit whose KVM_MEMORY_EXIT_FLAG_PRIVATE
- * differs from the state is put to the chain as KVMFAULT_PAGE_UNCONVERTED, and
- * the resolver "convert" does it if none of the VMM's took it. Or by a
- * hypercall, for which the VMM calls kvmfault_convert(). For each run of pages
- * that are not yet what they are to be:
+ * A guest converts in two ways. By an access: if an exit's
+ * KVM_MEMORY_EXIT_FLAG_PRIVATE differs from the state, the chain is asked for
+ * KVMFAULT_PAGE_UNCONVERTED, and the resolver "convert" converts it if none of
+ * the VMM's took it. By a hypercall: then the VMM calls kvmfault_convert(). For
+ * each run of pages that are not yet what they are to be:
  *
  *   hooks before -> KVM told -> noted -> other side discarded -> hooks after
  *
- * - Conversions that overlap wait for one another, others run in parallel.
- * - To shared, a fetch that was in flight when the page became private has to
- *   end first. In either case a vCPU with no_wait is told PENDING for its
- *   access; kvmfault_convert() waits, whoever calls it.
+ * - Conversions that overlap wait for one another; others run in parallel.
+ * - To shared: if a fetch was in flight when the page became private, it has to
+ *   end first. In both cases a vCPU with no_wait gets PENDING for its access;
+ *   kvmfault_convert() waits, whichever thread calls it.
  * - If a hook or KVM refuses, the run is what it was: KVM is told so, the hooks
- *   hear of it, and the error comes back.
- * - What was discarded can't come back. So that is last, when nothing can fail
- *   any more: what the kernel does not free stays allocated, and is logged.
- * - What becomes private is discarded in the memory of its region, as
- *   kvmfault_discard() does: it is zero when it is shared again. Of huge pages
- *   only those are that are private as a whole. What becomes shared is punched
- *   out of the guest_memfd.
+ *   are told, and the error comes back.
+ * - Pages that were discarded cannot come back. So discarding is last, when
+ *   nothing can fail any more: pages that the kernel does not free stay
+ *   allocated, and that is logged.
+ * - Pages that become private are discarded in the memory of their region, as
+ *   kvmfault_discard() does: they are zero when they are shared again. A huge
+ *   page is discarded only if it is private as a whole. Pages that become
+ *   shared are punched out of the guest_memfd.
  */
 
-/* Leave the other side alone: the shared pages of what becomes private, the
- * private ones of what becomes shared. */
+/* Leave the other side alone: the shared pages if pages become private, the
+ * private ones if they become shared. */
 #define KVMFAULT_CONVERTER_KEEP_SHARED (1U << 0)
 #define KVMFAULT_CONVERTER_KEEP_PRIVATE (1U << 1)
-/* What is in no region can't become shared: -ENXIO. Else that is ignored, for
- * guests that share the address ranges of devices too. */
+
+/* Pages in no region cannot become shared: -ENXIO. Without this flag that is
+ * ignored, for guests that share the address ranges of devices too. */
 #define KVMFAULT_CONVERTER_RAM_ONLY (1U << 2)
-/* Accesses convert nothing, only kvmfault_convert() does: for VMs where what
- * KVM was told decides what an access is (KVM_X86_SW_PROTECTED_VM). There an
- * exit that differs has met a conversion, and is tried again. */
+
+/* Only kvmfault_convert() converts, and accesses do not: for VMs where what KVM
+ * was told decides what an access is (KVM_X86_SW_PROTECTED_VM). There, an exit
+ * that differs has met a conversion, and is tried again. */
 #define KVMFAULT_CONVERTER_CALLS_ONLY (1U << 3)
 
 struct kvmfault_converter {
 	size_t size;
 	uint32_t flags;		/* KVMFAULT_CONVERTER_* */
-	/* To tell the kernel in another way than by KVM_SET_MEMORY_ATTRIBUTES
-	 * on the VM's fd. 0, or -errno and nothing has changed; after an error
-	 * it is called once more, to set the whole range back. By any number
-	 * of threads at once, a vCPU's among them, for disjoint ranges. */
+	/* A back end that tells the kernel in another way than by
+	 * KVM_SET_MEMORY_ATTRIBUTES on vm_fd. NULL: by that. It returns 0, or
+	 * -errno if nothing has changed. After an error it is called once more,
+	 * to set the whole range back. Any number of threads may call it at
+	 * once, vCPUs' threads among them, for disjoint ranges. */
 	int (*set)(void *data, uint64_t gpa, uint64_t length, bool to_private);
 	void *data;
 };
 
-/* Who has to know of conversions, like the IOMMU's mappings of shared pages.
- * Called on the thread that converts, and must not convert itself. */
+/* For parts of the VMM that have to know of conversions, like the IOMMU's
+ * mappings of shared pages. A hook is called on the thread that converts, and
+ * must not convert itself. */
 struct kvmfault_conversion_hook {
 	size_t size;
-	/* 0, or -errno: refused, nothing has changed. May be NULL. */
+	/* Returns 0, or -errno: refused, and nothing has changed. May be
+	 * NULL. */
 	int (*before)(void *data, uint64_t gpa, uint64_t length,
 		      bool to_private);
-	/* done: or else it is what it was. May be NULL. */
+	/* done: the range was converted; else it is what it was. May be
+	 * NULL. */
 	void (*after)(void *data, uint64_t gpa, uint64_t length,
 		      bool to_private, bool done);
 	void *data;
@@ -1687,37 +2191,50 @@ struct kvmfault_conversion_hook {
 #define KVMFAULT_CONVERSION_HOOK_COUNT 16
 
 /*
- * Append a hook, copied, before the first vCPU handle and the service. They are
- * called before in the order in which they were added, and after in the
- * opposite one.
- * Returns 0; -EINVAL: NULL pointer; -EBUSY: a vCPU handle or a service exists;
- * -ENOSPC: there are KVMFAULT_CONVERSION_HOOK_COUNT; -E2BIG.
+ * Append a hook, copied, before the first vCPU handle and the service. The
+ * hooks' before is called in the order in which they were added, and their
+ * after in the opposite order.
+ *
+ * Returns 0, or
+ *   -EINVAL   a pointer is NULL
+ *   -EBUSY    a vCPU handle or a service exists
+ *   -ENOSPC   there are KVMFAULT_CONVERSION_HOOK_COUNT
+ *   -E2BIG    hook has a member set that this library does not know
+ *
  * Thread class: setup. Since 0.1.
  */
 int kvmfault_conversion_hook_add(struct kvmfault_vm *vm,
 				 const struct kvmfault_conversion_hook *hook);
 
 /*
- * Convert memory of address space 0, over any number of regions: what is so
- * already is left alone. vcpu: whose thread calls, or NULL. done, unless it is
- * NULL: how many bytes from gpa on are as they were to be, also on error.
+ * Convert memory of address space 0, over any number of regions. Pages that are
+ * what they are to be already are left alone. vcpu is the one that calls, on
+ * its own thread, or NULL. *done, unless done is NULL, is how many bytes from
+ * gpa on are as they were to be, also on error.
  *
- * Do not remove a region of the range meanwhile: what is in none any more keeps
- * its other side.
+ * Do not remove a region of the range meanwhile: pages in no region any more
+ * keep their other side.
  *
- * Goes on in chunks of up to 2 MiB. Between these, and in waits, the vCPU's
- * immediate_exit ends it, in waits a signal too: -EINTR, call again with the
- * rest, before the vCPU runs.
+ * The call goes on in chunks of up to 2 MiB. Between these, and in waits, the
+ * vCPU's immediate_exit ends it; in waits a signal does, too. That is -EINTR:
+ * call again with the rest, before the vCPU runs.
  *
- * Returns 0; -EINVAL: vm is NULL, empty, not aligned to 4 KiB, wraps, a vCPU of
- * another context; -EOPNOTSUPP: the context has neither fd nor back end, or KVM
- * can't convert in a VM of this type, or before 6.8;
- * -ENXIO: to private, and a part is in no region with a guest_memfd; or to
- * shared, in no region, with KVMFAULT_CONVERTER_RAM_ONLY; -EINTR; -EDEADLK:
- * called from a hook or back end, or by a source or a resolver that is asked
- * for a page (not UNTRACKED, not UNCONVERTED), or in a callback of
- * kvmfault_fetch_done(), where it would wait for another conversion or a fetch;
- * -ENOMEM; and what ioctl(2), a hook or the back end said.
+ * Returns 0, or
+ *   -EINVAL       vm is NULL; the range is empty, wraps, or is not aligned to
+ *                 4 KiB; the vCPU is of another context
+ *   -EOPNOTSUPP   the context has neither vm_fd nor a back end; or KVM cannot
+ *                 convert in a VM of this type, or is older than 6.8
+ *   -ENXIO        to private: a part is in no region with a guest_memfd; to
+ *                 shared, with KVMFAULT_CONVERTER_RAM_ONLY: a part is in no
+ *                 region
+ *   -EINTR        a signal or immediate_exit ended it
+ *   -EDEADLK      called from a hook or back end, from a source or a resolver
+ *                 that is asked for a page (not UNTRACKED, not UNCONVERTED), or
+ *                 in a callback of kvmfault_fetch_done(), where it would wait
+ *                 for another conversion or a fetch
+ *   -ENOMEM       there is no memory for it
+ *   other         what ioctl(2), a hook or the back end returned
+ *
  * Thread class: any; with a vCPU object, its own thread. Since 0.1.
  */
 int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,
@@ -1725,19 +2242,24 @@ int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,
 		     uint64_t *done);
 
 /*
- * Is the page at gpa private? As KVM was last told by the library.
- * Returns 1 or 0; -EINVAL: vm is NULL. Thread class: any. Since 0.1.
+ * Is the page at gpa private, as KVM was last told by the library?
+ *
+ * Returns 1 if it is, 0 if it is not, or
+ *   -EINVAL   vm is NULL
+ *
+ * Thread class: any. Since 0.1.
  */
 int kvmfault_is_private(struct kvmfault_vm *vm, uint64_t gpa);
 
 /*
  * Statistics
  * ----------
- * Kept by each thread for itself, added up by the reader. A service thread
- * counts a page when it is done with it, a moment after those it woke go on.
+ * Each thread counts for itself, and the call that reads adds the counts up. A
+ * service thread counts a page when it is done with it, a moment after the
+ * threads that it woke go on.
  */
 #define KVMFAULT_LATENCY_COUNT 24
-/* With room for enumerators that later versions add. */
+/* These have room for enumerators that later versions add. */
 #define KVMFAULT_STATS_KINDS 16
 #define KVMFAULT_STATS_ACTIONS 8
 #define KVMFAULT_STATS_PAGES 16
@@ -1751,38 +2273,55 @@ struct kvmfault_stats {
 	uint64_t repeated;	/* messages for a page that was there or on its
 				 * way */
 	uint64_t woken;		/* UFFDIO_WAKEs */
-	uint64_t deferred;	/* messages put off: the kernel or the source
-				 * was not ready */
+	uint64_t deferred;	/* messages that were deferred: the kernel or
+				 * the source was not ready */
 	uint64_t discarded;	/* pages discarded */
-	uint64_t unresolved;	/* faults that nobody resolved */
-	uint64_t kind[KVMFAULT_STATS_KINDS];	/* faults, by kvmfault_kind */
-	uint64_t resolver[KVMFAULT_RESOLVER_COUNT]; /* resolved, by index */
-	/* Resolved faults by microseconds: [0] under 1, [n] under 2^n, the
+	uint64_t unresolved;	/* faults that were not resolved */
+	/* Faults, by kvmfault_kind. */
+	uint64_t kind[KVMFAULT_STATS_KINDS];
+	/* Faults that were resolved, by the resolver's index in the chain. */
+	uint64_t resolver[KVMFAULT_RESOLVER_COUNT];
+	/* Resolved faults by microseconds: [0] under 1, [n] under 2^n, and the
 	 * last one everything above. */
 	uint64_t latency[KVMFAULT_LATENCY_COUNT];
 	uint64_t retried;	/* vCPUs' faults that were tried again, because
 				 * the source had failed */
 	uint64_t prefaulted;	/* pages that KVM mapped ahead, by request */
-	uint64_t action[KVMFAULT_STATS_ACTIONS]; /* faults, by the kvmfault_action that they were
-				 * answered with; a message at each try, a call
-				 * of kvmfault_ensure() as one */
-	uint64_t page[KVMFAULT_STATS_PAGES]; /* requests that resolvers were asked, by
-				 * kvmfault_page */
+	/* Faults, by the kvmfault_action that they were answered with. A
+	 * message counts at each try, a call of kvmfault_ensure() as one. */
+	uint64_t action[KVMFAULT_STATS_ACTIONS];
+	/* Requests that resolvers were asked, by kvmfault_page. */
+	uint64_t page[KVMFAULT_STATS_PAGES];
 	uint64_t marked;	/* pages that were given a marker */
 };
 
-/* Of the whole VM. Returns 0; -EINVAL. Thread class: any. Since 0.1. */
+/*
+ * The counts of the whole VM.
+ *
+ * Returns 0, or
+ *   -EINVAL   a pointer is NULL, or the size of stats is not set
+ *
+ * Thread class: any. Since 0.1.
+ */
 int kvmfault_vm_stats(const struct kvmfault_vm *vm,
 		      struct kvmfault_stats *stats);
 
-/* Of one vCPU's own thread. As kvmfault_vm_stats(). Since 0.1. */
+/*
+ * The counts of one vCPU's own thread.
+ *
+ * Returns 0, or
+ *   -EINVAL   a pointer is NULL, or the size of stats is not set
+ *
+ * Thread class: any. Since 0.1.
+ */
 int kvmfault_vcpu_stats(const struct kvmfault_vcpu *vcpu,
 			struct kvmfault_stats *stats);
 
 /*
  * Names and version
  * -----------------
- * Never NULL; "unknown" for what is not known. Thread class: any. Since 0.1.
+ * The name of an enumerator. It is never NULL; for a value that is not known it
+ * is "unknown". Thread class: any. Since 0.1.
  */
 const char *kvmfault_support_str(enum kvmfault_support support);
 const char *kvmfault_feature_str(enum kvmfault_feature feature);
@@ -1796,8 +2335,12 @@ const char *kvmfault_verdict_str(enum kvmfault_verdict verdict);
 const char *kvmfault_action_str(enum kvmfault_action action);
 const char *kvmfault_profile_str(enum kvmfault_profile profile);
 
-/* The version of the library that runs, "0.1.0"; the header's is
- * KVMFAULT_VERSION. Thread class: any. Since 0.1. */
+/*
+ * The version of the library that runs, "0.1.0". The header's version is
+ * KVMFAULT_VERSION.
+ *
+ * Thread class: any. Since 0.1.
+ */
 const char *kvmfault_version(void);
 
 #ifdef __cplusplus
