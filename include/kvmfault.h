@@ -61,7 +61,8 @@ extern "C" {
  * there is one. If KVM has a memslot before its region is added, a fault in it
  * finds no region.
  *
- * The loop of a vCPU's thread:
+ * The loop of a vCPU's thread. handle_exit(), see_who_kicked() and
+ * wait_for_my_resolver() are the VMM's own:
  *
  *   bool enter = true;
  *   int ret = 0, err = 0;
@@ -173,6 +174,8 @@ extern "C" {
  *   first. -EOPNOTSUPP says that this kernel, or this object as it was made,
  *   cannot do it. The context's log names the member or object, and so does
  *   kvmfault_vm_error() for a VMM without a log.
+ * - -EINTR and -EAGAIN say that the same call may work later. -EDEADLK says
+ *   that the call, made in a callback, would wait for its own thread.
  * - If a flag, a bit or an enumerator is not known to this version, it is
  *   refused with -EINVAL, never ignored.
  *
@@ -187,13 +190,15 @@ extern "C" {
  *   (fcntl(fd, F_DUPFD_CLOEXEC, 1)). As a function's argument a descriptor
  *   is 0 or more.
  * - The library never closes a descriptor that it did not open. If it keeps a
- *   duplicate, the comment there says so. "Borrowed" means that it keeps none:
- *   the VMM leaves the descriptor open as long as is said.
+ *   duplicate, the comment there says so. "Borrowed" means that the VMM leaves
+ *   the descriptor, or the memory, in place as long as is said there.
  * - Sizes, lengths and offsets are in bytes.
  *
  * Callbacks
- * - A callback runs on the calling thread, with none of the library's locks
- *   held. It may take the VMM's own locks and call the library.
+ * - A callback runs with none of the library's locks held. It may take the
+ *   VMM's own locks and call the library.
+ * - It runs on the thread that does the work: the one that called the library,
+ *   a thread of the service, or with the delegate profile a vCPU's worker.
  * - A callback returns: it is not left by longjmp(), and no thread is cancelled
  *   (pthread_cancel()) in the library or in one of its callbacks. Else the page
  *   that the thread has claimed would stay claimed. To end a wait, use
@@ -1772,7 +1777,7 @@ struct kvmfault_syscall {
  * call->size must be set. The strings are the library's, for ever.
  *
  * Returns 0, or
- *   -EINVAL   call is NULL, its size is not set, or the profile is not known
+ *   -EINVAL   call is NULL, or its size is not set; the profile is not known
  *   -ENOENT   index is past the end
  *
  * Thread class: any. Since 0.1.
@@ -1782,7 +1787,7 @@ int kvmfault_syscalls(enum kvmfault_profile profile, unsigned int index,
 
 /*
  * More about the last kvmfault_vcpu_handle() of this vCPU. The result belongs
- * to the vCPU, and is valid until the next call. It is NULL only if vcpu is.
+ * to the vCPU, and is valid until the next one. It is NULL only if vcpu is.
  *
  * Thread class: object. Since 0.1.
  */
@@ -1792,9 +1797,9 @@ kvmfault_vcpu_result(struct kvmfault_vcpu *vcpu);
 /*
  * Userfaultfd service
  * -------------------
- * The service answers the faults of all threads that KVM_RUN does not stop:
- * they sleep in the kernel until it did, and so do vCPUs whose page is missing.
- * It is needed wherever a memory has a source. A context has one service.
+ * The service answers the faults that do not end KVM_RUN. The threads that they
+ * stop, vCPUs among them, sleep in the kernel until it has brought the page. It
+ * is needed wherever a memory has a source. A context has one service.
  */
 struct kvmfault_service_options {
 	size_t size;
@@ -1806,8 +1811,8 @@ struct kvmfault_service_options {
 	/* How many microseconds one of these threads, after an answer, looks
 	 * for the next fault before it sleeps: to wake a thread takes longer
 	 * than most faults do. It looks only while no other thread wants its
-	 * CPU, and hardly ever where it was in vain. 0: 100. KVMFAULT_NO_POLL:
-	 * it sleeps at once. */
+	 * CPU, and hardly ever if looking has been in vain. 0: 100.
+	 * KVMFAULT_NO_POLL: it sleeps at once. */
 	uint32_t poll_us;
 #define KVMFAULT_NO_POLL UINT32_MAX
 };
@@ -1915,16 +1920,20 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
  * set (kvmclock, the wall clock, the reference TSC). If KVM had such an MSR
  * before its page came (the MSRs were read from a vCPU), set these MSRs again.
  *
- * Returns 0 (on arm64 always, since it has none), or
+ * arm64 has no MSRs: there is nothing to do there, and the call succeeds.
+ *
+ * Returns 0, or
  *   -EINVAL       vm is NULL, or msrs is NULL and count is not 0
- *   -EINTR        see kvmfault_ensure(), as for all that follow; the pages of
- *                 the MSRs before that one are present
- *   -EAGAIN
- *   -EOPNOTSUPP
- *   -ENODATA
- *   -EHWPOISON
- *   -EDEADLK
- *   -ENOMEM
+ * or an error of a page, see kvmfault_ensure(); the pages of the MSRs before
+ * that one are present:
+ *   -EINTR        a signal came while a fetch was waited for: call again
+ *   -EAGAIN       a resolver returned LATER, or the mappings are changing just
+ *                 now: call again when that is over
+ *   -EOPNOTSUPP   no resolver took a page, or the access is not allowed
+ *   -ENODATA      a resolver returned RESOLVED, but the page is absent
+ *   -EHWPOISON    a page's data is lost
+ *   -EDEADLK      called from a callback that is fetching this page
+ *   -ENOMEM       there is no memory for it
  *   -EIO, other   what the source or the kernel returned
  *
  * Thread class: any. Since 0.1.
@@ -1935,10 +1944,11 @@ int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
 
 /*
  * Make present the page tables that a vCPU's registers lead to: all that its
- * guest can use without loading CR3, with 2 levels, PAE, 4 and 5, past large
- * pages. The pages that they map are not touched, except those that exceptions
- * and task switches need: the IDT, the GDT, the TSS, and where a frame would be
- * pushed on each stack that the TSS names, and on the one in use.
+ * guest can use without loading CR3, with 2 levels, PAE, 4 and 5 levels, and
+ * past large pages. The pages that they map are not touched, except those that
+ * exceptions and task switches need: the IDT, the GDT, the TSS, and where a
+ * frame would be pushed on each stack that the TSS names, and on the one in
+ * use.
  *
  * The reason: if KVM walks a guest's page tables in software, and a table's
  * page has a marker or is not mapped, KVM injects a spurious page fault into
@@ -1954,31 +1964,36 @@ int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
  * without long mode, KVM_SET_SREGS has read the first table: set them again.
  *
  * An exception's tables and stacks are read by the processor: if a page of them
- * is missing, that is an ordinary fault, with shadow paging too. There are two
- * exceptions to that: on PVM, where KVM delivers exceptions in software, a
- * marker there ends the guest; and so it does everywhere if a 32-bit guest
- * switches tasks. Stacks of tasks that run later are not known.
+ * is missing, that is an ordinary fault, with shadow paging too. On PVM it is
+ * not: KVM delivers exceptions in software there, and a marker ends the guest.
+ * If a 32-bit guest switches tasks, it is not so anywhere: then KVM itself
+ * reads the TSSs and the GDT. Stacks of tasks that run later are not known.
  *
- * Tables in no region are passed over: they have to be present always. So are
- * private pages, which KVM cannot read either. Do not call this for a vCPU that
- * runs a nested guest: its registers are that guest's.
+ * Tables in no region are passed over: they have to be present always. Private
+ * pages are passed over too: KVM cannot read them either. Do not call this for
+ * a vCPU that runs a nested guest: its registers are that guest's.
  *
  * Kernel interfaces: KVM_GET_REGS, KVM_GET_SREGS, KVM_GET_VCPU_EVENTS,
  * KVM_TRANSLATE, pread(2) of a memory's file, and those of kvmfault_ensure().
  *
- * Returns 0 (on arm64 always, since its KVM walks none), or
+ * arm64's KVM walks no page tables: there is nothing to do there, and the call
+ * succeeds.
+ *
+ * Returns 0, or
  *   -EINVAL       vcpu is NULL
  *   -ELOOP        there are more than 2^20 tables: the guest's are not meant to
  *                 be walked
  *   -EINTR        a signal came while a fetch was waited for, or immediate_exit
  *                 is set: call again
- *   -EAGAIN       see kvmfault_ensure(), as for all that follow; the tables
- *                 before that one are present
- *   -EOPNOTSUPP
- *   -ENODATA
- *   -EHWPOISON
- *   -EDEADLK
- *   -ENOMEM
+ * or an error of a page, see kvmfault_ensure(); the tables before that one are
+ * present:
+ *   -EAGAIN       a resolver returned LATER, or the mappings are changing just
+ *                 now: call again when that is over
+ *   -EOPNOTSUPP   no resolver took a page, or the access is not allowed
+ *   -ENODATA      a resolver returned RESOLVED, but the page is absent
+ *   -EHWPOISON    a page's data is lost
+ *   -EDEADLK      called from a callback that is fetching this page
+ *   -ENOMEM       there is no memory for it
  *   -EIO, other   what the source or ioctl(2) returned
  *
  * Thread class: object, the vCPU's own thread. Since 0.1.
@@ -2101,13 +2116,14 @@ int kvmfault_protect(struct kvmfault_vm *vm, uint32_t address_space,
  *
  * After an error, all that comes before is not protected.
  *
- * Returns 0, or, for the same reasons as kvmfault_protect(),
- *   -EINVAL
- *   -ENXIO
- *   -EOPNOTSUPP
- *   -EINTR
- *   -EDEADLK
- *   -ENOMEM
+ * Returns 0, or
+ *   -EINVAL       vm is NULL; the range is empty, or is not whole pages
+ *   -ENXIO        a part is in no region with memory
+ *   -EOPNOTSUPP   its memory has no write_protect
+ *   -EINTR        a signal came while a page was waited for
+ *   -EDEADLK      called from a callback that is fetching or saving for this
+ *                 memory
+ *   -ENOMEM       there is no memory for it
  *
  * Thread class: any. Since 0.1.
  */
@@ -2134,7 +2150,8 @@ int kvmfault_unprotect(struct kvmfault_vm *vm, uint32_t address_space,
  *
  * - Conversions that overlap wait for one another; others run in parallel.
  * - To shared: if a fetch was in flight when the page became private, it has to
- *   end first. In both cases a vCPU with no_wait gets PENDING for its access;
+ *   end first.
+ * - In both cases a vCPU with no_wait gets PENDING for its access;
  *   kvmfault_convert() waits, whichever thread calls it.
  * - If a hook or KVM refuses, the run is what it was: KVM is told so, the hooks
  *   are told, and the error comes back.
