@@ -230,9 +230,9 @@ struct kvmfault_failure;	/* see "Context" */
 /*
  * Probe: what this kernel offers
  * ------------------------------
- * The library asks the kernel for each feature by the smallest real call, never
- * by the kernel's version, and never by a capability's number alone: the
- * numbers of patches that were not merged now mean other things. There are
+ * The library asks the kernel for each feature by the smallest real call. It
+ * does not look at the kernel's version, nor at a capability's number alone:
+ * the numbers of patches that were not merged now mean other things. There are
  * three answers, and "could not ask" is not "no".
  */
 enum kvmfault_support {
@@ -483,7 +483,7 @@ enum kvmfault_delivery {
 
 /* MARKER_EXIT is allowed also where KVM walks the guest's page tables in
  * software. There, a page table in a page with a marker would be a page fault
- * that the guest sees: the VMM keeps all of its page tables present, see
+ * that the guest sees: so the VMM keeps the guest's page tables present, see
  * kvmfault_ensure_page_tables(). On PVM, where KVM delivers exceptions in
  * software, the IDT, GDT, TSS and the exceptions' stacks have to be present as
  * well, as far as the registers lead there: a marker there ends the guest. */
@@ -504,7 +504,7 @@ struct kvmfault_sleeper {
 	int error;		/* -errno */
 };
 
-/* The callbacks by which the library tells the VMM. Each may be NULL. */
+/* The VMM's callbacks: by these it is told. Each may be NULL. */
 struct kvmfault_vm_ops {
 	size_t size;
 
@@ -880,8 +880,8 @@ struct kvmfault_uffd_options {
 	 *   for instance, is -EDEADLK.
 	 * - In anonymous memory the bytes are copied once more before they are
 	 *   installed, as for minor faults: a source's view is not called.
-	 * - A REMOVE event of anonymous memory does what kvmfault_discard()
-	 *   does. Once the MADV_DONTNEED has returned, its pages are zero, also
+	 * - A REMOVE event of anonymous memory has the effect of
+	 *   kvmfault_discard(). Once the MADV_DONTNEED has returned, its pages are zero, also
 	 *   those that were being fetched. Until then the kernel installs
 	 *   nothing by that descriptor: faults are tried again, and
 	 *   kvmfault_ensure() returns -EAGAIN. After MADV_FREE, pages are zero
@@ -957,12 +957,12 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd);
  * installed through it. Any number of others may follow: the VMM's own, and one
  * for each device process.
  *
- * All accesses to guest memory go through a mapping that the library knows.
- * write(2) to the file does not: in an absent page it puts its bytes, with
- * zeros around them, and that page never comes from the source. read(2) of the
- * file has zeros there. So call kvmfault_ensure() for the pages before
+ * All accesses to guest memory have to go through a mapping that the library
+ * knows. write(2) to the file does not. Into an absent page it puts its bytes,
+ * with zeros around them, and that page never comes from the source; read(2) of
+ * the file gets zeros there. So call kvmfault_ensure() for the pages before
  * something reads or writes them by the descriptor. The library does not seal
- * its file against that: with F_SEAL_FUTURE_WRITE a file cannot be mapped for
+ * its file against that. With F_SEAL_FUTURE_WRITE a file cannot be mapped for
  * writing any more, as device processes do, and no page of it can be discarded.
  *
  * Do not move a mapping by mremap(): before that, remove it, or free the
@@ -1093,12 +1093,12 @@ struct kvmfault_memory_maps {
 };
 
 /*
- * Make a memory in one call, as the delivery mode needs it: map a memfd or
- * hugetlbfs file twice, once for the memslots and once for the VMM itself, and
- * take both mappings into care. options are those of kvmfault_memory_adopt(),
- * with host NULL. If fd is 0, the library makes a memfd, of huge pages if
- * page_size is one of theirs. Other pages are asked to stay small
- * (MADV_NOHUGEPAGE), so that they come one by one.
+ * Make a memory in one call, as the delivery mode needs it. The library maps a
+ * memfd or hugetlbfs file twice, once for the memslots and once for the VMM
+ * itself, and takes both mappings into care. options are those of
+ * kvmfault_memory_adopt(), with host NULL. If fd is 0, the library makes a
+ * memfd, of huge pages if page_size is one of theirs. Other pages are asked to
+ * stay small (MADV_NOHUGEPAGE), so that they come one by one.
  *
  * The memory borrows both mappings and the file. Unmap and close them after
  * kvmfault_memory_free(), and after the memslots that name them are gone.
@@ -1875,8 +1875,8 @@ int kvmfault_service_free(struct kvmfault_service *service);
 
 /*
  * Make guest memory present before the VMM itself, or KVM for it, touches it
- * (what KVM_SET_MSRS writes, what a kernel device reads). write: it is to be
- * written; a page that is protected is then saved first.
+ * (what KVM_SET_MSRS writes, what a kernel device reads). Set write if it is to
+ * be written: a page that is protected is then saved first.
  *
  * A page that was discarded becomes a page of zeros, and takes host memory
  * again. If a VMM calls this for all of a memory, to bring the rest, it leaves
@@ -1905,7 +1905,7 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 
 /*
  * Make present the memory that KVM itself reads and writes for the features
- * that MSRs turn on: kvmclock and its wall clock, steal time, PV EOI,
+ * that MSRs turn on. These are kvmclock and its wall clock, steal time, PV EOI,
  * asynchronous page faults, and Hyper-V's hypercall, reference TSC, VP assist,
  * event and message pages. For SMBASE (0x9e) it is the state that is saved when
  * an SMI comes, in address space 1, without which the VM is dead.
@@ -1946,9 +1946,9 @@ int kvmfault_ensure_msrs(struct kvmfault_vm *vm,
  * Make present the page tables that a vCPU's registers lead to: all that its
  * guest can use without loading CR3, with 2 levels, PAE, 4 and 5 levels, and
  * past large pages. The pages that they map are not touched, except those that
- * exceptions and task switches need: the IDT, the GDT, the TSS, and where a
- * frame would be pushed on each stack that the TSS names, and on the one in
- * use.
+ * exceptions and task switches need. These are the IDT, the GDT, the TSS, and
+ * the place where a frame would be pushed: on each stack that the TSS names,
+ * and on the one in use.
  *
  * The reason: if KVM walks a guest's page tables in software, and a table's
  * page has a marker or is not mapped, KVM injects a spurious page fault into
