@@ -881,9 +881,9 @@ struct kvmfault_uffd_options {
 	 * - In anonymous memory the bytes are copied once more before they are
 	 *   installed, as for minor faults: a source's view is not called.
 	 * - A REMOVE event of anonymous memory has the effect of
-	 *   kvmfault_discard(). Once the MADV_DONTNEED has returned, its pages are zero, also
-	 *   those that were being fetched. Until then the kernel installs
-	 *   nothing by that descriptor: faults are tried again, and
+	 *   kvmfault_discard(). Once the MADV_DONTNEED has returned, its pages
+	 *   are zero, also those that were being fetched. Until then the kernel
+	 *   installs nothing by that descriptor: faults are tried again, and
 	 *   kvmfault_ensure() returns -EAGAIN. After MADV_FREE, pages are zero
 	 *   when the kernel has taken them. */
 	int fd;
