@@ -39,6 +39,7 @@ INSIDE = {
     'ENOTTY': 'the answer "no" of a probe, -EINVAL of an adopted descriptor',
     'EACCES': 'becomes -EPERM',
     'ENODEV': 'becomes -EOPNOTSUPP: no huge pages of that size',
+    'ETIMEDOUT': 'a wait in slices is over, and its page is looked at again',
 }
 
 OTHERS = 'others'		# a source's, or the kernel's, passed on

@@ -240,7 +240,7 @@ MUTATIONS = [
      '	if (0) {', ['vcpu hangs']),
     ('a signal counts as progress', 'lib/entry/vcpu.c',
      '	if (!kvmfault__signal_take(vcpu))',
-     '	start_guard(vcpu);\n	if (!kvmfault__signal_take(vcpu))',
+     '	kvmfault__guard_start(vcpu);\n	if (!kvmfault__signal_take(vcpu))',
      ['vcpu']),
     ('go on after an access that was lost', 'lib/entry/vcpu.c',
      '	if (vcpu_has_lost_access(vcpu))', '	if (0)',
@@ -274,7 +274,7 @@ MUTATIONS = [
      '	atomic_store(&memory->mappings, new);\n',
      '	*known = true;\n'
      '	if (mapping->uffd)\n'
-     '		kvmfault__uffd_register(mapping->uffd, mapping->host,\n'
+     '		kvmfault__uffd_register(mapping->uffd->fd, mapping->host,\n'
      '					memory->length,\n'
      '					mapping_register_modes(memory),\n'
      '					&ioctls);\n'
@@ -472,8 +472,8 @@ MUTATIONS = [
      '		vcpu_hand_on_signal(vcpu) : action;', 'action;', ['signal']),
     ('a handler that makes a system call', 'lib/entry/signal.c',
      '	atomic_store(&vcpu->sigbus.handler->span, NULL);\n',
-     '	kvmfault__leave(vcpu->handler);\n	kvmfault__sys_page_size();\n'
-     '	kvmfault__sys_futex_wake(&vcpu->handler->pause);\n', ['signal']),
+     '	kvmfault__leave(vcpu->sigbus.handler);\n	kvmfault__sys_page_size();\n'
+     '	kvmfault__sys_futex_wake(&vcpu->sigbus.handler->pause);\n', ['signal']),
     ('MARKER_EXIT where nobody has allowed it', 'lib/setup/delivery.c',
      '	    !(vm->options.allow & KVMFAULT_ALLOW_MARKER_EXIT)) {',
      '	    0) {', ['delivery']),

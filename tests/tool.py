@@ -57,7 +57,7 @@ def verified(*options):
     assert report['fetched'] == report['pages'], report
     assert report['pages'] * 4096 == report['bytes'], report
     assert report['seconds'] > 0, report
-    assert set(report['faults']) == {'exit', 'marker', 'bare', 'mmio',
+    assert set(report['faults']) == {'exit', 'marker', 'unannotated', 'mmio',
                                      'emulation', 'uffd'}, report
     return report
 

@@ -11,9 +11,13 @@ wrong in C: a static function whose name is one word, and a name of a static
 function that another file has, too.
 
 usage: words.py FILE...          # C (.c, .h), Markdown, manual pages, plain text
+       words.py files SOURCE     # those that a tree has to be read: lib/, include/,
+                                 # the manual and the documents
        words.py twins            # texts that are wrong in each of these ways
 """
 
+import glob
+import os
 import re
 import sys
 
@@ -111,6 +115,12 @@ def wrong(texts):
     return found + list(statics(texts)) + list(vague(texts))
 
 
+def files(source):
+    for pattern in ('lib/*/*.[ch]', 'include/*.h', 'doc/man/*.[137]', '*.md',
+                    'doc/*.md', 'tests/README.md', 'tests/vm/README.md', 'NEWS'):
+        yield from sorted(glob.glob(os.path.join(source, pattern)))
+
+
 GOOD = {'a.c': '/* The caller holds the lock. What is it for? */\n'
                'static int page_take(void)\n{\n	return 0;\n}\n',
         'b.md': 'A page is fetched once.\n\n    who whoever nobody somebody\n'}
@@ -132,6 +142,9 @@ def main():
             found = wrong(GOOD | texts)
             assert any(what in text for text in found), (what, found)
         print(f'words: {len(TWINS)} twins are found wrong')
+        return
+    if len(sys.argv) == 3 and sys.argv[1] == 'files':
+        print('\n'.join(files(sys.argv[2])))
         return
     if len(sys.argv) < 2:
         sys.exit(__doc__)

@@ -68,7 +68,7 @@ const char *kvmfault_kind_str(enum kvmfault_kind kind)
 		[KVMFAULT_KIND_NONE] = "none",
 		[KVMFAULT_KIND_EXIT] = "exit",
 		[KVMFAULT_KIND_MARKER] = "marker",
-		[KVMFAULT_KIND_UNANNOTATED] = "bare",
+		[KVMFAULT_KIND_UNANNOTATED] = "unannotated",
 		[KVMFAULT_KIND_MMIO] = "mmio",
 		[KVMFAULT_KIND_EMULATION] = "emulation",
 		[KVMFAULT_KIND_UFFD] = "uffd",

@@ -8,11 +8,6 @@
  * mapping, and that is the first of its list.
  */
 
-#include <linux/userfaultfd.h>
-#include <string.h>
-#include <sys/mman.h>
-
-#include "../os/abi.h"
 #include "memory.h"
 
 /* Returns the first mapping of this process behind the memslots', or NULL. */

@@ -298,7 +298,7 @@ static bool marker_seat_is_marking(struct kvmfault__seat *seat, void *unused)
 
 /* Dropping the page tables takes the markers. A page that is in the file stays
  * there. */
-static int marker_unmark_memory(struct kvmfault_memory *memory)
+int kvmfault__unmark(struct kvmfault_memory *memory)
 {
 	uint64_t i;
 
@@ -314,5 +314,5 @@ int kvmfault__unmark_all(struct kvmfault__seat *seat)
 {
 	/* Marking is no callback, so this never waits for the caller itself. */
 	kvmfault__drain(seat->vm, marker_seat_is_marking, NULL);
-	return kvmfault__each_memory(seat, marker_unmark_memory);
+	return kvmfault__each_memory(seat, kvmfault__unmark);
 }

@@ -14,9 +14,6 @@
 
 #include "page.h"
 
-#define SLICE 10000000ULL	/* how late immediate_exit may be seen: 10 ms */
-
-
 static uint64_t page_count_words(const struct kvmfault_memory *memory)
 {
 	uint64_t pages = memory->length >> memory->page_shift;

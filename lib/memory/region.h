@@ -103,7 +103,8 @@ void kvmfault__mark(struct kvmfault__seat *seat,
 		    const struct kvmfault__target *target);
 void kvmfault__mark_ahead(struct kvmfault__seat *seat,
 			  const struct kvmfault__target *target);
-/* Take every marker out of every memory. */
+/* Take every marker out of the memory, or out of every memory. */
+int kvmfault__unmark(struct kvmfault_memory *memory);
 int kvmfault__unmark_all(struct kvmfault__seat *seat);
 
 /* attributes.c: which pages are private, as KVM was last told */

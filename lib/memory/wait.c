@@ -158,13 +158,16 @@ static enum kvmfault__state wait_for_state(struct kvmfault_memory *memory,
 	uint64_t end = kvmfault__sys_now() + SLICE;
 	struct kvmfault__bucket *b = wait_find_bucket(memory, page);
 	uint32_t sequence;
+	int err = 0;
 
 	atomic_fetch_add(&b->waiters, 1);
-	do
+	/* A wake of another page, or a signal, does not end the wait. */
+	while (err != -ETIMEDOUT && kvmfault__sys_now() < end) {
 		sequence = atomic_load(&b->sequence);
-	while (kvmfault__in_flight(kvmfault__page_state(memory, page)) &&
-	       !kvmfault__sys_futex_wait(&b->sequence, sequence, SLICE) &&
-	       kvmfault__sys_now() < end);
+		if (!kvmfault__in_flight(kvmfault__page_state(memory, page)))
+			break;
+		err = kvmfault__sys_futex_wait(&b->sequence, sequence, SLICE);
+	}
 	atomic_fetch_sub(&b->waiters, 1);
 	return kvmfault__page_state(memory, page);
 }

@@ -84,7 +84,7 @@ void kvmfault__sys_join(pthread_t thread);
 void **kvmfault__sys_own(void);
 void kvmfault__sys_yield(void);		/* let another thread have this CPU */
 
-/* "Locks" in HACKING.md says what a thread may call under which lock. */
+/* "Locks" in doc/design.md says what a thread may call under which lock. */
 void kvmfault__sys_lock(pthread_mutex_t *lock);
 void kvmfault__sys_unlock(pthread_mutex_t *lock);
 

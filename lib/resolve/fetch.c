@@ -104,9 +104,12 @@ int kvmfault__fetches_new(struct kvmfault_vm *vm)
 static uint64_t fetch_ticket(const struct kvmfault_memory *memory,
 			     uint64_t page, unsigned int low)
 {
-	uint64_t hash = (page ^ (uintptr_t)memory) * 0x9e3779b97f4a7c15ULL;
+	/* Both multiplied: two memories that lie side by side do not have the
+	 * same hash at pages that are as far apart. */
+	uint64_t hash = page * 0xbf58476d1ce4e5b9ULL +
+			(uintptr_t)memory * 0x9e3779b97f4a7c15ULL;
 
-	return hash << 16 | low;
+	return (hash ^ hash >> 32) << 16 | low;
 }
 
 #define OF_SOURCE (1U << 15)
@@ -216,13 +219,14 @@ static void fetches_grant_wishes(struct kvmfault_vm *vm,
 
 	for (; seat; seat = seat->next) {
 		struct kvmfault_memory *memory = atomic_load(&seat->wish);
+		/* Read before the wish is taken: the next one has another. */
+		uint64_t offset = atomic_load(&seat->wish_offset);
 
 		if (!memory || (only && memory != only) ||
 		    !atomic_compare_exchange_strong(&seat->wish, &memory, NULL))
 			continue;
 		kvmfault__enter(&inside, NULL, memory);
-		kvmfault__tell_page_ready(memory,
-					  atomic_load(&seat->wish_offset));
+		kvmfault__tell_page_ready(memory, offset);
 		kvmfault__exit(&inside);
 		kvmfault__unpin(memory);
 	}

@@ -30,7 +30,7 @@ static bool publish_if_discarded(struct kvmfault__request *rq, uint64_t page,
 		err = 0;
 	if (err)
 		kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
-			      "the page at offset %#llx was discarded while it was in flight, but could not be freed (error %d): the page keeps its data",
+			      "the page at offset %#llx was discarded while it was in flight, but could not be freed (error %d): the page keeps its data, or stays poisoned",
 			      (unsigned long long)(page * size), -err);
 	kvmfault__page_change(memory, page, KVMFAULT__FETCHING_DISCARDED,
 			      err ? else_to : KVMFAULT__DISCARDED);

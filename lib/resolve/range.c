@@ -20,9 +20,9 @@ static int range_check(struct kvmfault_vm *vm, uint64_t gpa, uint64_t length,
 	    !((gpa | length) & (align - 1)))
 		return 0;
 	return kvmfault__refuse(vm, -EINVAL,
-		"the range at gpa %#llx, of %#llx bytes, is empty, wraps past the end of the address space, or is not made of whole pages of %llu bytes",
+		"the range at gpa %#llx, of %#llx bytes, is empty, or wraps past the end of the address space%s",
 		(unsigned long long)gpa, (unsigned long long)length,
-		(unsigned long long)align);
+		align > 1 ? ", or is not made of whole pages of 4 KiB" : "");
 }
 
 int kvmfault__ensure(struct kvmfault__seat *seat, uint32_t address_space,

@@ -372,13 +372,27 @@ static int mapping_unlist(struct kvmfault_mapping *mapping)
 	return 0;
 }
 
+/* Without a mapping of its own the VMM has only the memslots' one, and a marker
+ * there would be a SIGBUS for it. No marker is put there any more. */
+static void mapping_unmark(struct kvmfault_memory *memory)
+{
+	int err = kvmfault__unmark(memory);
+
+	if (err)
+		kvmfault__log(memory->vm, KVMFAULT_LOG_WARNING,
+			      "the memory at %p keeps its markers (error %d): add a mapping for this process's own accesses, or free the memory",
+			      memory->host, -err);
+}
+
 /* While a thread of the library may still touch the mapping, its faults are
  * answered; then lookups no longer find the mapping, and it is closed. A fault
  * that is still in progress then holds the mapping and its userfaultfd until it
  * ends. */
 static int mapping_end(struct kvmfault_mapping *mapping, bool guard)
 {
-	struct kvmfault_vm *vm = mapping->span.memory->vm;
+	struct kvmfault_memory *memory = mapping->span.memory;
+	struct kvmfault_vm *vm = memory->vm;
+	const struct kvmfault_mapping *own;
 	int err;
 
 	if (mapping->memslots)
@@ -393,7 +407,10 @@ static int mapping_end(struct kvmfault_mapping *mapping, bool guard)
 	kvmfault__drain(vm, mapping_seat_has_old_list, vm);
 	kvmfault__sys_lock(&vm->lock);
 	atomic_store(&mapping->span.dead, true);
+	own = kvmfault__own_mapping(atomic_load(&memory->mappings));
 	kvmfault__sys_unlock(&vm->lock);
+	if (!own)
+		mapping_unmark(memory);
 	kvmfault__mapping_close(mapping, guard);
 	kvmfault__sys_lock(&vm->lock);
 	kvmfault__table_drop(vm, &mapping->span);

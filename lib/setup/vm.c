@@ -7,10 +7,6 @@
  * nothing.
  */
 
-#include <stdarg.h>
-#include <stdio.h>
-#include <string.h>
-
 #include "setup.h"
 
 #define KNOWN_ALLOW \

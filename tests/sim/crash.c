@@ -38,13 +38,15 @@ void crash_limit(void)
 	alarm(LIMIT);
 }
 
-/* lib/NAME.c, as the compiler was told to find it? */
+/* lib/ROOM/NAME.c or tests/sim/NAME.c, as the compiler was told to find it? */
 static bool is_in(const char *file, const char *directory)
 {
-	const char *at = strstr(file, directory);
+	const char *at = strstr(file, directory), *slash;
 
-	return at && (at == file || at[-1] == '/') &&
-	       !strchr(at + strlen(directory), '/') && strstr(at, ".c");
+	if (!at || (at != file && at[-1] != '/') || !strstr(at, ".c"))
+		return false;
+	slash = strchr(at + strlen(directory), '/');
+	return !slash || !strchr(slash + 1, '/');
 }
 
 struct frames {

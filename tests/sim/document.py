@@ -26,7 +26,9 @@ for command in commands:
         wrong.append(f'sim {command} ends with {done.returncode}')
 
 every = ''
-for folder in ('tests/sim', 'tests/vm', 'lib', 'scripts', 'tests'):
+rooms = [os.path.join('lib', name) for name in os.listdir('lib')]
+for folder in ('tests/sim', 'tests/vm', *filter(os.path.isdir, rooms), 'scripts',
+               'tests'):
     for name in os.listdir(folder):
         if os.path.isfile(os.path.join(folder, name)):
             every += f'{name}\n'
