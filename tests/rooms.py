@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 # Copyright (c) 2026 the libkvmfault authors
 
-"""The rooms of lib/: each may use what is below it, and nothing above.
+"""The rooms of lib/: each may use those before it, and none after it.
 
-The rooms are the folders of lib/, and their order is that in which lib/meson.build
-names them, the lowest first. Found wrong are, by the symbols of the archive: a file
-that calls one of a room above its own, and files that call each other in a circle;
-and by the text: an #include of a header from a room above, a private header that is
-too long to be read, and a function that does not fit a screen.
+The rooms are the folders of lib/. A room may use the rooms before it in this order:
+os, core, kernel, memory, resolve, entry, setup; none that comes after it. The order
+is read from lib/meson.build, which lists os apart. Found wrong are, by the symbols
+of the archive: a file that calls one of a room after its own, and files that call
+each other in a circle; and by the text: an #include of a header from a room after
+its own, a private header that is too long to be read, and a function that does not
+fit a screen. The messages call a room that comes after "above".
 
 usage: rooms.py ARCHIVE SOURCE...
        rooms.py twins CC        # trees that are wrong in each of these ways
@@ -22,7 +24,7 @@ import tempfile
 
 HEADER_LINES = 350
 FUNCTION_LINES = 60
-DOOR = 'os'		# the lowest: it has its own list in lib/meson.build
+DOOR = 'os'		# the first: it has its own list in lib/meson.build
 
 
 def room(path):

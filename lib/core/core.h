@@ -4,6 +4,9 @@
 /*
  * Declarations that every room uses: structs that grow, the log and texts of
  * errors, and pages of 4 KiB.
+ *
+ * A room may use the rooms before it in this order: os, core, kernel, memory,
+ * resolve, entry, setup; none that comes after it.
  */
 
 #ifndef KVMFAULT__CORE_H

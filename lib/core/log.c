@@ -2,10 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: the log and the texts of errors. In: a level, a format and
- * its arguments. Out: a line for the VMM's log callback, and a copy of each
- * error's text for kvmfault_vm_error(). No thread waits or allocates here,
- * since the fault path logs as well.
+ * Beside the path of a fault: the log and the texts of errors. In: a level, a
+ * format and its arguments. Out: a line for the VMM's log callback, and a copy
+ * of each error's text for kvmfault_vm_error(). No thread waits or allocates
+ * here, since the fault path logs as well.
  */
 
 #include <stdarg.h>

@@ -2,9 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: names of enumerators, for people and logs. In: an
- * enumerator, or any other number. Out: a constant string, never NULL: "unknown"
- * for a number that this version does not know.
+ * Beside the path of a fault: names of enumerators, for people and logs. In: an
+ * enumerator, or any other number. Out: a constant string, never NULL:
+ * "unknown" for a number that this version does not know.
  */
 
 #include "kvmfault-experimental.h"

@@ -2,10 +2,12 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: open structs, which begin with their size. In: a caller's
- * struct, as any version of the library declares it. Out: this version's
- * struct, whole. If a caller sets a member that this version does not know, the
- * call is refused; the member is never ignored.
+ * Beside the path of a fault: open structs, which begin with their size. In: a
+ * caller's struct, as any version of the library declares it. Out: this
+ * version's struct, whole. If a caller sets a member that this version does not
+ * know, the call is refused; the member is never ignored.
+ * kvmfault__options_out() runs in signal handlers, too: no lock, no system
+ * call.
  */
 
 #include <string.h>

@@ -2,11 +2,12 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: a thread that has read a message looks for the next one for
- * a while before it sleeps, since a wake on an idle CPU takes longer than most
- * faults. In: whether a message was found. Out: whether to look again. It
- * looks only while no other thread wants the CPU. Each time in vain it then
- * skips four times as many waits, up to a limit.
+ * Beside the path of a fault: a thread that has read a message looks for the
+ * next one for a while before it sleeps, since a wake on an idle CPU takes
+ * longer than most faults. In: whether a message was found. Out: whether to
+ * look again. It looks only while no other thread wants the CPU. After a look
+ * in vain, the thread sleeps at once in the next waits: in four times as many
+ * after each further one in vain, up to a limit.
  */
 
 #include "core.h"
@@ -15,7 +16,8 @@
 #define DEFAULT_US 100
 /* A longer sched_yield() means that another thread wants the CPU. */
 #define YIELD_CONTENDED_NS 2500ULL
-/* If a message comes sooner, sleeping for it would have cost nothing. */
+/* Found sooner than this, polling has saved too little, and counts as in
+ * vain. */
 #define PAYS_AFTER_NS 10000ULL
 #define VAIN_MAX 10U		/* then 1,024 waits are skipped between tries */
 

@@ -2,11 +2,12 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: seats, the hazard pointers in them, and the list of seats
- * that a thread is inside of. In: a shared object that a thread is about to
- * read, or that was taken out of use. Out: the object stays valid while a seat
- * names it, and is freed when none does. A reader never waits for a writer; a
- * writer waits only in the functions that drain.
+ * Beside the path of a fault: seats, the hazard pointers in them, and the list
+ * of the seats that a thread uses in its calls, innermost first. In: a shared
+ * object that a thread is about to read, or that was taken out of use. Out: the
+ * object stays valid while a seat names it, and is freed when none does. A
+ * reader never waits for a writer; a writer waits only in the functions that
+ * drain.
  */
 
 #include <sys/mman.h>

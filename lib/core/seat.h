@@ -5,7 +5,7 @@
  * Seats: a thread's record in one VM of the objects that it holds, of its
  * counters and of its scratch memory. A thread holds a shared object by naming
  * it in its seat. An object that was taken out of use is freed when no seat
- * names it.
+ * names it. kvmfault__hold() runs in a signal handler, too (entry/signal.c).
  */
 
 #ifndef KVMFAULT__SEAT_H
@@ -84,7 +84,8 @@ struct kvmfault__seat {
 	/* its fetches that failed, each until a fault takes it: see fetch.c */
 	_Atomic uint64_t failed[KVMFAULT__FAILURES];
 	_Atomic uint32_t failures;	/* how many were noted in it */
-	/* the page of which its vCPU is told when a fetch is free */
+	/* no fetch was free for this page: page_ready() is called for it when
+	 * one is */
 	_Atomic(struct kvmfault_memory *) wish;
 	_Atomic uint64_t wish_offset;
 	_Atomic uint32_t pause;		/* futex word, never changes */
@@ -120,7 +121,8 @@ bool kvmfault__in_hand(void);
 struct kvmfault__seat *kvmfault__call_begin(struct kvmfault_vm *vm);
 void kvmfault__call_end(struct kvmfault__seat *seat);
 
-/* Read *where and hold the object that it names. */
+/* Read *where and hold the object that it names. This runs in a signal handler,
+ * too: no lock, no system call. */
 static inline void *kvmfault__hold(struct kvmfault__seat *seat,
 				   enum kvmfault__hazard hazard,
 				   _Atomic(const void *) *where)

@@ -6,7 +6,8 @@
  * which is an address space and a page number. Out: the span, held in the
  * caller's seat. A table is sorted and never changes: a writer replaces it by
  * one copy for any number of spans that come and go. A lookup takes no lock and
- * a logarithm of steps.
+ * a logarithm of steps. kvmfault__table_find() runs in a signal handler, too
+ * (entry/signal.c): it makes no system call.
  */
 
 #include <string.h>
@@ -85,6 +86,8 @@ struct kvmfault__span *kvmfault__table_find(struct kvmfault__seat *seat,
 			span = NULL;
 		}
 	} while (!span && table_is_replaced(table, held));
+	/* A signal handler runs this, so there is no wake, which would be a
+	 * system call: a drainer looks again by itself. */
 	atomic_store_explicit(&seat->hazard[KVMFAULT__HAZARD_TABLE], NULL,
 			      memory_order_release);
 	return span;
@@ -119,8 +122,9 @@ kvmfault__table_search(struct kvmfault__seat *seat, kvmfault__table *table,
 		span = table_first_match(held, matches, what);
 		if (span)
 			atomic_store(&seat->span, span);
-		/* The span died before the seat named it. The seat keeps it:
-		 * it may pin the memory that the caller held by another one. */
+		/* The span died before the seat named it. Leave it in
+		 * seat->span: a region that just died can still be what keeps
+		 * the caller's memory from being freed. */
 		if (span && atomic_load(&span->dead))
 			span = NULL;
 	} while (!span && table_is_replaced(table, held));

@@ -2,10 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: a worker does a vCPU's task, and the vCPU's thread may leave
- * meanwhile. In: a worker's seat, before the worker touches the vCPU. Out: the
- * thread stays until kvmfault__free_vcpu(), or it has left already. Any other
- * seat's thread may touch its vCPU at once.
+ * Beside the path of a fault: a worker does a vCPU's task, and the vCPU's
+ * thread may leave meanwhile. In: a worker's seat, before the worker touches
+ * the vCPU. Out: the thread stays until kvmfault__free_vcpu(), or it has left
+ * already. Any other seat's thread may touch its vCPU at once.
  */
 
 #include "seat.h"

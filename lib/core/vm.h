@@ -105,8 +105,9 @@ struct kvmfault_vm {
 	_Atomic(const void *) uffds[KVMFAULT__SPACES];
 	struct kvmfault__chain chain;
 	int epoll;			/* each userfaultfd is in it */
-	_Atomic uint32_t baton;		/* EPOLLONESHOT: a message wakes one
-					 * thread of the service; or 0 */
+	_Atomic uint32_t baton;		/* epoll flag for every userfaultfd:
+					 * EPOLLONESHOT with several service
+					 * threads, else 0 */
 	_Atomic(struct kvmfault__fetches *) fetches;	/* made once */
 	_Atomic uint32_t pending;	/* seats that have `pending` set */
 	_Atomic(const void *) deferred;	/* the service's, or NULL */

@@ -2,13 +2,14 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: which thread does a vCPU's work. In: a task of the vCPU's
- * thread. Out: that thread has done the task, or with the delegate profile the
- * vCPU's worker has. The vCPU's thread then makes only futex calls, to wait and
- * to wake. A worker sleeps where an inline vCPU's thread would: for a page that
- * another thread fetches, and in the kernel on a missing page, until the
- * service answers the page's message. So no thread that reads messages is ever
- * a worker.
+ * Beside the path of a fault: which thread does a vCPU's work. In: a task of
+ * the vCPU's thread. Out: that thread has done the task, or with the delegate
+ * profile the vCPU's worker has. The vCPU's thread then makes only futex calls,
+ * to wait and to wake. A worker sleeps where an inline vCPU's thread would: for
+ * a page that another thread fetches, and in the kernel on a missing page,
+ * until the service answers the page's message. So no thread that reads
+ * messages is ever a worker: it could wait for a message that it has to read
+ * itself.
  */
 
 #include <string.h>

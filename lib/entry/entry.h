@@ -6,6 +6,9 @@
  * them says. Out: a fault that the one path resolves, and the vCPU's next
  * action. This header has a vCPU's state, its tasks, and the functions that
  * these files share.
+ *
+ * A room may use the rooms before it in this order: os, core, kernel, memory,
+ * resolve, entry, setup; none that comes after it.
  */
 
 #ifndef KVMFAULT__ENTRY_H
@@ -178,6 +181,7 @@ void kvmfault__signal_free(struct kvmfault_vcpu *vcpu);
  * vcpu->sigbus.siginfo. */
 bool kvmfault__signal_take(struct kvmfault_vcpu *vcpu);
 
+/* delegate.c */
 /* Do the task on this thread or have the worker do it. Returns 0, or -EINTR if
  * a signal or immediate_exit came, with INTERRUPTED in the answer. */
 int kvmfault__perform(struct kvmfault_vcpu *vcpu, struct kvmfault__task *task,
@@ -208,10 +212,13 @@ int kvmfault__worker_take(struct kvmfault_vcpu *vcpu);
 void kvmfault__worker_give(struct kvmfault_vcpu *vcpu);
 void kvmfault__workers_free(struct kvmfault_vm *vm);
 
+/* mmio.c */
 void kvmfault__mmio(struct kvmfault_vcpu *vcpu,
 		    struct kvmfault__answer *answer);
+/* emulation.c */
 void kvmfault__emulation(struct kvmfault_vcpu *vcpu,
 			 struct kvmfault__answer *answer);
+/* operand.c */
 /* Compute the operand's linear address. False: the instruction has none, or
  * these bytes do not tell. */
 bool kvmfault__x86_operand(const struct kvmfault__x86 *cpu,

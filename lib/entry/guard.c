@@ -43,7 +43,8 @@ bool kvmfault__last_retry(const struct kvmfault_vcpu *vcpu)
 	return vcpu->guard.streak + 1 >= vcpu->vm->options.retry_budget;
 }
 
-/* n: of the retry that follows, from 1; before number 0 there is no pause. */
+/* n: which paused retry this is: 1 waits PAUSE_MIN, each next one twice as
+ * long, up to PAUSE_MAX; 0: no pause. */
 static void guard_pause_retry(struct kvmfault_vcpu *vcpu,
 			      struct kvmfault__answer *answer, uint32_t n)
 {

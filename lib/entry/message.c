@@ -2,10 +2,11 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Kind uffd, stage decode: what a userfaultfd says. In: messages. Out: faults
- * for the service, and the states of pages that an event takes. The kernel
- * hands out faults before events that came earlier: so the events of all
- * messages that were read are noted before the first fault is served.
+ * Kind uffd, stage decode: reads messages and decodes them. In: a userfaultfd
+ * that is readable. Out: faults for the service, and the states of pages that
+ * an event takes. The kernel hands out faults before events that came earlier:
+ * so the events of all messages that were read are noted before the first fault
+ * is served.
  */
 
 #include <sys/epoll.h>

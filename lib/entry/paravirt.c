@@ -2,10 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: pages that KVM itself reads and writes since an MSR names
- * them, as for kvmclock and steal time. In: MSRs that the VMM restores or has
- * read. Out: those pages are present, by the one path. The caller may pass any
- * value of any MSR; one that names no page is skipped.
+ * Beside the path of a fault: pages that KVM itself reads and writes since an
+ * MSR names them, as for kvmclock and steal time. In: MSRs that the VMM
+ * restores or has read. Out: those pages are present, by the one path. The
+ * caller may pass any value of any MSR; one that names no page is skipped.
  */
 
 #include "../os/abi.h"

@@ -2,9 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: a window came, and KVM has not mapped its other pages for
- * the guest yet. In: the window. Out: KVM has mapped as much of it as it does
- * now. This is a hint: nothing depends on it, and its errors are not reported.
+ * Beside the path of a fault: a window came, and KVM has not mapped its other
+ * pages for the guest yet. In: the window. Out: KVM has mapped as much of it as
+ * it does now. This is a hint: nothing depends on it, and its errors are not
+ * reported.
  */
 
 #include "../os/abi.h"

@@ -5,7 +5,8 @@
  * Kind uffd: messages of all threads that sleep in the kernel on a missing
  * page. In: every userfaultfd of the VM. Out: the one path has brought the page
  * and the sleeper is awake. A message that cannot be answered now is deferred,
- * with a time to try again: no thread spins, and no sleeper is forgotten.
+ * and is tried again here when its time has come (the list: resolve/defer.c):
+ * no thread spins, and no sleeper is forgotten.
  */
 
 #include <stdio.h>

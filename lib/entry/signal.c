@@ -2,10 +2,12 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Kind marker, its way from KVM_RUN to decode. In: the SIGBUS that KVM sends to
- * a vCPU's thread. Out: its siginfo, once. The kernel can deliver the signal
- * during KVM_RUN, or no vCPU is made: if it were blocked, KVM_RUN would never
- * return.
+ * Kind marker: how the SIGBUS of a marker gets from KVM_RUN to decode. It is
+ * taken from the blocked signals, or noted by the VMM's own handler.
+ * kvmfault_vcpu_note_sigbus() and all that it calls runs in that signal
+ * handler: no lock, no system call. In: the SIGBUS that KVM sends to a vCPU's
+ * thread. Out: its siginfo, once. The kernel can deliver the signal during
+ * KVM_RUN, or no vCPU is made: if it were blocked, KVM_RUN would never return.
  */
 
 #include <signal.h>

@@ -2,8 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: statistics. In: the counters in the seats, each of which one
- * thread writes. Out: their sum. A fault pays for this only with additions.
+ * Beside the path of a fault: statistics. In: the counters in the seats, each
+ * of which one thread writes. Out: their sum. A fault pays for this only with
+ * additions.
  */
 
 #include <string.h>

@@ -2,9 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: conversions that the VMM asks for, by itself or for a vCPU's
- * hypercall. In: a range. Out: the range is converted, or its first part is,
- * and the length of that. For a vCPU the conversion is a task of that vCPU.
+ * Beside the path of a fault: conversions that the VMM asks for, by itself or
+ * for a vCPU's hypercall. In: a range. Out: the range is converted, or its
+ * first part is, and the length of that. For a vCPU the conversion is a task of
+ * that vCPU.
  */
 
 #include "entry.h"

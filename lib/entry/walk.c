@@ -2,9 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: the guest's page tables, which KVM sometimes walks in
- * software. It takes a table that it cannot read for one that maps nothing; it
- * also switches tasks, and on some back ends delivers exceptions.
+ * Beside the path of a fault: the guest's page tables, which KVM sometimes
+ * walks in software. It takes a table that it cannot read for one that maps
+ * nothing; it also switches tasks, and on some back ends delivers exceptions.
  *
  * In: a vCPU's registers. Out: each table that they lead to, and the memory
  * that an exception needs, is present, by the one path. Whatever the guest has

@@ -4,9 +4,10 @@
 /*
  * Stage decode: from the kernel's report to one typed fault. In: KVM_RUN's
  * result and its kvm_run, or a siginfo. Out: the fault, of kind NONE if there
- * is none. No state is kept, and any input is accepted. A record in kvm_run is
- * read only if the kernel says that it is fresh, and only as far as that exit
- * defines it.
+ * is none. kvmfault_decode_siginfo() runs in signal handlers, too: it is
+ * async-signal-safe. No state is kept, and any input is accepted. A record in
+ * kvm_run is read only if the kernel says that it is fresh, and only as far as
+ * that exit defines it.
  */
 
 #include <signal.h>

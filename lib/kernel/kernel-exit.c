@@ -2,10 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Before the flow: with which of two proposed ABIs, neither of them merged, a
- * missing page ends KVM_RUN on this kernel. In: /dev/kvm. Out: the ABI, or
- * none. The memslots of a scratch VM show it by what they accept; nothing stays
- * open.
+ * Before the path of any fault: with which of two proposed ABIs, neither of
+ * them merged, a missing page ends KVM_RUN on this kernel. In: /dev/kvm. Out:
+ * the ABI, or none. The memslots of a scratch VM show it by what they accept;
+ * nothing stays open.
  */
 
 #include "../os/abi.h"

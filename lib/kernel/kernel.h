@@ -4,6 +4,9 @@
 /*
  * The kernel's features, its reports of faults, and userfaultfd's calls with
  * their errors normalised.
+ *
+ * A room may use the rooms before it in this order: os, core, kernel, memory,
+ * resolve, entry, setup; none that comes after it.
  */
 
 #ifndef KVMFAULT__KERNEL_H

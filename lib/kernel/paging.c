@@ -2,11 +2,11 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Before the flow: which of two ways this KVM has to page. In: /dev/kvm. Out:
- * the hardware walks the guest's page tables, behind KVM's own tables
- * (two-dimensional paging), or KVM does in software (shadow paging), or why the
- * question could not be asked. A scratch guest shows it, and not the name or a
- * parameter of a module. Nothing stays open.
+ * Before the path of any fault: which of two ways this KVM has to page. In:
+ * /dev/kvm. Out: the hardware walks the guest's page tables, behind KVM's own
+ * tables (two-dimensional paging), or KVM does in software (shadow paging), or
+ * why the question could not be asked. A scratch guest shows it, and not the
+ * name or a parameter of a module. Nothing stays open.
  */
 
 #include <string.h>

@@ -2,10 +2,11 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Before the flow: which features this kernel offers. In: descriptors of
- * /dev/kvm and of the VM. Out: for each feature yes, no, or why it could not be
- * asked. The smallest real call decides, on scratch memory or with arguments
- * that change nothing; no version or capability's number does by itself.
+ * Before the path of any fault: which features this kernel offers. In:
+ * descriptors of /dev/kvm and of the VM. Out: for each feature yes, no, or why
+ * it could not be asked. The smallest real call decides, on scratch memory or
+ * with arguments that change nothing; no version or capability's number does by
+ * itself.
  */
 
 #include <fcntl.h>

@@ -2,11 +2,11 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: the calls of userfaultfds, this process's and others'. In: a
- * descriptor, a range and what to do there. Out: what the kernel did, with the
- * many ways in which it reports that made one. No descriptor that has
- * registered ranges is closed here: absent pages would read as zeros from then
- * on.
+ * Beside the path of a fault: the calls of userfaultfds, this process's and
+ * others'. In: a descriptor, a range and what to do there. Out: what the kernel
+ * did, with the many ways in which it reports that made one. No descriptor that
+ * has registered ranges is closed here: absent pages would read as zeros from
+ * then on.
  */
 
 #include <fcntl.h>

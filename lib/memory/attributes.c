@@ -2,11 +2,12 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: which guest-physical pages are private. In: the attributes
- * that KVM was told. Out: the same, since KVM can't be asked for them. Each
- * page has a bit, in leaves of 1 GiB. Leaves are made where a region has a
- * guest_memfd and are looked up without a lock. They stay until the VM goes, as
- * KVM's attributes do.
+ * Beside the path of a fault: which guest-physical pages are private. This
+ * keeps a note of what KVM was last told, since KVM can't be asked. In: pages,
+ * and what KVM was told of them. Out: whether a page is private. Each page has
+ * a bit, in leaves of 1 GiB. Leaves are made where a region has a guest_memfd
+ * and are looked up without a lock. They stay until the VM goes, as KVM's
+ * attributes do.
  */
 
 #include "region.h"
@@ -37,8 +38,8 @@ static struct kvmfault__leaf *attributes_find_leaf(struct kvmfault_vm *vm,
 	return leaf;
 }
 
-/* Returns the word that holds the page's bit, and the bits of 63 pages around
- * it. */
+/* Returns the 64-bit word that holds the page's bit; 0 if no leaf is there:
+ * shared. */
 static uint64_t attributes_load_word(struct kvmfault_vm *vm, uint64_t gfn)
 {
 	struct kvmfault__leaf *leaf = attributes_find_leaf(vm, gfn / LEAF);

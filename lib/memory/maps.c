@@ -2,11 +2,11 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: is a memory mapped where the VMM says so? In: a memory, and
- * an address of this process. Out: 0 if /proc/self/maps says the same, or a
- * refusal. If the guest saw another file than the memory's, pages would be
- * discarded in one place and read in another. If /proc/self/maps can't be
- * opened, the library believes the VMM: a mistake in its code shows wherever
+ * Beside the path of a fault: is a memory mapped where the VMM says so? In: a
+ * memory, and an address of this process. Out: 0 if /proc/self/maps says the
+ * same, or a refusal. If the guest saw another file than the memory's, pages
+ * would be discarded in one place and read in another. If /proc/self/maps can't
+ * be opened, the library believes the VMM: a mistake in its code shows wherever
  * the file can be opened.
  */
 

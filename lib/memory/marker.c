@@ -2,20 +2,22 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Delivery by markers: which missing pages end KVM_RUN with a SIGBUS. In: a
- * message for a page of a marker block in the memslots' mapping. Out: a marker
- * in each absent page of that block, if the work pays. If a marker is missing,
- * the fault is slow, since it comes as a message. No marker stays on a page
- * that is present: that would be an error.
+ * Delivery by markers: puts markers into the memslots' mapping, so that a vCPU
+ * that misses a page there leaves KVM_RUN by a SIGBUS. The SIGBUS that a marker
+ * causes is answered in entry/sigbus.c. In: a message for a page of a marker
+ * block. Out: a marker in each absent or discarded page of that block, if the
+ * work pays. If a marker is missing, the fault is slow, since it comes as a
+ * message. If a page comes meanwhile, its marker stays for a moment, until this
+ * file looks again and removes it; resolve/failure.c handles one that is left.
  */
 
 #include <sys/mman.h>
 
 #include "region.h"
 
-/* Pages of 4 KiB in a block take two page tables, one more than a lone touch
- * needs. If two vCPUs touch a block at once, that is still one message for each
- * 2 MiB. */
+/* A block is 4 MiB, if pages have 4 KiB: two page tables, one more than a lone
+ * touch needs. Even if two vCPUs send a message for the same block before it is
+ * marked, that is one message for 2 MiB. */
 #define MARKER_BLOCK 1024ULL	/* pages */
 #define BITS 64
 #define AHEAD 4ULL		/* blocks that are marked ahead, at most */

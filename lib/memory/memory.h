@@ -4,6 +4,9 @@
 /*
  * Memories, the mappings of each, and the operations on pages in those
  * mappings.
+ *
+ * A room may use the rooms before it in this order: os, core, kernel, memory,
+ * resolve, entry, setup; none that comes after it.
  */
 
 #ifndef KVMFAULT__MEMORY_H
@@ -19,7 +22,8 @@ struct kvmfault_uffd {
 	uint32_t space;		/* 0: this process; else id */
 	unsigned int users;	/* mappings, under the VM's lock */
 	bool own;		/* made for one mapping, freed with it */
-	bool guards;		/* absent pages: the descriptor stays open */
+	bool guards;		/* ranges with absent pages are still
+				 * registered: closing would make them zero */
 	atomic_bool moved;	/* by mremap(): that, too, keeps it open */
 	struct kvmfault__reader *reader; /* if it tells of events; or NULL */
 	struct kvmfault_uffd *next;	/* in vm->ended, while seats use it */

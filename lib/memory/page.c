@@ -2,12 +2,14 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Stage claim, and the state part of publish: what is known of each page. In: a
- * page of a tracked memory. Out: which thread may fetch it, and whether others
- * wait. A page has four bits, changed atomically: of all threads that want a
- * page, exactly one takes it from absent to fetching. Three bits are the state.
- * The fourth says that the page is protected, and no change of the state
- * changes it.
+ * Stage claim, and the state part of publish: the only code that writes a
+ * page's state and its protected bit. Its callers decide:
+ * resolve/{resolve,window,publish,present,protect,range}.c and
+ * entry/{message,sigbus}.c. In: a page of a tracked memory. Out: which thread
+ * may fetch it, and whether others wait. A page has four bits, changed
+ * atomically: of all threads that want a page, exactly one takes it from absent
+ * to fetching. Three bits are the state. The fourth says that the page is
+ * protected, and no change of the state changes it.
  */
 
 #include <sys/mman.h>

@@ -27,6 +27,7 @@ static inline bool kvmfault__in_flight(enum kvmfault__state state)
 	       state == KVMFAULT__FETCHING_DISCARDED;
 }
 
+/* page.c */
 int kvmfault__pages_new(struct kvmfault_memory *memory);
 void kvmfault__pages_free(struct kvmfault_memory *memory);
 
@@ -84,13 +85,15 @@ kvmfault__page_protected(const struct kvmfault_memory *memory, uint64_t page)
 uint64_t kvmfault__word_protect(struct kvmfault_memory *memory, uint64_t page,
 				unsigned int count);
 void kvmfault__page_unprotect(struct kvmfault_memory *memory, uint64_t page);
-/* Does an access need the library no more? The page is present, or poisoned and
- * has a marker. */
+/* True if the kernel alone settles an access: the page is there, or its marker
+ * gives SIGBUS. */
 bool kvmfault__page_accessible(const struct kvmfault_memory *memory,
 			    uint64_t page);
 /* The page's data is gone: it becomes discarded, or a page in flight is
  * flagged. */
 void kvmfault__page_discard(struct kvmfault_memory *memory, uint64_t page);
+
+/* wait.c: all functions from here on but kvmfault__poisoned() */
 /* Wait while the page is in flight. Returns 0, -EINTR, -EDEADLK if this thread
  * is in a callback for the memory, or -EAGAIN if the memory is being freed. */
 int kvmfault__page_wait(struct kvmfault__seat *seat,

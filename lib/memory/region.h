@@ -3,7 +3,8 @@
 
 /*
  * The guest's side: regions that show memories, which guest pages are private,
- * and how KVM or a marker makes a missing page end KVM_RUN.
+ * and which missing pages end KVM_RUN, by a marker or with an exit
+ * (KVM_MEM_USERFAULT, not userfaultfd).
  */
 
 #ifndef KVMFAULT__REGION_H
@@ -12,7 +13,8 @@
 #include "../os/abi.h"
 #include "page.h"
 
-/* userfault.c: pages that leave KVM_RUN */
+/* userfault.c: which missing pages end KVM_RUN with an exit (KVM_MEM_USERFAULT,
+ * not userfaultfd) */
 /* The flags of an exit that this VM's delivery mode explains, and that are no
  * resolver's affair; and the access that those flags tell. */
 uint64_t kvmfault__exit_flags(const struct kvmfault_vm *vm,

@@ -2,11 +2,12 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Stage publish, KVM's side: which pages leave KVM_RUN, on kernels that have
- * one of the proposed ABIs. In: the states of pages. Out: a bitmap that follows
- * the states, and the flags and the bitmap's address for a memslot. A bit that
- * is set without need costs an exit, and a bit that is clear without need costs
- * a message. Neither is an error, since both lead to the page's state.
+ * Stage publish, KVM's side: which missing pages end KVM_RUN with an exit
+ * (KVM_MEM_USERFAULT, not userfaultfd), on kernels that have one of the
+ * proposed ABIs. In: the states of pages. Out: a bitmap that follows the
+ * states, and the flags and the bitmap's address for a memslot. A bit that is
+ * set without need costs an exit, and a bit that is clear without need costs a
+ * message. Neither is an error, since both lead to the page's state.
  */
 
 #include <string.h>

@@ -11,7 +11,8 @@
 
 #include "page.h"
 
-#define SLICE 10000000ULL	/* immediate_exit is seen this late: 10 ms */
+/* 10 ms: the longest sleep between two looks at immediate_exit. */
+#define SLICE 10000000ULL
 
 static struct kvmfault__bucket *wait_find_bucket(struct kvmfault_memory *memory,
 						 uint64_t page)

@@ -2,9 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: system calls, allocation and locks, and nothing else. In:
- * the call's arguments. Out: the call's result, or -errno. No function here
- * decides anything, because unit tests replace the whole file.
+ * Beside the path of a fault: system calls, allocation and locks, and nothing
+ * else. In: the call's arguments. Out: the call's result, or -errno. No
+ * function here decides anything, because unit tests replace the whole file.
  */
 
 #include <errno.h>

@@ -2,11 +2,13 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Convert: makes guest memory private or shared. In: guest-physical pages, and
- * which of the two they are to become. Out: KVM is told, and the other side is
- * freed; or an error is returned, and the run that failed is what it was. At
- * most one thread at a time converts a page, and the library's note of a page
- * is what KVM was last told.
+ * Convert: makes guest memory private or shared, for resolver-convert.c and for
+ * entry/vcpu-convert.c. KVM is told by the converter's set, by default
+ * setup/converter.c. In: guest-physical pages, and which of the two they are to
+ * become. Out: KVM is told, and the other side is freed; or an error is
+ * returned, and the run that failed is what it was. At most one thread at a
+ * time converts a page, and the library's note of a page is what KVM was last
+ * told.
  */
 
 #include <fcntl.h>

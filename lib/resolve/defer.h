@@ -22,7 +22,8 @@ struct kvmfault__deferred {
 	int timer;			/* expires when the earliest is due */
 	int deadlines;			/* expires when a fetch is late, at: */
 	_Atomic uint64_t next_deadline;
-	uint64_t no_room;		/* 0, or when all sleepers are woken */
+	uint64_t no_room;		/* the list was full: at this time all
+					 * sleepers are woken; 0: it was not */
 	_Atomic size_t count;
 	struct kvmfault__message item[KVMFAULT__DEFERRED_MAX];
 };

@@ -3,11 +3,11 @@
 
 /*
  * Stage resolve, for memory that has lost its data, in hardware or at the
- * source. In: a claimed page that its source has lost, a present page at which
- * a SIGBUS came, or a fault at failed memory. Out: the page is poisoned; or it
- * is known whether the page has failed; or the VMM was told of it. A SIGBUS at
- * an absent page is none of this: it came from a marker, and the page is
- * fetched.
+ * source: decides what was lost, and tells the VMM. poison.c then poisons. In:
+ * a claimed page that its source has lost, a present page at which a SIGBUS
+ * came, or a fault at failed memory. Out: the page is poisoned; or it is known
+ * whether the page has failed; or the VMM was told of it. A SIGBUS at an absent
+ * page is none of this: it came from a marker, and the page is fetched.
  */
 
 #include <sys/mman.h>

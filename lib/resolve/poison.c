@@ -2,10 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Stage resolve, for a page that has lost its data: poison. In: a request with
- * a claimed page. Out: the page is poisoned in every mapping, so that each
- * thread that touches it gets a SIGBUS. The page's state follows when the claim
- * is published.
+ * Stage resolve, for a page that has lost its data: poisons it. failure.c, or a
+ * resolver of the VMM's, decides. In: a request with a claimed page. Out: the
+ * page is poisoned in every mapping, so that each thread that touches it gets a
+ * SIGBUS. The page's state follows when the claim is published.
  */
 
 #include "resolve.h"

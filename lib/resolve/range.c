@@ -89,9 +89,10 @@ static void discard_put_pages(struct kvmfault__seat *seat,
 		while ((found = kvmfault__page_change(memory, page + i, from,
 						      to)) != from) {
 			/* A sleeper or a second discard has flagged the page.
-			 * An absent page is empty for that discard, too, but
-			 * with minor faults the file may hold data: then that
-			 * discard has its turn. */
+			 * An absent page has no data to free, so it can become
+			 * discarded at once. With minor faults the file may
+			 * hold old data: leave the page absent; the second
+			 * discard punches it. */
 			if (found == KVMFAULT__FETCHING_DISCARDED &&
 			    to == KVMFAULT__ABSENT && !memory->fill)
 				to = KVMFAULT__DISCARDED;

@@ -5,6 +5,9 @@
  * The one path from a fault to its answer: its page is claimed, resolved and
  * published. This header declares the requests and answers that the stages hand
  * on, and the functions of each stage.
+ *
+ * A room may use the rooms before it in this order: os, core, kernel, memory,
+ * resolve, entry, setup; none that comes after it.
  */
 
 #ifndef KVMFAULT__RESOLVE_H
@@ -29,10 +32,12 @@ struct kvmfault__request {
 	bool poisoned;		/* by kvmfault_request_poison() */
 	bool detached;		/* a fetch in flight has the claim */
 	bool source_failed;	/* the error is the source's */
-	unsigned int looked;	/* -EHWPOISON without a failure, so often */
-	uint64_t window, window_length;	/* request.offset and length of the
-					 * last claim of several pages
-					 * before this turn */
+	unsigned int looked;	/* how often populate said -EHWPOISON, because
+				 * of a marker, for a page that has not
+				 * failed */
+	/* offset and length of the last window that an earlier turn of the loop
+	 * in resolve_tracked() claimed; length 0: none */
+	uint64_t window, window_length;
 };
 
 /* request.c */

@@ -4,9 +4,9 @@
 /*
  * Resolver "unprotect". In: a protected page, claimed, that is about to be
  * written and that none of the VMM's resolvers has taken. Out: the verdict
- * RESOLVED, which says that the page need not be saved. As after a VMM's
- * verdict the caller lifts the protection: this resolver itself touches
- * nothing.
+ * RESOLVED. Of another resolver of protected pages it says that the page was
+ * saved; of this one, that there is nothing to save. After either the caller
+ * lifts the protection: this resolver itself touches nothing.
  */
 
 #include "resolve.h"

@@ -4,8 +4,9 @@
 /*
  * Stage claim, for the neighbours of the page: one fault may bring a window of
  * pages. In: a claimed page of a memory with a window. Out: the run of absent
- * pages around it, all claimed. The run never goes past the page's region, nor
- * over a page that is present, discarded, poisoned or in flight.
+ * pages around it, all claimed. The run never goes past the page's region, or
+ * if the fault has none, as a message, past the memory; nor over a page that is
+ * present, discarded, poisoned or in flight.
  */
 
 #include "resolve.h"

@@ -2,10 +2,12 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Set-up: conversions. In: the VMM's converter, and the hooks that it adds
- * before the first vCPU and service. Out: the function that tells KVM of a
- * conversion, which is the library's own if the VMM gives none and the context
- * has vm_fd; and the hooks. Neither changes once a vCPU or a service exists.
+ * Set-up: conversions, with the call that tells KVM of one
+ * (KVM_SET_MEMORY_ATTRIBUTES). In: the VMM's converter, and the hooks that it
+ * adds before the first vCPU and service. Out: the converter's set, which is
+ * the library's own if the VMM gives none and the context has vm_fd; and the
+ * hooks. Neither changes once a vCPU or a service exists. resolve/convert.c
+ * calls them.
  */
 
 #include "../os/abi.h"

@@ -4,7 +4,10 @@
 /*
  * Set-up: the functions that the files of this room share. The VMM's calls come
  * here to make contexts, userfaultfds, memories, mappings and regions, and to
- * take them down.
+ * take them down. vCPUs and services are made in entry/.
+ *
+ * A room may use the rooms before it in this order: os, core, kernel, memory,
+ * resolve, entry, setup; none that comes after it.
  */
 
 #ifndef KVMFAULT__SETUP_H

@@ -2,10 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * Beside the flow: the system calls that each kind of thread makes, for a VMM
- * that filters them. In: a profile. Out: each call, and the value of the
- * argument that a filter can look at. The tests' fake of os/sys.c lets no other
- * call pass.
+ * Beside the path of a fault: the system calls that each kind of thread makes,
+ * for a VMM that filters them. In: a profile. Out: each call, and the value of
+ * the argument that a filter can look at. The tests' fake of os/sys.c lets no
+ * other call pass.
  */
 
 #include <fcntl.h>
