@@ -35,6 +35,9 @@ extern "C" {
  *   UFFD        (message)    |        chain      state, wakes     unresolved
  *   CALL        (ensure)    -+
  *
+ * An EXIT is annotated: KVM has put the fault's gpa into kvm_run
+ * (KVM_EXIT_MEMORY_FAULT). UNANNOTATED is an EFAULT without that.
+ *
  * The stages of the path are:
  *
  *   decode      read what KVM_RUN, a signal or a message says
@@ -49,8 +52,8 @@ extern "C" {
  *
  *   1. kvmfault_vm_new(), and kvmfault_resolver_add() for resolvers of the
  *      VMM's own, if it has any
- *   2. kvmfault_memory_adopt() for each block of RAM, before anything touches
- *      the block
+ *   2. kvmfault_memory_alloc() for each block of RAM; or, if the VMM maps the
+ *      block itself, kvmfault_memory_adopt() before anything touches it
  *   3. kvmfault_service_new(): from here on each touch of RAM is answered
  *   4. kvmfault_region_add(), and then KVM's memslot: the guest sees the memory
  *   5. kvmfault_vcpu_new() on each vCPU's thread, and then the loop below
@@ -62,7 +65,10 @@ extern "C" {
  * finds no region.
  *
  * The loop of a vCPU's thread. handle_exit(), see_who_kicked() and
- * wait_for_my_resolver() are the VMM's own:
+ * wait_for_my_resolver() are the VMM's own. If the VMM sets immediate_exit to
+ * get at the thread, see_who_kicked() clears it. The library never does, and
+ * while it is set, KVM_RUN and the library's waits end soon. After UNRESOLVED,
+ * kvmfault_vcpu_result() says why:
  *
  *   bool enter = true;
  *   int ret = 0, err = 0;
@@ -93,7 +99,7 @@ extern "C" {
  *                   wait_for_my_resolver();
  *                   break;
  *           case KVMFAULT_ACTION_UNRESOLVED:
- *                   return kvmfault_vcpu_result(vcpu)->error;
+ *                   return -EFAULT;
  *           }
  *   }
  *
@@ -167,9 +173,10 @@ extern "C" {
  * General rules
  * -------------
  * Errors
- * - Functions return 0 or -errno; `errno` itself is not part of the contract.
- *   On error an output pointer is NULL and nothing has changed. A fault that no
- *   resolver resolved is a result, not an error.
+ * - Functions return 0 or -errno, and some 1 or a descriptor in place of 0, as
+ *   they say; `errno` itself is not part of the contract. On error an output
+ *   pointer is NULL and nothing has changed, unless the function says
+ *   otherwise. A fault that no resolver resolved is a result, not an error.
  * - -EINVAL is a caller's mistake. -EBUSY says that something else has to go
  *   first. -EOPNOTSUPP says that this kernel, or this object as it was made,
  *   cannot do it. The context's log names the member or object, and so does
@@ -350,7 +357,9 @@ struct kvmfault_fault {
 	enum kvmfault_access access;
 	uint32_t known;		/* KVMFAULT_KNOWN_* */
 	uint32_t address_space;	/* 0, or 1 for an x86 vCPU in SMM */
-	int error;		/* KVM_RUN's errno (EFAULT, EHWPOISON), or 0 */
+	/* KVM_RUN's errno, positive (EFAULT, EHWPOISON), or 0. In all other
+	 * structs error is -errno, or 0. */
+	int error;
 	/* Of an EXIT: aligned down to 4 KiB. Of MMIO: exact to the byte. */
 	uint64_t gpa;
 	uint64_t hva;
@@ -455,7 +464,8 @@ enum kvmfault_reason {
  * the VMM's code is the same in all of them.
  */
 enum kvmfault_delivery {
-	/* KERNEL_EXIT, else MARKER_EXIT if it is allowed, else UFFD. */
+	/* KERNEL_EXIT (see kvmfault-experimental.h), else MARKER_EXIT if it is
+	 * allowed, else UFFD. */
 	KVMFAULT_DELIVERY_AUTO = 0,
 
 	/* The vCPU sleeps in the kernel until a thread of the service has read
@@ -464,12 +474,17 @@ enum kvmfault_delivery {
 
 	/* KVM_RUN ends with a SIGBUS, and the vCPU's own thread brings the
 	 * page. For this, absent pages of the memslots' mapping have a marker
-	 * (UFFDIO_POISON, Linux 6.6). Markers are put into a block of 1,024
-	 * pages once a page of the block was touched, and only in a memory with
-	 * a second mapping. The VMM itself has to use that second mapping: a
-	 * thread that touches a marker in another way than KVM_RUN gets the
-	 * SIGBUS too. KVM's own reads and writes fail at a marker, see
-	 * doc/integration.md: so this mode has to be allowed by name. */
+	 * (UFFDIO_POISON, Linux 6.6). Markers are put into blocks of 1,024
+	 * pages, and only in a memory with a file, a source, and a second
+	 * mapping in this process. The first 32 blocks that are touched get
+	 * them at that touch. Any other block gets them at its second touch, or
+	 * at its first if a block beside it has them. Up to four blocks ahead
+	 * get them as well.
+	 *
+	 * The VMM itself has to use that second mapping: a thread that touches
+	 * a marker in another way than KVM_RUN gets the SIGBUS too. KVM's own
+	 * reads and writes fail at a marker, see doc/integration.md: so this
+	 * mode has to be allowed by name. */
 	KVMFAULT_DELIVERY_MARKER_EXIT = 2,
 
 	/* 3: KVMFAULT_DELIVERY_KERNEL_EXIT of kvmfault-experimental.h */
@@ -565,9 +580,9 @@ struct kvmfault_vm_options {
 	int vm_fd;
 
 	/* /dev/kvm, borrowed during kvmfault_vm_new(). For the modes that end
-	 * in an exit, scratch VMs are asked what KVM does. 0: KERNEL_EXIT is
-	 * not taken, and MARKER_EXIT only with KVMFAULT_ALLOW_SHADOW_PAGING,
-	 * which leaves nothing to be asked. */
+	 * in an exit, scratch VMs are asked what KVM does. 0: KERNEL_EXIT (see
+	 * kvmfault-experimental.h) is not taken, and MARKER_EXIT only with
+	 * KVMFAULT_ALLOW_SHADOW_PAGING, which leaves nothing to be asked. */
 	int kvm_fd;
 
 	/* ---- how faults are delivered and tried again ---- */
@@ -578,8 +593,9 @@ struct kvmfault_vm_options {
 
 	/* How many times in a row one vCPU's faults may be answered without
 	 * progress before the action is UNRESOLVED. Progress is a page that
-	 * came, or another exit. From the third time on there is a pause before
-	 * the answer. 0: 16.
+	 * came, a fault at a page that is not among the last 8, or an exit that
+	 * is no fault. From the third time on there is a pause before the
+	 * answer. 0: 16.
 	 *
 	 * A fault that cannot be answered now does not count: the mappings
 	 * change, or a source says -EAGAIN. It is tried again, with pauses of
@@ -596,8 +612,9 @@ struct kvmfault_vm_options {
 	 * A signal or immediate_exit ends a vCPU's pause (INTERRUPTED or
 	 * UNFINISHED). The rest of the pause is waited when the fault comes
 	 * again: an interrupted pause does not consume a try, and adds none.
-	 * A vCPU's fault is not tried again after -EHWPOISON, nor with no_wait.
-	 * kvmfault_ensure() asks once. */
+	 * After -EHWPOISON a vCPU's fault is not tried again. With no_wait it
+	 * never is: one failure is UNRESOLVED at once. kvmfault_ensure() asks
+	 * once. */
 	uint32_t source_retries;
 #define KVMFAULT_NO_RETRIES UINT32_MAX
 
@@ -614,8 +631,9 @@ struct kvmfault_vm_options {
 
 	/* ---- memory and conversions ---- */
 
-	/* The largest page size of any memory. Each vCPU, service thread and
-	 * caller keeps scratch memory of that size. 0: 2 MiB. */
+	/* The largest page size of a memory without minor faults. Each vCPU,
+	 * service thread and caller keeps scratch memory of that size. 0:
+	 * 2 MiB. */
 	uint64_t page_size_max;
 
 	/* How many fetches of sources that answer later may be in flight at
@@ -744,7 +762,9 @@ struct kvmfault_source {
 	 * 0, kvmfault_fetch_done() is called once, by any thread, and maybe
 	 * before this returns. If it returns -errno, the fetch has not begun;
 	 * with -EAGAIN it may begin later. Any number of threads may call it at
-	 * once, and kvmfault_fetch_done() may call it. */
+	 * once. If a window fails, kvmfault_fetch_done() calls it again, for
+	 * the page alone, on its own thread: hold no lock there that this
+	 * takes. */
 	int (*submit)(void *data, struct kvmfault_fetch *fetch,
 		      uint64_t offset, void *buffer, size_t length);
 
@@ -783,7 +803,7 @@ struct kvmfault_source {
 /*
  * For a source with submit: the fetch has ended. error is 0 if the bytes are in
  * the buffer, or -errno if the source does not have them. If a window fails,
- * its page is asked for again, alone.
+ * its page is asked for again, alone: this call may call submit.
  *
  * This call installs the pages, wakes all threads that wait for them, and calls
  * the VMM's callbacks, all on this thread. If it comes before submit has
@@ -967,18 +987,19 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd);
  *
  * Do not move a mapping by mremap(): before that, remove it, or free the
  * memory. Pages that were moved stay registered, so that absent ones do not
- * read as zero there, but none of them comes any more: a thread that misses one
- * sleeps. It sleeps also after kvmfault_memory_free(), which then leaves a
- * descriptor open for that. mremap() waits until the service has read of it,
- * and the log has an ERROR. With an adopted userfaultfd all this needs
- * UFFD_FEATURE_EVENT_REMAP; without that, moved memory reads as zeros, and the
- * library is not told.
+ * read as zero there, but none of them comes any more. A thread that misses one
+ * sleeps, also after kvmfault_memory_free(): so that call leaves a descriptor
+ * open. mremap() itself waits until the service has read the event that tells
+ * of the move, and the log has an ERROR then. An adopted userfaultfd tells of
+ * it only with UFFD_FEATURE_EVENT_REMAP: without that, moved memory reads as
+ * zeros, and the library does not learn of it.
  */
 
 /*
  * How many pages one fault brings: the run of absent pages around it, within a
- * window. The run never goes past its region, and never over a page that is
- * present, discarded or being fetched. If the source fails for the run, the
+ * window. The run never goes past its region (for a message: past the memory's
+ * end), and never over a page that is present, discarded, poisoned or being
+ * fetched. If the source fails for the run, the
  * page is fetched alone. A run costs one read of the source and one call of the
  * kernel.
  */
@@ -1338,8 +1359,10 @@ enum kvmfault_verdict {
 struct kvmfault_request {
 	size_t size;
 	const struct kvmfault_fault *fault;
-	/* NULL: the gpa is in no region (then nothing below is set), or the
-	 * fault came by an hva. */
+	/* NULL if the gpa is in no region: of the members below, page and
+	 * buffer are set then. NULL as well for a message, and for a page that
+	 * is saved before it is discarded. A MARKER or FAILURE comes by an hva,
+	 * and has the region that shows its page, if one does. */
 	const struct kvmfault_region *region;
 	struct kvmfault_memory *memory;	/* or NULL: guest_memfd only */
 	enum kvmfault_page page;
@@ -1364,8 +1387,9 @@ struct kvmfault_resolver {
 	uint32_t pages;
 	/* The fault flags that it understands. If a fault has others, it is not
 	 * given to this resolver: a flag that is not understood fails closed.
-	 * Flags by which a slot's flag of kvmfault_region_memslot() shows need
-	 * not be named. */
+	 * Flags that an exit has because of a slot's flag of
+	 * kvmfault_region_memslot() (see kvmfault-experimental.h) need not be
+	 * named. */
 	uint64_t flags;
 	/* Returns a kvmfault_verdict, or -errno: it was mine and it failed. Any
 	 * number of threads may call it at once. */
@@ -1524,11 +1548,13 @@ struct kvmfault_vcpu_options {
 	 * page_ready tells when to go on. */
 	bool no_wait;
 
-	/* With MARKER_EXIT: the signals that the VMM has blocked in KVM_RUN by
-	 * a KVM_SET_SIGNAL_MASK of its own; bit n - 1 is signal n. NULL: there
-	 * is no such mask, and the signals count that the calling thread
-	 * blocks. With KVMFAULT_SIGBUS_MASKED the library sets that mask
-	 * without SIGBUS, and restores it when the handle is freed. */
+	/* With MARKER_EXIT: the signals that KVM_RUN blocks, if the VMM has set
+	 * them by KVM_SET_SIGNAL_MASK; bit n - 1 is signal n. Copied. NULL: the
+	 * VMM has set none, and KVM_RUN blocks what the calling thread blocks.
+	 *
+	 * With KVMFAULT_SIGBUS_MASKED the library calls KVM_SET_SIGNAL_MASK
+	 * with these signals, except SIGBUS. When the handle is freed, it sets
+	 * the VMM's mask again, or none. */
 	const uint64_t *signal_mask;
 
 	/* With MARKER_EXIT: how SIGBUS gets to the library. */
@@ -1607,7 +1633,9 @@ enum kvmfault_action {
 	 * tells. */
 	KVMFAULT_ACTION_PENDING = 4,
 	/* Do not run this vCPU: the result says why. To go on all the same,
-	 * call kvmfault_vcpu_handle() with the same arguments again. */
+	 * call kvmfault_vcpu_handle() with the same arguments again. The record
+	 * of an EXIT is used up: the second call takes its EFAULT for
+	 * UNANNOTATED and answers RETRY, and the guest faults again. */
 	KVMFAULT_ACTION_UNRESOLVED = 5,
 	/* As INTERRUPTED and as PENDING, but an access is half done. Do not
 	 * enter KVM_RUN: it would complete MMIO with the wrong bytes, or give
@@ -1847,7 +1875,10 @@ int kvmfault_service_new(struct kvmfault_vm *vm,
 int kvmfault_service_fd(const struct kvmfault_service *service);
 
 /*
- * Answer the faults that have arrived, and return without waiting for more.
+ * Answer some of the faults that have arrived, and return without waiting for
+ * more: one call takes up to 8 events, and up to 16 messages of each
+ * userfaultfd. Call it again while the descriptor is readable, and do not use
+ * EPOLLET, which does not tell of the faults that are left.
  *
  * Returns 0, or
  *   -EINVAL   service is NULL
@@ -2151,10 +2182,13 @@ int kvmfault_unprotect(struct kvmfault_vm *vm, uint32_t address_space,
  * - Conversions that overlap wait for one another; others run in parallel.
  * - To shared: if a fetch was in flight when the page became private, it has to
  *   end first.
- * - In both cases a vCPU with no_wait gets PENDING for its access;
- *   kvmfault_convert() waits, whichever thread calls it.
- * - If a hook or KVM refuses, the run is what it was: KVM is told so, the hooks
- *   are told, and the error comes back.
+ * - If an access of a vCPU with no_wait would have to wait for another
+ *   conversion or for such a fetch, it gets PENDING; kvmfault_convert() waits,
+ *   whichever thread calls it.
+ * - If a hook refuses, KVM is told nothing. If telling KVM fails (set below),
+ *   KVM is told once more, to set the run back; if that fails too, the log says
+ *   so. After either, the hooks that had agreed are told, and the error comes
+ *   back.
  * - Pages that were discarded cannot come back. So discarding is last, when
  *   nothing can fail any more: pages that the kernel does not free stay
  *   allocated, and that is logged.
@@ -2183,9 +2217,9 @@ struct kvmfault_converter {
 	uint32_t flags;		/* KVMFAULT_CONVERTER_* */
 	/* A back end that tells the kernel in another way than by
 	 * KVM_SET_MEMORY_ATTRIBUTES on vm_fd. NULL: by that. It returns 0, or
-	 * -errno if nothing has changed. After an error it is called once more,
-	 * to set the whole range back. Any number of threads may call it at
-	 * once, vCPUs' threads among them, for disjoint ranges. */
+	 * -errno; some of the range may have changed then, so it is called once
+	 * more, to set the whole range back. Any number of threads may call it
+	 * at once, vCPUs' threads among them, for disjoint ranges. */
 	int (*set)(void *data, uint64_t gpa, uint64_t length, bool to_private);
 	void *data;
 };
