@@ -100,8 +100,8 @@ int kvmfault__fetches_new(struct kvmfault_vm *vm)
 /* ---- failures, for the threads that asked ---- */
 
 /*
- * A ticket is a 48-bit hash of memory and page, with the error. Pages of two
- * memories can have the same hash. A thread may then take the failure of the
+ * A ticket is a 48-bit hash of memory and page, with the error. Two pages can,
+ * though rarely, have the same hash. A thread may then take the failure of the
  * other page's fetch for its own, and the other page is asked for again.
  */
 static uint64_t fetch_ticket(const struct kvmfault_memory *memory,
