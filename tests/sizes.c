@@ -12,6 +12,7 @@
  *   regions N	N regions added, then removed
  *   protect GIB	protection of that much memory, of which nothing is there
  *   remove GIB	another process's mapping of it removed, nothing there either
+ *   memories N	256 MiB of RAM in N memories brought in by four threads at once
  */
 
 #include <err.h>
@@ -19,6 +20,7 @@
 #include <fcntl.h>
 #include <kvmfault.h>
 #include <linux/userfaultfd.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -36,6 +38,8 @@
 #define PAGE 4096ULL
 #define GIB (1ULL << 30)
 #define FAULTS 2000
+#define RAM (256ULL << 20)
+#define LOADERS 4
 
 static struct kvmfault_vm *vm;
 static struct kvmfault_memory *memory;
@@ -64,10 +68,9 @@ static void *map(uint64_t length, int fd)
 	return at;
 }
 
-/* Returns where it is mapped for who touches it. */
-static volatile char *memory_up(uint64_t length, bool write_protect, int *fd)
+static struct kvmfault_memory_maps memory_add(uint64_t length,
+					      bool write_protect)
 {
-	const struct kvmfault_vm_options options = { .size = sizeof(options) };
 	struct kvmfault_source zero = { .size = sizeof(zero) };
 	const struct kvmfault_memory_options ram = {
 		.size = sizeof(ram),
@@ -77,10 +80,20 @@ static volatile char *memory_up(uint64_t length, bool write_protect, int *fd)
 	};
 	struct kvmfault_memory_maps maps = { .size = sizeof(maps) };
 
-	must(kvmfault_vm_new(&options, &vm), "kvmfault_vm_new");
 	must(kvmfault_source_zero(&zero), "kvmfault_source_zero");
 	must(kvmfault_memory_alloc(vm, &ram, &maps, &memory),
 	     "kvmfault_memory_alloc");
+	return maps;
+}
+
+/* Returns the mapping through which this process touches it. */
+static volatile char *memory_up(uint64_t length, bool write_protect, int *fd)
+{
+	const struct kvmfault_vm_options options = { .size = sizeof(options) };
+	struct kvmfault_memory_maps maps;
+
+	must(kvmfault_vm_new(&options, &vm), "kvmfault_vm_new");
+	maps = memory_add(length, write_protect);
 	if (fd)
 		*fd = maps.fd;
 	return maps.own;
@@ -194,6 +207,36 @@ static uint64_t remove_mapping(uint64_t gib)
 	return began;
 }
 
+static void *load_part(void *part)
+{
+	must(kvmfault_ensure(vm, 0, (uintptr_t)part * (RAM / LOADERS),
+			     RAM / LOADERS, true), "kvmfault_ensure");
+	return NULL;
+}
+
+/* Each memory has a file and a userfaultfd of its own, and so locks of its own
+ * in the kernel. Each thread has a part of the RAM to itself. */
+static uint64_t memories(uint64_t count)
+{
+	uint64_t each = RAM / count, began;
+	pthread_t loader[LOADERS];
+	uintptr_t i;
+
+	memory_up(each, false, NULL);
+	region_add(0, each);
+	for (i = 1; i < count; i++) {
+		memory_add(each, false);
+		region_add(i * each, each);
+	}
+	began = now_us();
+	for (i = 0; i < LOADERS; i++)
+		must(pthread_create(&loader[i], NULL, load_part, (void *)i),
+		     "pthread_create");
+	for (i = 0; i < LOADERS; i++)
+		must(pthread_join(loader[i], NULL), "pthread_join");
+	return now_us() - began;
+}
+
 static const struct {
 	const char *name;
 	uint64_t (*run)(uint64_t amount);
@@ -202,6 +245,7 @@ static const struct {
 	{ "regions", regions },
 	{ "protect", protect },
 	{ "remove", remove_mapping },
+	{ "memories", memories },
 };
 
 int main(int argc, char **argv)
@@ -216,5 +260,5 @@ int main(int argc, char **argv)
 		       all[i].run(strtoull(argv[2], NULL, 0)));
 		return 0;
 	}
-	errx(2, "usage: sizes threads|regions|protect|remove AMOUNT");
+	errx(2, "usage: sizes threads|regions|protect|remove|memories AMOUNT");
 }

@@ -388,7 +388,7 @@ START_TEST(second_discard_of_an_absent_page)
 }
 END_TEST
 
-/* There is: the second one punches itself. */
+/* There is: the first one, which could not, tries again for the second. */
 START_TEST(second_discard_of_a_present_page)
 {
 	ck_assert_int_eq(ensure(BED_GPA + 2 * PAGE, PAGE), 0);

@@ -71,6 +71,20 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 	return err;
 }
 
+/* A second discard has flagged the page, and need not wait for this one: so its
+ * page is emptied here. With minor faults the file of an absent page may hold
+ * old data. */
+static bool discard_for_another(const struct kvmfault_memory *memory,
+				uint64_t page, enum kvmfault__state was)
+{
+	uint64_t size = kvmfault__page_size(memory);
+
+	if (was == KVMFAULT__ABSENT && !memory->fill)
+		return true;
+	return was != KVMFAULT__POISONED &&
+	       !kvmfault__memory_punch(memory, page * size, size);
+}
+
 #define RUN 256			/* pages that are discarded at once */
 
 /* Gives claimed pages back, each in the state that `was` has for it. */
@@ -84,17 +98,14 @@ static void discard_put_pages(struct kvmfault__seat *seat,
 	for (i = 0; i < count; i++) {
 		enum kvmfault__state from = KVMFAULT__FETCHING, to = was[i];
 		enum kvmfault__state found;
-		bool wake = false;
+		bool wake = false, emptied = false;
 
 		while ((found = kvmfault__page_change(memory, page + i, from,
 						      to)) != from) {
-			/* A sleeper or a second discard has flagged the page.
-			 * An absent page has no data to free, so it can become
-			 * discarded at once. With minor faults the file may
-			 * hold old data: leave the page absent; the second
-			 * discard punches it. */
-			if (found == KVMFAULT__FETCHING_DISCARDED &&
-			    to == KVMFAULT__ABSENT && !memory->fill)
+			emptied |= found == KVMFAULT__FETCHING_DISCARDED &&
+				   to != KVMFAULT__DISCARDED &&
+				   discard_for_another(memory, page + i, to);
+			if (emptied)
 				to = KVMFAULT__DISCARDED;
 			from = found;
 			wake = true;
@@ -104,6 +115,11 @@ static void discard_put_pages(struct kvmfault__seat *seat,
 		if (wake)
 			kvmfault__wake(seat, memory, NULL, (page + i) * size,
 				       size);
+		if (!emptied)
+			continue;
+		kvmfault__count(seat, discarded);
+		kvmfault__changed(memory, (page + i) * size, size,
+				  KVMFAULT_CAUSE_DISCARD);
 	}
 }
 
