@@ -24,7 +24,7 @@
 #define RAM (4ULL << 30)	/* gpa */
 #define HUGE (2ULL << 20)
 #define SLOT 1
-#define COLUMNS 2		/* for tcase_add_loop_test() */
+#define COLUMNS 2		/* for TEST_EACH() */
 #define KICK SIGUSR1
 
 /* Where a test stops the source. */
@@ -94,8 +94,8 @@ void rig_mark_all(struct rig *rig);	/* of tracked RAM */
  * they would be otherwise: the memslot is not there, as while a VMM changes it;
  * or KVM's emulator does them and meets a marker. */
 enum { NO_SLOT, EMULATED, WAYS };
-/* How many of them this KVM has, for tcase_add_loop_test(). Says so if it does
- * not emulate. */
+/* How many of them this KVM has, for TEST_COUNTED(). Says so if it does not
+ * emulate. */
 int rig_ways(void);
 /* Have it so, of tracked RAM: also of what rig_renew() makes. The rig of
  * EMULATED is a supervisor's. */

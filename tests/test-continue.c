@@ -50,7 +50,9 @@ static bool note_mode(struct fake_call *call)
 	return false;
 }
 
-START_TEST(registered_for_both)
+TEST_GROUP(page, up_alone, bed_down);
+
+TEST(page, registered_for_both)
 {
 	struct kvmfault_mapping_options options = { .size = sizeof(options) };
 	struct kvmfault_mapping *mapping;
@@ -65,9 +67,8 @@ START_TEST(registered_for_both)
 	ck_assert(!fake_registered(bed.memory->fill));
 	ck_assert(fake_registered(bed.host));
 }
-END_TEST
 
-START_TEST(absent_page)
+TEST(page, absent_page)
 {
 	struct kvmfault__answer answer = by_call(3);
 	const struct fake_call *call;
@@ -83,9 +84,12 @@ START_TEST(absent_page)
 	ck_assert_uint_eq(call->length, PAGE);
 	ck_assert_uint_eq(bed_stats().fetched, 1);
 }
-END_TEST
 
-START_TEST(window)
+static void window_up(void);
+
+TEST_GROUP(window, window_up, bed_down);
+
+TEST(window, window)
 {
 	ck_assert_int_eq(by_call(5).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(continues(), 1);
@@ -93,10 +97,9 @@ START_TEST(window)
 	ck_assert(bed_has(4, bed_byte(4)));
 	ck_assert(bed_has(7, bed_byte(7)));
 }
-END_TEST
 
 /* What a file had before it came into our care is not what it holds. */
-START_TEST(preallocated_file)
+TEST(page, preallocated_file)
 {
 	struct kvmfault_source source = bed_source();
 	struct kvmfault_memory_options options = {
@@ -120,9 +123,8 @@ START_TEST(preallocated_file)
 	ck_assert(bed_has(3, bed_byte(3)));
 	ck_assert_uint_eq(bed_stats().existed, 0);
 }
-END_TEST
 
-START_TEST(bad_ones)
+TEST(page, bad_ones)
 {
 	struct kvmfault_source source = bed_source();
 	struct kvmfault_memory_options options = {
@@ -148,10 +150,9 @@ START_TEST(bad_ones)
 	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory),
 			 -ENOMEM);
 }
-END_TEST
 
 /* What is there is another's: nothing of it is lost. */
-START_TEST(refused_before_anything_is_forgotten)
+TEST(page, refused_before_anything_is_forgotten)
 {
 	struct kvmfault_source source = bed_source();
 	struct kvmfault_memory_options options = {
@@ -169,10 +170,9 @@ START_TEST(refused_before_anything_is_forgotten)
 			 -EEXIST);
 	ck_assert_uint_eq(fake_count(FAKE_MADVISE, MADV_DONTNEED), 0);
 }
-END_TEST
 
 /* Larger than scratch memory: the source writes to the file itself. */
-START_TEST(page_larger_than_scratch)
+TEST(page, page_larger_than_scratch)
 {
 	uint64_t huge = 4 << 20;
 	struct kvmfault_source source = bed_source();
@@ -194,11 +194,10 @@ START_TEST(page_larger_than_scratch)
 	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory), 0);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
-END_TEST
 
 /* ---- pages that are in the file ---- */
 
-START_TEST(second_mapping_is_told)
+TEST(page, second_mapping_is_told)
 {
 	struct kvmfault_mapping_options options = { .size = sizeof(options) };
 	struct kvmfault_fault fault = {
@@ -224,9 +223,8 @@ START_TEST(second_mapping_is_told)
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(bed_stats().repeated, 1);
 }
-END_TEST
 
-START_TEST(repeated_message_is_woken)
+TEST(page, repeated_message_is_woken)
 {
 	by_message(3);
 	fake_forget();
@@ -235,7 +233,6 @@ START_TEST(repeated_message_is_woken)
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
 	ck_assert_uint_eq(bed_stats().zeroed, 0);
 }
-END_TEST
 
 static long continue_says;	/* once */
 
@@ -251,7 +248,7 @@ static bool continue_fails(struct fake_call *call)
 }
 
 /* No reason to take it for a hole: its data stays, and it is not told to be zero. */
-START_TEST(page_table_that_is_going)
+TEST_EACH(page, page_table_that_is_going, 3)
 {
 	static const int errors[] = { -EAGAIN, -ENOMEM, -EIO };
 
@@ -265,9 +262,8 @@ START_TEST(page_table_that_is_going)
 	ck_assert_int_eq(by_message(3).error, 0);
 	ck_assert_uint_eq(bed_stats().zeroed, 0);
 }
-END_TEST
 
-START_TEST(process_that_is_gone)
+TEST(page, process_that_is_gone)
 {
 	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
 	continue_says = -ESRCH;
@@ -276,9 +272,8 @@ START_TEST(process_that_is_gone)
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(bed_stats().zeroed, 0);
 }
-END_TEST
 
-START_TEST(hole_behind_our_back)
+TEST(page, hole_behind_our_back)
 {
 	by_call(3);
 	ck_assert_int_eq(kvmfault__memory_punch(bed.memory, 3 * PAGE, PAGE), 0);
@@ -286,9 +281,8 @@ START_TEST(hole_behind_our_back)
 	ck_assert(bed_has(3, 0));
 	ck_assert_uint_eq(bed_stats().zeroed, 1);
 }
-END_TEST
 
-START_TEST(discarded_page)
+TEST(page, discarded_page)
 {
 	by_call(3);
 	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA + 3 * PAGE, PAGE),
@@ -298,11 +292,10 @@ START_TEST(discarded_page)
 	ck_assert(bed_has(3, 0));
 	ck_assert_uint_eq(bed_stats().zeroed, 1);
 }
-END_TEST
 
 /* ---- what can go wrong ---- */
 
-START_TEST(source_fails)
+TEST(page, source_fails)
 {
 	bed.source_result = -EIO;
 	ck_assert_int_eq(by_message(3).reason, KVMFAULT_REASON_SOURCE);
@@ -313,9 +306,8 @@ START_TEST(source_fails)
 	by_message(3);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
-END_TEST
 
-START_TEST(file_cannot_grow)
+TEST(page, file_cannot_grow)
 {
 	struct kvmfault__answer answer;
 
@@ -332,7 +324,6 @@ START_TEST(file_cannot_grow)
 	ck_assert_int_eq(by_call(3).error, -EHWPOISON);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 }
-END_TEST
 
 static int by_hand(void *data, struct kvmfault_request *request)
 {
@@ -345,8 +336,10 @@ static int by_hand(void *data, struct kvmfault_request *request)
 	return KVMFAULT_VERDICT_RESOLVED;
 }
 
+TEST_GROUP(own, NULL, bed_down);
+
 /* Data of a resolver's own is written to the file before it is mapped. */
-START_TEST(own_data)
+TEST(own, own_data)
 {
 	struct kvmfault_resolver resolver = {
 		.size = sizeof(resolver), .name = "own", .resolve = by_hand,
@@ -360,7 +353,6 @@ START_TEST(own_data)
 	ck_assert(bed_has(3, 77));
 	ck_assert_uint_eq(continues(), 1);
 }
-END_TEST
 
 static int own_zeros(void *data, struct kvmfault_request *request)
 {
@@ -370,7 +362,7 @@ static int own_zeros(void *data, struct kvmfault_request *request)
 	return KVMFAULT_VERDICT_RESOLVED;
 }
 
-START_TEST(own_zeros_for_a_discarded_page)
+TEST(own, own_zeros_for_a_discarded_page)
 {
 	struct kvmfault_resolver resolver = {
 		.size = sizeof(resolver), .name = "own", .resolve = own_zeros,
@@ -385,7 +377,6 @@ START_TEST(own_zeros_for_a_discarded_page)
 	by_call(3);
 	ck_assert(bed_has(3, 0));
 }
-END_TEST
 
 static void window_up(void)
 {
@@ -394,30 +385,5 @@ static void window_up(void)
 
 int main(void)
 {
-	Suite *suite = suite_create("continue");
-	TCase *t = tests(suite, "page");
-
-	tcase_add_checked_fixture(t, up_alone, bed_down);
-	tcase_add_test(t, registered_for_both);
-	tcase_add_test(t, absent_page);
-	tcase_add_test(t, preallocated_file);
-	tcase_add_test(t, bad_ones);
-	tcase_add_test(t, refused_before_anything_is_forgotten);
-	tcase_add_test(t, page_larger_than_scratch);
-	tcase_add_test(t, second_mapping_is_told);
-	tcase_add_test(t, repeated_message_is_woken);
-	tcase_add_loop_test(t, page_table_that_is_going, 0, 3);
-	tcase_add_test(t, process_that_is_gone);
-	tcase_add_test(t, hole_behind_our_back);
-	tcase_add_test(t, discarded_page);
-	tcase_add_test(t, source_fails);
-	tcase_add_test(t, file_cannot_grow);
-	t = tests(suite, "window");
-	tcase_add_checked_fixture(t, window_up, bed_down);
-	tcase_add_test(t, window);
-	t = tests(suite, "own");
-	tcase_add_checked_fixture(t, NULL, bed_down);
-	tcase_add_test(t, own_data);
-	tcase_add_test(t, own_zeros_for_a_discarded_page);
-	return run_suite(suite);
+	return run_suite("continue");
 }

@@ -166,7 +166,9 @@ static void await_conversions(unsigned int count)
 	} while (n < count);
 }
 
-START_TEST(opposite_directions)
+TEST_GROUP_FOR(convert_race, up, NULL, 5 * HANG);
+
+TEST(convert_race, opposite_directions)
 {
 	struct call to = { .page = 3, .pages = 1, .to_private = true };
 	struct call back = { .page = 3, .pages = 1 };
@@ -185,9 +187,8 @@ START_TEST(opposite_directions)
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, SET), 2);
 	bed_down();
 }
-END_TEST
 
-START_TEST(overlapping_and_disjoint)
+TEST(convert_race, overlapping_and_disjoint)
 {
 	struct call first = { .page = 0, .pages = 8, .to_private = true };
 	struct call second = { .page = 4, .pages = 8, .to_private = true };
@@ -217,7 +218,6 @@ START_TEST(overlapping_and_disjoint)
 	ck_assert_uint_eq(fake_nth(FAKE_IOCTL, SET, 2)->at, at(8));
 	bed_down();
 }
-END_TEST
 
 /* ---- vCPUs ---- */
 
@@ -297,7 +297,7 @@ static void on_settled(void *data, struct kvmfault_memory *memory,
 	settled += !memory && offset == at(3) && length == 2 * PAGE;
 }
 
-START_TEST(access_that_does_not_wait)
+TEST(convert_race, access_that_does_not_wait)
 {
 	struct call call = { .page = 3, .pages = 2, .to_private = true };
 	struct kvmfault_vcpu_options options = {
@@ -326,7 +326,6 @@ START_TEST(access_that_does_not_wait)
 	free(options.run);
 	bed_down();
 }
-END_TEST
 
 /* Who brings a page would wait for a conversion whose hook waits for that page. */
 static int convert_in_a_source(void *data, uint64_t offset, void *buffer,
@@ -339,7 +338,7 @@ static int convert_in_a_source(void *data, uint64_t offset, void *buffer,
 	return 0;
 }
 
-START_TEST(two_that_wait_for_each_other)
+TEST(convert_race, two_that_wait_for_each_other)
 {
 	struct call call = { .page = 3, .pages = 1, .to_private = true };
 	int said = 0;
@@ -359,7 +358,6 @@ START_TEST(two_that_wait_for_each_other)
 	expect(3, 1, false);
 	bed_down();
 }
-END_TEST
 
 /* A resolver that is asked to convert has nothing in hand: it may wait. */
 static bool has_a_page;
@@ -373,7 +371,7 @@ static int note_what_is_in_hand(void *data, struct kvmfault_request *request)
 	return KVMFAULT_VERDICT_DECLINED;
 }
 
-START_TEST(resolver_that_is_asked_to_convert)
+TEST(convert_race, resolver_that_is_asked_to_convert)
 {
 	const struct kvmfault_resolver resolver = {
 		.size = sizeof(resolver), .name = "notes", .flags = PRIVATE,
@@ -394,7 +392,6 @@ START_TEST(resolver_that_is_asked_to_convert)
 	vcpus_free();
 	bed_down();
 }
-END_TEST
 
 static void *touch_the_same(void *arg)
 {
@@ -405,7 +402,7 @@ static void *touch_the_same(void *arg)
 	return NULL;
 }
 
-START_TEST(one_converts_for_all)
+TEST(convert_race, one_converts_for_all)
 {
 	vcpus_new();
 	close_gate(at(5));
@@ -419,9 +416,8 @@ START_TEST(one_converts_for_all)
 	vcpus_free();
 	bed_down();
 }
-END_TEST
 
-START_TEST(a_signal_while_it_waits)
+TEST(convert_race, a_signal_while_it_waits)
 {
 	struct call call = { .page = 3, .pages = 1, .to_private = true };
 	uint64_t done = 77;
@@ -443,7 +439,6 @@ START_TEST(a_signal_while_it_waits)
 	ck_assert_ptr_null(bed.vm->conversions.first);
 	bed_down();
 }
-END_TEST
 
 static void *set_immediate_exit(void *arg)
 {
@@ -453,7 +448,7 @@ static void *set_immediate_exit(void *arg)
 	return arg;
 }
 
-START_TEST(immediate_exit_while_it_waits)
+TEST(convert_race, immediate_exit_while_it_waits)
 {
 	struct call call = { .page = 3, .pages = 1, .to_private = true };
 	pthread_t thread;
@@ -468,7 +463,6 @@ START_TEST(immediate_exit_while_it_waits)
 	join(&call);
 	bed_down();
 }
-END_TEST
 
 /* ---- a fetch in flight ---- */
 
@@ -481,7 +475,7 @@ static void convert_in_flight(void)
 }
 
 /* What a fetch brings for a page that is private by then goes again. */
-START_TEST(private_while_it_is_fetched)
+TEST(convert_race, private_while_it_is_fetched)
 {
 	bed.during_read = convert_in_flight;
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, at(3), PAGE, false), 0);
@@ -493,7 +487,6 @@ START_TEST(private_while_it_is_fetched)
 	ck_assert(!fake_present(bed.fd, 3 * PAGE));
 	bed_down();
 }
-END_TEST
 
 static struct call back = { .page = 3, .pages = 1 };
 
@@ -510,7 +503,7 @@ static void convert_to_and_back(void)
 
 /* Shared again it is only when the fetch has ended, and taken its page back:
  * later it would take what the guest has written. */
-START_TEST(shared_again_while_it_is_fetched)
+TEST(convert_race, shared_again_while_it_is_fetched)
 {
 	const struct fake_call *last;
 	size_t n, holes;
@@ -530,7 +523,6 @@ START_TEST(shared_again_while_it_is_fetched)
 	ck_assert(bed_has(3, 0));
 	bed_down();
 }
-END_TEST
 
 /* ---- a region that goes ---- */
 
@@ -566,7 +558,7 @@ static bool remove_while_punched(struct fake_call *call)
 	return false;
 }
 
-START_TEST(removed_while_it_is_punched)
+TEST_EACH(convert_race, removed_while_it_is_punched, 2)
 {
 	in_a_layout = _i;
 	ck_assert_int_eq(kvmfault_convert(bed.vm, NULL, at(3), PAGE, true,
@@ -580,7 +572,6 @@ START_TEST(removed_while_it_is_punched)
 		usleep(1000);
 	bed_down();
 }
-END_TEST
 
 /* ---- eight at random ---- */
 
@@ -709,7 +700,7 @@ static void *at_random(void *arg)
 	return NULL;
 }
 
-START_TEST(eight_at_random)
+TEST(convert_race, eight_at_random)
 {
 	uint64_t page;
 
@@ -743,26 +734,8 @@ START_TEST(eight_at_random)
 	vcpus_free();
 	bed_down();
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("convert-race");
-	TCase *tcase = tests(suite, "convert-race");
-
-	tcase_set_timeout(tcase, 5 * HANG);
-	tcase_add_checked_fixture(tcase, up, NULL);
-	tcase_add_test(tcase, opposite_directions);
-	tcase_add_test(tcase, overlapping_and_disjoint);
-	tcase_add_test(tcase, one_converts_for_all);
-	tcase_add_test(tcase, access_that_does_not_wait);
-	tcase_add_test(tcase, two_that_wait_for_each_other);
-	tcase_add_test(tcase, resolver_that_is_asked_to_convert);
-	tcase_add_test(tcase, a_signal_while_it_waits);
-	tcase_add_test(tcase, immediate_exit_while_it_waits);
-	tcase_add_test(tcase, private_while_it_is_fetched);
-	tcase_add_test(tcase, shared_again_while_it_is_fetched);
-	tcase_add_loop_test(tcase, removed_while_it_is_punched, 0, 2);
-	tcase_add_test(tcase, eight_at_random);
-	return run_suite(suite);
+	return run_suite("convert-race");
 }

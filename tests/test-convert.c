@@ -129,7 +129,9 @@ static const struct kvmfault_result *result(void)
 
 /* ---- by an access ---- */
 
-START_TEST(access_converts)
+TEST_GROUP(plain, up, down);
+
+TEST(plain, access_converts)
 {
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, at(3), PAGE, false), 0);
 	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_ACTION_RETRY);
@@ -154,10 +156,9 @@ START_TEST(access_converts)
 	ck_assert_uint_eq(resolved(), 2);
 	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_EXIT], 2);
 }
-END_TEST
 
 /* What was private holds nothing of before; what never was is fetched. */
-START_TEST(contents)
+TEST(plain, contents)
 {
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, at(3), PAGE, false), 0);
 	ck_assert(bed_has(3, bed_byte(3)));
@@ -169,10 +170,9 @@ START_TEST(contents)
 	ck_assert(bed_has(5, bed_byte(5)));
 	ck_assert_uint_eq(bed.reads, 2);
 }
-END_TEST
 
 /* The other vCPU was first: try again, but not for ever. */
-START_TEST(access_that_came_second)
+TEST(plain, access_that_came_second)
 {
 	ck_assert_int_eq(convert(at(3), 1, true), 0);
 	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_ACTION_RETRY);
@@ -183,10 +183,9 @@ START_TEST(access_that_came_second)
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NO_PROGRESS);
 	ck_assert_str_eq(result()->resolver, "convert");
 }
-END_TEST
 
 /* To and fro is what the guest wants, and is not a retry. */
-START_TEST(access_to_and_fro)
+TEST(plain, access_to_and_fro)
 {
 	unsigned int i;
 
@@ -196,9 +195,8 @@ START_TEST(access_to_and_fro)
 	ck_assert_uint_eq(told(), 100);
 	ck_assert_uint_eq(bed_waits(), 0);
 }
-END_TEST
 
-START_TEST(access_to_more_than_a_page)
+TEST(plain, access_to_more_than_a_page)
 {
 	struct kvmfault__memory_fault record = {
 		.flags = PRIVATE, .gpa = at(14), .size = 100 * PAGE,
@@ -212,9 +210,8 @@ START_TEST(access_to_more_than_a_page)
 	expect(at(13), 1, false);
 	expect(SECOND_GPA, 1, false);
 }
-END_TEST
 
-START_TEST(access_without_guest_memfd)
+TEST(plain, access_without_guest_memfd)
 {
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, SECOND_GPA), 0);
 	gmem = 0;
@@ -225,26 +222,23 @@ START_TEST(access_without_guest_memfd)
 	ck_assert_uint_eq(told(), 0);
 	gmem = bed.guest_memfd;
 }
-END_TEST
 
-START_TEST(access_in_another_address_space)
+TEST(plain, access_in_another_address_space)
 {
 	bed.run->flags = 1;	/* SMM */
 	ck_assert_int_eq(bed_exit(at(0), PRIVATE), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(told(), 0);
 }
-END_TEST
 
-START_TEST(access_with_more_flags)
+TEST(plain, access_with_more_flags)
 {
 	ck_assert_int_eq(bed_exit(at(0), PRIVATE | 1 << 9),
 			 KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_FLAGS);
 	expect(at(0), 1, false);
 }
-END_TEST
 
-START_TEST(access_to_failed_memory)
+TEST(plain, access_to_failed_memory)
 {
 	struct kvmfault__memory_fault record = {
 		.flags = PRIVATE, .gpa = at(0), .size = PAGE,
@@ -257,10 +251,9 @@ START_TEST(access_to_failed_memory)
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
 	ck_assert_uint_eq(told(), 0);
 }
-END_TEST
 
 /* A shared page that faults as such is the other resolvers'. */
-START_TEST(access_that_fits)
+TEST(plain, access_that_fits)
 {
 	ck_assert_int_eq(bed_exit(at(2), 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_str_eq(result()->resolver, "copy");
@@ -268,11 +261,10 @@ START_TEST(access_that_fits)
 	ck_assert_str_eq(result()->resolver, "populate");
 	ck_assert_uint_eq(told(), 0);
 }
-END_TEST
 
 /* It is to be shared again, and the fetch that was in flight when it became
  * private is not over: a vCPU that waits for no page is told so. */
-START_TEST(access_that_does_not_wait)
+TEST(plain, access_that_does_not_wait)
 {
 	struct kvmfault_vcpu_options options = {
 		.size = sizeof(options), .fd = fake_fd(FAKE_KVM),
@@ -295,7 +287,6 @@ START_TEST(access_that_does_not_wait)
 	kvmfault_vcpu_free(bed.vcpu);
 	bed.vcpu = waits;
 }
-END_TEST
 
 /* ---- with resolvers of the VMM's ---- */
 
@@ -324,7 +315,9 @@ static void up_own(void)
 	up_rest();
 }
 
-START_TEST(own_resolver_first)
+TEST_GROUP(own, up_own, down);
+
+TEST(own, own_resolver_first)
 {
 	verdict = KVMFAULT_VERDICT_RESOLVED;
 	ck_assert_int_eq(bed_exit(at(1), PRIVATE), KVMFAULT_ACTION_RETRY);
@@ -338,7 +331,6 @@ START_TEST(own_resolver_first)
 	ck_assert_str_eq(result()->resolver, "convert");
 	expect(at(1), 1, true);
 }
-END_TEST
 
 /* ---- a VM where accesses say nothing ---- */
 
@@ -353,7 +345,9 @@ static void up_calls_only(void)
 	up_rest();
 }
 
-START_TEST(calls_only)
+TEST_GROUP(calls_only, up_calls_only, down);
+
+TEST(calls_only, calls_only)
 {
 	ck_assert_int_eq(convert(at(1), 1, true), 0);
 	ck_assert_int_eq(bed_exit(at(1), 0), KVMFAULT_ACTION_RETRY);
@@ -365,11 +359,10 @@ START_TEST(calls_only)
 		;
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NO_PROGRESS);
 }
-END_TEST
 
 /* ---- by a call ---- */
 
-START_TEST(only_what_differs)
+TEST(plain, only_what_differs)
 {
 	ck_assert_int_eq(convert(at(2), 1, true), 0);
 	ck_assert_int_eq(convert(at(5), 2, true), 0);
@@ -386,9 +379,8 @@ START_TEST(only_what_differs)
 	ck_assert_int_eq(convert(at(9), 1, false), 0);
 	ck_assert_uint_eq(told(), 5);
 }
-END_TEST
 
-START_TEST(across_regions)
+TEST(plain, across_regions)
 {
 	uint64_t page;
 
@@ -417,9 +409,8 @@ START_TEST(across_regions)
 	ck_assert_uint_eq(fake_nth(FAKE_FALLOCATE, FAKE_ANY, 2)->number,
 			  FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
 }
-END_TEST
 
-START_TEST(outside)
+TEST(plain, outside)
 {
 	/* Nothing to be private with: refused as a whole. */
 	ck_assert_int_eq(convert(END - PAGE, 2, true), -ENXIO);
@@ -433,10 +424,9 @@ START_TEST(outside)
 	ck_assert_uint_eq(told(), 0);
 	expect(END - PAGE, 2, false);
 }
-END_TEST
 
 /* KVM keeps them by address, whatever is there. */
-START_TEST(outlives_the_region)
+TEST(plain, outlives_the_region)
 {
 	ck_assert_int_eq(convert(SECOND_GPA, 2, true), 0);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, SECOND_GPA), 0);
@@ -450,7 +440,6 @@ START_TEST(outlives_the_region)
 	ck_assert_int_eq(bed_exit(SECOND_GPA + PAGE, 0), KVMFAULT_ACTION_RETRY);
 	expect(SECOND_GPA + PAGE, 1, false);
 }
-END_TEST
 
 static void up_ram_only(void)
 {
@@ -463,7 +452,9 @@ static void up_ram_only(void)
 	up_rest();
 }
 
-START_TEST(ram_only)
+TEST_GROUP(ram_only, up_ram_only, down);
+
+TEST(ram_only, ram_only)
 {
 	ck_assert_int_eq(convert(END - PAGE, 1, true), 0);
 	ck_assert_int_eq(convert(END - PAGE, 2, false), -ENXIO);
@@ -472,9 +463,8 @@ START_TEST(ram_only)
 	ck_assert_int_eq(convert(END, 1, false), -ENXIO);
 	expect(END - PAGE, 1, false);
 }
-END_TEST
 
-START_TEST(bad_calls)
+TEST(plain, bad_calls)
 {
 	struct kvmfault_vm *vm = bed.vm, *other;
 	struct kvmfault_vcpu *vcpu = bed.vcpu;
@@ -499,9 +489,8 @@ START_TEST(bad_calls)
 			 -EINVAL);
 	ck_assert_int_eq(kvmfault_vm_free(other), 0);
 }
-END_TEST
 
-START_TEST(bad_contexts)
+TEST(plain, bad_contexts)
 {
 	struct kvmfault_converter converter = { .size = sizeof(converter) };
 	struct kvmfault_vm_options options = {
@@ -527,9 +516,8 @@ START_TEST(bad_contexts)
 	ck_assert_int_eq(kvmfault_vm_new(&options, &vm), 0);
 	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
 }
-END_TEST
 
-START_TEST(no_memory_for_a_seat)
+TEST(plain, no_memory_for_a_seat)
 {
 	struct kvmfault__seat *all[64];
 	size_t n = 0;
@@ -549,7 +537,6 @@ START_TEST(no_memory_for_a_seat)
 	while (n--)
 		kvmfault__seat_give(all[n]);
 }
-END_TEST
 
 /* ---- many pages ---- */
 
@@ -571,7 +558,7 @@ static bool want_exit(struct fake_call *call)
 	return false;
 }
 
-START_TEST(in_chunks)
+TEST(plain, in_chunks)
 {
 	uint64_t page, first = 3;
 	size_t n, calls;
@@ -609,10 +596,9 @@ START_TEST(in_chunks)
 	expect(BIG_GPA, BIG_PAGES, false);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BIG_GPA), 0);
 }
-END_TEST
 
 /* No room for the attributes: no region, and nothing of it is left. */
-START_TEST(no_memory_for_attributes)
+TEST(plain, no_memory_for_attributes)
 {
 	struct kvmfault_region region = {
 		.size = sizeof(region), .gpa = BIG_GPA + (1ULL << 30),
@@ -647,7 +633,6 @@ START_TEST(no_memory_for_attributes)
 	ck_assert_int_eq(convert(region.gpa, BIG_PAGES, true), 0);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, region.gpa), 0);
 }
-END_TEST
 
 /* ---- hooks ---- */
 
@@ -713,7 +698,9 @@ static void expect_story(const char *expected)
 	story[0] = 0;
 }
 
-START_TEST(hooks_in_their_order)
+TEST_GROUP(hooks, up_hooks, down);
+
+TEST(hooks, hooks_in_their_order)
 {
 	ck_assert_int_eq(convert(at(3), 1, true), 0);
 	expect_story("before0 3+1 private; before1 3+1 private; "
@@ -729,9 +716,10 @@ START_TEST(hooks_in_their_order)
 	ck_assert_int_eq(convert(at(2), 3, false), 0);
 	expect_story("");
 }
-END_TEST
 
-START_TEST(hook_that_refuses)
+TEST_GROUP(twice, up_hooks, down);
+
+TEST_EACH(twice, hook_that_refuses, 2)
 {
 	refuse[2] = _i ? 5 : -EPERM;
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, at(3), PAGE, false), 0);
@@ -753,10 +741,9 @@ START_TEST(hook_that_refuses)
 	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_ACTION_RETRY);
 	expect(at(3), 1, true);
 }
-END_TEST
 
 /* A run that fails is undone, and those before it stay. */
-START_TEST(step_that_fails_in_the_middle)
+TEST(hooks, step_that_fails_in_the_middle)
 {
 	ck_assert_int_eq(convert(at(14), 1, true), 0);
 	fake_put(gmem, SECOND_AT);
@@ -783,7 +770,6 @@ START_TEST(step_that_fails_in_the_middle)
 	ck_assert_int_eq(convert(at(13), 4, true), 0);
 	expect(at(13), 4, true);
 }
-END_TEST
 
 static int inner, inner_other;
 
@@ -797,7 +783,7 @@ static void convert_from_hook(void)
 	ck_assert_int_eq(kvmfault_is_private(bed.vm, at(3)), 0);
 }
 
-START_TEST(hook_that_converts)
+TEST(hooks, hook_that_converts)
 {
 	in_before = convert_from_hook;
 	ck_assert_int_eq(convert(at(3), 1, true), 0);
@@ -808,9 +794,12 @@ START_TEST(hook_that_converts)
 	/* What it fetched is gone. */
 	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 }
-END_TEST
 
-START_TEST(bad_hooks)
+static void up_vm_only(void);
+
+TEST_GROUP(vm_only, up_vm_only, down);
+
+TEST(vm_only, bad_hooks)
 {
 	struct {
 		struct kvmfault_conversion_hook hook;
@@ -831,7 +820,6 @@ START_TEST(bad_hooks)
 	up_rest();
 	ck_assert_int_eq(hook(0, true, true), -EBUSY);
 }
-END_TEST
 
 static void up_vm_only(void)
 {
@@ -880,7 +868,9 @@ static void up_back_end(void)
 	up_rest();
 }
 
-START_TEST(back_end_converts)
+TEST_GROUP(back_end, up_back_end, down);
+
+TEST(back_end, back_end_converts)
 {
 	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(back_end_calls, 1);
@@ -890,9 +880,10 @@ START_TEST(back_end_converts)
 	ck_assert_uint_eq(back_end_calls, 2);
 	expect(at(3), 1, false);
 }
-END_TEST
 
-START_TEST(back_end_that_fails_half_way)
+TEST_GROUP(half_way, up_back_end, down);
+
+TEST_EACH(half_way, back_end_that_fails_half_way, 2)
 {
 	back_end_result[0] = _i ? 1 : -EAGAIN;
 	ck_assert_int_eq(convert(at(0), 8, true), _i ? -EINVAL : -EAGAIN);
@@ -900,9 +891,8 @@ START_TEST(back_end_that_fails_half_way)
 	expect(at(0), 8, false);
 	ck_assert_uint_eq(bed.logs, 0);
 }
-END_TEST
 
-START_TEST(back_end_that_fails_for_good)
+TEST(back_end, back_end_that_fails_for_good)
 {
 	back_end_result[0] = -ENOMEM;
 	back_end_result[1] = -EIO;
@@ -913,11 +903,10 @@ START_TEST(back_end_that_fails_for_good)
 	/* Nothing was thrown away. */
 	ck_assert_int_eq(bed_state(0), KVMFAULT__ABSENT);
 }
-END_TEST
 
 /* ---- the other side ---- */
 
-START_TEST(discard_that_fails)
+TEST(plain, discard_that_fails)
 {
 	fake_put(gmem, 3 * PAGE);
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, at(3), PAGE, false), 0);
@@ -935,9 +924,8 @@ START_TEST(discard_that_fails)
 	ck_assert(fake_present(gmem, 3 * PAGE));
 	ck_assert_uint_eq(bed.logs, 1);		/* once */
 }
-END_TEST
 
-START_TEST(discard_of_the_second_region_only)
+TEST(plain, discard_of_the_second_region_only)
 {
 	fake_put(second_fd, 0);
 	fake_push(FAKE_FALLOCATE, -EPERM);
@@ -945,7 +933,6 @@ START_TEST(discard_of_the_second_region_only)
 	ck_assert_int_eq(bed_state(15), KVMFAULT__ABSENT);
 	ck_assert(!fake_present(second_fd, 0));
 }
-END_TEST
 
 static void up_keep(void)
 {
@@ -959,7 +946,9 @@ static void up_keep(void)
 	up_rest();
 }
 
-START_TEST(nothing_discarded)
+TEST_GROUP(keep, up_keep, down);
+
+TEST(keep, nothing_discarded)
 {
 	fake_put(gmem, 3 * PAGE);
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, at(3), PAGE, false), 0);
@@ -969,7 +958,6 @@ START_TEST(nothing_discarded)
 	ck_assert(fake_present(gmem, 3 * PAGE));
 	ck_assert_uint_eq(fake_count(FAKE_FALLOCATE, FAKE_ANY), 0);
 }
-END_TEST
 
 /* Removed while KVM is told: its descriptors are the VMM's again. */
 static bool remove_region(struct fake_call *call)
@@ -980,7 +968,7 @@ static bool remove_region(struct fake_call *call)
 	return false;
 }
 
-START_TEST(region_removed_meanwhile)
+TEST(plain, region_removed_meanwhile)
 {
 	ck_assert_int_eq(convert(at(15), 2, true), 0);
 	fake_put(gmem, 15 * PAGE);
@@ -991,7 +979,6 @@ START_TEST(region_removed_meanwhile)
 	ck_assert(!fake_present(gmem, 15 * PAGE));
 	ck_assert(fake_present(gmem, SECOND_AT));
 }
-END_TEST
 
 /* ---- huge pages ---- */
 
@@ -1041,7 +1028,9 @@ static unsigned int huge_pages(void)
 	return n;
 }
 
-START_TEST(huge_as_a_whole)
+TEST_GROUP(huge, up_huge, down_huge);
+
+TEST(huge, huge_as_a_whole)
 {
 	add_huge(HUGE_GPA, 2048, 0);
 	ck_assert_int_eq(convert(HUGE_GPA, 511, true), 0);
@@ -1057,10 +1046,9 @@ START_TEST(huge_as_a_whole)
 	ck_assert_int_eq(convert(HUGE_GPA + 9 * PAGE, 1, true), 0);
 	ck_assert_uint_eq(huge_pages(), 11);
 }
-END_TEST
 
 /* Regions that show no whole huge page, or show it off its boundary. */
-START_TEST(huge_in_part)
+TEST(huge, huge_in_part)
 {
 	add_huge(HUGE_GPA, 600, 100 * PAGE);
 	ck_assert_int_eq(convert(HUGE_GPA, 600, true), 0);
@@ -1074,7 +1062,6 @@ START_TEST(huge_in_part)
 	ck_assert_int_eq(convert(HUGE_GPA + 923 * PAGE, 1, true), 0);
 	ck_assert_uint_eq(huge_pages(), 13);
 }
-END_TEST
 
 /* Nobody converts another part of a huge page while it is looked at as a
  * whole: what is taken is all of it. */
@@ -1087,7 +1074,7 @@ static bool look(struct fake_call *call)
 	return false;
 }
 
-START_TEST(huge_is_taken_as_a_whole)
+TEST(huge, huge_is_taken_as_a_whole)
 {
 	const uint64_t first = HUGE_GPA / PAGE;
 
@@ -1103,7 +1090,6 @@ START_TEST(huge_is_taken_as_a_whole)
 	ck_assert_uint_eq(taken.first, at(3) / PAGE);
 	ck_assert_uint_eq(taken.end, at(4) / PAGE);
 }
-END_TEST
 
 /* ---- where nothing can convert ---- */
 
@@ -1117,7 +1103,9 @@ static void up_without(void)
 	up_rest();
 }
 
-START_TEST(without_converter)
+TEST_GROUP(without, up_without, down);
+
+TEST(without, without_converter)
 {
 	ck_assert_int_eq(bed_exit(at(3), PRIVATE), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_FLAGS);
@@ -1125,53 +1113,8 @@ START_TEST(without_converter)
 	ck_assert_str_eq(result()->resolver, "copy");
 	ck_assert_int_eq(convert(at(3), 1, true), -EOPNOTSUPP);
 }
-END_TEST
-
-static void with(Suite *suite, const char *name, void (*set_up)(void),
-		 void (*tear_down)(void), const TTest *const *all)
-{
-	TCase *tcase = tests(suite, name);
-
-	tcase_add_checked_fixture(tcase, set_up, tear_down);
-	for (; *all; all++)
-		tcase_add_test(tcase, *all);
-}
-
-#define WITH(set_up, tear_down, ...) \
-	with(suite, #set_up, set_up, tear_down, \
-	     (const TTest *const[]){ __VA_ARGS__, NULL })
 
 int main(void)
 {
-	Suite *suite = suite_create("convert");
-	TCase *t;
-
-	WITH(up, down, access_converts, contents, access_that_came_second,
-	     access_to_and_fro, access_to_more_than_a_page,
-	     access_without_guest_memfd, access_in_another_address_space,
-	     access_with_more_flags, access_to_failed_memory, access_that_fits,
-	     access_that_does_not_wait,
-	     only_what_differs, across_regions, outside, outlives_the_region,
-	     bad_calls, bad_contexts, no_memory_for_a_seat, in_chunks,
-	     no_memory_for_attributes, discard_that_fails,
-	     discard_of_the_second_region_only, region_removed_meanwhile);
-	WITH(up_own, down, own_resolver_first);
-	WITH(up_calls_only, down, calls_only);
-	WITH(up_ram_only, down, ram_only);
-	WITH(up_hooks, down, hooks_in_their_order,
-	     step_that_fails_in_the_middle, hook_that_converts);
-	WITH(up_vm_only, down, bad_hooks);
-	WITH(up_back_end, down, back_end_converts,
-	     back_end_that_fails_for_good);
-	WITH(up_keep, down, nothing_discarded);
-	WITH(up_huge, down_huge, huge_as_a_whole, huge_in_part,
-	     huge_is_taken_as_a_whole);
-	WITH(up_without, down, without_converter);
-	t = tests(suite, "twice");
-	tcase_add_checked_fixture(t, up_hooks, down);
-	tcase_add_loop_test(t, hook_that_refuses, 0, 2);
-	t = tests(suite, "half way");
-	tcase_add_checked_fixture(t, up_back_end, down);
-	tcase_add_loop_test(t, back_end_that_fails_half_way, 0, 2);
-	return run_suite(suite);
+	return run_suite("convert");
 }

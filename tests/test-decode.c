@@ -72,7 +72,9 @@ static unsigned char *annotated(uint64_t flags, uint64_t gpa, uint64_t size)
 	return run;
 }
 
-START_TEST(exit_is_annotated)
+TEST_GROUP(run, up, NULL);
+
+TEST_EACH(run, exit_is_annotated, 2)
 {
 	static const int errors[] = { EFAULT, EHWPOISON };
 	struct kvmfault_fault fault =
@@ -88,9 +90,8 @@ START_TEST(exit_is_annotated)
 	ck_assert_uint_eq(fault.flags, 0);
 	ck_assert_uint_eq(fault.hva, 0);
 }
-END_TEST
 
-START_TEST(other_errno_means_a_stale_record)
+TEST(run, other_errno_means_a_stale_record)
 {
 	struct kvmfault_fault fault;
 	int err;
@@ -105,9 +106,8 @@ START_TEST(other_errno_means_a_stale_record)
 		ck_assert_int_eq(fault.error, 0);
 	}
 }
-END_TEST
 
-START_TEST(success_means_a_stale_record)
+TEST(run, success_means_a_stale_record)
 {
 	struct kvmfault_fault fault =
 		decode(0, EFAULT, annotated(0, 0x5000, 0x1000));
@@ -115,9 +115,8 @@ START_TEST(success_means_a_stale_record)
 	ck_assert_int_eq(fault.kind, KVMFAULT_KIND_NONE);
 	ck_assert_uint_eq(fault.gpa, 0);
 }
-END_TEST
 
-START_TEST(bare)
+TEST_EACH(run, bare, 8)
 {
 	static const uint32_t reasons[] = {
 		KVM_EXIT_UNKNOWN, KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_EXIT_INTR,
@@ -131,18 +130,16 @@ START_TEST(bare)
 	ck_assert_uint_eq(fault.known, 0);
 	ck_assert_uint_eq(fault.flags, 0);
 }
-END_TEST
 
-START_TEST(bare_poison)
+TEST(run, bare_poison)
 {
 	struct kvmfault_fault fault = decode(-1, EHWPOISON, new_run(0, 0));
 
 	ck_assert_int_eq(fault.kind, KVMFAULT_KIND_UNANNOTATED);
 	ck_assert_int_eq(fault.error, EHWPOISON);
 }
-END_TEST
 
-START_TEST(no_run)
+TEST(run, no_run)
 {
 	ck_assert_int_eq(decode(-1, EFAULT, NULL).kind,
 			 KVMFAULT_KIND_UNANNOTATED);
@@ -150,9 +147,8 @@ START_TEST(no_run)
 			 KVMFAULT_KIND_NONE);
 	ck_assert_int_eq(decode(0, 0, NULL).kind, KVMFAULT_KIND_NONE);
 }
-END_TEST
 
-START_TEST(size_zero_is_not_known)
+TEST(run, size_zero_is_not_known)
 {
 	struct kvmfault_fault fault =
 		decode(-1, EFAULT, annotated(0, 0x5123, 0));
@@ -161,7 +157,6 @@ START_TEST(size_zero_is_not_known)
 	ck_assert_uint_eq(fault.gpa, 0x5000);
 	ck_assert_uint_eq(fault.length, 0x1000);
 }
-END_TEST
 
 static const struct {
 	uint64_t gpa, size, expected_gpa, expected_length;
@@ -181,7 +176,7 @@ static const struct {
 	{ 0, UINT64_MAX, 0, UINT64_MAX },
 };
 
-START_TEST(range)
+TEST_EACH(run, range, sizeof(ranges) / sizeof(*ranges))
 {
 	struct kvmfault_fault fault =
 		decode(-1, EFAULT, annotated(0, ranges[_i].gpa,
@@ -191,9 +186,8 @@ START_TEST(range)
 	ck_assert_uint_eq(fault.length, ranges[_i].expected_length);
 	ck_assert_uint_ge(fault.gpa + fault.length - 1, fault.gpa);
 }
-END_TEST
 
-START_TEST(unknown_flags_are_kept)
+TEST(run, unknown_flags_are_kept)
 {
 	const uint64_t flags = 0xdeadbeefcafef00d;
 
@@ -202,7 +196,6 @@ START_TEST(unknown_flags_are_kept)
 	ck_assert_uint_eq(decode(-1, EFAULT,
 				 annotated(8, 0, 0x1000)).flags, 8);
 }
-END_TEST
 
 static unsigned char *mmio(uint64_t gpa, uint32_t length, unsigned char write)
 {
@@ -214,7 +207,7 @@ static unsigned char *mmio(uint64_t gpa, uint32_t length, unsigned char write)
 	return run;
 }
 
-START_TEST(mmio_exit)
+TEST(run, mmio_exit)
 {
 	struct kvmfault_fault fault = decode(0, 0, mmio(0x5123, 4, 0));
 
@@ -228,16 +221,14 @@ START_TEST(mmio_exit)
 	fault = decode(0, 0, mmio(0x5123, 8, 1));
 	ck_assert_int_eq(fault.access, KVMFAULT_ACCESS_WRITE);
 }
-END_TEST
 
-START_TEST(mmio_with_an_error_is_stale)
+TEST(run, mmio_with_an_error_is_stale)
 {
 	ck_assert_int_eq(decode(-1, EINTR, mmio(0x5000, 4, 0)).kind,
 			 KVMFAULT_KIND_NONE);
 }
-END_TEST
 
-START_TEST(internal_error)
+TEST(run, internal_error)
 {
 	unsigned char *run = new_run(KVM_EXIT_INTERNAL_ERROR, 8);
 	uint32_t suberror;
@@ -252,9 +243,8 @@ START_TEST(internal_error)
 	ck_assert_int_eq(decode(-1, EINTR, run).kind,
 			 KVMFAULT_KIND_NONE);
 }
-END_TEST
 
-START_TEST(interrupted)
+TEST(run, interrupted)
 {
 	struct kvmfault_fault fault =
 		decode(-1, EINTR, new_run(KVM_EXIT_INTR, 0));
@@ -262,10 +252,9 @@ START_TEST(interrupted)
 	ck_assert_int_eq(fault.kind, KVMFAULT_KIND_NONE);
 	ck_assert_int_eq(fault.error, 0);
 }
-END_TEST
 
 #ifdef __x86_64__
-START_TEST(smm_is_another_address_space)
+TEST(run, smm_is_another_address_space)
 {
 	unsigned char *run = annotated(0, 0x5000, 0x1000);
 
@@ -278,7 +267,6 @@ START_TEST(smm_is_another_address_space)
 	run[offsetof(struct kvm_run, flags)] = 1;
 	ck_assert_uint_eq(decode(0, 0, run).address_space, 1);
 }
-END_TEST
 #endif
 
 /* Each exit is given no more than it defines. */
@@ -359,7 +347,7 @@ static const char *decode_random(uint32_t reason)
 	return broken(&fault);
 }
 
-START_TEST(total)
+TEST(run, total)
 {
 	const char *why;
 	uint32_t reason;
@@ -373,9 +361,8 @@ START_TEST(total)
 		}
 	}
 }
-END_TEST
 
-START_TEST(no_fault_to_fill)
+TEST(run, no_fault_to_fill)
 {
 	struct kvmfault_fault fault = { .size = 0 };
 
@@ -383,9 +370,8 @@ START_TEST(no_fault_to_fill)
 	ck_assert_int_eq(kvmfault_decode(0, 0, NULL, &fault), -EINVAL);
 	ck_assert_int_eq(kvmfault_decode_siginfo(NULL, NULL), -EINVAL);
 }
-END_TEST
 
-START_TEST(shorter_fault)
+TEST(run, shorter_fault)
 {
 	struct {
 		struct kvmfault_fault fault;
@@ -399,7 +385,6 @@ START_TEST(shorter_fault)
 	ck_assert_uint_eq(caller.fault.known, 0x55555555);
 	ck_assert_uint_eq(caller.fault.flags, 0x5555555555555555);
 }
-END_TEST
 
 static struct kvmfault_fault decode_signal(const siginfo_t *info)
 {
@@ -423,7 +408,9 @@ static siginfo_t sigbus(int code, uintptr_t address, short lsb)
 	return info;
 }
 
-START_TEST(marker)
+TEST_GROUP(siginfo, NULL, NULL);
+
+TEST(siginfo, marker)
 {
 	siginfo_t info = sigbus(BUS_MCEERR_AR, 0x7f0000123456, 12);
 	struct kvmfault_fault fault = decode_signal(&info);
@@ -435,9 +422,8 @@ START_TEST(marker)
 	ck_assert_uint_eq(fault.length, 0x1000);
 	ck_assert_uint_eq(fault.gpa, 0);
 }
-END_TEST
 
-START_TEST(huge_marker)
+TEST(siginfo, huge_marker)
 {
 	siginfo_t info = sigbus(BUS_MCEERR_AR, 0x7f0000323456, 21);
 	struct kvmfault_fault fault = decode_signal(&info);
@@ -445,9 +431,8 @@ START_TEST(huge_marker)
 	ck_assert_uint_eq(fault.hva, 0x7f0000323000);
 	ck_assert_uint_eq(fault.length, 0x200000);
 }
-END_TEST
 
-START_TEST(impossible_lsb_is_a_page)
+TEST_EACH(siginfo, impossible_lsb_is_a_page, 8)
 {
 	static const short lsb[] = { 0, -1, 11, 31, 63, 64, 32767, -32768 };
 	siginfo_t info = sigbus(BUS_MCEERR_AR, 0x7f0000123456, lsb[_i]);
@@ -456,18 +441,16 @@ START_TEST(impossible_lsb_is_a_page)
 	ck_assert_uint_eq(fault.hva, 0x7f0000123000);
 	ck_assert_uint_eq(fault.length, 0x1000);
 }
-END_TEST
 
-START_TEST(failure)
+TEST(siginfo, failure)
 {
 	siginfo_t info = sigbus(BUS_MCEERR_AO, 0x7f0000123000, 12);
 
 	ck_assert_int_eq(decode_signal(&info).kind,
 			 KVMFAULT_KIND_FAILURE);
 }
-END_TEST
 
-START_TEST(not_our_signal)
+TEST(siginfo, not_our_signal)
 {
 	siginfo_t info = sigbus(BUS_ADRERR, 0x7f0000123000, 12);
 
@@ -483,38 +466,8 @@ START_TEST(not_our_signal)
 			 KVMFAULT_KIND_NONE);
 	ck_assert_uint_eq(decode_signal(&info).known, 0);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("decode");
-	TCase *t = tests(suite, "run");
-
-	tcase_add_checked_fixture(t, up, NULL);
-	tcase_add_loop_test(t, exit_is_annotated, 0, 2);
-	tcase_add_test(t, other_errno_means_a_stale_record);
-	tcase_add_test(t, success_means_a_stale_record);
-	tcase_add_loop_test(t, bare, 0, 8);
-	tcase_add_test(t, bare_poison);
-	tcase_add_test(t, no_run);
-	tcase_add_test(t, size_zero_is_not_known);
-	tcase_add_loop_test(t, range, 0, sizeof(ranges) / sizeof(*ranges));
-	tcase_add_test(t, unknown_flags_are_kept);
-	tcase_add_test(t, mmio_exit);
-	tcase_add_test(t, mmio_with_an_error_is_stale);
-	tcase_add_test(t, internal_error);
-	tcase_add_test(t, interrupted);
-#ifdef __x86_64__
-	tcase_add_test(t, smm_is_another_address_space);
-#endif
-	tcase_add_test(t, total);
-	tcase_add_test(t, no_fault_to_fill);
-	tcase_add_test(t, shorter_fault);
-	t = tests(suite, "siginfo");
-	tcase_add_test(t, marker);
-	tcase_add_test(t, huge_marker);
-	tcase_add_loop_test(t, impossible_lsb_is_a_page, 0, 8);
-	tcase_add_test(t, failure);
-	tcase_add_test(t, not_our_signal);
-	return run_suite(suite);
+	return run_suite("decode");
 }

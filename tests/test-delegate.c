@@ -151,7 +151,9 @@ static void note_reader(void)
 	reader = pthread_self();
 }
 
-START_TEST(by_a_worker)
+TEST_GROUP(delegate, up, down);
+
+TEST(delegate, by_a_worker)
 {
 	bed.during_read = note_reader;
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
@@ -160,10 +162,9 @@ START_TEST(by_a_worker)
 	ck_assert(pthread_equal(reader, worker()->thread));
 	ck_assert_uint_eq(bed_stats().latency[0], 1);
 }
-END_TEST
 
 /* What its worker counts is the vCPU's, and not the next one's. */
-START_TEST(counted)
+TEST(delegate, counted)
 {
 	struct kvmfault_stats stats = { .size = sizeof(stats) };
 	struct kvmfault__worker *first = worker();
@@ -177,9 +178,8 @@ START_TEST(counted)
 	ck_assert_int_eq(kvmfault_vcpu_stats(bed.vcpu, &stats), 0);
 	ck_assert_uint_eq(stats.fetched, 0);
 }
-END_TEST
 
-START_TEST(unknown_profile)
+TEST(delegate, unknown_profile)
 {
 	struct kvmfault_vcpu_options options = {
 		.size = sizeof(options), .fd = fake_fd(FAKE_KVM),
@@ -189,11 +189,10 @@ START_TEST(unknown_profile)
 
 	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &options, &vcpu), -EINVAL);
 }
-END_TEST
 
 /* ---- signals ---- */
 
-START_TEST(signal_while_it_works)
+TEST(delegate, signal_while_it_works)
 {
 	leave_it_inside(0);
 	ck_assert(!result()->unfinished);
@@ -203,10 +202,9 @@ START_TEST(signal_while_it_works)
 	ck_assert_uint_eq(step, 1);
 	ck_assert_uint_eq(bed.reads, 1);
 }
-END_TEST
 
 /* What takes no system call does not wait for one that was left. */
-START_TEST(signal_and_what_is_no_fault)
+TEST(delegate, signal_and_what_is_no_fault)
 {
 	siginfo_t info = { .si_signo = SIGBUS };
 
@@ -220,9 +218,8 @@ START_TEST(signal_and_what_is_no_fault)
 	ck_assert(atomic_load(&worker()->state) & BUSY);
 	let_it_end();
 }
-END_TEST
 
-START_TEST(signal_and_another_fault)
+TEST(delegate, signal_and_another_fault)
 {
 	leave_it_inside(0);
 	ck_assert_int_eq(bed_other(), KVMFAULT_ACTION_NOT_A_FAULT);
@@ -233,10 +230,9 @@ START_TEST(signal_and_another_fault)
 	ck_assert_int_eq(bed_state(1), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(result()->fault->gpa, BED_GPA + PAGE);
 }
-END_TEST
 
 /* The failure of what was left behind is nobody's. */
-START_TEST(signal_and_failure)
+TEST(delegate, signal_and_failure)
 {
 	bed.source_result = -EIO;
 	leave_it_inside(0);
@@ -246,9 +242,8 @@ START_TEST(signal_and_failure)
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.reads, 2);
 }
-END_TEST
 
-START_TEST(immediate_exit)
+TEST(delegate, immediate_exit)
 {
 	bed.during_read = stop;
 	bed.run->immediate_exit = 1;
@@ -258,9 +253,8 @@ START_TEST(immediate_exit)
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.reads, 1);
 }
-END_TEST
 
-START_TEST(mmio_is_unfinished)
+TEST(delegate, mmio_is_unfinished)
 {
 	memset(bed.run->mmio.data, 0x5a, 8);
 	bed.during_read = stop;
@@ -273,7 +267,6 @@ START_TEST(mmio_is_unfinished)
 	ck_assert(!result()->unfinished);
 	ck_assert_int_eq(*(bed_page(0) + 8), 0x5a);
 }
-END_TEST
 
 /* Taken out of the regions between the page and the copy. */
 static int ends_and_is_removed(void)
@@ -283,18 +276,17 @@ static int ends_and_is_removed(void)
 	return 0;
 }
 
-START_TEST(mmio_of_what_is_no_ram_any_more)
+TEST(delegate, mmio_of_what_is_no_ram_any_more)
 {
 	bed.during_read = stop;
 	SCRIPT(ends_and_is_removed);
 	ck_assert_int_eq(bed_mmio(BED_GPA + 8, 8, true), KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert(!result()->unfinished);
 }
-END_TEST
 
 /* ---- the ends of things, which wait for no worker ---- */
 
-START_TEST(vcpu_freed_while_it_works)
+TEST(delegate, vcpu_freed_while_it_works)
 {
 	struct kvmfault__worker *first = worker();
 	int fd = first->fd;
@@ -314,18 +306,16 @@ START_TEST(vcpu_freed_while_it_works)
 	new_vcpu(false);
 	ck_assert_uint_eq(fake_count(FAKE_THREAD, FAKE_ANY), 0);
 }
-END_TEST
 
-START_TEST(vcpu_reset_while_it_works)
+TEST(delegate, vcpu_reset_while_it_works)
 {
 	leave_it_inside(0);
 	kvmfault_vcpu_reset(bed.vcpu);
 	ck_assert(atomic_load(&worker()->state) & BUSY);
 	let_it_end();
 }
-END_TEST
 
-START_TEST(service_freed_while_it_works)
+TEST(delegate, service_freed_while_it_works)
 {
 	struct kvmfault_service_options options = {
 		.size = sizeof(options), .threads = 1,
@@ -337,7 +327,6 @@ START_TEST(service_freed_while_it_works)
 	ck_assert_int_eq(kvmfault_service_free(service), 0);
 	let_it_end();
 }
-END_TEST
 
 /* ---- a worker that is asleep in the kernel ---- */
 
@@ -357,7 +346,7 @@ static bool sleep_in_populate(struct fake_call *call)
 	return true;
 }
 
-START_TEST(its_page_comes_by_the_one_service_thread)
+TEST(delegate, its_page_comes_by_the_one_service_thread)
 {
 	struct kvmfault_service_options options = {
 		.size = sizeof(options), .threads = 1,
@@ -373,7 +362,6 @@ START_TEST(its_page_comes_by_the_one_service_thread)
 	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_UFFD], 1);
 	ck_assert_int_eq(kvmfault_service_free(service), 0);
 }
-END_TEST
 
 /* ---- pages in flight ---- */
 
@@ -418,7 +406,7 @@ static int signal_comes_as_it_waits(void)
 	return -EINTR;
 }
 
-START_TEST(page_in_flight)
+TEST(delegate, page_in_flight)
 {
 	claim();
 	SCRIPT(page_comes);
@@ -428,10 +416,9 @@ START_TEST(page_in_flight)
 	/* It was waited for: nothing else need be tried. */
 	ck_assert_uint_eq(fake_count(FAKE_MADVISE, FAKE_ANY), 0);
 }
-END_TEST
 
 /* A worker that nobody waits for any more does not wait either. */
-START_TEST(page_in_flight_and_a_signal)
+TEST(delegate, page_in_flight_and_a_signal)
 {
 	claim();
 	SCRIPT(signal_comes_as_it_waits);
@@ -441,9 +428,8 @@ START_TEST(page_in_flight_and_a_signal)
 	SCRIPT(page_comes);
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 }
-END_TEST
 
-START_TEST(page_in_flight_and_no_wait)
+TEST_EACH(delegate, page_in_flight_and_no_wait, 2)
 {
 	new_vcpu(true);
 	claim();
@@ -457,10 +443,9 @@ START_TEST(page_in_flight_and_no_wait)
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.vm->pending, 0);
 }
-END_TEST
 
 /* Who has left was not told PENDING, and is not to be told that it has come. */
-START_TEST(pending_and_a_signal)
+TEST(delegate, pending_and_a_signal)
 {
 	new_vcpu(true);
 	leave_it_inside(0);
@@ -468,7 +453,6 @@ START_TEST(pending_and_a_signal)
 	let_it_end();
 	ck_assert_uint_eq(bed.vm->pending, 0);
 }
-END_TEST
 
 /* ---- a source that answers later ---- */
 
@@ -524,7 +508,7 @@ static void drop_later(struct kvmfault_memory *memory)
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
 
-START_TEST(answered_later)
+TEST(delegate, answered_later)
 {
 	struct kvmfault_memory *memory;
 
@@ -533,9 +517,8 @@ START_TEST(answered_later)
 	ck_assert_int_eq(bed_exit(LATER + (1 << 20), 0), KVMFAULT_ACTION_RETRY);
 	drop_later(memory);
 }
-END_TEST
 
-START_TEST(failed_later)
+TEST(delegate, failed_later)
 {
 	struct kvmfault_memory *memory;
 
@@ -546,7 +529,6 @@ START_TEST(failed_later)
 	ck_assert_int_eq(result()->error, -EIO);
 	drop_later(memory);
 }
-END_TEST
 
 /* ---- conversions ---- */
 
@@ -602,7 +584,9 @@ static void up_converter(void)
 	up();
 }
 
-START_TEST(conversion)
+TEST_GROUP(convert, up_converter, down);
+
+TEST(convert, conversion)
 {
 	uint64_t done = 1;
 
@@ -610,7 +594,6 @@ START_TEST(conversion)
 	ck_assert_uint_eq(done, 2 * PAGE);
 	ck_assert_int_eq(kvmfault_is_private(bed.vm, BED_GPA), 1);
 }
-END_TEST
 
 /* What has begun is not left, and counts. */
 static int goes_on(void)
@@ -619,7 +602,7 @@ static int goes_on(void)
 	return 0;
 }
 
-START_TEST(conversion_and_a_signal)
+TEST(convert, conversion_and_a_signal)
 {
 	uint64_t done = 1;
 	int err;
@@ -631,18 +614,16 @@ START_TEST(conversion_and_a_signal)
 	ck_assert_uint_eq(done, 2 * PAGE);
 	ck_assert_int_eq(kvmfault_is_private(bed.vm, BED_GPA), 1);
 }
-END_TEST
 
-START_TEST(conversion_that_waits_for_another)
+TEST(convert, conversion_that_waits_for_another)
 {
 	bed.vm->conversions.first = &other;
 	SCRIPT(conversion_ends);
 	ck_assert_int_eq(convert(NULL), 0);
 }
-END_TEST
 
 /* And is not made for a vCPU that has gone on. */
-START_TEST(conversion_that_waits_and_a_signal)
+TEST(convert, conversion_that_waits_and_a_signal)
 {
 	uint64_t done = 1;
 
@@ -654,7 +635,6 @@ START_TEST(conversion_that_waits_and_a_signal)
 	bed.vm->conversions.first = NULL;
 	ck_assert_int_eq(kvmfault_is_private(bed.vm, BED_GPA), 0);
 }
-END_TEST
 
 /* From within a callback of the vCPU's, which is on its worker's thread. */
 static int nested;
@@ -665,7 +645,7 @@ static void convert_nested(void)
 				  NULL);
 }
 
-START_TEST(conversion_in_a_callback)
+TEST(convert, conversion_in_a_callback)
 {
 	nested = 1;
 	bed.during_read = convert_nested;
@@ -673,7 +653,6 @@ START_TEST(conversion_in_a_callback)
 	ck_assert_int_eq(nested, 0);
 	ck_assert_int_eq(kvmfault_is_private(bed.vm, BED_GPA + PAGE), 1);
 }
-END_TEST
 
 /* ---- the vCPU, which a worker may hold ---- */
 
@@ -687,7 +666,7 @@ static void hold(void)
 		kvmfault__free_vcpu(worker()->seat);
 }
 
-START_TEST(not_held_when_it_has_left)
+TEST(delegate, not_held_when_it_has_left)
 {
 	bed.during_read = hold;
 	SCRIPT(signal_comes);
@@ -695,7 +674,6 @@ START_TEST(not_held_when_it_has_left)
 	let_it_end();
 	ck_assert(!could_hold);
 }
-END_TEST
 
 static void hold_on(void)
 {
@@ -714,7 +692,7 @@ static int still_held(void)
 	return -EINTR;
 }
 
-START_TEST(does_not_leave_while_it_is_held)
+TEST(delegate, does_not_leave_while_it_is_held)
 {
 	bed.during_read = hold_on;
 	SCRIPT(signal_comes, still_held, still_held, still_held);
@@ -723,7 +701,6 @@ START_TEST(does_not_leave_while_it_is_held)
 	ck_assert(could_hold);
 	ck_assert_uint_ge(held_waits, 3);
 }
-END_TEST
 
 /* ---- the emulator ---- */
 
@@ -766,9 +743,11 @@ static void up_emulation(void)
 	fake_on(FAKE_IOCTL, vcpu_calls);
 }
 
+TEST_GROUP(emulation, up_emulation, down);
+
 /* KVM_TRANSLATE sleeps for a page table: the vCPU does not; and nothing is done to
  * it any more. */
-START_TEST(emulation_is_unfinished)
+TEST(emulation, emulation_is_unfinished)
 {
 	stops_in = KVM_TRANSLATE;
 	SCRIPT(signal_comes);
@@ -781,9 +760,8 @@ START_TEST(emulation_is_unfinished)
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_GET_VCPU_EVENTS), 1);
 	ck_assert_uint_eq(bed.reads, 1);
 }
-END_TEST
 
-START_TEST(emulation_is_lost)
+TEST(emulation, emulation_is_lost)
 {
 	stops_in = KVM_TRANSLATE;
 	SCRIPT(signal_comes);
@@ -793,10 +771,9 @@ START_TEST(emulation_is_lost)
 	ck_assert(!result()->unfinished);
 	let_it_end();
 }
-END_TEST
 
 /* The descriptor is the worker's own: the VMM may close its own by then. */
-START_TEST(emulation_of_a_vcpu_that_was_freed)
+TEST(emulation, emulation_of_a_vcpu_that_was_freed)
 {
 	struct kvmfault__worker *first = worker();
 	int fd = first->fd;
@@ -810,7 +787,6 @@ START_TEST(emulation_of_a_vcpu_that_was_freed)
 	await_idle(first);
 	ck_assert_int_eq(ioctl_fd, fd);
 }
-END_TEST
 
 #endif
 
@@ -825,7 +801,7 @@ static void listen(const char *what, const char *function)
 }
 
 /* The thread is said to be one that delegates, and the vCPU's is not. */
-START_TEST(noticed)
+TEST(delegate, noticed)
 {
 	bed.profile = KVMFAULT_PROFILE_INLINE;
 	new_vcpu(false);
@@ -837,7 +813,6 @@ START_TEST(noticed)
 	kvmfault_vcpu_free(bed.vcpu);
 	bed.vcpu = NULL;
 }
-END_TEST
 
 /* And a call that was not published, of an inline one and of a worker. */
 static int reads_something(void *data, struct kvmfault_request *request)
@@ -850,7 +825,9 @@ static int reads_something(void *data, struct kvmfault_request *request)
 	return KVMFAULT_VERDICT_DECLINED;
 }
 
-START_TEST(unpublished)
+TEST_GROUP(unpublished, NULL, NULL);
+
+TEST_EACH(unpublished, unpublished, 2)
 {
 	static const struct kvmfault_resolver resolver = {
 		.size = sizeof(resolver), .name = "reads",
@@ -867,51 +844,8 @@ START_TEST(unpublished)
 			 "a worker: what is called was not published" :
 			 "kvmfault_vcpu_handle: what is called was not published");
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("delegate");
-	TCase *t = tests(suite, "delegate");
-
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_test(t, by_a_worker);
-	tcase_add_test(t, counted);
-	tcase_add_test(t, unknown_profile);
-	tcase_add_test(t, signal_while_it_works);
-	tcase_add_test(t, signal_and_what_is_no_fault);
-	tcase_add_test(t, signal_and_another_fault);
-	tcase_add_test(t, signal_and_failure);
-	tcase_add_test(t, immediate_exit);
-	tcase_add_test(t, mmio_is_unfinished);
-	tcase_add_test(t, mmio_of_what_is_no_ram_any_more);
-	tcase_add_test(t, vcpu_freed_while_it_works);
-	tcase_add_test(t, vcpu_reset_while_it_works);
-	tcase_add_test(t, service_freed_while_it_works);
-	tcase_add_test(t, its_page_comes_by_the_one_service_thread);
-	tcase_add_test(t, page_in_flight);
-	tcase_add_test(t, page_in_flight_and_a_signal);
-	tcase_add_loop_test(t, page_in_flight_and_no_wait, 0, 2);
-	tcase_add_test(t, pending_and_a_signal);
-	tcase_add_test(t, answered_later);
-	tcase_add_test(t, failed_later);
-	tcase_add_test(t, not_held_when_it_has_left);
-	tcase_add_test(t, does_not_leave_while_it_is_held);
-	tcase_add_test(t, noticed);
-	t = tests(suite, "convert");
-	tcase_add_checked_fixture(t, up_converter, down);
-	tcase_add_test(t, conversion);
-	tcase_add_test(t, conversion_and_a_signal);
-	tcase_add_test(t, conversion_that_waits_for_another);
-	tcase_add_test(t, conversion_that_waits_and_a_signal);
-	tcase_add_test(t, conversion_in_a_callback);
-#ifdef __x86_64__
-	t = tests(suite, "emulation");
-	tcase_add_checked_fixture(t, up_emulation, down);
-	tcase_add_test(t, emulation_is_unfinished);
-	tcase_add_test(t, emulation_is_lost);
-	tcase_add_test(t, emulation_of_a_vcpu_that_was_freed);
-#endif
-	tcase_add_loop_test(tests(suite, "unpublished"), unpublished, 0, 2);
-	return run_suite(suite);
+	return run_suite("delegate");
 }

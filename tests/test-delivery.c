@@ -79,7 +79,9 @@ static void why(enum kvmfault_delivery delivery, enum kvmfault_support answer,
 	ck_assert_ptr_nonnull(strstr(report().why[delivery], text));
 }
 
-START_TEST(by_default_uffd)
+TEST_GROUP(delivery, up, down);
+
+TEST(delivery, by_default_uffd)
 {
 	fake_forget();
 	expect(KVMFAULT_DELIVERY_UFFD);
@@ -89,18 +91,16 @@ START_TEST(by_default_uffd)
 	ck_assert_uint_eq(fake_count(FAKE_OPEN, FAKE_ANY), 0);
 	ck_assert_uint_eq(fake_count(FAKE_USERFAULTFD, FAKE_ANY), 0);
 }
-END_TEST
 
-START_TEST(allowed)
+TEST(delivery, allowed)
 {
 	options.allow = KVMFAULT_ALLOW_MARKER_EXIT |
 			KVMFAULT_ALLOW_SHADOW_PAGING;
 	expect(KVMFAULT_DELIVERY_MARKER_EXIT);
 	why(KVMFAULT_DELIVERY_UFFD, KVMFAULT_SUPPORT_NOT_ASKED, "better");
 }
-END_TEST
 
-START_TEST(asked_for_by_name)
+TEST(delivery, asked_for_by_name)
 {
 	options.allow = KVMFAULT_ALLOW_SHADOW_PAGING;
 	options.delivery = KVMFAULT_DELIVERY_MARKER_EXIT;
@@ -112,9 +112,8 @@ START_TEST(asked_for_by_name)
 	expect(KVMFAULT_DELIVERY_UFFD);
 	why(KVMFAULT_DELIVERY_MARKER_EXIT, KVMFAULT_SUPPORT_NOT_ASKED, "another");
 }
-END_TEST
 
-START_TEST(markers_need_to_know_who_walks)
+TEST(delivery, markers_need_to_know_who_walks)
 {
 	options.allow = KVMFAULT_ALLOW_MARKER_EXIT;
 	expect(KVMFAULT_DELIVERY_UFFD);
@@ -122,7 +121,6 @@ START_TEST(markers_need_to_know_who_walks)
 	down();
 	refused(KVMFAULT_DELIVERY_MARKER_EXIT, "kvm_fd");
 }
-END_TEST
 
 static bool no_poison(struct fake_call *call)
 {
@@ -135,7 +133,7 @@ static bool no_poison(struct fake_call *call)
 	return true;
 }
 
-START_TEST(kernel_without_markers)
+TEST(delivery, kernel_without_markers)
 {
 	options.allow = KVMFAULT_ALLOW_MARKER_EXIT |
 			KVMFAULT_ALLOW_SHADOW_PAGING;
@@ -145,9 +143,8 @@ START_TEST(kernel_without_markers)
 	down();
 	refused(KVMFAULT_DELIVERY_MARKER_EXIT, "UFFDIO_POISON");
 }
-END_TEST
 
-START_TEST(no_right_to_a_userfaultfd)
+TEST(delivery, no_right_to_a_userfaultfd)
 {
 	options.allow = KVMFAULT_ALLOW_MARKER_EXIT |
 			KVMFAULT_ALLOW_SHADOW_PAGING;
@@ -159,7 +156,6 @@ START_TEST(no_right_to_a_userfaultfd)
 			 -EPERM);
 	fake_uffd_denied = 0;
 }
-END_TEST
 
 /* ---- on a KVM that can be asked ---- */
 
@@ -226,15 +222,14 @@ static void can_be_asked(bool hardware, bool userfault)
 	fake_on(FAKE_IOCTL, kvm_calls);
 }
 
-START_TEST(the_hardware_walks)
+TEST(delivery, the_hardware_walks)
 {
 	can_be_asked(true, false);
 	expect(KVMFAULT_DELIVERY_MARKER_EXIT);
 	why(KVMFAULT_DELIVERY_KERNEL_EXIT, KVMFAULT_SUPPORT_NO, "KVM_MEM_USERFAULT");
 }
-END_TEST
 
-START_TEST(kvm_walks)
+TEST(delivery, kvm_walks)
 {
 	can_be_asked(false, false);
 	expect(KVMFAULT_DELIVERY_UFFD);
@@ -244,9 +239,8 @@ START_TEST(kvm_walks)
 	options.allow |= KVMFAULT_ALLOW_SHADOW_PAGING;
 	expect(KVMFAULT_DELIVERY_MARKER_EXIT);
 }
-END_TEST
 
-START_TEST(the_kernels_own_way_is_the_best)
+TEST(delivery, the_kernels_own_way_is_the_best)
 {
 	can_be_asked(true, true);
 	expect(KVMFAULT_DELIVERY_KERNEL_EXIT);
@@ -261,11 +255,10 @@ START_TEST(the_kernels_own_way_is_the_best)
 	has_userfault = false;
 	refused(KVMFAULT_DELIVERY_KERNEL_EXIT, "no released one");
 }
-END_TEST
 
 #endif
 
-START_TEST(left_and_taken_up)
+TEST(delivery, left_and_taken_up)
 {
 	options.allow = KVMFAULT_ALLOW_MARKER_EXIT |
 			KVMFAULT_ALLOW_SHADOW_PAGING;
@@ -280,9 +273,8 @@ START_TEST(left_and_taken_up)
 	ck_assert_int_eq(report().delivery, KVMFAULT_DELIVERY_MARKER_EXIT);
 	ck_assert_ptr_null(report().why[KVMFAULT_DELIVERY_MARKER_EXIT]);
 }
-END_TEST
 
-START_TEST(wrong_arguments)
+TEST(delivery, wrong_arguments)
 {
 	struct kvmfault_delivery_report small = { .size = 1 };
 
@@ -302,26 +294,8 @@ START_TEST(wrong_arguments)
 	ck_assert_int_eq(kvmfault_vm_set_delivery(
 		vm, KVMFAULT_DELIVERY_UFFD), 0);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("delivery");
-	TCase *t = tests(suite, "delivery");
-
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_test(t, by_default_uffd);
-	tcase_add_test(t, allowed);
-	tcase_add_test(t, asked_for_by_name);
-	tcase_add_test(t, markers_need_to_know_who_walks);
-	tcase_add_test(t, kernel_without_markers);
-	tcase_add_test(t, no_right_to_a_userfaultfd);
-#ifdef __x86_64__
-	tcase_add_test(t, the_hardware_walks);
-	tcase_add_test(t, kvm_walks);
-	tcase_add_test(t, the_kernels_own_way_is_the_best);
-#endif
-	tcase_add_test(t, left_and_taken_up);
-	tcase_add_test(t, wrong_arguments);
-	return run_suite(suite);
+	return run_suite("delivery");
 }

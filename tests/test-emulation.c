@@ -111,7 +111,9 @@ static void all_present(void)
 	make_present(12);
 }
 
-START_TEST(operand_is_absent)
+TEST_GROUP(x86, up, bed_down);
+
+TEST(x86, operand_is_absent)
 {
 	make_present(4);
 	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
@@ -121,9 +123,8 @@ START_TEST(operand_is_absent)
 	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_EMULATION],
 			  1);
 }
-END_TEST
 
-START_TEST(operand_across_pages)
+TEST(x86, operand_across_pages)
 {
 	make_present(4);
 	regs.rbx += PAGE - 16;
@@ -131,18 +132,16 @@ START_TEST(operand_across_pages)
 	ck_assert_int_eq(bed_state(8), KVMFAULT__PRESENT);
 	ck_assert_int_eq(bed_state(9), KVMFAULT__PRESENT);
 }
-END_TEST
 
-START_TEST(code_is_absent)
+TEST(x86, code_is_absent)
 {
 	make_present(8);
 	make_present(12);
 	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(4), KVMFAULT__PRESENT);
 }
-END_TEST
 
-START_TEST(code_across_pages)
+TEST(x86, code_across_pages)
 {
 	static const unsigned char code[] = { 0x0f, 0xae, 0x03 };
 
@@ -153,9 +152,8 @@ START_TEST(code_across_pages)
 	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(8), KVMFAULT__PRESENT);
 }
-END_TEST
 
-START_TEST(ud_is_taken_back)
+TEST(x86, ud_is_taken_back)
 {
 	make_present(4);
 	give_up();
@@ -167,9 +165,8 @@ START_TEST(ud_is_taken_back)
 	ck_assert_uint_eq(set.flags & ~(uint32_t)KVM_VCPUEVENT_VALID_PAYLOAD,
 			  0);
 }
-END_TEST
 
-START_TEST(another_exception_stays)
+TEST(x86, another_exception_stays)
 {
 	make_present(4);
 	events.exception.nr = 14;
@@ -181,9 +178,8 @@ START_TEST(another_exception_stays)
 	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(sets, 0);
 }
-END_TEST
 
-START_TEST(another_exit_starts_anew)
+TEST_EACH(x86, another_exit_starts_anew, 2)
 {
 	if (_i)
 		all_present();
@@ -193,9 +189,8 @@ START_TEST(another_exit_starts_anew)
 	ck_assert_int_eq(bed_other(), KVMFAULT_ACTION_NOT_A_FAULT);
 	give_up_for_good();
 }
-END_TEST
 
-START_TEST(nothing_was_absent)
+TEST(x86, nothing_was_absent)
 {
 	all_present();
 	/* Other threads may have been faster. */
@@ -204,9 +199,8 @@ START_TEST(nothing_was_absent)
 	ck_assert_uint_eq(sets, BUDGET);
 	ck_assert_uint_eq(bed.reads, 0);
 }
-END_TEST
 
-START_TEST(other_instruction)
+TEST(x86, other_instruction)
 {
 	all_present();
 	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
@@ -214,9 +208,8 @@ START_TEST(other_instruction)
 	regs.rip++;
 	give_up_for_good();
 }
-END_TEST
 
-START_TEST(strings)
+TEST(x86, strings)
 {
 	make_present(4);
 	regs.rsi = BED_GPA + 1 * PAGE + LINEAR;
@@ -225,9 +218,8 @@ START_TEST(strings)
 	ck_assert_int_eq(bed_state(1), KVMFAULT__PRESENT);
 	ck_assert_int_eq(bed_state(2), KVMFAULT__PRESENT);
 }
-END_TEST
 
-START_TEST(source_fails)
+TEST(x86, source_fails)
 {
 	make_present(4);
 	bed.source_result = -EIO;
@@ -236,9 +228,8 @@ START_TEST(source_fails)
 			 KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(kvmfault_vcpu_result(bed.vcpu)->error, -EIO);
 }
-END_TEST
 
-START_TEST(vcpu_cannot_be_asked)
+TEST_EACH(x86, vcpu_cannot_be_asked, 3)
 {
 	static const uint64_t requests[] = {
 		KVM_GET_REGS, KVM_GET_SREGS, KVM_TRANSLATE,
@@ -253,9 +244,8 @@ START_TEST(vcpu_cannot_be_asked)
 		ck_assert_int_eq(give_up(), KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_uint_eq(bed.reads, 0);
 }
-END_TEST
 
-START_TEST(ud_cannot_be_taken_back)
+TEST_EACH(x86, ud_cannot_be_taken_back, 2)
 {
 	static const uint64_t requests[] = {
 		KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS,
@@ -266,9 +256,8 @@ START_TEST(ud_cannot_be_taken_back)
 	make_present(4);
 	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_NOT_A_FAULT);
 }
-END_TEST
 
-START_TEST(other_internal_errors)
+TEST(x86, other_internal_errors)
 {
 	bed.run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
 	bed.run->internal.suberror = 2;
@@ -276,9 +265,8 @@ START_TEST(other_internal_errors)
 			 KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_GET_REGS), 0);
 }
-END_TEST
 
-START_TEST(protected_mode)
+TEST(x86, protected_mode)
 {
 	sregs.cs.l = 0;
 	sregs.cs.db = 1;
@@ -290,51 +278,22 @@ START_TEST(protected_mode)
 	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(8), KVMFAULT__PRESENT);
 }
-END_TEST
-
-int main(void)
-{
-	Suite *suite = suite_create("emulation");
-	TCase *t = tests(suite, "x86");
-
-	tcase_add_checked_fixture(t, up, bed_down);
-	tcase_add_test(t, operand_is_absent);
-	tcase_add_test(t, operand_across_pages);
-	tcase_add_test(t, code_is_absent);
-	tcase_add_test(t, code_across_pages);
-	tcase_add_test(t, ud_is_taken_back);
-	tcase_add_test(t, another_exception_stays);
-	tcase_add_test(t, nothing_was_absent);
-	tcase_add_loop_test(t, another_exit_starts_anew, 0, 2);
-	tcase_add_test(t, other_instruction);
-	tcase_add_test(t, strings);
-	tcase_add_test(t, source_fails);
-	tcase_add_loop_test(t, vcpu_cannot_be_asked, 0, 3);
-	tcase_add_loop_test(t, ud_cannot_be_taken_back, 0, 2);
-	tcase_add_test(t, other_internal_errors);
-	tcase_add_test(t, protected_mode);
-	return run_suite(suite);
-}
 
 #else
 
-START_TEST(never_a_fault)
+TEST_GROUP(other, bed_up, bed_down);
+
+TEST(other, never_a_fault)
 {
 	bed.run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
 	bed.run->internal.suberror = 1;
 	ck_assert_int_eq(bed_handle(0, 0),
 			 KVMFAULT_ACTION_NOT_A_FAULT);
 }
-END_TEST
+
+#endif
 
 int main(void)
 {
-	Suite *suite = suite_create("emulation");
-	TCase *t = tests(suite, "other");
-
-	tcase_add_checked_fixture(t, bed_up, bed_down);
-	tcase_add_test(t, never_a_fault);
-	return run_suite(suite);
+	return run_suite("emulation");
 }
-
-#endif

@@ -33,7 +33,9 @@ static void expect_all(int error)
 	ck_assert_ptr_null(added);
 }
 
-START_TEST(no_userfaultfd)
+TEST_GROUP(errnos, bed_up, NULL);
+
+TEST_EACH(errnos, no_userfaultfd, 3)
 {
 	static const int errors[] = { -EPERM, -ENOSYS, -EMFILE };
 
@@ -42,11 +44,10 @@ START_TEST(no_userfaultfd)
 	fake_uffd_denied = 0;
 	bed_down();
 }
-END_TEST
 
 #define MOST 4095
 
-START_TEST(no_userfaultfd_left)
+TEST(errnos, no_userfaultfd_left)
 {
 	static struct kvmfault_uffd *all[MOST];
 	size_t i = 0;
@@ -59,7 +60,6 @@ START_TEST(no_userfaultfd_left)
 		ck_assert_int_eq(kvmfault_uffd_free(all[i]), 0);
 	bed_down();
 }
-END_TEST
 
 static int inner_discard, inner_ensure;
 
@@ -70,7 +70,7 @@ static void call_from_inside(void)
 }
 
 /* A source that wants the page that it is about to deliver. */
-START_TEST(a_callback_that_waits_for_itself)
+TEST(errnos, a_callback_that_waits_for_itself)
 {
 	bed.during_read = call_from_inside;
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA, PAGE, false), 0);
@@ -81,9 +81,8 @@ START_TEST(a_callback_that_waits_for_itself)
 	ck_assert(!fake_present(bed.fd, 0));
 	bed_down();
 }
-END_TEST
 
-START_TEST(a_signal_while_a_discard_waits)
+TEST(errnos, a_signal_while_a_discard_waits)
 {
 	ck_assert_int_eq(kvmfault__page_claim(bed.memory, 0, false),
 			 KVMFAULT__ABSENT);
@@ -98,9 +97,8 @@ START_TEST(a_signal_while_a_discard_waits)
 	ck_assert_int_eq(bed_state(1), KVMFAULT__DISCARDED);
 	bed_down();
 }
-END_TEST
 
-START_TEST(no_memory_for_a_seat)
+TEST(errnos, no_memory_for_a_seat)
 {
 	struct kvmfault_region region = { .size = sizeof(region) };
 	struct kvmfault_vm *vm;
@@ -112,18 +110,8 @@ START_TEST(no_memory_for_a_seat)
 	ck_assert_int_eq(kvmfault_region_find(vm, 0, 0, &region), -ENOENT);
 	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("errnos");
-	TCase *tcase = tests(suite, "errnos");
-
-	tcase_add_checked_fixture(tcase, bed_up, NULL);
-	tcase_add_loop_test(tcase, no_userfaultfd, 0, 3);
-	tcase_add_test(tcase, no_userfaultfd_left);
-	tcase_add_test(tcase, a_callback_that_waits_for_itself);
-	tcase_add_test(tcase, a_signal_while_a_discard_waits);
-	tcase_add_test(tcase, no_memory_for_a_seat);
-	return run_suite(suite);
+	return run_suite("errnos");
 }

@@ -1288,7 +1288,9 @@ static bool once(const struct row *row, unsigned int nth, bool *returned)
 	return failed;
 }
 
-START_TEST(fail_the_nth)
+TEST_GROUP(failnth, NULL, NULL);
+
+TEST_EACH(failnth, fail_the_nth, ROWS)
 {
 	const struct row *row = &rows[_i];
 	unsigned int n = 1, calls = calls_of(row->name), again;
@@ -1305,10 +1307,11 @@ START_TEST(fail_the_nth)
 	ck_assert_int_eq(returned, row->kind == RETURNS);
 	ck_assert_int_eq(n > 1, row->kind == RETURNS || row->kind == COPES);
 }
-END_TEST
+
+TEST_GROUP(rows, NULL, NULL);
 
 /* Who adds a function adds a row. */
-START_TEST(every_function_has_a_row)
+TEST(rows, every_function_has_a_row)
 {
 	size_t i;
 	int row;
@@ -1321,13 +1324,8 @@ START_TEST(every_function_has_a_row)
 		ck_assert_msg(row < ROWS, "%s has no row", noted[i].name);
 	}
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("failnth");
-
-	tcase_add_loop_test(tests(suite, "failnth"), fail_the_nth, 0, ROWS);
-	tcase_add_test(tests(suite, "rows"), every_function_has_a_row);
-	return run_suite(suite);
+	return run_suite("failnth");
 }

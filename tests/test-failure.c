@@ -72,7 +72,9 @@ static void populate_says(int err)
 	fake_push(FAKE_MADVISE, err);
 }
 
-START_TEST(present_page_failed)
+TEST_GROUP(here, up, bed_down);
+
+TEST(here, present_page_failed)
 {
 	fetch(3);
 	populate_says(-EHWPOISON);
@@ -88,10 +90,9 @@ START_TEST(present_page_failed)
 	ck_assert_uint_eq(told_fault.gpa, BED_GPA + 3 * PAGE);
 	ck_assert_int_eq(told_fault.error, EHWPOISON);
 }
-END_TEST
 
 /* A slot that has no region: said once, and the page is served all the same. */
-START_TEST(where_no_region_is)
+TEST(here, where_no_region_is)
 {
 	fetch(3);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
@@ -103,10 +104,9 @@ START_TEST(where_no_region_is)
 	ck_assert_int_eq(touched(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.logs, 1);
 }
-END_TEST
 
 /* A guest that does not mind being told: it ends, and says why. */
-START_TEST(told_and_touched_again)
+TEST(here, told_and_touched_again)
 {
 	uint32_t i, budget = bed.vm->options.retry_budget;
 
@@ -119,9 +119,8 @@ START_TEST(told_and_touched_again)
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
 	ck_assert_int_eq(result()->error, -EHWPOISON);
 }
-END_TEST
 
-START_TEST(vmm_can_not_tell)
+TEST(here, vmm_can_not_tell)
 {
 	fetch(3);
 	populate_says(-EHWPOISON);
@@ -134,10 +133,9 @@ START_TEST(vmm_can_not_tell)
 	ck_assert_int_eq(touched(3), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
 }
-END_TEST
 
 /* Fetched by somebody else since the signal was sent. */
-START_TEST(late_signal_of_a_marker)
+TEST(here, late_signal_of_a_marker)
 {
 	fetch(3);
 	ck_assert_int_eq(touched(3), KVMFAULT_ACTION_RETRY);
@@ -146,9 +144,8 @@ START_TEST(late_signal_of_a_marker)
 	ck_assert_uint_eq(fake_count(FAKE_MADVISE,
 				     KVMFAULT__MADV_POPULATE_READ), 1);
 }
-END_TEST
 
-START_TEST(marker_is_fetched)
+TEST(here, marker_is_fetched)
 {
 	ck_assert_int_eq(touched(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(tells, 0);
@@ -159,9 +156,8 @@ START_TEST(marker_is_fetched)
 	ck_assert_int_eq(touched(4), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
 }
-END_TEST
 
-START_TEST(not_ours)
+TEST(here, not_ours)
 {
 	siginfo_t info = sigbus(BUS_ADRERR, (uintptr_t)bed_page(3), 12);
 
@@ -176,9 +172,8 @@ START_TEST(not_ours)
 			 KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(tells, 0);
 }
-END_TEST
 
-START_TEST(several_pages_failed)
+TEST(here, several_pages_failed)
 {
 	siginfo_t info;
 	uint64_t page = 4;
@@ -199,9 +194,8 @@ START_TEST(several_pages_failed)
 	ck_assert_int_eq(bed_state(page + 3), KVMFAULT__POISONED);
 	ck_assert_int_eq(bed_state(page + 4), KVMFAULT__PRESENT);
 }
-END_TEST
 
-START_TEST(another_thread)
+TEST(here, another_thread)
 {
 	siginfo_t info = sigbus(BUS_MCEERR_AO, (uintptr_t)bed_page(3), 12);
 	siginfo_t stack = sigbus(BUS_MCEERR_AO, (uintptr_t)&info, 12);
@@ -230,9 +224,8 @@ START_TEST(another_thread)
 	info = sigbus(BUS_MCEERR_AR, (uintptr_t)bed_page(6), 12);
 	ck_assert_int_eq(kvmfault_vm_handle_sigbus(bed.vm, &info), -EIO);
 }
-END_TEST
 
-START_TEST(no_region_shows_it)
+TEST(here, no_region_shows_it)
 {
 	fetch(3);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
@@ -242,11 +235,10 @@ START_TEST(no_region_shows_it)
 	ck_assert_uint_eq(told_fault.known & KVMFAULT_KNOWN_GPA, 0);
 	ck_assert_uint_eq(told.offset, 3 * PAGE);
 }
-END_TEST
 
 /* Of several regions that show the page one is known at once, also when it is
  * not the one that was. */
-START_TEST(the_region_that_is_known_goes)
+TEST(here, the_region_that_is_known_goes)
 {
 	struct kvmfault_region second = {
 		.size = sizeof(second), .gpa = 2 * BED_GPA,
@@ -266,9 +258,8 @@ START_TEST(the_region_that_is_known_goes)
 	second.gpa = BED_GPA;
 	ck_assert_int_eq(kvmfault_region_add(bed.vm, &second), 0);
 }
-END_TEST
 
-START_TEST(memory_without_a_source)
+TEST(here, memory_without_a_source)
 {
 	struct kvmfault_memory_options options = {
 		.size = sizeof(options), .length = 4 * PAGE,
@@ -291,7 +282,6 @@ START_TEST(memory_without_a_source)
 	ck_assert_ptr_eq(told.memory, memory);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
-END_TEST
 
 /* ---- a page that is known to be poisoned ---- */
 
@@ -303,7 +293,7 @@ static void poison_at_source(uint64_t page)
 	bed.source_result = 0;
 }
 
-START_TEST(source_says_poisoned)
+TEST(here, source_says_poisoned)
 {
 	poison_at_source(3);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
@@ -318,9 +308,8 @@ START_TEST(source_says_poisoned)
 	ck_assert_uint_eq(tells, 2);
 	ck_assert_uint_eq(bed.reads, 1);
 }
-END_TEST
 
-START_TEST(sleeper_gets_its_sigbus)
+TEST(here, sleeper_gets_its_sigbus)
 {
 	struct kvmfault__answer answer;
 
@@ -340,9 +329,8 @@ START_TEST(sleeper_gets_its_sigbus)
 	ck_assert_int_eq(answer.action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(answer.error, -EAGAIN);
 }
-END_TEST
 
-START_TEST(marker_was_there)
+TEST(here, marker_was_there)
 {
 	bed.source_result = -EHWPOISON;
 	fake_push(FAKE_IOCTL, -EEXIST);
@@ -351,9 +339,8 @@ START_TEST(marker_was_there)
 	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
 	ck_assert_uint_ge(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
 }
-END_TEST
 
-START_TEST(kernel_without_poison)
+TEST(here, kernel_without_poison)
 {
 	fake_push(FAKE_IOCTL, -ENOTTY);
 	bed.source_result = -EHWPOISON;
@@ -362,19 +349,17 @@ START_TEST(kernel_without_poison)
 	ck_assert_int_eq(result()->error, -EHWPOISON);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
-END_TEST
 
-START_TEST(vcpu_is_told_at_once)
+TEST(here, vcpu_is_told_at_once)
 {
 	bed.source_result = -EHWPOISON;
 	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(tells, 1);
 	ck_assert_uint_eq(told_fault.gpa, BED_GPA + 3 * PAGE);
 }
-END_TEST
 
 /* Its bytes are not to be touched: the guest was told, and gets none. */
-START_TEST(mmio_in_a_lost_page)
+TEST(here, mmio_in_a_lost_page)
 {
 	bed.source_result = -EHWPOISON;
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA + 3 * PAGE, 1,
@@ -393,9 +378,8 @@ START_TEST(mmio_in_a_lost_page)
 	ck_assert_int_eq(mprotect(bed_page(3), PAGE, PROT_READ | PROT_WRITE),
 			 0);
 }
-END_TEST
 
-START_TEST(discard_makes_it_memory_again)
+TEST(here, discard_makes_it_memory_again)
 {
 	poison_at_source(3);
 	fake_push(FAKE_MADVISE, -ENOMEM);
@@ -410,14 +394,13 @@ START_TEST(discard_makes_it_memory_again)
 	fetch(3);
 	ck_assert(bed_has(3, 0));
 }
-END_TEST
 
 static void discard_it(void)
 {
 	kvmfault__page_discard(bed.memory, 3);
 }
 
-START_TEST(discard_while_it_is_poisoned)
+TEST(here, discard_while_it_is_poisoned)
 {
 	bed.during_read = discard_it;
 	bed.source_result = -EHWPOISON;
@@ -425,7 +408,6 @@ START_TEST(discard_while_it_is_poisoned)
 	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 	ck_assert_uint_eq(fake_count(FAKE_MADVISE, MADV_DONTNEED), 1);
 }
-END_TEST
 
 /* ---- by a resolver of the VMM's ---- */
 
@@ -451,7 +433,9 @@ static void up_own(void)
 	bed_add();
 }
 
-START_TEST(neighbours_are_not_poisoned)
+TEST_GROUP(own, up_own, bed_down);
+
+TEST(own, neighbours_are_not_poisoned)
 {
 	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
@@ -460,9 +444,8 @@ START_TEST(neighbours_are_not_poisoned)
 	ck_assert_int_eq(bed_state(2), KVMFAULT__ABSENT);
 	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
 }
-END_TEST
 
-START_TEST(says_what_the_kernel_said)
+TEST_EACH(own, says_what_the_kernel_said, 2)
 {
 	static const int errors[] = { -EAGAIN, -ENOMEM };
 
@@ -471,9 +454,8 @@ START_TEST(says_what_the_kernel_said)
 	ck_assert_int_eq(request_error, errors[_i]);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
-END_TEST
 
-START_TEST(nothing_claimed)
+TEST(own, nothing_claimed)
 {
 	ck_assert_int_eq(kvmfault_request_poison(NULL), -EINVAL);
 	kvmfault__page_change(bed.memory, 3, KVMFAULT__ABSENT,
@@ -481,38 +463,8 @@ START_TEST(nothing_claimed)
 	bed_exit(BED_GPA + 3 * PAGE, 0);
 	ck_assert_int_eq(request_error, -EINVAL);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("failure");
-	TCase *t = tests(suite, "here");
-
-	tcase_add_checked_fixture(t, up, bed_down);
-	tcase_add_test(t, present_page_failed);
-	tcase_add_test(t, where_no_region_is);
-	tcase_add_test(t, told_and_touched_again);
-	tcase_add_test(t, vmm_can_not_tell);
-	tcase_add_test(t, late_signal_of_a_marker);
-	tcase_add_test(t, marker_is_fetched);
-	tcase_add_test(t, not_ours);
-	tcase_add_test(t, several_pages_failed);
-	tcase_add_test(t, another_thread);
-	tcase_add_test(t, no_region_shows_it);
-	tcase_add_test(t, the_region_that_is_known_goes);
-	tcase_add_test(t, memory_without_a_source);
-	tcase_add_test(t, source_says_poisoned);
-	tcase_add_test(t, sleeper_gets_its_sigbus);
-	tcase_add_test(t, marker_was_there);
-	tcase_add_test(t, kernel_without_poison);
-	tcase_add_test(t, vcpu_is_told_at_once);
-	tcase_add_test(t, mmio_in_a_lost_page);
-	tcase_add_test(t, discard_makes_it_memory_again);
-	tcase_add_test(t, discard_while_it_is_poisoned);
-	t = tests(suite, "own");
-	tcase_add_checked_fixture(t, up_own, bed_down);
-	tcase_add_test(t, neighbours_are_not_poisoned);
-	tcase_add_loop_test(t, says_what_the_kernel_said, 0, 2);
-	tcase_add_test(t, nothing_claimed);
-	return run_suite(suite);
+	return run_suite("failure");
 }

@@ -139,7 +139,9 @@ static struct kvmfault__answer message(uint64_t page)
 
 /* ---- one fetch ---- */
 
-START_TEST(answers_at_once)
+TEST_GROUP(pending, up_no_wait, bed_down);
+
+TEST(pending, answers_at_once)
 {
 	at_once = true;
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_RETRY);
@@ -154,10 +156,9 @@ START_TEST(answers_at_once)
 	ck_assert_uint_eq(bed_stats().resolver[1], 1);
 	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_FETCH], 1);
 }
-END_TEST
 
 /* And nobody is told to wait for it, or asks again and again. */
-START_TEST(fails_at_once)
+TEST(pending, fails_at_once)
 {
 	at_once = true;
 	with_error = -EIO;
@@ -167,9 +168,8 @@ START_TEST(fails_at_once)
 	ck_assert_uint_eq(asks, 1);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
-END_TEST
 
-START_TEST(told_to_wait)
+TEST(pending, told_to_wait)
 {
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__FETCHING);
@@ -190,9 +190,8 @@ START_TEST(told_to_wait)
 	answer(1);
 	ck_assert_uint_eq(settled, 0);
 }
-END_TEST
 
-START_TEST(told_that_it_failed)
+TEST(pending, told_that_it_failed)
 {
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	answer_with(0, -EIO);
@@ -209,10 +208,9 @@ START_TEST(told_that_it_failed)
 	ck_assert_int_eq(fault(4), KVMFAULT_ACTION_PENDING);
 	answer(2);
 }
-END_TEST
 
 /* Each page's own, whichever is touched first. */
-START_TEST(told_of_each_that_failed)
+TEST(pending, told_of_each_that_failed)
 {
 	unsigned int n;
 
@@ -225,10 +223,9 @@ START_TEST(told_of_each_that_failed)
 		ck_assert_int_eq(fault(3 + n), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(asks, 3);
 }
-END_TEST
 
 /* A failure is forgotten when the page comes, whoever brings it... */
-START_TEST(failed_and_has_come_since)
+TEST(pending, failed_and_has_come_since)
 {
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	answer_with(0, -EIO);
@@ -240,10 +237,9 @@ START_TEST(failed_and_has_come_since)
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 }
-END_TEST
 
 /* ... and nobody is told of another one's, in whose place he is. */
-START_TEST(failed_for_who_has_gone)
+TEST(pending, failed_for_who_has_gone)
 {
 	struct kvmfault__seat *seat = bed.vcpu->seat;
 
@@ -256,9 +252,8 @@ START_TEST(failed_for_who_has_gone)
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	answer(1);
 }
-END_TEST
 
-START_TEST(answers_that_are_not_heard)
+TEST(pending, answers_that_are_not_heard)
 {
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	kvmfault_fetch_done(NULL, 0);
@@ -274,9 +269,8 @@ START_TEST(answers_that_are_not_heard)
 	fault(4);
 	ck_assert_int_eq(result()->error, -EIO);
 }
-END_TEST
 
-START_TEST(not_begun)
+TEST(pending, not_begun)
 {
 	submit_result = -EIO;
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_UNRESOLVED);
@@ -295,9 +289,8 @@ START_TEST(not_begun)
 	answer(0);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
-END_TEST
 
-START_TEST(kernel_is_not_ready)
+TEST(pending, kernel_is_not_ready)
 {
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	fake_push(FAKE_IOCTL, -EAGAIN);
@@ -308,9 +301,8 @@ START_TEST(kernel_is_not_ready)
 	answer(1);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
-END_TEST
 
-START_TEST(discarded_meanwhile)
+TEST(pending, discarded_meanwhile)
 {
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	kvmfault__page_discard(bed.memory, 3);
@@ -318,9 +310,8 @@ START_TEST(discarded_meanwhile)
 	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 	ck_assert(!fake_present(bed.fd, 3 * PAGE));
 }
-END_TEST
 
-START_TEST(lost_at_the_source)
+TEST(pending, lost_at_the_source)
 {
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	answer_with(0, -EHWPOISON);
@@ -328,18 +319,16 @@ START_TEST(lost_at_the_source)
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
 }
-END_TEST
 
-START_TEST(region_removed_meanwhile)
+TEST(pending, region_removed_meanwhile)
 {
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
 	answer(0);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
-END_TEST
 
-START_TEST(mmio_is_unfinished)
+TEST(pending, mmio_is_unfinished)
 {
 	ck_assert_int_eq(bed_mmio(BED_GPA + 3 * PAGE, 8, false),
 			 KVMFAULT_ACTION_PENDING_UNFINISHED);
@@ -349,9 +338,8 @@ START_TEST(mmio_is_unfinished)
 			 KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed.run->mmio.data[0], bed_byte(3));
 }
-END_TEST
 
-START_TEST(cancel_what_is_not_there)
+TEST(pending, cancel_what_is_not_there)
 {
 	ck_assert_int_eq(kvmfault_cancel_fetches(bed.vm, 0, BED_GPA, PAGE), 0);
 	ck_assert_int_eq(kvmfault_cancel_fetches(NULL, 0, BED_GPA, PAGE), -EINVAL);
@@ -364,7 +352,6 @@ START_TEST(cancel_what_is_not_there)
 	ck_assert_int_eq(kvmfault_cancel_fetches(bed.vm, 0, BED_GPA, PAGE), -ENOMEM);
 	bed_give_seats();
 }
-END_TEST
 
 /* ---- others, meanwhile ---- */
 
@@ -380,7 +367,9 @@ static void await(unsigned int n)
 		sched_yield();
 }
 
-START_TEST(everybody_waits_for_one_fetch)
+TEST_GROUP(wait, up, bed_down);
+
+TEST(wait, everybody_waits_for_one_fetch)
 {
 	int results[3] = { 1, 1, 1 };
 	pthread_t thread[3];
@@ -399,9 +388,8 @@ START_TEST(everybody_waits_for_one_fetch)
 	/* The message left its mark: the mappings were woken. */
 	ck_assert_uint_ge(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
 }
-END_TEST
 
-START_TEST(who_has_asked_is_told_the_error)
+TEST(wait, who_has_asked_is_told_the_error)
 {
 	pthread_t thread;
 	int got = 1;
@@ -413,9 +401,8 @@ START_TEST(who_has_asked_is_told_the_error)
 	ck_assert_int_eq(got, -EPERM);
 	ck_assert_uint_eq(asks, 1);
 }
-END_TEST
 
-START_TEST(all_fetches_are_in_flight)
+TEST(wait, all_fetches_are_in_flight)
 {
 	pthread_t thread;
 	unsigned int i;
@@ -440,7 +427,6 @@ START_TEST(all_fetches_are_in_flight)
 	for (i = 0; i < 4; i++)
 		ck_assert(bed_has(10 + i, bed_byte(10 + i)));
 }
-END_TEST
 
 static void kick(void)
 {
@@ -454,7 +440,7 @@ static bool kick_in_wait(struct fake_call *call)
 	return false;
 }
 
-START_TEST(wait_is_interrupted)
+TEST(wait, wait_is_interrupted)
 {
 	fake_on(FAKE_FUTEX_WAIT, kick_in_wait);
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_INTERRUPTED);
@@ -466,11 +452,10 @@ START_TEST(wait_is_interrupted)
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(asks, 1);
 }
-END_TEST
 
 /* ---- sleepers ---- */
 
-START_TEST(sleeper_is_served)
+TEST(wait, sleeper_is_served)
 {
 	struct kvmfault__answer a = message(3);
 
@@ -482,7 +467,6 @@ START_TEST(sleeper_is_served)
 	/* Through the memslots' mapping: the kernel woke it. */
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 0);
 }
-END_TEST
 
 static struct kvmfault_service *service;
 
@@ -498,7 +482,7 @@ static void make_service(void)
 	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
 }
 
-START_TEST(sleeper_whose_fetch_fails)
+TEST(wait, sleeper_whose_fetch_fails)
 {
 	unsigned int i;
 
@@ -523,9 +507,8 @@ START_TEST(sleeper_whose_fetch_fails)
 	ck_assert(bed_has(3, bed_byte(3)));
 	ck_assert_int_eq(kvmfault_service_free(service), 0);
 }
-END_TEST
 
-START_TEST(sleeper_without_a_service)
+TEST(wait, sleeper_without_a_service)
 {
 	ck_assert(message(3).detached);
 	answer_with(0, -EIO);
@@ -533,7 +516,6 @@ START_TEST(sleeper_without_a_service)
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
-END_TEST
 
 static int free_result = -1;
 
@@ -549,7 +531,7 @@ static void on_unresolved(void *data, const struct kvmfault_sleeper *sleeper)
 	free_in_callback(service);
 }
 
-START_TEST(service_freed_by_who_is_told)
+TEST(wait, service_freed_by_who_is_told)
 {
 	bed.vm->ops.unresolved = on_unresolved;
 	make_service();
@@ -560,7 +542,6 @@ START_TEST(service_freed_by_who_is_told)
 	ck_assert_int_eq(free_result, 0);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
-END_TEST
 
 /* ---- windows ---- */
 
@@ -573,7 +554,9 @@ static void up_window(void)
 	bed.vcpu->seat->no_wait = true;
 }
 
-START_TEST(run_of_pages)
+TEST_GROUP(window, up_window, bed_down);
+
+TEST(window, run_of_pages)
 {
 	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_PENDING);
 	ck_assert_uint_eq(asked[0].offset, 4 * PAGE);
@@ -584,9 +567,8 @@ START_TEST(run_of_pages)
 	ck_assert(bed_has(7, bed_byte(7)));
 	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_RETRY);
 }
-END_TEST
 
-START_TEST(neighbours_trouble)
+TEST(window, neighbours_trouble)
 {
 	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_PENDING);
 	answer_with(0, -EIO);
@@ -599,9 +581,8 @@ START_TEST(neighbours_trouble)
 	answer(1);
 	ck_assert(bed_has(6, bed_byte(6)));
 }
-END_TEST
 
-START_TEST(alone_is_not_begun)
+TEST(window, alone_is_not_begun)
 {
 	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_PENDING);
 	submit_result = -EPERM;
@@ -611,7 +592,6 @@ START_TEST(alone_is_not_begun)
 	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->error, -EPERM);
 }
-END_TEST
 
 /* ---- minor faults ---- */
 
@@ -623,7 +603,9 @@ static void up_minor(void)
 	bed.vcpu->seat->no_wait = true;
 }
 
-START_TEST(read_to_where_it_stays)
+TEST_GROUP(minor, up_minor, bed_down);
+
+TEST(minor, read_to_where_it_stays)
 {
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	ck_assert_ptr_eq(asked[0].buffer, bed.memory->fill + 3 * PAGE);
@@ -635,11 +617,10 @@ START_TEST(read_to_where_it_stays)
 	ck_assert_int_eq(result()->error, -ENOMEM);
 	ck_assert_uint_eq(asks, 1);
 }
-END_TEST
 
 /* ---- the end of patience ---- */
 
-START_TEST(cancelled)
+TEST(pending, cancelled)
 {
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	ck_assert_int_eq(fault(5), KVMFAULT_ACTION_PENDING);
@@ -656,18 +637,16 @@ START_TEST(cancelled)
 	ck_assert_int_eq(result()->error, -ECANCELED);
 	answer(1);
 }
-END_TEST
 
-START_TEST(cancelled_and_answered_all_the_same)
+TEST(pending, cancelled_and_answered_all_the_same)
 {
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	ck_assert_int_eq(kvmfault_cancel_fetches(bed.vm, 0, BED_GPA, 16 * PAGE), 0);
 	answer(0);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
-END_TEST
 
-START_TEST(ended_within_cancel)
+TEST(pending, ended_within_cancel)
 {
 	ends_when_cancelled = true;
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
@@ -678,7 +657,6 @@ START_TEST(ended_within_cancel)
 	answer(1);
 	ck_assert(bed_has(4, bed_byte(4)));
 }
-END_TEST
 
 static void cancel_all(void)
 {
@@ -686,7 +664,7 @@ static void cancel_all(void)
 }
 
 /* The source does not have it yet: it is told when it has. */
-START_TEST(cancelled_while_it_is_submitted)
+TEST(pending, cancelled_while_it_is_submitted)
 {
 	before_submit = cancel_all;
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
@@ -710,7 +688,6 @@ START_TEST(cancelled_while_it_is_submitted)
 	ck_assert_int_eq(result()->error, -EIO);
 	ck_assert_uint_eq(asks, 3);
 }
-END_TEST
 
 static void *answer_who_waits(void *arg)
 {
@@ -722,7 +699,7 @@ static void *answer_who_waits(void *arg)
 
 /* The thread that said that a window is not to be had, and so has asked for the
  * page alone, may wait for it. */
-START_TEST(who_asked_for_the_page_alone_waits_for_it)
+TEST(window, who_asked_for_the_page_alone_waits_for_it)
 {
 	pthread_t thread;
 
@@ -735,9 +712,8 @@ START_TEST(who_asked_for_the_page_alone_waits_for_it)
 	pthread_join(thread, NULL);
 	ck_assert(bed_has(6, bed_byte(6)));
 }
-END_TEST
 
-START_TEST(window_is_not_asked_for_again)
+TEST(window, window_is_not_asked_for_again)
 {
 	ends_when_cancelled = true;
 	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_PENDING);
@@ -745,9 +721,8 @@ START_TEST(window_is_not_asked_for_again)
 	ck_assert_uint_eq(asks, 1);
 	ck_assert_int_eq(bed_state(6), KVMFAULT__ABSENT);
 }
-END_TEST
 
-START_TEST(memory_is_freed)
+TEST(pending, memory_is_freed)
 {
 	ends_when_cancelled = true;
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
@@ -756,7 +731,6 @@ START_TEST(memory_is_freed)
 	bed.memory = NULL;
 	ck_assert_uint_eq(asked[0].cancelled, 1);
 }
-END_TEST
 
 static void *answer_soon(void *arg)
 {
@@ -767,7 +741,7 @@ static void *answer_soon(void *arg)
 	return NULL;
 }
 
-START_TEST(memory_is_freed_and_the_source_goes_on)
+TEST(pending, memory_is_freed_and_the_source_goes_on)
 {
 	pthread_t thread;
 
@@ -779,7 +753,6 @@ START_TEST(memory_is_freed_and_the_source_goes_on)
 	pthread_join(thread, NULL);
 	ck_assert_uint_eq(bed_stats().fetched, 1);
 }
-END_TEST
 
 static void up_deadline(void)
 {
@@ -802,7 +775,9 @@ static void down_deadline(void)
 	bed_down();
 }
 
-START_TEST(deadline)
+TEST_GROUP(deadline, up_deadline, down_deadline);
+
+TEST(deadline, deadline)
 {
 	ends_when_cancelled = true;
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
@@ -822,10 +797,9 @@ START_TEST(deadline)
 	serve();
 	ck_assert_uint_eq(asked[1].cancelled, 0);
 }
-END_TEST
 
 /* The deadline comes while the source is just asked, */
-START_TEST(deadline_while_it_is_submitted)
+TEST(deadline, deadline_while_it_is_submitted)
 {
 	before_submit = pass_deadline;
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
@@ -834,11 +808,10 @@ START_TEST(deadline_while_it_is_submitted)
 	ck_assert_uint_eq(asked[0].cancelled, 1);
 	answer_with(0, -ECANCELED);
 }
-END_TEST
 
 /* or while it has just failed for a window: what is asked for in its place does
  * not last for ever. */
-START_TEST(deadline_of_a_page_asked_for_alone)
+TEST(deadline, deadline_of_a_page_asked_for_alone)
 {
 	bed.memory->window = KVMFAULT_WINDOW_FIXED;
 	bed.memory->window_pages = 4;
@@ -854,11 +827,10 @@ START_TEST(deadline_of_a_page_asked_for_alone)
 	answer_with(1, -ECANCELED);
 	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_UNRESOLVED);
 }
-END_TEST
 
 /* A window that was cancelled is not asked for page by page: the data of which page
  * is lost nobody knows. */
-START_TEST(deadline_of_a_window_with_a_lost_page)
+TEST(deadline, deadline_of_a_window_with_a_lost_page)
 {
 	bed.memory->window = KVMFAULT_WINDOW_FIXED;
 	bed.memory->window_pages = 4;
@@ -873,11 +845,12 @@ START_TEST(deadline_of_a_window_with_a_lost_page)
 	answer(1);
 	ck_assert(bed_has(6, bed_byte(6)));
 }
-END_TEST
 
 /* ---- set-up ---- */
 
-START_TEST(without_memory)
+TEST_GROUP(new, NULL, bed_down);
+
+TEST(new, without_memory)
 {
 	unsigned int nth;
 
@@ -909,7 +882,6 @@ START_TEST(without_memory)
 	ck_assert_uint_gt(nth, 8);
 	ck_assert_uint_lt(nth, 40);
 }
-END_TEST
 
 /* ---- a resolver that would read at once ---- */
 
@@ -922,7 +894,7 @@ static int read_at_once(void *data, struct kvmfault_request *request)
 	return kvmfault_request_read(request, request->buffer);
 }
 
-START_TEST(there_is_nothing_to_read)
+TEST_EACH(new, there_is_nothing_to_read, 2)
 {
 	struct kvmfault_resolver resolver = {
 		.size = sizeof(resolver), .name = "own",
@@ -937,7 +909,6 @@ START_TEST(there_is_nothing_to_read)
 	ck_assert_int_eq(result()->error, -EOPNOTSUPP);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
-END_TEST
 
 /* ---- a race ---- */
 
@@ -963,7 +934,7 @@ static void *canceller(void *arg)
 	return NULL;
 }
 
-START_TEST(answers_race_cancels)
+TEST(wait, answers_race_cancels)
 {
 	atomic_bool go = true;
 	pthread_t thread[2];
@@ -988,65 +959,8 @@ START_TEST(answers_race_cancels)
 	pthread_join(thread[1], NULL);
 	ck_assert_uint_eq(asks, ROUNDS);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("fetch");
-	TCase *t = tests(suite, "pending");
-
-	tcase_add_checked_fixture(t, up_no_wait, bed_down);
-	tcase_add_test(t, answers_at_once);
-	tcase_add_test(t, fails_at_once);
-	tcase_add_test(t, told_to_wait);
-	tcase_add_test(t, told_that_it_failed);
-	tcase_add_test(t, told_of_each_that_failed);
-	tcase_add_test(t, failed_and_has_come_since);
-	tcase_add_test(t, failed_for_who_has_gone);
-	tcase_add_test(t, answers_that_are_not_heard);
-	tcase_add_test(t, not_begun);
-	tcase_add_test(t, kernel_is_not_ready);
-	tcase_add_test(t, discarded_meanwhile);
-	tcase_add_test(t, lost_at_the_source);
-	tcase_add_test(t, region_removed_meanwhile);
-	tcase_add_test(t, mmio_is_unfinished);
-	tcase_add_test(t, cancel_what_is_not_there);
-	tcase_add_test(t, cancelled);
-	tcase_add_test(t, cancelled_and_answered_all_the_same);
-	tcase_add_test(t, ended_within_cancel);
-	tcase_add_test(t, cancelled_while_it_is_submitted);
-	tcase_add_test(t, memory_is_freed);
-	tcase_add_test(t, memory_is_freed_and_the_source_goes_on);
-	t = tests(suite, "wait");
-	tcase_add_checked_fixture(t, up, bed_down);
-	tcase_add_test(t, everybody_waits_for_one_fetch);
-	tcase_add_test(t, who_has_asked_is_told_the_error);
-	tcase_add_test(t, all_fetches_are_in_flight);
-	tcase_add_test(t, wait_is_interrupted);
-	tcase_add_test(t, sleeper_is_served);
-	tcase_add_test(t, sleeper_whose_fetch_fails);
-	tcase_add_test(t, sleeper_without_a_service);
-	tcase_add_test(t, service_freed_by_who_is_told);
-	tcase_add_test(t, answers_race_cancels);
-	t = tests(suite, "window");
-	tcase_add_checked_fixture(t, up_window, bed_down);
-	tcase_add_test(t, run_of_pages);
-	tcase_add_test(t, neighbours_trouble);
-	tcase_add_test(t, alone_is_not_begun);
-	tcase_add_test(t, window_is_not_asked_for_again);
-	tcase_add_test(t, who_asked_for_the_page_alone_waits_for_it);
-	t = tests(suite, "minor");
-	tcase_add_checked_fixture(t, up_minor, bed_down);
-	tcase_add_test(t, read_to_where_it_stays);
-	t = tests(suite, "deadline");
-	tcase_add_checked_fixture(t, up_deadline, down_deadline);
-	tcase_add_test(t, deadline);
-	tcase_add_test(t, deadline_while_it_is_submitted);
-	tcase_add_test(t, deadline_of_a_page_asked_for_alone);
-	tcase_add_test(t, deadline_of_a_window_with_a_lost_page);
-	t = tests(suite, "new");
-	tcase_add_checked_fixture(t, NULL, bed_down);
-	tcase_add_test(t, without_memory);
-	tcase_add_loop_test(t, there_is_nothing_to_read, 0, 2);
-	return run_suite(suite);
+	return run_suite("fetch");
 }

@@ -332,7 +332,9 @@ static void expect_discarded(int column, uint64_t gpa)
 
 /* ---- by a hypercall ---- */
 
-START_TEST(by_hypercall)
+TEST_GROUP(convert, NULL, NULL);
+
+TEST_EACH(convert, by_hypercall, COLUMNS)
 {
 	up(_i, 1, KVMFAULT_CONVERTER_CALLS_ONLY);
 	ck_assert_uint_eq(load(0, at(3)), rig_word(3 * PAGE));
@@ -361,9 +363,8 @@ START_TEST(by_hypercall)
 	ck_assert_int_eq(runs, 3);
 	down();
 }
-END_TEST
 
-START_TEST(across_two_slots)
+TEST_EACH(convert, across_two_slots, COLUMNS)
 {
 	uint64_t page;
 
@@ -387,10 +388,9 @@ START_TEST(across_two_slots)
 	ck_assert_uint_eq(load(0, at(16)), 0);
 	down();
 }
-END_TEST
 
 /* The guest loses nothing of the part that failed. */
-START_TEST(a_step_that_fails_in_the_middle)
+TEST_EACH(convert, a_step_that_fails_in_the_middle, COLUMNS)
 {
 	up(_i, 1, KVMFAULT_CONVERTER_CALLS_ONLY);
 	store(0, at(13), 113);
@@ -412,9 +412,8 @@ START_TEST(a_step_that_fails_in_the_middle)
 	ck_assert_int_eq(runs, 3);
 	down();
 }
-END_TEST
 
-START_TEST(outside_of_memory)
+TEST_EACH(convert, outside_of_memory, COLUMNS)
 {
 	up(_i, 1, KVMFAULT_CONVERTER_CALLS_ONLY);
 	ck_assert_int_eq(hypercall(0, 1ULL << 40, 2, true), -ENXIO);
@@ -422,7 +421,6 @@ START_TEST(outside_of_memory)
 	ck_assert_int_eq(runs, 0);
 	down();
 }
-END_TEST
 
 /* ---- by an exit ---- */
 
@@ -448,7 +446,7 @@ static void tell_kvm(uint64_t gpa, uint64_t pages)
 	MUST(ioctl(t.machine->vm_fd, SET_MEMORY_ATTRIBUTES, &attributes));
 }
 
-START_TEST(by_exit)
+TEST_EACH(convert, by_exit, COLUMNS)
 {
 	struct machine_vcpu *machine;
 	struct outcome outcome;
@@ -487,11 +485,10 @@ START_TEST(by_exit)
 	ck_assert_uint_eq(load(0, LATE + PAGE), 0);
 	down();
 }
-END_TEST
 
 /* Where the guest decides nothing, such an exit is only tried again, and ends
  * with a reason: nobody was told to convert. */
-START_TEST(by_exit_where_calls_decide)
+TEST_EACH(convert, by_exit_where_calls_decide, COLUMNS)
 {
 	struct outcome outcome;
 
@@ -508,9 +505,8 @@ START_TEST(by_exit_where_calls_decide)
 	ck_assert_uint_eq(go_on(0).result, 0);
 	down();
 }
-END_TEST
 
-START_TEST(by_exit_without_guest_memfd)
+TEST_EACH(convert, by_exit_without_guest_memfd, COLUMNS)
 {
 	struct outcome outcome;
 
@@ -525,10 +521,9 @@ START_TEST(by_exit_without_guest_memfd)
 	ck_assert_uint_eq(outcome.faults, 0);
 	down();
 }
-END_TEST
 
 /* The guest_memfd is lost: it is private as it should be, and never comes. */
-START_TEST(by_exit_that_does_not_help)
+TEST_EACH(convert, by_exit_that_does_not_help, COLUMNS)
 {
 	struct outcome outcome;
 
@@ -543,7 +538,6 @@ START_TEST(by_exit_that_does_not_help)
 	t.gmem = -1;
 	down();
 }
-END_TEST
 
 static void *exit_from_one(void *arg)
 {
@@ -558,7 +552,7 @@ static void *exit_from_one(void *arg)
 	return NULL;
 }
 
-START_TEST(by_exit_from_eight)
+TEST_EACH(convert, by_exit_from_eight, COLUMNS)
 {
 	struct team team;
 	uint64_t page;
@@ -578,7 +572,6 @@ START_TEST(by_exit_from_eight)
 	}
 	down();
 }
-END_TEST
 
 /* ---- eight vCPUs by hypercalls ---- */
 
@@ -621,7 +614,7 @@ static void *convert_at_random(void *arg)
 	return NULL;
 }
 
-START_TEST(eight_at_once)
+TEST_EACH(convert, eight_at_once, COLUMNS)
 {
 	struct team team;
 	uint64_t page;
@@ -644,7 +637,6 @@ START_TEST(eight_at_once)
 	}
 	down();
 }
-END_TEST
 
 /* ---- much at once ---- */
 
@@ -663,7 +655,7 @@ static int stop_after_one(void *data, uint64_t gpa, uint64_t length,
 	return 0;
 }
 
-START_TEST(in_chunks)
+TEST_EACH(convert, in_chunks, COLUMNS)
 {
 	struct kvmfault_conversion_hook hook = {
 		.size = sizeof(hook), .before = stop_after_one,
@@ -705,24 +697,11 @@ START_TEST(in_chunks)
 	close(region.guest_memfd);
 	down();
 }
-END_TEST
 
 int main(void)
 {
-	const TTest *const all[] = {
-		by_hypercall, across_two_slots, a_step_that_fails_in_the_middle,
-		outside_of_memory, by_exit, by_exit_where_calls_decide,
-		by_exit_without_guest_memfd, by_exit_that_does_not_help,
-		by_exit_from_eight, eight_at_once, in_chunks,
-	};
-	Suite *suite = suite_create("kvm convert");
-	TCase *tcase = tests(suite, "convert");
-	size_t i;
-
 	need("kvm");
 	need("private");
 	need("uffd");
-	for (i = 0; i < sizeof(all) / sizeof(*all); i++)
-		tcase_add_loop_test(tcase, all[i], 0, COLUMNS);
-	return run_suite(suite);
+	return run_suite("kvm convert");
 }

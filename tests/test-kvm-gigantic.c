@@ -154,7 +154,13 @@ static uint64_t guest(unsigned int id, enum machine_routine routine,
 	return machine_result(vcpu);
 }
 
-START_TEST(the_whole_page_comes_once)
+/* How many times the cases are run whose number main() finds out. */
+static int each;
+static int each_in_columns;
+
+TEST_GROUP(gigantic, NULL, NULL);
+
+TEST_COUNTED(gigantic, the_whole_page_comes_once, each_in_columns)
 {
 	struct kvmfault_stats stats = { .size = sizeof(stats) };
 	uint64_t n;
@@ -177,29 +183,21 @@ START_TEST(the_whole_page_comes_once)
 	ck_assert_uint_eq(stats.existed, 0);
 	memory_down();
 }
-END_TEST
 
 /* There is no room to bring it in, and that is said at once. */
-START_TEST(refused_without_minor_faults)
+TEST_COUNTED(gigantic, refused_without_minor_faults, each)
 {
 	memory_up(_i);
 	ck_assert_int_eq(add_memory(false), t.size == GIGANTIC ? -EINVAL : 0);
 	memory_down();
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("kvm gigantic");
-	TCase *tcase = tests(suite, "gigantic");
-	int count = 1;
-
 	need("kvm");
 	need("uffd");
 	need("hugetlb");
-	count += have("gigantic", lacks("gigantic"));
-	tcase_add_loop_test(tcase, the_whole_page_comes_once, 0,
-			    count * COLUMNS);
-	tcase_add_loop_test(tcase, refused_without_minor_faults, 0, count);
-	return run_suite(suite);
+	each = 1 + have("gigantic", lacks("gigantic"));
+	each_in_columns = each * COLUMNS;
+	return run_suite("kvm gigantic");
 }

@@ -31,7 +31,9 @@ static struct kvmfault_stats stats(void)
 	return stats;
 }
 
-START_TEST(the_whole_page_comes_once)
+TEST_GROUP(hugetlb, NULL, NULL);
+
+TEST_EACH(hugetlb, the_whole_page_comes_once, COLUMNS)
 {
 	uint64_t at, page;
 
@@ -47,9 +49,8 @@ START_TEST(the_whole_page_comes_once)
 	ck_assert_uint_eq(stats().fetched, HUGE_PAGES);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(discard_takes_whole_pages)
+TEST_EACH(hugetlb, discard_takes_whole_pages, COLUMNS)
 {
 	tracked(_i, 1);
 	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM, 8, 0),
@@ -61,17 +62,11 @@ START_TEST(discard_takes_whole_pages)
 	ck_assert_uint_eq(rig.reads[0], 1);
 	rig_free(&rig);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("kvm hugetlb");
-	TCase *tcase = tests(suite, "hugetlb");
-
 	need("kvm");
 	need("uffd");
 	need("hugetlb");
-	tcase_add_loop_test(tcase, the_whole_page_comes_once, 0, COLUMNS);
-	tcase_add_loop_test(tcase, discard_takes_whole_pages, 0, COLUMNS);
-	return run_suite(suite);
+	return run_suite("kvm hugetlb");
 }

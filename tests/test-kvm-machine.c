@@ -47,7 +47,9 @@ static uint64_t word_at(uint64_t offset)
 	return word;
 }
 
-START_TEST(reads_and_writes)
+TEST_GROUP(machine, NULL, NULL);
+
+TEST_EACH(machine, reads_and_writes, COLUMNS * LEVELS)
 {
 	const uint64_t value = 0x1122334455667788, at = 3 * PAGE + 40;
 	uint64_t size, mask, before;
@@ -67,9 +69,8 @@ START_TEST(reads_and_writes)
 	ck_assert_uint_eq(word_at(at + 8), rig_word(at + 8));
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(across_pages)
+TEST_EACH(machine, across_pages, COLUMNS * LEVELS)
 {
 	const uint64_t at = 2 * PAGE - 3;
 
@@ -79,9 +80,8 @@ START_TEST(across_pages)
 	ck_assert_uint_eq(word_at(at), 0x0102030405060708);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(atomic_accesses)
+TEST_EACH(machine, atomic_accesses, COLUMNS * LEVELS)
 {
 	set_up(_i);
 	ck_assert_uint_eq(run(MACHINE_EXCHANGE, RAM, 12, 0), rig_word(0));
@@ -90,7 +90,6 @@ START_TEST(atomic_accesses)
 	ck_assert_uint_eq(word_at(0), 42);
 	rig_free(&rig);
 }
-END_TEST
 
 static void *add_many(void *arg)
 {
@@ -103,7 +102,7 @@ static void *add_many(void *arg)
 }
 
 /* Two vCPUs and a thread of the host's, at one word. */
-START_TEST(atomic_among_vcpus)
+TEST_EACH(machine, atomic_among_vcpus, COLUMNS * LEVELS)
 {
 	struct team team;
 	unsigned int i;
@@ -117,9 +116,8 @@ START_TEST(atomic_among_vcpus)
 	ck_assert_uint_eq(word_at(0), 3000);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(sixteen_bytes)
+TEST_EACH(machine, sixteen_bytes, COLUMNS * LEVELS)
 {
 	set_up(_i);
 	ck_assert_uint_eq(run(MACHINE_READ16, RAM + 32, 0, 0), rig_word(32));
@@ -131,9 +129,8 @@ START_TEST(sixteen_bytes)
 	ck_assert_uint_eq(word_at(48), rig_word(48));
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(copies)
+TEST_EACH(machine, copies, COLUMNS * LEVELS)
 {
 	char was[PAGE];
 
@@ -146,10 +143,9 @@ START_TEST(copies)
 	ck_assert_mem_eq(rig.a, was, sizeof(was));
 	rig_free(&rig);
 }
-END_TEST
 
 /* Of these 512 bytes both architectures have registers of 16 in the middle. */
-START_TEST(fpu_state)
+TEST_EACH(machine, fpu_state, COLUMNS * LEVELS)
 {
 	const size_t from = 160, length = 256;
 	char *state = NULL;
@@ -164,16 +160,14 @@ START_TEST(fpu_state)
 	ck_assert_mem_eq(rig.a + 2 * PAGE + from, rig.a, length);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(jumps)
+TEST_EACH(machine, jumps, COLUMNS * LEVELS)
 {
 	set_up(_i);
 	machine_put_return(rig.a + 5 * PAGE + 64);
 	ck_assert_uint_eq(run(MACHINE_JUMP, RAM + 5 * PAGE + 64, 31, 0), 31);
 	rig_free(&rig);
 }
-END_TEST
 
 #ifdef __x86_64__
 /* At CPL 0 some back ends emulate the guest, and say so in their own way. */
@@ -190,7 +184,7 @@ static void tells_of_an_invalid_opcode(struct machine_vcpu *vcpu, int ret)
 #endif
 
 /* All ones are no instruction. */
-START_TEST(called_again_after_a_crash)
+TEST_EACH(machine, called_again_after_a_crash, COLUMNS * LEVELS)
 {
 	struct machine_vcpu *vcpu;
 	int err, ret;
@@ -209,9 +203,8 @@ START_TEST(called_again_after_a_crash)
 	ck_assert_uint_eq(run(MACHINE_READ, RAM + PAGE, 8, 0), rig_word(PAGE));
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(no_such_routine)
+TEST(machine, no_such_routine)
 {
 	set_up(0);
 	ck_assert_int_eq(machine_call(&rig.machine->vcpu[0], 0, 0, 0, 0, 0),
@@ -220,7 +213,6 @@ START_TEST(no_such_routine)
 			 -EINVAL);
 	rig_free(&rig);
 }
-END_TEST
 
 /* As machine.h has it. */
 static void scan(struct machine_scan *job, uint64_t *page)
@@ -241,7 +233,7 @@ static void scan(struct machine_scan *job, uint64_t *page)
 	}
 }
 
-START_TEST(scans)
+TEST_EACH(machine, scans, COLUMNS * LEVELS)
 {
 	static uint64_t expected[PAGES * PAGE / 8];
 	struct machine_scan job = {
@@ -265,10 +257,9 @@ START_TEST(scans)
 	ck_assert_mem_eq(theirs, &job, sizeof(job));
 	rig_free(&rig);
 }
-END_TEST
 
 /* Neither in order nor each once; the last page has the table. */
-START_TEST(touches)
+TEST_EACH(machine, touches, COLUMNS * LEVELS)
 {
 	static const unsigned char order[] = { 3, 0, 7, 7, 14, 1 };
 	uint64_t *table, sum = 0;
@@ -293,7 +284,6 @@ START_TEST(touches)
 	ck_assert_uint_eq(run(MACHINE_TOUCH, RAM + 15 * PAGE, 0, 0), 0);
 	rig_free(&rig);
 }
-END_TEST
 
 #define TICKS 5
 
@@ -310,7 +300,7 @@ static void await_ticks(unsigned int vcpu, uint64_t count)
 }
 
 /* The timer goes on and on, and only where it is asked for. */
-START_TEST(ticks)
+TEST_EACH(machine, ticks, COLUMNS * LEVELS)
 {
 	set_up(_i);
 	if (_i % COLUMNS)
@@ -322,7 +312,6 @@ START_TEST(ticks)
 	ck_assert_uint_eq(machine_ticks(rig.machine, 1), 0);
 	rig_free(&rig);
 }
-END_TEST
 
 static struct kicker kicker;
 
@@ -372,7 +361,7 @@ static void crashed_not(const struct machine_vcpu *vcpu, int ret)
  * instructions, those of interrupt handlers too: the guest goes on as if
  * nothing were.
  */
-START_TEST(unearned_faults)
+TEST_EACH(machine, unearned_faults, COLUMNS * LEVELS)
 {
 	static uint64_t expected[PAGES * PAGE / 8];
 	struct machine_scan job = {
@@ -409,11 +398,10 @@ START_TEST(unearned_faults)
 	ck_assert_uint_ge(machine_retried(rig.machine, 0), FAULTS / 2);
 	rig_free(&rig);
 }
-END_TEST
 #endif
 
 /* Whatever it was doing before, be it a tick. */
-START_TEST(ticks_after_calls_that_were_left)
+TEST_EACH(machine, ticks_after_calls_that_were_left, LEVELS)
 {
 	unsigned int n;
 	int err;
@@ -430,26 +418,9 @@ START_TEST(ticks_after_calls_that_were_left)
 	await_ticks(0, TICKS);
 	rig_free(&rig);
 }
-END_TEST
 
 int main(void)
 {
-	const TTest *const all[] = {
-		reads_and_writes, across_pages, atomic_accesses,
-		atomic_among_vcpus, sixteen_bytes, copies, fpu_state, jumps,
-		called_again_after_a_crash, scans, touches, ticks,
-	};
-	Suite *suite = suite_create("kvm machine");
-	TCase *tcase = tests(suite, "machine");
-	size_t i;
-
 	need("kvm");
-	for (i = 0; i < sizeof(all) / sizeof(*all); i++)
-		tcase_add_loop_test(tcase, all[i], 0, COLUMNS * LEVELS);
-	tcase_add_test(tcase, no_such_routine);
-#ifdef __x86_64__
-	tcase_add_loop_test(tcase, unearned_faults, 0, COLUMNS * LEVELS);
-#endif
-	tcase_add_loop_test(tcase, ticks_after_calls_that_were_left, 0, LEVELS);
-	return run_suite(suite);
+	return run_suite("kvm machine");
 }

@@ -22,7 +22,7 @@
 #define VCPUS 4
 #define HOSTS 2
 #define WAYS_OF_SIGBUS 2
-#define BOTH (COLUMNS * WAYS_OF_SIGBUS)	/* for tcase_add_loop_test() */
+#define BOTH (COLUMNS * WAYS_OF_SIGBUS)	/* for TEST_EACH() */
 
 static struct rig rig;
 static pthread_barrier_t together;
@@ -65,7 +65,12 @@ static void host_reads(uint64_t page)
 
 /* ---- exits in the place of messages ---- */
 
-START_TEST(pages_come_by_markers)
+/* How many times the cases are run whose number main() finds out. */
+static int huge;
+
+TEST_GROUP(marker, NULL, NULL);
+
+TEST_EACH(marker, pages_come_by_markers, BOTH)
 {
 	struct kvmfault_stats now;
 	uint64_t page;
@@ -86,9 +91,8 @@ START_TEST(pages_come_by_markers)
 		ck_assert_uint_eq(rig.reads[page], 1);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(reads_and_writes_of_all_kinds)
+TEST_EACH(marker, reads_and_writes_of_all_kinds, BOTH)
 {
 	set_up(_i, 1);
 	guest_reads(0, 0);
@@ -108,7 +112,6 @@ START_TEST(reads_and_writes_of_all_kinds)
 	ck_assert_mem_eq(rig.b + 8 * PAGE - 64, rig.b + 6 * PAGE - 64, 128);
 	rig_free(&rig);
 }
-END_TEST
 
 static void *everybody_reads(void *arg)
 {
@@ -131,7 +134,7 @@ static void *everybody_reads(void *arg)
 	return NULL;
 }
 
-START_TEST(with_the_vmms_threads)
+TEST_EACH(marker, with_the_vmms_threads, BOTH)
 {
 	struct kvmfault_stats now;
 	struct team team;
@@ -150,9 +153,8 @@ START_TEST(with_the_vmms_threads)
 		ck_assert_uint_eq(rig.reads[page], 1);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(discarded_and_marked_again)
+TEST_EACH(marker, discarded_and_marked_again, BOTH)
 {
 	uint64_t page;
 
@@ -169,9 +171,8 @@ START_TEST(discarded_and_marked_again)
 	ck_assert_uint_eq(stats().zeroed, 128);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(huge_pages)
+TEST_COUNTED(marker, huge_pages, huge)
 {
 	uint64_t page;
 
@@ -187,7 +188,6 @@ START_TEST(huge_pages)
 	ck_assert_uint_ge(stats().kind[KVMFAULT_KIND_MARKER], 3);
 	rig_free(&rig);
 }
-END_TEST
 
 /* ---- the mode ---- */
 
@@ -204,7 +204,7 @@ static void *leave_and_return(void *unused)
 	return unused;
 }
 
-START_TEST(left_and_taken_up_while_vcpus_run)
+TEST_EACH(marker, left_and_taken_up_while_vcpus_run, BOTH)
 {
 	struct team team;
 	pthread_t thread;
@@ -221,9 +221,8 @@ START_TEST(left_and_taken_up_while_vcpus_run)
 	ck_assert_uint_eq(stats().unresolved, 0);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(after_it_was_left_all_are_messages)
+TEST_EACH(marker, after_it_was_left_all_are_messages, BOTH)
 {
 	uint64_t page, before;
 
@@ -237,11 +236,10 @@ START_TEST(after_it_was_left_all_are_messages)
 	ck_assert_uint_eq(stats().kind[KVMFAULT_KIND_MARKER], before);
 	rig_free(&rig);
 }
-END_TEST
 
 /* ---- signals ---- */
 
-START_TEST(vcpu_without_sigbus_is_refused)
+TEST_EACH(marker, vcpu_without_sigbus_is_refused, BOTH)
 {
 	struct kvmfault_vcpu_options options = { .size = sizeof(options) };
 	struct kvmfault_vcpu *vcpu;
@@ -259,10 +257,9 @@ START_TEST(vcpu_without_sigbus_is_refused)
 	ck_assert_int_eq(kvmfault_vcpu_new(rig.vm, &options, &vcpu), -EINVAL);
 	rig_free(&rig);
 }
-END_TEST
 
 /* One that somebody sends, and that is no fault at all. */
-START_TEST(anothers_sigbus_is_handed_on)
+TEST_EACH(marker, anothers_sigbus_is_handed_on, COLUMNS)
 {
 	struct outcome outcome;
 	const siginfo_t *info;
@@ -277,7 +274,6 @@ START_TEST(anothers_sigbus_is_handed_on)
 	guest_reads(0, 3);
 	rig_free(&rig);
 }
-END_TEST
 
 /* ---- nothing is lost ---- */
 
@@ -359,7 +355,9 @@ static double how_long(void)
 	return text ? atof(text) : 2;
 }
 
-START_TEST(no_interrupt_and_no_instruction_is_lost)
+TEST_GROUP(lost, NULL, NULL);
+
+TEST_EACH(lost, no_interrupt_and_no_instruction_is_lost, WAYS_OF_SIGBUS)
 {
 	struct sigaction action = { .sa_handler = nothing };
 	double end = seconds() + how_long();
@@ -398,28 +396,12 @@ START_TEST(no_interrupt_and_no_instruction_is_lost)
 	       (unsigned long long)machine_ticks(rig.machine, 0));
 	rig_free(&rig);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("kvm-marker");
-	TCase *t = tests(suite, "marker");
-	TCase *longer = tests(suite, "lost");
-
 	need("kvm");
 	need("uffd");
-	tcase_add_loop_test(t, pages_come_by_markers, 0, BOTH);
-	tcase_add_loop_test(t, reads_and_writes_of_all_kinds, 0, BOTH);
-	tcase_add_loop_test(t, with_the_vmms_threads, 0, BOTH);
-	tcase_add_loop_test(t, discarded_and_marked_again, 0, BOTH);
-	if (have("hugetlb", lacks("hugetlb")))
-		tcase_add_loop_test(t, huge_pages, 0, BOTH);
-	tcase_add_loop_test(t, left_and_taken_up_while_vcpus_run, 0, BOTH);
-	tcase_add_loop_test(t, after_it_was_left_all_are_messages, 0, BOTH);
-	tcase_add_loop_test(t, vcpu_without_sigbus_is_refused, 0, BOTH);
-	tcase_add_loop_test(t, anothers_sigbus_is_handed_on, 0, COLUMNS);
-	tcase_set_timeout(longer, HANG + how_long() * 4);
-	tcase_add_loop_test(longer, no_interrupt_and_no_instruction_is_lost, 0,
-			    WAYS_OF_SIGBUS);
-	return run_suite(suite);
+	huge = have("hugetlb", lacks("hugetlb")) ? BOTH : 0;
+	group_lost.seconds = HANG + how_long() * 4;
+	return run_suite("kvm-marker");
 }

@@ -51,7 +51,13 @@ static uint64_t low(uint64_t value, uint64_t size)
 	return size == 8 ? value : value & ((1ULL << 8 * size) - 1);
 }
 
-START_TEST(reads)
+/* How many times the cases are run whose number main() finds out. */
+static int each_way;
+static int where_emulated;
+
+TEST_GROUP(mmio, NULL, NULL);
+
+TEST_COUNTED(mmio, reads, each_way)
 {
 	uint64_t size, page = 0;
 
@@ -64,9 +70,8 @@ START_TEST(reads)
 	ck_assert_uint_eq(stats().fetched, page);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(writes)
+TEST_COUNTED(mmio, writes, each_way)
 {
 	uint64_t size, page = 0, value = 0x1122334455667788, word;
 
@@ -85,9 +90,8 @@ START_TEST(writes)
 	ck_assert_int_eq(rig.changes[KVMFAULT_CAUSE_MMIO], (int)page);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(across_a_page)
+TEST_COUNTED(mmio, across_a_page, each_way)
 {
 	uint64_t got, want;
 	char bytes[16];
@@ -107,11 +111,10 @@ START_TEST(across_a_page)
 	ck_assert_uint_eq(stats().fetched, 4);
 	rig_free(&rig);
 }
-END_TEST
 
 #ifdef __x86_64__	/* see no_syndrome for arm64 */
 
-START_TEST(read_modify_write)
+TEST_COUNTED(mmio, read_modify_write, each_way)
 {
 	exits(_i);
 	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_EXCHANGE, RAM, 12, 0),
@@ -122,9 +125,8 @@ START_TEST(read_modify_write)
 	ck_assert_uint_eq(*(uint64_t *)(rig.b + PAGE), rig_word(PAGE) + 30);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(sixteen_bytes)
+TEST_COUNTED(mmio, sixteen_bytes, each_way)
 {
 	exits(_i);
 	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ16, RAM, 0, 0),
@@ -136,11 +138,10 @@ START_TEST(sixteen_bytes)
 	ck_assert_uint_eq(*(uint64_t *)(rig.b + PAGE + 8), 22);
 	rig_free(&rig);
 }
-END_TEST
 
 #endif
 
-START_TEST(string_copy)
+TEST_COUNTED(mmio, string_copy, each_way)
 {
 	exits(_i);
 	rig_do(&rig, 0, MACHINE_COPY, RAM + PAGE - 16, RAM + 4 * PAGE - 24, 48);
@@ -149,13 +150,12 @@ START_TEST(string_copy)
 			  rig_word(4 * PAGE - 24));
 	rig_free(&rig);
 }
-END_TEST
 
 #ifdef __x86_64__
 
 /* The guest copies from a device into absent pages: what it reads is the VMM's
  * business, where it writes it is ours. Every KVM emulates such an instruction. */
-START_TEST(from_a_device)
+TEST_EACH(mmio, from_a_device, COLUMNS)
 {
 	const uint64_t at = PAGE - 4, device = RAM + (16 << 20);
 	enum kvmfault_action action;
@@ -190,12 +190,11 @@ START_TEST(from_a_device)
 	ck_assert_mem_eq(rig.b, expected, sizeof(expected));
 	rig_free(&rig);
 }
-END_TEST
 
 #endif
 
 /* A device's address is the VMM's business, and so is a write to ROM. */
-START_TEST(not_ours)
+TEST_COUNTED(mmio, not_ours, each_way)
 {
 	struct kvmfault_region rom = {
 		.size = sizeof(rom),
@@ -228,11 +227,10 @@ START_TEST(not_ours)
 			  rig_word(0));
 	rig_free(&rig);
 }
-END_TEST
 
 /* The source fails: the access waits for its bytes, and is done when they come,
  * by the same call. */
-START_TEST(an_access_that_has_to_wait)
+TEST_COUNTED(mmio, an_access_that_has_to_wait, each_way)
 {
 	const struct kvmfault_result *result;
 	int err, ret;
@@ -260,7 +258,6 @@ START_TEST(an_access_that_has_to_wait)
 	ck_assert_uint_eq(machine_result(&rig.machine->vcpu[0]), rig_word(0));
 	rig_free(&rig);
 }
-END_TEST
 
 static void overlay(uint64_t at, const void *bytes, size_t length)
 {
@@ -276,7 +273,7 @@ static void expect_emulation(uint64_t fetched)
 	ck_assert_uint_eq(stats().unresolved, 0);
 }
 
-START_TEST(code_page)
+TEST_COUNTED(mmio, code_page, where_emulated)
 {
 	char code[64];
 
@@ -288,9 +285,8 @@ START_TEST(code_page)
 	expect_emulation(1);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(fpu_state)
+TEST_COUNTED(mmio, fpu_state, where_emulated)
 {
 	char state[512];
 
@@ -306,10 +302,9 @@ START_TEST(fpu_state)
 	expect_emulation(2);
 	rig_free(&rig);
 }
-END_TEST
 
 /* Nothing of ours is absent where this gives up: the VMM's business. */
-START_TEST(emulation_that_is_not_ours)
+TEST_COUNTED(mmio, emulation_that_is_not_ours, where_emulated)
 {
 	int err, ret, n = 0;
 	enum kvmfault_action action;
@@ -327,7 +322,6 @@ START_TEST(emulation_that_is_not_ours)
 	ck_assert_uint_eq(stats().fetched, 0);
 	rig_free(&rig);
 }
-END_TEST
 
 #ifdef __aarch64__
 
@@ -353,7 +347,7 @@ static void put_the_slot_back(void)
 /* An access of which the CPU does not say what it is (atomic, 16 bytes, two
  * registers) cannot be completed by anybody: it is the VMM's, which has to have
  * its memslots in place. Then it runs again. */
-START_TEST(no_syndrome)
+TEST_EACH(mmio, no_syndrome, COLUMNS)
 {
 	struct kvm_enable_cap cap = { .cap = KVM_CAP_ARM_NISV_TO_USER };
 	struct machine_vcpu *vcpu;
@@ -374,39 +368,17 @@ START_TEST(no_syndrome)
 	ck_assert_uint_eq(*(uint64_t *)rig.b, rig_word(0) + 30);
 	rig_free(&rig);
 }
-END_TEST
 
 #endif
 
 int main(void)
 {
-	const TTest *const mmio[] = {
-		reads, writes, across_a_page, string_copy, not_ours,
-		an_access_that_has_to_wait,
-#ifdef __x86_64__
-		read_modify_write, sixteen_bytes,
-#endif
-	};
-	const TTest *const emulation[] = {
-		code_page, fpu_state, emulation_that_is_not_ours,
-	};
-	Suite *suite = suite_create("kvm mmio");
-	TCase *tcase = tests(suite, "mmio");
 	int ways;
-	size_t i;
 
 	need("kvm");
 	need("uffd");
 	ways = rig_ways();
-	for (i = 0; i < sizeof(mmio) / sizeof(*mmio); i++)
-		tcase_add_loop_test(tcase, mmio[i], 0, COLUMNS * ways);
-	for (i = 0; i < sizeof(emulation) / sizeof(*emulation); i++)
-		tcase_add_loop_test(tcase, emulation[i], 0,
-				    ways > EMULATED ? COLUMNS : 0);
-#ifdef __aarch64__
-	tcase_add_loop_test(tcase, no_syndrome, 0, COLUMNS);
-#else
-	tcase_add_loop_test(tcase, from_a_device, 0, COLUMNS);
-#endif
-	return run_suite(suite);
+	each_way = COLUMNS * ways;
+	where_emulated = ways > EMULATED ? COLUMNS : 0;
+	return run_suite("kvm mmio");
 }

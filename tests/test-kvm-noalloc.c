@@ -209,7 +209,14 @@ static int fall(void (*allocate)(void), bool arm)
 	return status;
 }
 
-START_TEST(who_allocates_is_trapped)
+/* How many times the cases are run whose number main() finds out. */
+static int each_way;
+static int where_emulated;
+static int annotated;
+
+TEST_GROUP(noalloc, NULL, NULL);
+
+TEST_EACH(noalloc, who_allocates_is_trapped, FALLS)
 {
 	int status;
 
@@ -220,7 +227,6 @@ START_TEST(who_allocates_is_trapped)
 	ck_assert(WIFSIGNALED(status));
 	ck_assert_int_eq(WTERMSIG(status), SIGABRT);
 }
-END_TEST
 
 /* ---- the guest, with the trap armed ---- */
 
@@ -320,7 +326,7 @@ static void tracked(int column, bool supervisor)
 	rig.apart = true;
 }
 
-START_TEST(pages_by_userfaultfd)
+TEST_EACH(noalloc, pages_by_userfaultfd, COLUMNS)
 {
 	tracked(_i, false);
 	rig_track(&rig);
@@ -332,7 +338,6 @@ START_TEST(pages_by_userfaultfd)
 			  PAGES + WARM);
 	rig_free(&rig);
 }
-END_TEST
 
 /* Reads and writes that KVM takes for a device's, and what its emulator gives up
  * on. */
@@ -376,18 +381,16 @@ static void exits(int i, void *(*run)(void *), enum kvmfault_kind entrance)
 	rig_free(&rig);
 }
 
-START_TEST(pages_by_mmio)
+TEST_COUNTED(noalloc, pages_by_mmio, each_way)
 {
 	exits(_i, all_kinds, KVMFAULT_KIND_MMIO);
 }
-END_TEST
 
-START_TEST(pages_by_emulation_errors)
+TEST_COUNTED(noalloc, pages_by_emulation_errors, where_emulated)
 {
 	exits(EMULATED * COLUMNS + _i, fpu_states,
 	      KVMFAULT_KIND_EMULATION);
 }
-END_TEST
 
 /* ---- annotated exits ---- */
 
@@ -444,7 +447,7 @@ static void *own_slots(void *arg)
 	return end();
 }
 
-START_TEST(pages_by_annotated_exits)
+TEST_COUNTED(noalloc, pages_by_annotated_exits, annotated)
 {
 	struct kvmfault_region region = {
 		.size = sizeof(region),
@@ -471,23 +474,16 @@ START_TEST(pages_by_annotated_exits)
 	ck_assert_int_eq(kvmfault_region_remove(rig.vm, 0, GMEM), 0);
 	rig_free(&rig);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("kvm noalloc");
-	TCase *tcase = tests(suite, "noalloc");
 	int ways;
 
 	need("kvm");
 	need("uffd");
 	ways = rig_ways();
-	tcase_add_loop_test(tcase, who_allocates_is_trapped, 0, FALLS);
-	tcase_add_loop_test(tcase, pages_by_userfaultfd, 0, COLUMNS);
-	tcase_add_loop_test(tcase, pages_by_mmio, 0, COLUMNS * ways);
-	tcase_add_loop_test(tcase, pages_by_emulation_errors, 0,
-			    ways > EMULATED ? COLUMNS : 0);
-	tcase_add_loop_test(tcase, pages_by_annotated_exits, 0,
-			    rig_has_guest_memfd() ? COLUMNS : 0);
-	return run_suite(suite);
+	each_way = COLUMNS * ways;
+	where_emulated = ways > EMULATED ? COLUMNS : 0;
+	annotated = rig_has_guest_memfd() ? COLUMNS : 0;
+	return run_suite("kvm noalloc");
 }

@@ -42,6 +42,11 @@ static bool two_dimensional(void)
 	return answer == KVMFAULT_SUPPORT_YES;
 }
 
+/* How many times the cases are run whose number main() finds out. */
+static int shadow;
+
+TEST_GROUP(paging, NULL, NULL);
+
 #ifdef __x86_64__
 
 /* Pages of RAM, and the guest's virtual address of DATA by way of tables that
@@ -208,7 +213,7 @@ static uint8_t byte_written(void)
 	return *((const uint8_t *)run + run->io.data_offset);
 }
 
-START_TEST(operand_of_what_kvm_emulates)
+TEST_EACH(paging, operand_of_what_kvm_emulates, 2 * COLUMNS)
 {
 	up(_i);
 	ensure(CODE);
@@ -228,10 +233,9 @@ START_TEST(operand_of_what_kvm_emulates)
 	ck_assert(machine_done(&rig.machine->vcpu[0], 0));
 	down();
 }
-END_TEST
 
 /* All that a guest does goes by way of tables that KVM walks. */
-START_TEST(shadow_paging)
+TEST_COUNTED(paging, shadow_paging, shadow)
 {
 	up(_i);
 	ensure(DATA);
@@ -247,7 +251,6 @@ START_TEST(shadow_paging)
 			  rig_word(DATA * PAGE + 8));
 	down();
 }
-END_TEST
 
 enum { STACK, IDT, GDT, NEEDED };
 
@@ -296,7 +299,7 @@ static void aim_exception(int page)
  * i: each page at both levels. The processor delivers exceptions, and a marker
  * on the way is a fault like any other; but in software that ends the guest.
  */
-START_TEST(exceptions)
+TEST_EACH(paging, exceptions, 2 * NEEDED)
 {
 	struct machine_vcpu *vcpu;
 	char story[MACHINE_STORY];
@@ -321,10 +324,9 @@ START_TEST(exceptions)
 	}
 	rig_free(&rig);
 }
-END_TEST
 
 /* What the probe says of a scratch guest holds for one as VMMs make it. */
-START_TEST(what_the_probe_says)
+TEST_EACH(paging, what_the_probe_says, COLUMNS)
 {
 	int err, ret;
 
@@ -348,9 +350,8 @@ START_TEST(what_the_probe_says)
 			  rig_word(DATA * PAGE + 8));
 	down();
 }
-END_TEST
 
-START_TEST(what_the_modules_say)
+TEST(paging, what_the_modules_say)
 {
 	int ept = parameter("/sys/module/kvm_intel/parameters/ept");
 	int npt = parameter(NPT);
@@ -358,7 +359,6 @@ START_TEST(what_the_modules_say)
 	if (ept >= 0 || npt >= 0)
 		ck_assert_int_eq(two_dimensional(), ept > 0 || npt > 0);
 }
-END_TEST
 
 /* ---- paravirtual features ---- */
 
@@ -419,7 +419,7 @@ static bool written(void)
 	return false;
 }
 
-START_TEST(present_before_the_msr)
+TEST_EACH(paging, present_before_the_msr, COLUMNS * FEATURES)
 {
 	up(_i / FEATURES);
 	rig_mark_all(&rig);
@@ -432,10 +432,9 @@ START_TEST(present_before_the_msr)
 	}
 	down();
 }
-END_TEST
 
 /* KVM says that all is well, and writes nothing; some of it for ever. */
-START_TEST(present_after_the_msr)
+TEST_EACH(paging, present_after_the_msr, COLUMNS * FEATURES)
 {
 	up(_i / FEATURES);
 	rig_mark_all(&rig);
@@ -453,28 +452,10 @@ START_TEST(present_after_the_msr)
 	}
 	down();
 }
-END_TEST
-
-static void add_tests(TCase *tcase)
-{
-	bool shadow = ask() == KVMFAULT_SUPPORT_NO;
-
-	tcase_add_test(tcase, what_the_modules_say);
-	tcase_add_loop_test(tcase, what_the_probe_says, 0, COLUMNS);
-	tcase_add_loop_test(tcase, operand_of_what_kvm_emulates, 0,
-			    2 * COLUMNS);
-	tcase_add_loop_test(tcase, shadow_paging, 0,
-			    shadow ? 2 * COLUMNS : 0);
-	tcase_add_loop_test(tcase, exceptions, 0, 2 * NEEDED);
-	tcase_add_loop_test(tcase, present_before_the_msr, 0,
-			    COLUMNS * FEATURES);
-	tcase_add_loop_test(tcase, present_after_the_msr, 0,
-			    COLUMNS * FEATURES);
-}
 
 #else
 
-START_TEST(kvm_walks_no_tables)
+TEST_EACH(paging, kvm_walks_no_tables, COLUMNS)
 {
 	bool again = true;
 
@@ -487,21 +468,15 @@ START_TEST(kvm_walks_no_tables)
 	ck_assert(!again);
 	rig_free(&rig);
 }
-END_TEST
-
-static void add_tests(TCase *tcase)
-{
-	tcase_add_loop_test(tcase, kvm_walks_no_tables, 0, COLUMNS);
-}
 
 #endif
 
 int main(void)
 {
-	Suite *suite = suite_create("kvm paging");
-
 	need("kvm");
 	need("uffd");
-	add_tests(tests(suite, "paging"));
-	return run_suite(suite);
+#ifdef __x86_64__
+	shadow = ask() == KVMFAULT_SUPPORT_NO ? 2 * COLUMNS : 0;
+#endif
+	return run_suite("kvm paging");
 }

@@ -247,26 +247,26 @@ static uint64_t rest_of_window(void)
 	return taken() - before;
 }
 
-START_TEST(window_is_mapped_ahead)
+TEST_GROUP(prefault, NULL, NULL);
+
+TEST_EACH(prefault, window_is_mapped_ahead, 2)
 {
 	up(_i, true);
 	ck_assert_uint_eq(rest_of_window(), 0);
 	ck_assert_uint_eq(prefaulted(), 2 * WINDOW);
 	down();
 }
-END_TEST
 
-START_TEST(else_each_page_is_a_fault)
+TEST_EACH(prefault, else_each_page_is_a_fault, 2)
 {
 	up(_i, false);
 	ck_assert_uint_ge(rest_of_window(), WINDOW - 1);
 	ck_assert_uint_eq(prefaulted(), 0);
 	down();
 }
-END_TEST
 
 /* Its other pages keep their markers, and are asked for. */
-START_TEST(absent_pages_stay_absent)
+TEST_EACH(prefault, absent_pages_stay_absent, 2)
 {
 	uint64_t page;
 
@@ -276,7 +276,6 @@ START_TEST(absent_pages_stay_absent)
 	ck_assert_uint_eq(prefaulted(), PAGES);
 	down();
 }
-END_TEST
 
 /* Skips where KVM cannot map ahead, or there are no markers. */
 static void need_prefault(void)
@@ -296,14 +295,8 @@ static void need_prefault(void)
 
 int main(void)
 {
-	Suite *suite = suite_create("kvm prefault");
-	TCase *tcase = tests(suite, "prefault");
-
 	need("kvm");
 	need("uffd");
 	need_prefault();
-	tcase_add_loop_test(tcase, window_is_mapped_ahead, 0, 2);
-	tcase_add_loop_test(tcase, else_each_page_is_a_fault, 0, 2);
-	tcase_add_loop_test(tcase, absent_pages_stay_absent, 0, 2);
-	return run_suite(suite);
+	return run_suite("kvm prefault");
 }

@@ -171,7 +171,13 @@ static void expect_each_saved(bool quiet)
 				 "how often it is saved");
 }
 
-START_TEST(snapshots_of_what_goes_on)
+/* How many times the cases are run whose number main() finds out. */
+static int each_kind;
+static int each_way;
+
+TEST_GROUP_FOR(protect, NULL, NULL, 2 * HANG);
+
+TEST_COUNTED(protect, snapshots_of_what_goes_on, each_kind)
 {
 	unsigned int round, rounds = rig_rounds(ROUNDS);
 	struct team writers;
@@ -196,10 +202,9 @@ START_TEST(snapshots_of_what_goes_on)
 	ck_assert_int_eq(rig.unresolved, 0);
 	down();
 }
-END_TEST
 
 /* One that is given up while everybody is at it. */
-START_TEST(given_up)
+TEST_COUNTED(protect, given_up, each_kind)
 {
 	unsigned int place, writer, round;
 	struct team writers;
@@ -233,10 +238,9 @@ START_TEST(given_up)
 	ck_assert_int_eq(rig.unresolved, 0);
 	down();
 }
-END_TEST
 
 /* Nobody is told of what nobody protects any more. */
-START_TEST(discards_of_what_is_protected)
+TEST_COUNTED(protect, discards_of_what_is_protected, each_kind)
 {
 	uint64_t page, pages;
 
@@ -254,11 +258,10 @@ START_TEST(discards_of_what_is_protected)
 					 RAM + page * size, 8, 0), 0);
 	down();
 }
-END_TEST
 
 /* ---- accesses that are not the guest's own ---- */
 
-START_TEST(mmio_inside_ram)
+TEST_COUNTED(protect, mmio_inside_ram, each_way)
 {
 	uint64_t word;
 
@@ -278,10 +281,9 @@ START_TEST(mmio_inside_ram)
 	ck_assert_uint_eq(*(uint64_t *)(rig.b + 3 * PAGE), 99);
 	down();
 }
-END_TEST
 
 /* KVM, or its emulator, writes to a page that is there. */
-START_TEST(written_by_kvm)
+TEST_EACH(protect, written_by_kvm, COLUMNS)
 {
 	up(_i, SHMEM, true);
 	ck_assert_int_eq(kvmfault_ensure(rig.vm, 0, RAM, 8 * PAGE, true), 0);
@@ -295,24 +297,13 @@ START_TEST(written_by_kvm)
 			  rig_word(3 * PAGE) + 1);
 	down();
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("kvm protect");
-	TCase *tcase = tests(suite, "protect");
-	int kinds;
-
 	need("kvm");
 	need("uffd");
-	kinds = have("hugetlb", lacks("hugetlb")) ? KINDS : HUGETLB;
-	tcase_set_timeout(tcase, 2 * HANG);
-	tcase_add_loop_test(tcase, snapshots_of_what_goes_on, 0,
-			    kinds * COLUMNS);
-	tcase_add_loop_test(tcase, given_up, 0, kinds * COLUMNS);
-	tcase_add_loop_test(tcase, discards_of_what_is_protected, 0,
-			    kinds * COLUMNS);
-	tcase_add_loop_test(tcase, mmio_inside_ram, 0, rig_ways() * COLUMNS);
-	tcase_add_loop_test(tcase, written_by_kvm, 0, COLUMNS);
-	return run_suite(suite);
+	each_kind = COLUMNS *
+		    (have("hugetlb", lacks("hugetlb")) ? KINDS : HUGETLB);
+	each_way = COLUMNS * rig_ways();
+	return run_suite("kvm protect");
 }

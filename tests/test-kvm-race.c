@@ -127,7 +127,12 @@ static void expect_all_fetched(unsigned int rounds)
 	ck_assert_uint_eq(stats().unresolved, 0);
 }
 
-START_TEST(vcpus_and_hosts_on_the_same_pages)
+/* How many times the cases are run whose number main() finds out. */
+static int each_way;
+
+TEST_GROUP(race, NULL, NULL);
+
+TEST_EACH(race, vcpus_and_hosts_on_the_same_pages, COLUMNS)
 {
 	struct team team;
 
@@ -138,7 +143,6 @@ START_TEST(vcpus_and_hosts_on_the_same_pages)
 	expect_all_fetched(ROUNDS);
 	rig_free(&rig);
 }
-END_TEST
 
 static struct team harassed;
 static atomic_uint finished, signals;
@@ -184,17 +188,15 @@ static void under_signals(int column, int flags)
 	rig_free(&rig);
 }
 
-START_TEST(the_same_under_signals)
+TEST_EACH(race, the_same_under_signals, COLUMNS)
 {
 	under_signals(_i, 0);
 }
-END_TEST
 
-START_TEST(the_same_under_signals_that_restart)
+TEST_EACH(race, the_same_under_signals_that_restart, COLUMNS)
 {
 	under_signals(_i, SA_RESTART);
 }
-END_TEST
 
 /* ---- regions that change ---- */
 
@@ -298,7 +300,7 @@ static unsigned int change_while_they_walk(void (*change)(void))
 }
 
 /* vCPUs that sleep on a userfaultfd do not come by their region. */
-START_TEST(their_region_changes)
+TEST_EACH(race, their_region_changes, COLUMNS)
 {
 	unsigned int round, changes = 0;
 
@@ -310,10 +312,9 @@ START_TEST(their_region_changes)
 	ck_assert_uint_ge(changes, round);
 	rig_free(&rig);
 }
-END_TEST
 
 /* vCPUs that exit do: the regions around theirs change. */
-START_TEST(regions_around_theirs_change)
+TEST_COUNTED(race, regions_around_theirs_change, each_way)
 {
 	unsigned int round, changes = 0;
 
@@ -326,7 +327,6 @@ START_TEST(regions_around_theirs_change)
 	ck_assert_uint_ge(stats().kind[KVMFAULT_KIND_MMIO], round);
 	rig_free(&rig);
 }
-END_TEST
 
 /* ---- a thread of the VMM's asleep on a page that a vCPU brings in ---- */
 
@@ -412,24 +412,22 @@ static void in_each_order(void)
 }
 
 /* The vCPU sleeps in the kernel: two messages, of two userfaultfds. */
-START_TEST(host_and_vcpu_asleep)
+TEST_EACH(race, host_and_vcpu_asleep, COLUMNS)
 {
 	tracked(_i, 1);
 	in_each_order();
 	ck_assert_uint_ge(stats().kind[KVMFAULT_KIND_UFFD], 2);
 	rig_free(&rig);
 }
-END_TEST
 
 /* The vCPU is told by an exit, and fetches or waits on its own thread. */
-START_TEST(host_asleep_and_vcpu_fetches)
+TEST_COUNTED(race, host_asleep_and_vcpu_fetches, each_way)
 {
 	exits(_i, 1);
 	in_each_order();
 	ck_assert_uint_ge(stats().kind[KVMFAULT_KIND_MMIO], PAGES / 4);
 	rig_free(&rig);
 }
-END_TEST
 
 static void await_message(const struct kvmfault_uffd *uffd)
 {
@@ -443,7 +441,7 @@ static void await_message(const struct kvmfault_uffd *uffd)
 
 /* The message is read when the page has long been there: nobody but its reader
  * knows of this sleeper. */
-START_TEST(host_asleep_and_message_late)
+TEST_COUNTED(race, host_asleep_and_message_late, each_way)
 {
 	pthread_t host;
 
@@ -461,7 +459,6 @@ START_TEST(host_asleep_and_message_late)
 	ck_assert_uint_ge(stats().repeated, PAGES / 8);
 	rig_free(&rig);
 }
-END_TEST
 
 /* ---- two copies of one page through two mappings ---- */
 
@@ -556,7 +553,7 @@ static int registered(char *map)
 }
 
 /* What all rests on, without the library: the kernel lets one copy win. */
-START_TEST(two_copies_by_the_kernel)
+TEST_EACH(race, two_copies_by_the_kernel, COLUMNS)
 {
 	struct team team;
 	unsigned int round, first = 0;
@@ -586,7 +583,6 @@ START_TEST(two_copies_by_the_kernel)
 	close(copiers[1].fd);
 	rig_free(&rig);
 }
-END_TEST
 
 #define BOTH_PAGES 2500		/* four times: as many copies */
 
@@ -606,7 +602,7 @@ static void *both_mappings(void *arg)
 
 /* Two service threads, each with a message for the same page from another
  * mapping: one fetches, and both sleepers go on. */
-START_TEST(two_mappings_by_the_library)
+TEST_EACH(race, two_mappings_by_the_library, COLUMNS)
 {
 	struct team team;
 	unsigned int round;
@@ -627,7 +623,6 @@ START_TEST(two_mappings_by_the_library)
 	ck_assert_uint_eq(stats().existed, 0);
 	rig_free(&rig);
 }
-END_TEST
 
 static atomic_uint stolen;
 
@@ -665,7 +660,7 @@ static void *guest_host_and_thief(void *arg)
 
 /* The library's copy finds a page there: that is a success, and whom the other
  * copy could not wake goes on too. */
-START_TEST(two_copies_and_one_is_not_ours)
+TEST_EACH(race, two_copies_and_one_is_not_ours, COLUMNS)
 {
 	struct team team;
 	unsigned int round;
@@ -688,7 +683,6 @@ START_TEST(two_copies_and_one_is_not_ours)
 	ck_assert_uint_eq(stats().unresolved, 0);
 	rig_free(&rig);
 }
-END_TEST
 
 /* ---- discards ---- */
 
@@ -853,7 +847,7 @@ static void expect_settled(void)
 	ck_assert_uint_gt(zero, 0);
 }
 
-START_TEST(discards_against_faults)
+TEST_EACH(race, discards_against_faults, COLUMNS)
 {
 	uint64_t i, state = 4711;
 	struct team team;
@@ -872,7 +866,6 @@ START_TEST(discards_against_faults)
 	ck_assert_uint_eq(stats().unresolved, 0);
 	rig_free(&rig);
 }
-END_TEST
 
 static void *read_anything(void *arg)
 {
@@ -892,7 +885,7 @@ static void *discard_it(void *arg)
 }
 
 /* The discard comes while the source is stopped: it has the last word. */
-START_TEST(discard_of_a_page_in_flight)
+TEST_EACH(race, discard_of_a_page_in_flight, COLUMNS)
 {
 	pthread_t guest, discarder;
 
@@ -916,32 +909,11 @@ START_TEST(discard_of_a_page_in_flight)
 	ck_assert_uint_ge(stats().discarded, PAGES);
 	rig_free(&rig);
 }
-END_TEST
 
 int main(void)
 {
-	const TTest *const all[] = {
-		vcpus_and_hosts_on_the_same_pages, the_same_under_signals,
-		the_same_under_signals_that_restart, their_region_changes,
-		host_and_vcpu_asleep, two_copies_by_the_kernel,
-		two_mappings_by_the_library, two_copies_and_one_is_not_ours,
-		discards_against_faults, discard_of_a_page_in_flight,
-	};
-	const TTest *const by_exits[] = {
-		regions_around_theirs_change, host_asleep_and_vcpu_fetches,
-		host_asleep_and_message_late,
-	};
-	Suite *suite = suite_create("kvm race");
-	TCase *tcase = tests(suite, "race");
-	int ways;
-	size_t i;
-
 	need("kvm");
 	need("uffd");
-	ways = rig_ways();
-	for (i = 0; i < sizeof(all) / sizeof(*all); i++)
-		tcase_add_loop_test(tcase, all[i], 0, COLUMNS);
-	for (i = 0; i < sizeof(by_exits) / sizeof(*by_exits); i++)
-		tcase_add_loop_test(tcase, by_exits[i], 0, COLUMNS * ways);
-	return run_suite(suite);
+	each_way = COLUMNS * rig_ways();
+	return run_suite("kvm race");
 }

@@ -48,7 +48,9 @@ static void expect_each_read_once(uint64_t pages)
 	ck_assert_uint_eq(stats().fetched, pages);
 }
 
-START_TEST(one_page)
+TEST_GROUP(ram, NULL, NULL);
+
+TEST_EACH(ram, one_page, COLUMNS)
 {
 	tracked(_i, 1);
 	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM + 8, 8, 0),
@@ -58,9 +60,8 @@ START_TEST(one_page)
 	ck_assert_int_eq(rig.changes[KVMFAULT_CAUSE_FETCH], 1);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(a_write_keeps_the_rest_of_the_page)
+TEST_EACH(ram, a_write_keeps_the_rest_of_the_page, COLUMNS)
 {
 	tracked(_i, 1);
 	rig_do(&rig, 0, MACHINE_WRITE, RAM + 16, 8, 5);
@@ -69,7 +70,6 @@ START_TEST(a_write_keeps_the_rest_of_the_page)
 	ck_assert_uint_eq(*(uint64_t *)(rig.b + 24), rig_word(24));
 	rig_free(&rig);
 }
-END_TEST
 
 struct crowd {
 	pthread_t thread;
@@ -108,7 +108,7 @@ static void *touch_shared_pages(void *arg)
 }
 
 /* Many vCPUs and a thread of the VMM's, on the same page at the same time. */
-START_TEST(many_on_the_same_page)
+TEST_EACH(ram, many_on_the_same_page, COLUMNS)
 {
 	enum { VCPUS = 12 };
 	struct crowd crowd[VCPUS + 1];
@@ -128,9 +128,8 @@ START_TEST(many_on_the_same_page)
 	expect_each_read_once(SHARED);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(ensured_pages_do_not_fault)
+TEST_EACH(ram, ensured_pages_do_not_fault, COLUMNS)
 {
 	struct kvmfault_stats before;
 
@@ -148,10 +147,9 @@ START_TEST(ensured_pages_do_not_fault)
 					 false), -ENXIO);
 	rig_free(&rig);
 }
-END_TEST
 
 /* Discarded before and after it was fetched: zero, and never the source. */
-START_TEST(discarded_pages_read_as_zero)
+TEST_EACH(ram, discarded_pages_read_as_zero, COLUMNS)
 {
 	tracked(_i, 1);
 	rig_do(&rig, 0, MACHINE_READ, RAM, 8, 0);
@@ -170,7 +168,6 @@ START_TEST(discarded_pages_read_as_zero)
 			  rig_word(2 * PAGE));
 	rig_free(&rig);
 }
-END_TEST
 
 static void *heal(void *arg)
 {
@@ -182,7 +179,7 @@ static void *heal(void *arg)
 
 /* The source fails for a while: the VMM is told once, the vCPU sleeps and
  * loses nothing. */
-START_TEST(a_source_that_fails_and_heals)
+TEST_EACH(ram, a_source_that_fails_and_heals, COLUMNS)
 {
 	pthread_t thread;
 
@@ -197,7 +194,6 @@ START_TEST(a_source_that_fails_and_heals)
 	ck_assert_uint_ge(stats().deferred, 3);
 	rig_free(&rig);
 }
-END_TEST
 
 struct victim {
 	pthread_t thread;
@@ -213,7 +209,7 @@ static void *read_doomed(void *arg)
 }
 
 /* The VMM gives up while a vCPU sleeps on a page that never came. */
-START_TEST(teardown_with_absent_pages)
+TEST_EACH(ram, teardown_with_absent_pages, COLUMNS)
 {
 	struct victim victim;
 
@@ -234,7 +230,6 @@ START_TEST(teardown_with_absent_pages)
 	rig.memory = NULL;
 	rig_free(&rig);
 }
-END_TEST
 
 /* Regions come and go under running vCPUs; only the memslot is the truth. */
 static atomic_bool churning;
@@ -258,7 +253,7 @@ static void *churn(void *arg)
 	return arg;
 }
 
-START_TEST(regions_change_under_vcpus)
+TEST_EACH(ram, regions_change_under_vcpus, COLUMNS)
 {
 	enum { VCPUS = 8 };
 	struct crowd crowd[VCPUS];
@@ -281,23 +276,10 @@ START_TEST(regions_change_under_vcpus)
 	expect_each_read_once(SHARED);
 	rig_free(&rig);
 }
-END_TEST
 
 int main(void)
 {
-	const TTest *const all[] = {
-		one_page, a_write_keeps_the_rest_of_the_page,
-		many_on_the_same_page, ensured_pages_do_not_fault,
-		discarded_pages_read_as_zero, a_source_that_fails_and_heals,
-		teardown_with_absent_pages, regions_change_under_vcpus,
-	};
-	Suite *suite = suite_create("kvm ram");
-	TCase *tcase = tests(suite, "ram");
-	size_t i;
-
 	need("kvm");
 	need("uffd");
-	for (i = 0; i < sizeof(all) / sizeof(*all); i++)
-		tcase_add_loop_test(tcase, all[i], 0, COLUMNS);
-	return run_suite(suite);
+	return run_suite("kvm ram");
 }

@@ -256,7 +256,9 @@ static void expect_each_read_once(void)
 
 #define ROUNDS 6
 
-START_TEST(both_touch_all_pages)
+TEST_GROUP(remote, NULL, NULL);
+
+TEST_EACH(remote, both_touch_all_pages, 2 * COLUMNS)
 {
 	struct process process;
 	unsigned int round;
@@ -278,7 +280,6 @@ START_TEST(both_touch_all_pages)
 	expect_good_end(&process);
 	rig_free(&rig);
 }
-END_TEST
 
 static uint64_t the_page;
 
@@ -290,7 +291,7 @@ static void *guest_wants_it(void *arg)
 
 /* Each is the first at every other page, and the other comes while the source
  * is stopped. */
-START_TEST(each_wakes_the_other)
+TEST_EACH(remote, each_wakes_the_other, 2 * COLUMNS)
 {
 	struct process process;
 	pthread_t guest;
@@ -323,7 +324,6 @@ START_TEST(each_wakes_the_other)
 	expect_good_end(&process);
 	rig_free(&rig);
 }
-END_TEST
 
 /* ---- killed ---- */
 
@@ -354,7 +354,7 @@ static void (*const let_gos[])(struct process *) = {
 	let_go, let_go_with_the_memory,
 };
 
-START_TEST(killed_in_the_middle)
+TEST_EACH(remote, killed_in_the_middle, 2 * COLUMNS)
 {
 	struct process process;
 	struct team team;
@@ -374,10 +374,9 @@ START_TEST(killed_in_the_middle)
 	ck_assert_int_eq(rig.logged, 0);
 	rig_free(&rig);
 }
-END_TEST
 
 /* Asleep on a page, when it is killed, that is on its way for it. */
-START_TEST(killed_asleep)
+TEST_EACH(remote, killed_asleep, 2 * COLUMNS)
 {
 	struct process process;
 
@@ -397,13 +396,12 @@ START_TEST(killed_asleep)
 	ck_assert_int_eq(rig.logged, 0);
 	rig_free(&rig);
 }
-END_TEST
 
 #define PROCESSES 8
 
 /* It dies while it is let go of, with most pages absent: some are poisoned, and
  * then there is nobody any more. */
-START_TEST(killed_while_let_go_of)
+TEST_EACH(remote, killed_while_let_go_of, COLUMNS)
 {
 	struct process process[PROCESSES];
 	unsigned int i;
@@ -426,7 +424,6 @@ START_TEST(killed_while_let_go_of)
 	ck_assert_int_eq(rig.logged, 0);
 	rig_free(&rig);
 }
-END_TEST
 
 /* ---- let go of while it lives ---- */
 
@@ -454,7 +451,7 @@ static void expect_no_zeros(struct process *process)
 
 /* Asleep on a page that does not come: woken, and dies of it; likewise whoever
  * comes to one later. */
-START_TEST(alive_and_asleep)
+TEST_EACH(remote, alive_and_asleep, 2 * COLUMNS)
 {
 	struct process process;
 
@@ -476,10 +473,9 @@ START_TEST(alive_and_asleep)
 	expect_good_end(&process);
 	rig_free(&rig);
 }
-END_TEST
 
 /* The page that it waits for is on its way, and comes for the others. */
-START_TEST(alive_and_in_flight)
+TEST_EACH(remote, alive_and_in_flight, 2 * COLUMNS)
 {
 	struct process process;
 	pthread_t guest;
@@ -502,10 +498,9 @@ START_TEST(alive_and_in_flight)
 	expect_good_end(&process);
 	rig_free(&rig);
 }
-END_TEST
 
 /* While the guest and it are at all pages. */
-START_TEST(alive_and_at_work)
+TEST_EACH(remote, alive_and_at_work, COLUMNS)
 {
 	struct process process;
 	struct team team;
@@ -534,30 +529,10 @@ START_TEST(alive_and_at_work)
 	expect_good_end(&process);
 	rig_free(&rig);
 }
-END_TEST
 
 int main(void)
 {
-	const struct {
-		const TTest *test;
-		int times;
-	} all[] = {
-		{ both_touch_all_pages, 2 * COLUMNS },
-		{ each_wakes_the_other, 2 * COLUMNS },
-		{ killed_in_the_middle, 2 * COLUMNS },
-		{ killed_asleep, 2 * COLUMNS },
-		{ killed_while_let_go_of, COLUMNS },
-		{ alive_and_asleep, 2 * COLUMNS },
-		{ alive_and_in_flight, 2 * COLUMNS },
-		{ alive_and_at_work, COLUMNS },
-	};
-	Suite *suite = suite_create("kvm remote");
-	TCase *tcase = tests(suite, "remote");
-	size_t i;
-
 	need("kvm");
 	need("uffd");
-	for (i = 0; i < sizeof(all) / sizeof(*all); i++)
-		tcase_add_loop_test(tcase, all[i].test, 0, all[i].times);
-	return run_suite(suite);
+	return run_suite("kvm remote");
 }

@@ -85,7 +85,12 @@ static void plain(int column)
 	rig_vcpus(&rig);
 }
 
-START_TEST(unmapped)
+/* How many times the cases are run whose number main() finds out. */
+static int with_guest_memfd;
+
+TEST_GROUP(rows, NULL, NULL);
+
+TEST_EACH(rows, unmapped, COLUMNS)
 {
 	plain(_i);
 	ck_assert_int_eq(munmap(rig.a, PAGE), 0);
@@ -93,18 +98,16 @@ START_TEST(unmapped)
 	expect_bare(MACHINE_WRITE);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(prot_none)
+TEST_EACH(rows, prot_none, COLUMNS)
 {
 	plain(_i);
 	ck_assert_int_eq(mprotect(rig.a, PAGE, PROT_NONE), 0);
 	expect_bare(MACHINE_READ);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(prot_read_and_write)
+TEST_EACH(rows, prot_read_and_write, COLUMNS)
 {
 	plain(_i);
 	ck_assert_int_eq(mprotect(rig.a, PAGE, PROT_READ), 0);
@@ -112,7 +115,6 @@ START_TEST(prot_read_and_write)
 	ck_assert_uint_eq(rig_do(&rig, 0, MACHINE_READ, RAM, 8, 0), 0);
 	rig_free(&rig);
 }
-END_TEST
 
 static void *unprotect(void *arg)
 {
@@ -122,7 +124,7 @@ static void *unprotect(void *arg)
 }
 
 /* A bare fault can be a race with the VMM's own mprotect(): tried again. */
-START_TEST(bare_race)
+TEST_EACH(rows, bare_race, COLUMNS)
 {
 	pthread_t thread;
 
@@ -135,7 +137,6 @@ START_TEST(bare_race)
 	ck_assert_uint_eq(*(uint64_t *)rig.a, 77);
 	rig_free(&rig);
 }
-END_TEST
 
 /* Where KVM can have a kernel thread bring a page in, it takes whatever cannot
  * be had for a page that takes its time. Only x86 does. */
@@ -157,14 +158,13 @@ static void expect_bare_or_loop(int column)
 		expect_bare(MACHINE_READ);
 }
 
-START_TEST(file_too_short)
+TEST_EACH(rows, file_too_short, COLUMNS)
 {
 	plain(_i);
 	ck_assert_int_eq(ftruncate(rig.memfd, 0), 0);
 	expect_bare_or_loop(_i);
 	rig_free(&rig);
 }
-END_TEST
 
 static int raw_uffd(int flags, uint64_t features)
 {
@@ -181,7 +181,7 @@ static int raw_uffd(int flags, uint64_t features)
 	return fd;
 }
 
-START_TEST(uffd_sigbus)
+TEST_EACH(rows, uffd_sigbus, COLUMNS)
 {
 	int fd;
 
@@ -191,9 +191,8 @@ START_TEST(uffd_sigbus)
 	close(fd);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(uffd_user_mode_only)
+TEST_EACH(rows, uffd_user_mode_only, COLUMNS)
 {
 	int fd;
 
@@ -203,7 +202,6 @@ START_TEST(uffd_user_mode_only)
 	close(fd);
 	rig_free(&rig);
 }
-END_TEST
 
 static siginfo_t last_sigbus;
 static volatile sig_atomic_t sigbuses;
@@ -227,7 +225,7 @@ static void catch_sigbus(void)
 	sigaction(SIGBUS, &action, NULL);
 }
 
-START_TEST(marker)
+TEST_EACH(rows, marker, COLUMNS)
 {
 	struct kvmfault_fault fault = { .size = sizeof(fault) };
 	int err, fd, ret;
@@ -253,10 +251,9 @@ START_TEST(marker)
 	close(fd);
 	rig_free(&rig);
 }
-END_TEST
 
 /* Blocked, the signal does not come, and the vCPU spins in the kernel. */
-START_TEST(marker_with_sigbus_blocked)
+TEST_EACH(rows, marker_with_sigbus_blocked, COLUMNS)
 {
 	sigset_t block;
 	int fd;
@@ -273,7 +270,6 @@ START_TEST(marker_with_sigbus_blocked)
 	close(fd);
 	rig_free(&rig);
 }
-END_TEST
 
 struct reader {
 	pthread_t thread;
@@ -301,7 +297,7 @@ static void *answer_one(void *arg)
 
 /* A blocking userfaultfd: who asks is the vCPU's thread, or a kernel thread on
  * its behalf. */
-START_TEST(uffd_message)
+TEST_EACH(rows, uffd_message, COLUMNS)
 {
 	struct reader reader;
 
@@ -318,7 +314,6 @@ START_TEST(uffd_message)
 	close(reader.fd);
 	rig_free(&rig);
 }
-END_TEST
 
 #define GMEM_SLOT 9
 #define GMEM (RAM + (32 << 20))
@@ -362,7 +357,7 @@ static int renew(void *data, struct kvmfault_request *request)
 	return KVMFAULT_VERDICT_RESOLVED;
 }
 
-START_TEST(closed_guest_memfd)
+TEST_COUNTED(rows, closed_guest_memfd, with_guest_memfd)
 {
 	struct kvmfault_region region = {
 		.size = sizeof(region),
@@ -398,10 +393,9 @@ START_TEST(closed_guest_memfd)
 	ck_assert_int_eq(kvmfault_region_remove(rig.vm, 0, GMEM), 0);
 	rig_free(&rig);
 }
-END_TEST
 
 /* Nobody claims it: it ends with a reason, and is not resumed. */
-START_TEST(closed_guest_memfd_unclaimed)
+TEST_COUNTED(rows, closed_guest_memfd_unclaimed, with_guest_memfd)
 {
 	struct outcome outcome;
 	int fd;
@@ -415,9 +409,8 @@ START_TEST(closed_guest_memfd_unclaimed)
 	ck_assert_uint_eq(outcome.faults, 0);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(live_guest_memfd)
+TEST_COUNTED(rows, live_guest_memfd, with_guest_memfd)
 {
 	int fd;
 
@@ -427,30 +420,11 @@ START_TEST(live_guest_memfd)
 	close(fd);
 	rig_free(&rig);
 }
-END_TEST
 
 int main(void)
 {
-	const TTest *const all[] = {
-		unmapped, prot_none, prot_read_and_write, bare_race,
-		file_too_short, uffd_sigbus, uffd_user_mode_only, marker,
-		marker_with_sigbus_blocked, uffd_message,
-	};
-	const TTest *const of_guest_memfds[] = {
-		closed_guest_memfd, closed_guest_memfd_unclaimed,
-		live_guest_memfd,
-	};
-	Suite *suite = suite_create("kvm rows");
-	TCase *tcase = tests(suite, "rows");
-	size_t i;
-
 	need("kvm");
 	need("uffd");
-	for (i = 0; i < sizeof(all) / sizeof(*all); i++)
-		tcase_add_loop_test(tcase, all[i], 0, COLUMNS);
-	if (!rig_has_guest_memfd())
-		return run_suite(suite);
-	for (i = 0; i < sizeof(of_guest_memfds) / sizeof(*of_guest_memfds); i++)
-		tcase_add_loop_test(tcase, of_guest_memfds[i], 0, COLUMNS);
-	return run_suite(suite);
+	with_guest_memfd = rig_has_guest_memfd() ? COLUMNS : 0;
+	return run_suite("kvm rows");
 }

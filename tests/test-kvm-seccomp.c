@@ -511,7 +511,15 @@ static void all_pages(void)
 		ck_assert_uint_eq(*(uint64_t *)(b + page * PAGE + 8), page + 5);
 }
 
-START_TEST(markers)
+/* How many times the cases are run whose number main() finds out. */
+static int where_emulated;
+static int with_private;
+
+static void before_each(void);
+
+TEST_GROUP(seccomp, before_each, NULL);
+
+TEST_EACH(seccomp, markers, ALL)
 {
 	struct set_up what = plain(_i);
 
@@ -522,9 +530,8 @@ START_TEST(markers)
 	ck_assert_uint_ge(stats().kind[KVMFAULT_KIND_MARKER], PAGES);
 	down();
 }
-END_TEST
 
-START_TEST(mmio)
+TEST_EACH(seccomp, mmio, ALL)
 {
 	struct set_up what = plain(_i);
 
@@ -535,9 +542,8 @@ START_TEST(mmio)
 	ck_assert_uint_ge(stats().kind[KVMFAULT_KIND_MMIO], PAGES);
 	down();
 }
-END_TEST
 
-START_TEST(emulation)
+TEST_COUNTED(seccomp, emulation, where_emulated)
 {
 	struct set_up what = plain(_i);
 
@@ -552,11 +558,10 @@ START_TEST(emulation)
 	ck_assert_uint_ge(stats().kind[KVMFAULT_KIND_MMIO], 1);
 	down();
 }
-END_TEST
 
 /* ---- each way to bring a page ---- */
 
-START_TEST(windows)
+TEST_EACH(seccomp, windows, ALL)
 {
 	struct set_up what = plain(_i);
 
@@ -568,9 +573,8 @@ START_TEST(windows)
 	ck_assert_uint_eq(reads, PAGES / 4);
 	down();
 }
-END_TEST
 
-START_TEST(minor_faults)
+TEST_EACH(seccomp, minor_faults, ALL)
 {
 	struct set_up what = plain(_i);
 
@@ -579,9 +583,8 @@ START_TEST(minor_faults)
 	all_pages();
 	down();
 }
-END_TEST
 
-START_TEST(anonymous)
+TEST_EACH(seccomp, anonymous, ALL)
 {
 	struct set_up what = plain(_i);
 
@@ -590,9 +593,8 @@ START_TEST(anonymous)
 	all_pages();
 	down();
 }
-END_TEST
 
-START_TEST(of_a_file)
+TEST_EACH(seccomp, of_a_file, ALL)
 {
 	struct set_up what = plain(_i);
 
@@ -601,9 +603,8 @@ START_TEST(of_a_file)
 	all_pages();
 	down();
 }
-END_TEST
 
-START_TEST(later)
+TEST_EACH(seccomp, later, ALL)
 {
 	struct set_up what = plain(_i);
 	pthread_t thread;
@@ -615,9 +616,8 @@ START_TEST(later)
 	pthread_join(thread, NULL);
 	down();
 }
-END_TEST
 
-START_TEST(discarded)
+TEST_EACH(seccomp, discarded, ALL)
 {
 	struct set_up what = plain(_i);
 
@@ -628,7 +628,6 @@ START_TEST(discarded)
 	ck_assert_uint_eq(stats().zeroed, 1);
 	down();
 }
-END_TEST
 
 static void *discard(void *arg)
 {
@@ -654,7 +653,7 @@ static void *sleeps(void *arg)
 	return arg;
 }
 
-START_TEST(discarded_in_flight)
+TEST_EACH(seccomp, discarded_in_flight, 2 * ALL)
 {
 	struct set_up what = plain(_i % ALL);
 	pthread_t other, reader;
@@ -675,7 +674,6 @@ START_TEST(discarded_in_flight)
 	ck_assert_uint_eq(*(volatile uint64_t *)((b ? b : a) + 3 * PAGE), 0);
 	down();
 }
-END_TEST
 
 static int lies(void *data, struct kvmfault_request *request)
 {
@@ -693,7 +691,7 @@ static void expect_unresolved(enum kvmfault_reason reason)
 	ck_assert_int_eq(kvmfault_vcpu_result(vcpu[0])->reason, reason);
 }
 
-START_TEST(lied_to)
+TEST_EACH(seccomp, lied_to, 2 * ALL)
 {
 	struct set_up what = plain(_i % ALL);
 
@@ -703,9 +701,8 @@ START_TEST(lied_to)
 	expect_unresolved(KVMFAULT_REASON_STILL_ABSENT);
 	down();
 }
-END_TEST
 
-START_TEST(failing_source)
+TEST_EACH(seccomp, failing_source, ALL)
 {
 	struct set_up what = plain(_i);
 
@@ -717,9 +714,8 @@ START_TEST(failing_source)
 	ck_assert_uint_eq(stats().retried, 2);
 	down();
 }
-END_TEST
 
-START_TEST(lost_data)
+TEST_EACH(seccomp, lost_data, ALL)
 {
 	struct set_up what = plain(_i);
 
@@ -729,7 +725,6 @@ START_TEST(lost_data)
 	expect_unresolved(KVMFAULT_REASON_HWPOISON);
 	down();
 }
-END_TEST
 
 /* ---- private memory ---- */
 
@@ -746,7 +741,9 @@ static void converts(bool to_private)
 	ck_assert_int_eq(kvmfault_is_private(vm, RAM + 5 * PAGE), to_private);
 }
 
-START_TEST(conversions)
+TEST_GROUP(convert, before_each, NULL);
+
+TEST_COUNTED(convert, conversions, with_private)
 {
 	struct set_up what = plain(_i);
 
@@ -756,7 +753,6 @@ START_TEST(conversions)
 	converts(false);
 	down();
 }
-END_TEST
 
 /* ---- waiting ---- */
 
@@ -769,8 +765,10 @@ static void kick(const struct runner *r)
 		moment();
 }
 
+TEST_GROUP(waits, before_each, NULL);
+
 /* Two vCPUs, one page: one fetch, and both go on. */
-START_TEST(two_on_one_page)
+TEST_EACH(waits, two_on_one_page, ALL)
 {
 	struct set_up what = plain(_i);
 	struct runner *r[VCPUS];
@@ -789,7 +787,6 @@ START_TEST(two_on_one_page)
 	ck_assert_uint_eq(reads, 1);
 	down();
 }
-END_TEST
 
 /* An access that is half done, if there is one: KVM's half too. */
 static void give_up(unsigned int n)
@@ -805,7 +802,7 @@ static void give_up(unsigned int n)
 
 /* The one that waits is told of it while the fetch goes on: that is not over
  * before the gate opens, which is afterwards. */
-START_TEST(signal_to_one_of_two)
+TEST_EACH(waits, signal_to_one_of_two, ALL)
 {
 	struct set_up what = plain(_i);
 	struct runner *r[VCPUS];
@@ -838,9 +835,8 @@ START_TEST(signal_to_one_of_two)
 	ck_assert_uint_eq(reads, 1);
 	down();
 }
-END_TEST
 
-START_TEST(under_signals)
+TEST_EACH(waits, under_signals, ALL)
 {
 	struct set_up what = plain(_i);
 	struct runner *r;
@@ -860,11 +856,10 @@ START_TEST(under_signals)
 	ck_assert_uint_eq(reads, PAGES);
 	down();
 }
-END_TEST
 
 /* Another process stops this one in the middle of a wait: the kernel goes on
  * with the wait by a system call of its own. */
-START_TEST(stopped_and_continued)
+TEST_EACH(waits, stopped_and_continued, ALL)
 {
 	struct set_up what = plain(_i);
 	struct runner *r[VCPUS];
@@ -894,7 +889,6 @@ START_TEST(stopped_and_continued)
 	ck_assert_uint_eq(end(r[1]), word(0));
 	down();
 }
-END_TEST
 
 /* ---- with a call taken out ---- */
 
@@ -911,7 +905,9 @@ static const struct {
 };
 #define TWINS ((int)(sizeof(twins) / sizeof(*twins)))
 
-START_TEST(killed)
+TEST_GROUP(twin, NULL, NULL);
+
+TEST_KILLED(twin, killed, SIGSYS, TWINS)
 {
 	struct set_up what = { .profile = twins[_i].profile };
 
@@ -923,7 +919,6 @@ START_TEST(killed)
 		close_gate();
 	reads_page(3);
 }
-END_TEST
 
 static void before_each(void)
 {
@@ -946,38 +941,11 @@ static const char *lacks_seccomp(void)
 
 int main(void)
 {
-	const TTest *const waits[] = {
-		two_on_one_page, signal_to_one_of_two, under_signals,
-		stopped_and_continued,
-	};
-	const TTest *const ways[] = {
-		markers, mmio, windows, minor_faults, anonymous, of_a_file,
-		later, discarded, failing_source, lost_data,
-	};
-	Suite *suite = suite_create("kvm-seccomp");
-	TCase *t = tests(suite, "seccomp");
-	size_t i;
-
 	need("kvm");
 	need("uffd");
 	if (!have("seccomp", lacks_seccomp()))
 		return 77;
-	tcase_add_checked_fixture(t, before_each, NULL);
-	for (i = 0; i < sizeof(ways) / sizeof(*ways); i++)
-		tcase_add_loop_test(t, ways[i], 0, ALL);
-	tcase_add_loop_test(t, discarded_in_flight, 0, 2 * ALL);
-	tcase_add_loop_test(t, lied_to, 0, 2 * ALL);
-	if (rig_ways() > EMULATED)
-		tcase_add_loop_test(t, emulation, 0, ALL);
-	t = tests(suite, "convert");
-	tcase_add_checked_fixture(t, before_each, NULL);
-	if (have("private", lacks("private")))
-		tcase_add_loop_test(t, conversions, 0, ALL);
-	t = tests(suite, "waits");
-	tcase_add_checked_fixture(t, before_each, NULL);
-	for (i = 0; i < sizeof(waits) / sizeof(*waits); i++)
-		tcase_add_loop_test(t, waits[i], 0, ALL);
-	t = tests(suite, "twin");
-	tcase_add_loop_test_raise_signal(t, killed, SIGSYS, 0, TWINS);
-	return run_suite(suite);
+	where_emulated = rig_ways() > EMULATED ? ALL : 0;
+	with_private = have("private", lacks("private")) ? ALL : 0;
+	return run_suite("kvm-seccomp");
 }

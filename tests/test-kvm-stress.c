@@ -1683,17 +1683,20 @@ static void rounds(int column, bool private)
 	machine_down();
 }
 
-START_TEST(everything)
+/* How many times the cases are run whose number main() finds out. */
+static int with_private;
+
+TEST_GROUP(stress, NULL, NULL);
+
+TEST_EACH(stress, everything, COLUMNS)
 {
 	rounds(_i, false);
 }
-END_TEST
 
-START_TEST(everything_and_conversions)
+TEST_COUNTED(stress, everything_and_conversions, with_private)
 {
 	rounds(_i, true);
 }
-END_TEST
 
 /* Not in a test yet: nothing of Check's here. */
 static const char *lacks_huge_pages(void)
@@ -1712,20 +1715,13 @@ static const char *lacks_huge_pages(void)
 int main(void)
 {
 	const char *faults = getenv("KVMFAULT_TEST_FAULTS");
-	Suite *suite = suite_create("kvm stress");
-	TCase *tcase = tests(suite, "stress");
-	bool private;
 
 	need("kvm");
 	need("uffd");
-	private = have("private", lacks("private"));
+	with_private = have("private", lacks("private")) ? COLUMNS : 0;
 	t.huge = have("hugetlb", lacks_huge_pages());
 	bound = faults ? strtoul(faults, NULL, 0) : rig_rounds(FAULTS);
-	bound /= private ? 2 * COLUMNS : COLUMNS;
-	tcase_set_timeout(tcase, HANG + (double)bound / FAULTS_A_SECOND);
-	tcase_add_loop_test(tcase, everything, 0, COLUMNS);
-	if (private)
-		tcase_add_loop_test(tcase, everything_and_conversions, 0,
-				    COLUMNS);
-	return run_suite(suite);
+	bound /= COLUMNS + with_private;
+	group_stress.seconds = HANG + (double)bound / FAULTS_A_SECOND;
+	return run_suite("kvm stress");
 }

@@ -271,7 +271,9 @@ static void free_memory_in_flight(void)
 	pthread_join(thread, NULL);
 }
 
-START_TEST(memory_freed)
+TEST_GROUP(teardown, NULL, NULL);
+
+TEST_EACH(teardown, memory_freed, COLUMNS * STATES)
 {
 	enum state state = _i / COLUMNS;
 	unsigned int i;
@@ -298,11 +300,10 @@ START_TEST(memory_freed)
 	}
 	rig_free(&rig);
 }
-END_TEST
 
 /* ---- from the other mapping's side ---- */
 
-START_TEST(mapping_removed)
+TEST_EACH(teardown, mapping_removed, COLUMNS * STATES)
 {
 	enum state state = _i / COLUMNS;
 	unsigned int i;
@@ -332,7 +333,6 @@ START_TEST(mapping_removed)
 				 KVMFAULT_ACTION_NOT_A_FAULT);
 	rig_free(&rig);
 }
-END_TEST
 
 static int ends[2];
 
@@ -346,7 +346,7 @@ static void *write_from_b(void *arg)
 }
 
 /* Asleep in a system call: it fails, and has written nothing. */
-START_TEST(mapping_removed_under_a_system_call)
+TEST_EACH(teardown, mapping_removed_under_a_system_call, COLUMNS)
 {
 	pthread_t thread;
 
@@ -361,7 +361,6 @@ START_TEST(mapping_removed_under_a_system_call)
 	ck_assert_int_eq(guest_reads(0, ABSENT).action, KVMFAULT_ACTION_NOT_A_FAULT);
 	rig_free(&rig);
 }
-END_TEST
 
 /* ---- from the service's side ---- */
 
@@ -382,7 +381,7 @@ static void free_service_in_flight(void)
 }
 
 /* Nobody is lost between two services. */
-START_TEST(service_replaced)
+TEST_EACH(teardown, service_replaced, COLUMNS * STATES)
 {
 	enum state state = _i / COLUMNS;
 	unsigned int i;
@@ -402,7 +401,6 @@ START_TEST(service_replaced)
 	expect_nobody_stopped();
 	rig_free(&rig);
 }
-END_TEST
 
 /* ---- again and again, while all pages come ---- */
 
@@ -428,7 +426,7 @@ static void *walk(void *arg)
 	return NULL;
 }
 
-START_TEST(services_come_and_go)
+TEST_EACH(teardown, services_come_and_go, COLUMNS)
 {
 	unsigned int services = 0;
 	uint64_t page;
@@ -449,7 +447,6 @@ START_TEST(services_come_and_go)
 	ck_assert_uint_ge(services, 2);
 	rig_free(&rig);
 }
-END_TEST
 
 #define ENDS 24
 #define FEW 128
@@ -474,7 +471,7 @@ static void *walk_until_stopped(void *arg)
 }
 
 /* Freed at any moment, while all pages come. */
-START_TEST(memory_freed_in_the_middle)
+TEST_EACH(teardown, memory_freed_in_the_middle, COLUMNS)
 {
 	unsigned int round, cut_short = 0;
 
@@ -499,28 +496,10 @@ START_TEST(memory_freed_in_the_middle)
 	ck_assert_uint_ge(cut_short, 1);
 	rig_free(&rig);
 }
-END_TEST
 
 int main(void)
 {
-	const struct {
-		const TTest *test;
-		int times;
-	} all[] = {
-		{ memory_freed, COLUMNS * STATES },
-		{ mapping_removed, COLUMNS * STATES },
-		{ mapping_removed_under_a_system_call, COLUMNS },
-		{ service_replaced, COLUMNS * STATES },
-		{ services_come_and_go, COLUMNS },
-		{ memory_freed_in_the_middle, COLUMNS },
-	};
-	Suite *suite = suite_create("kvm teardown");
-	TCase *tcase = tests(suite, "teardown");
-	size_t i;
-
 	need("kvm");
 	need("uffd");
-	for (i = 0; i < sizeof(all) / sizeof(*all); i++)
-		tcase_add_loop_test(tcase, all[i].test, 0, all[i].times);
-	return run_suite(suite);
+	return run_suite("kvm teardown");
 }

@@ -33,7 +33,7 @@ static struct rig rig;
 static pthread_barrier_t together;
 static atomic_uint walking;
 
-/* The ABIs that this kernel has: for tcase_add_loop_test(), in each column. */
+/* The ABIs that this kernel has: for TEST_COUNTED(), in each column. */
 static enum kvmfault__kernel_exit abis[2];
 static unsigned int abi_count;
 
@@ -180,8 +180,15 @@ static void read_by(unsigned int count)
 	ck_assert_int_eq(atomic_load(&rig.unresolved), 0);
 }
 
+/* How many times the cases are run whose number main() finds out. */
+static int each_abi;
+static int each_huge;
+static int with_bitmap;
+
+TEST_GROUP(userfault, NULL, NULL);
+
 /* Each page comes by an exit, and nobody sleeps. */
-START_TEST(vcpus)
+TEST_COUNTED(userfault, vcpus, each_abi)
 {
 	set_up(_i, false);
 	read_by(VCPUS);
@@ -189,18 +196,16 @@ START_TEST(vcpus)
 	ck_assert_uint_eq(messages(), 0);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(vcpus_and_hosts)
+TEST_COUNTED(userfault, vcpus_and_hosts, each_abi)
 {
 	set_up(_i, false);
 	read_by(VCPUS + HOSTS);
 	ck_assert_uint_ge(exits(), ROUNDS);
 	rig_free(&rig);
 }
-END_TEST
 
-START_TEST(huge_pages)
+TEST_COUNTED(userfault, huge_pages, each_huge)
 {
 	uint64_t offset, page = 0;
 
@@ -215,7 +220,6 @@ START_TEST(huge_pages)
 	ck_assert_uint_eq(messages(), 0);
 	rig_free(&rig);
 }
-END_TEST
 
 /* ---- discards ---- */
 
@@ -226,7 +230,7 @@ static void discard(uint64_t page)
 }
 
 /* Discarded pages exit as those do that never were there. */
-START_TEST(discarded_pages)
+TEST_COUNTED(userfault, discarded_pages, each_abi)
 {
 	uint64_t page;
 
@@ -243,7 +247,6 @@ START_TEST(discarded_pages)
 	ck_assert_uint_eq(messages(), 0);
 	rig_free(&rig);
 }
-END_TEST
 
 static void expect_word_or_zero(uint64_t word, uint64_t offset)
 {
@@ -314,7 +317,7 @@ static void nothing(unsigned int turn)
 	(void)turn;
 }
 
-START_TEST(discards_against_faults)
+TEST_COUNTED(userfault, discards_against_faults, each_abi)
 {
 	set_up(_i, false);
 	while_they_walk(nothing);
@@ -322,7 +325,6 @@ START_TEST(discards_against_faults)
 	ck_assert_uint_ge(stats().discarded, 1);
 	rig_free(&rig);
 }
-END_TEST
 
 /* ---- the slot's flag, and the dirty log's beside it ---- */
 
@@ -334,7 +336,7 @@ static void switch_flag(unsigned int turn)
 		set_plain_slot(0);
 }
 
-START_TEST(flag_switched)
+TEST_COUNTED(userfault, flag_switched, each_abi)
 {
 	set_up(_i, false);
 	while_they_walk(switch_flag);
@@ -344,7 +346,6 @@ START_TEST(flag_switched)
 			  0);
 	rig_free(&rig);
 }
-END_TEST
 
 static void switch_both(unsigned int turn)
 {
@@ -363,7 +364,7 @@ static void read_log(uint64_t *log)
 	ck_assert_int_eq(ioctl(rig.machine->vm_fd, KVM_GET_DIRTY_LOG, &get), 0);
 }
 
-START_TEST(dirty_log_beside_it)
+TEST_COUNTED(userfault, dirty_log_beside_it, each_abi)
 {
 	uint64_t before, log[PAGES / 64], page;
 
@@ -382,7 +383,6 @@ START_TEST(dirty_log_beside_it)
 		ck_assert_int_eq(log[page / 64] >> page % 64 & 1, page % 3 == 0);
 	rig_free(&rig);
 }
-END_TEST
 
 /* ---- the mode, left and entered ---- */
 
@@ -409,7 +409,7 @@ static void switch_mode(unsigned int turn)
 		set_slot(0);
 }
 
-START_TEST(left_and_entered)
+TEST_COUNTED(userfault, left_and_entered, each_abi)
 {
 	uint64_t before;
 
@@ -430,11 +430,10 @@ START_TEST(left_and_entered)
 	ck_assert_uint_eq(exits(), before + 1);
 	rig_free(&rig);
 }
-END_TEST
 
 /* ---- a bitmap that KVM can't read ---- */
 
-START_TEST(unreadable_bitmap)
+TEST_COUNTED(userfault, unreadable_bitmap, with_bitmap)
 {
 	struct outcome outcome;
 	void *bitmap;
@@ -453,30 +452,16 @@ START_TEST(unreadable_bitmap)
 	ck_assert_uint_eq(stats().fetched, 0);
 	rig_free(&rig);
 }
-END_TEST
 
 int main(void)
 {
-	const TTest *const all[] = {
-		vcpus, vcpus_and_hosts, discarded_pages,
-		discards_against_faults, flag_switched, dirty_log_beside_it,
-		left_and_entered,
-	};
-	Suite *suite = suite_create("kvm userfault");
-	TCase *tcase = tests(suite, "userfault");
-	int loops;
-	size_t i;
-
 	need("kvm");
 	need("uffd");
 	need("userfault");
 	find_abis();
-	loops = COLUMNS * (int)abi_count;
-	for (i = 0; i < sizeof(all) / sizeof(*all); i++)
-		tcase_add_loop_test(tcase, all[i], 0, loops);
-	if (have("hugetlb", lacks("hugetlb")))
-		tcase_add_loop_test(tcase, huge_pages, 0, loops);
+	each_abi = COLUMNS * (int)abi_count;
+	each_huge = have("hugetlb", lacks("hugetlb")) ? each_abi : 0;
 	if (abis[0] == KVMFAULT__KERNEL_EXIT_USERFAULT)
-		tcase_add_loop_test(tcase, unreadable_bitmap, 0, COLUMNS);
-	return run_suite(suite);
+		with_bitmap = COLUMNS;
+	return run_suite("kvm userfault");
 }

@@ -178,7 +178,9 @@ static int bring(uint64_t page)
 	return kvmfault_ensure(vm, 0, GPA + page * PAGE, 1, false);
 }
 
-START_TEST(discarded_without_a_service)
+TEST_GROUP(events, up, down);
+
+TEST(events, discarded_without_a_service)
 {
 	ck_assert_int_eq(bring(3), 0);
 	ck_assert_int_eq(discard_page(3), 0);
@@ -186,9 +188,8 @@ START_TEST(discarded_without_a_service)
 	ck_assert_uint_eq(byte_of(3), 0);
 	ck_assert_uint_eq(byte_of(4), 5);
 }
-END_TEST
 
-START_TEST(ballooned)
+TEST(events, ballooned)
 {
 	serve(1);
 	ck_assert_uint_eq(byte_of(3), 4);
@@ -199,7 +200,6 @@ START_TEST(ballooned)
 	ck_assert_int_eq(madvise(host + 5 * PAGE, PAGE, MADV_DONTNEED), 0);
 	ck_assert_uint_eq(byte_of(5), 0);
 }
-END_TEST
 
 static void *discard(void *unused)
 {
@@ -214,7 +214,7 @@ static bool marked(void)
 
 /* One thread of the service has the page in hand when it goes; of what the library
  * takes away itself no other one has to hear. */
-START_TEST(taken_while_it_is_fetched)
+TEST_EACH(events, taken_while_it_is_fetched, 2)
 {
 	pthread_t thread, other;
 
@@ -237,10 +237,9 @@ START_TEST(taken_while_it_is_fetched)
 		pthread_join(other, NULL);
 	ck_assert_uint_eq(byte_of(3), 0);
 }
-END_TEST
 
 /* It is zero, and not lost. */
-START_TEST(taken_before_it_is_known_to_be_lost)
+TEST(events, taken_before_it_is_known_to_be_lost)
 {
 	pthread_t thread;
 
@@ -255,10 +254,9 @@ START_TEST(taken_before_it_is_known_to_be_lost)
 	ck_assert_uint_eq(seen_by(thread), 0);
 	ck_assert_uint_eq(byte_of(3), 0);
 }
-END_TEST
 
 /* One event tells of both. */
-START_TEST(taken_of_two_memories)
+TEST(events, taken_of_two_memories)
 {
 	struct kvmfault_memory *second = new_memory(host + LENGTH, 0, NULL);
 
@@ -270,7 +268,6 @@ START_TEST(taken_of_two_memories)
 	ck_assert_uint_eq(byte_of(PAGES + 5), 6);
 	ck_assert_int_eq(kvmfault_memory_free(second), 0);
 }
-END_TEST
 
 static const void *show(void *data, uint64_t offset, size_t length)
 {
@@ -280,7 +277,7 @@ static const void *show(void *data, uint64_t offset, size_t length)
 }
 
 /* A clone: what is installed is missing itself, and comes the same way. */
-START_TEST(source_that_is_missing_itself)
+TEST(events, source_that_is_missing_itself)
 {
 	struct kvmfault_memory *second = new_memory(host + LENGTH, 0, show);
 
@@ -288,10 +285,9 @@ START_TEST(source_that_is_missing_itself)
 	ck_assert_uint_eq(byte_of(PAGES + 3), 4);
 	ck_assert_int_eq(kvmfault_memory_free(second), 0);
 }
-END_TEST
 
 /* What was in page tables is forgotten, and an event tells of it. */
-START_TEST(registered_before_with_minor_faults)
+TEST(events, registered_before_with_minor_faults)
 {
 	int fd = memfd_create("minor", MFD_CLOEXEC);
 	struct uffdio_register reg = {
@@ -311,7 +307,6 @@ START_TEST(registered_before_with_minor_faults)
 	ck_assert_int_eq(kvmfault_memory_free(second), 0);
 	close(fd);
 }
-END_TEST
 
 static uint64_t messages(void)
 {
@@ -329,7 +324,7 @@ static void have_it_read(void)
 }
 
 /* Its message is read, and nobody is there to whom it can be handed. */
-START_TEST(sleeper_waits_for_the_next_service)
+TEST(events, sleeper_waits_for_the_next_service)
 {
 	pthread_t thread = touch(3);
 
@@ -345,7 +340,6 @@ START_TEST(sleeper_waits_for_the_next_service)
 	serve(2);
 	ck_assert_uint_eq(seen_by(thread), 6);
 }
-END_TEST
 
 static void *dispatch(void *done)
 {
@@ -356,7 +350,7 @@ static void *dispatch(void *done)
 	return NULL;
 }
 
-START_TEST(served_by_the_vmm)
+TEST(events, served_by_the_vmm)
 {
 	static atomic_bool done;
 	pthread_t thread;
@@ -369,7 +363,6 @@ START_TEST(served_by_the_vmm)
 	atomic_store(&done, true);
 	pthread_join(thread, NULL);
 }
-END_TEST
 
 static void *unmap_one(void *unused)
 {
@@ -378,7 +371,7 @@ static void *unmap_one(void *unused)
 }
 
 /* It would wait for itself. */
-START_TEST(freed_by_its_own_thread)
+TEST(events, freed_by_its_own_thread)
 {
 	pthread_t thread;
 
@@ -388,7 +381,6 @@ START_TEST(freed_by_its_own_thread)
 	pthread_join(thread, NULL);
 	ck_assert_int_eq(atomic_load(&freed), -EDEADLK);
 }
-END_TEST
 
 static atomic_bool enough;
 
@@ -419,7 +411,7 @@ static void *read_all(void *wrong)
 }
 
 /* Everything at once, and one thread to serve it. */
-START_TEST(nobody_waits_for_ever)
+TEST(events, nobody_waits_for_ever)
 {
 	static atomic_bool wrong;
 	pthread_t thread[4];
@@ -438,25 +430,9 @@ START_TEST(nobody_waits_for_ever)
 	pthread_join(thread[0], NULL);
 	ck_assert(!atomic_load(&wrong));
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("live-events");
-	TCase *t = tests(suite, "events");
-
 	need("uffd");
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_test(t, discarded_without_a_service);
-	tcase_add_test(t, ballooned);
-	tcase_add_loop_test(t, taken_while_it_is_fetched, 0, 2);
-	tcase_add_test(t, taken_before_it_is_known_to_be_lost);
-	tcase_add_test(t, taken_of_two_memories);
-	tcase_add_test(t, source_that_is_missing_itself);
-	tcase_add_test(t, registered_before_with_minor_faults);
-	tcase_add_test(t, sleeper_waits_for_the_next_service);
-	tcase_add_test(t, served_by_the_vmm);
-	tcase_add_test(t, freed_by_its_own_thread);
-	tcase_add_test(t, nobody_waits_for_ever);
-	return run_suite(suite);
+	return run_suite("live-events");
 }

@@ -224,14 +224,19 @@ static void check_fetched_once(void)
 	ck_assert_uint_eq(stats().zeroed, 0);
 }
 
-START_TEST(every_page_comes_once)
+/* What is true of memory in each mode is said once, of the last one. */
+TEST_GROUP(minor_window, up_minor_window, down);
+TEST_GROUP_LIKE(minor, minor_window, up_minor, down);
+TEST_GROUP_LIKE(window, minor_window, up_window, down);
+TEST_GROUP_LIKE(memory, minor_window, up_memory, down);
+
+TEST(minor_window, every_page_comes_once)
 {
 	touch_all(host, host);
 	check_fetched_once();
 }
-END_TEST
 
-START_TEST(every_page_comes_once_for_two_mappings)
+TEST(minor_window, every_page_comes_once_for_two_mappings)
 {
 	struct kvmfault_mapping_options options = { .size = sizeof(options) };
 	struct kvmfault_mapping *mapping;
@@ -245,9 +250,8 @@ START_TEST(every_page_comes_once_for_two_mappings)
 	/* All of it is there: nothing is protected. */
 	ck_assert(has_data(second, 0));
 }
-END_TEST
 
-START_TEST(written_pages_have_the_rest_of_their_data)
+TEST(minor_window, written_pages_have_the_rest_of_their_data)
 {
 	char *page = host + 5 * PAGE;
 
@@ -255,9 +259,8 @@ START_TEST(written_pages_have_the_rest_of_their_data)
 	ck_assert_uint_eq(*(volatile uint64_t *)page, 42);
 	ck_assert_uint_eq(((volatile uint64_t *)page)[1], word(5, 1));
 }
-END_TEST
 
-START_TEST(ensured_pages_do_not_fault)
+TEST(minor, ensured_pages_do_not_fault)
 {
 	uint64_t page, before;
 
@@ -272,7 +275,7 @@ START_TEST(ensured_pages_do_not_fault)
 	ck_assert_uint_eq(reads[14], 0);
 	ck_assert_uint_eq(stats().kind[KVMFAULT_KIND_UFFD], before);
 }
-END_TEST
+TEST_ALSO(memory, ensured_pages_do_not_fault);
 
 static bool is_zero(const char *page)
 {
@@ -284,7 +287,7 @@ static bool is_zero(const char *page)
 	return true;
 }
 
-START_TEST(discarded_pages_are_zero)
+TEST(minor, discarded_pages_are_zero)
 {
 	ck_assert(has_data(host + 3 * PAGE, 3));
 	/* One that was there, and one that never was. */
@@ -295,9 +298,9 @@ START_TEST(discarded_pages_are_zero)
 	ck_assert_uint_eq(reads[4], 0);
 	ck_assert(has_data(host + 5 * PAGE, 5));
 }
-END_TEST
+TEST_ALSO(memory, discarded_pages_are_zero);
 
-START_TEST(hole_behind_our_back_is_zero)
+TEST(minor_window, hole_behind_our_back_is_zero)
 {
 	ck_assert(has_data(host + 3 * PAGE, 3));
 	ck_assert_int_eq(fallocate(backing, FALLOC_FL_PUNCH_HOLE |
@@ -305,7 +308,6 @@ START_TEST(hole_behind_our_back_is_zero)
 	ck_assert(is_zero(host + 3 * PAGE));
 	ck_assert_uint_eq(reads[3], 1);
 }
-END_TEST
 
 /* A child that reads the address: how did it end? */
 static int end_of_reader(const char *address)
@@ -322,7 +324,7 @@ static int end_of_reader(const char *address)
 	return status;
 }
 
-START_TEST(after_the_end_nobody_reads_zero)
+TEST(minor_window, after_the_end_nobody_reads_zero)
 {
 	int status;
 
@@ -334,9 +336,10 @@ START_TEST(after_the_end_nobody_reads_zero)
 	ck_assert(WIFSIGNALED(status));
 	ck_assert_int_eq(WTERMSIG(status), SIGSEGV);
 }
-END_TEST
 
-START_TEST(anonymous)
+TEST_GROUP(new, up, down);
+
+TEST(new, anonymous)
 {
 	struct kvmfault_memory_options options = {
 		.size = sizeof(options), .length = LENGTH, .source = &source,
@@ -352,7 +355,6 @@ START_TEST(anonymous)
 	ck_assert_int_eq(kvmfault_memory_free(other), 0);
 	munmap(address, LENGTH);
 }
-END_TEST
 
 /* ---- protected ---- */
 
@@ -437,7 +439,7 @@ static void expect_saved(unsigned int times)
 	}
 }
 
-START_TEST(protected_pages_are_saved_once)
+TEST_EACH(new, protected_pages_are_saved_once, KINDS)
 {
 	pthread_t thread[THREADS];
 	uint64_t page, i;
@@ -472,9 +474,8 @@ START_TEST(protected_pages_are_saved_once)
 	ck_assert(is_zero(host));
 	free(saved);
 }
-END_TEST
 
-START_TEST(protection_is_given_up)
+TEST_EACH(new, protection_is_given_up, KINDS)
 {
 	uint64_t i, before;
 
@@ -489,12 +490,11 @@ START_TEST(protection_is_given_up)
 	expect_saved(0);
 	free(saved);
 }
-END_TEST
 
 /* ---- past the mappings ---- */
 
 /* By the descriptor: nobody is asked, so the page has to be there before. */
-START_TEST(written_by_the_descriptor)
+TEST(new, written_by_the_descriptor)
 {
 	uint64_t i;
 
@@ -507,10 +507,9 @@ START_TEST(written_by_the_descriptor)
 				  word(3, i));
 	ck_assert_int_eq(memcmp(host + 3 * PAGE, "four", 4), 0);
 }
-END_TEST
 
 /* Why the library does not forbid it by a seal: see the header. */
-START_TEST(sealed_file_can_neither_be_shared_nor_discarded)
+TEST(new, sealed_file_can_neither_be_shared_nor_discarded)
 {
 	int fd = memfd_create("sealed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
@@ -522,20 +521,18 @@ START_TEST(sealed_file_can_neither_be_shared_nor_discarded)
 			      MAP_SHARED, fd, 0), MAP_FAILED);
 	close(fd);
 }
-END_TEST
 
 /* ---- refused ---- */
 
-START_TEST(preallocated)
+TEST(new, preallocated)
 {
 	ck_assert_int_eq(fallocate(backing, 0, (PAGES - 1) * PAGE, PAGE), 0);
 	ck_assert_int_eq(new_memory(NULL), -EEXIST);
 	/* It is as it was: readable, and writable. */
 	*(volatile char *)host = 1;
 }
-END_TEST
 
-START_TEST(touched_before)
+TEST(new, touched_before)
 {
 	host[3 * PAGE] = 42;
 	ck_assert_int_eq(new_memory(NULL), -EEXIST);
@@ -544,10 +541,9 @@ START_TEST(touched_before)
 				   FALLOC_FL_KEEP_SIZE, 0, LENGTH), 0);
 	ck_assert_int_eq(new_memory(NULL), 0);
 }
-END_TEST
 
 /* What would be discarded in one place and read in another. */
-START_TEST(mapped_otherwise)
+TEST_EACH(new, mapped_otherwise, 5)
 {
 	static const struct {
 		int flags;
@@ -575,10 +571,9 @@ START_TEST(mapped_otherwise)
 	/* It is as it was: readable, and writable. */
 	*(volatile char *)host = 1;
 }
-END_TEST
 
 /* The snapshot's mapping shows zeros behind a cut, up to the end of the page. */
-START_TEST(mapped_image_is_cut_off)
+TEST(new, mapped_image_is_cut_off)
 {
 	const void *mapped = mmap(NULL, LENGTH, PROT_READ, MAP_SHARED, image,
 				  0);
@@ -592,7 +587,6 @@ START_TEST(mapped_image_is_cut_off)
 			 -ENODATA);
 	ck_assert(has_data(host + 2 * PAGE, 2));
 }
-END_TEST
 
 static int open_uffd(void)
 {
@@ -622,7 +616,7 @@ static bool is_registered(void *address)
 }
 
 /* Nobody reads zeros where it was moved to, then and when it is freed. */
-START_TEST(moved_by_mremap)
+TEST(new, moved_by_mremap)
 {
 	void *place = mmap(NULL, LENGTH, PROT_NONE,
 			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -637,9 +631,8 @@ START_TEST(moved_by_mremap)
 	memory = NULL;
 	ck_assert(is_registered((char *)place + PAGE));
 }
-END_TEST
 
-START_TEST(mapped_privately_too)
+TEST(new, mapped_privately_too)
 {
 	struct kvmfault_mapping_options options = {
 		.size = sizeof(options),
@@ -654,17 +647,15 @@ START_TEST(mapped_privately_too)
 			 -EINVAL);
 	ck_assert(has_data(host, 0));
 }
-END_TEST
 
-START_TEST(image_is_shorter)
+TEST(new, image_is_shorter)
 {
 	ck_assert_int_eq(ftruncate(image, LENGTH - 1), 0);
 	ck_assert_int_eq(kvmfault_source_file(image, &source), 0);
 	ck_assert_int_eq(new_memory(NULL), -ENODATA);
 }
-END_TEST
 
-START_TEST(not_mapped)
+TEST(new, not_mapped)
 {
 	munmap(host, LENGTH);
 	/* Where the kernel puts nothing unasked, as it may at once there. */
@@ -672,9 +663,8 @@ START_TEST(not_mapped)
 	ck_assert_int_lt(new_memory(NULL), 0);
 	ck_assert_ptr_null(memory);
 }
-END_TEST
 
-START_TEST(registered_by_another)
+TEST(new, registered_by_another)
 {
 	struct kvmfault_vm *other;
 
@@ -694,11 +684,10 @@ START_TEST(registered_by_another)
 	ck_assert_int_eq(kvmfault_vm_free(other), 0);
 	ck_assert(has_data(host, 0));
 }
-END_TEST
 
 /* ---- userfaultfds that others opened ---- */
 
-START_TEST(adopted)
+TEST(new, adopted)
 {
 	struct kvmfault_uffd_options options = {
 		.size = sizeof(options), .fd = open_uffd(),
@@ -714,9 +703,8 @@ START_TEST(adopted)
 	memory = NULL;
 	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 }
-END_TEST
 
-START_TEST(adopted_without_a_handshake)
+TEST(new, adopted_without_a_handshake)
 {
 	struct kvmfault_uffd_options options = {
 		.size = sizeof(options),
@@ -728,9 +716,8 @@ START_TEST(adopted_without_a_handshake)
 	ck_assert_int_eq(kvmfault_uffd_new(vm, &options, &uffd), -EINVAL);
 	close(options.fd);
 }
-END_TEST
 
-START_TEST(adopted_that_would_block)
+TEST(new, adopted_that_would_block)
 {
 	struct kvmfault_uffd_options options = {
 		.size = sizeof(options), .fd = open_uffd(),
@@ -741,10 +728,9 @@ START_TEST(adopted_that_would_block)
 	ck_assert_int_eq(kvmfault_uffd_new(vm, &options, &uffd), -EINVAL);
 	close(options.fd);
 }
-END_TEST
 
 /* What KVM touches they do not report: the guest would die of it. */
-START_TEST(adopted_that_hears_no_kernel)
+TEST_EACH(new, adopted_that_hears_no_kernel, 2)
 {
 	struct uffdio_api api = {
 		.api = UFFD_API, .features = _i ? UFFD_FEATURE_SIGBUS : 0,
@@ -760,10 +746,9 @@ START_TEST(adopted_that_hears_no_kernel)
 	ck_assert_ptr_null(uffd);
 	close(options.fd);
 }
-END_TEST
 
 /* Events, too, are read in time: what the library asks of it waits for nobody. */
-START_TEST(adopted_with_events)
+TEST(new, adopted_with_events)
 {
 	struct uffdio_api api = {
 		.api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE |
@@ -781,7 +766,6 @@ START_TEST(adopted_with_events)
 	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 	close(options.fd);
 }
-END_TEST
 
 static void send_fd(int to, int fd)
 {
@@ -900,7 +884,7 @@ static int end_device(void)
 	return status;
 }
 
-START_TEST(another_process_is_served)
+TEST(minor_window, another_process_is_served)
 {
 	int status;
 
@@ -913,9 +897,8 @@ START_TEST(another_process_is_served)
 	ck_assert_int_eq(kvmfault_mapping_remove(remote_mapping), 0);
 	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
 }
-END_TEST
 
-START_TEST(another_process_never_reads_zero)
+TEST(minor_window, another_process_never_reads_zero)
 {
 	int status;
 
@@ -926,9 +909,8 @@ START_TEST(another_process_never_reads_zero)
 	ck_assert(WIFSIGNALED(status));
 	ck_assert_int_eq(WTERMSIG(status), SIGBUS);
 }
-END_TEST
 
-START_TEST(another_process_that_is_gone)
+TEST(minor_window, another_process_that_is_gone)
 {
 	int status;
 
@@ -939,7 +921,6 @@ START_TEST(another_process_that_is_gone)
 	ck_assert_int_eq(kvmfault_mapping_remove(remote_mapping), 0);
 	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
 }
-END_TEST
 
 /* ---- the VMM's own loop ---- */
 
@@ -952,7 +933,7 @@ static void *touch_one(void *arg)
 	return NULL;
 }
 
-START_TEST(dispatched_by_the_vmm)
+TEST(minor_window, dispatched_by_the_vmm)
 {
 	struct kvmfault_service_options none = { .size = sizeof(none) };
 	pthread_t thread;
@@ -967,9 +948,8 @@ START_TEST(dispatched_by_the_vmm)
 	pthread_join(thread, NULL);
 	ck_assert_uint_eq(reads[9], 1);
 }
-END_TEST
 
-START_TEST(sleepers_wait_for_the_next_service)
+TEST(minor_window, sleepers_wait_for_the_next_service)
 {
 	struct kvmfault_service_options options = {
 		.size = sizeof(options), .threads = 1,
@@ -982,12 +962,11 @@ START_TEST(sleepers_wait_for_the_next_service)
 	pthread_join(thread, NULL);
 	ck_assert(atomic_load(&done));
 }
-END_TEST
 
 /* The work of a vCPU that delegates, which needs no KVM: its page is said to be
  * present, and is not any more, so the kernel's own access to it sleeps until the one
  * thread of the service has answered. */
-START_TEST(worker_sleeps_on_a_page)
+TEST(window, worker_sleeps_on_a_page)
 {
 	struct kvmfault_service_options options = {
 		.size = sizeof(options), .threads = 1,
@@ -1018,7 +997,7 @@ START_TEST(worker_sleeps_on_a_page)
 	ck_assert_uint_eq(stats.kind[KVMFAULT_KIND_UFFD], messages + 1);
 	kvmfault_vcpu_free(vcpu);
 }
-END_TEST
+TEST_ALSO(memory, worker_sleeps_on_a_page);
 
 /* ---- memory that failed ---- */
 
@@ -1071,7 +1050,9 @@ static void up_lost(void)
 	add_region();
 }
 
-START_TEST(page_that_is_lost_at_the_source)
+TEST_GROUP(failed, up_lost, down);
+
+TEST(failed, page_that_is_lost_at_the_source)
 {
 	struct kvmfault_mapping_options options = { .size = sizeof(options) };
 	struct kvmfault_mapping *mapping;
@@ -1092,7 +1073,6 @@ START_TEST(page_that_is_lost_at_the_source)
 	second[7 * PAGE] = 5;
 	ck_assert_int_eq(host[7 * PAGE], 5);
 }
-END_TEST
 
 /* In another process, too, where nothing takes a marker out but what comes into
  * its place. Ends with 0, or which step was wrong. */
@@ -1124,7 +1104,7 @@ static void let_go_on(void)
 	ck_assert_int_eq(read(channel[0], &answer, 1), 1);
 }
 
-START_TEST(page_that_another_process_has_lost)
+TEST(failed, page_that_another_process_has_lost)
 {
 	int status;
 
@@ -1141,9 +1121,8 @@ START_TEST(page_that_another_process_has_lost)
 	ck_assert_int_eq(kvmfault_mapping_remove(remote_mapping), 0);
 	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
 }
-END_TEST
 
-START_TEST(marker_of_somebodys)
+TEST(failed, marker_of_somebodys)
 {
 	struct kvmfault__uffdio_poison mark = {
 		.range = { (uintptr_t)host + 9 * PAGE, PAGE },
@@ -1159,7 +1138,6 @@ START_TEST(marker_of_somebodys)
 	ck_assert_int_eq(kvmfault_vm_handle_sigbus(vm, &sigbus), 0);
 	ck_assert(has_data(host + 9 * PAGE, 9));
 }
-END_TEST
 
 /* Who maps it is told by a signal, and so is who asks. */
 static int break_page(char *page)
@@ -1174,7 +1152,7 @@ static int break_page(char *page)
 	       madvise(page, PAGE, MADV_HWPOISON);
 }
 
-START_TEST(page_that_fails)
+TEST(failed, page_that_fails)
 {
 	ck_assert(has_data(host + 9 * PAGE, 9));
 	if (break_page(host + 9 * PAGE)) {
@@ -1186,32 +1164,6 @@ START_TEST(page_that_fails)
 	ck_assert_int_eq(kvmfault_vm_handle_sigbus(vm, &sigbus), -EHWPOISON);
 	ck_assert_int_eq(kvmfault_ensure(vm, 0, GPA + 9 * PAGE, 1, false),
 			 -EHWPOISON);
-}
-END_TEST
-
-static void add_memory_tests(Suite *suite, const char *name, SFun begin)
-{
-	TCase *t = tests(suite, name);
-
-	tcase_add_checked_fixture(t, begin, down);
-	tcase_add_test(t, every_page_comes_once);
-	tcase_add_test(t, every_page_comes_once_for_two_mappings);
-	tcase_add_test(t, written_pages_have_the_rest_of_their_data);
-	/* A window's neighbours are fetched with them. */
-	if (begin == up_memory || begin == up_minor) {
-		tcase_add_test(t, ensured_pages_do_not_fault);
-		tcase_add_test(t, discarded_pages_are_zero);
-	}
-	tcase_add_test(t, hole_behind_our_back_is_zero);
-	tcase_add_test(t, after_the_end_nobody_reads_zero);
-	tcase_add_test(t, another_process_is_served);
-	tcase_add_test(t, another_process_never_reads_zero);
-	tcase_add_test(t, another_process_that_is_gone);
-	tcase_add_test(t, dispatched_by_the_vmm);
-	tcase_add_test(t, sleepers_wait_for_the_next_service);
-	/* With minor faults the library asks the file first. */
-	if (!strstr(name, "minor"))
-		tcase_add_test(t, worker_sleeps_on_a_page);
 }
 
 /* ---- descriptors ---- */
@@ -1227,8 +1179,10 @@ static int source_of(int fd)
 	return err ? err : first;
 }
 
+TEST_GROUP(descriptors, NULL, NULL);
+
 /* A legal one, of a process that has closed its standard input. */
-START_TEST(descriptor_0)
+TEST(descriptors, descriptor_0)
 {
 	char name[] = "/tmp/kvmfault-XXXXXX";
 	struct kvmfault_features features = { .size = sizeof(features) };
@@ -1253,11 +1207,10 @@ START_TEST(descriptor_0)
 	ck_assert_int_eq(source_of(other), -EBADF);
 	unlink(name);
 }
-END_TEST
 
 /* O_NONBLOCK belongs to whoever has the descriptor: without it, and without a
  * message, a read of it would sleep. */
-START_TEST(read_of_one_that_was_made_to_block)
+TEST(new, read_of_one_that_was_made_to_block)
 {
 	struct kvmfault_uffd *uffd;
 	struct uffd_msg message;
@@ -1268,46 +1221,9 @@ START_TEST(read_of_one_that_was_made_to_block)
 			 -EAGAIN);
 	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("live-uffd");
-	TCase *t;
-
 	need("uffd");
-	add_memory_tests(suite, "memory", up_memory);
-	add_memory_tests(suite, "window", up_window);
-	add_memory_tests(suite, "minor", up_minor);
-	add_memory_tests(suite, "minor window", up_minor_window);
-	t = tests(suite, "failed");
-	tcase_add_checked_fixture(t, up_lost, down);
-	tcase_add_test(t, page_that_is_lost_at_the_source);
-	tcase_add_test(t, page_that_another_process_has_lost);
-	tcase_add_test(t, marker_of_somebodys);
-	tcase_add_test(t, page_that_fails);
-	t = tests(suite, "new");
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_test(t, anonymous);
-	tcase_add_loop_test(t, protected_pages_are_saved_once, 0, KINDS);
-	tcase_add_loop_test(t, protection_is_given_up, 0, KINDS);
-	tcase_add_test(t, preallocated);
-	tcase_add_test(t, touched_before);
-	tcase_add_test(t, written_by_the_descriptor);
-	tcase_add_test(t, sealed_file_can_neither_be_shared_nor_discarded);
-	tcase_add_loop_test(t, mapped_otherwise, 0, 5);
-	tcase_add_test(t, mapped_privately_too);
-	tcase_add_test(t, moved_by_mremap);
-	tcase_add_test(t, mapped_image_is_cut_off);
-	tcase_add_test(t, image_is_shorter);
-	tcase_add_test(t, not_mapped);
-	tcase_add_test(t, registered_by_another);
-	tcase_add_test(t, adopted);
-	tcase_add_test(t, adopted_without_a_handshake);
-	tcase_add_test(t, adopted_that_would_block);
-	tcase_add_loop_test(t, adopted_that_hears_no_kernel, 0, 2);
-	tcase_add_test(t, adopted_with_events);
-	tcase_add_test(t, read_of_one_that_was_made_to_block);
-	tcase_add_test(tests(suite, "descriptors"), descriptor_0);
-	return run_suite(suite);
+	return run_suite("live-uffd");
 }

@@ -71,7 +71,9 @@ static struct kvmfault__answer message(uint64_t page)
 	return answer;
 }
 
-START_TEST(second_mapping)
+TEST_GROUP(add, up, bed_down);
+
+TEST(add, second_mapping)
 {
 	const struct fake_call *wake;
 
@@ -90,7 +92,6 @@ START_TEST(second_mapping)
 	ck_assert(!fake_registered(address()));
 	ck_assert(fake_registered(bed.host));
 }
-END_TEST
 
 static void message_meanwhile(void)
 {
@@ -102,7 +103,7 @@ static void message_meanwhile(void)
 	bed.seat = mine;
 }
 
-START_TEST(fetch_wakes_every_mapping)
+TEST(add, fetch_wakes_every_mapping)
 {
 	ck_assert_int_eq(add(), 0);
 	bed.during_read = message_meanwhile;
@@ -114,7 +115,6 @@ START_TEST(fetch_wakes_every_mapping)
 			  options.host + 3 * PAGE);
 	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
 }
-END_TEST
 
 static struct kvmfault__answer at_once;
 
@@ -132,7 +132,7 @@ static bool touch_in_register(struct fake_call *call)
 	return true;
 }
 
-START_TEST(touched_while_it_is_registered)
+TEST(add, touched_while_it_is_registered)
 {
 	const struct fake_call *wake;
 
@@ -145,9 +145,8 @@ START_TEST(touched_while_it_is_registered)
 	ck_assert_uint_eq(wake->at, options.host + 3 * PAGE);
 	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
 }
-END_TEST
 
-START_TEST(bad_arguments)
+TEST(add, bad_arguments)
 {
 	struct kvmfault_vm *other;
 	struct kvmfault_uffd *uffd;
@@ -174,9 +173,8 @@ START_TEST(bad_arguments)
 	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 	ck_assert_int_eq(kvmfault_vm_free(other), 0);
 }
-END_TEST
 
-START_TEST(unknown_tail)
+TEST(add, unknown_tail)
 {
 	struct {
 		struct kvmfault_mapping_options options;
@@ -188,9 +186,8 @@ START_TEST(unknown_tail)
 					      &mapping), -E2BIG);
 	ck_assert_ptr_null(mapping);
 }
-END_TEST
 
-START_TEST(untracked)
+TEST(add, untracked)
 {
 	struct kvmfault_memory_options plain = {
 		.size = sizeof(plain), .length = LENGTH,
@@ -214,9 +211,8 @@ START_TEST(untracked)
 	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
-END_TEST
 
-START_TEST(anonymous_has_one)
+TEST(add, anonymous_has_one)
 {
 	struct kvmfault_source source = bed_source();
 	struct kvmfault_memory_options anonymous = {
@@ -233,9 +229,8 @@ START_TEST(anonymous_has_one)
 			 -EINVAL);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
-END_TEST
 
-START_TEST(known_already)
+TEST(add, known_already)
 {
 	ck_assert_int_eq(add(), 0);
 	ck_assert_int_eq(kvmfault_mapping_add(bed.memory, &options,
@@ -246,9 +241,8 @@ START_TEST(known_already)
 	ck_assert_int_eq(add(), -EEXIST);
 	ck_assert_ptr_null(mapping);
 }
-END_TEST
 
-START_TEST(same_address_of_another_process)
+TEST(add, same_address_of_another_process)
 {
 	options.host = (uintptr_t)bed.host;
 	/* Registered is by address alone in the fake: not asked here. */
@@ -263,7 +257,6 @@ START_TEST(same_address_of_another_process)
 	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
 	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
 }
-END_TEST
 
 static bool refuse_register(struct fake_call *call)
 {
@@ -273,7 +266,7 @@ static bool refuse_register(struct fake_call *call)
 	return true;
 }
 
-START_TEST(not_registered)
+TEST_EACH(add, not_registered, 3)
 {
 	static const int errors[] = { -EINVAL, -EBUSY, -ENOMEM };
 	struct fake_held before = fake_held(), after;
@@ -289,9 +282,8 @@ START_TEST(not_registered)
 	ck_assert_int_eq(add(), 0);
 	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
 }
-END_TEST
 
-START_TEST(memslots_mapping_stays)
+TEST(add, memslots_mapping_stays)
 {
 	const struct kvmfault__mappings *all =
 		atomic_load(&bed.memory->mappings);
@@ -299,9 +291,8 @@ START_TEST(memslots_mapping_stays)
 	ck_assert_int_eq(kvmfault_mapping_remove(all->mapping[0]), -EINVAL);
 	ck_assert(fake_registered(bed.host));
 }
-END_TEST
 
-START_TEST(remove_without_memory)
+TEST(add, remove_without_memory)
 {
 	ck_assert_int_eq(add(), 0);
 	fake_push(FAKE_ALLOC, 0);
@@ -309,11 +300,12 @@ START_TEST(remove_without_memory)
 	ck_assert(fake_registered(address()));
 	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
 }
-END_TEST
 
 /* ---- the end ---- */
 
-START_TEST(removed_with_absent_pages)
+TEST_GROUP(end, up, bed_down);
+
+TEST(end, removed_with_absent_pages)
 {
 	const struct fake_call *protect;
 
@@ -326,7 +318,6 @@ START_TEST(removed_with_absent_pages)
 	ck_assert(protect < fake_nth(FAKE_IOCTL, UFFDIO_UNREGISTER, 0));
 	ck_assert_uint_eq(fake_count(FAKE_MPROTECT, FAKE_ANY), 1);
 }
-END_TEST
 
 static bool it_settles(struct fake_call *call)
 {
@@ -337,7 +328,7 @@ static bool it_settles(struct fake_call *call)
 }
 
 /* As one is whose message was read late. */
-START_TEST(removed_while_a_page_is_looked_at)
+TEST_EACH(end, removed_while_a_page_is_looked_at, 2)
 {
 	uint64_t page;
 
@@ -353,9 +344,8 @@ START_TEST(removed_while_a_page_is_looked_at)
 	kvmfault__page_change(bed.memory, 3, KVMFAULT__FETCHING,
 			      KVMFAULT__PRESENT);
 }
-END_TEST
 
-START_TEST(memory_freed_with_absent_pages)
+TEST(end, memory_freed_with_absent_pages)
 {
 	ck_assert_int_eq(add(), 0);
 	kvmfault_region_remove(bed.vm, 0, BED_GPA);
@@ -368,9 +358,8 @@ START_TEST(memory_freed_with_absent_pages)
 	ck_assert_uint_eq(fake_nth(FAKE_MPROTECT, PROT_NONE, 1)->at,
 			  (uintptr_t)bed.host);
 }
-END_TEST
 
-START_TEST(remote_is_poisoned)
+TEST(end, remote_is_poisoned)
 {
 	uint64_t page;
 
@@ -386,7 +375,6 @@ START_TEST(remote_is_poisoned)
 	ck_assert(!fake_registered(address()));
 	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
 }
-END_TEST
 
 static bool refuse_poison(struct fake_call *call)
 {
@@ -396,7 +384,7 @@ static bool refuse_poison(struct fake_call *call)
 	return true;
 }
 
-START_TEST(remote_that_cannot_be_poisoned)
+TEST(end, remote_that_cannot_be_poisoned)
 {
 	add_remote();
 	bed.error = -EINVAL;
@@ -406,7 +394,6 @@ START_TEST(remote_that_cannot_be_poisoned)
 	ck_assert(fake_registered(address()));
 	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
 }
-END_TEST
 
 static bool refuse_to_unprotect(struct fake_call *call)
 {
@@ -418,7 +405,7 @@ static bool refuse_to_unprotect(struct fake_call *call)
 
 /* What marks a protection is in the place of a page that is absent: it is no page,
  * and nothing that would guard one. */
-START_TEST(remote_that_stays_protected)
+TEST(end, remote_that_stays_protected)
 {
 	add_remote();
 	bed.memory->write_protect = true;
@@ -428,9 +415,8 @@ START_TEST(remote_that_stays_protected)
 	ck_assert(fake_registered(address()));
 	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
 }
-END_TEST
 
-START_TEST(remote_that_is_gone)
+TEST_EACH(end, remote_that_is_gone, 2)
 {
 	static const int errors[] = { -ESRCH, -ENOENT };
 
@@ -441,9 +427,8 @@ START_TEST(remote_that_is_gone)
 	ck_assert_uint_eq(bed.logs, 0);
 	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
 }
-END_TEST
 
-START_TEST(remote_poisoned_before)
+TEST(end, remote_poisoned_before)
 {
 	/* Marked already: that is what is wanted, for each of them. */
 	add_remote();
@@ -455,7 +440,6 @@ START_TEST(remote_poisoned_before)
 	ck_assert_uint_eq(bed.logs, 0);
 	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
 }
-END_TEST
 
 /* A page that has failed, and is discarded: its marker goes there, too, by what
  * comes and goes in its place; and whatever is in the way is no marker. */
@@ -487,7 +471,7 @@ static bool lift(struct fake_call *call)
 	return true;
 }
 
-START_TEST(remote_that_was_poisoned)
+TEST_EACH(add, remote_that_was_poisoned, sizeof(lifts) / sizeof(lifts[0]))
 {
 	char *page;
 
@@ -512,37 +496,8 @@ START_TEST(remote_that_was_poisoned)
 	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
 	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("mapping");
-	TCase *t = tests(suite, "add");
-
-	tcase_add_checked_fixture(t, up, bed_down);
-	tcase_add_test(t, second_mapping);
-	tcase_add_test(t, fetch_wakes_every_mapping);
-	tcase_add_test(t, touched_while_it_is_registered);
-	tcase_add_test(t, bad_arguments);
-	tcase_add_test(t, unknown_tail);
-	tcase_add_test(t, untracked);
-	tcase_add_test(t, anonymous_has_one);
-	tcase_add_test(t, known_already);
-	tcase_add_test(t, same_address_of_another_process);
-	tcase_add_loop_test(t, remote_that_was_poisoned, 0,
-			    sizeof(lifts) / sizeof(lifts[0]));
-	tcase_add_loop_test(t, not_registered, 0, 3);
-	tcase_add_test(t, memslots_mapping_stays);
-	tcase_add_test(t, remove_without_memory);
-	t = tests(suite, "end");
-	tcase_add_checked_fixture(t, up, bed_down);
-	tcase_add_test(t, removed_with_absent_pages);
-	tcase_add_loop_test(t, removed_while_a_page_is_looked_at, 0, 2);
-	tcase_add_test(t, memory_freed_with_absent_pages);
-	tcase_add_test(t, remote_is_poisoned);
-	tcase_add_test(t, remote_that_cannot_be_poisoned);
-	tcase_add_test(t, remote_that_stays_protected);
-	tcase_add_loop_test(t, remote_that_is_gone, 0, 2);
-	tcase_add_test(t, remote_poisoned_before);
-	return run_suite(suite);
+	return run_suite("mapping");
 }

@@ -64,7 +64,9 @@ static void expect(int result, const char *text)
 	ck_assert_ptr_nonnull(strstr(bed.log, "memory_options.fd"));
 }
 
-START_TEST(as_it_was_said)
+TEST_GROUP(maps, up, bed_down);
+
+TEST(maps, as_it_was_said)
 {
 	/* And others beside it, which are none of its business. */
 	line((char *)host - PAGE, PAGE, "r--p", 0, 7);
@@ -72,34 +74,30 @@ START_TEST(as_it_was_said)
 	line((char *)host + LENGTH, PAGE, "r-xp", 0, 8);
 	expect(0, NULL);
 }
-END_TEST
 
-START_TEST(in_parts)
+TEST(maps, in_parts)
 {
 	line(host, 3 * PAGE, "rw-s", 0, options.fd);
 	line((char *)host + 3 * PAGE, LENGTH - 3 * PAGE, "r--s", 3 * PAGE,
 	     options.fd);
 	expect(0, NULL);
 }
-END_TEST
 
-START_TEST(other_part)
+TEST(maps, other_part)
 {
 	line(host, LENGTH, "rw-s", PAGE, options.fd);
 	expect(-EINVAL, "another part");
 }
-END_TEST
 
-START_TEST(other_part_behind)
+TEST(maps, other_part_behind)
 {
 	line(host, 3 * PAGE, "rw-s", 0, options.fd);
 	line((char *)host + 3 * PAGE, LENGTH, "rw-s", 0, options.fd);
 	expect(-EINVAL, "another part");
 }
-END_TEST
 
 /* It begins before the memory does, and the memory in its middle. */
-START_TEST(part_of_a_mapping)
+TEST_EACH(maps, part_of_a_mapping, 2)
 {
 	options.host = (char *)host + 2 * PAGE;
 	options.length = LENGTH - 4 * PAGE;
@@ -107,32 +105,28 @@ START_TEST(part_of_a_mapping)
 	line(host, LENGTH, "rw-s", 0, options.fd);
 	expect(_i ? 0 : -EINVAL, "another part");
 }
-END_TEST
 
-START_TEST(other_file)
+TEST(maps, other_file)
 {
 	line(host, LENGTH, "rw-s", 0, options.fd + 1);
 	expect(-EINVAL, "another file");
 }
-END_TEST
 
-START_TEST(private_file)
+TEST(maps, private_file)
 {
 	line(host, LENGTH, "rw-p", 0, options.fd);
 	expect(-EINVAL, "MAP_SHARED");
 }
-END_TEST
 
 /* Its inode may have another number there, and it has no userfaultfd. */
-START_TEST(untracked_file)
+TEST_EACH(maps, untracked_file, 2)
 {
 	options.source = NULL;
 	line(host, LENGTH, _i ? "rw-p" : "rw-s", 0, options.fd + 1);
 	expect(_i ? -EINVAL : 0, "MAP_SHARED");
 }
-END_TEST
 
-START_TEST(anonymous)
+TEST_EACH(maps, anonymous, 3)
 {
 	static const struct {
 		const char *rights;
@@ -146,9 +140,8 @@ START_TEST(anonymous)
 	line(host, LENGTH, what[_i].rights, 0, what[_i].inode);
 	expect(what[_i].result, "descriptor");
 }
-END_TEST
 
-START_TEST(second_mapping)
+TEST(maps, second_mapping)
 {
 	struct kvmfault_mapping_options add = { .size = sizeof(add) };
 	struct kvmfault_mapping *mapping;
@@ -165,10 +158,9 @@ START_TEST(second_mapping)
 	ck_assert_ptr_nonnull(strstr(bed.log, "mapping_options.host"));
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
-END_TEST
 
 /* What is longer than what is read at once, or than what a line is kept of. */
-START_TEST(long_lines)
+TEST(maps, long_lines)
 {
 	size_t i, at;
 
@@ -181,10 +173,9 @@ START_TEST(long_lines)
 	line(host, LENGTH, "rw-p", 0, options.fd);
 	expect(-EINVAL, "MAP_SHARED");
 }
-END_TEST
 
 /* It is no text that is known, or ends in the middle of a line. */
-START_TEST(not_understood)
+TEST_EACH(maps, not_understood, 5)
 {
 	static const char *const texts[] = {
 		"", "\n", "0", "not a mapping\n", "0-ffffffffffffffff rw-p",
@@ -193,34 +184,15 @@ START_TEST(not_understood)
 	strcpy(maps, texts[_i]);
 	expect(0, NULL);
 }
-END_TEST
 
-START_TEST(cannot_be_read)
+TEST(maps, cannot_be_read)
 {
 	line(host, LENGTH, "rw-p", 0, options.fd);
 	fake_push(FAKE_PREAD, -EACCES);
 	expect(0, NULL);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("maps");
-	TCase *t = tests(suite, "maps");
-
-	tcase_add_checked_fixture(t, up, bed_down);
-	tcase_add_test(t, as_it_was_said);
-	tcase_add_test(t, in_parts);
-	tcase_add_test(t, other_part);
-	tcase_add_test(t, other_part_behind);
-	tcase_add_loop_test(t, part_of_a_mapping, 0, 2);
-	tcase_add_test(t, other_file);
-	tcase_add_test(t, private_file);
-	tcase_add_loop_test(t, untracked_file, 0, 2);
-	tcase_add_loop_test(t, anonymous, 0, 3);
-	tcase_add_test(t, second_mapping);
-	tcase_add_test(t, long_lines);
-	tcase_add_loop_test(t, not_understood, 0, 5);
-	tcase_add_test(t, cannot_be_read);
-	return run_suite(suite);
+	return run_suite("maps");
 }

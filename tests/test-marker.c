@@ -100,7 +100,9 @@ static bool is_quiet(struct fake_call *call)
 	return false;
 }
 
-START_TEST(first_touch_marks_the_stretch)
+TEST_GROUP(marker, up, down);
+
+TEST(marker, first_touch_marks_the_stretch)
 {
 	fake_on(FAKE_IOCTL, is_quiet);
 	touched(bed_page(3));
@@ -117,19 +119,17 @@ START_TEST(first_touch_marks_the_stretch)
 	touched(bed_page(5));
 	ck_assert_uint_eq(poisons(), 1);
 }
-END_TEST
 
-START_TEST(others_do_not_mark)
+TEST(marker, others_do_not_mark)
 {
 	touched(other + 3 * PAGE);
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA, PAGE, false), 0);
 	ck_assert_int_eq(bed_exit(BED_GPA + PAGE, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(poisons(), 0);
 }
-END_TEST
 
 /* Whoever touches the only mapping there is would get the SIGBUS. */
-START_TEST(one_mapping_is_not_marked)
+TEST(marker, one_mapping_is_not_marked)
 {
 	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
 	touched(bed_page(3));
@@ -138,9 +138,8 @@ START_TEST(one_mapping_is_not_marked)
 	touched(bed_page(4));
 	ck_assert_uint_eq(marked_pages(), BED_PAGES - 2);
 }
-END_TEST
 
-START_TEST(only_what_is_missing)
+TEST(marker, only_what_is_missing)
 {
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA + 5 * PAGE, PAGE,
 					 false), 0);
@@ -162,7 +161,6 @@ START_TEST(only_what_is_missing)
 	kvmfault__page_change(bed.memory, 7, KVMFAULT__FETCHING,
 			      KVMFAULT__ABSENT);
 }
-END_TEST
 
 static struct kvmfault_memory *large_memory;
 static char *large;
@@ -208,7 +206,7 @@ static void expect_marked(const char *which)
 	ck_assert_str_eq(is, which);
 }
 
-START_TEST(stretch_by_stretch)
+TEST(marker, stretch_by_stretch)
 {
 	uint64_t page;
 
@@ -222,10 +220,9 @@ START_TEST(stretch_by_stretch)
 	expect_marked("101");
 	drop_large();
 }
-END_TEST
 
 /* As many in front as there are behind. */
-START_TEST(who_walks_finds_marks)
+TEST(marker, who_walks_finds_marks)
 {
 	have_large(16);
 	touch_stretch(2);
@@ -244,10 +241,9 @@ START_TEST(who_walks_finds_marks)
 	expect_marked("1111111111111111");
 	drop_large();
 }
-END_TEST
 
 /* The first ones bring the next ones along, whoever touches them. */
-START_TEST(a_few_at_once)
+TEST(marker, a_few_at_once)
 {
 	have_large(16);
 	atomic_store(&large_memory->marked_at_once, 0);
@@ -259,11 +255,10 @@ START_TEST(a_few_at_once)
 	expect_marked("0011111001111101");
 	drop_large();
 }
-END_TEST
 
 /* In a large memory a lone touch is no reason; a second one is, and so is a
  * neighbour. */
-START_TEST(who_jumps_about_finds_none)
+TEST(marker, who_jumps_about_finds_none)
 {
 	have_large(16);
 	atomic_store(&large_memory->marked_at_once, 31);
@@ -279,11 +274,10 @@ START_TEST(who_jumps_about_finds_none)
 	expect_marked("1110000011100000");
 	drop_large();
 }
-END_TEST
 
 /* Punching keeps the markers that there are. Where there was data the first touch
  * brings one to what is behind it, and asks of no page that has one but the first. */
-START_TEST(discarded_pages_are_marked_again)
+TEST(marker, discarded_pages_are_marked_again)
 {
 	uint64_t page;
 
@@ -309,10 +303,9 @@ START_TEST(discarded_pages_are_marked_again)
 	ck_assert(bed_has(4, 0));
 	ck_assert_uint_eq(poisons(), 0);
 }
-END_TEST
 
 /* The mode may be left at any moment. */
-START_TEST(discarded_pages_are_not_marked_where_nobody_wants_it)
+TEST(marker, discarded_pages_are_not_marked_where_nobody_wants_it)
 {
 	touched(bed_page(0));
 	ck_assert_int_eq(sigbus(bed_page(4)), KVMFAULT_ACTION_RETRY);
@@ -325,7 +318,6 @@ START_TEST(discarded_pages_are_not_marked_where_nobody_wants_it)
 	ck_assert(!marked(5));
 	add_mapping(bed.memory, bed.fd);
 }
-END_TEST
 
 /* ---- while a stretch is being marked ---- */
 
@@ -352,7 +344,7 @@ static bool fetched_before(struct fake_call *call)
 	return true;
 }
 
-START_TEST(page_that_came_meanwhile_keeps_no_marker)
+TEST(marker, page_that_came_meanwhile_keeps_no_marker)
 {
 	fake_on(FAKE_IOCTL, fetched_before);
 	touched(bed_page(3));
@@ -365,9 +357,8 @@ START_TEST(page_that_came_meanwhile_keeps_no_marker)
 	ck_assert_uint_eq(fake_nth(FAKE_MADVISE, MADV_DONTNEED, 0)->length,
 			  PAGE);
 }
-END_TEST
 
-START_TEST(page_that_is_mapped_is_passed_over)
+TEST(marker, page_that_is_mapped_is_passed_over)
 {
 	/* Past the library, so its state does not tell. */
 	fake_put(bed.fd, 5 * PAGE);
@@ -375,7 +366,6 @@ START_TEST(page_that_is_mapped_is_passed_over)
 	ck_assert(!marked(5));
 	ck_assert_uint_eq(marked_pages(), BED_PAGES - 2);
 }
-END_TEST
 
 /* ---- what fails ---- */
 
@@ -393,7 +383,7 @@ static bool poison_fails(struct fake_call *call)
 	return true;
 }
 
-START_TEST(tried_again_at_the_next_touch)
+TEST_EACH(marker, tried_again_at_the_next_touch, 2)
 {
 	poison_says = _i ? -ENOMEM : -EAGAIN;
 	fake_on(FAKE_IOCTL, poison_fails);
@@ -403,10 +393,9 @@ START_TEST(tried_again_at_the_next_touch)
 	touched(bed_page(4));
 	ck_assert_uint_eq(marked_pages(), BED_PAGES - 2);
 }
-END_TEST
 
 /* A page that came past the library: its marker has to go. */
-START_TEST(marker_on_a_page_that_is_there)
+TEST(marker, marker_on_a_page_that_is_there)
 {
 	touched(bed_page(3));
 	fake_put(bed.fd, 5 * PAGE);
@@ -425,10 +414,9 @@ START_TEST(marker_on_a_page_that_is_there)
 	ck_assert_int_eq(sigbus(bed_page(5)), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(bed_state(5), KVMFAULT__POISONED);
 }
-END_TEST
 
 /* By then the page may have been discarded, and marked again. */
-START_TEST(bytes_of_mmio_go_past_the_markers)
+TEST(marker, bytes_of_mmio_go_past_the_markers)
 {
 	touched(bed_page(3));
 	ck_assert_int_eq(mprotect(bed.host, BED_PAGES * PAGE, PROT_NONE), 0);
@@ -442,7 +430,6 @@ START_TEST(bytes_of_mmio_go_past_the_markers)
 	ck_assert_int_eq(mprotect(bed.host, BED_PAGES * PAGE,
 				  PROT_READ | PROT_WRITE), 0);
 }
-END_TEST
 
 /* ---- the mode ---- */
 
@@ -460,7 +447,7 @@ static bool meets_a_marker(struct fake_call *call)
 	return true;
 }
 
-START_TEST(mmio_meets_a_marker)
+TEST_EACH(marker, mmio_meets_a_marker, 2)
 {
 	becomes = _i ? KVMFAULT__DISCARDED : KVMFAULT__PRESENT;
 	touched(bed_page(3));
@@ -470,9 +457,8 @@ START_TEST(mmio_meets_a_marker)
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(bed_stats().unresolved, 0);
 }
-END_TEST
 
-START_TEST(left_and_taken_up)
+TEST(marker, left_and_taken_up)
 {
 	touched(bed_page(3));
 	ck_assert_int_eq(kvmfault_vm_set_delivery(bed.vm,
@@ -489,9 +475,8 @@ START_TEST(left_and_taken_up)
 	touched(bed_page(6));
 	ck_assert_uint_eq(marked_pages(), BED_PAGES - 4);
 }
-END_TEST
 
-START_TEST(leaving_fails)
+TEST(marker, leaving_fails)
 {
 	touched(bed_page(3));
 	fake_push(FAKE_MADVISE, -ENOMEM);
@@ -500,7 +485,6 @@ START_TEST(leaving_fails)
 	ck_assert_int_eq(sigbus(bed_page(5)), KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(5, bed_byte(5)));
 }
-END_TEST
 
 static pthread_t leaver;
 static atomic_int left;
@@ -525,7 +509,7 @@ static bool leave_meanwhile(struct fake_call *call)
 	return false;
 }
 
-START_TEST(leaving_waits_for_who_is_marking)
+TEST(marker, leaving_waits_for_who_is_marking)
 {
 	fake_on(FAKE_IOCTL, leave_meanwhile);
 	touched(bed_page(3));
@@ -533,32 +517,8 @@ START_TEST(leaving_waits_for_who_is_marking)
 	ck_assert_uint_eq(bed_stats().marked, BED_PAGES);
 	ck_assert_uint_eq(marked_pages(), 0);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("marker");
-	TCase *t = tests(suite, "marker");
-
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_test(t, first_touch_marks_the_stretch);
-	tcase_add_test(t, others_do_not_mark);
-	tcase_add_test(t, one_mapping_is_not_marked);
-	tcase_add_test(t, only_what_is_missing);
-	tcase_add_test(t, stretch_by_stretch);
-	tcase_add_test(t, who_walks_finds_marks);
-	tcase_add_test(t, a_few_at_once);
-	tcase_add_test(t, who_jumps_about_finds_none);
-	tcase_add_test(t, discarded_pages_are_marked_again);
-	tcase_add_test(t, discarded_pages_are_not_marked_where_nobody_wants_it);
-	tcase_add_test(t, page_that_came_meanwhile_keeps_no_marker);
-	tcase_add_test(t, page_that_is_mapped_is_passed_over);
-	tcase_add_loop_test(t, tried_again_at_the_next_touch, 0, 2);
-	tcase_add_test(t, marker_on_a_page_that_is_there);
-	tcase_add_test(t, bytes_of_mmio_go_past_the_markers);
-	tcase_add_loop_test(t, mmio_meets_a_marker, 0, 2);
-	tcase_add_test(t, left_and_taken_up);
-	tcase_add_test(t, leaving_fails);
-	tcase_add_test(t, leaving_waits_for_who_is_marking);
-	return run_suite(suite);
+	return run_suite("marker");
 }

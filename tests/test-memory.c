@@ -56,7 +56,9 @@ static int new_memory(void)
 	return err;
 }
 
-START_TEST(tracked)
+TEST_GROUP(new, up, bed_down);
+
+TEST(new, tracked)
 {
 	uint64_t page;
 
@@ -70,9 +72,8 @@ START_TEST(tracked)
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 	ck_assert(!fake_registered(host));
 }
-END_TEST
 
-START_TEST(untracked)
+TEST(new, untracked)
 {
 	options.source = NULL;
 	fake_put(fd, 0);	/* what it has, it has */
@@ -82,9 +83,8 @@ START_TEST(untracked)
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 	ck_assert_uint_eq(fake_count(FAKE_MPROTECT, FAKE_ANY), 0);
 }
-END_TEST
 
-START_TEST(with_a_userfaultfd)
+TEST(new, with_a_userfaultfd)
 {
 	struct kvmfault_uffd *uffd;
 
@@ -95,9 +95,8 @@ START_TEST(with_a_userfaultfd)
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 }
-END_TEST
 
-START_TEST(null_arguments)
+TEST(new, null_arguments)
 {
 	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, NULL), -EINVAL);
 	ck_assert_int_eq(kvmfault_memory_adopt(NULL, &options, &memory),
@@ -108,9 +107,8 @@ START_TEST(null_arguments)
 	options.host = NULL;
 	ck_assert_int_eq(new_memory(), -EINVAL);
 }
-END_TEST
 
-START_TEST(bad_numbers)
+TEST_EACH(new, bad_numbers, 15)
 {
 	static const struct {
 		uint64_t host, length, fd_offset, source_offset, page_size;
@@ -134,9 +132,8 @@ START_TEST(bad_numbers)
 	options.page_size = bad[_i].page_size;
 	ck_assert_int_eq(new_memory(), -EINVAL);
 }
-END_TEST
 
-START_TEST(page_size_not_the_backings)
+TEST_EACH(new, page_size_not_the_backings, 2)
 {
 	/* Aligned to it, so that it is the page size that is wrong. */
 	options.page_size = options.length = 4 * PAGE;
@@ -145,9 +142,8 @@ START_TEST(page_size_not_the_backings)
 	ck_assert_int_eq(new_memory(), -EINVAL);
 	ck_assert_uint_eq(bed.logs, 1);
 }
-END_TEST
 
-START_TEST(hugetlb)
+TEST(new, hugetlb)
 {
 	options.fd = fake_memory(2 * HUGE, HUGE, &host);
 	options.host = (void *)HUGE;	/* aligned; nobody touches it */
@@ -157,9 +153,8 @@ START_TEST(hugetlb)
 	options.page_size = 1ULL << 30;
 	ck_assert_int_eq(new_memory(), -EINVAL);
 }
-END_TEST
 
-START_TEST(hugetlb_larger_than_the_scratch_memory)
+TEST(new, hugetlb_larger_than_the_scratch_memory)
 {
 	bed.vm->options.page_size_max = PAGE;
 	options.page_size = HUGE;
@@ -167,24 +162,21 @@ START_TEST(hugetlb_larger_than_the_scratch_memory)
 	options.length = HUGE;
 	ck_assert_int_eq(new_memory(), -EINVAL);
 }
-END_TEST
 
-START_TEST(file_too_short)
+TEST(new, file_too_short)
 {
 	options.fd_offset = PAGE;
 	ck_assert_int_eq(new_memory(), -EINVAL);
 	ck_assert_uint_eq(bed.logs, 1);
 }
-END_TEST
 
-START_TEST(file_closed)
+TEST(new, file_closed)
 {
 	options.fd = 7777;
 	ck_assert_int_eq(new_memory(), -EBADF);
 }
-END_TEST
 
-START_TEST(source_too_short)
+TEST(new, source_too_short)
 {
 	source.length = LENGTH - 1;
 	ck_assert_int_eq(new_memory(), -ENODATA);
@@ -197,16 +189,14 @@ START_TEST(source_too_short)
 	ck_assert_int_eq(new_memory(), 0);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
-END_TEST
 
-START_TEST(source_cannot_read)
+TEST(new, source_cannot_read)
 {
 	source.read = NULL;
 	ck_assert_int_eq(new_memory(), -EINVAL);
 }
-END_TEST
 
-START_TEST(preallocated)
+TEST_EACH(new, preallocated, 3)
 {
 	const uint64_t pages[] = { 0, 7, BED_PAGES - 1 };
 
@@ -217,7 +207,6 @@ START_TEST(preallocated)
 	ck_assert_ptr_nonnull(strstr(bed.log, "pages already"));
 	ck_assert_int_eq(*(char *)host, 42);
 }
-END_TEST
 
 static struct kvmfault__answer early;
 
@@ -243,7 +232,7 @@ static bool late_message(struct fake_call *call)
 }
 
 /* It waits until it is known that there was nothing. */
-START_TEST(touched_while_it_is_made)
+TEST(new, touched_while_it_is_made)
 {
 	fake_on(FAKE_CACHED, late_message);
 	ck_assert_int_eq(new_memory(), 0);
@@ -252,25 +241,22 @@ START_TEST(touched_while_it_is_made)
 	ck_assert(!fake_present(fd, 0));
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
-END_TEST
 
-START_TEST(preallocated_anonymous)
+TEST(new, preallocated_anonymous)
 {
 	options.fd = 0;
 	fake_put(fd, (BED_PAGES - 1) * PAGE);
 	ck_assert_int_eq(new_memory(), -EEXIST);
 }
-END_TEST
 
-START_TEST(preallocated_on_an_old_kernel)
+TEST(new, preallocated_on_an_old_kernel)
 {
 	fake_push(FAKE_CACHED, -ENOSYS);
 	fake_put(fd, 7 * PAGE);
 	ck_assert_int_eq(new_memory(), -EEXIST);
 }
-END_TEST
 
-START_TEST(cannot_look)
+TEST(new, cannot_look)
 {
 	/* Not known to be empty is not empty. */
 	fake_push(FAKE_CACHED, -EIO);
@@ -279,7 +265,6 @@ START_TEST(cannot_look)
 	fake_push(FAKE_LSEEK, -EIO);
 	ck_assert_int_eq(new_memory(), -EIO);
 }
-END_TEST
 
 static bool refuse_register(struct fake_call *call)
 {
@@ -289,7 +274,7 @@ static bool refuse_register(struct fake_call *call)
 	return true;
 }
 
-START_TEST(not_registered)
+TEST_EACH(new, not_registered, 3)
 {
 	static const int errors[] = { -EINVAL, -EBUSY, -ENOMEM };
 
@@ -302,17 +287,15 @@ START_TEST(not_registered)
 	ck_assert_uint_eq(bed.logs, 1);
 	ck_assert_ptr_nonnull(strstr(bed.log, "guest_memfd"));
 }
-END_TEST
 
-START_TEST(no_right)
+TEST(new, no_right)
 {
 	fake_uffd_denied = -EPERM;
 	ck_assert_int_eq(new_memory(), -EPERM);
 	ck_assert_ptr_nonnull(strstr(bed.log, "/dev/userfaultfd"));
 }
-END_TEST
 
-START_TEST(bad_userfaultfds)
+TEST(new, bad_userfaultfds)
 {
 	struct kvmfault_uffd_options remote = {
 		.size = sizeof(remote), .fd = fake_uffd(O_NONBLOCK),
@@ -337,9 +320,8 @@ START_TEST(bad_userfaultfds)
 	ck_assert_int_eq(new_memory(), -EINVAL);
 	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 }
-END_TEST
 
-START_TEST(unknown_tail)
+TEST(new, unknown_tail)
 {
 	struct {
 		struct kvmfault_memory_options options;
@@ -355,9 +337,8 @@ START_TEST(unknown_tail)
 					     &memory), 0);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
-END_TEST
 
-START_TEST(source_with_an_unknown_tail)
+TEST(new, source_with_an_unknown_tail)
 {
 	struct {
 		struct kvmfault_source source;
@@ -370,9 +351,8 @@ START_TEST(source_with_an_unknown_tail)
 	caller.source.size = 4;
 	ck_assert_int_eq(new_memory(), -EINVAL);
 }
-END_TEST
 
-START_TEST(same_host_range)
+TEST(new, same_host_range)
 {
 	struct kvmfault_memory *first;
 
@@ -390,9 +370,8 @@ START_TEST(same_host_range)
 	ck_assert_int_eq(new_memory(), 0);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
-END_TEST
 
-START_TEST(states_take_four_bits_a_page)
+TEST(new, states_take_four_bits_a_page)
 {
 	struct kvmfault_memory huge = {
 		.vm = bed.vm, .page_shift = 12, .length = 1ULL << 36,
@@ -408,11 +387,12 @@ START_TEST(states_take_four_bits_a_page)
 			 KVMFAULT__PRESENT);
 	kvmfault__pages_free(&huge);
 }
-END_TEST
 
 /* ---- the end ---- */
 
-START_TEST(absent_pages_are_protected_first)
+TEST_GROUP(free, up, bed_down);
+
+TEST(free, absent_pages_are_protected_first)
 {
 	const struct fake_call *protect;
 
@@ -425,9 +405,8 @@ START_TEST(absent_pages_are_protected_first)
 	/* In the record, before the unregistering. */
 	ck_assert(protect < fake_nth(FAKE_IOCTL, UFFDIO_UNREGISTER, 0));
 }
-END_TEST
 
-START_TEST(nothing_absent_nothing_protected)
+TEST(free, nothing_absent_nothing_protected)
 {
 	uint64_t page;
 
@@ -439,7 +418,6 @@ START_TEST(nothing_absent_nothing_protected)
 	ck_assert_uint_eq(fake_count(FAKE_MPROTECT, FAKE_ANY), 0);
 	ck_assert(!fake_registered(host));
 }
-END_TEST
 
 #define HOLE 5		/* this page is not mapped any more */
 
@@ -458,7 +436,7 @@ static bool a_hole(struct fake_call *call)
 	return true;
 }
 
-START_TEST(unmapped_already)
+TEST(free, unmapped_already)
 {
 	uint64_t page;
 
@@ -472,9 +450,8 @@ START_TEST(unmapped_already)
 	for (page = 0; page < BED_PAGES; page++)
 		ck_assert_int_eq(closed[page], page != HOLE);
 }
-END_TEST
 
-START_TEST(what_cannot_be_protected_stays_registered)
+TEST(free, what_cannot_be_protected_stays_registered)
 {
 	struct kvmfault_uffd *uffd;
 
@@ -487,9 +464,8 @@ START_TEST(what_cannot_be_protected_stays_registered)
 	ck_assert(fake_registered(host));
 	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 }
-END_TEST
 
-START_TEST(own_userfaultfd_stays_open_if_it_must)
+TEST(free, own_userfaultfd_stays_open_if_it_must)
 {
 	const struct kvmfault__mappings *all;
 	int guard;
@@ -504,9 +480,8 @@ START_TEST(own_userfaultfd_stays_open_if_it_must)
 	ck_assert_int_ge(kvmfault__sys_getfl(guard), 0);
 	ck_assert_int_eq(kvmfault__sys_close(guard), 0);
 }
-END_TEST
 
-START_TEST(busy_with_a_region)
+TEST(free, busy_with_a_region)
 {
 	struct kvmfault_region region = {
 		.size = sizeof(region), .gpa = BED_GPA, .length = PAGE,
@@ -520,7 +495,6 @@ START_TEST(busy_with_a_region)
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
-END_TEST
 
 static int freed;
 
@@ -530,7 +504,7 @@ static void free_it(void)
 	freed = kvmfault_memory_free(bed.memory);
 }
 
-START_TEST(freed_by_its_own_fetch)
+TEST(free, freed_by_its_own_fetch)
 {
 	bed_add();
 	bed.during_read = free_it;
@@ -539,7 +513,6 @@ START_TEST(freed_by_its_own_fetch)
 	ck_assert_int_eq(freed, -EDEADLK);
 	ck_assert_int_eq(bed_state(0), KVMFAULT__PRESENT);
 }
-END_TEST
 
 static void *free_in_thread(void *arg)
 {
@@ -560,7 +533,7 @@ static void begin_free(void)
 	ck_assert(fake_registered(bed.host));
 }
 
-START_TEST(free_waits_for_a_fetch)
+TEST(free, free_waits_for_a_fetch)
 {
 	bed_add();
 	freed = 1;
@@ -575,47 +548,8 @@ START_TEST(free_waits_for_a_fetch)
 	ck_assert(bed_has(0, bed_byte(0)));
 	bed.memory = NULL;
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("memory");
-	TCase *t = tests(suite, "new");
-
-	tcase_add_checked_fixture(t, up, bed_down);
-	tcase_add_test(t, tracked);
-	tcase_add_test(t, untracked);
-	tcase_add_test(t, with_a_userfaultfd);
-	tcase_add_test(t, null_arguments);
-	tcase_add_loop_test(t, bad_numbers, 0, 15);
-	tcase_add_loop_test(t, page_size_not_the_backings, 0, 2);
-	tcase_add_test(t, hugetlb);
-	tcase_add_test(t, hugetlb_larger_than_the_scratch_memory);
-	tcase_add_test(t, file_too_short);
-	tcase_add_test(t, file_closed);
-	tcase_add_test(t, source_too_short);
-	tcase_add_test(t, source_cannot_read);
-	tcase_add_loop_test(t, preallocated, 0, 3);
-	tcase_add_test(t, touched_while_it_is_made);
-	tcase_add_test(t, preallocated_anonymous);
-	tcase_add_test(t, preallocated_on_an_old_kernel);
-	tcase_add_test(t, cannot_look);
-	tcase_add_loop_test(t, not_registered, 0, 3);
-	tcase_add_test(t, no_right);
-	tcase_add_test(t, bad_userfaultfds);
-	tcase_add_test(t, unknown_tail);
-	tcase_add_test(t, source_with_an_unknown_tail);
-	tcase_add_test(t, same_host_range);
-	tcase_add_test(t, states_take_four_bits_a_page);
-	t = tests(suite, "free");
-	tcase_add_checked_fixture(t, up, bed_down);
-	tcase_add_test(t, absent_pages_are_protected_first);
-	tcase_add_test(t, nothing_absent_nothing_protected);
-	tcase_add_test(t, unmapped_already);
-	tcase_add_test(t, what_cannot_be_protected_stays_registered);
-	tcase_add_test(t, own_userfaultfd_stays_open_if_it_must);
-	tcase_add_test(t, busy_with_a_region);
-	tcase_add_test(t, freed_by_its_own_fetch);
-	tcase_add_test(t, free_waits_for_a_fetch);
-	return run_suite(suite);
+	return run_suite("memory");
 }

@@ -47,7 +47,9 @@ static const struct kvmfault_result *result(void)
 
 static const uint32_t widths[] = { 1, 2, 4, 8, 3, 5 };
 
-START_TEST(read_of_an_absent_page)
+TEST_GROUP(access, up, down);
+
+TEST_EACH(access, read_of_an_absent_page, 6)
 {
 	uint32_t width = widths[_i], i;
 
@@ -62,9 +64,8 @@ START_TEST(read_of_an_absent_page)
 	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_MMIO], 0);
 	ck_assert_int_eq(result()->fault->kind, KVMFAULT_KIND_MMIO);
 }
-END_TEST
 
-START_TEST(write_to_an_absent_page)
+TEST_EACH(access, write_to_an_absent_page, 6)
 {
 	uint32_t width = widths[_i], i;
 
@@ -81,9 +82,8 @@ START_TEST(write_to_an_absent_page)
 	ck_assert_uint_eq(bed.change.offset, 3 * PAGE + 16);
 	ck_assert_uint_eq(bed.change.length, width);
 }
-END_TEST
 
-START_TEST(access_to_a_present_page)
+TEST(access, access_to_a_present_page)
 {
 	bed_mmio(BED_GPA, 1, false);
 	bed_page(0)[9] = 42;
@@ -91,9 +91,8 @@ START_TEST(access_to_a_present_page)
 	ck_assert_int_eq(bed.run->mmio.data[0], 42);
 	ck_assert_uint_eq(bed.reads, 1);
 }
-END_TEST
 
-START_TEST(read_across_pages)
+TEST(access, read_across_pages)
 {
 	ck_assert_int_eq(bed_mmio(BED_GPA + 2 * PAGE - 3, 8, false),
 			 KVMFAULT_ACTION_RETRY);
@@ -102,9 +101,8 @@ START_TEST(read_across_pages)
 	ck_assert_int_eq(bed.run->mmio.data[7], bed_byte(2));
 	ck_assert_uint_eq(bed.reads, 2);
 }
-END_TEST
 
-START_TEST(write_across_pages)
+TEST(access, write_across_pages)
 {
 	memset(bed.run->mmio.data, 0x42, 8);
 	ck_assert_int_eq(bed_mmio(BED_GPA + 2 * PAGE - 3, 8, true),
@@ -115,43 +113,38 @@ START_TEST(write_across_pages)
 	ck_assert_int_eq(bed_page(2)[5], bed_byte(2));
 	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_MMIO], 2);
 }
-END_TEST
 
-START_TEST(device)
+TEST_EACH(access, device, 2)
 {
 	ck_assert_int_eq(bed_mmio(0xfee00000, 4, _i), KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_uint_eq(bed.reads, 0);
 	ck_assert(!result()->unfinished);
 	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_MMIO], 0);
 }
-END_TEST
 
-START_TEST(write_to_rom)
+TEST(access, write_to_rom)
 {
 	bed.run->mmio.data[0] = 42;
 	ck_assert_int_eq(bed_mmio(ROM_GPA, 1, true), KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_uint_eq(bed.reads, 0);
 	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
 }
-END_TEST
 
-START_TEST(read_of_rom)
+TEST(access, read_of_rom)
 {
 	ck_assert_int_eq(bed_mmio(ROM_GPA + PAGE, 4, false), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed.run->mmio.data[3], bed_byte(5));
 }
-END_TEST
 
 #ifdef __x86_64__
-START_TEST(other_address_space)
+TEST(access, other_address_space)
 {
 	bed.run->flags = 1;	/* SMM, where there is no region */
 	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_ACTION_NOT_A_FAULT);
 }
-END_TEST
 #endif
 
-START_TEST(guest_memfd_is_not_for_us)
+TEST(access, guest_memfd_is_not_for_us)
 {
 	struct kvmfault_region region = {
 		.size = sizeof(region), .gpa = 0x2000000, .length = PAGE,
@@ -162,9 +155,8 @@ START_TEST(guest_memfd_is_not_for_us)
 	ck_assert_int_eq(bed_mmio(0x2000000, 4, false), KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, 0x2000000), 0);
 }
-END_TEST
 
-START_TEST(source_fails)
+TEST_EACH(access, source_fails, 2)
 {
 	bed.source_result = -EIO;
 	memset(bed.run->mmio.data, 0x55, 8);
@@ -175,7 +167,6 @@ START_TEST(source_fails)
 	bed.source_result = 0;
 	ck_assert_int_eq(bed_mmio(BED_GPA, 8, _i), KVMFAULT_ACTION_RETRY);
 }
-END_TEST
 
 static bool not_now(struct fake_call *call)
 {
@@ -185,7 +176,7 @@ static bool not_now(struct fake_call *call)
 	return true;
 }
 
-START_TEST(not_now_is_unfinished)
+TEST(access, not_now_is_unfinished)
 {
 	fake_on(FAKE_IOCTL, not_now);
 	memset(bed.run->mmio.data, 0x55, 8);
@@ -198,7 +189,6 @@ START_TEST(not_now_is_unfinished)
 	ck_assert(!result()->unfinished);
 	ck_assert_int_eq(bed.run->mmio.data[7], bed_byte(0));
 }
-END_TEST
 
 static int later(void *data, struct kvmfault_request *request)
 {
@@ -219,7 +209,9 @@ static void up_later(void)
 	fake_on(FAKE_FUTEX_WAIT, no_pause);
 }
 
-START_TEST(pending_is_unfinished)
+TEST_GROUP(pending, up_later, bed_down);
+
+TEST(pending, pending_is_unfinished)
 {
 	ck_assert_int_eq(bed_mmio(BED_GPA + PAGE - 4, 8, false),
 			 KVMFAULT_ACTION_PENDING_UNFINISHED);
@@ -239,40 +231,16 @@ START_TEST(pending_is_unfinished)
 	ck_assert_int_eq(bed.run->mmio.data[0], 11);
 	ck_assert_int_eq(bed.run->mmio.data[7], 22);
 }
-END_TEST
 
-START_TEST(long_series_is_progress)
+TEST(access, long_series_is_progress)
 {
 	unsigned int i;
 
 	for (i = 0; i < 100; i++)
 		ck_assert_int_eq(bed_mmio(BED_GPA, 8, i % 2), KVMFAULT_ACTION_RETRY);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("mmio");
-	TCase *t = tests(suite, "access");
-
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_loop_test(t, read_of_an_absent_page, 0, 6);
-	tcase_add_loop_test(t, write_to_an_absent_page, 0, 6);
-	tcase_add_test(t, access_to_a_present_page);
-	tcase_add_test(t, read_across_pages);
-	tcase_add_test(t, write_across_pages);
-	tcase_add_loop_test(t, device, 0, 2);
-	tcase_add_test(t, write_to_rom);
-	tcase_add_test(t, read_of_rom);
-#ifdef __x86_64__
-	tcase_add_test(t, other_address_space);
-#endif
-	tcase_add_test(t, guest_memfd_is_not_for_us);
-	tcase_add_loop_test(t, source_fails, 0, 2);
-	tcase_add_test(t, not_now_is_unfinished);
-	tcase_add_test(t, long_series_is_progress);
-	t = tests(suite, "pending");
-	tcase_add_checked_fixture(t, up_later, bed_down);
-	tcase_add_test(t, pending_is_unfinished);
-	return run_suite(suite);
+	return run_suite("mmio");
 }

@@ -39,7 +39,11 @@ static const struct {
 	int first, last;
 } kinds[] = { KINDS(ROW) };
 
-START_TEST(every_enumerator)
+#define COUNT ((int)(sizeof(kinds) / sizeof(*kinds)))
+
+TEST_GROUP(names, NULL, NULL);
+
+TEST_EACH(names, every_enumerator, COUNT)
 {
 	int value, other;
 
@@ -53,9 +57,8 @@ START_TEST(every_enumerator)
 			ck_assert_str_ne(name, kinds[_i].name(other));
 	}
 }
-END_TEST
 
-START_TEST(any_other_number)
+TEST_EACH(names, any_other_number, COUNT)
 {
 	const int others[] = {
 		kinds[_i].first - 1, kinds[_i].last + 1, -1, 1000, INT32_MAX,
@@ -66,23 +69,13 @@ START_TEST(any_other_number)
 	for (i = 0; i < sizeof(others) / sizeof(*others); i++)
 		ck_assert_str_eq(kinds[_i].name(others[i]), "unknown");
 }
-END_TEST
 
-START_TEST(version)
+TEST(names, version)
 {
 	ck_assert_str_eq(kvmfault_version(), KVMFAULT_VERSION);
 }
-END_TEST
-
-#define COUNT ((int)(sizeof(kinds) / sizeof(*kinds)))
 
 int main(void)
 {
-	Suite *suite = suite_create("names");
-	TCase *t = tests(suite, "names");
-
-	tcase_add_loop_test(t, every_enumerator, 0, COUNT);
-	tcase_add_loop_test(t, any_other_number, 0, COUNT);
-	tcase_add_test(t, version);
-	return run_suite(suite);
+	return run_suite("names");
 }

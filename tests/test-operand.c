@@ -141,7 +141,11 @@ static const struct row long_mode[] = {
 	ROW("mov (%rax),%eax; ...", "\x8b\x00\xff\xff\xff\xff\xff", 0x10000),
 };
 
-START_TEST(in_long_mode)
+#define COUNT(rows) ((int)(sizeof(rows) / sizeof(*(rows))))
+
+TEST_GROUP(operand, up, NULL);
+
+TEST_EACH(operand, in_long_mode, COUNT(long_mode))
 {
 	const struct row *row = &long_mode[_i];
 	struct kvmfault__x86 cpu = machine(true);
@@ -152,7 +156,6 @@ START_TEST(in_long_mode)
 	ck_assert_msg(address == row->address, "%s: %#lx, not %#lx", row->name,
 		      (unsigned long)address, (unsigned long)row->address);
 }
-END_TEST
 
 static const struct row protected_mode[] = {
 	ROW("mov (%eax),%eax", "\x8b\x00", 0x4010000),
@@ -171,7 +174,7 @@ static const struct row protected_mode[] = {
 	ROW("mov 0x1000,%al", "\xa0\x00\x10\x00\x00", 0x4001000),
 };
 
-START_TEST(in_protected_mode)
+TEST_EACH(operand, in_protected_mode, COUNT(protected_mode))
 {
 	const struct row *row = &protected_mode[_i];
 	struct kvmfault__x86 cpu = machine(false);
@@ -182,7 +185,6 @@ START_TEST(in_protected_mode)
 	ck_assert_msg(address == row->address, "%s: %#lx, not %#lx", row->name,
 		      (unsigned long)address, (unsigned long)row->address);
 }
-END_TEST
 
 static const struct row none[] = {
 	ROW("nothing", "", 0),
@@ -213,7 +215,7 @@ static const struct row none[] = {
 	ROW("mov %dr7,%rax", "\x0f\x21\x38", 0),
 };
 
-START_TEST(no_operand)
+TEST_EACH(operand, no_operand, COUNT(none))
 {
 	const struct row *row = &none[_i];
 	struct kvmfault__x86 cpu = machine(true);
@@ -222,9 +224,8 @@ START_TEST(no_operand)
 	ck_assert_msg(!operand(&cpu, row->code, row->length, &address),
 		      "%s: %#lx", row->name, (unsigned long)address);
 }
-END_TEST
 
-START_TEST(sixteen_bits_are_left_alone)
+TEST(operand, sixteen_bits_are_left_alone)
 {
 	struct kvmfault__x86 cpu = machine(false);
 	uint64_t address;
@@ -237,10 +238,9 @@ START_TEST(sixteen_bits_are_left_alone)
 	cpu.big = true;
 	ck_assert(!operand(&cpu, "\x67\x8b\x00", 3, &address));
 }
-END_TEST
 
 /* Up to where it needs its bytes, and from there on the same address. */
-START_TEST(cut_short)
+TEST_EACH(operand, cut_short, COUNT(long_mode))
 {
 	const struct row *row = &long_mode[_i];
 	struct kvmfault__x86 cpu = machine(true);
@@ -258,9 +258,8 @@ START_TEST(cut_short)
 	}
 	ck_assert(before);
 }
-END_TEST
 
-START_TEST(wild_bytes)
+TEST(operand, wild_bytes)
 {
 	struct kvmfault__x86 cpu = machine(true);
 	uint64_t random = 88172645463325252ULL, address;
@@ -282,21 +281,8 @@ START_TEST(wild_bytes)
 	ck_assert_uint_gt(hits, 1000);
 	ck_assert_uint_lt(hits, 199000);
 }
-END_TEST
-
-#define COUNT(rows) ((int)(sizeof(rows) / sizeof(*(rows))))
 
 int main(void)
 {
-	Suite *suite = suite_create("operand");
-	TCase *t = tests(suite, "operand");
-
-	tcase_add_checked_fixture(t, up, NULL);
-	tcase_add_loop_test(t, in_long_mode, 0, COUNT(long_mode));
-	tcase_add_loop_test(t, in_protected_mode, 0, COUNT(protected_mode));
-	tcase_add_loop_test(t, no_operand, 0, COUNT(none));
-	tcase_add_test(t, sixteen_bits_are_left_alone);
-	tcase_add_loop_test(t, cut_short, 0, COUNT(long_mode));
-	tcase_add_test(t, wild_bytes);
-	return run_suite(suite);
+	return run_suite("operand");
 }

@@ -28,7 +28,9 @@ static int take(const void *from)
 	return kvmfault__options(&taken, sizeof(taken), from);
 }
 
-START_TEST(in_same)
+TEST_GROUP(options, NULL, NULL);
+
+TEST(options, in_same)
 {
 	struct ours caller = { sizeof(caller), 1, 2 };
 
@@ -37,9 +39,8 @@ START_TEST(in_same)
 	ck_assert_uint_eq(taken.b, 2);
 	ck_assert_uint_eq(taken.size, sizeof(taken));
 }
-END_TEST
 
-START_TEST(in_shorter)
+TEST(options, in_shorter)
 {
 	struct ours caller = { offsetof(struct ours, b), 1, 2 };
 
@@ -51,9 +52,8 @@ START_TEST(in_shorter)
 	ck_assert_int_eq(take(&caller), 0);
 	ck_assert_uint_eq(taken.a, 0);
 }
-END_TEST
 
-START_TEST(in_longer)
+TEST(options, in_longer)
 {
 	struct newer caller = { .ours = { sizeof(caller), 1, 2 } };
 	unsigned char *bytes = (unsigned char *)&caller;
@@ -69,9 +69,8 @@ START_TEST(in_longer)
 		bytes[i] = 0;
 	}
 }
-END_TEST
 
-START_TEST(in_nonsense)
+TEST(options, in_nonsense)
 {
 	struct ours caller = { 0, 1, 2 };
 
@@ -80,11 +79,10 @@ START_TEST(in_nonsense)
 	caller.size = sizeof(size_t) - 1;
 	ck_assert_int_eq(take(&caller), -EINVAL);
 }
-END_TEST
 
 static const struct ours given = { sizeof(given), 1, 2 };
 
-START_TEST(out_same)
+TEST(options, out_same)
 {
 	struct ours caller = { .size = sizeof(caller) };
 
@@ -92,9 +90,8 @@ START_TEST(out_same)
 					       sizeof(given)), 0);
 	ck_assert_mem_eq(&caller, &given, sizeof(given));
 }
-END_TEST
 
-START_TEST(out_shorter)
+TEST(options, out_shorter)
 {
 	struct ours caller = { offsetof(struct ours, b), 77, 77 };
 
@@ -104,9 +101,8 @@ START_TEST(out_shorter)
 	ck_assert_uint_eq(caller.b, 77);
 	ck_assert_uint_eq(caller.size, offsetof(struct ours, b));
 }
-END_TEST
 
-START_TEST(out_longer)
+TEST(options, out_longer)
 {
 	struct newer caller;
 
@@ -119,9 +115,8 @@ START_TEST(out_longer)
 	ck_assert_uint_eq(caller.tail[0], 0);
 	ck_assert_uint_eq(caller.tail[3], 0);
 }
-END_TEST
 
-START_TEST(out_nonsense)
+TEST(options, out_nonsense)
 {
 	struct ours caller = { 7, 77, 77 };
 
@@ -131,20 +126,8 @@ START_TEST(out_nonsense)
 					       sizeof(given)), -EINVAL);
 	ck_assert_uint_eq(caller.a, 77);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("options");
-	TCase *t = tests(suite, "options");
-
-	tcase_add_test(t, in_same);
-	tcase_add_test(t, in_shorter);
-	tcase_add_test(t, in_longer);
-	tcase_add_test(t, in_nonsense);
-	tcase_add_test(t, out_same);
-	tcase_add_test(t, out_shorter);
-	tcase_add_test(t, out_longer);
-	tcase_add_test(t, out_nonsense);
-	return run_suite(suite);
+	return run_suite("options");
 }

@@ -42,7 +42,9 @@ static enum kvmfault__state state(uint64_t page)
 	return kvmfault__page_state(&memory, page);
 }
 
-START_TEST(all_begin_absent)
+TEST_GROUP(state, up, down);
+
+TEST(state, all_begin_absent)
 {
 	uint64_t page;
 
@@ -50,9 +52,8 @@ START_TEST(all_begin_absent)
 		ck_assert_int_eq(state(page), KVMFAULT__ABSENT);
 	ck_assert(kvmfault__pages_absent(&memory));
 }
-END_TEST
 
-START_TEST(change)
+TEST(state, change)
 {
 	ck_assert_int_eq(kvmfault__page_change(&memory, 5, KVMFAULT__ABSENT,
 					       KVMFAULT__PRESENT),
@@ -64,9 +65,8 @@ START_TEST(change)
 			 KVMFAULT__PRESENT);
 	ck_assert_int_eq(state(5), KVMFAULT__PRESENT);
 }
-END_TEST
 
-START_TEST(neighbours_are_untouched)
+TEST(state, neighbours_are_untouched)
 {
 	uint64_t page, other;
 	int to;
@@ -85,17 +85,15 @@ START_TEST(neighbours_are_untouched)
 				      KVMFAULT__ABSENT);
 	}
 }
-END_TEST
 
-START_TEST(last_page)
+TEST(state, last_page)
 {
 	kvmfault__page_change(&memory, PAGES - 1, KVMFAULT__ABSENT,
 			      KVMFAULT__PRESENT);
 	ck_assert_int_eq(state(PAGES - 1), KVMFAULT__PRESENT);
 }
-END_TEST
 
-START_TEST(claim)
+TEST(state, claim)
 {
 	/* absent, then its own; a sleeper is marked, nobody else is. */
 	ck_assert_int_eq(kvmfault__page_claim(&memory, 1, false),
@@ -121,9 +119,8 @@ START_TEST(claim)
 			 KVMFAULT__FETCHING_DISCARDED);
 	ck_assert_int_eq(state(4), KVMFAULT__FETCHING_DISCARDED);
 }
-END_TEST
 
-START_TEST(remove_page)
+TEST_EACH(state, remove_page, 6)
 {
 	static const enum kvmfault__state from[] = {
 		KVMFAULT__ABSENT, KVMFAULT__PRESENT, KVMFAULT__DISCARDED,
@@ -136,9 +133,8 @@ START_TEST(remove_page)
 	ck_assert_int_eq(state(1), _i < 3 ? KVMFAULT__DISCARDED :
 					    KVMFAULT__FETCHING_DISCARDED);
 }
-END_TEST
 
-START_TEST(absent_or_in_flight)
+TEST(state, absent_or_in_flight)
 {
 	uint64_t page;
 
@@ -151,7 +147,6 @@ START_TEST(absent_or_in_flight)
 			      KVMFAULT__FETCHING);
 	ck_assert(kvmfault__pages_absent(&memory));
 }
-END_TEST
 
 /* ---- threads ---- */
 
@@ -171,7 +166,9 @@ static void *claim_all(void *arg)
 	return NULL;
 }
 
-START_TEST(exactly_one_has_it)
+TEST_GROUP(threads, up, down);
+
+TEST(threads, exactly_one_has_it)
 {
 	pthread_t thread[THREADS];
 	uint64_t page;
@@ -187,7 +184,6 @@ START_TEST(exactly_one_has_it)
 		ck_assert_int_eq(state(page), KVMFAULT__FETCHING);
 	}
 }
-END_TEST
 
 struct waiter {
 	pthread_t thread;
@@ -232,7 +228,7 @@ static int join(struct waiter *waiter)
 	return waiter->result;
 }
 
-START_TEST(wait_and_wake)
+TEST_EACH(threads, wait_and_wake, 3)
 {
 	static const enum kvmfault__state in_flight[] = {
 		KVMFAULT__FETCHING, KVMFAULT__FETCHING_WAITED,
@@ -252,17 +248,15 @@ START_TEST(wait_and_wake)
 		ck_assert_int_eq(join(&waiter[i]), 0);
 	ck_assert_uint_eq(waiting(), 0);
 }
-END_TEST
 
-START_TEST(nothing_to_wait_for)
+TEST(threads, nothing_to_wait_for)
 {
 	ck_assert_int_eq(kvmfault__page_wait(seat, &memory, 7), 0);
 	kvmfault__page_change(&memory, 7, KVMFAULT__ABSENT, KVMFAULT__PRESENT);
 	ck_assert_int_eq(kvmfault__page_wait(seat, &memory, 7), 0);
 }
-END_TEST
 
-START_TEST(immediate_exit_ends_a_wait)
+TEST(threads, immediate_exit_ends_a_wait)
 {
 	static uint8_t wanted;
 	struct waiter waiter = { 0 };
@@ -277,14 +271,13 @@ START_TEST(immediate_exit_ends_a_wait)
 	ck_assert_int_eq(join(&waiter), -EINTR);
 	ck_assert_uint_eq(waiting(), 0);
 }
-END_TEST
 
 static void handler(int number)
 {
 	(void)number;
 }
 
-START_TEST(signal_ends_a_wait)
+TEST_EACH(threads, signal_ends_a_wait, 2)
 {
 	/* Also a handler that asks for restarts. */
 	struct sigaction action = {
@@ -302,9 +295,8 @@ START_TEST(signal_ends_a_wait)
 	ck_assert_int_eq(join(&waiter), -EINTR);
 	ck_assert_int_eq(state(7), KVMFAULT__FETCHING);
 }
-END_TEST
 
-START_TEST(pause_is_interrupted)
+TEST(threads, pause_is_interrupted)
 {
 	uint8_t wanted = 1;
 
@@ -315,10 +307,9 @@ START_TEST(pause_is_interrupted)
 	ck_assert_int_eq(kvmfault__pause(seat, 1), 0);
 	seat->immediate_exit = NULL;
 }
-END_TEST
 
 /* A run goes as far as it is alike, however it lies in the words. */
-START_TEST(runs)
+TEST_EACH(state, runs, 16)
 {
 	const uint64_t first = 5 + (uint64_t)_i, count = 40;
 	uint64_t page, odd;
@@ -357,29 +348,8 @@ START_TEST(runs)
 					      KVMFAULT__ABSENT);
 	}
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("page");
-	TCase *t = tests(suite, "state");
-
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_test(t, all_begin_absent);
-	tcase_add_test(t, change);
-	tcase_add_test(t, neighbours_are_untouched);
-	tcase_add_test(t, last_page);
-	tcase_add_test(t, claim);
-	tcase_add_loop_test(t, remove_page, 0, 6);
-	tcase_add_test(t, absent_or_in_flight);
-	tcase_add_loop_test(t, runs, 0, 16);
-	t = tests(suite, "threads");
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_test(t, exactly_one_has_it);
-	tcase_add_loop_test(t, wait_and_wake, 0, 3);
-	tcase_add_test(t, nothing_to_wait_for);
-	tcase_add_test(t, immediate_exit_ends_a_wait);
-	tcase_add_loop_test(t, signal_ends_a_wait, 0, 2);
-	tcase_add_test(t, pause_is_interrupted);
-	return run_suite(suite);
+	return run_suite("page");
 }

@@ -29,6 +29,8 @@ static void down(void)
 	ck_assert_int_eq(held.allocations, 0);
 }
 
+TEST_GROUP(paging, up, down);
+
 #ifdef __x86_64__
 
 #define RUN_SIZE (3 * PAGE)
@@ -99,23 +101,21 @@ static int ask(long answer, uint32_t reason)
 	return kvmfault__two_dimensional(kvm);
 }
 
-START_TEST(yes)
+TEST(paging, yes)
 {
 	ck_assert_int_eq(ask(-EFAULT, KVM_EXIT_UNKNOWN), 1);
 	/* A kernel that would say where it was. */
 	runs = 0;
 	ck_assert_int_eq(ask(-EFAULT, KVMFAULT__EXIT_MEMORY_FAULT), 1);
 }
-END_TEST
 
-START_TEST(no)
+TEST(paging, no)
 {
 	ck_assert_int_eq(ask(0, KVM_EXIT_SHUTDOWN), 0);
 }
-END_TEST
 
 /* What it was not made for says nothing. */
-START_TEST(another_exit)
+TEST_EACH(paging, another_exit, 4)
 {
 	static const uint32_t reasons[] = {
 		KVM_EXIT_UNKNOWN, KVM_EXIT_MMIO, KVM_EXIT_FAIL_ENTRY,
@@ -124,9 +124,8 @@ START_TEST(another_exit)
 
 	ck_assert_int_eq(ask(0, reasons[_i]), -EIO);
 }
-END_TEST
 
-START_TEST(the_guest)
+TEST(paging, the_guest)
 {
 	ck_assert_int_eq(ask(0, KVM_EXIT_SHUTDOWN), 0);
 	/* Its page table is in the slot, and paging is on. */
@@ -141,9 +140,8 @@ START_TEST(the_guest)
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_CREATE_IRQCHIP), 0);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_ENABLE_CAP), 0);
 }
-END_TEST
 
-START_TEST(signals)
+TEST(paging, signals)
 {
 	size_t i;
 
@@ -153,9 +151,8 @@ START_TEST(signals)
 	ck_assert_int_eq(ask(-EINTR, KVM_EXIT_SHUTDOWN), 1);
 	ck_assert_uint_eq(runs, 11);
 }
-END_TEST
 
-START_TEST(nothing_but_signals)
+TEST(paging, nothing_but_signals)
 {
 	size_t i;
 
@@ -164,9 +161,8 @@ START_TEST(nothing_but_signals)
 	ck_assert_int_eq(ask(-EINTR, KVM_EXIT_SHUTDOWN), -EINTR);
 	ck_assert_uint_lt(runs, 100);
 }
-END_TEST
 
-START_TEST(cannot_ask)
+TEST_EACH(paging, cannot_ask, 7)
 {
 	static const uint64_t requests[] = {
 		KVM_CREATE_VM, KVM_SET_USER_MEMORY_REGION, KVM_CREATE_VCPU,
@@ -176,9 +172,8 @@ START_TEST(cannot_ask)
 	refused = requests[_i];
 	ck_assert_int_eq(ask(-EFAULT, 0), -EMFILE);
 }
-END_TEST
 
-START_TEST(no_room)
+TEST_EACH(paging, no_room, 2)
 {
 	size_t i;
 
@@ -188,44 +183,24 @@ START_TEST(no_room)
 	ck_assert_int_eq(ask(-EFAULT, 0), -ENOMEM);
 	ck_assert_uint_eq(runs, 0);
 }
-END_TEST
 
 #else
 
-START_TEST(always)
+TEST(paging, always)
 {
 	ck_assert_int_eq(kvmfault__two_dimensional(kvm), 1);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, FAKE_ANY), 0);
 }
-END_TEST
 
 #endif
 
-START_TEST(without_kvm)
+TEST(paging, without_kvm)
 {
 	ck_assert_int_eq(kvmfault__two_dimensional(-1), -EBADF);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, FAKE_ANY), 0);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("paging");
-	TCase *t = tests(suite, "paging");
-
-	tcase_add_checked_fixture(t, up, down);
-#ifdef __x86_64__
-	tcase_add_test(t, yes);
-	tcase_add_test(t, no);
-	tcase_add_loop_test(t, another_exit, 0, 4);
-	tcase_add_test(t, the_guest);
-	tcase_add_test(t, signals);
-	tcase_add_test(t, nothing_but_signals);
-	tcase_add_loop_test(t, cannot_ask, 0, 7);
-	tcase_add_loop_test(t, no_room, 0, 2);
-#else
-	tcase_add_test(t, always);
-#endif
-	tcase_add_test(t, without_kvm);
-	return run_suite(suite);
+	return run_suite("paging");
 }

@@ -78,8 +78,10 @@ static uint64_t on(int i)
 	return msrs[i].always ? 0 : 1;
 }
 
+TEST_GROUP(paravirt, up, bed_down);
+
 /* All of it, to the last byte, and not a byte more. */
-START_TEST(names_a_page)
+TEST_EACH(paravirt, names_a_page, MSRS)
 {
 	uint64_t length = msrs[_i].length, align = msrs[_i].align;
 
@@ -93,20 +95,18 @@ START_TEST(names_a_page)
 	}
 	ck_assert_int_eq(bed.change.cause, KVMFAULT_CAUSE_FETCH);
 }
-END_TEST
 
-START_TEST(is_off)
+TEST_EACH(paravirt, is_off, MSRS)
 {
 	ck_assert_int_eq(ensure(msrs[_i].index, msrs[_i].always ? 0 : BED_GPA),
 			 0);
 	ck_assert(!again);
 	present(0, 0);
 }
-END_TEST
 
 /* What is saved when an SMI comes, in that mode's own address space; from 0 on,
  * too. */
-START_TEST(smbase)
+TEST_EACH(paravirt, smbase, 2)
 {
 	struct kvmfault_region smram = {
 		.size = sizeof(smram), .gpa = _i ? 0 : 0x30000,
@@ -122,18 +122,16 @@ START_TEST(smbase)
 	ck_assert(!again);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 1, smram.gpa), 0);
 }
-END_TEST
 
 /* The bits that are no address are another's. */
-START_TEST(other_bits)
+TEST_EACH(paravirt, other_bits, MSRS)
 {
 	ck_assert_int_eq(ensure(msrs[_i].index, (BED_GPA + PAGE) |
 				(msrs[_i].align - 1) | on(_i)), 0);
 	present(1, 2);
 }
-END_TEST
 
-START_TEST(nowhere)
+TEST_EACH(paravirt, nowhere, MSRS)
 {
 	static const uint64_t values[] = {
 		1, ~0ULL, ~1ULL, 1ULL << 63 | 1, (BED_GPA - 4096) | 1,
@@ -144,9 +142,8 @@ START_TEST(nowhere)
 		ck_assert_int_eq(ensure(msrs[_i].index, values[i]), 0);
 	present(0, 0);
 }
-END_TEST
 
-START_TEST(many)
+TEST(paravirt, many)
 {
 	const struct kvm_msr_entry list[] = {
 		{ .index = UNKNOWN, .data = BED_GPA | 1 },
@@ -165,10 +162,9 @@ START_TEST(many)
 	ck_assert(again);
 	ck_assert_uint_eq(bed.reads, 3);
 }
-END_TEST
 
 /* Those before are present, those behind it are not asked for. */
-START_TEST(source_fails)
+TEST_EACH(paravirt, source_fails, 3)
 {
 	static const int errors[] = { -EIO, -EINTR, -EHWPOISON };
 	const struct kvm_msr_entry list[] = {
@@ -184,9 +180,8 @@ START_TEST(source_fails)
 	present(0, 1);
 	ck_assert_uint_eq(bed.reads, 2);
 }
-END_TEST
 
-START_TEST(resolver_says)
+TEST_EACH(paravirt, resolver_says, 3)
 {
 	static const int answers[][2] = {
 		{ KVMFAULT_VERDICT_LATER, -EAGAIN }, { KVMFAULT_VERDICT_RESOLVED, -ENODATA },
@@ -197,7 +192,6 @@ START_TEST(resolver_says)
 	ck_assert_int_eq(ensure(0x4b564d03, BED_GPA | 1), answers[_i][1]);
 	present(0, 0);
 }
-END_TEST
 
 static int inner;
 
@@ -206,16 +200,15 @@ static void ensure_again(void)
 	inner = ensure(0x4b564d03, BED_GPA | 1);
 }
 
-START_TEST(from_its_own_fetch)
+TEST(paravirt, from_its_own_fetch)
 {
 	bed.during_read = ensure_again;
 	ck_assert_int_eq(ensure(0x4b564d03, BED_GPA | 1), 0);
 	ck_assert_int_eq(inner, -EDEADLK);
 	present(0, 1);
 }
-END_TEST
 
-START_TEST(no_memory)
+TEST(paravirt, no_memory)
 {
 	bed_take_seats();
 	fake_push(FAKE_ALLOC, 0);
@@ -223,11 +216,14 @@ START_TEST(no_memory)
 	bed_give_seats();
 	present(0, 0);
 }
-END_TEST
+
+#else
+
+TEST_GROUP(paravirt, bed_up, bed_down);
 
 #endif
 
-START_TEST(bad_arguments)
+TEST(paravirt, bad_arguments)
 {
 	bool out = true;
 
@@ -236,28 +232,8 @@ START_TEST(bad_arguments)
 	ck_assert_int_eq(kvmfault_ensure_msrs(bed.vm, NULL, 0, &out), 0);
 	ck_assert(!out);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("paravirt");
-	TCase *t = tests(suite, "paravirt");
-
-#ifdef __x86_64__
-	tcase_add_checked_fixture(t, up, bed_down);
-	tcase_add_loop_test(t, names_a_page, 0, MSRS);
-	tcase_add_loop_test(t, is_off, 0, MSRS);
-	tcase_add_loop_test(t, smbase, 0, 2);
-	tcase_add_loop_test(t, other_bits, 0, MSRS);
-	tcase_add_loop_test(t, nowhere, 0, MSRS);
-	tcase_add_test(t, many);
-	tcase_add_loop_test(t, source_fails, 0, 3);
-	tcase_add_loop_test(t, resolver_says, 0, 3);
-	tcase_add_test(t, from_its_own_fetch);
-	tcase_add_test(t, no_memory);
-#else
-	tcase_add_checked_fixture(t, bed_up, bed_down);
-#endif
-	tcase_add_test(t, bad_arguments);
-	return run_suite(suite);
+	return run_suite("paravirt");
 }

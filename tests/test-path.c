@@ -131,17 +131,18 @@ static size_t made(void)
 	return n;
 }
 
-START_TEST(nothing_is_made)
+TEST_GROUP(counted, up, down);
+
+TEST_EACH(counted, nothing_is_made, ENTRANCES)
 {
 	entrances[_i]();
 	ck_assert_uint_ge(fake_count(FAKE_IOCTL, UFFDIO_COPY), 1);
 	ck_assert_int_eq(bed_state(0), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(made(), 0);
 }
-END_TEST
 
 /* Decoding makes no call at all, whatever the exit is. */
-START_TEST(decode_is_pure)
+TEST(counted, decode_is_pure)
 {
 	static const int results[][2] = {
 		{ 0, 0 }, { -1, EFAULT }, { -1, EHWPOISON }, { -1, EINTR },
@@ -160,7 +161,6 @@ START_TEST(decode_is_pure)
 		calls += fake_count(name, FAKE_ANY);
 	ck_assert_uint_eq(calls, 0);
 }
-END_TEST
 
 /* ---- broken: by a resolver that does what the library must not ---- */
 
@@ -289,32 +289,31 @@ static void expect(const char *function, const char *what)
 		      "said: %s", said[0]);
 }
 
-START_TEST(noticed_in_handle)
+TEST_GROUP(twin, up_wrong, NULL);
+
+TEST_EACH(twin, noticed_in_handle, MISDEEDS)
 {
 	misdeed = misdeeds[_i].misdeed;
 	bed_exit(BED_GPA, 0);
 	expect("kvmfault_vcpu_handle", misdeeds[_i].by_handle);
 }
-END_TEST
 
-START_TEST(noticed_in_ensure)
+TEST_EACH(twin, noticed_in_ensure, MISDEEDS)
 {
 	misdeed = misdeeds[_i].misdeed;
 	kvmfault_ensure(bed.vm, 0, BED_GPA, PAGE, false);
 	expect("kvmfault_ensure", misdeeds[_i].by_ensure);
 }
-END_TEST
 
-START_TEST(noticed_in_dispatch)
+TEST_EACH(twin, noticed_in_dispatch, MISDEEDS)
 {
 	misdeed = misdeeds[_i].misdeed;
 	ck_assert(fake_fault(bed_page(0), true));
 	kvmfault_service_dispatch(service);
 	expect("kvmfault_service_dispatch", misdeeds[_i].by_dispatch);
 }
-END_TEST
 
-START_TEST(noticed_in_a_thread_of_the_service)
+TEST(twin, noticed_in_a_thread_of_the_service)
 {
 	ck_assert_int_eq(kvmfault_service_free(service), 0);
 	start_service(1);
@@ -326,33 +325,19 @@ START_TEST(noticed_in_a_thread_of_the_service)
 	service = NULL;
 	expect("a thread of the service", "makes something");
 }
-END_TEST
+
+TEST_GROUP(abort, NULL, NULL);
 
 /* By itself the door does not go on. */
-START_TEST(what_is_wrong_aborts)
+TEST_KILLED(abort, what_is_wrong_aborts, SIGABRT, 1)
 {
 	static const struct noted judged = { .name = "what is judged" };
 
 	noting_inside = &judged;
 	allocates();
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("path");
-	TCase *t = tests(suite, "counted");
-
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_loop_test(t, nothing_is_made, 0, ENTRANCES);
-	tcase_add_test(t, decode_is_pure);
-	t = tests(suite, "twin");
-	tcase_add_checked_fixture(t, up_wrong, NULL);
-	tcase_add_loop_test(t, noticed_in_handle, 0, MISDEEDS);
-	tcase_add_loop_test(t, noticed_in_ensure, 0, MISDEEDS);
-	tcase_add_loop_test(t, noticed_in_dispatch, 0, MISDEEDS);
-	tcase_add_test(t, noticed_in_a_thread_of_the_service);
-	tcase_add_test_raise_signal(tests(suite, "abort"),
-				    what_is_wrong_aborts, SIGABRT);
-	return run_suite(suite);
+	return run_suite("path");
 }

@@ -39,7 +39,9 @@ static uint32_t skipped(void)
 	return n;
 }
 
-START_TEST(never)
+TEST_GROUP(poll, up, NULL);
+
+TEST(poll, never)
 {
 	uint32_t n;
 
@@ -48,10 +50,9 @@ START_TEST(never)
 		ck_assert(!kvmfault__poll_begin(&poll));
 	ck_assert_uint_eq(fake_count(FAKE_YIELD, FAKE_ANY), 0);
 }
-END_TEST
 
 /* The fake's yield takes a microsecond. */
-START_TEST(for_so_long)
+TEST(poll, for_so_long)
 {
 	ck_assert(kvmfault__poll_begin(&poll));
 	ck_assert_uint_eq(look(5000, false), 99);
@@ -59,7 +60,6 @@ START_TEST(for_so_long)
 	ck_assert(kvmfault__poll_begin(&poll));
 	ck_assert_uint_eq(look(5000, false), 29);
 }
-END_TEST
 
 static bool somebody_runs(struct fake_call *call)
 {
@@ -68,16 +68,15 @@ static bool somebody_runs(struct fake_call *call)
 	return false;
 }
 
-START_TEST(not_where_somebody_wants_the_cpu)
+TEST(poll, not_where_somebody_wants_the_cpu)
 {
 	ck_assert(kvmfault__poll_begin(&poll));
 	fake_on(FAKE_YIELD, somebody_runs);
 	ck_assert_uint_eq(look(5000, false), 0);
 	ck_assert_uint_eq(skipped(), 1);
 }
-END_TEST
 
-START_TEST(while_it_pays)
+TEST(poll, while_it_pays)
 {
 	uint32_t n;
 
@@ -86,9 +85,8 @@ START_TEST(while_it_pays)
 		ck_assert_uint_eq(look(50, true), 50);
 	}
 }
-END_TEST
 
-START_TEST(hardly_ever_where_it_does_not)
+TEST(poll, hardly_ever_where_it_does_not)
 {
 	static const uint32_t expected[] = { 0, 1, 4, 16, 64, 256, 1024, 1024 };
 	size_t i;
@@ -104,10 +102,9 @@ START_TEST(hardly_ever_where_it_does_not)
 	look(5000, false);
 	ck_assert_uint_eq(skipped(), 512);
 }
-END_TEST
 
 /* That would have been so asleep too. */
-START_TEST(found_at_once)
+TEST(poll, found_at_once)
 {
 	ck_assert_uint_eq(skipped(), 0);
 	look(3, true);
@@ -115,19 +112,8 @@ START_TEST(found_at_once)
 	look(3, true);
 	ck_assert_uint_eq(skipped(), 4);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("poll");
-	TCase *t = tests(suite, "poll");
-
-	tcase_add_checked_fixture(t, up, NULL);
-	tcase_add_test(t, never);
-	tcase_add_test(t, for_so_long);
-	tcase_add_test(t, not_where_somebody_wants_the_cpu);
-	tcase_add_test(t, while_it_pays);
-	tcase_add_test(t, hardly_ever_where_it_does_not);
-	tcase_add_test(t, found_at_once);
-	return run_suite(suite);
+	return run_suite("poll");
 }

@@ -75,7 +75,9 @@ static void expect(unsigned int call, uint64_t page, uint64_t pages)
 	ck_assert_uint_eq(kernel.range[call].flags, 0);
 }
 
-START_TEST(window_is_mapped)
+TEST_GROUP(prefault, up, bed_down);
+
+TEST(prefault, window_is_mapped)
 {
 	ck_assert_uint_eq(kernel.asked, 1);
 	ck_assert_int_eq(bed_exit(BED_GPA + 6 * PAGE, 0), KVMFAULT_ACTION_RETRY);
@@ -89,9 +91,8 @@ START_TEST(window_is_mapped)
 	expect(1, 0, WINDOW);
 	ck_assert_uint_eq(kernel.asked, 1);
 }
-END_TEST
 
-START_TEST(marker_too)
+TEST(prefault, marker_too)
 {
 	siginfo_t info = { .si_signo = SIGBUS };
 
@@ -105,9 +106,8 @@ START_TEST(marker_too)
 	if (kernel.calls)
 		expect(0, 8, WINDOW);
 }
-END_TEST
 
-START_TEST(mmio_keeps_its_data)
+TEST(prefault, mmio_keeps_its_data)
 {
 	/* KVM completes the access with what stands there. */
 	ck_assert_int_eq(bed_mmio(BED_GPA + PAGE, 8, false), KVMFAULT_ACTION_RETRY);
@@ -121,25 +121,22 @@ START_TEST(mmio_keeps_its_data)
 	ck_assert_uint_eq(bed.run->mmio.len, 8);
 	ck_assert(!bed.run->mmio.is_write);
 }
-END_TEST
 
-START_TEST(exit_reason_stays)
+TEST(prefault, exit_reason_stays)
 {
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bed.run->exit_reason, KVM_EXIT_UNKNOWN);
 }
-END_TEST
 
-START_TEST(page_alone_is_not)
+TEST(prefault, page_alone_is_not)
 {
 	bed_down();
 	up_with(true, true, 1);
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(kernel.calls, 0);
 }
-END_TEST
 
-START_TEST(not_without_the_option)
+TEST(prefault, not_without_the_option)
 {
 	bed_down();
 	up_with(false, true, WINDOW);
@@ -147,9 +144,8 @@ START_TEST(not_without_the_option)
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(kernel.asked + kernel.calls, 0);
 }
-END_TEST
 
-START_TEST(not_without_the_call)
+TEST(prefault, not_without_the_call)
 {
 	bed_down();
 	up_with(true, false, WINDOW);
@@ -158,9 +154,8 @@ START_TEST(not_without_the_call)
 	ck_assert_uint_eq(kernel.asked, 1);
 	ck_assert_uint_eq(bed_stats().prefaulted, 0);
 }
-END_TEST
 
-START_TEST(ensure_and_messages_have_no_vcpu)
+TEST(prefault, ensure_and_messages_have_no_vcpu)
 {
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA, PAGE, false), 0);
 	ck_assert_int_eq(bed_resolve(KVMFAULT_KIND_UFFD, 8, true).action,
@@ -168,9 +163,8 @@ START_TEST(ensure_and_messages_have_no_vcpu)
 	ck_assert_int_eq(bed_state(9), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(kernel.calls, 0);
 }
-END_TEST
 
-START_TEST(a_part_is_gone_on_with)
+TEST(prefault, a_part_is_gone_on_with)
 {
 	kernel.at_once = 2 * PAGE;
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
@@ -178,9 +172,8 @@ START_TEST(a_part_is_gone_on_with)
 	expect(1, 2, 2);
 	ck_assert_uint_eq(bed_stats().prefaulted, WINDOW);
 }
-END_TEST
 
-START_TEST(an_error_is_nobodys)
+TEST_EACH(prefault, an_error_is_nobodys, 7)
 {
 	static const int errors[] = {
 		-EINTR, -ENOENT, -EOPNOTSUPP, -EFAULT, -EINVAL, -ENOMEM, -EIO,
@@ -193,18 +186,16 @@ START_TEST(an_error_is_nobodys)
 	ck_assert_uint_eq(bed_stats().prefaulted, 0);
 	ck_assert_uint_eq(bed.run->exit_reason, KVM_EXIT_UNKNOWN);
 }
-END_TEST
 
-START_TEST(not_now_is_bounded)
+TEST(prefault, not_now_is_bounded)
 {
 	kernel.error = -EAGAIN;
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_gt(kernel.calls, 1);
 	ck_assert_uint_le(kernel.calls, 4);
 }
-END_TEST
 
-START_TEST(small_steps_are_bounded)
+TEST(prefault, small_steps_are_bounded)
 {
 	bed_down();
 	up_with(true, true, 16);
@@ -213,7 +204,6 @@ START_TEST(small_steps_are_bounded)
 	ck_assert_uint_le(kernel.calls, 4);
 	ck_assert_uint_eq(bed_stats().prefaulted, kernel.calls);
 }
-END_TEST
 
 static int submit(void *data, struct kvmfault_fetch *fetch, uint64_t offset,
 		  void *buffer, size_t length)
@@ -225,7 +215,7 @@ static int submit(void *data, struct kvmfault_fetch *fetch, uint64_t offset,
 	return 0;
 }
 
-START_TEST(window_of_a_source_that_answers_later)
+TEST(prefault, window_of_a_source_that_answers_later)
 {
 	bed_down();
 	memset(&kernel, 0, sizeof(kernel));
@@ -242,7 +232,6 @@ START_TEST(window_of_a_source_that_answers_later)
 	ck_assert_int_eq(bed_exit(BED_GPA + 5 * PAGE, 0), KVMFAULT_ACTION_RETRY);
 	expect(0, 4, WINDOW);
 }
-END_TEST
 
 static void discard_page(uint64_t page)
 {
@@ -260,7 +249,7 @@ static void on_change(void *data, const struct kvmfault_change *change)
 		discard_page(takes);
 }
 
-START_TEST(never_over_what_is_gone)
+TEST(prefault, never_over_what_is_gone)
 {
 	bed.vm->ops.changed = on_change;
 	takes = 2;
@@ -271,9 +260,8 @@ START_TEST(never_over_what_is_gone)
 	ck_assert_int_eq(bed_exit(BED_GPA + 7 * PAGE, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(kernel.calls, 1);
 }
-END_TEST
 
-START_TEST(never_past_the_region)
+TEST(prefault, never_past_the_region)
 {
 	struct kvmfault_region region = {
 		.size = sizeof(region), .gpa = BED_GPA,
@@ -287,9 +275,8 @@ START_TEST(never_past_the_region)
 	ck_assert_uint_eq(kernel.calls, 1);
 	expect(0, 0, 3);
 }
-END_TEST
 
-START_TEST(not_where_private_memory_is)
+TEST(prefault, not_where_private_memory_is)
 {
 	struct kvmfault_region region = {
 		.size = sizeof(region), .gpa = BED_GPA,
@@ -303,10 +290,9 @@ START_TEST(not_where_private_memory_is)
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(kernel.calls, 0);
 }
-END_TEST
 
 /* A vCPU in SMM sees another address space, with nothing at this gpa. */
-START_TEST(not_in_another_address_space)
+TEST(prefault, not_in_another_address_space)
 {
 	siginfo_t info = { .si_signo = SIGBUS };
 
@@ -319,18 +305,16 @@ START_TEST(not_in_another_address_space)
 	ck_assert_int_eq(bed_state(8), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(kernel.calls, 0);
 }
-END_TEST
 
-START_TEST(not_what_failed)
+TEST(prefault, not_what_failed)
 {
 	bed.source_result = -EIO;
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(kernel.calls, 0);
 }
-END_TEST
 
 /* A page of the memory that the region shows a part of. */
-START_TEST(huge_pages)
+TEST(prefault, huge_pages)
 {
 	struct kvmfault_source source = bed_source();
 	struct kvmfault_memory_options options = {
@@ -360,32 +344,8 @@ START_TEST(huge_pages)
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, region.gpa), 0);
 	ck_assert_int_eq(kvmfault_memory_free(region.memory), 0);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("prefault");
-	TCase *t = tests(suite, "prefault");
-
-	tcase_add_checked_fixture(t, up, bed_down);
-	tcase_add_test(t, window_is_mapped);
-	tcase_add_test(t, marker_too);
-	tcase_add_test(t, mmio_keeps_its_data);
-	tcase_add_test(t, exit_reason_stays);
-	tcase_add_test(t, page_alone_is_not);
-	tcase_add_test(t, not_without_the_option);
-	tcase_add_test(t, not_without_the_call);
-	tcase_add_test(t, ensure_and_messages_have_no_vcpu);
-	tcase_add_test(t, a_part_is_gone_on_with);
-	tcase_add_loop_test(t, an_error_is_nobodys, 0, 7);
-	tcase_add_test(t, not_now_is_bounded);
-	tcase_add_test(t, small_steps_are_bounded);
-	tcase_add_test(t, window_of_a_source_that_answers_later);
-	tcase_add_test(t, never_over_what_is_gone);
-	tcase_add_test(t, never_past_the_region);
-	tcase_add_test(t, not_where_private_memory_is);
-	tcase_add_test(t, not_in_another_address_space);
-	tcase_add_test(t, not_what_failed);
-	tcase_add_test(t, huge_pages);
-	return run_suite(suite);
+	return run_suite("prefault");
 }

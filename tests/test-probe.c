@@ -106,7 +106,9 @@ static void check(enum kvmfault_feature feature, enum kvmfault_support answer,
 		      (unsigned long long)f->value);
 }
 
-START_TEST(all_of_it)
+TEST_GROUP(probe, up, down);
+
+TEST(probe, all_of_it)
 {
 	int i;
 
@@ -126,17 +128,15 @@ START_TEST(all_of_it)
 	ck_assert_int_eq(features.feature[KVMFAULT_FEATURE_NONE].support,
 			 KVMFAULT_SUPPORT_NOT_ASKED);
 }
-END_TEST
 
-START_TEST(bad_arguments)
+TEST(probe, bad_arguments)
 {
 	ck_assert_int_eq(kvmfault_probe(kvm, vm, NULL), -EINVAL);
 	features.size = 0;
 	ck_assert_int_eq(kvmfault_probe(kvm, vm, &features), -EINVAL);
 }
-END_TEST
 
-START_TEST(no_kvm)
+TEST(probe, no_kvm)
 {
 	int i;
 
@@ -152,9 +152,8 @@ START_TEST(no_kvm)
 	      0);
 	check(KVMFAULT_FEATURE_POPULATE_READ, KVMFAULT_SUPPORT_YES, 0, 0);
 }
-END_TEST
 
-START_TEST(old_kvm)
+TEST(probe, old_kvm)
 {
 	int i;
 
@@ -169,7 +168,6 @@ START_TEST(old_kvm)
 	check(KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING, KVMFAULT_SUPPORT_COULD_NOT_ASK,
 	      -EMFILE, 0);
 }
-END_TEST
 
 static bool as_missing(struct fake_call *call)
 {
@@ -182,7 +180,7 @@ static bool as_missing(struct fake_call *call)
 }
 
 /* There is no number to believe: only what a slot is taken with. */
-START_TEST(kvm_that_exits)
+TEST(probe, kvm_that_exits)
 {
 	slot_result = -EINVAL;
 	probe();
@@ -196,11 +194,10 @@ START_TEST(kvm_that_exits)
 	check(KVMFAULT_FEATURE_USERFAULT, KVMFAULT_SUPPORT_NO, -EINVAL, 0);
 	check(KVMFAULT_FEATURE_EXIT_ON_MISSING, KVMFAULT_SUPPORT_YES, 0, 0);
 }
-END_TEST
 
 /* The numbers of patches that were not merged mean other things: the call has
  * the last word. */
-START_TEST(number_says_yes_and_the_call_no)
+TEST(probe, number_says_yes_and_the_call_no)
 {
 	call_result[NR(KVMFAULT__SET_USER_MEMORY_REGION2)] = -ENOTTY;
 	call_result[NR(KVMFAULT__SET_MEMORY_ATTRIBUTES)] = -ENOTTY;
@@ -212,9 +209,8 @@ START_TEST(number_says_yes_and_the_call_no)
 	check(KVMFAULT_FEATURE_PRE_FAULT_MEMORY, KVMFAULT_SUPPORT_NO, -EINVAL, 0);
 	check(KVMFAULT_FEATURE_GUEST_MEMFD, KVMFAULT_SUPPORT_NO, -ENOTTY, 0);
 }
-END_TEST
 
-START_TEST(kvm_cannot_say)
+TEST(probe, kvm_cannot_say)
 {
 	call_result[NR(KVMFAULT__CREATE_GUEST_MEMFD)] = -EMFILE;
 	call_result[NR(KVMFAULT__SET_USER_MEMORY_REGION2)] = -EPERM;
@@ -229,7 +225,6 @@ START_TEST(kvm_cannot_say)
 	check(KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING, KVMFAULT_SUPPORT_COULD_NOT_ASK,
 	      -EMFILE, 0);
 }
-END_TEST
 
 /* The scratch guest takes a page fault, and has nobody to handle it. */
 static bool shadow_paging(struct fake_call *call)
@@ -247,15 +242,14 @@ static bool shadow_paging(struct fake_call *call)
 	return true;
 }
 
-START_TEST(kvm_with_shadow_paging)
+TEST(probe, kvm_with_shadow_paging)
 {
 	fake_on(FAKE_IOCTL, shadow_paging);
 	probe();
 	check(KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING, KVMFAULT_SUPPORT_NO, 0, 0);
 }
-END_TEST
 
-START_TEST(no_right_to_userfaultfd)
+TEST(probe, no_right_to_userfaultfd)
 {
 	int i;
 
@@ -265,9 +259,8 @@ START_TEST(no_right_to_userfaultfd)
 	     i++)
 		check(i, KVMFAULT_SUPPORT_COULD_NOT_ASK, -EPERM, 0);
 }
-END_TEST
 
-START_TEST(no_userfaultfd)
+TEST(probe, no_userfaultfd)
 {
 	fake_push(FAKE_OPEN, -ENOENT);
 	fake_push(FAKE_OPEN, -ENOENT);
@@ -279,9 +272,8 @@ START_TEST(no_userfaultfd)
 	check(KVMFAULT_FEATURE_UFFD, KVMFAULT_SUPPORT_NO, -ENOSYS, 0);
 	check(KVMFAULT_FEATURE_UFFD_SHMEM, KVMFAULT_SUPPORT_NO, -ENOSYS, 0);
 }
-END_TEST
 
-START_TEST(no_memfd)
+TEST_EACH(probe, no_memfd, 3)
 {
 	static const int errors[] = { -EPERM, -EMFILE, -ENOMEM };
 	size_t i;
@@ -297,7 +289,6 @@ START_TEST(no_memfd)
 	ck_assert_int_eq(features.feature[KVMFAULT_FEATURE_UFFD_ANON].support,
 			 KVMFAULT_SUPPORT_YES);
 }
-END_TEST
 
 static bool no_minor(struct fake_call *call)
 {
@@ -311,7 +302,7 @@ static bool no_minor(struct fake_call *call)
 	return true;
 }
 
-START_TEST(kernel_without_minor)
+TEST(probe, kernel_without_minor)
 {
 	fake_on(FAKE_IOCTL, no_minor);
 	probe();
@@ -319,9 +310,8 @@ START_TEST(kernel_without_minor)
 	ck_assert_int_eq(features.feature[KVMFAULT_FEATURE_UFFD_SHMEM].support,
 			 KVMFAULT_SUPPORT_YES);
 }
-END_TEST
 
-START_TEST(kernel_without_populate)
+TEST(probe, kernel_without_populate)
 {
 	fake_push(FAKE_MADVISE, -EINVAL);
 	fake_push(FAKE_MADVISE, -ENOMEM);
@@ -330,26 +320,8 @@ START_TEST(kernel_without_populate)
 	check(KVMFAULT_FEATURE_POPULATE_WRITE, KVMFAULT_SUPPORT_COULD_NOT_ASK,
 	      -ENOMEM, 0);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("probe");
-	TCase *t = tests(suite, "probe");
-
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_test(t, all_of_it);
-	tcase_add_test(t, bad_arguments);
-	tcase_add_test(t, no_kvm);
-	tcase_add_test(t, old_kvm);
-	tcase_add_test(t, kvm_that_exits);
-	tcase_add_test(t, number_says_yes_and_the_call_no);
-	tcase_add_test(t, kvm_cannot_say);
-	tcase_add_test(t, kvm_with_shadow_paging);
-	tcase_add_test(t, no_right_to_userfaultfd);
-	tcase_add_test(t, no_userfaultfd);
-	tcase_add_loop_test(t, no_memfd, 0, 3);
-	tcase_add_test(t, kernel_without_minor);
-	tcase_add_test(t, kernel_without_populate);
-	return run_suite(suite);
+	return run_suite("probe");
 }

@@ -317,7 +317,9 @@ static bool needs_mapping(int deed)
 	       deeds[deed] == message_to_write;
 }
 
-START_TEST(interleaved)
+TEST_GROUP(steps, NULL, NULL);
+
+TEST_EACH(steps, interleaved, DEEDS * DEEDS)
 {
 	int first = _i / DEEDS, then = _i % DEEDS;
 	unsigned int passes;
@@ -334,13 +336,8 @@ START_TEST(interleaved)
 				passes++;
 		}
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("protect steps");
-
-	tcase_add_loop_test(tests(suite, "steps"), interleaved, 0,
-			    DEEDS * DEEDS);
-	return run_suite(suite);
+	return run_suite("protect steps");
 }

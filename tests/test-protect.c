@@ -128,7 +128,9 @@ static void expect_protected(uint64_t page, bool yes)
 
 /* ---- the hook has it before it is written ---- */
 
-START_TEST(present_page_is_saved_once)
+TEST_GROUP(hook, up, bed_down);
+
+TEST(hook, present_page_is_saved_once)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(protect(), 0);
@@ -152,9 +154,8 @@ START_TEST(present_page_is_saved_once)
 	ck_assert_uint_eq(bed_stats().repeated, 1);
 	ck_assert_uint_eq(bed.reads, 1);
 }
-END_TEST
 
-START_TEST(reading_saves_nothing)
+TEST(hook, reading_saves_nothing)
 {
 	ck_assert_int_eq(ensure(3, false), 0);
 	ck_assert_int_eq(protect(), 0);
@@ -167,9 +168,8 @@ START_TEST(reading_saves_nothing)
 	expect_protected(3, true);
 	expect_protected(4, true);
 }
-END_TEST
 
-START_TEST(absent_page_comes_protected)
+TEST(hook, absent_page_comes_protected)
 {
 	ck_assert_int_eq(protect(), 0);
 	ck_assert_int_eq(message(3, false).action, KVMFAULT_ACTION_RETRY);
@@ -179,9 +179,8 @@ START_TEST(absent_page_comes_protected)
 	ck_assert_int_eq(hook.byte, bed_byte(3));
 	expect_protected(3, false);
 }
-END_TEST
 
-START_TEST(absent_page_is_fetched_and_saved)
+TEST_EACH(hook, absent_page_is_fetched_and_saved, 2)
 {
 	ck_assert_int_eq(protect(), 0);
 	ck_assert_int_eq(_i ? ensure(3, true) : message(3, true).error, 0);
@@ -190,9 +189,8 @@ START_TEST(absent_page_is_fetched_and_saved)
 	ck_assert_int_eq(hook.byte, bed_byte(3));
 	expect_protected(3, false);
 }
-END_TEST
 
-START_TEST(discarded_page_comes_protected_too)
+TEST(hook, discarded_page_comes_protected_too)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(discard(3), 0);
@@ -206,9 +204,8 @@ START_TEST(discarded_page_comes_protected_too)
 	ck_assert_uint_eq(hook.asked, 1);
 	ck_assert_int_eq(hook.byte, 0);
 }
-END_TEST
 
-START_TEST(gone_behind_our_back_comes_protected_too)
+TEST(hook, gone_behind_our_back_comes_protected_too)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(protect(), 0);
@@ -217,9 +214,8 @@ START_TEST(gone_behind_our_back_comes_protected_too)
 	ck_assert(bed_has(3, 0));
 	expect_protected(3, true);
 }
-END_TEST
 
-START_TEST(exit_is_taken_for_a_write)
+TEST(hook, exit_is_taken_for_a_write)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(protect(), 0);
@@ -230,9 +226,8 @@ START_TEST(exit_is_taken_for_a_write)
 	ck_assert_uint_eq(fake_count(FAKE_MADVISE,
 				     KVMFAULT__MADV_POPULATE_WRITE), 0);
 }
-END_TEST
 
-START_TEST(mmio_write_waits_for_the_hook)
+TEST(hook, mmio_write_waits_for_the_hook)
 {
 	ck_assert_int_eq(protect(), 0);
 	memset(bed.run->mmio.data, 0x5a, 8);
@@ -248,9 +243,8 @@ START_TEST(mmio_write_waits_for_the_hook)
 	ck_assert_int_eq(*bed_page(3), 0x5a);
 	ck_assert_uint_eq(hook.asked, 2);
 }
-END_TEST
 
-START_TEST(nobody_wants_it)
+TEST(hook, nobody_wants_it)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(protect(), 0);
@@ -258,11 +252,10 @@ START_TEST(nobody_wants_it)
 	ck_assert_str_eq(message(3, true).resolver, "unprotect");
 	expect_protected(3, false);
 }
-END_TEST
 
 /* ---- what can fail ---- */
 
-START_TEST(failing_hook_holds_everybody)
+TEST(hook, failing_hook_holds_everybody)
 {
 	struct kvmfault__answer answer;
 
@@ -290,10 +283,9 @@ START_TEST(failing_hook_holds_everybody)
 	ck_assert_int_eq(message(3, true).action, KVMFAULT_ACTION_RETRY);
 	expect_protected(3, false);
 }
-END_TEST
 
 /* It is saved, and the kernel protects it still: that is found out. */
-START_TEST(protection_that_cannot_be_lifted_now)
+TEST(hook, protection_that_cannot_be_lifted_now)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(protect(), 0);
@@ -307,9 +299,8 @@ START_TEST(protection_that_cannot_be_lifted_now)
 	expect_protected(3, false);
 	ck_assert_uint_eq(hook.asked, 1);
 }
-END_TEST
 
-START_TEST(neighbours_come_as_protected_as_the_page)
+TEST(hook, neighbours_come_as_protected_as_the_page)
 {
 	bed.memory->window = KVMFAULT_WINDOW_FIXED;
 	bed.memory->window_pages = 4;
@@ -324,10 +315,9 @@ START_TEST(neighbours_come_as_protected_as_the_page)
 	ck_assert_int_eq(message(1, true).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(hook.asked, 1);
 }
-END_TEST
 
 /* What is lost cannot be saved, and its markers are poison's from now on. */
-START_TEST(lost_at_the_source)
+TEST(hook, lost_at_the_source)
 {
 	ck_assert_int_eq(protect(), 0);
 	bed.source_result = -EHWPOISON;
@@ -340,7 +330,6 @@ START_TEST(lost_at_the_source)
 	ck_assert_int_eq(ensure(3, false), 0);
 	expect_protected(3, true);
 }
-END_TEST
 
 /* ---- while a page is being saved ---- */
 
@@ -357,7 +346,7 @@ static void others_want_it(void)
 	ck_assert_int_eq(discard(3), -EDEADLK);
 }
 
-START_TEST(who_comes_meanwhile_is_woken)
+TEST(hook, who_comes_meanwhile_is_woken)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(protect(), 0);
@@ -367,7 +356,6 @@ START_TEST(who_comes_meanwhile_is_woken)
 	ck_assert_uint_ge(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 }
-END_TEST
 
 static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
 static atomic_bool inside;
@@ -419,17 +407,16 @@ static void against(void *write, void *(*other)(void *))
 	ck_assert_int_eq(result, 0);
 }
 
-START_TEST(protect_waits_for_a_fetch)
+TEST(hook, protect_waits_for_a_fetch)
 {
 	bed.during_read = stand_at_the_gate;
 	against(NULL, do_protect);
 	ck_assert(bed_has(3, bed_byte(3)));
 	expect_protected(3, true);
 }
-END_TEST
 
 /* The next snapshot begins while the page is saved for the last one. */
-START_TEST(protect_waits_for_a_hook)
+TEST(hook, protect_waits_for_a_hook)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(protect(), 0);
@@ -439,9 +426,8 @@ START_TEST(protect_waits_for_a_hook)
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_uint_eq(hook.asked, 2);
 }
-END_TEST
 
-START_TEST(unprotect_waits_for_a_hook)
+TEST(hook, unprotect_waits_for_a_hook)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(protect(), 0);
@@ -451,7 +437,6 @@ START_TEST(unprotect_waits_for_a_hook)
 	expect_protected(4, false);
 	ck_assert_uint_eq(hook.asked, 1);
 }
-END_TEST
 
 static void *do_discard(void *arg)
 {
@@ -460,7 +445,7 @@ static void *do_discard(void *arg)
 }
 
 /* Its fetcher would discard it too, and nobody would have saved it. */
-START_TEST(discard_waits_for_a_fetch)
+TEST(hook, discard_waits_for_a_fetch)
 {
 	ck_assert_int_eq(protect(), 0);
 	bed.during_read = stand_at_the_gate;
@@ -470,7 +455,6 @@ START_TEST(discard_waits_for_a_fetch)
 	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 	ck_assert(!fake_present(bed.fd, 3 * PAGE));
 }
-END_TEST
 
 static bool interrupt(struct fake_call *call)
 {
@@ -499,25 +483,23 @@ static void *unprotect_interrupted(void *arg)
 	return arg;
 }
 
-START_TEST(a_signal_ends_the_wait_for_a_hook)
+TEST(hook, a_signal_ends_the_wait_for_a_hook)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(protect(), 0);
 	hook.during = stand_at_the_gate;
 	against(&gate, unprotect_interrupted);
 }
-END_TEST
 
-START_TEST(signals_end_the_waits)
+TEST(hook, signals_end_the_waits)
 {
 	bed.during_read = stand_at_the_gate;
 	against(NULL, protect_interrupted);
 }
-END_TEST
 
 /* ---- discards ---- */
 
-START_TEST(discard_is_a_write)
+TEST(hook, discard_is_a_write)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(ensure(4, true), 0);
@@ -535,9 +517,8 @@ START_TEST(discard_is_a_write)
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_uint_eq(hook.asked, 3);
 }
-END_TEST
 
-START_TEST(discard_of_what_is_discarded_loses_nothing)
+TEST(hook, discard_of_what_is_discarded_loses_nothing)
 {
 	ck_assert_int_eq(discard(3), 0);
 	ck_assert_int_eq(protect(), 0);
@@ -545,7 +526,6 @@ START_TEST(discard_of_what_is_discarded_loses_nothing)
 	ck_assert_uint_eq(hook.asked, 0);
 	ck_assert(kvmfault__page_protected(bed.memory, 3));
 }
-END_TEST
 
 /* What happens right before a page's state changes, once. */
 static void (*before_change)(void);
@@ -577,7 +557,7 @@ static void protect_it(void)
 	ck_assert_int_eq(protect(), 0);
 }
 
-START_TEST(protected_while_a_discard_takes_it)
+TEST(hook, protected_while_a_discard_takes_it)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 	before_change = protect_it;
@@ -586,14 +566,13 @@ START_TEST(protected_while_a_discard_takes_it)
 	ck_assert_int_eq(hook.byte, bed_byte(3));
 	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 }
-END_TEST
 
 static void save_it(void)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 }
 
-START_TEST(saved_by_another_meanwhile)
+TEST_EACH(hook, saved_by_another_meanwhile, 2)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(protect(), 0);
@@ -602,7 +581,6 @@ START_TEST(saved_by_another_meanwhile)
 	ck_assert_uint_eq(hook.asked, 1);
 	expect_protected(3, false);
 }
-END_TEST
 
 /* ---- more than one mapping ---- */
 
@@ -633,7 +611,7 @@ static void somebody_wants_it(void)
 }
 
 /* Where it has not been touched yet; who saves it may need that reader. */
-START_TEST(read_while_it_is_saved)
+TEST_EACH(hook, read_while_it_is_saved, 2)
 {
 	void *host;
 
@@ -647,9 +625,8 @@ START_TEST(read_while_it_is_saved)
 	ck_assert_uint_eq(mapped, !its_write);
 	ck_assert(!fake_protected((char *)host + 3 * PAGE));
 }
-END_TEST
 
-START_TEST(every_mapping)
+TEST(hook, every_mapping)
 {
 	struct kvmfault_mapping *mapping;
 	void *host;
@@ -668,9 +645,8 @@ START_TEST(every_mapping)
 	ck_assert_uint_eq(hook.asked, 2);
 	ck_assert(!fake_protected((char *)host + 4 * PAGE));
 }
-END_TEST
 
-START_TEST(mapping_that_comes_later)
+TEST(hook, mapping_that_comes_later)
 {
 	struct kvmfault_mapping_options options = { .size = sizeof(options) };
 	struct kvmfault_mapping *mapping;
@@ -695,10 +671,9 @@ START_TEST(mapping_that_comes_later)
 	ck_assert(!fake_registered((void *)(uintptr_t)options.host));
 	ck_assert_uint_eq(fake_count(FAKE_MPROTECT, FAKE_ANY), 0);
 }
-END_TEST
 
 /* A process that is gone writes nothing. */
-START_TEST(process_that_is_gone)
+TEST(hook, process_that_is_gone)
 {
 	void *host;
 
@@ -707,11 +682,10 @@ START_TEST(process_that_is_gone)
 	ck_assert_int_eq(protect(), 0);
 	ck_assert(fake_protected((char *)host + 3 * PAGE));
 }
-END_TEST
 
 /* ---- unprotect ---- */
 
-START_TEST(unprotect_asks_nobody)
+TEST(hook, unprotect_asks_nobody)
 {
 	uint64_t page;
 
@@ -731,9 +705,8 @@ START_TEST(unprotect_asks_nobody)
 	ck_assert_int_eq(ensure(4, true), 0);
 	ck_assert_uint_eq(hook.asked, 1);
 }
-END_TEST
 
-START_TEST(unprotect_a_part)
+TEST(hook, unprotect_a_part)
 {
 	ck_assert_int_eq(protect(), 0);
 	ck_assert_int_eq(kvmfault_unprotect(bed.vm, 0, BED_GPA + 3 * PAGE,
@@ -743,7 +716,6 @@ START_TEST(unprotect_a_part)
 	expect_protected(4, false);
 	expect_protected(5, true);
 }
-END_TEST
 
 /* Somebody falls asleep on a page, and another discards one, just then. */
 static bool while_it_is_lifted(struct fake_call *call)
@@ -758,7 +730,7 @@ static bool while_it_is_lifted(struct fake_call *call)
 	return false;
 }
 
-START_TEST(unprotect_holds_the_pages)
+TEST(hook, unprotect_holds_the_pages)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 	ck_assert_int_eq(ensure(4, true), 0);
@@ -772,11 +744,12 @@ START_TEST(unprotect_holds_the_pages)
 	ck_assert_int_eq(bed_state(4), KVMFAULT__DISCARDED);
 	ck_assert(!fake_present(bed.fd, 4 * PAGE));
 }
-END_TEST
 
 /* ---- minor faults ---- */
 
-START_TEST(minor_pages_too)
+TEST_GROUP(minor, up_minor, bed_down);
+
+TEST(minor, minor_pages_too)
 {
 	struct kvmfault_mapping *mapping;
 	void *host;
@@ -796,10 +769,9 @@ START_TEST(minor_pages_too)
 	expect_protected(3, false);
 	ck_assert(!fake_protected((char *)host + 3 * PAGE));
 }
-END_TEST
 
 /* A message for a page that has just been protected again. */
-START_TEST(minor_page_is_mapped_as_it_is_now)
+TEST(minor, minor_page_is_mapped_as_it_is_now)
 {
 	struct kvmfault_mapping *mapping;
 	void *host;
@@ -812,7 +784,6 @@ START_TEST(minor_page_is_mapped_as_it_is_now)
 	ck_assert_int_eq(message_of(mapping, 3, false).error, 0);
 	ck_assert(fake_protected((char *)host + 3 * PAGE));
 }
-END_TEST
 
 static pthread_t protecting;
 static atomic_bool protected;
@@ -837,7 +808,7 @@ static bool while_it_is_mapped(struct fake_call *call)
 	return false;
 }
 
-START_TEST(minor_page_is_protected_while_it_is_mapped)
+TEST(minor, minor_page_is_protected_while_it_is_mapped)
 {
 	struct kvmfault_mapping *mapping;
 	void *host;
@@ -850,7 +821,6 @@ START_TEST(minor_page_is_protected_while_it_is_mapped)
 	expect_protected(3, true);
 	ck_assert(fake_protected((char *)host + 3 * PAGE));
 }
-END_TEST
 
 /* ---- what is refused ---- */
 
@@ -885,7 +855,7 @@ static bool no_mode(struct fake_call *call)
 	return call->number == UFFDIO_CONTINUE && cont->mode;
 }
 
-START_TEST(memories_that_cannot_be)
+TEST(hook, memories_that_cannot_be)
 {
 	ck_assert_int_eq(new_memory(false, false), -EINVAL);
 	ck_assert_int_eq(new_memory(true, true), 0);
@@ -900,14 +870,13 @@ START_TEST(memories_that_cannot_be)
 	ck_assert_int_eq(new_memory(false, true), -EOPNOTSUPP);
 	ck_assert_ptr_nonnull(strstr(bed.log, "5.19"));
 }
-END_TEST
 
 static int (*const calls[])(struct kvmfault_vm *vm, uint32_t space,
 			    uint64_t gpa, uint64_t length) = {
 	kvmfault_protect, kvmfault_unprotect,
 };
 
-START_TEST(bad_ranges)
+TEST_EACH(hook, bad_ranges, 2)
 {
 	ck_assert_int_eq(calls[_i](NULL, 0, BED_GPA, PAGE), -EINVAL);
 	ck_assert_int_eq(calls[_i](bed.vm, 0, BED_GPA, 0), -EINVAL);
@@ -921,9 +890,8 @@ START_TEST(bad_ranges)
 	ck_assert_int_eq(calls[_i](bed.vm, 0, BED_GPA, PAGE), -EOPNOTSUPP);
 	bed.memory->write_protect = true;
 }
-END_TEST
 
-START_TEST(what_the_kernel_says)
+TEST(hook, what_the_kernel_says)
 {
 	ck_assert_int_eq(ensure(3, true), 0);
 	fake_push(FAKE_IOCTL, -EAGAIN);
@@ -944,52 +912,8 @@ START_TEST(what_the_kernel_says)
 	ck_assert_int_eq(unprotect(), -ENOMEM);
 	bed_give_seats();
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("protect");
-	TCase *t = tests(suite, "hook");
-
-	tcase_add_checked_fixture(t, up, bed_down);
-	tcase_add_test(t, present_page_is_saved_once);
-	tcase_add_test(t, reading_saves_nothing);
-	tcase_add_test(t, absent_page_comes_protected);
-	tcase_add_loop_test(t, absent_page_is_fetched_and_saved, 0, 2);
-	tcase_add_test(t, discarded_page_comes_protected_too);
-	tcase_add_test(t, gone_behind_our_back_comes_protected_too);
-	tcase_add_test(t, exit_is_taken_for_a_write);
-	tcase_add_test(t, mmio_write_waits_for_the_hook);
-	tcase_add_test(t, nobody_wants_it);
-	tcase_add_test(t, failing_hook_holds_everybody);
-	tcase_add_test(t, protection_that_cannot_be_lifted_now);
-	tcase_add_test(t, neighbours_come_as_protected_as_the_page);
-	tcase_add_test(t, lost_at_the_source);
-	tcase_add_test(t, who_comes_meanwhile_is_woken);
-	tcase_add_test(t, protect_waits_for_a_fetch);
-	tcase_add_test(t, protect_waits_for_a_hook);
-	tcase_add_test(t, unprotect_waits_for_a_hook);
-	tcase_add_test(t, discard_waits_for_a_fetch);
-	tcase_add_test(t, signals_end_the_waits);
-	tcase_add_test(t, a_signal_ends_the_wait_for_a_hook);
-	tcase_add_test(t, discard_is_a_write);
-	tcase_add_test(t, discard_of_what_is_discarded_loses_nothing);
-	tcase_add_test(t, protected_while_a_discard_takes_it);
-	tcase_add_loop_test(t, saved_by_another_meanwhile, 0, 2);
-	tcase_add_test(t, every_mapping);
-	tcase_add_loop_test(t, read_while_it_is_saved, 0, 2);
-	tcase_add_test(t, mapping_that_comes_later);
-	tcase_add_test(t, process_that_is_gone);
-	tcase_add_test(t, unprotect_asks_nobody);
-	tcase_add_test(t, unprotect_a_part);
-	tcase_add_test(t, unprotect_holds_the_pages);
-	tcase_add_test(t, memories_that_cannot_be);
-	tcase_add_loop_test(t, bad_ranges, 0, 2);
-	tcase_add_test(t, what_the_kernel_says);
-	t = tests(suite, "minor");
-	tcase_add_checked_fixture(t, up_minor, bed_down);
-	tcase_add_test(t, minor_pages_too);
-	tcase_add_test(t, minor_page_is_mapped_as_it_is_now);
-	tcase_add_test(t, minor_page_is_protected_while_it_is_mapped);
-	return run_suite(suite);
+	return run_suite("protect");
 }

@@ -42,7 +42,9 @@ static void drop(void)
 		ck_assert_int_eq(kvmfault__sys_close(maps.fd), 0);
 }
 
-START_TEST(made_of_nothing)
+TEST_GROUP(ram, up, bed_down);
+
+TEST(ram, made_of_nothing)
 {
 	ck_assert_int_eq(create(), 0);
 	ck_assert_int_gt(maps.fd, 0);
@@ -53,9 +55,8 @@ START_TEST(made_of_nothing)
 	ck_assert_ptr_eq(memory->host, maps.memslots);
 	drop();
 }
-END_TEST
 
-START_TEST(made_of_huge_pages)
+TEST(ram, made_of_huge_pages)
 {
 	options.page_size = HUGE;
 	options.length = 2 * HUGE;
@@ -65,9 +66,8 @@ START_TEST(made_of_huge_pages)
 	ck_assert_uint_eq(kvmfault__page_size(memory), HUGE);
 	drop();
 }
-END_TEST
 
-START_TEST(made_of_a_file)
+TEST(ram, made_of_a_file)
 {
 	void *elsewhere;
 
@@ -77,18 +77,16 @@ START_TEST(made_of_a_file)
 	ck_assert_uint_eq(fake_count(FAKE_MEMFD, FAKE_ANY), 0);
 	drop();
 }
-END_TEST
 
-START_TEST(without_a_source)
+TEST(ram, without_a_source)
 {
 	options.source = NULL;
 	ck_assert_int_eq(create(), 0);
 	ck_assert(!fake_registered(maps.memslots));
 	drop();
 }
-END_TEST
 
-START_TEST(descriptor_0_is_none)
+TEST(ram, descriptor_0_is_none)
 {
 	int fd = fake_fd(FAKE_PIPE);
 
@@ -102,9 +100,8 @@ START_TEST(descriptor_0_is_none)
 	ck_assert_int_eq(fake_nth(FAKE_CLOSE, FAKE_ANY, 0)->fd, 0);
 	ck_assert_int_eq(fake_nth(FAKE_CLOSE, FAKE_ANY, 1)->fd, fd);
 }
-END_TEST
 
-START_TEST(wrong_arguments)
+TEST(ram, wrong_arguments)
 {
 	struct {
 		struct kvmfault_memory_options options;
@@ -138,19 +135,8 @@ START_TEST(wrong_arguments)
 	ck_assert_ptr_null(memory);
 	ck_assert_ptr_null(maps.own);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("ram");
-	TCase *t = tests(suite, "ram");
-
-	tcase_add_checked_fixture(t, up, bed_down);
-	tcase_add_test(t, made_of_nothing);
-	tcase_add_test(t, made_of_huge_pages);
-	tcase_add_test(t, made_of_a_file);
-	tcase_add_test(t, without_a_source);
-	tcase_add_test(t, descriptor_0_is_none);
-	tcase_add_test(t, wrong_arguments);
-	return run_suite(suite);
+	return run_suite("ram");
 }

@@ -40,7 +40,9 @@ static int discard(uint64_t gpa, uint64_t length)
 	return kvmfault_discard(bed.vm, 0, gpa, length);
 }
 
-START_TEST(ensure_touches_what_it_must)
+TEST_GROUP(ensure, up, down);
+
+TEST(ensure, ensure_touches_what_it_must)
 {
 	ck_assert_int_eq(ensure(BED_GPA + 2 * PAGE + 4095, 2), 0);
 	ck_assert_uint_eq(bed.reads, 2);
@@ -52,18 +54,16 @@ START_TEST(ensure_touches_what_it_must)
 	ck_assert_uint_eq(bed.reads, 2);
 	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_CALL], 2);
 }
-END_TEST
 
-START_TEST(ensure_across_regions)
+TEST(ensure, ensure_across_regions)
 {
 	ck_assert_int_eq(ensure(SECOND_GPA - PAGE, 3 * PAGE), 0);
 	ck_assert_int_eq(bed_state(BED_PAGES - 1), KVMFAULT__PRESENT);
 	ck_assert_int_eq(bed_state(0), KVMFAULT__PRESENT);
 	ck_assert_int_eq(bed_state(1), KVMFAULT__PRESENT);
 }
-END_TEST
 
-START_TEST(ensure_bad_ranges)
+TEST(ensure, ensure_bad_ranges)
 {
 	ck_assert_int_eq(kvmfault_ensure(NULL, 0, BED_GPA, 1, false), -EINVAL);
 	ck_assert_int_eq(ensure(BED_GPA, 0), -EINVAL);
@@ -76,17 +76,15 @@ START_TEST(ensure_bad_ranges)
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, UINT32_MAX, BED_GPA, 1,
 					 false), -ENXIO);
 }
-END_TEST
 
-START_TEST(ensure_past_the_end)
+TEST(ensure, ensure_past_the_end)
 {
 	/* All before it is present. */
 	ck_assert_int_eq(ensure(END - PAGE, 2 * PAGE), -ENXIO);
 	ck_assert_int_eq(bed_state(1), KVMFAULT__PRESENT);
 }
-END_TEST
 
-START_TEST(ensure_says_what_went_wrong)
+TEST(ensure, ensure_says_what_went_wrong)
 {
 	bed.source_result = -EIO;
 	ck_assert_int_eq(ensure(BED_GPA, PAGE), -EIO);
@@ -99,7 +97,6 @@ START_TEST(ensure_says_what_went_wrong)
 	ck_assert_int_eq(ensure(BED_GPA, PAGE), -ENOMEM);
 	ck_assert_int_eq(ensure(BED_GPA, PAGE), 0);
 }
-END_TEST
 
 static int answer;
 
@@ -121,7 +118,9 @@ static void up_own(void)
 	bed_add();
 }
 
-START_TEST(ensure_with_ones_own_resolver)
+TEST_GROUP(own, up_own, bed_down);
+
+TEST(own, ensure_with_ones_own_resolver)
 {
 	answer = KVMFAULT_VERDICT_LATER;
 	ck_assert_int_eq(ensure(BED_GPA, PAGE), -EAGAIN);
@@ -130,9 +129,8 @@ START_TEST(ensure_with_ones_own_resolver)
 	answer = 99;
 	ck_assert_int_eq(ensure(BED_GPA, PAGE), -EINVAL);
 }
-END_TEST
 
-START_TEST(ensure_where_nobody_takes_it)
+TEST(ensure, ensure_where_nobody_takes_it)
 {
 	struct kvmfault_region region = {
 		.size = sizeof(region), .gpa = END, .length = PAGE,
@@ -144,7 +142,6 @@ START_TEST(ensure_where_nobody_takes_it)
 	ck_assert_int_eq(discard(END, PAGE), -ENXIO);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, END), 0);
 }
-END_TEST
 
 static struct kvmfault_memory *untracked(int *fd)
 {
@@ -165,7 +162,7 @@ static struct kvmfault_memory *untracked(int *fd)
 	return memory;
 }
 
-START_TEST(ensure_untracked)
+TEST(ensure, ensure_untracked)
 {
 	int fd;
 	struct kvmfault_memory *memory = untracked(&fd);
@@ -182,9 +179,10 @@ START_TEST(ensure_untracked)
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, END), 0);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
-END_TEST
 
-START_TEST(discard_untracked)
+TEST_GROUP(discard, up, down);
+
+TEST(discard, discard_untracked)
 {
 	int fd;
 	struct kvmfault_memory *memory = untracked(&fd);
@@ -199,9 +197,8 @@ START_TEST(discard_untracked)
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, END), 0);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
-END_TEST
 
-START_TEST(discard_anonymous)
+TEST(discard, discard_anonymous)
 {
 	struct kvmfault_source source = bed_source();
 	struct kvmfault_memory_options options = {
@@ -224,9 +221,8 @@ START_TEST(discard_anonymous)
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, END), 0);
 	ck_assert_int_eq(kvmfault_memory_free(region.memory), 0);
 }
-END_TEST
 
-START_TEST(discard_pages)
+TEST(discard, discard_pages)
 {
 	ck_assert_int_eq(ensure(BED_GPA, 3 * PAGE), 0);
 	ck_assert_int_eq(discard(BED_GPA + PAGE, 3 * PAGE), 0);
@@ -248,17 +244,15 @@ START_TEST(discard_pages)
 	ck_assert_int_eq(discard(BED_GPA + PAGE, PAGE), 0);
 	ck_assert_int_eq(bed_state(1), KVMFAULT__DISCARDED);
 }
-END_TEST
 
-START_TEST(discard_across_regions)
+TEST(discard, discard_across_regions)
 {
 	ck_assert_int_eq(discard(SECOND_GPA - PAGE, 2 * PAGE), 0);
 	ck_assert_int_eq(bed_state(BED_PAGES - 1), KVMFAULT__DISCARDED);
 	ck_assert_int_eq(bed_state(0), KVMFAULT__DISCARDED);
 }
-END_TEST
 
-START_TEST(discard_bad_ranges)
+TEST(discard, discard_bad_ranges)
 {
 	ck_assert_int_eq(kvmfault_discard(NULL, 0, BED_GPA, PAGE), -EINVAL);
 	ck_assert_int_eq(discard(BED_GPA, 0), -EINVAL);
@@ -269,9 +263,8 @@ START_TEST(discard_bad_ranges)
 	ck_assert_int_eq(discard(END - PAGE, 2 * PAGE), -ENXIO);
 	ck_assert_int_eq(bed_state(1), KVMFAULT__DISCARDED);
 }
-END_TEST
 
-START_TEST(discard_that_fails_changes_nothing)
+TEST(discard, discard_that_fails_changes_nothing)
 {
 	ck_assert_int_eq(ensure(BED_GPA, PAGE), 0);
 	fake_push(FAKE_FALLOCATE, -EPERM);
@@ -282,10 +275,9 @@ START_TEST(discard_that_fails_changes_nothing)
 	ck_assert_uint_eq(bed_stats().discarded, 0);
 	ck_assert(bed_has(0, bed_byte(0)));
 }
-END_TEST
 
 /* The hole is there, and the marker of one of the pages stays. */
-START_TEST(discard_that_leaves_a_marker)
+TEST(discard, discard_that_leaves_a_marker)
 {
 	ck_assert_int_eq(ensure(BED_GPA, 3 * PAGE), 0);
 	kvmfault__page_change(bed.memory, 1, KVMFAULT__PRESENT,
@@ -301,7 +293,6 @@ START_TEST(discard_that_leaves_a_marker)
 	ck_assert_int_eq(discard(BED_GPA, 3 * PAGE), 0);
 	ck_assert_int_eq(bed_state(1), KVMFAULT__DISCARDED);
 }
-END_TEST
 
 static struct kvmfault__answer message;
 
@@ -313,7 +304,7 @@ static bool touch_in_punch(struct fake_call *call)
 	return false;
 }
 
-START_TEST(touched_while_it_is_discarded)
+TEST(discard, touched_while_it_is_discarded)
 {
 	fake_on(FAKE_FALLOCATE, touch_in_punch);
 	ck_assert_int_eq(discard(BED_GPA, 4 * PAGE), 0);
@@ -325,7 +316,6 @@ START_TEST(touched_while_it_is_discarded)
 	ck_assert_uint_eq(fake_nth(FAKE_IOCTL, UFFDIO_WAKE, 0)->at,
 			  (uintptr_t)bed_page(2));
 }
-END_TEST
 
 static bool touch_and_fail(struct fake_call *call)
 {
@@ -334,7 +324,7 @@ static bool touch_and_fail(struct fake_call *call)
 	return true;
 }
 
-START_TEST(touched_while_a_discard_fails)
+TEST(discard, touched_while_a_discard_fails)
 {
 	fake_on(FAKE_FALLOCATE, touch_and_fail);
 	ck_assert_int_eq(discard(BED_GPA + 2 * PAGE, PAGE), -EPERM);
@@ -344,7 +334,6 @@ START_TEST(touched_while_a_discard_fails)
 	bed_resolve(KVMFAULT_KIND_UFFD, 2, true);
 	ck_assert(bed_has(2, bed_byte(2)));
 }
-END_TEST
 
 static pthread_t discarding;
 static int second;
@@ -378,7 +367,7 @@ static void discard_twice(void)
 }
 
 /* There is nothing to punch: that it is gone is true, and the second's. */
-START_TEST(second_discard_of_an_absent_page)
+TEST(discard, second_discard_of_an_absent_page)
 {
 	discard_twice();
 	ck_assert_uint_eq(fake_count(FAKE_FALLOCATE, FAKE_ANY), 1);
@@ -386,21 +375,19 @@ START_TEST(second_discard_of_an_absent_page)
 	ck_assert(bed_has(2, 0));
 	ck_assert_uint_eq(bed.reads, 0);
 }
-END_TEST
 
 /* There is: the first one, which could not, tries again for the second. */
-START_TEST(second_discard_of_a_present_page)
+TEST(discard, second_discard_of_a_present_page)
 {
 	ck_assert_int_eq(ensure(BED_GPA + 2 * PAGE, PAGE), 0);
 	discard_twice();
 	ck_assert_uint_eq(fake_count(FAKE_FALLOCATE, FAKE_ANY), 2);
 	ck_assert_uint_eq(bed_stats().discarded, 1);
 }
-END_TEST
 
 #define HUGE (2ULL << 20)
 
-START_TEST(discard_in_huge_pages)
+TEST(discard, discard_in_huge_pages)
 {
 	struct kvmfault_source source = bed_source();
 	struct kvmfault_memory_options options = {
@@ -431,9 +418,8 @@ START_TEST(discard_in_huge_pages)
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, HUGE), 0);
 	ck_assert_int_eq(kvmfault_memory_free(region.memory), 0);
 }
-END_TEST
 
-START_TEST(without_memory)
+TEST(ensure, without_memory)
 {
 	bed_take_seats();
 	fake_push(FAKE_ALLOC, 0);
@@ -442,38 +428,8 @@ START_TEST(without_memory)
 	ck_assert_int_eq(discard(BED_GPA, PAGE), -ENOMEM);
 	bed_give_seats();
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("range");
-	TCase *t = tests(suite, "ensure");
-
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_test(t, ensure_touches_what_it_must);
-	tcase_add_test(t, ensure_across_regions);
-	tcase_add_test(t, ensure_bad_ranges);
-	tcase_add_test(t, ensure_past_the_end);
-	tcase_add_test(t, ensure_says_what_went_wrong);
-	tcase_add_test(t, ensure_where_nobody_takes_it);
-	tcase_add_test(t, ensure_untracked);
-	tcase_add_test(t, without_memory);
-	t = tests(suite, "own");
-	tcase_add_checked_fixture(t, up_own, bed_down);
-	tcase_add_test(t, ensure_with_ones_own_resolver);
-	t = tests(suite, "discard");
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_test(t, discard_pages);
-	tcase_add_test(t, discard_across_regions);
-	tcase_add_test(t, discard_bad_ranges);
-	tcase_add_test(t, discard_that_fails_changes_nothing);
-	tcase_add_test(t, discard_that_leaves_a_marker);
-	tcase_add_test(t, discard_untracked);
-	tcase_add_test(t, discard_anonymous);
-	tcase_add_test(t, touched_while_it_is_discarded);
-	tcase_add_test(t, touched_while_a_discard_fails);
-	tcase_add_test(t, second_discard_of_an_absent_page);
-	tcase_add_test(t, second_discard_of_a_present_page);
-	tcase_add_test(t, discard_in_huge_pages);
-	return run_suite(suite);
+	return run_suite("range");
 }

@@ -206,7 +206,9 @@ static void expect_refusal(const struct member *m, uint64_t value)
 	ck_assert_msg(strstr(text, m->member), "%s: \"%s\"", m->member, text);
 }
 
-START_TEST(what_is_not_known)
+TEST_GROUP(refuse, bed_up, NULL);
+
+TEST_EACH(refuse, what_is_not_known, MEMBERS)
 {
 	const struct member *m = &members[_i];
 	unsigned int bit;
@@ -224,7 +226,6 @@ START_TEST(what_is_not_known)
 	}
 	bed_down();
 }
-END_TEST
 
 /* ---- the text ---- */
 
@@ -242,7 +243,7 @@ static int fail_at(uint64_t gpa, const char *expected)
 	return strstr(buffer, expected) ? 0 : -EIO;
 }
 
-START_TEST(the_last_error)
+TEST(refuse, the_last_error)
 {
 	char buffer[8];
 
@@ -264,7 +265,6 @@ START_TEST(the_last_error)
 	ck_assert_int_eq(kvmfault_vm_error(bed.vm, text, 0), -EINVAL);
 	bed_down();
 }
-END_TEST
 
 static void *fail_elsewhere(void *times)
 {
@@ -284,7 +284,7 @@ static void in_another_thread(size_t times)
 	pthread_join(thread, NULL);
 }
 
-START_TEST(each_thread_has_its_own)
+TEST(refuse, each_thread_has_its_own)
 {
 	ck_assert_int_eq(fail_at(0x1000, "gpa 0x1000"), 0);
 	in_another_thread(KVMFAULT__TEXTS - 1);
@@ -296,7 +296,6 @@ START_TEST(each_thread_has_its_own)
 			 -ENOENT);
 	bed_down();
 }
-END_TEST
 
 #define ROUNDS 2000
 
@@ -318,7 +317,7 @@ static void *fail_and_ask(void *gpa)
 	return NULL;
 }
 
-START_TEST(all_at_once)
+TEST(refuse, all_at_once)
 {
 	pthread_t thread[4];
 	void *wrong;
@@ -333,11 +332,10 @@ START_TEST(all_at_once)
 	}
 	bed_down();
 }
-END_TEST
 
 /* ---- what has to go first ---- */
 
-START_TEST(in_use)
+TEST(refuse, in_use)
 {
 	struct kvmfault_service_options options = { .size = sizeof(options) };
 	struct kvmfault_service *service, *second;
@@ -356,9 +354,8 @@ START_TEST(in_use)
 	ck_assert_int_eq(kvmfault_service_free(service), 0);
 	bed_down();
 }
-END_TEST
 
-START_TEST(of_another_version)
+TEST(refuse, of_another_version)
 {
 	struct {
 		struct kvmfault_region region;
@@ -375,7 +372,6 @@ START_TEST(of_another_version)
 	ck_assert_ptr_nonnull(strstr(text, "size is not set"));
 	bed_down();
 }
-END_TEST
 
 /* ---- nobody who answers ---- */
 
@@ -439,7 +435,7 @@ static void set_up(bool tracked, bool served, bool region_last)
 	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
 }
 
-START_TEST(no_service)
+TEST_EACH(refuse, no_service, 2)
 {
 	int region_last = _i;
 
@@ -452,20 +448,8 @@ START_TEST(no_service)
 	ck_assert_uint_eq(missed, 0);
 	bed_down();
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("refuse");
-	TCase *tcase = tests(suite, "refuse");
-
-	tcase_add_checked_fixture(tcase, bed_up, NULL);
-	tcase_add_loop_test(tcase, what_is_not_known, 0, MEMBERS);
-	tcase_add_test(tcase, the_last_error);
-	tcase_add_test(tcase, each_thread_has_its_own);
-	tcase_add_test(tcase, all_at_once);
-	tcase_add_test(tcase, in_use);
-	tcase_add_test(tcase, of_another_version);
-	tcase_add_loop_test(tcase, no_service, 0, 2);
-	return run_suite(suite);
+	return run_suite("refuse");
 }

@@ -67,15 +67,16 @@ static uint64_t find(uint32_t space, uint64_t gpa)
 	return found;
 }
 
-START_TEST(empty)
+TEST_GROUP(find, up, down);
+
+TEST(find, empty)
 {
 	ck_assert_uint_eq(find(0, 0), UINT64_MAX);
 	ck_assert_uint_eq(find(4095, UINT64_MAX), UINT64_MAX);
 	ck_assert_int_eq(drop(0, 0), -ENOENT);
 }
-END_TEST
 
-START_TEST(one)
+TEST(find, one)
 {
 	ck_assert_int_eq(add(0, 0x10000, 0x2000), 0);
 	ck_assert_uint_eq(find(0, 0xffff), UINT64_MAX);
@@ -87,9 +88,8 @@ START_TEST(one)
 	ck_assert_uint_eq(find(0, 0x10000), UINT64_MAX);
 	ck_assert_int_eq(drop(0, 0x10000), -ENOENT);
 }
-END_TEST
 
-START_TEST(overlaps)
+TEST_EACH(find, overlaps, 8)
 {
 	static const struct {
 		uint64_t gpa, length;
@@ -105,9 +105,8 @@ START_TEST(overlaps)
 	ck_assert_uint_eq(find(0, 0x13fff), 0x10000);
 	ck_assert_int_eq(drop(0, 0x10000), 0);
 }
-END_TEST
 
-START_TEST(adjacent)
+TEST(find, adjacent)
 {
 	ck_assert_int_eq(add(0, 0x10000, 0x1000), 0);
 	ck_assert_int_eq(add(0, 0x11000, 0x1000), 0);
@@ -122,9 +121,8 @@ START_TEST(adjacent)
 	ck_assert_int_eq(drop(0, 0xf000), 0);
 	ck_assert_int_eq(drop(0, 0x11000), 0);
 }
-END_TEST
 
-START_TEST(address_spaces)
+TEST(find, address_spaces)
 {
 	ck_assert_int_eq(add(0, 0x10000, 0x1000), 0);
 	ck_assert_int_eq(add(1, 0x10000, 0x2000), 0);
@@ -140,9 +138,8 @@ START_TEST(address_spaces)
 	ck_assert_int_eq(drop(0, 0x10000), 0);
 	ck_assert_int_eq(drop(4095, 0x10000), 0);
 }
-END_TEST
 
-START_TEST(at_the_end_of_everything)
+TEST(find, at_the_end_of_everything)
 {
 	const uint64_t last = UINT64_MAX & ~(PAGE - 1);
 
@@ -159,9 +156,8 @@ START_TEST(at_the_end_of_everything)
 	ck_assert_int_eq(drop(1, 0), 0);
 	ck_assert_int_eq(drop(2, 0), 0);
 }
-END_TEST
 
-START_TEST(bad_regions)
+TEST(find, bad_regions)
 {
 	struct kvmfault_memory memory = { .vm = vm, .length = 4 * PAGE };
 	const struct kvmfault_region good = {
@@ -195,9 +191,8 @@ START_TEST(bad_regions)
 	ck_assert_int_eq(drop(0, PAGE), 0);
 	ck_assert_uint_eq(memory.regions, 0);
 }
-END_TEST
 
-START_TEST(another_vms_memory)
+TEST(find, another_vms_memory)
 {
 	struct kvmfault_memory memory = { .length = 4 * PAGE };
 	struct kvmfault_region region = {
@@ -206,9 +201,8 @@ START_TEST(another_vms_memory)
 
 	ck_assert_int_eq(kvmfault_region_add(vm, &region), -EINVAL);
 }
-END_TEST
 
-START_TEST(unknown_tail)
+TEST(find, unknown_tail)
 {
 	struct {
 		struct kvmfault_region region;
@@ -224,9 +218,8 @@ START_TEST(unknown_tail)
 	ck_assert_int_eq(kvmfault_region_add(vm, &caller.region), 0);
 	ck_assert_int_eq(drop(0, 0), 0);
 }
-END_TEST
 
-START_TEST(public_find)
+TEST(find, public_find)
 {
 	struct kvmfault_region region = {
 		.size = sizeof(region), .gpa = PAGE, .length = PAGE,
@@ -245,7 +238,6 @@ START_TEST(public_find)
 	ck_assert_int_eq(kvmfault_region_find(vm, 0, PAGE, &found), -EINVAL);
 	ck_assert_int_eq(drop(0, PAGE), 0);
 }
-END_TEST
 
 /* ---- as many as KVM has ---- */
 
@@ -297,8 +289,10 @@ static void drop_but(unsigned int every, unsigned int below)
 	ck_assert_int_eq(lay(n, 0), 0);
 }
 
+TEST_GROUP_FOR(many, up, down, 10 * HANG);
+
 /* Those that are bad are counted: an assertion costs a system call. */
-START_TEST(as_many_as_kvm_has)
+TEST(many, as_many_as_kvm_has)
 {
 	unsigned int i, n, bad = 0;
 
@@ -325,7 +319,6 @@ START_TEST(as_many_as_kvm_has)
 	ck_assert_uint_eq(bad, 0);
 	drop_but(31, 100);
 }
-END_TEST
 
 /* Tables that were made: each has a key and a pointer for a span. */
 static unsigned int copies(unsigned int spans)
@@ -354,7 +347,7 @@ static unsigned int bad_slots(uint64_t slot, unsigned int first)
 
 /* A layout of as many as there can be is one copy of the table, and another one
  * in its place is one more, and so is its end. */
-START_TEST(laid_in_one_copy)
+TEST(many, laid_in_one_copy)
 {
 	have_layout(0, SLOTS, 7);
 	fake_forget();
@@ -376,7 +369,6 @@ START_TEST(laid_in_one_copy)
 	ck_assert_int_eq(lay(SLOTS - SLOTS / 2, 0), 0);
 	ck_assert_uint_eq(copies(SLOTS / 2), 0);
 }
-END_TEST
 
 /* ---- a layout in the place of another ---- */
 
@@ -448,7 +440,7 @@ static const struct {
 	{ -EINVAL, 2, { { 0, 3, 1 }, { 0, 4, 0 } } },	/* empty */
 };
 
-START_TEST(in_the_place_of_another)
+TEST_EACH(find, in_the_place_of_another, sizeof(layouts) / sizeof(layouts[0]))
 {
 	const struct kvmfault_region second = region_of(0, AT + 3 * PAGE, PAGE);
 	const struct kvmfault_region *remove[] = { &second }, *list[3];
@@ -479,9 +471,8 @@ START_TEST(in_the_place_of_another)
 	expect_four();
 	drop_four();
 }
-END_TEST
 
-START_TEST(not_there_to_be_replaced)
+TEST_EACH(find, not_there_to_be_replaced, 4)
 {
 	const struct kvmfault_region gone[] = {
 		region_of(0, AT, PAGE), region_of(0, AT + PAGE, PAGE),
@@ -498,9 +489,8 @@ START_TEST(not_there_to_be_replaced)
 	ck_assert_uint_eq(find(0, 0), UINT64_MAX);
 	drop_four();
 }
-END_TEST
 
-START_TEST(bad_lists)
+TEST(find, bad_lists)
 {
 	const struct kvmfault_region good = region_of(0, AT, PAGE);
 	const struct kvmfault_region *list[] = { &good, NULL };
@@ -531,10 +521,9 @@ START_TEST(bad_lists)
 	ck_assert_int_eq(kvmfault_regions_replace(vm, NULL, 0, NULL, 0), 0);
 	ck_assert_uint_eq(vm->region_count, 0);
 }
-END_TEST
 
 /* Who looks by the memory finds what shows it now. */
-START_TEST(memory_of_another_layout)
+TEST(find, memory_of_another_layout)
 {
 	struct kvmfault_memory memory = { .vm = vm, .length = 4 * PAGE };
 	struct kvmfault_region old = region_of(0, AT, PAGE), new = old;
@@ -574,7 +563,6 @@ START_TEST(memory_of_another_layout)
 	ck_assert_int_eq(drop(0, 0), 0);
 	ck_assert_ptr_null(atomic_load(&memory.shown));
 }
-END_TEST
 
 /* ---- while they come and go ---- */
 
@@ -613,7 +601,7 @@ static void add_slot(unsigned int n)
 	ck_assert_int_eq(kvmfault_region_add(vm, &region), 0);
 }
 
-START_TEST(looked_up_while_they_come_and_go)
+TEST(find, looked_up_while_they_come_and_go)
 {
 	pthread_t thread[THREADS];
 	unsigned int i, round;
@@ -637,7 +625,6 @@ START_TEST(looked_up_while_they_come_and_go)
 	for (i = 1; i < 64; i += 2)
 		ck_assert_int_eq(drop(0, i * PAGE), 0);
 }
-END_TEST
 
 /* One that is in both layouts is there at any moment. */
 static void *look_at_one(void *arg)
@@ -655,7 +642,7 @@ static void *look_at_one(void *arg)
 	return arg;
 }
 
-START_TEST(looked_up_while_laid_anew)
+TEST(find, looked_up_while_laid_anew)
 {
 	const struct kvmfault_region stays = region_of(0, AT, PAGE);
 	const struct kvmfault_region *list = &stays;
@@ -675,11 +662,10 @@ START_TEST(looked_up_while_laid_anew)
 	ck_assert_uint_eq(wrong, 0);
 	ck_assert_int_eq(drop(0, AT), 0);
 }
-END_TEST
 
 /* ---- without memory ---- */
 
-START_TEST(removal_cannot_fail)
+TEST(find, removal_cannot_fail)
 {
 	ck_assert_int_eq(add(0, 0, PAGE), 0);
 	ck_assert_int_eq(add(0, PAGE, PAGE), 0);
@@ -694,9 +680,8 @@ START_TEST(removal_cannot_fail)
 	ck_assert_int_eq(drop(0, 0), 0);
 	ck_assert_int_eq(drop(0, PAGE), 0);
 }
-END_TEST
 
-START_TEST(no_place_without_memory)
+TEST(find, no_place_without_memory)
 {
 	ck_assert_int_eq(add(0, 0, PAGE), 0);
 	fake_push(FAKE_ALLOC, 0);
@@ -708,37 +693,8 @@ START_TEST(no_place_without_memory)
 	ck_assert_int_eq(add(0, 0, PAGE), 0);
 	ck_assert_int_eq(drop(0, 0), 0);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("region");
-	TCase *t = tests(suite, "find");
-
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_test(t, empty);
-	tcase_add_test(t, one);
-	tcase_add_loop_test(t, overlaps, 0, 8);
-	tcase_add_test(t, adjacent);
-	tcase_add_test(t, address_spaces);
-	tcase_add_test(t, at_the_end_of_everything);
-	tcase_add_test(t, bad_regions);
-	tcase_add_test(t, another_vms_memory);
-	tcase_add_test(t, unknown_tail);
-	tcase_add_test(t, public_find);
-	tcase_add_test(t, looked_up_while_they_come_and_go);
-	tcase_add_loop_test(t, in_the_place_of_another, 0,
-			    sizeof(layouts) / sizeof(layouts[0]));
-	tcase_add_loop_test(t, not_there_to_be_replaced, 0, 4);
-	tcase_add_test(t, bad_lists);
-	tcase_add_test(t, memory_of_another_layout);
-	tcase_add_test(t, looked_up_while_laid_anew);
-	tcase_add_test(t, removal_cannot_fail);
-	tcase_add_test(t, no_place_without_memory);
-	t = tests(suite, "many");
-	tcase_add_checked_fixture(t, up, down);
-	tcase_set_timeout(t, 10 * HANG);	/* sanitizers are slow */
-	tcase_add_test(t, as_many_as_kvm_has);
-	tcase_add_test(t, laid_in_one_copy);
-	return run_suite(suite);
+	return run_suite("region");
 }

@@ -20,7 +20,9 @@ static struct kvmfault__answer by_message(uint64_t page)
 	return bed_resolve(KVMFAULT_KIND_UFFD, page, true);
 }
 
-START_TEST(absent_page_is_fetched)
+TEST_GROUP(page, bed_up, bed_down);
+
+TEST(page, absent_page_is_fetched)
 {
 	struct kvmfault__answer answer = by_call(3);
 
@@ -40,9 +42,8 @@ START_TEST(absent_page_is_fetched)
 	/* The kernel wakes who sleeps there; nobody else could. */
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 0);
 }
-END_TEST
 
-START_TEST(present_page_is_fetched_once)
+TEST(page, present_page_is_fetched_once)
 {
 	by_call(3);
 	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
@@ -54,9 +55,8 @@ START_TEST(present_page_is_fetched_once)
 	ck_assert_uint_eq(fake_count(FAKE_MADVISE,
 				     KVMFAULT__MADV_POPULATE_READ), 1);
 }
-END_TEST
 
-START_TEST(source_fails)
+TEST(page, source_fails)
 {
 	struct kvmfault__answer answer;
 
@@ -74,9 +74,8 @@ START_TEST(source_fails)
 	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
-END_TEST
 
-START_TEST(source_says_a_count)
+TEST(page, source_says_a_count)
 {
 	struct kvmfault__answer answer;
 
@@ -88,9 +87,8 @@ START_TEST(source_says_a_count)
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 	ck_assert(!fake_present(bed.fd, 3 * PAGE));
 }
-END_TEST
 
-START_TEST(kernel_is_not_ready)
+TEST(page, kernel_is_not_ready)
 {
 	struct kvmfault__answer answer;
 
@@ -101,9 +99,8 @@ START_TEST(kernel_is_not_ready)
 	ck_assert(!answer.came);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
-END_TEST
 
-START_TEST(kernel_fails)
+TEST_EACH(page, kernel_fails, 5)
 {
 	static const int errors[] = { -ENOENT, -ESRCH, -ENOMEM, -EHWPOISON,
 				      -EFAULT };
@@ -116,9 +113,8 @@ START_TEST(kernel_fails)
 	ck_assert_int_eq(answer.error, errors[_i]);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
-END_TEST
 
-START_TEST(page_was_there)
+TEST(page, page_was_there)
 {
 	fake_put(bed.fd, 3 * PAGE);
 	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
@@ -127,9 +123,8 @@ START_TEST(page_was_there)
 	ck_assert_uint_eq(bed_stats().fetched, 0);
 	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_FETCH], 0);
 }
-END_TEST
 
-START_TEST(page_was_there_wakes_the_sleeper)
+TEST(page, page_was_there_wakes_the_sleeper)
 {
 	fake_put(bed.fd, 3 * PAGE);
 	ck_assert_int_eq(by_message(3).action, KVMFAULT_ACTION_RETRY);
@@ -139,7 +134,6 @@ START_TEST(page_was_there_wakes_the_sleeper)
 			  (uintptr_t)bed_page(3));
 	ck_assert_uint_eq(fake_nth(FAKE_IOCTL, UFFDIO_WAKE, 0)->length, PAGE);
 }
-END_TEST
 
 /* ---- something happens during the fetch ---- */
 
@@ -155,7 +149,7 @@ static void read_by_message(void)
 	bed.seat = mine;
 }
 
-START_TEST(message_during_a_fetch_is_woken_by_it)
+TEST(page, message_during_a_fetch_is_woken_by_it)
 {
 	bed.during_read = read_by_message;
 	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
@@ -166,9 +160,8 @@ START_TEST(message_during_a_fetch_is_woken_by_it)
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
 	ck_assert_uint_eq(bed_stats().repeated, 1);
 }
-END_TEST
 
-START_TEST(message_during_a_failing_fetch_is_woken)
+TEST(page, message_during_a_failing_fetch_is_woken)
 {
 	bed.during_read = read_by_message;
 	bed.source_result = -EIO;
@@ -177,7 +170,6 @@ START_TEST(message_during_a_failing_fetch_is_woken)
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
 }
-END_TEST
 
 static void ask_again(void)
 {
@@ -189,7 +181,7 @@ static void ask_again(void)
 	bed.seat = mine;
 }
 
-START_TEST(source_that_asks_for_its_own_page)
+TEST(page, source_that_asks_for_its_own_page)
 {
 	bed.during_read = ask_again;
 	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
@@ -197,7 +189,6 @@ START_TEST(source_that_asks_for_its_own_page)
 	ck_assert_int_eq(second.error, -EDEADLK);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
-END_TEST
 
 static bool reader_in_copy(struct fake_call *call)
 {
@@ -208,7 +199,7 @@ static bool reader_in_copy(struct fake_call *call)
 	return true;
 }
 
-START_TEST(message_between_copy_and_publish_is_woken)
+TEST(page, message_between_copy_and_publish_is_woken)
 {
 	fake_on(FAKE_IOCTL, reader_in_copy);
 	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
@@ -216,7 +207,6 @@ START_TEST(message_between_copy_and_publish_is_woken)
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
 }
-END_TEST
 
 static pthread_t discarding;
 static int discarded;
@@ -247,7 +237,7 @@ static struct kvmfault__answer fetch_and_discard(void)
 	return answer;
 }
 
-START_TEST(discard_during_a_fetch)
+TEST(page, discard_during_a_fetch)
 {
 	ck_assert_int_eq(fetch_and_discard().action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(discarded, 0);
@@ -263,9 +253,8 @@ START_TEST(discard_during_a_fetch)
 	ck_assert_uint_eq(bed_stats().zeroed, 1);
 	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_ZERO], 1);
 }
-END_TEST
 
-START_TEST(discard_during_a_failing_fetch)
+TEST(page, discard_during_a_failing_fetch)
 {
 	bed.source_result = -EIO;
 	fetch_and_discard();
@@ -276,9 +265,8 @@ START_TEST(discard_during_a_failing_fetch)
 	by_call(3);
 	ck_assert(bed_has(3, 0));
 }
-END_TEST
 
-START_TEST(discard_that_cannot_punch)
+TEST(page, discard_that_cannot_punch)
 {
 	fake_push(FAKE_FALLOCATE, -ENOSPC);
 	fake_push(FAKE_FALLOCATE, -ENOSPC);
@@ -289,9 +277,8 @@ START_TEST(discard_that_cannot_punch)
 	ck_assert(bed_has(3, bed_byte(3)));
 	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_DISCARD], 0);
 }
-END_TEST
 
-START_TEST(discard_that_cannot_punch_during_a_failing_fetch)
+TEST(page, discard_that_cannot_punch_during_a_failing_fetch)
 {
 	bed.source_result = -EIO;
 	fake_push(FAKE_FALLOCATE, -ENOSPC);
@@ -303,7 +290,6 @@ START_TEST(discard_that_cannot_punch_during_a_failing_fetch)
 	by_message(3);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
-END_TEST
 
 static void discard_and_message(void)
 {
@@ -312,27 +298,25 @@ static void discard_and_message(void)
 	read_by_message();
 }
 
-START_TEST(discard_and_messages_during_a_fetch)
+TEST(page, discard_and_messages_during_a_fetch)
 {
 	bed.during_read = discard_and_message;
 	fetch_and_discard();
 	ck_assert_int_eq(bed_state(3), KVMFAULT__DISCARDED);
 	ck_assert_uint_ge(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
 }
-END_TEST
 
-START_TEST(removed_page_failing_stays_removed)
+TEST(page, removed_page_failing_stays_removed)
 {
 	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA, PAGE), 0);
 	fake_push(FAKE_IOCTL, -ENOMEM);
 	ck_assert_int_eq(by_call(0).action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(bed_state(0), KVMFAULT__DISCARDED);
 }
-END_TEST
 
 /* ---- messages for a page that is present ---- */
 
-START_TEST(late_message_wakes)
+TEST(page, late_message_wakes)
 {
 	by_call(3);
 	ck_assert_int_eq(by_message(3).action, KVMFAULT_ACTION_RETRY);
@@ -342,9 +326,8 @@ START_TEST(late_message_wakes)
 	ck_assert(bed_has(3, bed_byte(3)));
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 }
-END_TEST
 
-START_TEST(page_gone_behind_our_back_is_zero)
+TEST(page, page_gone_behind_our_back_is_zero)
 {
 	by_call(3);
 	kvmfault__memory_punch(bed.memory, 3 * PAGE, PAGE);
@@ -354,9 +337,8 @@ START_TEST(page_gone_behind_our_back_is_zero)
 	ck_assert_uint_eq(bed_stats().zeroed, 1);
 	ck_assert_uint_eq(bed.changes[KVMFAULT_CAUSE_ZERO], 1);
 }
-END_TEST
 
-START_TEST(recheck_that_cannot_be_done_now)
+TEST(page, recheck_that_cannot_be_done_now)
 {
 	by_call(3);
 	fake_push(FAKE_IOCTL, -EAGAIN);
@@ -366,7 +348,6 @@ START_TEST(recheck_that_cannot_be_done_now)
 	ck_assert_int_eq(by_message(3).action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 }
-END_TEST
 
 /* ---- the VMM's own resolvers ---- */
 
@@ -395,16 +376,17 @@ static void up_own(void)
 	bed_add();
 }
 
-START_TEST(own_one_declines)
+TEST_GROUP(own, up_own, bed_down);
+
+TEST(own, own_one_declines)
 {
 	ck_assert_str_eq(by_call(3).resolver, "copy");
 	ck_assert_uint_eq(asked, 1);
 	ck_assert_uint_eq(bed_stats().resolver[0], 0);
 	ck_assert_uint_eq(bed_stats().resolver[1], 1);
 }
-END_TEST
 
-START_TEST(own_one_lies)
+TEST(own, own_one_lies)
 {
 	struct kvmfault__answer answer;
 
@@ -417,9 +399,8 @@ START_TEST(own_one_lies)
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 	ck_assert_uint_eq(bed_stats().fetched, 0);
 }
-END_TEST
 
-START_TEST(own_one_cannot_be_checked)
+TEST(own, own_one_cannot_be_checked)
 {
 	verdict = KVMFAULT_VERDICT_RESOLVED;
 	fake_push(FAKE_LSEEK, -EIO);
@@ -427,7 +408,6 @@ START_TEST(own_one_cannot_be_checked)
 	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
-END_TEST
 
 static int put_page(struct kvmfault_request *request)
 {
@@ -436,7 +416,7 @@ static int put_page(struct kvmfault_request *request)
 	return KVMFAULT_VERDICT_RESOLVED;
 }
 
-START_TEST(own_one_installs_by_itself)
+TEST(own, own_one_installs_by_itself)
 {
 	own = put_page;
 	ck_assert_int_eq(by_message(3).action, KVMFAULT_ACTION_RETRY);
@@ -447,9 +427,8 @@ START_TEST(own_one_installs_by_itself)
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 1);
 	ck_assert_uint_eq(bed_stats().fetched, 1);
 }
-END_TEST
 
-START_TEST(own_one_later)
+TEST(own, own_one_later)
 {
 	struct kvmfault__answer answer;
 
@@ -461,18 +440,16 @@ START_TEST(own_one_later)
 	verdict = KVMFAULT_VERDICT_DECLINED;
 	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
 }
-END_TEST
 
-START_TEST(own_one_later_on_a_discarded_page)
+TEST(own, own_one_later_on_a_discarded_page)
 {
 	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA, PAGE), 0);
 	verdict = KVMFAULT_VERDICT_LATER;
 	ck_assert_int_eq(by_call(0).action, KVMFAULT_ACTION_PENDING);
 	ck_assert_int_eq(bed_state(0), KVMFAULT__DISCARDED);
 }
-END_TEST
 
-START_TEST(own_one_says_junk)
+TEST_EACH(own, own_one_says_junk, 3)
 {
 	static const int junk[] = { 3, 77, INT32_MAX };
 	struct kvmfault__answer answer;
@@ -484,9 +461,8 @@ START_TEST(own_one_says_junk)
 	ck_assert_int_eq(answer.error, -EINVAL);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
-END_TEST
 
-START_TEST(own_one_fails)
+TEST(own, own_one_fails)
 {
 	struct kvmfault__answer answer;
 
@@ -498,7 +474,6 @@ START_TEST(own_one_fails)
 	/* It was its own: nobody else is asked. */
 	ck_assert_uint_eq(bed.reads, 0);
 }
-END_TEST
 
 static int check_request(struct kvmfault_request *request)
 {
@@ -515,14 +490,13 @@ static int check_request(struct kvmfault_request *request)
 	return KVMFAULT_VERDICT_DECLINED;
 }
 
-START_TEST(what_a_resolver_is_asked)
+TEST(own, what_a_resolver_is_asked)
 {
 	own = check_request;
 	by_call(3);
 	ck_assert_uint_eq(asked, 1);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
-END_TEST
 
 static struct kvmfault__answer with_flags(uint64_t flags, int error)
 {
@@ -541,7 +515,7 @@ static struct kvmfault__answer with_flags(uint64_t flags, int error)
 	return answer;
 }
 
-START_TEST(flags_go_to_who_understands_them)
+TEST(own, flags_go_to_who_understands_them)
 {
 	struct kvmfault__answer answer = with_flags(1U << 3, EFAULT);
 
@@ -558,9 +532,8 @@ START_TEST(flags_go_to_who_understands_them)
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_NONE);
 	ck_assert_uint_eq(bed.reads, 0);
 }
-END_TEST
 
-START_TEST(failed_memory_is_not_for_ours)
+TEST(own, failed_memory_is_not_for_ours)
 {
 	struct kvmfault__answer answer = with_flags(0, EHWPOISON);
 
@@ -576,7 +549,6 @@ START_TEST(failed_memory_is_not_for_ours)
 	verdict = KVMFAULT_VERDICT_RESOLVED;
 	ck_assert_int_eq(with_flags(0, EHWPOISON).action, KVMFAULT_ACTION_RETRY);
 }
-END_TEST
 
 static int check_no_region(struct kvmfault_request *request)
 {
@@ -587,7 +559,7 @@ static int check_no_region(struct kvmfault_request *request)
 	return verdict;
 }
 
-START_TEST(no_region)
+TEST(own, no_region)
 {
 	struct kvmfault__answer answer;
 
@@ -599,7 +571,6 @@ START_TEST(no_region)
 	verdict = KVMFAULT_VERDICT_RESOLVED;
 	ck_assert_int_eq(by_call(BED_PAGES).action, KVMFAULT_ACTION_RETRY);
 }
-END_TEST
 
 static int check_guest_memfd(struct kvmfault_request *request)
 {
@@ -612,7 +583,7 @@ static int check_guest_memfd(struct kvmfault_request *request)
 	return KVMFAULT_VERDICT_RESOLVED;
 }
 
-START_TEST(guest_memfd_only)
+TEST(own, guest_memfd_only)
 {
 	struct kvmfault_region region = {
 		.size = sizeof(region),
@@ -628,7 +599,6 @@ START_TEST(guest_memfd_only)
 	ck_assert_int_eq(by_call(BED_PAGES + 1).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, region.gpa), 0);
 }
-END_TEST
 
 /* ---- threads ---- */
 
@@ -676,7 +646,7 @@ static void ask_by_threads(struct kvmfault__answer *answer)
 		pthread_join(thread[i], NULL);
 }
 
-START_TEST(many_threads_one_fetch)
+TEST(page, many_threads_one_fetch)
 {
 	struct kvmfault__answer answer[THREADS];
 	size_t i;
@@ -694,9 +664,8 @@ START_TEST(many_threads_one_fetch)
 	ck_assert_uint_eq(bed_stats().waited, THREADS - 1);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
-END_TEST
 
-START_TEST(failing_fetch_wakes_the_waiters)
+TEST(page, failing_fetch_wakes_the_waiters)
 {
 	struct kvmfault__answer answer[THREADS];
 	size_t i;
@@ -712,9 +681,8 @@ START_TEST(failing_fetch_wakes_the_waiters)
 	ck_assert_uint_eq(bed.reads, THREADS);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
-END_TEST
 
-START_TEST(latency_has_a_bin_for_everything)
+TEST_EACH(page, latency_has_a_bin_for_everything, 7)
 {
 	static const struct {
 		uint64_t ns;
@@ -729,59 +697,8 @@ START_TEST(latency_has_a_bin_for_everything)
 	stats = bed_stats();
 	ck_assert_uint_eq(stats.latency[cases[_i].bin], 1);
 }
-END_TEST
-
-static void add_plain(Suite *suite)
-{
-	TCase *t = tests(suite, "page");
-
-	tcase_add_checked_fixture(t, bed_up, bed_down);
-	tcase_add_test(t, absent_page_is_fetched);
-	tcase_add_test(t, present_page_is_fetched_once);
-	tcase_add_test(t, source_fails);
-	tcase_add_test(t, source_says_a_count);
-	tcase_add_test(t, kernel_is_not_ready);
-	tcase_add_loop_test(t, kernel_fails, 0, 5);
-	tcase_add_test(t, page_was_there);
-	tcase_add_test(t, page_was_there_wakes_the_sleeper);
-	tcase_add_test(t, message_during_a_fetch_is_woken_by_it);
-	tcase_add_test(t, message_during_a_failing_fetch_is_woken);
-	tcase_add_test(t, source_that_asks_for_its_own_page);
-	tcase_add_test(t, message_between_copy_and_publish_is_woken);
-	tcase_add_test(t, discard_during_a_fetch);
-	tcase_add_test(t, discard_during_a_failing_fetch);
-	tcase_add_test(t, discard_that_cannot_punch);
-	tcase_add_test(t, discard_that_cannot_punch_during_a_failing_fetch);
-	tcase_add_test(t, discard_and_messages_during_a_fetch);
-	tcase_add_test(t, removed_page_failing_stays_removed);
-	tcase_add_test(t, late_message_wakes);
-	tcase_add_test(t, page_gone_behind_our_back_is_zero);
-	tcase_add_test(t, recheck_that_cannot_be_done_now);
-	tcase_add_test(t, many_threads_one_fetch);
-	tcase_add_test(t, failing_fetch_wakes_the_waiters);
-	tcase_add_loop_test(t, latency_has_a_bin_for_everything, 0, 7);
-}
 
 int main(void)
 {
-	Suite *suite = suite_create("resolve");
-	TCase *t;
-
-	add_plain(suite);
-	t = tests(suite, "own");
-	tcase_add_checked_fixture(t, up_own, bed_down);
-	tcase_add_test(t, own_one_declines);
-	tcase_add_test(t, own_one_lies);
-	tcase_add_test(t, own_one_cannot_be_checked);
-	tcase_add_test(t, own_one_installs_by_itself);
-	tcase_add_test(t, own_one_later);
-	tcase_add_test(t, own_one_later_on_a_discarded_page);
-	tcase_add_loop_test(t, own_one_says_junk, 0, 3);
-	tcase_add_test(t, own_one_fails);
-	tcase_add_test(t, what_a_resolver_is_asked);
-	tcase_add_test(t, flags_go_to_who_understands_them);
-	tcase_add_test(t, failed_memory_is_not_for_ours);
-	tcase_add_test(t, no_region);
-	tcase_add_test(t, guest_memfd_only);
-	return run_suite(suite);
+	return run_suite("resolve");
 }

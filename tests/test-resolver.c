@@ -37,7 +37,9 @@ static struct kvmfault__answer fetch(uint64_t page)
 	return bed_resolve(KVMFAULT_KIND_CALL, page, false);
 }
 
-START_TEST(order_is_the_vmms)
+TEST_GROUP(chain, bed_vm, bed_down);
+
+TEST(chain, order_is_the_vmms)
 {
 	ck_assert_int_eq(add("first", 1, 0), 0);
 	ck_assert_int_eq(add("second", 2, 0), 0);
@@ -59,9 +61,8 @@ START_TEST(order_is_the_vmms)
 	ck_assert_uint_eq(order[1], 2);
 	ck_assert_uint_eq(bed_stats().resolver[2], 1);
 }
-END_TEST
 
-START_TEST(pages_that_it_is_for)
+TEST(chain, pages_that_it_is_for)
 {
 	ck_assert_int_eq(add("absent", 1, 1U << KVMFAULT_PAGE_ABSENT), 0);
 	ck_assert_int_eq(add("removed", 2, 1U << KVMFAULT_PAGE_DISCARDED), 0);
@@ -78,9 +79,8 @@ START_TEST(pages_that_it_is_for)
 	ck_assert_uint_eq(asked, 3);
 	ck_assert_uint_eq(order[2], 2);
 }
-END_TEST
 
-START_TEST(bad_ones)
+TEST(chain, bad_ones)
 {
 	struct kvmfault_resolver resolver = {
 		.size = sizeof(resolver), .name = "x", .resolve = resolve,
@@ -102,9 +102,8 @@ START_TEST(bad_ones)
 			 -E2BIG);
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 0), "copy");
 }
-END_TEST
 
-START_TEST(so_many_and_no_more)
+TEST(chain, so_many_and_no_more)
 {
 	unsigned int i, ours = 0;
 
@@ -115,9 +114,8 @@ START_TEST(so_many_and_no_more)
 	ck_assert_int_eq(add("one too many", i, 0), -ENOSPC);
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 15), "unprotect");
 }
-END_TEST
 
-START_TEST(too_late)
+TEST(chain, too_late)
 {
 	struct kvmfault_service_options options = { .size = sizeof(options) };
 	struct kvmfault_service *service;
@@ -128,7 +126,6 @@ START_TEST(too_late)
 	bed_add();
 	ck_assert_int_eq(add("late", 1, 0), -EBUSY);
 }
-END_TEST
 
 /* ---- what a request may be asked ---- */
 
@@ -160,7 +157,7 @@ static int nothing_claimed(struct kvmfault_request *request)
 	return KVMFAULT_VERDICT_DECLINED;
 }
 
-START_TEST(read_and_install)
+TEST(chain, read_and_install)
 {
 	ck_assert_int_eq(add("by hand", 1, 0), 0);
 	bed_add();
@@ -178,14 +175,13 @@ START_TEST(read_and_install)
 	ck_assert_int_eq(kvmfault_request_install(NULL, order), -EINVAL);
 	ck_assert_int_eq(kvmfault_request_widen(NULL), -EINVAL);
 }
-END_TEST
 
 static int say_what_install_said(struct kvmfault_request *request)
 {
 	return kvmfault_request_install(request, request->buffer);
 }
 
-START_TEST(install_says_what_the_kernel_said)
+TEST_EACH(chain, install_says_what_the_kernel_said, 6)
 {
 	static const int errors[] = { -EAGAIN, -ENOENT, -ESRCH, -ENOMEM,
 				      -EHWPOISON, -EFAULT };
@@ -197,7 +193,6 @@ START_TEST(install_says_what_the_kernel_said)
 	ck_assert_int_eq(fetch(3).error, errors[_i]);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
-END_TEST
 
 /* ---- a source that shows its bytes ---- */
 
@@ -223,7 +218,9 @@ static void viewed_up(void)
 	hides = false;
 }
 
-START_TEST(installed_from_where_it_is)
+TEST_GROUP(view, viewed_up, bed_down);
+
+TEST(view, installed_from_where_it_is)
 {
 	bed_add();
 	ck_assert_int_eq(fetch(3).action, KVMFAULT_ACTION_RETRY);
@@ -231,9 +228,8 @@ START_TEST(installed_from_where_it_is)
 	ck_assert_uint_eq(views, 1);
 	ck_assert_uint_eq(bed.reads, 0);
 }
-END_TEST
 
-START_TEST(read_where_it_is_not)
+TEST(view, read_where_it_is_not)
 {
 	hides = true;
 	bed_add();
@@ -242,9 +238,8 @@ START_TEST(read_where_it_is_not)
 	ck_assert_uint_eq(views, 1);
 	ck_assert_uint_eq(bed.reads, 1);
 }
-END_TEST
 
-START_TEST(a_window_of_it)
+TEST(view, a_window_of_it)
 {
 	bed.window = KVMFAULT_WINDOW_FIXED;
 	bed.window_length = 4 * PAGE;
@@ -254,10 +249,9 @@ START_TEST(a_window_of_it)
 	ck_assert(bed_has(4, 42) && bed_has(7, 42));
 	ck_assert_int_eq(bed_state(8), KVMFAULT__ABSENT);
 }
-END_TEST
 
 /* Its file was cut off: the source's failure, and no page of zeros. */
-START_TEST(shown_and_not_there)
+TEST(view, shown_and_not_there)
 {
 	struct kvmfault__answer answer;
 
@@ -269,7 +263,6 @@ START_TEST(shown_and_not_there)
 	ck_assert_int_eq(answer.error, -EFAULT);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
-END_TEST
 
 /* How long the source's file is now. */
 static uint64_t file_length;
@@ -296,7 +289,7 @@ static void add_with_file(void)
 }
 
 /* In the middle of a page a mapping goes on with zeros: the length tells. */
-START_TEST(cut_off_in_a_page)
+TEST_EACH(view, cut_off_in_a_page, 2)
 {
 	struct kvmfault__answer answer;
 
@@ -314,9 +307,8 @@ START_TEST(cut_off_in_a_page)
 	ck_assert_int_eq(fetch(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(views, !_i);
 }
-END_TEST
 
-START_TEST(cut_off_in_a_neighbour)
+TEST(view, cut_off_in_a_neighbour)
 {
 	bed.window = KVMFAULT_WINDOW_FIXED;
 	bed.window_length = 4 * PAGE;
@@ -326,18 +318,16 @@ START_TEST(cut_off_in_a_neighbour)
 	ck_assert_int_eq(bed_state(5), KVMFAULT__PRESENT);
 	ck_assert_int_eq(bed_state(7), KVMFAULT__ABSENT);
 }
-END_TEST
 
-START_TEST(length_that_cannot_be_told)
+TEST(view, length_that_cannot_be_told)
 {
 	add_with_file();
 	fake_push(FAKE_FSTAT, -EIO);
 	fake_push(FAKE_FSTAT, -EIO);
 	ck_assert_int_eq(fetch(3).error, -ENODATA);
 }
-END_TEST
 
-START_TEST(file_too_short_at_first)
+TEST(view, file_too_short_at_first)
 {
 	struct kvmfault_memory *memory;
 	void *host;
@@ -346,7 +336,6 @@ START_TEST(file_too_short_at_first)
 	bed.source.file = fake_file(FAKE_FILE, shown, sizeof(shown) - 1);
 	ck_assert_int_eq(bed_memory(&memory, &fd, &host), -ENODATA);
 }
-END_TEST
 
 /* A neighbour's bytes are gone: those before it come, and the page itself. */
 static unsigned int copies;
@@ -368,7 +357,7 @@ static bool second_is_gone(struct fake_call *call)
 	return true;
 }
 
-START_TEST(a_neighbour_is_not_there)
+TEST(view, a_neighbour_is_not_there)
 {
 	bed.window = KVMFAULT_WINDOW_FIXED;
 	bed.window_length = 4 * PAGE;
@@ -384,7 +373,6 @@ START_TEST(a_neighbour_is_not_there)
 	ck_assert_uint_eq(bed_stats().fetched, 2);
 	ck_assert_uint_eq(bed_stats().existed, 0);
 }
-END_TEST
 
 static int data_by_hand(struct kvmfault_request *request)
 {
@@ -406,7 +394,7 @@ static int data_by_hand(struct kvmfault_request *request)
 	return KVMFAULT_VERDICT_RESOLVED;
 }
 
-START_TEST(data_for_ones_own)
+TEST(view, data_for_ones_own)
 {
 	ck_assert_int_eq(add("by hand", 1, 0), 0);
 	bed_add();
@@ -419,10 +407,9 @@ START_TEST(data_for_ones_own)
 	ck_assert(bed_has(4, bed_byte(4)));
 	ck_assert_uint_eq(asked, 3);
 }
-END_TEST
 
 /* A discarded page is not the source's. */
-START_TEST(no_view_of_zeros)
+TEST(view, no_view_of_zeros)
 {
 	ck_assert_int_eq(add("by hand", 1, 0), 0);
 	bed_add();
@@ -434,10 +421,9 @@ START_TEST(no_view_of_zeros)
 	ck_assert(bed_has(3, 0));
 	ck_assert_uint_eq(views, 1);
 }
-END_TEST
 
 /* They have to be in the file. */
-START_TEST(no_view_with_minor_faults)
+TEST(view, no_view_with_minor_faults)
 {
 	ck_assert_int_eq(add("by hand", 1, 0), 0);
 	bed.minor = true;
@@ -448,7 +434,6 @@ START_TEST(no_view_with_minor_faults)
 	ck_assert_uint_eq(views, 0);
 	ck_assert_uint_eq(bed.reads, 1);
 }
-END_TEST
 
 /* ---- ours: populate ---- */
 
@@ -475,7 +460,7 @@ static size_t writes(void)
 	return fake_count(FAKE_MADVISE, KVMFAULT__MADV_POPULATE_WRITE);
 }
 
-START_TEST(populate_by_access)
+TEST(chain, populate_by_access)
 {
 	bed_add();
 	ck_assert_int_eq(populate(KVMFAULT_ACCESS_READ, 0, bed.host),
@@ -500,7 +485,6 @@ START_TEST(populate_by_access)
 			 KVMFAULT_VERDICT_DECLINED);
 	ck_assert_uint_eq(reads(), 0);
 }
-END_TEST
 
 static bool read_only(struct fake_call *call)
 {
@@ -521,7 +505,7 @@ static int populate_read_only(enum kvmfault_access access)
 	return kvmfault__resolver_populate.resolve(NULL, &request);
 }
 
-START_TEST(populate_what_is_only_readable)
+TEST(chain, populate_what_is_only_readable)
 {
 	bed_add();
 	/* Not known to be a write: readable will do. */
@@ -530,9 +514,8 @@ START_TEST(populate_what_is_only_readable)
 	ck_assert_int_eq(populate_read_only(KVMFAULT_ACCESS_WRITE),
 			 -EOPNOTSUPP);
 }
-END_TEST
 
-START_TEST(populate_says_why_not)
+TEST_EACH(chain, populate_says_why_not, 4)
 {
 	static const int errors[] = { -EFAULT, -ENOMEM, -EHWPOISON, -EINTR };
 	struct kvmfault__answer answer;
@@ -550,37 +533,8 @@ START_TEST(populate_says_why_not)
 	ck_assert_int_eq(answer.error, errors[_i]);
 	ck_assert_str_eq(answer.resolver, "populate");
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("resolver");
-	TCase *t = tests(suite, "chain");
-
-	tcase_add_checked_fixture(t, bed_vm, bed_down);
-	tcase_add_test(t, order_is_the_vmms);
-	tcase_add_test(t, pages_that_it_is_for);
-	tcase_add_test(t, bad_ones);
-	tcase_add_test(t, so_many_and_no_more);
-	tcase_add_test(t, too_late);
-	tcase_add_test(t, read_and_install);
-	tcase_add_loop_test(t, install_says_what_the_kernel_said, 0, 6);
-	tcase_add_test(t, populate_by_access);
-	tcase_add_test(t, populate_what_is_only_readable);
-	tcase_add_loop_test(t, populate_says_why_not, 0, 4);
-	t = tests(suite, "view");
-	tcase_add_checked_fixture(t, viewed_up, bed_down);
-	tcase_add_test(t, installed_from_where_it_is);
-	tcase_add_test(t, read_where_it_is_not);
-	tcase_add_test(t, a_window_of_it);
-	tcase_add_test(t, shown_and_not_there);
-	tcase_add_test(t, a_neighbour_is_not_there);
-	tcase_add_test(t, data_for_ones_own);
-	tcase_add_loop_test(t, cut_off_in_a_page, 0, 2);
-	tcase_add_test(t, cut_off_in_a_neighbour);
-	tcase_add_test(t, length_that_cannot_be_told);
-	tcase_add_test(t, file_too_short_at_first);
-	tcase_add_test(t, no_view_of_zeros);
-	tcase_add_test(t, no_view_with_minor_faults);
-	return run_suite(suite);
+	return run_suite("resolver");
 }

@@ -47,7 +47,9 @@ static void retire(void *item)
 	pthread_mutex_unlock(&vm->lock);
 }
 
-START_TEST(taken_once_used_again)
+TEST_GROUP(seat, up, down);
+
+TEST(seat, taken_once_used_again)
 {
 	struct kvmfault__seat *other = kvmfault__seat_take(vm);
 
@@ -59,9 +61,8 @@ START_TEST(taken_once_used_again)
 	ck_assert(!other->immediate_exit);
 	kvmfault__seat_give(other);
 }
-END_TEST
 
-START_TEST(without_memory)
+TEST(seat, without_memory)
 {
 	long before = fake_held().allocations;
 
@@ -71,9 +72,8 @@ START_TEST(without_memory)
 	ck_assert_ptr_null(kvmfault__seat_take(vm));
 	ck_assert_int_eq(fake_held().allocations, before);
 }
-END_TEST
 
-START_TEST(nobody_holds_it)
+TEST(seat, nobody_holds_it)
 {
 	long before = fake_held().allocations;
 
@@ -81,9 +81,8 @@ START_TEST(nobody_holds_it)
 	ck_assert_int_eq(fake_held().allocations, before);
 	retire(NULL);
 }
-END_TEST
 
-START_TEST(held_is_not_freed)
+TEST_EACH(seat, held_is_not_freed, 3)
 {
 	long before = fake_held().allocations;
 	void *item = new_item();
@@ -112,9 +111,8 @@ START_TEST(held_is_not_freed)
 	retire(NULL);
 	ck_assert_int_eq(fake_held().allocations, before);
 }
-END_TEST
 
-START_TEST(what_is_in_a_held_table_is_not_freed)
+TEST(seat, what_is_in_a_held_table_is_not_freed)
 {
 	long before = fake_held().allocations;
 	void *table = new_item(), *item = new_item();
@@ -131,9 +129,8 @@ START_TEST(what_is_in_a_held_table_is_not_freed)
 	retire(NULL);
 	ck_assert_int_eq(fake_held().allocations, before);
 }
-END_TEST
 
-START_TEST(freed_at_the_end)
+TEST(seat, freed_at_the_end)
 {
 	void *item = new_item();
 
@@ -142,7 +139,6 @@ START_TEST(freed_at_the_end)
 	atomic_store(&seat->span, NULL);
 	/* down() checks that it is gone with the VM. */
 }
-END_TEST
 
 /* ---- drain ---- */
 
@@ -155,15 +151,14 @@ static bool busy(struct kvmfault__seat *who, void *what)
 	return who == busy_seat && atomic_load(&is_busy);
 }
 
-START_TEST(nobody_is_busy)
+TEST(seat, nobody_is_busy)
 {
 	kvmfault__drain(vm, busy, &is_busy);
 	ck_assert_uint_eq(vm->drain.drainers, 0);
 }
-END_TEST
 
 /* One within the other, each with what it holds. */
-START_TEST(within_what_it_is_in)
+TEST(seat, within_what_it_is_in)
 {
 	struct kvmfault__inside outer, inner;
 	struct kvmfault_memory memory = { 0 }, other = { 0 };
@@ -186,7 +181,6 @@ START_TEST(within_what_it_is_in)
 	kvmfault__exit(&outer);
 	ck_assert(!kvmfault__within(busy, &is_busy));
 }
-END_TEST
 
 static void *leave_soon(void *arg)
 {
@@ -200,7 +194,7 @@ static void *leave_soon(void *arg)
 	return NULL;
 }
 
-START_TEST(waits_for_another)
+TEST(seat, waits_for_another)
 {
 	pthread_t thread;
 
@@ -212,7 +206,6 @@ START_TEST(waits_for_another)
 	pthread_join(thread, NULL);
 	kvmfault__seat_give(busy_seat);
 }
-END_TEST
 
 /* ---- threads ---- */
 
@@ -251,7 +244,7 @@ static struct item *new_magic(void)
 	return item;
 }
 
-START_TEST(read_while_it_is_replaced)
+TEST(seat, read_while_it_is_replaced)
 {
 	pthread_t thread[THREADS];
 	unsigned int i;
@@ -270,23 +263,8 @@ START_TEST(read_while_it_is_replaced)
 	ck_assert_uint_eq(wrong, 0);
 	retire((void *)(uintptr_t)atomic_exchange(&shared, NULL));
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("seat");
-	TCase *t = tests(suite, "seat");
-
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_test(t, taken_once_used_again);
-	tcase_add_test(t, without_memory);
-	tcase_add_test(t, nobody_holds_it);
-	tcase_add_loop_test(t, held_is_not_freed, 0, 3);
-	tcase_add_test(t, what_is_in_a_held_table_is_not_freed);
-	tcase_add_test(t, freed_at_the_end);
-	tcase_add_test(t, nobody_is_busy);
-	tcase_add_test(t, within_what_it_is_in);
-	tcase_add_test(t, waits_for_another);
-	tcase_add_test(t, read_while_it_is_replaced);
-	return run_suite(suite);
+	return run_suite("seat");
 }

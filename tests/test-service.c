@@ -56,7 +56,9 @@ static size_t copies(void)
 	return fake_count(FAKE_IOCTL, UFFDIO_COPY);
 }
 
-START_TEST(message_is_answered)
+TEST_GROUP(messages, up, down);
+
+TEST(messages, message_is_answered)
 {
 	touch(3, true);
 	dispatch();
@@ -67,9 +69,8 @@ START_TEST(message_is_answered)
 	ck_assert_uint_eq(bed_stats().latency[0], 1);
 	ck_assert_uint_eq(wakes(), 0);		/* the copy woke it */
 }
-END_TEST
 
-START_TEST(message_that_comes_late_is_woken)
+TEST(messages, message_that_comes_late_is_woken)
 {
 	touch(3, false);
 	touch(3, false);
@@ -78,9 +79,8 @@ START_TEST(message_that_comes_late_is_woken)
 	ck_assert_uint_eq(wakes(), 1);
 	ck_assert_uint_eq(bed_stats().repeated, 1);
 }
-END_TEST
 
-START_TEST(many_messages)
+TEST(messages, many_messages)
 {
 	uint64_t i;
 
@@ -91,9 +91,8 @@ START_TEST(many_messages)
 	ck_assert_uint_eq(bed_stats().fetched, BED_PAGES);
 	ck_assert_uint_eq(wakes(), 40 - BED_PAGES);
 }
-END_TEST
 
-START_TEST(pollable)
+TEST(messages, pollable)
 {
 	int fd = kvmfault_service_fd(service);
 
@@ -102,9 +101,8 @@ START_TEST(pollable)
 	ck_assert_int_eq(kvmfault_service_dispatch(NULL), -EINVAL);
 	ck_assert_int_eq(kvmfault_service_free(NULL), 0);
 }
-END_TEST
 
-START_TEST(nothing_to_do)
+TEST(messages, nothing_to_do)
 {
 	dispatch();
 	ck_assert_uint_eq(bed.reads, 0);
@@ -112,7 +110,6 @@ START_TEST(nothing_to_do)
 	fake_push(FAKE_EPOLL_WAIT, -EINTR);
 	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
 }
-END_TEST
 
 /* ---- parked ---- */
 
@@ -124,7 +121,9 @@ static bool not_now(struct fake_call *call)
 	return true;
 }
 
-START_TEST(not_now_is_parked_and_comes_again)
+TEST_GROUP(parked, up, down);
+
+TEST(parked, not_now_is_parked_and_comes_again)
 {
 	fake_on(FAKE_IOCTL, not_now);
 	touch(3, false);
@@ -146,7 +145,6 @@ START_TEST(not_now_is_parked_and_comes_again)
 	/* Nobody gave up on it: the VMM is not asked. */
 	ck_assert_uint_eq(bed.unresolved, 0);
 }
-END_TEST
 
 static void for_a_minute(void)
 {
@@ -159,7 +157,7 @@ static void for_a_minute(void)
 	}
 }
 
-START_TEST(parked_longer_and_longer)
+TEST(parked, parked_longer_and_longer)
 {
 	bed.source_result = -EIO;
 	for_a_minute();
@@ -167,19 +165,17 @@ START_TEST(parked_longer_and_longer)
 	ck_assert_uint_ge(bed.reads, 60);
 	ck_assert_uint_le(bed.reads, 75);
 }
-END_TEST
 
 /* What is not possible now is no failure: soon again, and nobody is told. */
-START_TEST(not_now_is_tried_soon)
+TEST(parked, not_now_is_tried_soon)
 {
 	fake_on(FAKE_IOCTL, not_now);
 	for_a_minute();
 	ck_assert_uint_ge(copies(), 2000);
 	ck_assert_uint_eq(bed.unresolved, 0);
 }
-END_TEST
 
-START_TEST(repeated_message_of_a_parked_one)
+TEST(parked, repeated_message_of_a_parked_one)
 {
 	fake_on(FAKE_IOCTL, not_now);
 	touch(3, false);
@@ -191,9 +187,8 @@ START_TEST(repeated_message_of_a_parked_one)
 	ck_assert_uint_eq(bed_stats().repeated, 2);
 	ck_assert_uint_eq(bed_stats().deferred, 1);
 }
-END_TEST
 
-START_TEST(parked_ones_do_not_hold_up_the_others)
+TEST(parked, parked_ones_do_not_hold_up_the_others)
 {
 	fake_on(FAKE_IOCTL, not_now);
 	touch(3, false);
@@ -204,10 +199,9 @@ START_TEST(parked_ones_do_not_hold_up_the_others)
 	ck_assert(bed_has(4, bed_byte(4)));
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
-END_TEST
 
 /* The same address in another process is another page. */
-START_TEST(parked_by_address_and_process)
+TEST(parked, parked_by_address_and_process)
 {
 	struct kvmfault_uffd_options remote = {
 		.size = sizeof(remote), .fd = fake_uffd(O_NONBLOCK),
@@ -238,11 +232,10 @@ START_TEST(parked_by_address_and_process)
 	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
 	ck_assert_int_eq(kvmfault_uffd_free(options.uffd), 0);
 }
-END_TEST
 
 #define ROOM 256
 
-START_TEST(no_room_to_park)
+TEST(parked, no_room_to_park)
 {
 	struct kvmfault_memory_options options = {
 		.size = sizeof(options), .length = (ROOM + 1) * PAGE,
@@ -273,9 +266,8 @@ START_TEST(no_room_to_park)
 		ck_assert(fake_present(options.fd, page * PAGE));
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
-END_TEST
 
-START_TEST(parked_ones_are_woken_at_the_end)
+TEST(parked, parked_ones_are_woken_at_the_end)
 {
 	struct kvmfault_service_options options = { .size = sizeof(options) };
 
@@ -289,10 +281,9 @@ START_TEST(parked_ones_are_woken_at_the_end)
 			  (uintptr_t)bed_page(3));
 	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
 }
-END_TEST
 
 /* Its end cannot fail, and it forgets nobody. */
-START_TEST(parked_ones_are_woken_without_memory)
+TEST(parked, parked_ones_are_woken_without_memory)
 {
 	fake_on(FAKE_IOCTL, not_now);
 	touch(3, false);
@@ -305,9 +296,8 @@ START_TEST(parked_ones_are_woken_without_memory)
 	bed_give_seats();
 	service = NULL;
 }
-END_TEST
 
-START_TEST(memory_of_a_parked_one_is_gone)
+TEST(parked, memory_of_a_parked_one_is_gone)
 {
 	struct kvmfault_memory *memory;
 	void *host;
@@ -323,7 +313,6 @@ START_TEST(memory_of_a_parked_one_is_gone)
 	dispatch();
 	ck_assert_uint_eq(bed.reads, 0);
 }
-END_TEST
 
 /* ---- unresolved ---- */
 
@@ -336,7 +325,7 @@ static void tries(unsigned int n)
 }
 
 /* Of as many as a vCPU's fault has. */
-START_TEST(told_after_three_tries)
+TEST(parked, told_after_three_tries)
 {
 	bed.source_result = -EIO;
 	touch(3, true);
@@ -365,10 +354,9 @@ START_TEST(told_after_three_tries)
 	tries(1);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
-END_TEST
 
 /* Of another process the address alone says nothing: whose it is comes with it. */
-START_TEST(told_of_another_process)
+TEST(parked, told_of_another_process)
 {
 	struct kvmfault_uffd_options process = {
 		.size = sizeof(process), .fd = fake_uffd(O_NONBLOCK),
@@ -393,7 +381,6 @@ START_TEST(told_of_another_process)
 	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
 	ck_assert_int_eq(kvmfault_uffd_free(options.uffd), 0);
 }
-END_TEST
 
 /* Who is told takes his time: the message is parked by then, and its sleeper was not
  * woken to send another one. */
@@ -411,7 +398,7 @@ static void when_told(void *data, const struct kvmfault_sleeper *sleeper)
 	kvmfault_service_dispatch(service);
 }
 
-START_TEST(told_once_by_a_slow_callback)
+TEST(parked, told_once_by_a_slow_callback)
 {
 	bed.vm->ops.unresolved = when_told;
 	bed.vm->options.source_retries = 0;
@@ -423,7 +410,6 @@ START_TEST(told_once_by_a_slow_callback)
 	ck_assert_uint_eq(bed_stats().repeated, 1);
 	ck_assert_uint_eq(wakes(), 0);
 }
-END_TEST
 
 static void fails(struct kvmfault__deferred *park, struct kvmfault__message *item,
 		  const struct kvmfault_mapping *mapping)
@@ -436,7 +422,7 @@ static void fails(struct kvmfault__deferred *park, struct kvmfault__message *ite
 
 /* A sleeper that was woken has sent a second message, and another thread has
  * parked that first. */
-START_TEST(told_once_for_two_messages)
+TEST(parked, told_once_for_two_messages)
 {
 	struct kvmfault__message first = {
 		.fault.hva = (uintptr_t)bed_page(3), .tries = { 2, 2 },
@@ -459,9 +445,8 @@ START_TEST(told_once_for_two_messages)
 	kvmfault__sys_close(park.timer);
 	pthread_mutex_destroy(&park.lock);
 }
-END_TEST
 
-START_TEST(told_after_a_mixed_series)
+TEST(parked, told_after_a_mixed_series)
 {
 	static const int results[] = { -EIO, -EIO, -EAGAIN, -EIO, -EIO };
 	size_t i;
@@ -473,9 +458,8 @@ START_TEST(told_after_a_mixed_series)
 	}
 	ck_assert_uint_eq(bed.unresolved, 1);
 }
-END_TEST
 
-START_TEST(failing_fetch_does_not_flood)
+TEST(parked, failing_fetch_does_not_flood)
 {
 	bed.source_result = -EIO;
 	touch(3, false);
@@ -487,7 +471,6 @@ START_TEST(failing_fetch_does_not_flood)
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(bed_stats().repeated, 1);
 }
-END_TEST
 
 /* ---- other messages ---- */
 
@@ -528,7 +511,7 @@ static void remove_event(struct kvmfault_memory *memory, char *start,
 	event(memory, &msg);
 }
 
-START_TEST(removed_from_a_file_is_a_hint)
+TEST(messages, removed_from_a_file_is_a_hint)
 {
 	touch(3, false);
 	dispatch();
@@ -537,9 +520,8 @@ START_TEST(removed_from_a_file_is_a_hint)
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
 	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
 }
-END_TEST
 
-START_TEST(removed_from_anonymous_memory_is_gone)
+TEST(messages, removed_from_anonymous_memory_is_gone)
 {
 	char *host;
 	struct kvmfault_memory *memory = anonymous(&host);
@@ -557,9 +539,8 @@ START_TEST(removed_from_anonymous_memory_is_gone)
 			 KVMFAULT__DISCARDED);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
-END_TEST
 
-START_TEST(fork_event)
+TEST(messages, fork_event)
 {
 	struct uffd_msg msg = { .event = UFFD_EVENT_FORK };
 	long before = fake_held().descriptors;
@@ -571,9 +552,8 @@ START_TEST(fork_event)
 	ck_assert_uint_eq(bed.logs, 1);
 	ck_assert_int_eq(fake_held().descriptors, before);
 }
-END_TEST
 
-START_TEST(unmap_event)
+TEST(messages, unmap_event)
 {
 	struct uffd_msg msg = { .event = UFFD_EVENT_UNMAP };
 
@@ -581,10 +561,9 @@ START_TEST(unmap_event)
 	ck_assert_uint_eq(bed.logs, 1);
 	ck_assert_ptr_nonnull(strstr(bed.log, "unmapped"));
 }
-END_TEST
 
 /* What has moved stays registered when its memory goes, if nothing is absent. */
-START_TEST(moved_stays_registered)
+TEST(messages, moved_stays_registered)
 {
 	const struct kvmfault__mappings *all =
 		atomic_load(&bed.memory->mappings);
@@ -604,9 +583,8 @@ START_TEST(moved_stays_registered)
 	/* The bed lets nothing be left open. */
 	ck_assert_int_eq(kvmfault__sys_close(fd), 0);
 }
-END_TEST
 
-START_TEST(message_for_what_nobody_knows)
+TEST(messages, message_for_what_nobody_knows)
 {
 	struct uffd_msg msg = { .event = UFFD_EVENT_PAGEFAULT };
 
@@ -615,18 +593,16 @@ START_TEST(message_for_what_nobody_knows)
 	ck_assert_uint_eq(bed.reads, 0);
 	ck_assert_uint_eq(bed_stats().deferred, 0);
 }
-END_TEST
 
-START_TEST(unknown_event)
+TEST(messages, unknown_event)
 {
 	struct uffd_msg msg = { .event = 0x77 };
 
 	event(bed.memory, &msg);
 	ck_assert_uint_eq(bed.reads, 0);
 }
-END_TEST
 
-START_TEST(flags_that_nobody_understands)
+TEST(messages, flags_that_nobody_understands)
 {
 	struct uffd_msg msg = { .event = UFFD_EVENT_PAGEFAULT };
 
@@ -639,7 +615,6 @@ START_TEST(flags_that_nobody_understands)
 	ck_assert_uint_eq(bed.fault.flags & 1ULL << 40, 1ULL << 40);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
-END_TEST
 
 static bool failed_uffd(struct fake_call *call)
 {
@@ -650,7 +625,7 @@ static bool failed_uffd(struct fake_call *call)
 	return true;
 }
 
-START_TEST(userfaultfd_that_failed_is_muted)
+TEST(messages, userfaultfd_that_failed_is_muted)
 {
 	touch(3, false);
 	fake_on(FAKE_EPOLL_WAIT, failed_uffd);
@@ -660,7 +635,6 @@ START_TEST(userfaultfd_that_failed_is_muted)
 	ck_assert_uint_eq(bed.logs, 1);
 	ck_assert_uint_eq(bed.reads, 0);
 }
-END_TEST
 
 static struct kvmfault_uffd *uffd;
 
@@ -672,7 +646,7 @@ static bool free_uffd(struct fake_call *call)
 }
 
 /* Freed when a reader has heard of it, and has not read. */
-START_TEST(userfaultfd_that_was_just_freed)
+TEST(messages, userfaultfd_that_was_just_freed)
 {
 	struct kvmfault_uffd_options options = {
 		.size = sizeof(options), .fd = fake_uffd(O_NONBLOCK),
@@ -692,11 +666,12 @@ START_TEST(userfaultfd_that_was_just_freed)
 	dispatch();
 	ck_assert_uint_eq(bed.logs, 0);
 }
-END_TEST
 
 /* ---- making it ---- */
 
-START_TEST(new_service)
+TEST_GROUP(new, up, down);
+
+TEST(new, new_service)
 {
 	struct kvmfault_service_options options = { .size = sizeof(options) };
 	struct kvmfault_service *second = (void *)1;
@@ -714,9 +689,8 @@ START_TEST(new_service)
 			 -EINVAL);
 	ck_assert_int_eq(kvmfault_vm_free(bed.vm), -EBUSY);
 }
-END_TEST
 
-START_TEST(unknown_tail)
+TEST(new, unknown_tail)
 {
 	struct {
 		struct kvmfault_service_options options;
@@ -728,9 +702,8 @@ START_TEST(unknown_tail)
 					      &second), -E2BIG);
 	ck_assert_ptr_null(second);
 }
-END_TEST
 
-START_TEST(threads_come_and_go)
+TEST(new, threads_come_and_go)
 {
 	struct kvmfault_service_options options = {
 		.size = sizeof(options), .threads = 3,
@@ -747,7 +720,6 @@ START_TEST(threads_come_and_go)
 	ck_assert_int_eq(fake_held().threads, 0);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
-END_TEST
 
 static int freed = 1;
 
@@ -756,7 +728,7 @@ static void free_by_own_thread(void)
 	freed = kvmfault_service_free(service);
 }
 
-START_TEST(freed_by_its_own_thread)
+TEST(new, freed_by_its_own_thread)
 {
 	struct kvmfault_service_options options = {
 		.size = sizeof(options), .threads = 1,
@@ -772,9 +744,8 @@ START_TEST(freed_by_its_own_thread)
 	service = NULL;
 	ck_assert_int_eq(freed, -EDEADLK);
 }
-END_TEST
 
-START_TEST(dispatch_without_memory)
+TEST(new, dispatch_without_memory)
 {
 	bed_take_seats();
 	touch(3, false);
@@ -784,53 +755,8 @@ START_TEST(dispatch_without_memory)
 	dispatch();
 	ck_assert(bed_has(3, bed_byte(3)));
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("service");
-	TCase *t = tests(suite, "messages");
-
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_test(t, message_is_answered);
-	tcase_add_test(t, message_that_comes_late_is_woken);
-	tcase_add_test(t, many_messages);
-	tcase_add_test(t, pollable);
-	tcase_add_test(t, nothing_to_do);
-	tcase_add_test(t, removed_from_a_file_is_a_hint);
-	tcase_add_test(t, removed_from_anonymous_memory_is_gone);
-	tcase_add_test(t, fork_event);
-	tcase_add_test(t, unmap_event);
-	tcase_add_test(t, moved_stays_registered);
-	tcase_add_test(t, message_for_what_nobody_knows);
-	tcase_add_test(t, unknown_event);
-	tcase_add_test(t, flags_that_nobody_understands);
-	tcase_add_test(t, userfaultfd_that_failed_is_muted);
-	tcase_add_test(t, userfaultfd_that_was_just_freed);
-	t = tests(suite, "parked");
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_test(t, not_now_is_parked_and_comes_again);
-	tcase_add_test(t, parked_longer_and_longer);
-	tcase_add_test(t, not_now_is_tried_soon);
-	tcase_add_test(t, repeated_message_of_a_parked_one);
-	tcase_add_test(t, parked_ones_do_not_hold_up_the_others);
-	tcase_add_test(t, parked_by_address_and_process);
-	tcase_add_test(t, no_room_to_park);
-	tcase_add_test(t, parked_ones_are_woken_at_the_end);
-	tcase_add_test(t, parked_ones_are_woken_without_memory);
-	tcase_add_test(t, memory_of_a_parked_one_is_gone);
-	tcase_add_test(t, told_after_three_tries);
-	tcase_add_test(t, told_of_another_process);
-	tcase_add_test(t, told_once_by_a_slow_callback);
-	tcase_add_test(t, told_once_for_two_messages);
-	tcase_add_test(t, told_after_a_mixed_series);
-	tcase_add_test(t, failing_fetch_does_not_flood);
-	t = tests(suite, "new");
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_test(t, new_service);
-	tcase_add_test(t, unknown_tail);
-	tcase_add_test(t, threads_come_and_go);
-	tcase_add_test(t, freed_by_its_own_thread);
-	tcase_add_test(t, dispatch_without_memory);
-	return run_suite(suite);
+	return run_suite("service");
 }

@@ -66,7 +66,9 @@ static enum kvmfault_action interrupted(void)
 
 /* ---- masked ---- */
 
-START_TEST(unblocked_in_kvm_run_alone)
+TEST_GROUP(signal, up, down);
+
+TEST(signal, unblocked_in_kvm_run_alone)
 {
 	ck_assert_int_eq(new_vcpu(), 0);
 	ck_assert_uint_eq(fake_run_mask(), BIT(SIGUSR1));
@@ -74,9 +76,8 @@ START_TEST(unblocked_in_kvm_run_alone)
 	vcpu = NULL;
 	ck_assert_uint_eq(fake_run_mask(), fake_signal_mask);
 }
-END_TEST
 
-START_TEST(on_top_of_the_vmms_mask)
+TEST(signal, on_top_of_the_vmms_mask)
 {
 	const uint64_t mask = BIT(SIGBUS) | BIT(SIGUSR2) | BIT(SIGTERM);
 
@@ -87,17 +88,15 @@ START_TEST(on_top_of_the_vmms_mask)
 	vcpu = NULL;
 	ck_assert_uint_eq(fake_run_mask(), mask);
 }
-END_TEST
 
 /* It would kill the process. */
-START_TEST(not_blocked_is_refused)
+TEST(signal, not_blocked_is_refused)
 {
 	fake_signal_mask = BIT(SIGUSR1);
 	refused("pthread_sigmask");
 	fake_signal_mask |= BIT(SIGBUS);
 	ck_assert_int_eq(new_vcpu(), 0);
 }
-END_TEST
 
 static bool no_masks(struct fake_call *call)
 {
@@ -105,15 +104,14 @@ static bool no_masks(struct fake_call *call)
 	return call->number == KVM_SET_SIGNAL_MASK;
 }
 
-START_TEST(kvm_refuses_the_mask)
+TEST(signal, kvm_refuses_the_mask)
 {
 	fake_on(FAKE_IOCTL, no_masks);
 	ck_assert_int_eq(new_vcpu(), -EINVAL);
 	ck_assert_ptr_null(vcpu);
 }
-END_TEST
 
-START_TEST(taken_from_the_queue)
+TEST(signal, taken_from_the_queue)
 {
 	siginfo_t info = sigbus(BUS_MCEERR_AR, bed_page(3));
 
@@ -128,9 +126,8 @@ START_TEST(taken_from_the_queue)
 	ck_assert_int_eq(interrupted(), KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert_ptr_null(kvmfault_vcpu_result(vcpu)->siginfo);
 }
-END_TEST
 
-START_TEST(not_ours_is_handed_on)
+TEST_EACH(signal, not_ours_is_handed_on, 3)
 {
 	siginfo_t info[] = {
 		sigbus(BUS_MCEERR_AR, &options),
@@ -149,10 +146,9 @@ START_TEST(not_ours_is_handed_on)
 	run.exit_reason = KVM_EXIT_IO;
 	ck_assert_int_eq(kvmfault_vcpu_handle(vcpu, 0, 0), KVMFAULT_ACTION_NOT_A_FAULT);
 }
-END_TEST
 
 /* Memory that has failed comes the same way. */
-START_TEST(failed_memory)
+TEST(signal, failed_memory)
 {
 	siginfo_t info = sigbus(BUS_MCEERR_AR, bed_page(3));
 
@@ -167,10 +163,9 @@ START_TEST(failed_memory)
 	ck_assert_int_eq(kvmfault_vcpu_result(vcpu)->reason,
 			 KVMFAULT_REASON_HWPOISON);
 }
-END_TEST
 
 /* Only where it ended KVM_RUN. */
-START_TEST(looked_for_after_eintr)
+TEST(signal, looked_for_after_eintr)
 {
 	siginfo_t info = sigbus(BUS_MCEERR_AR, bed_page(3));
 
@@ -184,7 +179,6 @@ START_TEST(looked_for_after_eintr)
 	ck_assert_uint_eq(fake_count(FAKE_SIGTAKE, FAKE_ANY), 0);
 	ck_assert_int_eq(interrupted(), KVMFAULT_ACTION_RETRY);
 }
-END_TEST
 
 /* ---- by a handler ---- */
 
@@ -195,7 +189,7 @@ static void have_handler(void)
 	fake_signal_mask = BIT(SIGUSR1);
 }
 
-START_TEST(handler_that_would_not_be_called)
+TEST(signal, handler_that_would_not_be_called)
 {
 	const uint64_t mask = BIT(SIGBUS);
 
@@ -214,7 +208,6 @@ START_TEST(handler_that_would_not_be_called)
 	/* KVM's own mask is none of our business then. */
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_SET_SIGNAL_MASK), 0);
 }
-END_TEST
 
 static bool noted(int code, const void *address)
 {
@@ -223,7 +216,7 @@ static bool noted(int code, const void *address)
 	return kvmfault_vcpu_note_sigbus(vcpu, &info);
 }
 
-START_TEST(noted_and_answered)
+TEST(signal, noted_and_answered)
 {
 	size_t i, calls = 0, after = 0;
 
@@ -239,9 +232,8 @@ START_TEST(noted_and_answered)
 	ck_assert(bed_has(3, bed_byte(3)));
 	ck_assert_int_eq(interrupted(), KVMFAULT_ACTION_INTERRUPTED);
 }
-END_TEST
 
-START_TEST(handler_is_told_what_is_not_ours)
+TEST(signal, handler_is_told_what_is_not_ours)
 {
 	struct kvmfault_mapping_options second = { .size = sizeof(second) };
 	struct kvmfault_mapping *mapping;
@@ -262,10 +254,9 @@ START_TEST(handler_is_told_what_is_not_ours)
 	ck_assert_int_eq(interrupted(), KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
 }
-END_TEST
 
 /* Before the first is answered: the vCPU comes back to it. */
-START_TEST(a_second_one)
+TEST(signal, a_second_one)
 {
 	have_handler();
 	ck_assert_int_eq(new_vcpu(), 0);
@@ -278,19 +269,17 @@ START_TEST(a_second_one)
 	ck_assert_int_eq(interrupted(), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(4), KVMFAULT__PRESENT);
 }
-END_TEST
 
 /* ---- */
 
-START_TEST(unknown_way)
+TEST(signal, unknown_way)
 {
 	options.sigbus = (enum kvmfault_sigbus)2;
 	ck_assert_int_eq(new_vcpu(), -EINVAL);
 }
-END_TEST
 
 /* In the other modes nobody has to care about SIGBUS. */
-START_TEST(without_markers_nothing_is_asked)
+TEST(signal, without_markers_nothing_is_asked)
 {
 	bed.vm->how.chosen = KVMFAULT_DELIVERY_UFFD;
 	fake_signal_mask = 0;
@@ -301,27 +290,8 @@ START_TEST(without_markers_nothing_is_asked)
 	ck_assert_uint_eq(fake_count(FAKE_SIGTAKE, FAKE_ANY), 0);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_SET_SIGNAL_MASK), 0);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("signal");
-	TCase *t = tests(suite, "signal");
-
-	tcase_add_checked_fixture(t, up, down);
-	tcase_add_test(t, unblocked_in_kvm_run_alone);
-	tcase_add_test(t, on_top_of_the_vmms_mask);
-	tcase_add_test(t, not_blocked_is_refused);
-	tcase_add_test(t, kvm_refuses_the_mask);
-	tcase_add_test(t, taken_from_the_queue);
-	tcase_add_loop_test(t, not_ours_is_handed_on, 0, 3);
-	tcase_add_test(t, failed_memory);
-	tcase_add_test(t, looked_for_after_eintr);
-	tcase_add_test(t, handler_that_would_not_be_called);
-	tcase_add_test(t, noted_and_answered);
-	tcase_add_test(t, handler_is_told_what_is_not_ours);
-	tcase_add_test(t, a_second_one);
-	tcase_add_test(t, unknown_way);
-	tcase_add_test(t, without_markers_nothing_is_asked);
-	return run_suite(suite);
+	return run_suite("signal");
 }

@@ -37,7 +37,9 @@ static int read_source(uint64_t offset, size_t length)
 	return source.read(source.data, offset, buffer, length);
 }
 
-START_TEST(file)
+TEST_GROUP(source, up, NULL);
+
+TEST(source, file)
 {
 	ck_assert_str_eq(source.name, "file");
 	ck_assert_uint_eq(source.length, SIZE);
@@ -47,7 +49,6 @@ START_TEST(file)
 	ck_assert_int_eq(read_source(5000, 5000), 0);
 	ck_assert_mem_eq(buffer, data + 5000, 5000);
 }
-END_TEST
 
 /* As few bytes at once as the kernel likes. */
 static bool short_read(struct fake_call *call)
@@ -58,7 +59,7 @@ static bool short_read(struct fake_call *call)
 	return true;
 }
 
-START_TEST(short_reads)
+TEST(source, short_reads)
 {
 	fake_on(FAKE_PREAD, short_read);
 	ck_assert_int_eq(read_source(100, 4096), 0);
@@ -66,26 +67,23 @@ START_TEST(short_reads)
 	ck_assert_uint_eq(fake_count(FAKE_PREAD, FAKE_ANY), 5);
 	ck_assert_uint_eq(fake_nth(FAKE_PREAD, FAKE_ANY, 4)->at, 4100);
 }
-END_TEST
 
-START_TEST(signals)
+TEST(source, signals)
 {
 	fake_push(FAKE_PREAD, -EINTR);
 	fake_push(FAKE_PREAD, -EINTR);
 	ck_assert_int_eq(read_source(0, 4096), 0);
 	ck_assert_mem_eq(buffer, data, 4096);
 }
-END_TEST
 
-START_TEST(ends_too_early)
+TEST(source, ends_too_early)
 {
 	ck_assert_int_eq(read_source(SIZE, 1), -ENODATA);
 	ck_assert_int_eq(read_source(SIZE - 10, 11), -ENODATA);
 	ck_assert_int_eq(read_source(1ULL << 40, 4096), -ENODATA);
 }
-END_TEST
 
-START_TEST(fails)
+TEST(source, fails)
 {
 	fake_push(FAKE_PREAD, -EIO);
 	ck_assert_int_eq(read_source(0, 4096), -EIO);
@@ -96,9 +94,8 @@ START_TEST(fails)
 	ck_assert_int_eq(read_source(0, 4096), -EIO);
 	ck_assert_mem_eq(buffer, data, 1000);
 }
-END_TEST
 
-START_TEST(not_a_source)
+TEST(source, not_a_source)
 {
 	ck_assert_int_eq(kvmfault_source_file(fd, NULL), -EINVAL);
 	ck_assert_int_eq(kvmfault_source_file(7777, &source), -EBADF);
@@ -119,9 +116,8 @@ START_TEST(not_a_source)
 	source.size = 0;
 	ck_assert_int_eq(kvmfault_source_file(fd, &source), -EINVAL);
 }
-END_TEST
 
-START_TEST(block_device)
+TEST(source, block_device)
 {
 	fd = fake_file(FAKE_BLOCK, data, 8192);
 	ck_assert_int_eq(kvmfault_source_file(fd, &source), 0);
@@ -131,9 +127,8 @@ START_TEST(block_device)
 	fake_push(FAKE_IOCTL, -EIO);
 	ck_assert_int_eq(kvmfault_source_file(fd, &source), -EIO);
 }
-END_TEST
 
-START_TEST(zero)
+TEST(source, zero)
 {
 	ck_assert_int_eq(kvmfault_source_zero(NULL), -EINVAL);
 	ck_assert_int_eq(kvmfault_source_zero(&source), 0);
@@ -144,9 +139,8 @@ START_TEST(zero)
 	ck_assert_int_eq(buffer[99], 0);
 	ck_assert_int_eq(buffer[100], 0x55);
 }
-END_TEST
 
-START_TEST(memory)
+TEST(source, memory)
 {
 	ck_assert_int_eq(kvmfault_source_memory(data, 8192, NULL), -EINVAL);
 	ck_assert_int_eq(kvmfault_source_memory(NULL, 8192, &source), -EINVAL);
@@ -160,22 +154,8 @@ START_TEST(memory)
 	source.size = 0;
 	ck_assert_int_eq(kvmfault_source_memory(data, 8192, &source), -EINVAL);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("source");
-	TCase *t = tests(suite, "source");
-
-	tcase_add_checked_fixture(t, up, NULL);
-	tcase_add_test(t, file);
-	tcase_add_test(t, short_reads);
-	tcase_add_test(t, signals);
-	tcase_add_test(t, ends_too_early);
-	tcase_add_test(t, fails);
-	tcase_add_test(t, not_a_source);
-	tcase_add_test(t, block_device);
-	tcase_add_test(t, zero);
-	tcase_add_test(t, memory);
-	return run_suite(suite);
+	return run_suite("source");
 }

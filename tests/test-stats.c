@@ -17,16 +17,17 @@ static struct kvmfault_stats of_vcpu(const struct kvmfault_vcpu *vcpu)
 	return stats;
 }
 
-START_TEST(begin_with_nothing)
+TEST_GROUP(stats, bed_up, bed_down);
+
+TEST(stats, begin_with_nothing)
 {
 	struct kvmfault_stats zero = { .size = sizeof(zero) };
 	struct kvmfault_stats stats = bed_stats();
 
 	ck_assert_mem_eq(&stats, &zero, sizeof(zero));
 }
-END_TEST
 
-START_TEST(sum_of_all_seats)
+TEST(stats, sum_of_all_seats)
 {
 	struct kvmfault__seat *seat = kvmfault__seat_take(bed.vm);
 
@@ -38,9 +39,8 @@ START_TEST(sum_of_all_seats)
 	/* Also of those that have gone. */
 	ck_assert_uint_eq(bed_stats().fetched, 42);
 }
-END_TEST
 
-START_TEST(every_counter_has_its_place)
+TEST(stats, every_counter_has_its_place)
 {
 	struct kvmfault_stats stats;
 
@@ -71,7 +71,6 @@ START_TEST(every_counter_has_its_place)
 	ck_assert_uint_eq(stats.fetched, 1);
 	ck_assert_uint_eq(stats.kind[1], 0);
 }
-END_TEST
 
 static void expect_actions(uint64_t retry, uint64_t unresolved)
 {
@@ -86,7 +85,7 @@ static void expect_actions(uint64_t retry, uint64_t unresolved)
 	ck_assert_uint_eq(sum, retry + unresolved);
 }
 
-START_TEST(by_action)
+TEST(stats, by_action)
 {
 	bed_exit(BED_GPA, 0);
 	expect_actions(1, 0);
@@ -100,9 +99,8 @@ START_TEST(by_action)
 	kvmfault_ensure(bed.vm, 0, 0, PAGE, false);
 	expect_actions(2, 2);
 }
-END_TEST
 
-START_TEST(messages_by_action)
+TEST(stats, messages_by_action)
 {
 	struct kvmfault_service_options options = { .size = sizeof(options) };
 	struct kvmfault_service *service;
@@ -120,9 +118,8 @@ START_TEST(messages_by_action)
 	expect_actions(1, 2);
 	ck_assert_int_eq(kvmfault_service_free(service), 0);
 }
-END_TEST
 
-START_TEST(by_kind_of_page)
+TEST(stats, by_kind_of_page)
 {
 	bed_exit(BED_GPA, 0);
 	bed_exit(BED_GPA, 0);
@@ -136,9 +133,8 @@ START_TEST(by_kind_of_page)
 	ck_assert_uint_eq(bed_stats().page[KVMFAULT_PAGE_UNTRACKED], 1);
 	ck_assert_uint_eq(of_vcpu(bed.vcpu).page[KVMFAULT_PAGE_ABSENT], 2);
 }
-END_TEST
 
-START_TEST(of_one_vcpu)
+TEST(stats, of_one_vcpu)
 {
 	struct kvmfault_vcpu_options options = {
 		.size = sizeof(options), .run = bed.run,
@@ -155,9 +151,8 @@ START_TEST(of_one_vcpu)
 	ck_assert_uint_eq(bed_stats().fetched, 1);
 	kvmfault_vcpu_free(other);
 }
-END_TEST
 
-START_TEST(next_vcpu_begins_with_nothing)
+TEST(stats, next_vcpu_begins_with_nothing)
 {
 	struct kvmfault_vcpu_options options = {
 		.size = sizeof(options), .run = bed.run,
@@ -172,9 +167,8 @@ START_TEST(next_vcpu_begins_with_nothing)
 	ck_assert_uint_eq(of_vcpu(bed.vcpu).fetched, 1);
 	ck_assert_uint_eq(bed_stats().fetched, 2);
 }
-END_TEST
 
-START_TEST(bad_arguments)
+TEST(stats, bad_arguments)
 {
 	struct kvmfault_stats stats = { .size = 0 };
 
@@ -185,22 +179,8 @@ START_TEST(bad_arguments)
 	ck_assert_int_eq(kvmfault_vcpu_stats(bed.vcpu, NULL), -EINVAL);
 	ck_assert_int_eq(kvmfault_vcpu_stats(bed.vcpu, &stats), -EINVAL);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("stats");
-	TCase *t = tests(suite, "stats");
-
-	tcase_add_checked_fixture(t, bed_up, bed_down);
-	tcase_add_test(t, begin_with_nothing);
-	tcase_add_test(t, sum_of_all_seats);
-	tcase_add_test(t, every_counter_has_its_place);
-	tcase_add_test(t, by_action);
-	tcase_add_test(t, messages_by_action);
-	tcase_add_test(t, by_kind_of_page);
-	tcase_add_test(t, of_one_vcpu);
-	tcase_add_test(t, next_vcpu_begins_with_nothing);
-	tcase_add_test(t, bad_arguments);
-	return run_suite(suite);
+	return run_suite("stats");
 }

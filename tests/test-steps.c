@@ -430,7 +430,9 @@ static bool interleave(int pair, enum trouble with, unsigned int passes)
 	return second->done;
 }
 
-START_TEST(interleaved)
+TEST_GROUP(steps, NULL, NULL);
+
+TEST_EACH(steps, interleaved, 2 * FIRSTS * SECONDS)
 {
 	unsigned int passes;
 	int with;
@@ -443,13 +445,8 @@ START_TEST(interleaved)
 		MUST(passes > (was_present && first->page ? 2 : 7));
 	}
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("steps");
-
-	tcase_add_loop_test(tests(suite, "steps"), interleaved, 0,
-			    2 * FIRSTS * SECONDS);
-	return run_suite(suite);
+	return run_suite("steps");
 }

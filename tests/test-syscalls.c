@@ -41,7 +41,9 @@ static unsigned int count(enum kvmfault_profile profile)
 	return n;
 }
 
-START_TEST(each_once)
+TEST_GROUP(syscalls, NULL, NULL);
+
+TEST_EACH(syscalls, each_once, PROFILES)
 {
 	unsigned int i, other, n = count(_i);
 
@@ -67,9 +69,8 @@ START_TEST(each_once)
 		}
 	}
 }
-END_TEST
 
-START_TEST(delegate_is_narrow)
+TEST(syscalls, delegate_is_narrow)
 {
 	unsigned int i;
 
@@ -81,9 +82,8 @@ START_TEST(delegate_is_narrow)
 	}
 	ck_assert_uint_eq(count(DELEGATE), 3);
 }
-END_TEST
 
-START_TEST(errors)
+TEST(syscalls, errors)
 {
 	struct kvmfault_syscall call = { .size = sizeof(call) };
 	struct kvmfault_syscall none = { .size = 0 };
@@ -94,7 +94,6 @@ START_TEST(errors)
 	ck_assert_int_eq(kvmfault_syscalls(INLINE, 1000, &call), -ENOENT);
 	ck_assert_int_eq(kvmfault_syscalls(DELEGATE, 1000, &call), -ENOENT);
 }
-END_TEST
 
 /* ---- the document ---- */
 
@@ -127,7 +126,7 @@ static void add_row(const struct kvmfault_syscall *call)
 		 what, value, call->why);
 }
 
-START_TEST(documented)
+TEST_EACH(syscalls, documented, PROFILES)
 {
 	unsigned int i;
 
@@ -144,16 +143,8 @@ START_TEST(documented)
 	if (!strstr(doc, table))
 		ck_abort_msg("doc/integration.md does not have:\n%s", table);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("syscalls");
-	TCase *t = tests(suite, "syscalls");
-
-	tcase_add_loop_test(t, each_once, 0, PROFILES);
-	tcase_add_test(t, delegate_is_narrow);
-	tcase_add_test(t, errors);
-	tcase_add_loop_test(t, documented, 0, PROFILES);
-	return run_suite(suite);
+	return run_suite("syscalls");
 }

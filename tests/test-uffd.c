@@ -52,7 +52,9 @@ static int64_t copy(uint64_t length)
 				      PAGE, false);
 }
 
-START_TEST(copied_whole)
+TEST_GROUP(copy, NULL, NULL);
+
+TEST(copy, copied_whole)
 {
 	answer(PAGE, 0);
 	ck_assert_int_eq(copy(PAGE), PAGE);
@@ -62,46 +64,41 @@ START_TEST(copied_whole)
 	ck_assert_uint_eq(seen[0].len, PAGE);
 	ck_assert_uint_eq(seen[0].mode, 0);	/* it wakes */
 }
-END_TEST
 
 /* The rest is the caller's to ask for. */
-START_TEST(copied_in_part)
+TEST(copy, copied_in_part)
 {
 	answer(PAGE, -EAGAIN);
 	ck_assert_int_eq(copy(4 * PAGE), PAGE);
 	ck_assert_uint_eq(calls, 1);
 	ck_assert_uint_eq(seen[0].len, 4 * PAGE);
 }
-END_TEST
 
 /* The kernel is changing the mappings: 6.15 and later write -EAGAIN into the
  * field, earlier ones leave it. Neither is progress, neither is tried again. */
-START_TEST(not_now)
+TEST(copy, not_now)
 {
 	answer(-EAGAIN, -EAGAIN);
 	ck_assert_int_eq(copy(PAGE), -EAGAIN);
 	ck_assert_uint_eq(calls, 1);
 }
-END_TEST
 
-START_TEST(not_now_and_the_field_untouched)
+TEST(copy, not_now_and_the_field_untouched)
 {
 	untouched = true;
 	answer(0, -EAGAIN);
 	ck_assert_int_eq(copy(PAGE), -EAGAIN);
 	ck_assert_uint_eq(calls, 1);
 }
-END_TEST
 
-START_TEST(exists)
+TEST(copy, exists)
 {
 	answer(-EEXIST, -EEXIST);
 	ck_assert_int_eq(copy(PAGE), -EEXIST);
 	ck_assert_uint_eq(calls, 1);
 }
-END_TEST
 
-START_TEST(copy_fails)
+TEST_EACH(copy, copy_fails, 7)
 {
 	static const int errors[] = { -ENOENT, -ESRCH, -EFAULT, -EINVAL,
 				      -ENOMEM, -EHWPOISON, -EIO };
@@ -111,7 +108,6 @@ START_TEST(copy_fails)
 	ck_assert_int_eq(copy(PAGE), errors[_i]);
 	ck_assert_uint_eq(calls, 1);
 }
-END_TEST
 
 /* ---- making them ---- */
 
@@ -127,7 +123,9 @@ static int new_uffd(int fd, bool remote)
 	return kvmfault_uffd_new(bed.vm, &options, &uffd);
 }
 
-START_TEST(own)
+TEST_GROUP(new, bed_vm, bed_down);
+
+TEST(new, own)
 {
 	ck_assert_int_eq(new_uffd(0, false), 0);
 	ck_assert_int_gt(kvmfault_uffd_fd(uffd), 0);
@@ -139,9 +137,8 @@ START_TEST(own)
 	ck_assert_int_eq(kvmfault_uffd_new(bed.vm, NULL, &uffd), 0);
 	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 }
-END_TEST
 
-START_TEST(bad_arguments)
+TEST(new, bad_arguments)
 {
 	struct kvmfault_uffd_options options = { .size = sizeof(options) };
 
@@ -153,9 +150,8 @@ START_TEST(bad_arguments)
 	ck_assert_int_eq(kvmfault_uffd_fd(NULL), -EINVAL);
 	ck_assert_int_eq(kvmfault_uffd_free(NULL), 0);
 }
-END_TEST
 
-START_TEST(unknown_tail)
+TEST(new, unknown_tail)
 {
 	struct {
 		struct kvmfault_uffd_options options;
@@ -166,9 +162,8 @@ START_TEST(unknown_tail)
 			 -E2BIG);
 	ck_assert_ptr_null(uffd);
 }
-END_TEST
 
-START_TEST(adopted)
+TEST(new, adopted)
 {
 	int fd = fake_uffd(O_NONBLOCK);
 
@@ -179,19 +174,17 @@ START_TEST(adopted)
 	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 	ck_assert_int_ge(kvmfault__sys_getfl(fd), 0);
 }
-END_TEST
 
-START_TEST(adopted_that_would_block)
+TEST(new, adopted_that_would_block)
 {
 	ck_assert_int_eq(new_uffd(fake_uffd(0), false), -EINVAL);
 	ck_assert_ptr_null(uffd);
 	ck_assert_uint_eq(bed.logs, 1);
 	ck_assert_ptr_nonnull(strstr(bed.log, "O_NONBLOCK"));
 }
-END_TEST
 
 /* Its kind shows by an access of the kernel's alone. */
-START_TEST(adopted_that_hears_no_kernel)
+TEST(new, adopted_that_hears_no_kernel)
 {
 	int fd = fake_uffd(O_NONBLOCK);
 	struct fake_held before = fake_held();
@@ -209,9 +202,8 @@ START_TEST(adopted_that_hears_no_kernel)
 	ck_assert_uint_eq(fake_count(FAKE_MINCORE, FAKE_ANY), 1);
 	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 }
-END_TEST
 
-START_TEST(adopted_that_cannot_be_asked)
+TEST(new, adopted_that_cannot_be_asked)
 {
 	int fd = fake_uffd(O_NONBLOCK);
 
@@ -222,9 +214,8 @@ START_TEST(adopted_that_cannot_be_asked)
 	ck_assert_int_eq(new_uffd(fd, false), -EINVAL);
 	ck_assert_ptr_nonnull(strstr(bed.log, "remote"));
 }
-END_TEST
 
-START_TEST(adopted_without_a_handshake)
+TEST(new, adopted_without_a_handshake)
 {
 	int fd = fake_fd(FAKE_UFFD);	/* and would say "error" for ever */
 
@@ -233,23 +224,20 @@ START_TEST(adopted_without_a_handshake)
 	ck_assert_uint_eq(bed.logs, 1);
 	ck_assert_ptr_nonnull(strstr(bed.log, "UFFDIO_API"));
 }
-END_TEST
 
-START_TEST(adopted_but_no_userfaultfd)
+TEST(new, adopted_but_no_userfaultfd)
 {
 	ck_assert_int_eq(new_uffd(fake_fd(FAKE_PIPE), false), -EINVAL);
 	ck_assert_ptr_null(uffd);
 }
-END_TEST
 
-START_TEST(adopted_but_closed)
+TEST(new, adopted_but_closed)
 {
 	ck_assert_int_eq(new_uffd(7777, false), -EBADF);
 	ck_assert_ptr_null(uffd);
 }
-END_TEST
 
-START_TEST(no_right)
+TEST_EACH(new, no_right, 2)
 {
 	static const long ways[] = { -EPERM, -EACCES };
 
@@ -262,9 +250,8 @@ START_TEST(no_right)
 	ck_assert_ptr_nonnull(strstr(bed.log, "/dev/userfaultfd"));
 	ck_assert_ptr_nonnull(strstr(bed.log, "vm.unprivileged_userfaultfd"));
 }
-END_TEST
 
-START_TEST(device_is_refused_but_not_the_call)
+TEST(new, device_is_refused_but_not_the_call)
 {
 	fake_push(FAKE_OPEN, -EACCES);
 	ck_assert_int_eq(new_uffd(0, false), 0);
@@ -274,9 +261,8 @@ START_TEST(device_is_refused_but_not_the_call)
 			  0);
 	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 }
-END_TEST
 
-START_TEST(kernel_without_it)
+TEST(new, kernel_without_it)
 {
 	fake_push(FAKE_OPEN, -ENOENT);
 	fake_push(FAKE_USERFAULTFD, -ENOSYS);
@@ -284,16 +270,14 @@ START_TEST(kernel_without_it)
 	ck_assert_uint_eq(bed.logs, 1);
 	ck_assert_ptr_nonnull(strstr(bed.log, "CONFIG_USERFAULTFD"));
 }
-END_TEST
 
-START_TEST(handshake_fails)
+TEST(new, handshake_fails)
 {
 	fake_push(FAKE_IOCTL, FAKE_MODEL);	/* the device's */
 	fake_push(FAKE_IOCTL, -EINVAL);
 	ck_assert_int_eq(new_uffd(0, false), -EOPNOTSUPP);
 	ck_assert_ptr_null(uffd);
 }
-END_TEST
 
 static struct uffd_msg message;
 
@@ -311,7 +295,7 @@ static bool message_is_withdrawn(struct fake_call *call)
 
 /* Whoever has the descriptor as well may take its O_NONBLOCK away: no read is one
  * that could sleep. */
-START_TEST(read_does_not_rely_on_a_flag)
+TEST_EACH(new, read_does_not_rely_on_a_flag, 2)
 {
 	int fd = fake_uffd(O_NONBLOCK);
 
@@ -329,11 +313,10 @@ START_TEST(read_does_not_rely_on_a_flag)
 	ck_assert_uint_eq(fake_count(FAKE_POLL, FAKE_ANY), _i);
 	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 }
-END_TEST
 
 #define MOST 4095
 
-START_TEST(there_are_only_so_many)
+TEST(new, there_are_only_so_many)
 {
 	static struct kvmfault_uffd *all[MOST];
 	int fd = fake_uffd(O_NONBLOCK);
@@ -352,9 +335,8 @@ START_TEST(there_are_only_so_many)
 	for (i = 0; i < MOST; i++)
 		ck_assert_int_eq(kvmfault_uffd_free(all[i]), 0);
 }
-END_TEST
 
-START_TEST(busy_while_it_is_used)
+TEST(new, busy_while_it_is_used)
 {
 	struct kvmfault_mapping_options options = { .size = sizeof(options) };
 	struct kvmfault_mapping *mapping;
@@ -372,37 +354,8 @@ START_TEST(busy_while_it_is_used)
 	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("uffd");
-	TCase *t = tests(suite, "copy");
-
-	tcase_add_test(t, copied_whole);
-	tcase_add_test(t, copied_in_part);
-	tcase_add_test(t, not_now);
-	tcase_add_test(t, not_now_and_the_field_untouched);
-	tcase_add_test(t, exists);
-	tcase_add_loop_test(t, copy_fails, 0, 7);
-	t = tests(suite, "new");
-	tcase_add_checked_fixture(t, bed_vm, bed_down);
-	tcase_add_test(t, own);
-	tcase_add_test(t, bad_arguments);
-	tcase_add_test(t, unknown_tail);
-	tcase_add_test(t, adopted);
-	tcase_add_test(t, adopted_that_would_block);
-	tcase_add_test(t, adopted_that_hears_no_kernel);
-	tcase_add_test(t, adopted_that_cannot_be_asked);
-	tcase_add_test(t, adopted_without_a_handshake);
-	tcase_add_test(t, adopted_but_no_userfaultfd);
-	tcase_add_test(t, adopted_but_closed);
-	tcase_add_loop_test(t, no_right, 0, 2);
-	tcase_add_test(t, device_is_refused_but_not_the_call);
-	tcase_add_test(t, kernel_without_it);
-	tcase_add_test(t, handshake_fails);
-	tcase_add_loop_test(t, read_does_not_rely_on_a_flag, 0, 2);
-	tcase_add_test(t, there_are_only_so_many);
-	tcase_add_test(t, busy_while_it_is_used);
-	return run_suite(suite);
+	return run_suite("uffd");
 }

@@ -116,7 +116,9 @@ static bool kvm_calls(struct fake_call *call)
 	return true;
 }
 
-START_TEST(told_apart)
+TEST_GROUP(ask, NULL, NULL);
+
+TEST_EACH(ask, told_apart, KERNELS)
 {
 	enum kvmfault__kernel_exit which = 99;
 
@@ -127,9 +129,8 @@ START_TEST(told_apart)
 	ck_assert_int_eq(which, kernel->which);
 	ck_assert_int_eq(fake_held().descriptors, 0);
 }
-END_TEST
 
-START_TEST(cannot_be_asked)
+TEST(ask, cannot_be_asked)
 {
 	enum kvmfault__kernel_exit which = 99;
 
@@ -139,11 +140,12 @@ START_TEST(cannot_be_asked)
 	ck_assert_int_eq(kvmfault__kernel_exit_ask(fake_fd(FAKE_KVM), &which),
 			 -EMFILE);
 }
-END_TEST
 
 /* ---- bits ---- */
 
-START_TEST(set_where_pages_are_absent)
+TEST_GROUP(userfault, up_userfault, bed_down);
+
+TEST(userfault, set_where_pages_are_absent)
 {
 	ck_assert_uint_eq(bits(), ALL);
 	ck_assert_int_eq(touch(3), KVMFAULT_ACTION_RETRY);
@@ -155,9 +157,10 @@ START_TEST(set_where_pages_are_absent)
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, gpa(5), 1, false), 0);
 	ck_assert_uint_eq(bits(), ALL & ~(7UL << 3));
 }
-END_TEST
 
-START_TEST(none_without_the_mode)
+TEST_GROUP(any_kernel, bed_up, bed_down);
+
+TEST(any_kernel, none_without_the_mode)
 {
 	ck_assert_ptr_null(bed.memory->userfault);
 	kvmfault__userfault_leave(bed.memory);
@@ -165,7 +168,6 @@ START_TEST(none_without_the_mode)
 	ck_assert(!bed.memory->exits);
 	ck_assert_int_eq(bed_exit(gpa(0), 0), KVMFAULT_ACTION_RETRY);
 }
-END_TEST
 
 static bool seen;
 
@@ -188,14 +190,13 @@ static void someone_sleeps(void)
 	kvmfault__page_claim(bed.memory, 2, true);
 }
 
-START_TEST(after_the_data_and_before_the_wake)
+TEST(userfault, after_the_data_and_before_the_wake)
 {
 	fake_on(FAKE_IOCTL, data_and_wakes);
 	bed.during_read = someone_sleeps;
 	ck_assert_int_eq(touch(2), KVMFAULT_ACTION_RETRY);
 	ck_assert(seen);
 }
-END_TEST
 
 static bool no_bit(struct fake_call *call)
 {
@@ -223,7 +224,7 @@ static void someone_waits(void)
 		;
 }
 
-START_TEST(before_the_wake_of_who_waits_on_a_futex)
+TEST(userfault, before_the_wake_of_who_waits_on_a_futex)
 {
 	fake_on(FAKE_FUTEX_WAKE, no_bit);
 	bed.during_read = someone_waits;
@@ -231,17 +232,15 @@ START_TEST(before_the_wake_of_who_waits_on_a_futex)
 	pthread_join(waiter, NULL);
 	ck_assert(seen);
 }
-END_TEST
 
-START_TEST(a_page_that_did_not_come_keeps_it)
+TEST(userfault, a_page_that_did_not_come_keeps_it)
 {
 	bed.source_result = -EIO;
 	ck_assert_int_eq(touch(3), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(bits(), ALL);
 }
-END_TEST
 
-START_TEST(a_poisoned_page_has_none)
+TEST(userfault, a_poisoned_page_has_none)
 {
 	bed.source_result = -EHWPOISON;
 	ck_assert_int_eq(touch(3), KVMFAULT_ACTION_UNRESOLVED);
@@ -250,7 +249,6 @@ START_TEST(a_poisoned_page_has_none)
 	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, gpa(3), PAGE), 0);
 	ck_assert_uint_eq(bits(), ALL);
 }
-END_TEST
 
 static void up_window(void)
 {
@@ -278,13 +276,14 @@ static bool three_of_four(struct fake_call *call)
 	return true;
 }
 
-START_TEST(of_a_window_those_that_came)
+TEST_GROUP(window, up_window, bed_down);
+
+TEST(window, of_a_window_those_that_came)
 {
 	fake_on(FAKE_IOCTL, three_of_four);
 	ck_assert_int_eq(touch(5), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(bits(), ALL & ~(7UL << 4));
 }
-END_TEST
 
 /* ---- discards ---- */
 
@@ -302,7 +301,7 @@ static bool set_before(struct fake_call *call)
 	return false;
 }
 
-START_TEST(a_discarded_page_exits_again)
+TEST(userfault, a_discarded_page_exits_again)
 {
 	touch(2);
 	touch(3);
@@ -314,16 +313,14 @@ START_TEST(a_discarded_page_exits_again)
 	ck_assert(bed_has(2, 0));
 	ck_assert_uint_eq(bits(), ALL & ~(1UL << 2));
 }
-END_TEST
 
-START_TEST(a_discard_that_failed_changes_nothing)
+TEST(userfault, a_discard_that_failed_changes_nothing)
 {
 	touch(2);
 	fake_push(FAKE_FALLOCATE, -ENOSYS);
 	ck_assert_int_eq(discard(1, 3), -ENOSYS);
 	ck_assert_uint_eq(bits(), ALL & ~(1UL << 2));
 }
-END_TEST
 
 static void discard_it(void)
 {
@@ -331,7 +328,7 @@ static void discard_it(void)
 			      KVMFAULT__FETCHING_DISCARDED);
 }
 
-START_TEST(a_discard_while_it_is_fetched)
+TEST(userfault, a_discard_while_it_is_fetched)
 {
 	bed.during_read = discard_it;
 	ck_assert_int_eq(touch(2), KVMFAULT_ACTION_RETRY);
@@ -346,7 +343,6 @@ START_TEST(a_discard_while_it_is_fetched)
 	ck_assert_int_eq(bed_state(2), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(bits(), ALL & ~(1UL << 2));
 }
-END_TEST
 
 static struct kvmfault_memory *anonymous(char **host)
 {
@@ -364,7 +360,7 @@ static struct kvmfault_memory *anonymous(char **host)
 	return memory;
 }
 
-START_TEST(an_event_says_that_it_is_gone)
+TEST(userfault, an_event_says_that_it_is_gone)
 {
 	struct kvmfault_service_options options = { .size = sizeof(options) };
 	struct uffd_msg msg = { .event = UFFD_EVENT_REMOVE };
@@ -387,11 +383,10 @@ START_TEST(an_event_says_that_it_is_gone)
 	ck_assert_int_eq(kvmfault_service_free(service), 0);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
-END_TEST
 
 /* ---- a bit that is not as it should be, and whoever is late ---- */
 
-START_TEST(a_bit_without_need_costs_an_exit)
+TEST(userfault, a_bit_without_need_costs_an_exit)
 {
 	touch(2);
 	atomic_fetch_or(&bed.memory->userfault[0], 1UL << 2);
@@ -399,7 +394,6 @@ START_TEST(a_bit_without_need_costs_an_exit)
 	ck_assert_uint_eq(bits(), ALL & ~(1UL << 2));
 	ck_assert_uint_eq(bed.reads, 1);
 }
-END_TEST
 
 /* What happens right after somebody has looked at a state. */
 static void (*_Atomic meanwhile)(void);
@@ -429,7 +423,7 @@ static void it_comes(void)
 			 KVMFAULT_ACTION_RETRY);
 }
 
-START_TEST(who_is_late_looks_again)
+TEST(userfault, who_is_late_looks_again)
 {
 	it_comes();
 	meanwhile = it_is_discarded;
@@ -439,7 +433,6 @@ START_TEST(who_is_late_looks_again)
 	kvmfault__userfault_follow(bed.memory, 2, 1);
 	ck_assert_uint_eq(bits(), ALL & ~(1UL << 2));
 }
-END_TEST
 
 #define THREADS 4
 #define TURNS 20000
@@ -464,7 +457,7 @@ static void *changes(void *arg)
 	return NULL;
 }
 
-START_TEST(the_last_state_wins)
+TEST(userfault, the_last_state_wins)
 {
 	pthread_t thread[THREADS];
 	uint64_t page;
@@ -481,13 +474,12 @@ START_TEST(the_last_state_wins)
 		ck_assert_int_eq(bit(page),
 				 bed_state(page) == KVMFAULT__DISCARDED);
 }
-END_TEST
 
 /* ---- huge pages ---- */
 
 #define HUGE (2ULL << 20)
 
-START_TEST(a_huge_page_has_many)
+TEST(userfault, a_huge_page_has_many)
 {
 	struct kvmfault_source source = bed_source();
 	struct kvmfault_memory_options options = {
@@ -513,7 +505,6 @@ START_TEST(a_huge_page_has_many)
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, region.gpa), 0);
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
-END_TEST
 
 /* ---- flags of exits ---- */
 
@@ -567,7 +558,7 @@ static const struct {
 };
 #define EXITS ((int)(sizeof(exits) / sizeof(*exits)))
 
-START_TEST(flags_of_an_exit)
+TEST_EACH(ask, flags_of_an_exit, EXITS)
 {
 	enum kvmfault_action action;
 
@@ -585,10 +576,9 @@ START_TEST(flags_of_an_exit)
 	}
 	bed_down();
 }
-END_TEST
 
 /* The private page is not what the bit is of. */
-START_TEST(flags_of_a_private_access)
+TEST(ask, flags_of_a_private_access)
 {
 	up_own(KVMFAULT__KERNEL_EXIT_USERFAULT);
 	ck_assert_int_eq(bed_exit(gpa(1), USERFAULT | 1 << 3),
@@ -596,10 +586,11 @@ START_TEST(flags_of_a_private_access)
 	ck_assert_int_eq(bed_state(1), KVMFAULT__ABSENT);
 	bed_down();
 }
-END_TEST
+
+TEST_GROUP(exit_on_missing, up_missing, bed_down);
 
 /* A message has the same bits for other things. */
-START_TEST(flags_of_a_message)
+TEST(exit_on_missing, flags_of_a_message)
 {
 	struct kvmfault_fault fault = {
 		.size = sizeof(fault),
@@ -614,10 +605,9 @@ START_TEST(flags_of_a_message)
 	kvmfault__resolve(bed.seat, &fault, &place, &answer);
 	ck_assert_int_eq(answer.reason, KVMFAULT_REASON_FLAGS);
 }
-END_TEST
 
 /* KVM wants one that can be written, or it exits for ever. */
-START_TEST(a_read_of_what_is_not_mapped)
+TEST(exit_on_missing, a_read_of_what_is_not_mapped)
 {
 	ck_assert_int_eq(bed_exit(gpa(1), READ), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_exit(gpa(1), READ), KVMFAULT_ACTION_RETRY);
@@ -631,7 +621,6 @@ START_TEST(a_read_of_what_is_not_mapped)
 	fake_push(FAKE_MADVISE, -EINVAL);
 	ck_assert_int_eq(bed_exit(gpa(1), WRITE), KVMFAULT_ACTION_UNRESOLVED);
 }
-END_TEST
 
 /* ---- memslots ---- */
 
@@ -652,7 +641,7 @@ static void expect_memslot(uint64_t at, uint32_t flags,
 	ck_assert_uint_eq(got.userfault_bitmap, (uintptr_t)bitmap);
 }
 
-START_TEST(memslot_with_a_bitmap)
+TEST(userfault, memslot_with_a_bitmap)
 {
 	expect_memslot(BED_GPA, 1 << 3, bed.memory->userfault);
 	kvmfault__userfault_leave(bed.memory);
@@ -660,9 +649,8 @@ START_TEST(memslot_with_a_bitmap)
 	kvmfault__userfault_enter(bed.memory);
 	expect_memslot(BED_GPA, 1 << 3, bed.memory->userfault);
 }
-END_TEST
 
-START_TEST(memslot_that_exits_on_missing)
+TEST(exit_on_missing, memslot_that_exits_on_missing)
 {
 	ck_assert_ptr_null(bed.memory->userfault);
 	expect_memslot(BED_GPA, 1 << 3, NULL);
@@ -671,15 +659,13 @@ START_TEST(memslot_that_exits_on_missing)
 	kvmfault__userfault_enter(bed.memory);
 	expect_memslot(BED_GPA, 1 << 3, NULL);
 }
-END_TEST
 
-START_TEST(memslot_of_any_kernel)
+TEST(any_kernel, memslot_of_any_kernel)
 {
 	expect_memslot(BED_GPA, 0, NULL);
 }
-END_TEST
 
-START_TEST(memslot_is_not_known)
+TEST(userfault, memslot_is_not_known)
 {
 	struct kvmfault_memslot memslot = { .size = sizeof(memslot) };
 
@@ -695,9 +681,8 @@ START_TEST(memslot_is_not_known)
 	ck_assert_int_eq(kvmfault_region_memslot(bed.vm, 0, BED_GPA, &memslot),
 			 -EINVAL);
 }
-END_TEST
 
-START_TEST(memslot_without_memory_for_a_seat)
+TEST(userfault, memslot_without_memory_for_a_seat)
 {
 	struct kvmfault_memslot memslot = { .size = sizeof(memslot) };
 
@@ -707,7 +692,6 @@ START_TEST(memslot_without_memory_for_a_seat)
 			 -ENOMEM);
 	bed_give_seats();
 }
-END_TEST
 
 #define MANY (130 * PAGE)
 #define FIRST (1ULL << 30)
@@ -746,7 +730,7 @@ static void drop(struct kvmfault_memory *memory)
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
 
-START_TEST(memslot_in_the_middle_of_a_memory)
+TEST(userfault, memslot_in_the_middle_of_a_memory)
 {
 	struct kvmfault_memory *memory;
 
@@ -763,9 +747,8 @@ START_TEST(memslot_in_the_middle_of_a_memory)
 	expect_memslot(FIRST, 0, NULL);
 	drop(memory);
 }
-END_TEST
 
-START_TEST(memslots_that_have_none)
+TEST(userfault, memslots_that_have_none)
 {
 	struct kvmfault_memory *memory;
 
@@ -779,9 +762,9 @@ START_TEST(memslots_that_have_none)
 	expect_memslot(FIRST, 0, NULL);
 	drop(memory);
 }
-END_TEST
+TEST_ALSO(exit_on_missing, memslots_that_have_none);
 
-START_TEST(memslot_of_a_rom)
+TEST(userfault, memslot_of_a_rom)
 {
 	struct kvmfault_memory *memory;
 
@@ -790,9 +773,9 @@ START_TEST(memslot_of_a_rom)
 		       memory->userfault);
 	drop(memory);
 }
-END_TEST
+TEST_ALSO(exit_on_missing, memslot_of_a_rom);
 
-START_TEST(memslot_of_an_older_caller)
+TEST(userfault, memslot_of_an_older_caller)
 {
 	struct {
 		struct kvmfault_memslot known;
@@ -811,11 +794,10 @@ START_TEST(memslot_of_an_older_caller)
 						 &longer.known), 0);
 	ck_assert_uint_eq(longer.newer, 0);
 }
-END_TEST
 
 /* ---- leave and enter ---- */
 
-START_TEST(left_and_entered_again)
+TEST(userfault, left_and_entered_again)
 {
 	touch(2);
 	touch(3);
@@ -832,9 +814,8 @@ START_TEST(left_and_entered_again)
 	kvmfault__userfault_enter(bed.memory);
 	ck_assert_uint_eq(bits(), ALL & ~(1UL << 2 | 3UL << 5));
 }
-END_TEST
 
-START_TEST(no_memory_for_the_bitmap)
+TEST(userfault, no_memory_for_the_bitmap)
 {
 	struct kvmfault_memory *memory;
 	void *host;
@@ -846,51 +827,8 @@ START_TEST(no_memory_for_the_bitmap)
 	ck_assert_int_eq(bed_memory(&memory, &fd, &host), -ENOMEM);
 	ck_assert_ptr_null(memory);
 }
-END_TEST
-
-static void add(Suite *suite, const char *name, void (*up)(void),
-		const TTest *const *all, size_t count)
-{
-	TCase *t = tests(suite, name);
-	size_t i;
-
-	tcase_add_checked_fixture(t, up, bed_down);
-	for (i = 0; i < count; i++)
-		tcase_add_test(t, all[i]);
-}
-#define ADD(suite, name, up, ...) \
-	do { \
-		const TTest *const all[] = { __VA_ARGS__ }; \
-		add(suite, name, up, all, sizeof(all) / sizeof(*all)); \
-	} while (0)
 
 int main(void)
 {
-	Suite *suite = suite_create("userfault");
-	TCase *t = tests(suite, "ask");
-
-	tcase_add_loop_test(t, told_apart, 0, KERNELS);
-	tcase_add_test(t, cannot_be_asked);
-	tcase_add_loop_test(t, flags_of_an_exit, 0, EXITS);
-	tcase_add_test(t, flags_of_a_private_access);
-	ADD(suite, "userfault", up_userfault,
-	    set_where_pages_are_absent, after_the_data_and_before_the_wake,
-	    before_the_wake_of_who_waits_on_a_futex,
-	    a_page_that_did_not_come_keeps_it, a_poisoned_page_has_none,
-	    a_discarded_page_exits_again,
-	    a_discard_that_failed_changes_nothing,
-	    a_discard_while_it_is_fetched, an_event_says_that_it_is_gone,
-	    a_bit_without_need_costs_an_exit, who_is_late_looks_again,
-	    the_last_state_wins, a_huge_page_has_many, memslot_with_a_bitmap,
-	    memslot_is_not_known, memslot_without_memory_for_a_seat,
-	    memslot_in_the_middle_of_a_memory, memslots_that_have_none,
-	    memslot_of_a_rom, memslot_of_an_older_caller,
-	    left_and_entered_again, no_memory_for_the_bitmap);
-	ADD(suite, "exit on missing", up_missing, flags_of_a_message,
-	    a_read_of_what_is_not_mapped, memslot_that_exits_on_missing,
-	    memslots_that_have_none, memslot_of_a_rom);
-	ADD(suite, "window", up_window, of_a_window_those_that_came);
-	ADD(suite, "any kernel", bed_up, none_without_the_mode,
-	    memslot_of_any_kernel);
-	return run_suite(suite);
+	return run_suite("userfault");
 }

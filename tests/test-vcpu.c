@@ -36,7 +36,9 @@ static int interrupt(void)
 	return bed_handle(-1, EINTR);
 }
 
-START_TEST(new_vcpu)
+TEST_GROUP(handle, up, bed_down);
+
+TEST(handle, new_vcpu)
 {
 	struct kvmfault_vcpu_options options = {
 		.size = sizeof(options), .fd = fake_fd(FAKE_KVM),
@@ -56,9 +58,8 @@ START_TEST(new_vcpu)
 	kvmfault_vcpu_free(NULL);
 	ck_assert_int_eq(kvmfault_vm_free(bed.vm), -EBUSY);
 }
-END_TEST
 
-START_TEST(new_vcpu_unknown_tail)
+TEST(handle, new_vcpu_unknown_tail)
 {
 	struct {
 		struct kvmfault_vcpu_options options;
@@ -77,16 +78,14 @@ START_TEST(new_vcpu_unknown_tail)
 	ck_assert_int_eq(kvmfault_vcpu_new(bed.vm, &caller.options, &vcpu), 0);
 	kvmfault_vcpu_free(vcpu);
 }
-END_TEST
 
-START_TEST(null_vcpu)
+TEST(handle, null_vcpu)
 {
 	ck_assert_int_eq(kvmfault_vcpu_handle(NULL, 0, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_ptr_null(kvmfault_vcpu_result(NULL));
 }
-END_TEST
 
-START_TEST(not_a_fault)
+TEST(handle, not_a_fault)
 {
 	bed_exit(BED_GPA, 1ULL << 40);	/* the last result said much */
 	ck_assert_int_eq(bed_other(), KVMFAULT_ACTION_NOT_A_FAULT);
@@ -98,9 +97,8 @@ START_TEST(not_a_fault)
 	ck_assert_int_eq(result()->fault->kind, KVMFAULT_KIND_NONE);
 	ck_assert_uint_eq(result()->size, sizeof(struct kvmfault_result));
 }
-END_TEST
 
-START_TEST(not_a_fault_costs_no_call)
+TEST(handle, not_a_fault_costs_no_call)
 {
 	bed_other();
 	fake_forget();
@@ -110,9 +108,8 @@ START_TEST(not_a_fault_costs_no_call)
 	ck_assert_ptr_null(fake_nth(FAKE_FUTEX_WAIT, FAKE_ANY, 0));
 	ck_assert_ptr_null(fake_nth(FAKE_ALLOC, FAKE_ANY, 0));
 }
-END_TEST
 
-START_TEST(other_errors_are_the_vmms)
+TEST_EACH(handle, other_errors_are_the_vmms, 5)
 {
 	static const int errors[] = { EAGAIN, ENOMEM, EIO, EINVAL, ENOEXEC };
 
@@ -122,9 +119,8 @@ START_TEST(other_errors_are_the_vmms)
 			 KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_uint_eq(bed.reads, 0);
 }
-END_TEST
 
-START_TEST(interrupted)
+TEST(handle, interrupted)
 {
 	ck_assert_int_eq(interrupt(), KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert_int_eq(result()->action, KVMFAULT_ACTION_INTERRUPTED);
@@ -135,9 +131,8 @@ START_TEST(interrupted)
 			 KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert_uint_eq(bed.reads, 0);
 }
-END_TEST
 
-START_TEST(exit_is_resolved)
+TEST(handle, exit_is_resolved)
 {
 	ck_assert_int_eq(bed_exit(BED_GPA + 2 * PAGE + 5, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(2, bed_byte(2)));
@@ -149,9 +144,8 @@ START_TEST(exit_is_resolved)
 	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_EXIT], 1);
 	ck_assert_uint_eq(bed_stats().latency[0], 1);
 }
-END_TEST
 
-START_TEST(exit_is_unresolved)
+TEST(handle, exit_is_unresolved)
 {
 	ck_assert_int_eq(bed_exit(BED_GPA, 1ULL << 40), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_FLAGS);
@@ -164,17 +158,15 @@ START_TEST(exit_is_unresolved)
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(result()->error, -EIO);
 }
-END_TEST
 
-START_TEST(mmio_exit_reason_stays)
+TEST(handle, mmio_exit_reason_stays)
 {
 	/* arm64 reads it on entry to finish the access. */
 	bed_mmio(0, 4, false);
 	ck_assert_uint_eq(bed.run->exit_reason, KVM_EXIT_MMIO);
 }
-END_TEST
 
-START_TEST(poison_without_an_address)
+TEST(handle, poison_without_an_address)
 {
 	bed.run->exit_reason = KVM_EXIT_UNKNOWN;
 	ck_assert_int_eq(bed_handle(-1, EHWPOISON),
@@ -182,7 +174,6 @@ START_TEST(poison_without_an_address)
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
 	ck_assert_int_eq(result()->error, -EHWPOISON);
 }
-END_TEST
 
 /* ---- the history ---- */
 
@@ -192,16 +183,17 @@ static const struct kvmfault_event *past(uint32_t n)
 	return result()->history[n];
 }
 
-START_TEST(history_begins_empty)
+TEST_GROUP(history, up, bed_down);
+
+TEST(history, history_begins_empty)
 {
 	ck_assert_uint_eq(result()->history_count, 0);
 	bed_other();
 	interrupt();
 	ck_assert_uint_eq(result()->history_count, 0);
 }
-END_TEST
 
-START_TEST(history_says_what_came_of_it)
+TEST(history, history_says_what_came_of_it)
 {
 	bed_exit(BED_GPA + 2 * PAGE, 0);
 	bed_exit(BED_GPA + 3 * PAGE, 1ULL << 40);
@@ -225,9 +217,8 @@ START_TEST(history_says_what_came_of_it)
 	ck_assert_uint_eq(result()->history_count, 2);
 	ck_assert_uint_eq(past(1)->fault->gpa, BED_GPA + 2 * PAGE);
 }
-END_TEST
 
-START_TEST(history_keeps_the_newest)
+TEST(history, history_keeps_the_newest)
 {
 	uint32_t i;
 
@@ -238,9 +229,8 @@ START_TEST(history_keeps_the_newest)
 		ck_assert_uint_eq(past(i)->fault->gpa,
 				  BED_GPA + (12 - i) * PAGE);
 }
-END_TEST
 
-START_TEST(history_counts_a_storm_as_one)
+TEST(history, history_counts_a_storm_as_one)
 {
 	bed_exit(BED_GPA, 0);
 	while (bed_bare() == KVMFAULT_ACTION_RETRY)
@@ -258,13 +248,14 @@ START_TEST(history_counts_a_storm_as_one)
 	bed_exit(BED_GPA, 0);
 	ck_assert_uint_eq(result()->history_count, 6);
 }
-END_TEST
 
 /* ---- the guard ---- */
 
 #define BUDGET 16
 
-START_TEST(bare_within_the_budget)
+TEST_GROUP(guard, up, bed_down);
+
+TEST(guard, bare_within_the_budget)
 {
 	unsigned int i;
 
@@ -275,9 +266,8 @@ START_TEST(bare_within_the_budget)
 	ck_assert_int_eq(result()->error, -EFAULT);
 	ck_assert_int_eq(result()->fault->kind, KVMFAULT_KIND_UNANNOTATED);
 }
-END_TEST
 
-START_TEST(same_page_within_the_budget)
+TEST(guard, same_page_within_the_budget)
 {
 	unsigned int i;
 
@@ -290,9 +280,8 @@ START_TEST(same_page_within_the_budget)
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NO_PROGRESS);
 	ck_assert_uint_eq(result()->fault->gpa, BED_GPA);
 }
-END_TEST
 
-START_TEST(pauses_grow)
+TEST(guard, pauses_grow)
 {
 	const struct kvmfault_fault *fault = result()->fault;
 	uint64_t before = 0;
@@ -315,9 +304,8 @@ START_TEST(pauses_grow)
 		before = call->length;
 	}
 }
-END_TEST
 
-START_TEST(pause_ends_by_a_signal)
+TEST(guard, pause_ends_by_a_signal)
 {
 	unsigned int i;
 
@@ -327,9 +315,8 @@ START_TEST(pause_ends_by_a_signal)
 	ck_assert_int_eq(bed_bare(), KVMFAULT_ACTION_INTERRUPTED);
 	ck_assert(!result()->unfinished);
 }
-END_TEST
 
-START_TEST(pause_ends_by_immediate_exit)
+TEST(guard, pause_ends_by_immediate_exit)
 {
 	unsigned int i;
 
@@ -338,9 +325,8 @@ START_TEST(pause_ends_by_immediate_exit)
 	bed.run->immediate_exit = 1;
 	ck_assert_int_eq(bed_bare(), KVMFAULT_ACTION_INTERRUPTED);
 }
-END_TEST
 
-START_TEST(another_exit_is_progress)
+TEST(guard, another_exit_is_progress)
 {
 	unsigned int i;
 
@@ -350,9 +336,8 @@ START_TEST(another_exit_is_progress)
 			ck_assert_int_eq(bed_other(), KVMFAULT_ACTION_NOT_A_FAULT);
 	}
 }
-END_TEST
 
-START_TEST(device_mmio_is_progress)
+TEST(guard, device_mmio_is_progress)
 {
 	unsigned int i;
 
@@ -363,9 +348,8 @@ START_TEST(device_mmio_is_progress)
 					 KVMFAULT_ACTION_NOT_A_FAULT);
 	}
 }
-END_TEST
 
-START_TEST(signal_is_no_progress)
+TEST(guard, signal_is_no_progress)
 {
 	unsigned int i;
 
@@ -374,9 +358,8 @@ START_TEST(signal_is_no_progress)
 	ck_assert_uint_le(i, BUDGET);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_NO_ADDRESS);
 }
-END_TEST
 
-START_TEST(pages_that_come_are_progress)
+TEST(guard, pages_that_come_are_progress)
 {
 	uint64_t page;
 
@@ -387,9 +370,8 @@ START_TEST(pages_that_come_are_progress)
 				 KVMFAULT_ACTION_RETRY);
 	}
 }
-END_TEST
 
-START_TEST(budget_is_an_option)
+TEST(guard, budget_is_an_option)
 {
 	unsigned int i;
 
@@ -401,10 +383,9 @@ START_TEST(budget_is_an_option)
 	for (i = 0; bed_bare() == KVMFAULT_ACTION_RETRY; i++)
 		ck_assert_uint_lt(i, 4);
 }
-END_TEST
 
 /* Not now is no failure, however often it is so; and it can be left. */
-START_TEST(kernel_not_ready)
+TEST(guard, kernel_not_ready)
 {
 	unsigned int i;
 
@@ -422,7 +403,6 @@ START_TEST(kernel_not_ready)
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_int_eq(bed_state(0), KVMFAULT__PRESENT);
 }
-END_TEST
 
 /* ---- a source that fails ---- */
 
@@ -463,7 +443,9 @@ static void failing(void)
 	fake_on(FAKE_FUTEX_WAIT, sleep_well);
 }
 
-START_TEST(source_recovers)
+TEST_GROUP(source, failing, bed_down);
+
+TEST(source, source_recovers)
 {
 	recovers_in = 2;
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
@@ -474,9 +456,8 @@ START_TEST(source_recovers)
 	ck_assert_uint_eq(bed_stats().unresolved, 0);
 	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_EXIT], 1);
 }
-END_TEST
 
-START_TEST(source_does_not_recover)
+TEST(source, source_does_not_recover)
 {
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_SOURCE);
@@ -490,19 +471,17 @@ START_TEST(source_does_not_recover)
 	ck_assert_uint_eq(bed.reads, 8);
 	ck_assert_uint_eq(slept, 2 * (1 + 2 + 4) * MS);
 }
-END_TEST
 
 /* The bed asks for none. */
-START_TEST(source_is_final)
+TEST(source, source_is_final)
 {
 	bed.vm->options.source_retries = 0;
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(pauses, 0);
 }
-END_TEST
 
-START_TEST(source_is_tried_three_times_by_default)
+TEST(source, source_is_tried_three_times_by_default)
 {
 	struct kvmfault_vm_options options = { .size = sizeof(options) };
 	struct kvmfault_vm *vm;
@@ -515,9 +494,8 @@ START_TEST(source_is_tried_three_times_by_default)
 	ck_assert_uint_eq(vm->options.source_retries, 0);
 	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
 }
-END_TEST
 
-START_TEST(source_pauses_grow_to_a_second)
+TEST(source, source_pauses_grow_to_a_second)
 {
 	bed.vm->options.source_retries = 13;
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
@@ -525,9 +503,8 @@ START_TEST(source_pauses_grow_to_a_second)
 	/* 1 + 2 + ... + 1024, and two more like the last */
 	ck_assert_uint_eq(slept, (2047 + 2 * 1024) * MS);
 }
-END_TEST
 
-START_TEST(source_pause_ends_by_a_signal)
+TEST(source, source_pause_ends_by_a_signal)
 {
 	interrupts = 1;
 	recovers_in = 3;
@@ -543,9 +520,8 @@ START_TEST(source_pause_ends_by_a_signal)
 	ck_assert_uint_eq(bed.reads, 3);
 	ck_assert_uint_eq(slept, MS + MS / 2 + 2 * MS);
 }
-END_TEST
 
-START_TEST(signals_cost_no_try_and_win_none)
+TEST(source, signals_cost_no_try_and_win_none)
 {
 	unsigned int i;
 
@@ -558,9 +534,8 @@ START_TEST(signals_cost_no_try_and_win_none)
 	ck_assert_uint_eq(bed.reads, 4);
 	ck_assert_uint_eq(bed_stats().retried, 3);
 }
-END_TEST
 
-START_TEST(interrupted_source_wins_no_try)
+TEST(source, interrupted_source_wins_no_try)
 {
 	recovers_in = 1;
 	then_says = -EINTR;
@@ -570,9 +545,8 @@ START_TEST(interrupted_source_wins_no_try)
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_uint_eq(bed.reads, 5);
 }
-END_TEST
 
-START_TEST(source_pause_ends_by_immediate_exit)
+TEST(source, source_pause_ends_by_immediate_exit)
 {
 	bed.run->immediate_exit = 1;
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_INTERRUPTED);
@@ -585,9 +559,8 @@ START_TEST(source_pause_ends_by_immediate_exit)
 	recovers_in = 1;
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
 }
-END_TEST
 
-START_TEST(another_fault_does_not_wait)
+TEST(source, another_fault_does_not_wait)
 {
 	interrupts = 1;
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_INTERRUPTED);
@@ -596,9 +569,8 @@ START_TEST(another_fault_does_not_wait)
 	ck_assert_int_eq(bed_exit(BED_GPA + PAGE, 0), KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(pauses, 1);
 }
-END_TEST
 
-START_TEST(mmio_is_unfinished_while_the_source_fails)
+TEST(source, mmio_is_unfinished_while_the_source_fails)
 {
 	interrupts = 2;
 	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_ACTION_UNFINISHED);
@@ -610,9 +582,8 @@ START_TEST(mmio_is_unfinished_while_the_source_fails)
 	ck_assert(!result()->unfinished);
 	ck_assert_int_eq(bed.run->mmio.data[0], bed_byte(0));
 }
-END_TEST
 
-START_TEST(marker_waits_for_its_source)
+TEST(source, marker_waits_for_its_source)
 {
 	siginfo_t info = { .si_signo = SIGBUS };
 
@@ -630,9 +601,8 @@ START_TEST(marker_waits_for_its_source)
 	ck_assert_uint_eq(bed.reads, 3);
 	ck_assert(bed_has(5, bed_byte(5)));
 }
-END_TEST
 
-START_TEST(who_does_not_wait_is_told_at_once)
+TEST(source, who_does_not_wait_is_told_at_once)
 {
 	bed.vcpu->seat->no_wait = true;
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
@@ -640,7 +610,6 @@ START_TEST(who_does_not_wait_is_told_at_once)
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(pauses, 0);
 }
-END_TEST
 
 static bool no_poison(struct fake_call *call)
 {
@@ -650,7 +619,7 @@ static bool no_poison(struct fake_call *call)
 	return true;
 }
 
-START_TEST(lost_data_is_final)
+TEST_EACH(source, lost_data_is_final, 2)
 {
 	bed.source_result = -EHWPOISON;
 	if (_i)
@@ -662,11 +631,12 @@ START_TEST(lost_data_is_final)
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(pauses, 0);
 }
-END_TEST
 
 /* ---- an MMIO access half done ---- */
 
-START_TEST(unfinished_is_said_and_finished)
+TEST_GROUP(unfinished, up, bed_down);
+
+TEST(unfinished, unfinished_is_said_and_finished)
 {
 	bed.source_result = -EINTR;
 	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_ACTION_UNFINISHED);
@@ -677,9 +647,8 @@ START_TEST(unfinished_is_said_and_finished)
 	ck_assert_int_eq(bed.run->mmio.data[0], bed_byte(0));
 	ck_assert_int_eq(bed_other(), KVMFAULT_ACTION_NOT_A_FAULT);
 }
-END_TEST
 
-START_TEST(lost_by_another_exit)
+TEST(unfinished, lost_by_another_exit)
 {
 	bed.source_result = -EINTR;
 	bed_mmio(BED_GPA, 4, false);
@@ -689,9 +658,8 @@ START_TEST(lost_by_another_exit)
 	/* Said once. */
 	ck_assert_int_eq(bed_other(), KVMFAULT_ACTION_NOT_A_FAULT);
 }
-END_TEST
 
-START_TEST(lost_by_another_access)
+TEST(unfinished, lost_by_another_access)
 {
 	bed.source_result = -EINTR;
 	bed_mmio(BED_GPA, 4, false);
@@ -700,9 +668,8 @@ START_TEST(lost_by_another_access)
 			 KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_LOST_MMIO);
 }
-END_TEST
 
-START_TEST(lost_by_an_interrupt)
+TEST(unfinished, lost_by_an_interrupt)
 {
 	bed.source_result = -EINTR;
 	bed_mmio(BED_GPA, 4, false);
@@ -711,10 +678,9 @@ START_TEST(lost_by_an_interrupt)
 	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_LOST_MMIO);
 	ck_assert_int_eq(interrupt(), KVMFAULT_ACTION_INTERRUPTED);
 }
-END_TEST
 
 /* The guest begins anew: nobody waits for what it was about. */
-START_TEST(given_up_by_a_reset)
+TEST(unfinished, given_up_by_a_reset)
 {
 	bed.source_result = -EINTR;
 	ck_assert_int_eq(bed_mmio(BED_GPA, 4, false), KVMFAULT_ACTION_UNFINISHED);
@@ -730,66 +696,8 @@ START_TEST(given_up_by_a_reset)
 	ck_assert_int_eq(interrupt(), KVMFAULT_ACTION_INTERRUPTED);
 	kvmfault_vcpu_reset(NULL);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("vcpu");
-	TCase *t = tests(suite, "handle");
-
-	tcase_add_checked_fixture(t, up, bed_down);
-	tcase_add_test(t, new_vcpu);
-	tcase_add_test(t, new_vcpu_unknown_tail);
-	tcase_add_test(t, null_vcpu);
-	tcase_add_test(t, not_a_fault);
-	tcase_add_test(t, not_a_fault_costs_no_call);
-	tcase_add_loop_test(t, other_errors_are_the_vmms, 0, 5);
-	tcase_add_test(t, interrupted);
-	tcase_add_test(t, exit_is_resolved);
-	tcase_add_test(t, exit_is_unresolved);
-	tcase_add_test(t, mmio_exit_reason_stays);
-	tcase_add_test(t, poison_without_an_address);
-	t = tests(suite, "history");
-	tcase_add_checked_fixture(t, up, bed_down);
-	tcase_add_test(t, history_begins_empty);
-	tcase_add_test(t, history_says_what_came_of_it);
-	tcase_add_test(t, history_keeps_the_newest);
-	tcase_add_test(t, history_counts_a_storm_as_one);
-	t = tests(suite, "guard");
-	tcase_add_checked_fixture(t, up, bed_down);
-	tcase_add_test(t, bare_within_the_budget);
-	tcase_add_test(t, same_page_within_the_budget);
-	tcase_add_test(t, pauses_grow);
-	tcase_add_test(t, pause_ends_by_a_signal);
-	tcase_add_test(t, pause_ends_by_immediate_exit);
-	tcase_add_test(t, another_exit_is_progress);
-	tcase_add_test(t, device_mmio_is_progress);
-	tcase_add_test(t, signal_is_no_progress);
-	tcase_add_test(t, pages_that_come_are_progress);
-	tcase_add_test(t, budget_is_an_option);
-	tcase_add_test(t, kernel_not_ready);
-	t = tests(suite, "source");
-	tcase_add_checked_fixture(t, failing, bed_down);
-	tcase_add_test(t, source_recovers);
-	tcase_add_test(t, source_does_not_recover);
-	tcase_add_test(t, source_is_final);
-	tcase_add_test(t, source_is_tried_three_times_by_default);
-	tcase_add_test(t, source_pauses_grow_to_a_second);
-	tcase_add_test(t, source_pause_ends_by_a_signal);
-	tcase_add_test(t, signals_cost_no_try_and_win_none);
-	tcase_add_test(t, interrupted_source_wins_no_try);
-	tcase_add_test(t, source_pause_ends_by_immediate_exit);
-	tcase_add_test(t, another_fault_does_not_wait);
-	tcase_add_test(t, mmio_is_unfinished_while_the_source_fails);
-	tcase_add_test(t, marker_waits_for_its_source);
-	tcase_add_test(t, who_does_not_wait_is_told_at_once);
-	tcase_add_loop_test(t, lost_data_is_final, 0, 2);
-	t = tests(suite, "unfinished");
-	tcase_add_checked_fixture(t, up, bed_down);
-	tcase_add_test(t, unfinished_is_said_and_finished);
-	tcase_add_test(t, given_up_by_a_reset);
-	tcase_add_test(t, lost_by_another_exit);
-	tcase_add_test(t, lost_by_another_access);
-	tcase_add_test(t, lost_by_an_interrupt);
-	return run_suite(suite);
+	return run_suite("vcpu");
 }

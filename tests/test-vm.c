@@ -31,7 +31,9 @@ static int new_vm(uint64_t page_size_max, uint32_t retry_budget)
 	return kvmfault_vm_new(&options, &vm);
 }
 
-START_TEST(defaults)
+TEST_GROUP(vm, NULL, down);
+
+TEST(vm, defaults)
 {
 	ck_assert_int_eq(kvmfault_vm_new(NULL, &vm), 0);
 	ck_assert_uint_eq(vm->options.page_size_max, 2 << 20);
@@ -47,9 +49,8 @@ START_TEST(defaults)
 	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
 	ck_assert_int_eq(kvmfault_vm_free(NULL), 0);
 }
-END_TEST
 
-START_TEST(page_sizes)
+TEST(vm, page_sizes)
 {
 	static const uint64_t good[] = { 4096, 65536, 2 << 20, 1 << 30 };
 	static const uint64_t bad[] = { 1, 2048, 4097, 3 << 20, 2ULL << 30,
@@ -66,9 +67,8 @@ START_TEST(page_sizes)
 	}
 	ck_assert_int_eq(kvmfault_vm_new(NULL, NULL), -EINVAL);
 }
-END_TEST
 
-START_TEST(unknown_tail)
+TEST(vm, unknown_tail)
 {
 	struct {
 		struct kvmfault_vm_options options;
@@ -84,9 +84,8 @@ START_TEST(unknown_tail)
 	ck_assert_int_eq(kvmfault_vm_new(&caller.options, &vm), 0);
 	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
 }
-END_TEST
 
-START_TEST(busy)
+TEST(vm, busy)
 {
 	struct kvmfault_region region = {
 		.size = sizeof(region), .length = PAGE, .guest_memfd = 5,
@@ -102,10 +101,9 @@ START_TEST(busy)
 	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
 }
-END_TEST
 
 /* What is dead but not swept, for want of memory, goes with the context. */
-START_TEST(freed_with_the_dead)
+TEST(vm, freed_with_the_dead)
 {
 	struct kvmfault_region region = {
 		.size = sizeof(region), .length = 4 * PAGE,
@@ -126,9 +124,8 @@ START_TEST(freed_with_the_dead)
 	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
 	/* down() checks that nothing is left. */
 }
-END_TEST
 
-START_TEST(any_number_of_them)
+TEST(vm, any_number_of_them)
 {
 	struct kvmfault_vm *other;
 
@@ -138,7 +135,6 @@ START_TEST(any_number_of_them)
 	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
 	ck_assert_int_eq(kvmfault_vm_free(other), 0);
 }
-END_TEST
 
 static char line[600];
 static void *given;
@@ -152,7 +148,7 @@ static void take_line(void *data, enum kvmfault_log_level level,
 	strncpy(line, message, sizeof(line) - 1);
 }
 
-START_TEST(log_lines)
+TEST(vm, log_lines)
 {
 	const struct kvmfault_vm_ops ops = {
 		.size = sizeof(ops), .log = take_line,
@@ -178,20 +174,8 @@ START_TEST(log_lines)
 	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
 	ck_assert_uint_eq(strlen(line), 511);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("vm");
-	TCase *t = tests(suite, "vm");
-
-	tcase_add_checked_fixture(t, NULL, down);
-	tcase_add_test(t, defaults);
-	tcase_add_test(t, page_sizes);
-	tcase_add_test(t, unknown_tail);
-	tcase_add_test(t, busy);
-	tcase_add_test(t, freed_with_the_dead);
-	tcase_add_test(t, any_number_of_them);
-	tcase_add_test(t, log_lines);
-	return run_suite(suite);
+	return run_suite("vm");
 }

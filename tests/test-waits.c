@@ -55,8 +55,10 @@ static void join_waiters(int result)
 	}
 }
 
+TEST_GROUP(waits, up, NULL);
+
 /* Others want the page while it is fetched: one fetch, and all go on. */
-START_TEST(a_fetch_that_ends_wakes)
+TEST(waits, a_fetch_that_ends_wakes)
 {
 	bed.during_read = start_waiters;
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA, PAGE, false), 0);
@@ -66,10 +68,9 @@ START_TEST(a_fetch_that_ends_wakes)
 	ck_assert_uint_ge(bed_stats().waited, WAITERS);
 	bed_down();
 }
-END_TEST
 
 /* So does one that came for its neighbour. */
-START_TEST(a_window_that_comes_wakes)
+TEST(waits, a_window_that_comes_wakes)
 {
 	bed.memory->window = KVMFAULT_WINDOW_FIXED;
 	bed.memory->window_pages = 4;
@@ -81,10 +82,9 @@ START_TEST(a_window_that_comes_wakes)
 	ck_assert_uint_eq(bed_stats().fetched, 4);
 	bed_down();
 }
-END_TEST
 
 /* It fails: each waiter tries for itself, and says what it got. */
-START_TEST(a_fetch_that_fails_wakes)
+TEST(waits, a_fetch_that_fails_wakes)
 {
 	bed.source_result = -EIO;
 	bed.during_read = start_waiters;
@@ -95,10 +95,9 @@ START_TEST(a_fetch_that_fails_wakes)
 	ck_assert_int_eq(bed_state(0), KVMFAULT__ABSENT);
 	bed_down();
 }
-END_TEST
 
 /* A discard waits too, and then the page is gone. */
-START_TEST(a_discard_is_woken)
+TEST(waits, a_discard_is_woken)
 {
 	waiters[1].discards = true;
 	bed.during_read = start_waiters;
@@ -108,7 +107,6 @@ START_TEST(a_discard_is_woken)
 	ck_assert(!bed_has(0, bed_byte(0)));
 	bed_down();
 }
-END_TEST
 
 static void interrupt_waiters(void)
 {
@@ -118,7 +116,7 @@ static void interrupt_waiters(void)
 }
 
 /* A signal ends the waits while the fetch goes on; nothing is lost. */
-START_TEST(a_signal_ends_waits)
+TEST(waits, a_signal_ends_waits)
 {
 	bed.during_read = interrupt_waiters;
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA, PAGE, false), 0);
@@ -128,7 +126,6 @@ START_TEST(a_signal_ends_waits)
 	ck_assert_uint_eq(bed.reads, 1);
 	bed_down();
 }
-END_TEST
 
 static void *handle_exit(void *arg)
 {
@@ -148,7 +145,7 @@ static void run_vcpu_into_it(void)
 }
 
 /* The same for a vCPU: INTERRUPTED, and the next time it is there. */
-START_TEST(a_signal_ends_a_vcpus_wait)
+TEST(waits, a_signal_ends_a_vcpus_wait)
 {
 	bed.during_read = run_vcpu_into_it;
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA, PAGE, false), 0);
@@ -157,7 +154,6 @@ START_TEST(a_signal_ends_a_vcpus_wait)
 	ck_assert_uint_eq(bed.reads, 1);
 	bed_down();
 }
-END_TEST
 
 static void remove_region(void)
 {
@@ -167,7 +163,7 @@ static void remove_region(void)
 
 /* The region goes while others wait in it: they are answered, the page is the
  * memory's, and who comes after finds nothing. */
-START_TEST(a_region_that_goes_under_waiters)
+TEST(waits, a_region_that_goes_under_waiters)
 {
 	struct kvmfault_region region = {
 		.size = sizeof(region),
@@ -187,20 +183,8 @@ START_TEST(a_region_that_goes_under_waiters)
 	ck_assert_uint_eq(bed.reads, 1);
 	bed_down();
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("waits");
-	TCase *tcase = tests(suite, "waits");
-
-	tcase_add_checked_fixture(tcase, up, NULL);
-	tcase_add_test(tcase, a_fetch_that_ends_wakes);
-	tcase_add_test(tcase, a_window_that_comes_wakes);
-	tcase_add_test(tcase, a_fetch_that_fails_wakes);
-	tcase_add_test(tcase, a_discard_is_woken);
-	tcase_add_test(tcase, a_signal_ends_waits);
-	tcase_add_test(tcase, a_signal_ends_a_vcpus_wait);
-	tcase_add_test(tcase, a_region_that_goes_under_waiters);
-	return run_suite(suite);
+	return run_suite("waits");
 }

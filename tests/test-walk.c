@@ -139,7 +139,9 @@ static void four_levels(void)
 	sregs.cr3 = gpa(0) | 0x18;
 }
 
-START_TEST(paging_off)
+TEST_GROUP(walk, up, bed_down);
+
+TEST(walk, paging_off)
 {
 	four_levels();
 	chain(4);
@@ -147,9 +149,8 @@ START_TEST(paging_off)
 	ck_assert_int_eq(walk(), 0);
 	only(0);
 }
-END_TEST
 
-START_TEST(four)
+TEST(walk, four)
 {
 	four_levels();
 	chain(4);
@@ -158,9 +159,8 @@ START_TEST(four)
 	ck_assert_int_eq(walk(), 0);
 	only(4);
 }
-END_TEST
 
-START_TEST(five)
+TEST(walk, five)
 {
 	four_levels();
 	sregs.cr4 |= 0x1000;
@@ -170,9 +170,8 @@ START_TEST(five)
 	ck_assert_int_eq(walk(), 0);
 	only(5);
 }
-END_TEST
 
-START_TEST(pae)
+TEST(walk, pae)
 {
 	sregs.cr0 = PG;
 	sregs.cr4 = 0x20;
@@ -189,7 +188,6 @@ START_TEST(pae)
 	ck_assert_int_eq(walk(), 0);
 	only(5);
 }
-END_TEST
 
 static void narrow(unsigned int page, unsigned int entry, uint64_t value)
 {
@@ -198,7 +196,7 @@ static void narrow(unsigned int page, unsigned int entry, uint64_t value)
 	table[entry] = (uint32_t)value;
 }
 
-START_TEST(two)
+TEST_EACH(walk, two, 2)
 {
 	sregs.cr0 = PG;
 	sregs.cr4 = _i ? 0x10 : 0;
@@ -211,9 +209,8 @@ START_TEST(two)
 	ck_assert_int_eq(walk(), 0);
 	only(_i ? 3 : 4);
 }
-END_TEST
 
-START_TEST(large_pages)
+TEST(walk, large_pages)
 {
 	four_levels();
 	chain(3);
@@ -226,10 +223,9 @@ START_TEST(large_pages)
 	ck_assert_int_eq(walk(), 0);
 	only(7);
 }
-END_TEST
 
 /* What is not present may have anything in it. */
-START_TEST(not_present)
+TEST(walk, not_present)
 {
 	four_levels();
 	chain(4);
@@ -238,9 +234,8 @@ START_TEST(not_present)
 	ck_assert_int_eq(walk(), 0);
 	only(4);
 }
-END_TEST
 
-START_TEST(not_memory)
+TEST(walk, not_memory)
 {
 	four_levels();
 	chain(4);
@@ -252,10 +247,9 @@ START_TEST(not_memory)
 	sregs.cr3 = ELSEWHERE;
 	ck_assert_int_eq(walk(), 0);
 }
-END_TEST
 
 /* As some systems map their tables, and in every entry. */
-START_TEST(tables_in_themselves)
+TEST_EACH(walk, tables_in_themselves, 2)
 {
 	unsigned int i;
 
@@ -269,10 +263,9 @@ START_TEST(tables_in_themselves)
 	/* Three tables at three levels, in eight pieces. */
 	ck_assert_uint_le(fake_count(FAKE_PREAD, FAKE_ANY), 3 * 3 * 8);
 }
-END_TEST
 
 /* Two tables that push one another out of what is remembered. */
-START_TEST(tables_without_end)
+TEST(walk, tables_without_end)
 {
 	struct kvmfault_region alias = {
 		.size = sizeof(alias), .gpa = BED_GPA + 64 * PAGE,
@@ -289,10 +282,9 @@ START_TEST(tables_without_end)
 	only(1);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, alias.gpa), 0);
 }
-END_TEST
 
 /* In system management mode it has memory of its own. */
-START_TEST(smm)
+TEST(walk, smm)
 {
 	struct kvmfault_region smram = {
 		.size = sizeof(smram), .gpa = ELSEWHERE, .length = PAGE,
@@ -313,9 +305,8 @@ START_TEST(smm)
 	ck_assert_int_eq(bed_state(0), KVMFAULT__ABSENT);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 1, ELSEWHERE), 0);
 }
-END_TEST
 
-START_TEST(private_pages)
+TEST(walk, private_pages)
 {
 	struct kvmfault_region region = {
 		.size = sizeof(region), .gpa = ELSEWHERE, .length = 4 * PAGE,
@@ -340,10 +331,9 @@ START_TEST(private_pages)
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, ELSEWHERE), 0);
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, region.gpa), 0);
 }
-END_TEST
 
 /* Memory without a source is read where it is. */
-START_TEST(untracked)
+TEST(walk, untracked)
 {
 	struct kvmfault_memory_options options = {
 		.size = sizeof(options), .length = PAGE,
@@ -367,15 +357,13 @@ START_TEST(untracked)
 	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, ELSEWHERE), 0);
 	ck_assert_int_eq(kvmfault_memory_free(region.memory), 0);
 }
-END_TEST
 
-START_TEST(no_vcpu)
+TEST(walk, no_vcpu)
 {
 	ck_assert_int_eq(kvmfault_ensure_page_tables(NULL), -EINVAL);
 }
-END_TEST
 
-START_TEST(registers_are_not_to_be_had)
+TEST_EACH(walk, registers_are_not_to_be_had, 2)
 {
 	refused = _i ? KVM_GET_SREGS : KVM_GET_VCPU_EVENTS;
 	four_levels();
@@ -383,10 +371,9 @@ START_TEST(registers_are_not_to_be_had)
 	ck_assert_int_eq(walk(), -ENXIO);
 	only(0);
 }
-END_TEST
 
 /* What is there stays there, and the next call goes on. */
-START_TEST(source_fails)
+TEST_EACH(walk, source_fails, 3)
 {
 	static const int errors[] = { -EIO, -EINTR, -EHWPOISON };
 
@@ -401,9 +388,8 @@ START_TEST(source_fails)
 	ck_assert_int_eq(walk(), errors[_i] == -EHWPOISON ? -EHWPOISON : 0);
 	only(errors[_i] == -EHWPOISON ? 2 : 4);
 }
-END_TEST
 
-START_TEST(resolver_says)
+TEST_EACH(walk, resolver_says, 4)
 {
 	static const int answers[][2] = {
 		{ KVMFAULT_VERDICT_LATER, -EAGAIN }, { KVMFAULT_VERDICT_RESOLVED, -ENODATA },
@@ -416,7 +402,6 @@ START_TEST(resolver_says)
 	ck_assert_int_eq(walk(), answers[_i][1]);
 	only(0);
 }
-END_TEST
 
 static int inner;
 
@@ -425,7 +410,7 @@ static void walk_again(void)
 	inner = walk();
 }
 
-START_TEST(from_its_own_fetch)
+TEST(walk, from_its_own_fetch)
 {
 	four_levels();
 	chain(4);
@@ -434,7 +419,6 @@ START_TEST(from_its_own_fetch)
 	ck_assert_int_eq(inner, -EDEADLK);
 	only(4);
 }
-END_TEST
 
 static void remove_region(void)
 {
@@ -442,7 +426,7 @@ static void remove_region(void)
 }
 
 /* Its table came, but nobody shows it any more. */
-START_TEST(region_goes)
+TEST(walk, region_goes)
 {
 	four_levels();
 	chain(4);
@@ -450,9 +434,8 @@ START_TEST(region_goes)
 	ck_assert_int_eq(walk(), 0);
 	only(1);
 }
-END_TEST
 
-START_TEST(exit_wanted)
+TEST(walk, exit_wanted)
 {
 	four_levels();
 	chain(4);
@@ -463,7 +446,6 @@ START_TEST(exit_wanted)
 	ck_assert_int_eq(walk(), 0);
 	only(4);
 }
-END_TEST
 
 /* ---- what an exception needs ---- */
 
@@ -476,7 +458,7 @@ static void only_these(uint64_t pages)
 			      (pages >> i & 1), "page %u", i);
 }
 
-START_TEST(descriptor_tables)
+TEST(walk, descriptor_tables)
 {
 	four_levels();
 	chain(4);
@@ -490,13 +472,12 @@ START_TEST(descriptor_tables)
 	ck_assert_int_eq(walk(), 0);
 	only_these(0xf | 1 << 5 | 3 << 7 | 3 << 10 | 1 << 13);
 }
-END_TEST
 
 static const size_t stacks[] = { 4, 12, 20, 36, 44, 52, 60, 68, 76, 84 };
 #define STACKS ((int)(sizeof(stacks) / sizeof(*stacks)))
 
 /* Of a TSS that crosses a page's end, each of the stacks that it names. */
-START_TEST(exception_stacks)
+TEST_EACH(walk, exception_stacks, STACKS)
 {
 	const uint64_t top = LINEAR + 12 * PAGE + 8, nowhere = 8 * PAGE;
 	unsigned char *tss = (unsigned char *)ram + 9 * PAGE - 30;
@@ -510,10 +491,9 @@ START_TEST(exception_stacks)
 	ck_assert_int_eq(walk(), 0);
 	only_these(0xf | 3 << 8 | 3 << 11);
 }
-END_TEST
 
 /* Of 32 bits: three stacks, of which only so much counts; and a stack segment. */
-START_TEST(exception_stacks_of_32_bits)
+TEST(walk, exception_stacks_of_32_bits)
 {
 	uint32_t *tss = (uint32_t *)ram[9];
 
@@ -528,10 +508,9 @@ START_TEST(exception_stacks_of_32_bits)
 	ck_assert_int_eq(walk(), 0);
 	only_these(1 | 1 << 4 | 1 << 9);
 }
-END_TEST
 
 /* None is in use, and none is looked for. */
-START_TEST(no_exceptions_yet)
+TEST(walk, no_exceptions_yet)
 {
 	four_levels();
 	chain(4);
@@ -539,11 +518,10 @@ START_TEST(no_exceptions_yet)
 	only(4);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVM_TRANSLATE), 0);
 }
-END_TEST
 
 static const uint64_t exception_requests[] = { KVM_GET_REGS, KVM_TRANSLATE };
 
-START_TEST(exceptions_cannot_be_asked)
+TEST_EACH(walk, exceptions_cannot_be_asked, 2)
 {
 	four_levels();
 	chain(4);
@@ -552,9 +530,8 @@ START_TEST(exceptions_cannot_be_asked)
 	ck_assert_int_eq(walk(), -ENXIO);
 	only(4);
 }
-END_TEST
 
-START_TEST(no_memory)
+TEST(walk, no_memory)
 {
 	four_levels();
 	chain(4);
@@ -567,9 +544,8 @@ START_TEST(no_memory)
 	ck_assert_int_eq(walk(), 0);
 	ck_assert_int_eq(walk(), 0);
 }
-END_TEST
 
-START_TEST(file_cannot_be_read)
+TEST_EACH(walk, file_cannot_be_read, 2)
 {
 	static const long results[][2] = { { -EBADF, -EBADF }, { 8, -EIO } };
 
@@ -579,57 +555,21 @@ START_TEST(file_cannot_be_read)
 	fake_push(FAKE_PREAD, results[_i][0]);
 	ck_assert_int_eq(walk(), (int)results[_i][1]);
 }
-END_TEST
 
 #else
 
-START_TEST(nothing_to_do)
+TEST_GROUP(walk, bed_up, bed_down);
+
+TEST(walk, nothing_to_do)
 {
 	ck_assert_int_eq(kvmfault_ensure_page_tables(bed.vcpu), 0);
 	ck_assert_int_eq(kvmfault_ensure_page_tables(NULL), -EINVAL);
 	ck_assert_uint_eq(bed.reads, 0);
 }
-END_TEST
 
 #endif
 
 int main(void)
 {
-	Suite *suite = suite_create("walk");
-	TCase *t = tests(suite, "walk");
-
-#ifdef __x86_64__
-	tcase_add_checked_fixture(t, up, bed_down);
-	tcase_add_test(t, paging_off);
-	tcase_add_test(t, four);
-	tcase_add_test(t, five);
-	tcase_add_test(t, pae);
-	tcase_add_loop_test(t, two, 0, 2);
-	tcase_add_test(t, large_pages);
-	tcase_add_test(t, not_present);
-	tcase_add_test(t, not_memory);
-	tcase_add_loop_test(t, tables_in_themselves, 0, 2);
-	tcase_add_test(t, tables_without_end);
-	tcase_add_test(t, smm);
-	tcase_add_test(t, private_pages);
-	tcase_add_test(t, untracked);
-	tcase_add_test(t, no_vcpu);
-	tcase_add_loop_test(t, registers_are_not_to_be_had, 0, 2);
-	tcase_add_loop_test(t, source_fails, 0, 3);
-	tcase_add_loop_test(t, resolver_says, 0, 4);
-	tcase_add_test(t, from_its_own_fetch);
-	tcase_add_test(t, region_goes);
-	tcase_add_test(t, exit_wanted);
-	tcase_add_test(t, descriptor_tables);
-	tcase_add_loop_test(t, exception_stacks, 0, STACKS);
-	tcase_add_test(t, exception_stacks_of_32_bits);
-	tcase_add_test(t, no_exceptions_yet);
-	tcase_add_loop_test(t, exceptions_cannot_be_asked, 0, 2);
-	tcase_add_test(t, no_memory);
-	tcase_add_loop_test(t, file_cannot_be_read, 0, 2);
-#else
-	tcase_add_checked_fixture(t, bed_up, bed_down);
-	tcase_add_test(t, nothing_to_do);
-#endif
-	return run_suite(suite);
+	return run_suite("walk");
 }

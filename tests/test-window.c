@@ -37,15 +37,16 @@ static void check_only(uint64_t first, uint64_t count)
 	}
 }
 
-START_TEST(none_brings_the_page)
+TEST_GROUP(window, NULL, bed_down);
+
+TEST(window, none_brings_the_page)
 {
 	up(KVMFAULT_WINDOW_NONE, 4);
 	ck_assert_int_eq(fetch(5).action, KVMFAULT_ACTION_RETRY);
 	check_only(5, 1);
 }
-END_TEST
 
-START_TEST(fixed_brings_the_block)
+TEST(window, fixed_brings_the_block)
 {
 	up(KVMFAULT_WINDOW_FIXED, 4);
 	ck_assert_int_eq(fetch(6).action, KVMFAULT_ACTION_RETRY);
@@ -59,17 +60,15 @@ START_TEST(fixed_brings_the_block)
 	ck_assert_uint_eq(bed.change.offset, 4 * PAGE);
 	ck_assert_uint_eq(bed.change.length, 4 * PAGE);
 }
-END_TEST
 
-START_TEST(default_length)
+TEST(window, default_length)
 {
 	up(KVMFAULT_WINDOW_FIXED, 0);
 	fetch(6);
 	check_only(0, BED_PAGES);
 }
-END_TEST
 
-START_TEST(odd_length)
+TEST(window, odd_length)
 {
 	up(KVMFAULT_WINDOW_FIXED, 5);
 	fetch(7);
@@ -78,9 +77,8 @@ START_TEST(odd_length)
 	ck_assert_uint_eq(bed.last_read, 15 * PAGE);
 	ck_assert_uint_eq(bed.last_length, PAGE);
 }
-END_TEST
 
-START_TEST(bad_length)
+TEST(window, bad_length)
 {
 	struct kvmfault_memory *memory;
 	void *host;
@@ -95,9 +93,8 @@ START_TEST(bad_length)
 	bed.window_length = bed.vm->options.page_size_max + PAGE;
 	ck_assert_int_eq(bed_memory(&memory, &fd, &host), -EINVAL);
 }
-END_TEST
 
-START_TEST(stays_in_its_region)
+TEST(window, stays_in_its_region)
 {
 	struct kvmfault_region region = {
 		.size = sizeof(region),
@@ -113,9 +110,8 @@ START_TEST(stays_in_its_region)
 	ck_assert_int_eq(fetch(2).action, KVMFAULT_ACTION_RETRY);	/* page 3 */
 	check_only(1, 6);
 }
-END_TEST
 
-START_TEST(message_has_no_region)
+TEST(window, message_has_no_region)
 {
 	up(KVMFAULT_WINDOW_FIXED, 4);
 	bed_resolve(KVMFAULT_KIND_UFFD, 9, true);
@@ -123,9 +119,8 @@ START_TEST(message_has_no_region)
 	/* All of them came through the mapping where the sleeper is. */
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 0);
 }
-END_TEST
 
-START_TEST(not_over_what_is_there)
+TEST(window, not_over_what_is_there)
 {
 	up(KVMFAULT_WINDOW_FIXED, 8);
 	ck_assert_int_eq(kvmfault__page_change(bed.memory, 1, KVMFAULT__ABSENT,
@@ -151,9 +146,8 @@ START_TEST(not_over_what_is_there)
 	kvmfault__page_change(bed.memory, 5, KVMFAULT__FETCHING,
 			      KVMFAULT__ABSENT);
 }
-END_TEST
 
-START_TEST(walk_doubles)
+TEST(window, walk_doubles)
 {
 	static const uint64_t lengths[] = { 1, 2, 4, 4, 4, 1 };
 	uint64_t page = 0, i;
@@ -166,9 +160,8 @@ START_TEST(walk_doubles)
 		page += lengths[i];
 	}
 }
-END_TEST
 
-START_TEST(walk_down_doubles)
+TEST(window, walk_down_doubles)
 {
 	static const uint64_t lengths[] = { 1, 2, 4, 4, 4, 1 };
 	uint64_t page = BED_PAGES, i;
@@ -181,9 +174,8 @@ START_TEST(walk_down_doubles)
 		ck_assert_uint_eq(bed.last_length, lengths[i] * PAGE);
 	}
 }
-END_TEST
 
-START_TEST(jumps_bring_the_page)
+TEST(window, jumps_bring_the_page)
 {
 	static const uint64_t pages[] = { 0, 7, 3, 15, 10, 12 };
 	size_t i;
@@ -195,9 +187,8 @@ START_TEST(jumps_bring_the_page)
 		ck_assert_uint_eq(bed.last_length, PAGE);
 	}
 }
-END_TEST
 
-START_TEST(source_says)
+TEST(window, source_says)
 {
 	bed_vm();
 	bed.window = KVMFAULT_WINDOW_SOURCE;
@@ -206,15 +197,13 @@ START_TEST(source_says)
 	fetch(9);
 	check_only(8, 8);
 }
-END_TEST
 
-START_TEST(source_does_not_say)
+TEST(window, source_does_not_say)
 {
 	up(KVMFAULT_WINDOW_SOURCE, 4);
 	fetch(9);
 	check_only(9, 1);
 }
-END_TEST
 
 /* ---- what can go wrong ---- */
 
@@ -223,7 +212,7 @@ static void fail_once(void)
 	bed.source_result = 0;
 }
 
-START_TEST(neighbours_trouble)
+TEST(window, neighbours_trouble)
 {
 	up(KVMFAULT_WINDOW_FIXED, 4);
 	/* The first read fails, and the second one does not. */
@@ -235,9 +224,8 @@ START_TEST(neighbours_trouble)
 	ck_assert_uint_eq(bed.last_read, 6 * PAGE);
 	ck_assert_uint_eq(bed.last_length, PAGE);
 }
-END_TEST
 
-START_TEST(source_fails)
+TEST(window, source_fails)
 {
 	struct kvmfault__answer answer;
 
@@ -248,7 +236,6 @@ START_TEST(source_fails)
 	ck_assert_int_eq(answer.error, -EIO);
 	check_only(0, 0);
 }
-END_TEST
 
 /* The kernel takes so many pages, and then says why no more. */
 static uint64_t takes;
@@ -274,7 +261,7 @@ static bool short_copy(struct fake_call *call)
 	return true;
 }
 
-START_TEST(kernel_takes_a_part)
+TEST(window, kernel_takes_a_part)
 {
 	up(KVMFAULT_WINDOW_FIXED, 4);
 	takes = 3;
@@ -286,9 +273,8 @@ START_TEST(kernel_takes_a_part)
 	ck_assert_uint_eq(bed_stats().fetched, 3);
 	ck_assert_uint_eq(bed.change.length, 3 * PAGE);
 }
-END_TEST
 
-START_TEST(kernel_takes_too_little)
+TEST(window, kernel_takes_too_little)
 {
 	struct kvmfault__answer answer;
 
@@ -303,9 +289,8 @@ START_TEST(kernel_takes_too_little)
 	check_only(4, 2);
 	ck_assert_uint_eq(bed_stats().fetched, 2);
 }
-END_TEST
 
-START_TEST(one_was_there)
+TEST(window, one_was_there)
 {
 	up(KVMFAULT_WINDOW_FIXED, 4);
 	fake_put(bed.fd, 5 * PAGE);
@@ -317,14 +302,13 @@ START_TEST(one_was_there)
 	ck_assert_uint_eq(bed_stats().fetched, 3);
 	ck_assert_uint_eq(bed_stats().existed, 1);
 }
-END_TEST
 
 static void discard_a_neighbour(void)
 {
 	kvmfault__page_discard(bed.memory, 7);
 }
 
-START_TEST(neighbour_is_discarded_meanwhile)
+TEST(window, neighbour_is_discarded_meanwhile)
 {
 	up(KVMFAULT_WINDOW_FIXED, 4);
 	bed.during_read = discard_a_neighbour;
@@ -335,7 +319,6 @@ START_TEST(neighbour_is_discarded_meanwhile)
 	ck_assert_int_eq(bed_state(6), KVMFAULT__PRESENT);
 	ck_assert_uint_eq(bed.change.offset, 4 * PAGE);
 }
-END_TEST
 
 static void message_for_a_neighbour(void)
 {
@@ -347,7 +330,7 @@ static void message_for_a_neighbour(void)
 	bed.seat = mine;
 }
 
-START_TEST(neighbour_has_a_sleeper)
+TEST(window, neighbour_has_a_sleeper)
 {
 	const struct fake_call *wake;
 
@@ -359,9 +342,8 @@ START_TEST(neighbour_has_a_sleeper)
 	ck_assert_uint_eq(wake->at, (uintptr_t)bed_page(4));
 	ck_assert_uint_eq(wake->length, 4 * PAGE);
 }
-END_TEST
 
-START_TEST(sleeper_on_a_neighbour_that_did_not_come)
+TEST(window, sleeper_on_a_neighbour_that_did_not_come)
 {
 	const struct fake_call *wake;
 
@@ -375,7 +357,6 @@ START_TEST(sleeper_on_a_neighbour_that_did_not_come)
 	ck_assert_uint_eq(wake->at, (uintptr_t)bed_page(7));
 	ck_assert_int_eq(bed_state(7), KVMFAULT__ABSENT);
 }
-END_TEST
 
 /* ---- one that widens, and then says that it is not its ---- */
 
@@ -396,7 +377,7 @@ static int note_length(void *data, struct kvmfault_request *request)
 	return KVMFAULT_VERDICT_DECLINED;
 }
 
-START_TEST(the_next_one_is_asked_for_the_page)
+TEST(window, the_next_one_is_asked_for_the_page)
 {
 	uint64_t next = 0;
 	struct kvmfault_resolver resolver = {
@@ -418,35 +399,8 @@ START_TEST(the_next_one_is_asked_for_the_page)
 	ck_assert_uint_eq(next, PAGE);
 	check_only(4, 4);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("window");
-	TCase *t = tests(suite, "window");
-
-	tcase_add_checked_fixture(t, NULL, bed_down);
-	tcase_add_test(t, none_brings_the_page);
-	tcase_add_test(t, fixed_brings_the_block);
-	tcase_add_test(t, default_length);
-	tcase_add_test(t, odd_length);
-	tcase_add_test(t, bad_length);
-	tcase_add_test(t, stays_in_its_region);
-	tcase_add_test(t, message_has_no_region);
-	tcase_add_test(t, not_over_what_is_there);
-	tcase_add_test(t, walk_doubles);
-	tcase_add_test(t, walk_down_doubles);
-	tcase_add_test(t, jumps_bring_the_page);
-	tcase_add_test(t, source_says);
-	tcase_add_test(t, source_does_not_say);
-	tcase_add_test(t, neighbours_trouble);
-	tcase_add_test(t, source_fails);
-	tcase_add_test(t, kernel_takes_a_part);
-	tcase_add_test(t, kernel_takes_too_little);
-	tcase_add_test(t, one_was_there);
-	tcase_add_test(t, neighbour_is_discarded_meanwhile);
-	tcase_add_test(t, neighbour_has_a_sleeper);
-	tcase_add_test(t, sleeper_on_a_neighbour_that_did_not_come);
-	tcase_add_test(t, the_next_one_is_asked_for_the_page);
-	return run_suite(suite);
+	return run_suite("window");
 }

@@ -200,7 +200,9 @@ static bool compare(const ZydisDecoder *decoder,
 	return true;
 }
 
-START_TEST(as_zydis_says)
+TEST_GROUP(zydis, NULL, NULL);
+
+TEST_EACH(zydis, as_zydis_says, 2)
 {
 	bool long_mode = _i;
 	uint8_t code[KVMFAULT__CODE];
@@ -218,12 +220,8 @@ START_TEST(as_zydis_says)
 	}
 	ck_assert_uint_gt(compared, ROUNDS / 20);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("zydis");
-
-	tcase_add_loop_test(tests(suite, "zydis"), as_zydis_says, 0, 2);
-	return run_suite(suite);
+	return run_suite("zydis");
 }

@@ -8,7 +8,9 @@
 
 #include "unit.h"
 
-START_TEST(decides_on_garbage)
+TEST_GROUP(twin, NULL, NULL);
+
+TEST(twin, decides_on_garbage)
 {
 	volatile char *byte = malloc(1);
 
@@ -17,12 +19,8 @@ START_TEST(decides_on_garbage)
 		puts("one");
 	free((void *)(uintptr_t)byte);
 }
-END_TEST
 
 int main(void)
 {
-	Suite *suite = suite_create("valgrind twin");
-
-	tcase_add_test(tests(suite, "twin"), decides_on_garbage);
-	return run_suite(suite);
+	return run_suite("valgrind twin");
 }
