@@ -20,9 +20,12 @@
  * Every call is judged, too. Under one of the library's locks there is none but
  * what set-up does there; the fault path makes nothing (no memory, no
  * descriptor, no thread), and what of it is a vCPU's takes no lock at all, and
- * makes no call that kvmfault_syscalls() does not name. Who
- * breaks that ends the program. tests/errnos.py's wrappers say which function
- * a thread is in.
+ * makes no call that kvmfault_syscalls() does not name. A call that breaks this
+ * ends the program. tests/errnos.py's wrappers say which function a thread is
+ * in.
+ *
+ * This is the face for tests. The fake itself is in tests/fake/, where fake.h
+ * says which file has what.
  */
 
 #ifndef KVMFAULT_TESTS_FAKE_SYS_H
