@@ -154,7 +154,7 @@ static uint64_t guest(unsigned int id, enum machine_routine routine,
 	return machine_result(vcpu);
 }
 
-/* How many times the cases are run whose number main() finds out. */
+/* main() finds out how many times the cases of TEST_COUNTED() are run. */
 static int each;
 static int each_in_columns;
 

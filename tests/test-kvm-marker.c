@@ -65,7 +65,7 @@ static void host_reads(uint64_t page)
 
 /* ---- exits in the place of messages ---- */
 
-/* How many times the cases are run whose number main() finds out. */
+/* main() finds out how many times the cases of TEST_COUNTED() are run. */
 static int huge;
 
 TEST_GROUP(marker, NULL, NULL);

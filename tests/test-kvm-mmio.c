@@ -51,7 +51,7 @@ static uint64_t low(uint64_t value, uint64_t size)
 	return size == 8 ? value : value & ((1ULL << 8 * size) - 1);
 }
 
-/* How many times the cases are run whose number main() finds out. */
+/* main() finds out how many times the cases of TEST_COUNTED() are run. */
 static int each_way;
 static int where_emulated;
 

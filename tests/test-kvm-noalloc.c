@@ -209,7 +209,7 @@ static int fall(void (*allocate)(void), bool arm)
 	return status;
 }
 
-/* How many times the cases are run whose number main() finds out. */
+/* main() finds out how many times the cases of TEST_COUNTED() are run. */
 static int each_way;
 static int where_emulated;
 static int annotated;

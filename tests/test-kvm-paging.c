@@ -42,7 +42,7 @@ static bool two_dimensional(void)
 	return answer == KVMFAULT_SUPPORT_YES;
 }
 
-/* How many times the cases are run whose number main() finds out. */
+/* main() finds out how many times the cases of TEST_COUNTED() are run. */
 static int shadow;
 
 TEST_GROUP(paging, NULL, NULL);

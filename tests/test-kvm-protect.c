@@ -171,7 +171,7 @@ static void expect_each_saved(bool quiet)
 				 "how often it is saved");
 }
 
-/* How many times the cases are run whose number main() finds out. */
+/* main() finds out how many times the cases of TEST_COUNTED() are run. */
 static int each_kind;
 static int each_way;
 

@@ -127,7 +127,7 @@ static void expect_all_fetched(unsigned int rounds)
 	ck_assert_uint_eq(stats().unresolved, 0);
 }
 
-/* How many times the cases are run whose number main() finds out. */
+/* main() finds out how many times the cases of TEST_COUNTED() are run. */
 static int each_way;
 
 TEST_GROUP(race, NULL, NULL);

@@ -85,7 +85,7 @@ static void plain(int column)
 	rig_vcpus(&rig);
 }
 
-/* How many times the cases are run whose number main() finds out. */
+/* main() finds out how many times the cases of TEST_COUNTED() are run. */
 static int with_guest_memfd;
 
 TEST_GROUP(rows, NULL, NULL);

@@ -511,7 +511,7 @@ static void all_pages(void)
 		ck_assert_uint_eq(*(uint64_t *)(b + page * PAGE + 8), page + 5);
 }
 
-/* How many times the cases are run whose number main() finds out. */
+/* main() finds out how many times the cases of TEST_COUNTED() are run. */
 static int where_emulated;
 static int with_private;
 

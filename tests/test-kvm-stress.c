@@ -1683,7 +1683,7 @@ static void rounds(int column, bool private)
 	machine_down();
 }
 
-/* How many times the cases are run whose number main() finds out. */
+/* main() finds out how many times the cases of TEST_COUNTED() are run. */
 static int with_private;
 
 TEST_GROUP(stress, NULL, NULL);

@@ -180,7 +180,7 @@ static void read_by(unsigned int count)
 	ck_assert_int_eq(atomic_load(&rig.unresolved), 0);
 }
 
-/* How many times the cases are run whose number main() finds out. */
+/* main() finds out how many times the cases of TEST_COUNTED() are run. */
 static int each_abi;
 static int each_huge;
 static int with_bitmap;

@@ -44,7 +44,7 @@ struct test_case {
 	int signal;
 };
 
-/* A pointer to each in a section, as a compiler may pad what it points to. */
+/* A section has pointers only, as a compiler may pad anything larger. */
 #define UNIT_KEEP(section_name) __attribute__((used, section(section_name)))
 
 #define UNIT_GROUP(group, up_, down_, seconds_, like_)			\
@@ -72,31 +72,31 @@ struct test_case {
 	UNIT_CASE(in, what, &what##_ttest, __VA_ARGS__);		\
 	static void what##_fn(int _i __attribute__((unused)))
 
-/* A group with its fixture, where either function may be NULL. */
+/* This is a group with its fixture, where either function may be NULL. */
 #define TEST_GROUP(group, up, down) UNIT_GROUP(group, up, down, HANG, NULL)
-/* One with cases that take longer. */
+/* Each case of this one may take so many seconds. */
 #define TEST_GROUP_FOR(group, up, down, seconds) \
 	UNIT_GROUP(group, up, down, seconds, NULL)
-/* One that has another one's cases, and maybe more, with its own fixture. */
+/* This one has the other one's cases, and maybe more, with its own fixture. */
 #define TEST_GROUP_LIKE(group, other, up, down) \
 	UNIT_GROUP(group, up, down, HANG, &group_##other)
 
-/* A case. */
+/* This is a case. */
 #define TEST(group, name) UNIT_TEST(group, name, .times = 1)
-/* As many as @times, a constant; _i says which one it is. */
+/* It is run so many times, which is a constant; _i counts them from 0. */
 #define TEST_EACH(group, name, times_) \
 	UNIT_TEST(group, name, .times = times_)
-/* As many as main() has counted, before it runs them, in an int variable. */
+/* It is run as many times as an int variable says, which main() sets. */
 #define TEST_COUNTED(group, name, variable) \
 	UNIT_TEST(group, name, .counted = &(variable))
-/* As many as @times, and a signal ends each. */
+/* It is run so many times, and this signal has to end it each time. */
 #define TEST_KILLED(group, name, signal_, times_) \
 	UNIT_TEST(group, name, .times = times_, .signal = signal_)
-/* One that is defined above, once more in another group. */
+/* A case that is defined above is run in this group, too. */
 #define TEST_ALSO(group, name) \
 	UNIT_CASE(group, name, &name##_ttest, .times = 1)
 
-/* It would define a case that is in no group. */
+/* This one of Check's would define a case that is in no group. */
 #undef START_TEST
 
 extern struct test_group *__start_unit_groups[], *__stop_unit_groups[];

@@ -10,9 +10,9 @@
  * private.c, memory.c, signals.c, wait.c, threads.c).
  *
  * What holds: the door's side uses all of it under fake__lock, but for the
- * futexes, which sleep, and for the judge, whose knowledge is each thread's own.
- * fake__perform() and fake_model() take the lock themselves. The test's side
- * takes it too, where the library may be running.
+ * futexes, which sleep, and for the judge, whose knowledge is each thread's
+ * own. fake__perform() and fake_model() take the lock themselves. The test's
+ * side takes it too, where the library may be running.
  */
 
 #ifndef KVMFAULT_TESTS_FAKE_FAKE_H
@@ -66,7 +66,7 @@ struct slot {
 	bool owned;			/* by the library */
 };
 
-/* What a thread begins with. */
+/* A thread begins with this. */
 struct start {
 	void *(*run)(void *);
 	void *arg;
@@ -87,23 +87,24 @@ long fake__perform(struct fake_call *call);
 
 extern const struct noted fake__service_thread, fake__worker_thread;
 void fake__judge(const struct fake_call *call);
-/* The hook's answer. What it does is judged by itself, see fake_aside(). */
+/* It returns the hook's answer. What the hook does is judged by itself, as
+ * fake_aside() has it. */
 bool fake__run_aside(fake_hook hook, struct fake_call *call);
 
 /* ---- objects.c ---- */
 
-/* NULL: there is none. */
+/* It returns NULL where there is none. */
 struct object *fake__object_of(int fd);
 struct object *fake__object_new(enum fake_kind kind);
 void fake__object_put(struct object *object);
-/* A descriptor, or -errno. */
+/* Both return a descriptor, or -errno. */
 int fake__install(struct object *object, bool owned);
 int fake__open_new(enum fake_kind kind, int flags);
 
 /* ---- uffd.c ---- */
 
 struct range *fake__range_at(struct object *uffd, uint64_t address);
-/* The userfaultfd that has a range there, or NULL. */
+/* It returns the userfaultfd that has a range there, or NULL. */
 struct object *fake__registered_with(uint64_t address);
 long fake__uffd_open(int flags);
 long fake__uffd_ioctl(struct object *uffd, struct fake_call *c);
@@ -114,11 +115,13 @@ long fake__set_attributes(const struct kvmfault__memory_attributes *a);
 
 /* ---- memory.c ---- */
 
-/* The memory that is mapped there, and where in it that is; or NULL. */
+/* It returns the memory that is mapped there, and how far into it that is; or
+ * NULL. */
 struct object *fake__memory_at(uint64_t address, uint64_t *offset);
 /* Is anything mapped there, of the library's too? */
 bool fake__is_mapped(uint64_t address);
-/* What a mapping has of a page. @what: m->mapped, m->marker or m->protected. */
+/* It returns what a mapping has of a page. @what is m->mapped, m->marker or
+ * m->protected. */
 unsigned char *fake__page_of(struct object *m, unsigned char **what,
 			     uint64_t address);
 unsigned char *fake__page_mapped(struct object *m, uint64_t address);
