@@ -22,12 +22,12 @@ extern "C" {
 #endif
 
 /* Features that kvmfault_probe() asks a scratch VM for. */
-#define KVMFAULT_FEATURE_USERFAULT ((enum kvmfault_feature)21)
-#define KVMFAULT_FEATURE_EXIT_ON_MISSING ((enum kvmfault_feature)22)
+#define KVMFAULT_FEATURE_USERFAULT KVMFAULT_FEATURE_EXPERIMENTAL_21
+#define KVMFAULT_FEATURE_EXIT_ON_MISSING KVMFAULT_FEATURE_EXPERIMENTAL_22
 
 /* A mode of delivery: KVM_RUN ends with KVM_EXIT_MEMORY_FAULT. If the kernel
  * has it, AUTO takes it. */
-#define KVMFAULT_DELIVERY_KERNEL_EXIT ((enum kvmfault_delivery)3)
+#define KVMFAULT_DELIVERY_KERNEL_EXIT KVMFAULT_DELIVERY_EXPERIMENTAL_3
 
 /* A region's memslot needs these in addition to what the VMM tells KVM. */
 struct kvmfault_memslot {

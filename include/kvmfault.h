@@ -287,7 +287,9 @@ enum kvmfault_feature {
 	 * kvmfault_ensure_page_tables(). */
 	KVMFAULT_FEATURE_TWO_DIMENSIONAL_PAGING = 20,
 
-	/* 21, 22: see kvmfault-experimental.h */
+	/* These have their names in kvmfault-experimental.h. */
+	KVMFAULT_FEATURE_EXPERIMENTAL_21 = 21,
+	KVMFAULT_FEATURE_EXPERIMENTAL_22 = 22,
 };
 #define KVMFAULT_FEATURE_COUNT 23
 
@@ -487,7 +489,8 @@ enum kvmfault_delivery {
 	 * mode has to be allowed by name. */
 	KVMFAULT_DELIVERY_MARKER_EXIT = 2,
 
-	/* 3: KVMFAULT_DELIVERY_KERNEL_EXIT of kvmfault-experimental.h */
+	/* KVMFAULT_DELIVERY_KERNEL_EXIT of kvmfault-experimental.h. */
+	KVMFAULT_DELIVERY_EXPERIMENTAL_3 = 3,
 };
 #define KVMFAULT_DELIVERY_COUNT 4
 
@@ -649,9 +652,10 @@ struct kvmfault_vm_options {
  * Make a context. options may be NULL: all defaults.
  *
  * Returns 0, or
- *   -EINVAL       vm is NULL; page_size_max is not a power of two from 4 KiB to
- *                 1 GiB; a flag of allow or of the converter, or the delivery
- *                 mode, is not known
+ *   -EINVAL       vm is NULL; the size of options or of ops is not set (no
+ *                 line tells that: there is no log yet); page_size_max is not
+ *                 a power of two from 4 KiB to 1 GiB; a flag of allow or of
+ *                 the converter, or the delivery mode, is not known
  *   -EOPNOTSUPP   the delivery mode is not available (the log says why)
  *   -EBADF        vm_fd is closed
  *   -E2BIG        a struct has a member set that this library does not know

@@ -34,8 +34,8 @@ static void on_log(void *data, enum kvmfault_log_level level,
 
 static void on_changed(void *data, const struct kvmfault_change *change)
 {
-	(void)data;
 	fake_called_back();
+	ck_assert_ptr_eq(data, bed.vm->options.data);
 	pthread_mutex_lock(&bed_lock);
 	bed.changes[change->cause]++;
 	bed.change = *change;
@@ -44,8 +44,8 @@ static void on_changed(void *data, const struct kvmfault_change *change)
 
 static void on_unresolved(void *data, const struct kvmfault_sleeper *sleeper)
 {
-	(void)data;
 	fake_called_back();
+	ck_assert_ptr_eq(data, bed.vm->options.data);
 	pthread_mutex_lock(&bed_lock);
 	bed.unresolved++;
 	bed.sleeper = *sleeper;
@@ -273,6 +273,7 @@ void bed_vm(void)
 	struct kvmfault_vm_options options = {
 		.size = sizeof(options),
 		.ops = &ops,
+		.data = &bed,
 		.vm_fd = bed_vm_fd,
 		.converter = bed_converter,
 		.delivery = bed_delivery,

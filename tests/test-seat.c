@@ -82,32 +82,25 @@ TEST(seat, nobody_holds_it)
 	retire(NULL);
 }
 
-TEST_EACH(seat, held_is_not_freed, 3)
+TEST_EACH(seat, held_is_not_freed, KVMFAULT__HAZARDS + 1)
 {
 	long before = fake_held().allocations;
 	void *item = new_item();
 
-	/* By its address, as a span, a table and a list are. */
-	switch (_i) {
-	case 0:
+	/* By its address, as a span or by a hazard of any kind. */
+	if (_i == KVMFAULT__HAZARDS)
 		atomic_store(&seat->span, item);
-		break;
-	case 1:
-		atomic_store(&seat->hazard[KVMFAULT__HAZARD_TABLE], item);
-		break;
-	case 2:
-		atomic_store(&seat->hazard[KVMFAULT__HAZARD_MAPPINGS], item);
-		break;
-	}
+	else
+		atomic_store(&seat->hazard[_i], item);
 	retire(item);
 	ck_assert_int_eq(fake_held().allocations, before + 1);
 	memset((char *)item + sizeof(void *), 0x55, 8);	/* still ours */
 	pthread_mutex_lock(&vm->lock);
 	ck_assert(kvmfault__retired(vm, item));
 	pthread_mutex_unlock(&vm->lock);
-	atomic_store(&seat->hazard[KVMFAULT__HAZARD_TABLE], NULL);
 	atomic_store(&seat->span, NULL);
-	kvmfault__unhold(seat, KVMFAULT__HAZARD_MAPPINGS);
+	if (_i < KVMFAULT__HAZARDS)
+		kvmfault__unhold(seat, (enum kvmfault__hazard)_i);
 	retire(NULL);
 	ck_assert_int_eq(fake_held().allocations, before);
 }

@@ -136,6 +136,26 @@ TEST(vm, any_number_of_them)
 	ck_assert_int_eq(kvmfault_vm_free(other), 0);
 }
 
+TEST(vm, operations_of_another_size)
+{
+	struct {
+		struct kvmfault_vm_ops ops;
+		uint64_t tail;
+	} longer = { .ops.size = sizeof(longer) };
+	struct kvmfault_vm_options options = {
+		.size = sizeof(options), .ops = &longer.ops,
+	};
+
+	ck_assert_int_eq(kvmfault_vm_new(&options, &vm), 0);
+	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
+	longer.tail = 1;
+	ck_assert_int_eq(kvmfault_vm_new(&options, &vm), -E2BIG);
+	ck_assert_ptr_null(vm);
+	longer.ops.size = 0;
+	ck_assert_int_eq(kvmfault_vm_new(&options, &vm), -EINVAL);
+	ck_assert_ptr_null(vm);
+}
+
 static char line[600];
 static void *given;
 static enum kvmfault_log_level said;

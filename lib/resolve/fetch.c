@@ -222,14 +222,15 @@ static void fetches_grant_wishes(struct kvmfault_vm *vm,
 
 	for (; seat; seat = seat->next) {
 		struct kvmfault_memory *memory = atomic_load(&seat->wish);
-		/* Read before the wish is taken: the next one has another. */
-		uint64_t offset = atomic_load(&seat->wish_offset);
 
 		if (!memory || (only && memory != only) ||
 		    !atomic_compare_exchange_strong(&seat->wish, &memory, NULL))
 			continue;
 		kvmfault__enter(&inside, NULL, memory);
-		kvmfault__tell_page_ready(memory, offset);
+		/* The vCPU may have the next wish by now, with another offset.
+		 * Then that page is told early, and once more in its turn. */
+		kvmfault__tell_page_ready(memory,
+					  atomic_load(&seat->wish_offset));
 		kvmfault__exit(&inside);
 		kvmfault__unpin(memory);
 	}

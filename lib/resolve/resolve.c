@@ -246,6 +246,7 @@ static void resolve_unconverted(struct kvmfault__request *rq,
 
 	kvmfault__resolve_unclaimed(rq, KVMFAULT_PAGE_UNCONVERTED, answer);
 	answer->came = answer->action == KVMFAULT_ACTION_RETRY &&
+		       !answer->error &&
 		       kvmfault__attributes_find(rq->seat->vm, pages,
 						 !private) == pages.end;
 }

@@ -1090,7 +1090,10 @@ static void find_parts(const struct sim_memory *memory, const char *when)
 
 		if (err == -ENOMEM && current->injected != injected)
 			continue;
-		if (err || memcmp(&found, &part_of, sizeof(found)))
+		if (err || found.gpa != part_of.gpa ||
+		    found.length != part_of.length ||
+		    found.memory != part_of.memory ||
+		    found.offset != part_of.offset)
 			sim_fail(when, "part %u, error %d", part, err);
 	}
 }
