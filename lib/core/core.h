@@ -18,6 +18,7 @@
 
 #include "kvmfault.h"
 #include "../os/sys.h"
+#include "pause.h"
 
 #define KVMFAULT__EXPORT __attribute__((visibility("default")))
 #define KVMFAULT__PAGE 4096ULL

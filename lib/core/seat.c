@@ -260,7 +260,7 @@ void kvmfault__drain_until(struct kvmfault_vm *vm,
 		kvmfault__sys_unlock(&vm->lock);
 		if (again)
 			kvmfault__sys_futex_wait(&vm->drain.sequence, sequence,
-						 1000000000);
+						 KVMFAULT__SECOND);
 	}
 	atomic_fetch_sub(&vm->drain.drainers, 1);
 }

@@ -17,7 +17,6 @@
 #include "../os/abi.h"
 #include "entry.h"
 
-#define SLICE 10000000ULL		/* 10 ms */
 #define LONG (1ULL << 60)		/* ns: the worker sleeps until woken */
 
 /* ---- the thread that does the task ---- */
@@ -104,7 +103,8 @@ static int worker_await(struct kvmfault__seat *seat,
 			__atomic_store_n(&worker->leave, 1, __ATOMIC_RELAXED);
 			atomic_fetch_or(&worker->state, KVMFAULT__TASK_LEFT);
 		} else if (state & KVMFAULT__TASK_HELD) {
-			kvmfault__sys_futex_wait(&worker->state, state, SLICE);
+			kvmfault__sys_futex_wait(&worker->state, state,
+						 KVMFAULT__SLICE);
 		} else {
 			break;
 		}

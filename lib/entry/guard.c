@@ -11,8 +11,6 @@
 #include "entry.h"
 
 #define FREE_RETRIES 2			/* without a pause */
-#define PAUSE_MIN 50000ULL		/* 50 us, doubled each time, */
-#define PAUSE_MAX 10000000ULL		/* up to 10 ms */
 
 void kvmfault__guard_start(struct kvmfault_vcpu *vcpu)
 {
@@ -43,16 +41,16 @@ bool kvmfault__last_retry(const struct kvmfault_vcpu *vcpu)
 	return vcpu->guard.streak + 1 >= vcpu->vm->options.retry_budget;
 }
 
-/* n: which paused retry this is: 1 waits PAUSE_MIN, each next one twice as
- * long, up to PAUSE_MAX; 0: no pause. */
+/* n: which paused retry this is: 1 waits KVMFAULT__SOON_PAUSE, each next one
+ * twice as long, up to KVMFAULT__SOON_MOST; 0: no pause. */
 static void guard_pause_retry(struct kvmfault_vcpu *vcpu,
 			      struct kvmfault__answer *answer, uint32_t n)
 {
-	uint64_t pause = n ? PAUSE_MIN : 0;
+	uint64_t pause = n ? kvmfault__backoff(KVMFAULT__SOON_PAUSE, n - 1,
+					       KVMFAULT__SOON_STEPS) : 0;
 
-	for (; n > 1 && pause < PAUSE_MAX; n--)
-		pause *= 2;
-	if (kvmfault__pause(vcpu->seat, pause < PAUSE_MAX ? pause : PAUSE_MAX))
+	if (kvmfault__pause(vcpu->seat, pause < KVMFAULT__SOON_MOST ?
+			    pause : KVMFAULT__SOON_MOST))
 		answer->action = KVMFAULT_ACTION_INTERRUPTED;
 }
 

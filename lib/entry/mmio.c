@@ -13,8 +13,6 @@
 
 #include "entry.h"
 
-#define MOMENT 1000000ULL	/* 1 ms */
-
 /* An aligned access is not torn, as the guest's own would not be. */
 static void mmio_copy_bytes(volatile void *to, const volatile void *from,
 			    uint64_t length)
@@ -115,7 +113,7 @@ static void mmio_complete_part(struct kvmfault_vcpu *vcpu, uint64_t done,
 	/* The mapping is changing, so the bytes cannot be copied yet, and the
 	 * VMM must not enter KVM_RUN without them. */
 	if (answer->action == KVMFAULT_ACTION_RETRY && answer->error) {
-		kvmfault__pause(vcpu->seat, MOMENT);
+		kvmfault__pause(vcpu->seat, KVMFAULT__MS);
 		answer->action = KVMFAULT_ACTION_INTERRUPTED;
 	}
 	if (answer->action != KVMFAULT_ACTION_RETRY)

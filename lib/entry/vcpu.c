@@ -14,8 +14,6 @@
 #include "entry.h"
 #include "../os/trace.h"
 
-#define SOURCE_PAUSE 1000000ULL		/* 1 ms if a source failed, doubled */
-#define SOURCE_STEPS 10			/* each time, up to about a second */
 #define NO_MMIO 0			/* mmio_length: none is half done */
 
 static int vcpu_check_options(struct kvmfault_vm *vm,
@@ -294,8 +292,9 @@ static bool vcpu_may_retry_source(struct kvmfault_vcpu *vcpu,
 	    answer->error == -EHWPOISON || vcpu->seat->no_wait ||
 	    n >= vcpu->vm->options.source_retries)
 		return false;
-	vcpu->source.due = vcpu->task.ended + (SOURCE_PAUSE <<
-			   (n < SOURCE_STEPS ? n : SOURCE_STEPS));
+	vcpu->source.due = vcpu->task.ended +
+			   kvmfault__backoff(KVMFAULT__FAILED_PAUSE, n,
+					     KVMFAULT__FAILED_STEPS);
 	vcpu->source.failures++;
 	kvmfault__count(vcpu->seat, retried);
 	return true;

@@ -14,7 +14,6 @@
 #include "page.h"
 
 #define TRIES 8			/* to begin an install */
-#define WAIT 1000000		/* ns, for a read to end: one takes less */
 
 static bool event_seat_is_installing(struct kvmfault__seat *seat, void *uffd)
 {
@@ -45,7 +44,8 @@ static bool event_wait_for_readers(struct kvmfault__reader *reader)
 	atomic_fetch_add(&reader->waiting, 1);
 	reading = atomic_load(&reader->reading);
 	if (reading)
-		err = kvmfault__sys_futex_wait(&reader->reading, reading, WAIT);
+		err = kvmfault__sys_futex_wait(&reader->reading, reading,
+					       KVMFAULT__MS);
 	atomic_fetch_sub(&reader->waiting, 1);
 	return err != -EINTR;
 }

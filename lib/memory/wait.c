@@ -11,9 +11,6 @@
 
 #include "page.h"
 
-/* 10 ms: the longest sleep between two looks at immediate_exit. */
-#define SLICE 10000000ULL
-
 static struct kvmfault__bucket *wait_find_bucket(struct kvmfault_memory *memory,
 						 uint64_t page)
 {
@@ -32,10 +29,12 @@ bool kvmfault__exit_wanted(const struct kvmfault__seat *seat)
 int kvmfault__sleep(struct kvmfault__seat *seat, _Atomic uint32_t *word,
 		    uint32_t value)
 {
+	int err;
+
 	if (kvmfault__exit_wanted(seat))
 		return -EINTR;
-	return kvmfault__sys_futex_wait(word, value, SLICE) == -EINTR ?
-		-EINTR : 0;
+	err = kvmfault__sys_futex_wait(word, value, KVMFAULT__SLICE);
+	return err == -EINTR ? -EINTR : 0;
 }
 
 int kvmfault__page_wait(struct kvmfault__seat *seat,
@@ -156,7 +155,7 @@ bool kvmfault__page_pending(struct kvmfault__seat *seat,
 static enum kvmfault__state wait_for_state(struct kvmfault_memory *memory,
 					   uint64_t page)
 {
-	uint64_t end = kvmfault__sys_now() + SLICE;
+	uint64_t end = kvmfault__sys_now() + KVMFAULT__SLICE;
 	struct kvmfault__bucket *b = wait_find_bucket(memory, page);
 	uint32_t sequence;
 	int err = 0;
@@ -167,7 +166,8 @@ static enum kvmfault__state wait_for_state(struct kvmfault_memory *memory,
 		sequence = atomic_load(&b->sequence);
 		if (!kvmfault__in_flight(kvmfault__page_state(memory, page)))
 			break;
-		err = kvmfault__sys_futex_wait(&b->sequence, sequence, SLICE);
+		err = kvmfault__sys_futex_wait(&b->sequence, sequence,
+					       KVMFAULT__SLICE);
 	}
 	atomic_fetch_sub(&b->waiters, 1);
 	return kvmfault__page_state(memory, page);
@@ -191,7 +191,8 @@ bool kvmfault__pages_absent(struct kvmfault_memory *memory)
 int kvmfault__pause(struct kvmfault__seat *seat, uint64_t nanoseconds)
 {
 	while (nanoseconds && !kvmfault__exit_wanted(seat)) {
-		uint64_t slice = nanoseconds < SLICE ? nanoseconds : SLICE;
+		uint64_t slice = nanoseconds < KVMFAULT__SLICE ?
+				 nanoseconds : KVMFAULT__SLICE;
 
 		if (kvmfault__sys_futex_wait(&seat->pause, 0, slice) == -EINTR)
 			return -EINTR;

@@ -14,11 +14,6 @@
 #include "defer.h"
 #include "../os/trace.h"
 
-#define FAILED_MIN 1000000ULL	/* 1 ms, doubled each time, */
-#define FAILED_STEPS 10		/* up to about a second */
-#define SOON_MIN 50000ULL	/* 50 us, doubled each time, */
-#define SOON_STEPS 8		/* up to about 13 ms */
-
 /* The caller holds the lock. */
 static struct kvmfault__message *
 deferred_find(struct kvmfault__deferred *deferred, uint32_t space, uint64_t hva)
@@ -114,21 +109,17 @@ static void message_merge(struct kvmfault__message *other,
 		other->due = item->due;
 }
 
-static uint64_t deferred_delay(uint64_t first, unsigned int n,
-			       unsigned int steps)
-{
-	return first << (n < steps ? n : steps);
-}
-
 /* Returns the time until the next try. If not `failed`, the last try was not
  * possible yet. */
 static uint64_t message_next_delay(struct kvmfault__message *item, bool failed)
 {
 	if (failed)
-		return deferred_delay(FAILED_MIN, item->tries.failures - 1,
-				      FAILED_STEPS);
+		return kvmfault__backoff(KVMFAULT__FAILED_PAUSE,
+					 item->tries.failures - 1,
+					 KVMFAULT__FAILED_STEPS);
 	return item->tries.count++ ?
-		deferred_delay(SOON_MIN, item->tries.count - 2, SOON_STEPS) : 0;
+		kvmfault__backoff(KVMFAULT__SOON_PAUSE, item->tries.count - 2,
+				  KVMFAULT__SOON_STEPS) : 0;
 }
 
 /* The caller holds the lock. */
@@ -139,8 +130,9 @@ static void deferred_add(struct kvmfault__deferred *deferred,
 		deferred->item[deferred->count++] = *item;
 	else if (!deferred->no_room)
 		deferred->no_room = item->due + (item->tries.failures ?
-					     FAILED_MIN << FAILED_STEPS :
-					     FAILED_MIN);
+					     KVMFAULT__FAILED_PAUSE <<
+					     KVMFAULT__FAILED_STEPS :
+					     KVMFAULT__FAILED_PAUSE);
 }
 
 void kvmfault__defer(struct kvmfault__deferred *deferred,

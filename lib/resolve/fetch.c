@@ -13,7 +13,6 @@
 #include "../os/trace.h"
 
 #define FETCHES 64		/* if the VMM does not say */
-#define MS 1000000ULL
 
 /*
  * A fetch is held by the source until it has answered, by the thread that
@@ -254,7 +253,7 @@ static void fetch_take_over(struct kvmfault_fetch *fetch,
 			    const struct kvmfault__request *rq)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
-	uint64_t deadline = memory->source.deadline_ms * MS;
+	uint64_t deadline = memory->source.deadline_ms * KVMFAULT__MS;
 
 	/* The fetch is counted before that thread lets go of the memory. */
 	atomic_fetch_add(&memory->fetches, 1);
@@ -373,7 +372,7 @@ int kvmfault__submit(struct kvmfault__request *rq)
 		if (rq->origin || !kvmfault__waits(rq) ||
 		    atomic_load(&rq->request.memory->closing))
 			return -EAGAIN;
-		err = kvmfault__pause(rq->seat, MS);
+		err = kvmfault__pause(rq->seat, KVMFAULT__MS);
 		if (err)
 			return err;
 	}

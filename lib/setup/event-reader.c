@@ -87,7 +87,7 @@ static void *reader_run(void *data)
 	while (!atomic_load(&reader->stopping))
 		if (!atomic_load(&reader->wanted))
 			kvmfault__sys_futex_wait(&reader->wanted, 0,
-						 1000000000);
+						 KVMFAULT__SECOND);
 		else if (kvmfault__sys_epoll_wait(reader->epoll, &ready, 1,
 						  LOOK) == 1)
 			reader_read_messages(reader);
