@@ -2389,6 +2389,9 @@ const char *kvmfault_page_str(enum kvmfault_page page);
 const char *kvmfault_verdict_str(enum kvmfault_verdict verdict);
 const char *kvmfault_action_str(enum kvmfault_action action);
 const char *kvmfault_profile_str(enum kvmfault_profile profile);
+const char *kvmfault_log_level_str(enum kvmfault_log_level level);
+const char *kvmfault_window_str(enum kvmfault_window window);
+const char *kvmfault_sigbus_str(enum kvmfault_sigbus sigbus);
 
 /*
  * The version of the library that runs, "0.1.0". The header's version is

@@ -971,6 +971,9 @@ static int names(void)
 	       *kvmfault_verdict_str(KVMFAULT_VERDICT_RESOLVED) &&
 	       *kvmfault_action_str(KVMFAULT_ACTION_RETRY) &&
 	       *kvmfault_profile_str(KVMFAULT_PROFILE_DELEGATE) &&
+	       *kvmfault_log_level_str(KVMFAULT_LOG_ERROR) &&
+	       *kvmfault_window_str(KVMFAULT_WINDOW_FIXED) &&
+	       *kvmfault_sigbus_str(KVMFAULT_SIGBUS_HANDLER) &&
 	       *kvmfault_version() ? 0 : -EINVAL;
 }
 
@@ -1148,6 +1151,9 @@ static const struct row {
 	{ "kvmfault_cause_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_delivery_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_profile_str", SILENT, nothing, names, nothing },
+	{ "kvmfault_log_level_str", SILENT, nothing, names, nothing },
+	{ "kvmfault_window_str", SILENT, nothing, names, nothing },
+	{ "kvmfault_sigbus_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_syscalls", SILENT, nothing, look, nothing },
 	{ "kvmfault_vcpu_new", RETURNS, nothing, new_delegate, drop_vcpu },
 	{ "kvmfault_vcpu_handle", RETURNS, have_delegate, handle_delegated,

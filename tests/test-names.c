@@ -27,7 +27,10 @@
 	X(page, enum kvmfault_page, 1, KVMFAULT_PAGE_PROTECTED) \
 	X(verdict, enum kvmfault_verdict, 0, KVMFAULT_VERDICT_LATER) \
 	X(action, enum kvmfault_action, 1, KVMFAULT_ACTION_PENDING_UNFINISHED) \
-	X(profile, enum kvmfault_profile, 0, KVMFAULT_PROFILE_CALLER)
+	X(profile, enum kvmfault_profile, 0, KVMFAULT_PROFILE_CALLER) \
+	X(log_level, enum kvmfault_log_level, 0, KVMFAULT_LOG_WARNING) \
+	X(window, enum kvmfault_window, 0, KVMFAULT_WINDOW_SOURCE) \
+	X(sigbus, enum kvmfault_sigbus, 0, KVMFAULT_SIGBUS_HANDLER)
 
 KINDS(NAMES)
 

@@ -202,6 +202,42 @@ const char *kvmfault_profile_str(enum kvmfault_profile profile)
 }
 
 KVMFAULT__EXPORT
+const char *kvmfault_log_level_str(enum kvmfault_log_level level)
+{
+	static const char *const names[] = {
+		[KVMFAULT_LOG_NONE] = "none",
+		[KVMFAULT_LOG_ERROR] = "error",
+		[KVMFAULT_LOG_WARNING] = "warning",
+	};
+
+	return NAME(names, level);
+}
+
+KVMFAULT__EXPORT
+const char *kvmfault_window_str(enum kvmfault_window window)
+{
+	static const char *const names[] = {
+		[KVMFAULT_WINDOW_NONE] = "none",
+		[KVMFAULT_WINDOW_FIXED] = "fixed",
+		[KVMFAULT_WINDOW_ADAPTIVE] = "adaptive",
+		[KVMFAULT_WINDOW_SOURCE] = "source",
+	};
+
+	return NAME(names, window);
+}
+
+KVMFAULT__EXPORT
+const char *kvmfault_sigbus_str(enum kvmfault_sigbus sigbus)
+{
+	static const char *const names[] = {
+		[KVMFAULT_SIGBUS_MASKED] = "masked",
+		[KVMFAULT_SIGBUS_HANDLER] = "handler",
+	};
+
+	return NAME(names, sigbus);
+}
+
+KVMFAULT__EXPORT
 const char *kvmfault_version(void)
 {
 	return KVMFAULT_VERSION;
