@@ -235,11 +235,14 @@ static void set_slot(void)
 
 static void make_ram(enum kvmfault_delivery delivery)
 {
+	const struct kvmfault_vm_ops ops = {
+		.size = sizeof(ops), .log = log_line,
+	};
 	struct kvmfault_vm_options options = {
 		.size = sizeof(options),
-		.log = log_line,
-		.delivery = delivery,
+		.ops = &ops,
 		.kvm_fd = guest.kvm_fd,
+		.delivery = delivery,
 	};
 	struct kvmfault_source source = {
 		.size = sizeof(source),
