@@ -19,6 +19,7 @@
 #include <sys/timerfd.h>
 #include <time.h>
 
+#include "lib/entry/entry.h"
 #include "lib/os/abi.h"
 #include "lib/setup/setup.h"
 #include "sim.h"
@@ -203,6 +204,78 @@ static bool was_left(const char *in)
 	return in == worker && mine->leave;
 }
 
+bool door_is_worker(void)
+{
+	return current->call == worker;
+}
+
+struct sim_vcpu *door_worked_for(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < world.vcpus; i++)
+		if (world.vcpu[i].handle && world.vcpu[i].handle->task.worker ==
+					    starts[current->id].arg)
+			return &world.vcpu[i];
+	return NULL;
+}
+
+void door_kick_who_delegates(uint32_t one_in)
+{
+	struct sim_vcpu *vcpu;
+
+	if (option(OPT_delegate) != 2 || current->call != worker ||
+	    sched_is_fair() || !sim_one_in(one_in))
+		return;
+	vcpu = door_worked_for();
+	if (!vcpu || !vcpu->task || vcpu->task->state == ENDED)
+		return;
+	tell("%s is kicked", vcpu->task->name);
+	world.signalled = true;
+	task_signal(vcpu->task, SIGUSR1);
+}
+
+void door_check_idle(const struct kvmfault_vcpu *vcpu)
+{
+	const struct kvmfault__worker *has = vcpu->task.worker;
+
+	if (has && atomic_load(&has->state) & KVMFAULT__TASK_BUSY)
+		sim_fail("a vCPU gets a worker that is busy", "%s",
+			 current->name);
+}
+
+static bool is_any_busy(void)
+{
+	const struct kvmfault__worker *each = world.vm->workers;
+
+	while (each && !(atomic_load(&each->state) & KVMFAULT__TASK_BUSY))
+		each = each->next;
+	return each;
+}
+
+void door_check_pending(void)
+{
+	while (is_any_busy())
+		task_pause(MS, "a worker");
+	if (atomic_load(&world.vm->pending))
+		sim_fail("somebody is to be told who has left", "%u",
+			 (unsigned int)atomic_load(&world.vm->pending));
+}
+
+/* A wait of a worker ends soon once it was left: the vCPU may need it. */
+static void check_left_wait(const _Atomic uint32_t *word)
+{
+	const struct kvmfault__worker *mine = starts[current->id].arg;
+
+	if (current->call != worker || current->callbacks ||
+	    word == &mine->state)
+		return;
+	if (!(atomic_load(&mine->state) & KVMFAULT__TASK_LEFT))
+		current->left_waits = 0;
+	else if (++current->left_waits > 3)
+		sim_fail("a worker that was left waits on", "%s", current->name);
+}
+
 static bool published(enum kvmfault_profile profile, const struct call *call)
 {
 	const struct kvmfault_syscall *known;
@@ -243,6 +316,7 @@ static int begin(const struct call *call)
 	if (strcmp(call->name, "clock_gettime"))
 		door_check_wake();
 	judge(call);
+	door_kick_who_delegates(16);
 	sim_meet();
 	sim_point();
 	sim_pass(500);
@@ -854,6 +928,8 @@ int kvmfault__sys_futex_wait(_Atomic uint32_t *word, uint32_t value,
 	if (current->napped == (const void *)(uintptr_t)word)
 		current->napped = NULL;
 	BEGIN("futex", .syscall = "futex", .value = FUTEX_WAIT_PRIVATE);
+	current->waits++;
+	check_left_wait(word);
 	if (__atomic_load_n((uint32_t *)(uintptr_t)word, __ATOMIC_SEQ_CST) !=
 	    value)
 		return -EAGAIN;

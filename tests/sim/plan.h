@@ -39,7 +39,7 @@
 	option(device, 3, 3)		/* another process has a mapping; at our
 					 * addresses */ \
 	option(delivery, 4, 1)		/* uffd, markers, userfault, on missing */ \
-	option(delegate, 2, 3) \
+	option(delegate, 3, 3)		/* kicked while workers work */ \
 	option(handler, 2, 3)		/* of SIGBUS */ \
 	option(no_wait, 2, 2) \
 	option(service, 4, 1)		/* threads; 0: a thread dispatches */ \
@@ -94,6 +94,7 @@ enum role { ROLE_VCPU, ROLE_THREAD, ROLE_DEVICE, ROLE_KERNEL, ROLE_COUNT };
 	step(convert_here, VCPU, 2, "page count private") \
 	step(vcpu_again, VCPU, 1, "- - -") \
 	step(stand, VCPU, 1, "- - -") \
+	step(sigbus_elsewhere, VCPU, 1, "- - -") \
 	step(read_memslots, THREAD, 5, "page word -") \
 	step(read_own, THREAD, 6, "page word -") \
 	step(write_own, THREAD, 5, "page word -") \

@@ -104,6 +104,8 @@ struct task {
 	const void *locked;		/* the library's lock that it holds */
 	unsigned int injected;		/* errors, since the call began */
 	unsigned int asked;		/* how often it has asked the source */
+	unsigned int waits;		/* and waited on a futex, */
+	unsigned int left_waits;	/* as a worker that was left */
 	bool sets_back;			/* what could not be converted */
 	bool handler;			/* it is in a signal's */
 	const void *user;		/* steps.c's */

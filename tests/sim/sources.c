@@ -28,6 +28,7 @@ void callback_begin(const char *what)
 		sim_fail("a callback on a vCPU's thread that delegates", "%s",
 			 what);
 	current->callbacks++;
+	door_kick_who_delegates(4);
 	sim_point();
 }
 

@@ -423,7 +423,8 @@ static enum kvmfault_action handle_unpaused(struct sim_vcpu *vcpu, int ret,
 
 static bool resets(void)
 {
-	return option(OPT_resets) && !world.healed && sim_one_in(3);
+	return (option(OPT_resets) || option(OPT_delegate) == 2) &&
+		!world.healed && sim_one_in(3);
 }
 
 /* To block SIGBUS and to have a handler, or neither, is a vCPU that spins. */
@@ -436,11 +437,23 @@ static void refuse_blocked(struct sim_vcpu *vcpu)
 	current->blocked ^= 1ULL << (SIGBUS - 1);
 }
 
+/* Its descriptor's number is another file's from now on. */
+static void open_again(struct sim_vcpu *vcpu)
+{
+	int fd = fd_dup(vcpu->kvm->fd, false);
+
+	fd_close(vcpu->kvm->fd, false);
+	vcpu->kvm->fd = fd;
+}
+
 static void make_again(struct sim_vcpu *vcpu)
 {
-	CALL(kvmfault_vcpu_free, false,
-	     (kvmfault_vcpu_free(vcpu->handle), 0));
+	struct kvmfault_vcpu *old = vcpu->handle;
+
 	vcpu->handle = NULL;
+	CALL(kvmfault_vcpu_free, false, (kvmfault_vcpu_free(old), 0));
+	if (option(OPT_delegate) == 2)
+		open_again(vcpu);
 	if (option(OPT_delivery) == 1)
 		refuse_blocked(vcpu);
 	if (world_make_vcpu(vcpu))
@@ -695,6 +708,31 @@ static void vcpu_again(struct acting *a, const struct step *step)
 	if (!a->vcpu || !a->vcpu->handle)
 		return;
 	make_again(a->vcpu);
+}
+
+/* One of the VMM's own memory: nobody has to be waited for to say so. */
+static void sigbus_elsewhere(struct acting *a, const struct step *step)
+{
+	unsigned int waits = current->waits;
+	enum kvmfault_action action;
+	siginfo_t info;
+
+	(void)step;
+	if (!a->vcpu || !a->vcpu->handle || giving_up(a))
+		return;
+	memset(&info, 0, sizeof(info));
+	info.si_signo = SIGBUS;
+	info.si_code = BUS_MCEERR_AR;
+	info.si_addr = (void *)0x1000;
+	info.si_addr_lsb = 12;
+	action = CALL(kvmfault_vcpu_handle_sigbus, true,
+		      kvmfault_vcpu_handle_sigbus(a->vcpu->handle, &info));
+	if (action != KVMFAULT_ACTION_NOT_A_FAULT)
+		sim_fail("a SIGBUS that is not the guest's is taken",
+			 "vcpu%u: action %d", a->vcpu->id, action);
+	if (current->waits != waits)
+		sim_fail("a SIGBUS that is not the guest's has to wait",
+			 "vcpu%u", a->vcpu->id);
 }
 
 static void stand(struct acting *a, const struct step *step)
@@ -1590,6 +1628,7 @@ static void (*const functions[STEP_COUNT])(struct acting *a,
 	[STEP_convert_here] = convert_here,
 	[STEP_vcpu_again] = vcpu_again,
 	[STEP_stand] = stand,
+	[STEP_sigbus_elsewhere] = sigbus_elsewhere,
 	[STEP_read_memslots] = read_memslots,
 	[STEP_read_own] = read_own,
 	[STEP_write_own] = write_own,

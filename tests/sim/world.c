@@ -68,6 +68,19 @@ void world_check_vcpu(const struct sim_vcpu *vcpu)
 			 vcpu->task->name, current->name);
 }
 
+/* In a callback that may use the vCPU: its thread has not left the call. */
+static void check_held(void)
+{
+	struct sim_vcpu *vcpu;
+
+	if (!door_is_worker())
+		return;
+	vcpu = door_worked_for();
+	if (!vcpu)
+		sim_fail("a vCPU is used that was freed", "by %s", current->name);
+	world_check_vcpu(vcpu);
+}
+
 struct sim_memory *world_memory_at(uint64_t gpa)
 {
 	unsigned int i;
@@ -293,7 +306,16 @@ static int on_failed(void *data, const struct kvmfault_failure *failure)
 		world.told++;
 	for (i = 0; i < world.vcpus; i++)
 		if (failure->vcpu && failure->vcpu == world.vcpu[i].handle)
-			world_check_vcpu(&world.vcpu[i]);
+			break;
+	if (failure->vcpu && i == world.vcpus)
+		sim_fail("a vCPU is used that was freed", "by %s",
+			 current->name);
+	check_held();
+	if (option(OPT_delegate) == 2)
+		task_pause(sim_below(2) * MS, "a guest that is told");
+	if (failure->vcpu)
+		world_check_vcpu(&world.vcpu[i]);
+	check_held();
 	callback_end();
 	return 0;
 }
@@ -319,6 +341,7 @@ static int set_in_steps(void *data, uint64_t gpa, uint64_t length, bool private)
 
 	(void)data;
 	callback_begin("set");
+	check_held();
 	for (at = gpa; at < gpa + length && !err; at += PAGE) {
 		kvm.private[at / PAGE % GFNS] = private;
 		sim_point();
@@ -329,6 +352,7 @@ static int set_in_steps(void *data, uint64_t gpa, uint64_t length, bool private)
 		err = -ENOMEM;
 	}
 	current->sets_back = err;
+	check_held();
 	tell("KVM is told %#llx+%#llx, %s: %d", (unsigned long long)gpa,
 	     (unsigned long long)length, private ? "private" : "shared", err);
 	callback_end();
@@ -345,6 +369,7 @@ static int before_conversion(void *data, uint64_t gpa, uint64_t length,
 	(void)length;
 	(void)private;
 	callback_begin("before a conversion");
+	check_held();
 	if (option(OPT_hooks) == 2 && !world.healed && sim_one_in(4)) {
 		world.resolver_errors++;
 		err = -EIO;
@@ -362,6 +387,7 @@ static void after_conversion(void *data, uint64_t gpa, uint64_t length,
 
 	(void)data;
 	callback_begin("after a conversion");
+	check_held();
 	world.hooked--;
 	for (at = gpa; !done && at < gpa + length && !kvm.refuses;
 	     at += PAGE)
@@ -753,8 +779,12 @@ int world_make_vcpu(struct sim_vcpu *vcpu)
 		.profile = world_profile(NULL),
 	};
 
-	return CALL(kvmfault_vcpu_new, false,
-		    kvmfault_vcpu_new(world.vm, &options, &vcpu->handle));
+	int err = CALL(kvmfault_vcpu_new, false,
+		       kvmfault_vcpu_new(world.vm, &options, &vcpu->handle));
+
+	if (!err)
+		door_check_idle(vcpu->handle);
+	return err;
 }
 
 static void make_vcpus(void)
@@ -994,10 +1024,14 @@ void world_end(void)
 	if (world.hooked)
 		sim_fail("a hook is not told of the end", "of %u conversions",
 			 world.hooked);
-	for (i = 0; i < world.vcpus; i++)
-		if (world.vcpu[i].handle)
+	for (i = 0; i < world.vcpus; i++) {
+		struct kvmfault_vcpu *old = world.vcpu[i].handle;
+
+		world.vcpu[i].handle = NULL;
+		if (old)
 			CALL(kvmfault_vcpu_free, false,
-			     (kvmfault_vcpu_free(world.vcpu[i].handle), 0));
+			     (kvmfault_vcpu_free(old), 0));
+	}
 	if (world.service)
 		must(CALL(kvmfault_service_free, false,
 			  kvmfault_service_free(world.service)),
@@ -1021,6 +1055,7 @@ void world_end(void)
 		must(CALL(kvmfault_uffd_free, false,
 			  kvmfault_uffd_free(world.device_uffd)),
 		     "to free a userfaultfd");
+	door_check_pending();
 	must(CALL(kvmfault_vm_free, false, kvmfault_vm_free(world.vm)),
 	     "to free the context");
 	world.vm = NULL;

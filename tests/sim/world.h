@@ -115,6 +115,15 @@ struct sim_vcpu *world_vcpu(const struct task *task);
 struct sim_vcpu *world_vcpu_of(const struct vcpu *kvm_vcpu);
 /* Another thread uses it: its own has to be in the library until that is over. */
 void world_check_vcpu(const struct sim_vcpu *vcpu);
+/* The vCPU whose work the current task does as its worker; NULL: that was freed. */
+struct sim_vcpu *door_worked_for(void);
+bool door_is_worker(void);
+/* Whoever has the vCPU may be wanted at any time. */
+void door_kick_who_delegates(uint32_t one_in);
+/* The worker that a new vCPU has got does nothing for another one. */
+void door_check_idle(const struct kvmfault_vcpu *vcpu);
+/* All vCPUs are freed: nobody is to be told of a page. */
+void door_check_pending(void);
 /* The memory whose region shows that gpa. */
 struct sim_memory *world_memory_at(uint64_t gpa);
 /* The memory that has this file. */
