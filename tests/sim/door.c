@@ -128,6 +128,23 @@ void door_check_unmarked(const struct sim_memory *memory)
 			 "there is no mapping of the VMM's own");
 }
 
+void door_check_markers(const struct sim_memory *memory)
+{
+	unsigned int i, at;
+	struct map *map;
+
+	if (option(OPT_bad_luck) || world.failures || world.poisons)
+		return;
+	for (i = 0; i < memory->pages; i++) {
+		map = map_at(our_mm, memory->memslots + i * PAGE, &at);
+		if (map && map->pte[at].kind == PTE_POISON &&
+		    kvmfault__page_state(memory->handle, i / memory->unit) ==
+		    KVMFAULT__PRESENT)
+			sim_fail("a marker is left on a page that came",
+				 "page %u", i);
+	}
+}
+
 void door_check_bits(const struct kvmfault_memory *memory)
 {
 	unsigned int shift = memory->page_shift - __builtin_ctzll(PAGE);
@@ -367,6 +384,28 @@ static int open_info(int fd)
 	return new;
 }
 
+static int open_maps(void)
+{
+	struct open *info;
+	int new = fd_new(KIND_INFO, true, &info);
+
+	info->maps = true;
+	return new;
+}
+
+static ssize_t read_maps(void *buffer, size_t length, uint64_t at)
+{
+	static char text[1 << 16];
+	size_t size = mm_tell_maps(our_mm, text, sizeof(text));
+
+	if (at >= size)
+		return 0;
+	if (length > size - at)
+		length = size - at;
+	memcpy(buffer, text + at, length);
+	return (ssize_t)length;
+}
+
 int kvmfault__sys_open(const char *path, int flags)
 {
 	struct open *open;
@@ -378,6 +417,8 @@ int kvmfault__sys_open(const char *path, int flags)
 		return err;
 	if (sscanf(path, "/proc/self/fdinfo/%d", &fd) == 1)
 		return open_info(fd);
+	if (!strcmp(path, "/proc/self/maps"))
+		return open_maps();
 	if (strcmp(path, "/dev/userfaultfd") || world.no_device)
 		return -ENOENT;
 	return fd_new(KIND_DEVICE, true, &open);
@@ -596,6 +637,8 @@ ssize_t kvmfault__sys_pread(int fd, void *buffer, size_t length, off_t offset)
 		tables_note_read(open->file, at, length);
 		return file_read(open->file, at, buffer, length);
 	}
+	if (open->kind == KIND_INFO && open->maps)
+		return read_maps(buffer, length, at);
 	if (open->kind == KIND_INFO)
 		return snprintf(buffer, length,
 				"pending:\t0\ntotal:\t0\nAPI:\taa:%llx:0\n",
@@ -637,6 +680,7 @@ int kvmfault__sys_fstat(int fd, struct stat *stat)
 			S_IFREG : S_IFIFO;
 	stat->st_size = (off_t)open->length;
 	if (open->file) {
+		stat->st_ino = open->file->inode;
 		stat->st_size = open->file->pages * (off_t)PAGE;
 		stat->st_blocks = (blkcnt_t)(file_blocks(open->file) * PAGE / 512);
 	}

@@ -126,6 +126,7 @@ struct file *file_new(unsigned int pages, bool hugetlb, bool guest_memfd)
 	if (file_count == FILES)
 		sim_fail("the simulator: no more files", "%u", FILES);
 	file = calloc(1, sizeof(*file));
+	file->inode = 1000 + file_count;
 	file->hugetlb = hugetlb;
 	file->guest_memfd = guest_memfd;
 	file->unit = hugetlb ? HUGE_PAGES : 1;
@@ -354,6 +355,31 @@ void mm_map_again(struct mm *mm, uint64_t start, int prot)
 
 	mm_madvise(mm, start, map->pages * PAGE, MADV_DONTNEED);
 	nothing_yet(map, prot);
+}
+
+size_t mm_tell_maps(const struct mm *mm, char *text, size_t size)
+{
+	const struct map *map;
+	unsigned int page, end;
+	size_t n = 0;
+
+	for (map = mm->maps; map; map = map->next) {
+		for (page = 0; page < map->pages; page = end) {
+			for (end = page + 1; end < map->pages &&
+			     map->pte[end].vma == map->pte[page].vma; end++)
+				;
+			if (!map->pte[page].vma || size - n < 128)
+				continue;
+			n += (size_t)snprintf(text + n, size - n,
+				"%llx-%llx rw-%c %08llx 00:01 %u\n",
+				(unsigned long long)(map->start + page * PAGE),
+				(unsigned long long)(map->start + end * PAGE),
+				!map->file || map->private ? 'p' : 's',
+				map->file ? (map->pgoff + page) * PAGE : 0,
+				map->file ? map->file->inode : 0);
+		}
+	}
+	return n;
 }
 
 static bool owns_frame(const struct map *map, const struct pte *pte)

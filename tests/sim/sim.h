@@ -224,6 +224,7 @@ char *frame_bytes(frame_t frame);
 
 struct file {
 	bool hugetlb, guest_memfd;
+	unsigned int inode;
 	unsigned int pages;		/* of PAGE */
 	unsigned int unit;		/* pages that come and go together */
 	frame_t *frame;			/* by page */
@@ -282,6 +283,8 @@ uint64_t mm_map(struct mm *mm, struct file *file, unsigned int pgoff,
 		unsigned int pages, int prot, bool private);
 void mm_map_again(struct mm *mm, uint64_t start, int prot);
 /* 0 or -errno, as the calls of these names. */
+/* What /proc/self/maps has: its bytes. */
+size_t mm_tell_maps(const struct mm *mm, char *text, size_t size);
 int mm_unmap(struct mm *mm, uint64_t start, uint64_t length);
 int mm_protect(struct mm *mm, uint64_t start, uint64_t length, int prot);
 int mm_madvise(struct mm *mm, uint64_t start, uint64_t length, int advice);
@@ -383,7 +386,8 @@ struct open {				/* an open file description */
 	uint64_t count;			/* eventfd */
 	uint64_t due;			/* timerfd; NEVER: not armed */
 	const char *image;		/* KIND_IMAGE: bytes, and how many */
-	uint64_t length;		/* KIND_INFO: a userfaultfd's features */
+	uint64_t length;		/* KIND_INFO: a userfaultfd's features, */
+	bool maps;			/* or what is mapped */
 };
 
 void fds_reset(void);

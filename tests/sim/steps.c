@@ -8,6 +8,7 @@
  * (a handle that another thread is just freeing) is passed over.
  */
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -1111,7 +1112,8 @@ static void region_again(struct acting *a, const struct step *step)
 }
 
 /* The layouts of relay: the same again, and those that the library refuses. */
-enum layout { SAME, SAME_TOO, TWICE, OVER_ONE_THAT_STAYS, LAYOUTS };
+enum layout { SAME, SAME_TOO, TWICE, OVER_ONE_THAT_STAYS, INTO_ONE_THAT_STAYS,
+	      LAYOUTS };
 
 /* Every region is where it was, whatever became of the call. */
 static void find_parts(const struct sim_memory *memory, const char *when)
@@ -1142,9 +1144,10 @@ static void relay(struct acting *a, const struct step *step)
 	struct sim_memory *memory = memory_for(step);
 	unsigned int injected = current->injected, i, added;
 	struct kvmfault_region part[2], other;
+	unsigned int left;
 	const struct kvmfault_region *old[2] = { &part[0], &part[1] };
 	const struct kvmfault_region *new[2] = { &part[0], &part[1] };
-	enum layout layout = (unsigned int)step->b % LAYOUTS;
+	enum layout layout = (step->b + 4U * step->c) % LAYOUTS;
 	int err;
 
 	(void)a;
@@ -1153,7 +1156,17 @@ static void relay(struct acting *a, const struct step *step)
 	memory->busy = true;
 	for (i = 0; i < memory->parts; i++)
 		part[i] = world_part(memory, i);
-	added = memory->parts;
+	added = left = memory->parts;
+	if (layout == INTO_ONE_THAT_STAYS && left < 2)
+		layout = SAME;
+	if (layout == OVER_ONE_THAT_STAYS)
+		left = 0;
+	if (layout == INTO_ONE_THAT_STAYS) {
+		other = part[0];
+		other.length += memory->unit * PAGE;
+		added = left = 1;
+		new[0] = &other;
+	}
 	if (layout == TWICE) {
 		other = part[0];
 		other.gpa += PAGE;
@@ -1162,10 +1175,8 @@ static void relay(struct acting *a, const struct step *step)
 		new[1] = &other;
 	}
 	err = CALL(kvmfault_regions_replace, false,
-		   kvmfault_regions_replace(world.vm, old,
-					    layout == OVER_ONE_THAT_STAYS ? 0 :
-					    memory->parts, new, added));
-	if (layout == OVER_ONE_THAT_STAYS || new[1] == &other) {
+		   kvmfault_regions_replace(world.vm, old, left, new, added));
+	if (layout >= TWICE) {
 		if (err != -EEXIST && !(err == -ENOMEM &&
 					current->injected != injected))
 			sim_fail("regions that overlap are laid", "%d", err);
@@ -1300,7 +1311,6 @@ static void mapping_again(struct acting *a, const struct step *step)
 	unsigned int injected = current->injected;
 	int err;
 
-	(void)a;
 	if (!take(memory))
 		return;
 	mapping = step->b % 2 ? &memory->remote_mapping : &memory->own_mapping;
@@ -1329,6 +1339,74 @@ static void mapping_again(struct acting *a, const struct step *step)
 	}
 	if (!err && step->c)
 		map_again(memory, step->b % 2);
+	memory->busy = false;
+	if (step->c && !(step->b % 2) && memory->own_mapping &&
+	    !option(OPT_guest_memfd))
+		write_at(a, memory, our_mm, memory->own, step);
+}
+
+/* What is mapped there is not the memory's file, or another part of it. */
+static void refuse_mapping(struct sim_memory *memory, bool private,
+			   unsigned int from)
+{
+	struct kvmfault_mapping_options options = { .size = sizeof(options) };
+	unsigned int injected = current->injected;
+	struct kvmfault_mapping *mapping;
+	int err;
+
+	options.host = mm_map(our_mm, memory->file, from, memory->pages,
+			      PROT_NONE, private);
+	err = CALL(kvmfault_mapping_add, false,
+		   kvmfault_mapping_add(memory->handle, &options, &mapping));
+	if (!err)
+		sim_fail("a mapping is taken that is not the memory's",
+			 "private %d, from page %u", private, from);
+	if (err != -EINVAL)
+		check_error("kvmfault_mapping_add", err, injected);
+	mm_unmap(our_mm, options.host, memory->pages * PAGE);
+}
+
+/* It does not hear of what KVM touches. */
+static void refuse_uffd(void)
+{
+	struct kvmfault_uffd_options options = { .size = sizeof(options) };
+	struct uffdio_api api = { .api = UFFD_API };
+	unsigned int injected = current->injected;
+	struct kvmfault_uffd *uffd;
+	struct open *open;
+	int err;
+
+	if (task_nth(TASKS - 8))
+		return;
+	options.fd = fd_new(KIND_UFFD, false, &open);
+	open->flags = O_NONBLOCK;
+	open->uffd = uffd_new(our_mm);
+	open->uffd->user_mode_only = true;
+	uffd_ioctl(open->uffd, UFFDIO_API, &api);
+	err = CALL(kvmfault_uffd_new, false,
+		   kvmfault_uffd_new(world.vm, &options, &uffd));
+	if (!err)
+		sim_fail("a userfaultfd is taken that does not hear KVM", "%d",
+			 options.fd);
+	if (err != -EINVAL)
+		check_error("kvmfault_uffd_new", err, injected);
+	fd_close(options.fd, false);
+}
+
+static void wrong_mapping(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+
+	(void)a;
+	if (option(OPT_bad_luck) || world.unprotected)
+		return;
+	if (step->b % 4 == 3) {
+		refuse_uffd();
+		return;
+	}
+	if (!memory->file || !take(memory))
+		return;
+	refuse_mapping(memory, step->b % 2, step->b % 2 ? 0 : memory->unit);
 	memory->busy = false;
 }
 
@@ -1643,6 +1721,7 @@ static void (*const functions[STEP_COUNT])(struct acting *a,
 	[STEP_memory_again] = memory_again,
 	[STEP_another_memory] = another_memory,
 	[STEP_mapping_again] = mapping_again,
+	[STEP_wrong_mapping] = wrong_mapping,
 	[STEP_service_again] = service_again,
 	[STEP_set_delivery] = set_delivery,
 	[STEP_kick] = kick,

@@ -283,11 +283,18 @@ static void on_changed(void *data, const struct kvmfault_change *change)
 
 static void on_unresolved(void *data, const struct kvmfault_sleeper *sleeper)
 {
+	unsigned int page;
+
 	(void)data;
 	callback_begin("unresolved");
 	tell("unresolved: %#llx, %s, %d",
 	     (unsigned long long)sleeper->fault->hva,
 	     kvmfault_reason_str(sleeper->reason), sleeper->error);
+	if (!map_at(sleeper->uffd && sleeper->uffd == world.device_uffd ?
+		    world.device : our_mm, sleeper->fault->hva, &page) &&
+	    !world.holes)
+		sim_fail("a sleeper is another process's", "%#llx",
+			 (unsigned long long)sleeper->fault->hva);
 	if (sleeper->reason == KVMFAULT_REASON_RESOLVER)
 		check_error("a sleeper", sleeper->error, 0);
 	callback_end();
@@ -1008,6 +1015,8 @@ void world_check(void)
 		door_check_bits(memory->handle);
 		if (option(OPT_delivery) == 1)
 			door_check_unmarked(memory);
+		if (option(OPT_delivery) == 1)
+			door_check_markers(memory);
 		check_memory(memory, our_mm, memory->own ? memory->own :
 			     memory->memslots, "the last reader");
 		if (memory->own && option(OPT_delivery) != 1)

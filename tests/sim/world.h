@@ -196,6 +196,8 @@ void tables_note_asked(uint64_t gpa);	/* by KVM_TRANSLATE */
 /* Without a mapping of the VMM's own nothing is marked, nor when the mode was
  * left. */
 void door_check_unmarked(const struct sim_memory *memory);
+/* What has come has no marker. */
+void door_check_markers(const struct sim_memory *memory);
 
 /* steps.c */
 void steps_start(void);
