@@ -728,6 +728,11 @@ int kvmfault__sys_fallocate(int fd, int mode, off_t offset, off_t length)
 	if (!open || !open->file)
 		return open ? -EOPNOTSUPP : -EBADF;
 	check_punched(open, (uint64_t)offset, (uint64_t)length);
+	open->file->punching++;
+	/* KVM is told first, and may have to wait. */
+	if (open->file->guest_memfd && !sched_is_fair() && sim_one_in(4))
+		task_pause(MS, "KVM");
+	open->file->punching--;
 	err = file_punch(open->file, (uint64_t)offset, (uint64_t)length);
 	tell("fallocate(%d, PUNCH_HOLE) %#llx+%#llx: %d", fd,
 	     (unsigned long long)offset, (unsigned long long)length, err);

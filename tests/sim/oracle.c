@@ -29,6 +29,7 @@ void truth_init(struct truth *truth, const char *name, unsigned int pages)
 	truth->pages = pages;
 	truth->word = calloc((size_t)pages * WORDS, sizeof(*truth->word));
 	truth->discarding = calloc(pages, 1);
+	truth->ever = calloc(pages, 1);
 	truth->left = calloc(pages, sizeof(*truth->left));
 }
 
@@ -36,6 +37,7 @@ void truth_free(struct truth *truth)
 {
 	free(truth->word);
 	free(truth->discarding);
+	free(truth->ever);
 	free(truth->left);
 	memset(truth, 0, sizeof(*truth));
 }
@@ -186,6 +188,7 @@ void truth_discard_begin(struct truth *truth, unsigned int page,
 
 	truth->open++;
 	truth->changes++;
+	memset(&truth->ever[page], true, count);
 	for (i = page; i < page + count; i++) {
 		for (k = 0; k < WORDS; k++) {
 			if (!truth->discarding[i])
@@ -218,8 +221,10 @@ void truth_discard_end(struct truth *truth, unsigned int page,
 		for (k = 0; k < WORDS; k++) {
 			struct word *w = truth_word(truth, i, k);
 
-			if (done && !w->written && !truth->discarding[i])
+			if (done && !w->written && !truth->discarding[i]) {
+				w->lost &= !truth->mends;
 				set(w, 0);
+			}
 		}
 	}
 }

@@ -225,6 +225,7 @@ char *frame_bytes(frame_t frame);
 struct file {
 	bool hugetlb, guest_memfd;
 	unsigned int inode;
+	unsigned int punching;		/* how many are about to */
 	unsigned int pages;		/* of PAGE */
 	unsigned int unit;		/* pages that come and go together */
 	frame_t *frame;			/* by page */
@@ -518,6 +519,8 @@ struct truth {				/* of a memory, or a guest_memfd */
 	unsigned int open;		/* and in all */
 	bool *left;			/* by page: one was given up, and may
 					 * come to its end by itself */
+	bool *ever;			/* by page: some discard has begun */
+	bool mends;			/* what is lost is zero once discarded */
 	unsigned int changes;		/* whatever has happened to it */
 };
 

@@ -185,6 +185,7 @@ static int read_now(void *data, uint64_t offset, void *buffer, size_t length)
 	     length);
 	if (slowness())
 		task_pause(slowness() + 1, "a slow source");
+	steps_convert_inside();
 	err = fails(memory, offset, length);
 	if (!err)
 		memcpy(buffer, image[memory->id] + offset, length);

@@ -127,17 +127,30 @@ static void take_marker(struct task *task, int signo)
 	vcpu->bus = true;
 }
 
-static void await_page_ready(uint64_t before)
+/* False: its time was over, and nobody else has anything to do. */
+static bool await_page_ready(uint64_t before)
 {
+	enum woken how = WOKEN;
 	uint64_t limit = sim_now() + 50 * MS;
 
 	/* A resolver's "later" is the VMM's own affair. */
 	if (option(OPT_resolver) == 7)
 		limit = sim_now() + 2 * MS;
-	while (world.page_ready == before && sim_now() < limit)
-		if (task_sleep(&world.page_ready, "page_ready()", limit, true) ==
-		    SIGNALLED)
+	while (world.page_ready == before && sim_now() < limit) {
+		how = task_sleep(&world.page_ready, "page_ready()", limit, true);
+		if (how == SIGNALLED)
 			task_handle_signals();
+	}
+	return how != LATE || !sched_was_idle() || option(OPT_resolver) == 7;
+}
+
+/* Whoever looks again and finds that it has come had to be told of it. */
+static void check_told(const struct sim_vcpu *vcpu, uint32_t switches,
+		       enum kvmfault_action action)
+{
+	if (switches == sched_switches() && action == KVMFAULT_ACTION_RETRY &&
+	    !option(OPT_bad_luck) && !world.holes && !world.regions_changed)
+		sim_fail("page_ready() does not come", "vcpu%u", vcpu->id);
 }
 
 /* What the guest saw or did: at the moment when KVM_RUN did it. */
@@ -477,11 +490,13 @@ static void run_access(struct acting *a, const struct access_wanted *access)
 {
 	struct sim_vcpu *vcpu = a->vcpu;
 	int ret = 0, err = 0, unresolved = 0;
-	bool again = false, mmio = false;
+	bool again = false, mmio = false, ready_in_time = true;
+	uint32_t switches = 0;
 
 	kvm_want(vcpu->kvm, access);
 	while (!giving_up(a)) {
 		uint64_t ready = world.page_ready, told = world.told;
+		enum kvmfault_action action;
 
 		if (!again) {
 			/* That is the library's: see mmio_end(). */
@@ -489,7 +504,11 @@ static void run_access(struct acting *a, const struct access_wanted *access)
 			ret = run_guest(vcpu, mmio, &err);
 		}
 		again = false;
-		switch (handle_unpaused(vcpu, ret, err)) {
+		action = handle_unpaused(vcpu, ret, err);
+		if (!ready_in_time)
+			check_told(vcpu, switches, action);
+		ready_in_time = true;
+		switch (action) {
 		case KVMFAULT_ACTION_RETRY:
 			/* A machine check: the guest gives the page up. */
 			if (world.told != told) {
@@ -515,7 +534,8 @@ static void run_access(struct acting *a, const struct access_wanted *access)
 				sim_fail("a vCPU that may wait is told to come again",
 					 "vcpu%u", vcpu->id);
 			again = must_call_again(vcpu);
-			await_page_ready(ready);
+			ready_in_time = await_page_ready(ready);
+			switches = sched_switches();
 			break;
 		case KVMFAULT_ACTION_UNRESOLVED:
 			/* As a VMM does that hopes for better times. */
@@ -673,7 +693,7 @@ static void convert_with(struct sim_vcpu *vcpu, const struct step *step)
 	note_words(memory, page, count);
 	truth_discard_begin(&memory->truth, page, count);
 	truth_discard_begin(&memory->hidden, page, count);
-	err = CALL(kvmfault_convert, true,
+	err = CALL(kvmfault_convert, !current->callbacks,
 		   kvmfault_convert(world.vm, vcpu ? vcpu->handle : NULL,
 				    memory->gpa + page * PAGE, count * PAGE,
 				    step->c, &done));
@@ -976,6 +996,34 @@ static void sweep(struct sim_memory *memory, unsigned int page,
 	}
 }
 
+/* A mapping that comes in the middle of a snapshot, and goes again. */
+static void write_elsewhere(struct acting *a, struct sim_memory *memory,
+			    const struct step *step)
+{
+	struct kvmfault_mapping_options options = { .size = sizeof(options) };
+	unsigned int injected = current->injected;
+	struct kvmfault_mapping *mapping;
+	int err;
+
+	/* With markers the library itself reads there. */
+	if (!memory->file || option(OPT_guest_memfd) || option(OPT_delivery) == 1)
+		return;
+	options.host = mm_map(our_mm, memory->file, 0, memory->pages, PROT_NONE,
+			      false);
+	err = CALL(kvmfault_mapping_add, false,
+		   kvmfault_mapping_add(memory->handle, &options, &mapping));
+	if (!err) {
+		mm_protect(our_mm, options.host, memory->pages * PAGE,
+			   PROT_READ | PROT_WRITE);
+		write_at(a, memory, our_mm, options.host, step);
+		err = CALL(kvmfault_mapping_remove, false,
+			   kvmfault_mapping_remove(mapping));
+	}
+	if (err != -EMFILE || !option(OPT_bad_luck))
+		check_error("a mapping that comes and goes", err, injected);
+	mm_unmap(our_mm, options.host, memory->pages * PAGE);
+}
+
 static void snapshot(struct acting *a, const struct step *step)
 {
 	struct sim_memory *memory = memory_for(step);
@@ -983,7 +1031,6 @@ static void snapshot(struct acting *a, const struct step *step)
 	unsigned int count = count_of(memory, page, step->b);
 	int err;
 
-	(void)a;
 	if (!option(OPT_write_protect) || memory->snapshot || memory->busy ||
 	    memory->users || world.ever_private)
 		return;
@@ -997,6 +1044,8 @@ static void snapshot(struct acting *a, const struct step *step)
 	err = begin_snapshot(memory, page, count);
 	resume_writers();
 	check_error("kvmfault_protect", err, injected);
+	if (!err && step->b == 3)
+		write_elsewhere(a, memory, step);
 	if (!err && step->c)
 		sweep(memory, page, count);
 	if (err || step->c) {
@@ -1032,6 +1081,18 @@ static void unprotect(struct acting *a, const struct step *step)
 		memory->snapshot = memory->watched = false;
 	memory->users--;
 	task_wake(&memory->users, TASKS);
+}
+
+void steps_convert_inside(void)
+{
+	struct step step = {
+		.a = (uint16_t)sim_below(4), .b = (uint16_t)sim_below(2),
+		.c = (uint16_t)sim_below(2),
+	};
+
+	if (option(OPT_guest_memfd) && option(OPT_hooks) == 2 &&
+	    !world.healed && sim_one_in(4))
+		convert_with(NULL, &step);
 }
 
 static void convert(struct acting *a, const struct step *step)
@@ -1102,6 +1163,9 @@ static void region_again(struct acting *a, const struct step *step)
 		return;
 	hide(memory);
 	/* What no region has is the VMM's to close. */
+	if (memory->guest_memfd && memory->guest_memfd->punching)
+		sim_fail("a guest_memfd is punched that no region has",
+			 "memory %u", memory->id);
 	if (memory->guest_memfd)
 		fd_close(memory->guest_memfd_fd, false);
 	task_pause(sim_below(2) * MS, "no region");
@@ -1157,14 +1221,16 @@ static void relay(struct acting *a, const struct step *step)
 	for (i = 0; i < memory->parts; i++)
 		part[i] = world_part(memory, i);
 	added = left = memory->parts;
-	if (layout == INTO_ONE_THAT_STAYS && left < 2)
+	if (layout == INTO_ONE_THAT_STAYS && !memory->id)
 		layout = SAME;
 	if (layout == OVER_ONE_THAT_STAYS)
 		left = 0;
 	if (layout == INTO_ONE_THAT_STAYS) {
 		other = part[0];
-		other.length += memory->unit * PAGE;
-		added = left = 1;
+		other.gpa -= memory->unit * PAGE;
+		other.length = 2 * memory->unit * PAGE;
+		added = 1;
+		left = 0;
 		new[0] = &other;
 	}
 	if (layout == TWICE) {
@@ -1563,6 +1629,7 @@ static void failed(struct acting *a, const struct step *step)
 	injected = current->injected;
 	memory->users++;
 	world.failures++;
+	memory->truth.mends = false;
 	source_lose(memory, first, count);
 	err = CALL(kvmfault_vm_handle_sigbus, true,
 		   kvmfault_vm_handle_sigbus(world.vm, &info));

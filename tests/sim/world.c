@@ -272,10 +272,30 @@ static void on_log(void *data, enum kvmfault_log_level level,
 	callback_end();
 }
 
+/* What nobody has discarded is not zero. */
+static void check_zeros(const struct kvmfault_change *change)
+{
+	const struct sim_memory *memory = world.memory;
+	uint64_t page = change->offset / PAGE;
+
+	while (memory < &world.memory[MEMORIES] &&
+	       memory->handle != change->memory)
+		memory++;
+	if (memory == &world.memory[MEMORIES] || world.holes ||
+	    option(OPT_guest_memfd) || world.lies)
+		return;
+	for (; page < (change->offset + change->length) / PAGE; page++)
+		if (!memory->truth.ever[page])
+			sim_fail("a page is said to be zeros that has bytes",
+				 "page %llu", (unsigned long long)page);
+}
+
 static void on_changed(void *data, const struct kvmfault_change *change)
 {
 	(void)data;
 	callback_begin("changed");
+	if (change->cause == KVMFAULT_CAUSE_ZERO)
+		check_zeros(change);
 	if (!change->length)
 		sim_fail("a change of nothing", "cause %d", change->cause);
 	callback_end();
@@ -731,6 +751,8 @@ static void set_truth(struct sim_memory *memory)
 	truth_init(&memory->hidden, hidden[memory->id], memory->pages);
 	/* Of what is private the shared side goes when it can. */
 	memory->truth.loose = memory->hidden.loose = option(OPT_guest_memfd);
+	/* What has failed in hardware stays so in another process. */
+	memory->truth.mends = !option(OPT_bad_luck);
 	memory->then = calloc((size_t)memory->pages * WORDS,
 			      sizeof(*memory->then));
 	memory->saved = calloc(memory->pages, 1);
@@ -1022,6 +1044,10 @@ void world_check(void)
 		if (memory->own && option(OPT_delivery) != 1)
 			check_memory(memory, our_mm, memory->memslots,
 				     "the last reader of the memslots'");
+		if (memory->remote_mapping && !world.device->dead &&
+		    !world.holes && !world.failures && !option(OPT_bad_luck))
+			check_memory(memory, world.device, memory->remote,
+				     "the last reader of another process");
 	}
 }
 

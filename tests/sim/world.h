@@ -203,6 +203,8 @@ void door_check_markers(const struct sim_memory *memory);
 void steps_start(void);
 bool steps_over(void);
 void steps_end(void);
+/* Some conversion, in a callback that is asked for a page. */
+void steps_convert_inside(void);
 void steps_check(void);			/* a task that reads everything */
 void steps_tell_who_waits(char *text, size_t size);
 
