@@ -193,6 +193,24 @@ static void check_punched(const struct open *open, uint64_t offset,
 	}
 }
 
+/* What is protected goes only when somebody has saved it. */
+static void check_saved(const struct open *open, uint64_t offset,
+			uint64_t length)
+{
+	const struct sim_memory *memory = world_memory_of(open->file);
+	uint64_t i;
+
+	if (!memory || !memory->watched || world.ever_private ||
+	    option(OPT_bad_luck) || world.holes || world.lies)
+		return;
+	for (i = offset / PAGE; i < (offset + length) / PAGE; i++)
+		if (i >= memory->first && i - memory->first < memory->count &&
+		    !memory->saved[i] && memory->file->frame[i] >= 0 &&
+		    kvmfault__page_protected(memory->handle, i / memory->unit))
+			sim_fail("a page is discarded that was not saved",
+				 "page %u", (unsigned int)i);
+}
+
 /* ---- rules ---- */
 
 struct call {
@@ -728,6 +746,7 @@ int kvmfault__sys_fallocate(int fd, int mode, off_t offset, off_t length)
 	if (!open || !open->file)
 		return open ? -EOPNOTSUPP : -EBADF;
 	check_punched(open, (uint64_t)offset, (uint64_t)length);
+	check_saved(open, (uint64_t)offset, (uint64_t)length);
 	open->file->punching++;
 	/* KVM is told first, and may have to wait. */
 	if (open->file->guest_memfd && !sched_is_fair() && sim_one_in(4))

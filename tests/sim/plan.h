@@ -70,6 +70,7 @@
 	option(rom, 2, 6)		/* the first memory's region is one */ \
 	option(halves, 2, 4)		/* a memory is shown by two regions */ \
 	option(late_memory, 2, 1)	/* the vCPUs' handles are made first */ \
+	option(source_short, 2, 5)	/* it ends in the middle of a page */ \
 	option(tables, 6, 2)		/* of the guest: none, 32 bits, the same
 					 * with PSE, PAE, 4 and 5 levels */
 

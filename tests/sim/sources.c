@@ -17,6 +17,7 @@
 
 static char *image[MEMORIES];
 static struct task *answerer;
+static bool is_cut_off;
 
 void callback_begin(const char *what)
 {
@@ -39,6 +40,45 @@ void callback_end(void)
 }
 
 /* ---- the bytes ---- */
+
+static bool ends_early(void)
+{
+	return option(OPT_source_short) && !option(OPT_tables) &&
+		(option(OPT_source) == 1 || option(OPT_source) == 3);
+}
+
+void sources_cut(bool off)
+{
+	struct sim_memory *memory;
+
+	for (memory = world.memory; ends_early() &&
+	     memory < &world.memory[world.memories]; memory++) {
+		fd_open(memory->image_fd)->length = memory->pages * PAGE -
+						    (off ? PAGE / 2 : 0);
+		world.source_errors += off;
+	}
+	is_cut_off = off && ends_early();
+}
+
+static void check_end(const struct sim_memory *memory, uint64_t offset,
+		      uint64_t length)
+{
+	if (is_cut_off && offset + length > memory->pages * PAGE - PAGE / 2)
+		sim_fail("a source shows what is past its end",
+			 "%#llx+%#llx", (unsigned long long)offset,
+			 (unsigned long long)length);
+}
+
+static void open_image(struct sim_memory *memory)
+{
+	struct open *open;
+
+	if (memory->image_fd)
+		return;
+	memory->image_fd = fd_new(KIND_IMAGE, false, &open);
+	open->image = image[memory->id];
+	open->length = memory->pages * PAGE;
+}
 
 uint64_t source_word(const struct sim_memory *memory, unsigned int page,
 		     unsigned int word)
@@ -201,13 +241,15 @@ static const void *view(void *data, uint64_t offset, size_t length)
 	const char *shown = image[memory->id] + offset;
 
 	callback_begin("view");
+	check_end(memory, offset, length);
 	check_asked(memory, offset, length);
 	if (option(OPT_minor) && memory->file)
 		sim_fail("a view is asked for with minor faults", "%#llx",
 			 (unsigned long long)offset);
 	tables_note_fetch(memory, offset, length);
 	tell("the source shows %#llx+%#zx", (unsigned long long)offset, length);
-	if (!world.healed && sim_one_in(3)) {
+	if ((option(OPT_source_fails) || option(OPT_source_poisons)) &&
+	    !world.healed && sim_one_in(3)) {
 		uint32_t page = sim_below((uint32_t)(length / PAGE));
 
 		world.cuts++;
@@ -396,6 +438,7 @@ void sources_heal(void)
 	unsigned int i;
 
 	uffd_cut(NULL, 0);
+	sources_cut(false);
 
 	for (i = 0; i < PENDING; i++)
 		if (pending[i].fetch && pending[i].due > sim_now() + MS)
@@ -417,14 +460,13 @@ void sources_reset(void)
 		make_images();
 	memset(pending, 0, sizeof(pending));
 	uffd_cut(NULL, 0);
+	is_cut_off = false;
 	answerer = NULL;
 	since = 0;
 }
 
 void source_make(struct sim_memory *memory, struct kvmfault_source *source)
 {
-	struct open *open;
-
 	memset(source, 0, sizeof(*source));
 	source->size = sizeof(*source);
 	source->data = memory;
@@ -433,7 +475,12 @@ void source_make(struct sim_memory *memory, struct kvmfault_source *source)
 	source->read = read_now;
 	switch (option(OPT_source)) {
 	case 1:
-		if (option(OPT_source_fails) || option(OPT_source_poisons))
+		if (ends_early()) {
+			open_image(memory);
+			source->file = memory->image_fd;
+		}
+		if (option(OPT_source_fails) || option(OPT_source_poisons) ||
+		    ends_early())
 			source->view = view;
 		else
 			CALL(kvmfault_source_memory, false,
@@ -454,11 +501,7 @@ void source_make(struct sim_memory *memory, struct kvmfault_source *source)
 			answerer = task_new("source", our_mm, run_answerer, NULL);
 		return;
 	case 3:
-		if (!memory->image_fd) {
-			memory->image_fd = fd_new(KIND_IMAGE, false, &open);
-			open->image = image[memory->id];
-			open->length = memory->pages * PAGE;
-		}
+		open_image(memory);
 		CALL(kvmfault_source_file, false,
 		     kvmfault_source_file(memory->image_fd, source));
 		return;

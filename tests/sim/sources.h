@@ -12,6 +12,8 @@
 
 /* Around each callback: no lock of the library's is held, on whose thread it
  * comes, and how long the call was not the library's own. */
+/* The image is cut off in the middle of a page; or it is as long as it was. */
+void sources_cut(bool off);
 void callback_begin(const char *what);
 void callback_end(void);
 

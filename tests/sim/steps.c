@@ -900,10 +900,16 @@ static void discard(struct acting *a, const struct step *step)
 	unsigned int page = page_of(memory, step->a);
 	unsigned int count = count_of(memory, page, step->b);
 	unsigned int injected = current->injected;
+	unsigned int i;
 	int err;
 
 	(void)a;
-	begin_write();
+	/* A snapshot may begin in the middle of it. */
+	if (!step->c)
+		begin_write();
+	for (i = page * WORDS; memory->snapshot && !memory->watched &&
+	     i < (page + count) * WORDS; i++)
+		memory->then[i].lost = true;
 	truth_discard_begin(&memory->truth, page, count);
 	/* What a signal has interrupted may go on by itself: until it is over. */
 	do
@@ -915,7 +921,8 @@ static void discard(struct acting *a, const struct step *step)
 	if (err == -EAGAIN)	/* its memory is being freed */
 		truth_discard_left(&memory->truth, page, count);
 	truth_discard_end(&memory->truth, page, count, !err);
-	end_write();
+	if (!step->c)
+		end_write();
 	check_error("kvmfault_discard", err, injected);
 }
 

@@ -165,7 +165,7 @@ static bool excused(int err, unsigned int injected)
 	case -ENXIO:
 		return world.regions_changed;
 	case -ENODATA:
-		return world.lies;
+		return world.lies || option(OPT_source_short);
 	case -ENOMEM:
 		return bad_luck(injected) || world.no_memory || world.holes ||
 		       option(OPT_huge_pool);
@@ -919,6 +919,7 @@ void world_make(void)
 	if (!option(OPT_late_memory))
 		make_vcpus();
 	must(world_make_service(option(OPT_service)), "a service");
+	sources_cut(true);
 	if (option(OPT_huge_pool))
 		huge_pool = 1 + sim_below(3);
 	door_fail_one_in = luck[option(OPT_bad_luck)];
