@@ -749,7 +749,7 @@ int kvmfault__sys_fallocate(int fd, int mode, off_t offset, off_t length)
 	check_saved(open, (uint64_t)offset, (uint64_t)length);
 	open->file->punching++;
 	/* KVM is told first, and may have to wait. */
-	if (open->file->guest_memfd && !sched_is_fair() && sim_one_in(4))
+	if (open->file->guest_memfd && !sched_is_fair() && sim_one_in(2))
 		task_pause(MS, "KVM");
 	open->file->punching--;
 	err = file_punch(open->file, (uint64_t)offset, (uint64_t)length);

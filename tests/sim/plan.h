@@ -29,7 +29,7 @@
 	option(source, 5, 1)		/* read, memory, later, file, zero */ \
 	option(source_slow, 3, 3)	/* at once, 1 ms, 3 s */ \
 	option(source_fails, 3, 4)	/* never, one in 8, one in 2 */ \
-	option(source_poisons, 2, 8)	/* one page in 8 is gone */ \
+	option(source_poisons, 3, 8)	/* one page in 8 is gone, or in 2 */ \
 	option(answers, 6, 2)		/* soon, at once, twice, if cancelled,
 					 * -EAGAIN, an error and yet an answer */ \
 	option(no_cancel, 2, 5) \

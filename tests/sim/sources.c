@@ -147,6 +147,8 @@ void source_lose(struct sim_memory *memory, unsigned int page,
 /* Some pages nobody has any more: always the same ones, until all is well. */
 bool source_lacks(const struct sim_memory *memory, unsigned int page)
 {
+	if (option(OPT_source_poisons) == 2)
+		return !world.healed && page / memory->unit % 2;
 	return option(OPT_source_poisons) && !world.healed &&
 		!(oracle_source(memory->id, page / memory->unit) >> 8 & 7);
 }

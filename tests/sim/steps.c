@@ -1097,9 +1097,16 @@ void steps_convert_inside(void)
 		.c = (uint16_t)sim_below(2),
 	};
 
-	if (option(OPT_guest_memfd) && option(OPT_hooks) == 2 &&
-	    !world.healed && sim_one_in(4))
-		convert_with(NULL, &step);
+	unsigned int waits = current->waits;
+
+	if (!option(OPT_guest_memfd) || !option(OPT_hooks) || world.healed ||
+	    !sim_one_in(2))
+		return;
+	convert_with(NULL, &step);
+	/* What it would wait for may wait for the page. */
+	if (current->waits != waits)
+		sim_fail("a conversion waits with a page in hand", "%s",
+			 current->name);
 }
 
 static void convert(struct acting *a, const struct step *step)
