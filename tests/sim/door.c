@@ -145,6 +145,12 @@ void door_check_markers(const struct sim_memory *memory)
 	}
 }
 
+bool door_in_flight(const struct sim_memory *memory, unsigned int page)
+{
+	return kvmfault__in_flight(kvmfault__page_state(memory->handle,
+							page / memory->unit));
+}
+
 void door_check_bits(const struct kvmfault_memory *memory)
 {
 	unsigned int shift = memory->page_shift - __builtin_ctzll(PAGE);

@@ -670,6 +670,37 @@ static void restore_words(struct sim_memory *memory, unsigned int page,
 	}
 }
 
+/* By page, whether all of the page of the memory that it is in is private. */
+static void find_private(const struct sim_memory *memory, unsigned int page,
+			 bool private[CONVERTED])
+{
+	const bool *gfn = &kvm.private[memory->gpa / PAGE];
+	unsigned int i, k, first;
+
+	for (i = 0; i < CONVERTED && page + i < memory->pages; i++) {
+		first = page + i - (page + i) % memory->unit;
+		private[i] = true;
+		for (k = first; k < first + memory->unit; k++)
+			private[i] &= gfn[k];
+	}
+}
+
+/* What is private now, and was not before, has no shared side. */
+static void check_gone_shared(const struct sim_memory *memory,
+			      unsigned int page, unsigned int count,
+			      const bool before[CONVERTED])
+{
+	bool now[CONVERTED] = { false };
+	unsigned int i;
+
+	find_private(memory, page, now);
+	for (i = 0; i < count; i++)
+		if (now[i] && !before[i] && !door_in_flight(memory, page + i) &&
+		    present_bytes(memory, page + i))
+			sim_fail("a private page keeps its shared side",
+				 "page %u", page + i);
+}
+
 static void convert_with(struct sim_vcpu *vcpu, const struct step *step)
 {
 	struct sim_memory *memory = memory_for(step);
@@ -677,8 +708,9 @@ static void convert_with(struct sim_vcpu *vcpu, const struct step *step)
 	unsigned int page = step->a % memory->pages;
 	unsigned int count = 1 + step->b % CONVERTED;
 	unsigned int began, failed, injected, i;
+	bool alone, private[CONVERTED] = { false };
+	uint32_t switches = sched_switches();
 	uint64_t done = 0;
-	bool alone;
 	int err;
 
 	if (!option(OPT_guest_memfd))
@@ -691,6 +723,7 @@ static void convert_with(struct sim_vcpu *vcpu, const struct step *step)
 	began = ++world.conversions;
 	failed = world.sets_failed;
 	note_words(memory, page, count);
+	find_private(memory, page, private);
 	truth_discard_begin(&memory->truth, page, count);
 	truth_discard_begin(&memory->hidden, page, count);
 	err = CALL(kvmfault_convert, !current->callbacks,
@@ -708,6 +741,10 @@ static void convert_with(struct sim_vcpu *vcpu, const struct step *step)
 		sim_fail("a conversion is short", "%#llx of %#llx",
 			 (unsigned long long)done,
 			 (unsigned long long)(count * PAGE));
+	if (!err && alone && switches == sched_switches() && step->c &&
+	    option(OPT_converter) != 1 && memory->shown && !memory->busy &&
+	    !option(OPT_bad_luck) && !world.unprotected)
+		check_gone_shared(memory, page, count, private);
 	for (i = 0; alone && i < done / PAGE; i++)
 		if (kvm.private[memory->gpa / PAGE + page + i] != step->c)
 			sim_fail("a conversion that was not made",

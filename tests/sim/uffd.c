@@ -595,6 +595,10 @@ static int uffd_poison(struct uffd *uffd,
 		err = -EAGAIN;
 	if (err)
 		return (int)(poison->updated = err);
+	/* The kernel may take pages out of page tables at any time. */
+	if (!sched_is_fair() && sim_one_in(4))
+		for (i = 0; i < t.pages; i++)
+			mm_reclaim(t.map, t.page + i);
 	for (i = 0; i < t.pages; i += t.map->unit) {
 		const struct pte *pte = &t.map->pte[t.page + i];
 

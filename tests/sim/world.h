@@ -122,6 +122,8 @@ bool door_is_worker(void);
 void door_kick_who_delegates(uint32_t one_in);
 /* The worker that a new vCPU has got does nothing for another one. */
 void door_check_idle(const struct kvmfault_vcpu *vcpu);
+/* Whether somebody has the page in hand. */
+bool door_in_flight(const struct sim_memory *memory, unsigned int page);
 /* All vCPUs are freed: nobody is to be told of a page. */
 void door_check_pending(void);
 /* The memory whose region shows that gpa. */
