@@ -206,7 +206,7 @@ static void check_saved(const struct open *open, uint64_t offset,
 	const struct sim_memory *memory = world_memory_of(open->file);
 	uint64_t i;
 
-	if (!memory || !memory->watched || world.ever_private ||
+	if (!memory || !memory->snapshot || world.ever_private ||
 	    option(OPT_bad_luck) || world.holes || world.lies)
 		return;
 	for (i = offset / PAGE; i < (offset + length) / PAGE; i++)

@@ -126,7 +126,7 @@ enum role { ROLE_VCPU, ROLE_THREAD, ROLE_DEVICE, ROLE_KERNEL, ROLE_COUNT };
 	step(write_device, DEVICE, 5, "page word -") \
 	step(unmap_device, DEVICE, 1, "page - -") \
 	step(die, DEVICE, 1, "- - -") \
-	step(reclaim, KERNEL, 6, "page mapping -") \
+	step(reclaim, KERNEL, 6, "page mapping table") \
 	step(vma, KERNEL, 2, "page count -") \
 	step(tick, KERNEL, 4, "task - -")
 

@@ -238,6 +238,7 @@ struct pte {
 	uint8_t kind;			/* enum pte_kind */
 	bool writable;			/* else it faults once more */
 	bool wp;			/* write-protected, here or when it comes */
+	bool going;			/* its page table, just now */
 	uint8_t prot;			/* of its VMA */
 	uint16_t vma;			/* 0: nothing is mapped */
 	frame_t frame;

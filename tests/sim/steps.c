@@ -1780,6 +1780,15 @@ static void reclaim(struct acting *a, const struct step *step)
 		   NULL;
 	if (map)
 		mm_reclaim(map, page);
+	/* Of both, and to make a huge page of them. */
+	if (map && step->c && option(OPT_minor) && memory->own) {
+		world.going++;
+		map->pte[page].going = true;
+		map = map_at(our_mm, step->b % 2 ? memory->memslots :
+			     memory->own, &page);
+		page = page_of(memory, step->a);
+		mm_reclaim(map, page);
+	}
 	sim_point();
 }
 

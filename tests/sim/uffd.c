@@ -567,6 +567,11 @@ static int uffd_continue(struct uffd *uffd, struct uffdio_continue *cont)
 	if (protect && !(t.map->pte[t.page].modes & UFFDIO_REGISTER_MODE_WP))
 		return (int)(cont->mapped = -EINVAL);
 	for (i = 0; i < t.pages; i += t.map->unit) {
+		if (t.map->pte[t.page + i].going) {
+			t.map->pte[t.page + i].going = false;
+			err = -EAGAIN;
+			break;
+		}
 		for (k = 0, err = 1; k < t.map->unit && err > 0; k++)
 			err = continue_page(t.map, t.page + i + k, protect);
 		if (err < 0)

@@ -151,7 +151,7 @@ static bool excused(int err, unsigned int injected)
 		return world.signalled || bad_luck(injected);
 	case -EAGAIN:
 		/* A memory that is being freed is one that changes. */
-		return bad_luck(injected) || option(OPT_events) ||
+		return bad_luck(injected) || option(OPT_events) || world.going ||
 		       world.regions_changed || option(OPT_resolver) == 7 || option(OPT_answers) == 4;
 	case -EIO:
 		return bad_luck(injected) || world.source_errors ||
@@ -169,8 +169,6 @@ static bool excused(int err, unsigned int injected)
 	case -ENOMEM:
 		return bad_luck(injected) || world.no_memory || world.holes ||
 		       option(OPT_huge_pool);
-	case -ENOENT:
-		return world.holes;
 	case -EFAULT:
 		return world.holes || world.cuts;
 	case -EDEADLK:

@@ -87,6 +87,7 @@ extern struct world {
 	unsigned int converting;	/* and are in progress */
 	unsigned int hooked;		/* whose hooks were told the beginning only */
 	bool signalled, ever_private, ever_forked;
+	unsigned int going;		/* page tables that went */
 	unsigned int switching;		/* of the delivery, in progress */
 	bool unprotected;		/* the log says that absent pages are */
 	bool ending;			/* the dispatcher is not needed any more */
