@@ -1146,10 +1146,26 @@ void steps_convert_inside(void)
 			 current->name);
 }
 
+/* A huge page that is there, one part after the other. */
+static void convert_parts(struct acting *a, const struct step *step)
+{
+	const struct sim_memory *memory = memory_for(step);
+	struct step part = *step;
+	unsigned int i;
+
+	ensure(a, step);
+	part.a -= part.a % memory->unit;
+	for (i = 0; i < memory->unit; i++, part.a++)
+		convert_with(NULL, &part);
+}
+
 static void convert(struct acting *a, const struct step *step)
 {
-	(void)a;
-	convert_with(NULL, step);
+	if (world.memories == 1 && memory_for(step)->unit > 1 &&
+	    !(step->b % CONVERTED) && option(OPT_guest_memfd))
+		convert_parts(a, step);
+	else
+		convert_with(NULL, step);
 }
 
 static void cancel(struct acting *a, const struct step *step)
