@@ -148,7 +148,10 @@ static bool await_page_ready(uint64_t before)
 static void check_told(const struct sim_vcpu *vcpu, uint32_t switches,
 		       enum kvmfault_action action)
 {
-	if (switches == sched_switches() && action == KVMFAULT_ACTION_RETRY &&
+	bool came = action == KVMFAULT_ACTION_RETRY ||
+		(action == KVMFAULT_ACTION_NOT_A_FAULT && vcpu->kvm->done);
+
+	if (switches == sched_switches() && came &&
 	    !option(OPT_bad_luck) && !world.holes && !world.regions_changed)
 		sim_fail("page_ready() does not come", "vcpu%u", vcpu->id);
 }

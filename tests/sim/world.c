@@ -395,6 +395,9 @@ static int before_conversion(void *data, uint64_t gpa, uint64_t length,
 	(void)private;
 	callback_begin("before a conversion");
 	check_held();
+	/* Others that want the same page meet it. */
+	if (option(OPT_no_wait) && !world.healed && sim_one_in(2))
+		task_pause(2 * MS, "a slow hook");
 	if (option(OPT_hooks) == 2 && !world.healed && sim_one_in(4)) {
 		world.resolver_errors++;
 		err = -EIO;
