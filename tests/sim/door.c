@@ -207,7 +207,8 @@ static void check_saved(const struct open *open, uint64_t offset,
 	uint64_t i;
 
 	if (!memory || !memory->snapshot || world.ever_private ||
-	    option(OPT_bad_luck) || world.holes || world.lies)
+	    option(OPT_bad_luck) || world.holes || world.lies ||
+	    world.failures || world.poisons)
 		return;
 	for (i = offset / PAGE; i < (offset + length) / PAGE; i++)
 		if (i >= memory->first && i - memory->first < memory->count &&
