@@ -1177,8 +1177,9 @@ struct kvmfault_mapping_options {
 };
 
 /*
- * Add a mapping to a memory, also while vCPUs run. The mapping must not be
- * touched before this has returned.
+ * Add a mapping to a memory, also while vCPUs run. The VMM must not touch the
+ * mapping before this has returned. The library may: it must be readable and
+ * writable when this is called, and not PROT_NONE.
  *
  * Returns 0, or
  *   -EINVAL       memory, options or mapping is NULL; host is misaligned; the
