@@ -633,7 +633,7 @@ static struct kvmfault_memslot memslot(uint64_t at)
 }
 
 static void expect_memslot(uint64_t at, uint32_t flags,
-			   const _Atomic(unsigned long) *bitmap)
+			   const _Atomic uint64_t *bitmap)
 {
 	struct kvmfault_memslot got = memslot(at);
 

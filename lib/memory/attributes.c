@@ -10,15 +10,15 @@
  * attributes do.
  */
 
+#include "../core/bitmap.h"
 #include "region.h"
 
-#define WORD 64ULL
 #define LEAF ((1ULL << 30) / KVMFAULT__PAGE)	/* pages */
 
 struct kvmfault__leaf {
 	struct kvmfault__leaf *next;
 	uint64_t number;
-	_Atomic uint64_t private[LEAF / WORD];
+	_Atomic uint64_t private[LEAF / KVMFAULT__BITS];
 };
 
 static _Atomic(struct kvmfault__leaf *) *
@@ -44,12 +44,13 @@ static uint64_t attributes_load_word(struct kvmfault_vm *vm, uint64_t gfn)
 {
 	struct kvmfault__leaf *leaf = attributes_find_leaf(vm, gfn / LEAF);
 
-	return leaf ? atomic_load(&leaf->private[gfn % LEAF / WORD]) : 0;
+	return leaf ? atomic_load(&leaf->private[gfn % LEAF /
+						 KVMFAULT__BITS]) : 0;
 }
 
 bool kvmfault__private(struct kvmfault_vm *vm, uint64_t gfn)
 {
-	return attributes_load_word(vm, gfn) >> gfn % WORD & 1;
+	return attributes_load_word(vm, gfn) >> gfn % KVMFAULT__BITS & 1;
 }
 
 uint64_t kvmfault__attributes_find(struct kvmfault_vm *vm,
@@ -60,12 +61,12 @@ uint64_t kvmfault__attributes_find(struct kvmfault_vm *vm,
 	while (gfn < pages.end) {
 		uint64_t bits = attributes_load_word(vm, gfn);
 
-		bits = (private ? bits : ~bits) >> gfn % WORD;
+		bits = (private ? bits : ~bits) >> gfn % KVMFAULT__BITS;
 		if (bits) {
 			gfn += (unsigned int)__builtin_ctzll(bits);
 			return gfn < pages.end ? gfn : pages.end;
 		}
-		gfn = (gfn | (WORD - 1)) + 1;
+		gfn = (gfn | (KVMFAULT__BITS - 1)) + 1;
 	}
 	return pages.end;
 }
@@ -78,17 +79,12 @@ void kvmfault__attributes_note(struct kvmfault_vm *vm,
 	for (; gfn < pages.end; gfn += count) {
 		struct kvmfault__leaf *leaf =
 			attributes_find_leaf(vm, gfn / LEAF);
-		_Atomic uint64_t *word = &leaf->private[gfn % LEAF / WORD];
-		uint64_t mask;
 
-		count = WORD - gfn % WORD;
+		count = LEAF - gfn % LEAF;
 		if (count > pages.end - gfn)
 			count = pages.end - gfn;
-		mask = UINT64_MAX >> (WORD - count) << gfn % WORD;
-		if (private)
-			atomic_fetch_or(word, mask);
-		else
-			atomic_fetch_and(word, ~mask);
+		kvmfault__bits_change(leaf->private, gfn % LEAF, count,
+				      private);
 	}
 }
 

@@ -13,13 +13,13 @@
 
 #include <sys/mman.h>
 
+#include "../core/bitmap.h"
 #include "region.h"
 
 /* A block is 4 MiB, if pages have 4 KiB: two page tables, one more than a lone
  * touch needs. Even if two vCPUs send a message for the same block before it is
  * marked, that is one message for 2 MiB. */
 #define MARKER_BLOCK 1024ULL	/* pages */
-#define BITS 64
 #define AHEAD 4ULL		/* blocks that are marked ahead, at most */
 #define AT_ONCE 32U		/* blocks marked at the first touch: 128 MiB */
 
@@ -30,7 +30,8 @@ static uint64_t marker_count_blocks(const struct kvmfault_memory *memory)
 
 static size_t marker_bitmap_bytes(const struct kvmfault_memory *memory)
 {
-	return (marker_count_blocks(memory) / BITS + 1) * sizeof(uint64_t);
+	return (marker_count_blocks(memory) / KVMFAULT__BITS + 1) *
+	       sizeof(uint64_t);
 }
 
 int kvmfault__markers_new(struct kvmfault_memory *memory)
@@ -163,7 +164,7 @@ static bool marker_is_wanted(const struct kvmfault_memory *memory)
 static bool marker_block_is_marked(const struct kvmfault_memory *memory,
 				   uint64_t block)
 {
-	return atomic_load(&memory->marked[block / BITS]) >> block % BITS & 1;
+	return kvmfault__bit(memory->marked, block);
 }
 
 /* The thread that sets the block's bit marks the block. Returns false if the
@@ -171,8 +172,8 @@ static bool marker_block_is_marked(const struct kvmfault_memory *memory,
 static bool marker_block_mark(struct kvmfault__seat *seat,
 			      struct kvmfault_memory *memory, uint64_t block)
 {
-	_Atomic uint64_t *word = &memory->marked[block / BITS];
-	uint64_t bit = 1ULL << block % BITS;
+	_Atomic uint64_t *word = &memory->marked[block / KVMFAULT__BITS];
+	uint64_t bit = 1ULL << block % KVMFAULT__BITS;
 
 	/* A thread that leaves the mode stores the new mode, then drains on
 	 * this hazard. We store the hazard, then load the mode: one sees the
@@ -223,7 +224,7 @@ static bool marker_block_is_worth_it(struct kvmfault_memory *memory,
 	_Atomic uint64_t *touched = memory->marked +
 				    marker_bitmap_bytes(memory) /
 				    sizeof(uint64_t);
-	uint64_t bit = 1ULL << block % BITS;
+	uint64_t bit = 1ULL << block % KVMFAULT__BITS;
 
 	if (atomic_load(&memory->marked_at_once) < AT_ONCE &&
 	    atomic_fetch_add(&memory->marked_at_once, 1) < AT_ONCE)
@@ -232,7 +233,7 @@ static bool marker_block_is_worth_it(struct kvmfault_memory *memory,
 	    (block + 1 < marker_count_blocks(memory) &&
 	     marker_block_is_marked(memory, block + 1)))
 		return true;
-	return atomic_fetch_or(&touched[block / BITS], bit) & bit;
+	return atomic_fetch_or(&touched[block / KVMFAULT__BITS], bit) & bit;
 }
 
 void kvmfault__mark(struct kvmfault__seat *seat,

@@ -71,7 +71,7 @@ struct kvmfault_memory {
 	struct kvmfault_uffd *uffd;
 	char *fill;		/* for minor faults: the file, unregistered */
 	_Atomic uint64_t *states;	/* of pages: see page.h */
-	_Atomic(unsigned long) *userfault;	/* KVM's bitmap, or NULL */
+	_Atomic uint64_t *userfault;	/* KVM's bitmap, of longs; or NULL */
 	atomic_bool exits;	/* missing pages exit: see userfault.c */
 	_Atomic(const void *) mappings;	/* struct kvmfault__mappings */
 	unsigned int regions;		/* under the VM's lock */

@@ -15,9 +15,8 @@
 
 #include "kvmfault-experimental.h"
 #include "../os/abi.h"
+#include "../core/bitmap.h"
 #include "region.h"
-
-#define BITS 64			/* of a long: the kernel's unit */
 
 /* ---- exits: flags and access ---- */
 
@@ -64,7 +63,8 @@ static uint64_t userfault_bitmap_size(const struct kvmfault_memory *memory)
 {
 	uint64_t pages = memory->length / kvmfault__sys_page_size();
 
-	return (pages + BITS - 1) / BITS * sizeof(unsigned long);
+	return (pages + KVMFAULT__BITS - 1) / KVMFAULT__BITS *
+	       sizeof(uint64_t);
 }
 
 int kvmfault__userfault_new(struct kvmfault_memory *memory)
@@ -100,21 +100,10 @@ void kvmfault__userfault_free(struct kvmfault_memory *memory)
 static void userfault_change_page(struct kvmfault_memory *memory,
 				  uint64_t page, bool set)
 {
-	uint64_t first = page << userfault_page_shift(memory);
-	uint64_t count = 1ULL << userfault_page_shift(memory);
-	unsigned long mask = ~0UL;
+	unsigned int shift = userfault_page_shift(memory);
 
-	if (count < BITS)
-		mask = ((1UL << count) - 1) << first % BITS;
-	for (; count; count -= count < BITS ? count : BITS) {
-		_Atomic(unsigned long) *word = &memory->userfault[first / BITS];
-
-		if (set)
-			atomic_fetch_or(word, mask);
-		else
-			atomic_fetch_and(word, ~mask);
-		first += BITS;
-	}
+	kvmfault__bits_change(memory->userfault, page << shift, 1ULL << shift,
+			      set);
 }
 
 static bool userfault_is_wanted(const struct kvmfault_memory *memory,
@@ -170,7 +159,7 @@ static void userfault_describe_memslot(const struct kvmfault_region *region,
 {
 	const struct kvmfault_memory *memory = region->memory;
 	/* The bytes of memory that one long's bits stand for. */
-	uint64_t span = BITS * kvmfault__sys_page_size();
+	uint64_t span = KVMFAULT__BITS * kvmfault__sys_page_size();
 
 	if (!memory || region->guest_memfd > 0 || !atomic_load(&memory->exits))
 		return;
