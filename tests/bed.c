@@ -336,6 +336,7 @@ void bed_down(void)
 	struct fake_held held;
 
 	fake_on(FAKE_IOCTL, NULL);
+	fake_refuse(FAKE_IOCTL, FAKE_ANY, 0);
 	if (bed.seat)
 		kvmfault__seat_give(bed.seat);
 	kvmfault_vcpu_free(bed.vcpu);

@@ -9,6 +9,7 @@
  *
  * - let it be: each call does what the kernel would (the model);
  * - fake_push() results: they are returned first, in their order;
+ * - fake_refuse() a call: each of that kind fails, until that is taken back;
  * - fake_on() a call: its own code runs in the place of the call, may look at
  *   the arguments, call the library, run the model by fake_model(), and say
  *   the result. That is how something happens *during* a call;
@@ -68,8 +69,13 @@ typedef bool (*fake_hook)(struct fake_call *call);
 void fake_on(enum fake_name name, fake_hook hook);
 long fake_model(struct fake_call *call);
 
+#define FAKE_ANY UINT64_MAX	/* for a number: it does not matter */
 #define FAKE_MODEL 0x4d4f444cL		/* push it to let one call through */
 void fake_push(enum fake_name name, long result);
+/* Each such call fails with this -errno from now on, whatever its hook would
+ * say; 0 takes that back. The number says which calls of that name are meant,
+ * and a name has one refusal at a time. */
+void fake_refuse(enum fake_name name, uint64_t number, long error);
 
 /* The nth call (from 1) of those that can fail, counted from now on, fails.
  * False afterwards: there were fewer. */
@@ -87,13 +93,12 @@ void fake_delegated(bool yes);
  * by itself. A hook is run like that. */
 void fake_aside(void (*run)(void));
 
-/* The record. number: only those with it; FAKE_ANY: all. */
-#define FAKE_ANY UINT64_MAX
+/* This is how many calls the record has of that kind. number: see above. */
 size_t fake_count(enum fake_name name, uint64_t number);
 /* The nth of them, from 0; NULL: there are fewer. */
 const struct fake_call *fake_nth(enum fake_name name, uint64_t number,
 				 size_t n);
-void fake_forget(void);		/* the record, the scripts and the hooks */
+void fake_forget(void);		/* the record, and what was asked for */
 
 /* What the library has open. */
 struct fake_held {

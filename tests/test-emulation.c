@@ -24,7 +24,6 @@ static struct kvm_regs regs;
 static struct kvm_sregs sregs;
 static struct kvm_vcpu_events events, set;
 static unsigned int sets;
-static uint64_t refuse;		/* a request that fails */
 
 static bool translate(struct kvm_translation *t)
 {
@@ -35,10 +34,6 @@ static bool translate(struct kvm_translation *t)
 
 static bool vcpu_calls(struct fake_call *call)
 {
-	if (call->number == refuse) {
-		call->result = -EIO;
-		return true;
-	}
 	call->result = 0;
 	switch (call->number) {
 	case KVM_GET_REGS:
@@ -235,7 +230,7 @@ TEST_EACH(x86, vcpu_cannot_be_asked, 3)
 		KVM_GET_REGS, KVM_GET_SREGS, KVM_TRANSLATE,
 	};
 
-	refuse = requests[_i];
+	fake_refuse(FAKE_IOCTL, requests[_i], -EIO);
 	make_present(4);
 	/* Without an answer nothing is made present, nothing taken back... */
 	if (requests[_i] == KVM_TRANSLATE)
@@ -252,7 +247,7 @@ TEST_EACH(x86, ud_cannot_be_taken_back, 2)
 	};
 
 	/* To run it would give the guest a #UD: the VMM decides. */
-	refuse = requests[_i];
+	fake_refuse(FAKE_IOCTL, requests[_i], -EIO);
 	make_present(4);
 	ck_assert_int_eq(give_up(), KVMFAULT_ACTION_NOT_A_FAULT);
 }

@@ -258,27 +258,18 @@ TEST(add, same_address_of_another_process)
 	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
 }
 
-static bool refuse_register(struct fake_call *call)
-{
-	if (call->number != UFFDIO_REGISTER)
-		return false;
-	call->result = bed.error;
-	return true;
-}
-
 TEST_EACH(add, not_registered, 3)
 {
 	static const int errors[] = { -EINVAL, -EBUSY, -ENOMEM };
 	struct fake_held before = fake_held(), after;
 
-	bed.error = errors[_i];
-	fake_on(FAKE_IOCTL, refuse_register);
+	fake_refuse(FAKE_IOCTL, UFFDIO_REGISTER, errors[_i]);
 	ck_assert_int_eq(add(), errors[_i] == -EINVAL ? -EOPNOTSUPP :
 			 errors[_i]);
 	ck_assert_ptr_null(mapping);
 	after = fake_held();
 	ck_assert_int_eq(before.descriptors, after.descriptors);
-	fake_on(FAKE_IOCTL, NULL);
+	fake_refuse(FAKE_IOCTL, UFFDIO_REGISTER, 0);
 	ck_assert_int_eq(add(), 0);
 	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
 }
@@ -376,31 +367,14 @@ TEST(end, remote_is_poisoned)
 	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
 }
 
-static bool refuse_poison(struct fake_call *call)
-{
-	if (call->number != KVMFAULT__UFFDIO_POISON)
-		return false;
-	call->result = bed.error;
-	return true;
-}
-
 TEST(end, remote_that_cannot_be_poisoned)
 {
 	add_remote();
-	bed.error = -EINVAL;
-	fake_on(FAKE_IOCTL, refuse_poison);
+	fake_refuse(FAKE_IOCTL, KVMFAULT__UFFDIO_POISON, -EINVAL);
 	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
 	ck_assert_uint_eq(bed.logs, 1);
 	ck_assert(fake_registered(address()));
 	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
-}
-
-static bool refuse_to_unprotect(struct fake_call *call)
-{
-	if (call->number != UFFDIO_WRITEPROTECT)
-		return false;
-	call->result = -EAGAIN;
-	return true;
 }
 
 /* What marks a protection is in the place of a page that is absent: it is no page,
@@ -409,7 +383,7 @@ TEST(end, remote_that_stays_protected)
 {
 	add_remote();
 	bed.memory->write_protect = true;
-	fake_on(FAKE_IOCTL, refuse_to_unprotect);
+	fake_refuse(FAKE_IOCTL, UFFDIO_WRITEPROTECT, -EAGAIN);
 	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
 	ck_assert_uint_eq(bed.logs, 1);
 	ck_assert(fake_registered(address()));
@@ -421,8 +395,7 @@ TEST_EACH(end, remote_that_is_gone, 2)
 	static const int errors[] = { -ESRCH, -ENOENT };
 
 	add_remote();
-	bed.error = errors[_i];
-	fake_on(FAKE_IOCTL, refuse_poison);
+	fake_refuse(FAKE_IOCTL, KVMFAULT__UFFDIO_POISON, errors[_i]);
 	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
 	ck_assert_uint_eq(bed.logs, 0);
 	ck_assert_int_eq(kvmfault_uffd_free(remote), 0);
@@ -432,8 +405,7 @@ TEST(end, remote_poisoned_before)
 {
 	/* Marked already: that is what is wanted, for each of them. */
 	add_remote();
-	bed.error = -EEXIST;
-	fake_on(FAKE_IOCTL, refuse_poison);
+	fake_refuse(FAKE_IOCTL, KVMFAULT__UFFDIO_POISON, -EEXIST);
 	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, KVMFAULT__UFFDIO_POISON),
 			  BED_PAGES);

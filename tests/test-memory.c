@@ -266,20 +266,11 @@ TEST(new, cannot_look)
 	ck_assert_int_eq(new_memory(), -EIO);
 }
 
-static bool refuse_register(struct fake_call *call)
-{
-	if (call->number != UFFDIO_REGISTER)
-		return false;
-	call->result = bed.error;
-	return true;
-}
-
 TEST_EACH(new, not_registered, 3)
 {
 	static const int errors[] = { -EINVAL, -EBUSY, -ENOMEM };
 
-	bed.error = errors[_i];
-	fake_on(FAKE_IOCTL, refuse_register);
+	fake_refuse(FAKE_IOCTL, UFFDIO_REGISTER, errors[_i]);
 	ck_assert_int_eq(new_memory(), errors[_i] == -EINVAL ? -EOPNOTSUPP :
 			 errors[_i]);
 	if (errors[_i] != -EINVAL)

@@ -168,23 +168,15 @@ TEST_EACH(access, source_fails, 2)
 	ck_assert_int_eq(bed_mmio(BED_GPA, 8, _i), KVMFAULT_ACTION_RETRY);
 }
 
-static bool not_now(struct fake_call *call)
-{
-	if (call->number != UFFDIO_COPY)
-		return false;
-	call->result = -EAGAIN;
-	return true;
-}
-
 TEST(access, not_now_is_unfinished)
 {
-	fake_on(FAKE_IOCTL, not_now);
+	fake_refuse(FAKE_IOCTL, UFFDIO_COPY, -EAGAIN);
 	memset(bed.run->mmio.data, 0x55, 8);
 	/* Never RETRY: KVM_RUN would go on with the wrong bytes. */
 	ck_assert_int_eq(bed_mmio(BED_GPA, 8, false), KVMFAULT_ACTION_UNFINISHED);
 	ck_assert(result()->unfinished);
 	ck_assert_int_eq(bed.run->mmio.data[0], 0x55);
-	fake_on(FAKE_IOCTL, NULL);
+	fake_refuse(FAKE_IOCTL, UFFDIO_COPY, 0);
 	ck_assert_int_eq(bed_mmio(BED_GPA, 8, false), KVMFAULT_ACTION_RETRY);
 	ck_assert(!result()->unfinished);
 	ck_assert_int_eq(bed.run->mmio.data[7], bed_byte(0));

@@ -38,7 +38,6 @@ TEST_GROUP(paging, up, down);
 static long answers[100];	/* of KVM_RUN, one after the other */
 static unsigned int runs;
 static uint32_t exit_reason;
-static uint64_t refused;	/* a request that fails */
 static struct kvm_sregs set;
 static struct kvm_userspace_memory_region slot;
 
@@ -63,10 +62,6 @@ static long run(void)
 
 static bool kvm_calls(struct fake_call *call)
 {
-	if (call->number == refused) {
-		call->result = -EMFILE;
-		return true;
-	}
 	call->result = 0;
 	switch (call->number) {
 	case KVM_CREATE_VM:
@@ -169,7 +164,7 @@ TEST_EACH(paging, cannot_ask, 7)
 		KVM_GET_VCPU_MMAP_SIZE, KVM_GET_SREGS, KVM_SET_SREGS, KVM_RUN,
 	};
 
-	refused = requests[_i];
+	fake_refuse(FAKE_IOCTL, requests[_i], -EMFILE);
 	ck_assert_int_eq(ask(-EFAULT, 0), -EMFILE);
 }
 

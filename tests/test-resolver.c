@@ -486,14 +486,6 @@ TEST(chain, populate_by_access)
 	ck_assert_uint_eq(reads(), 0);
 }
 
-static bool read_only(struct fake_call *call)
-{
-	if (call->number != KVMFAULT__MADV_POPULATE_WRITE)
-		return false;
-	call->result = -EINVAL;
-	return true;
-}
-
 static int populate_read_only(enum kvmfault_access access)
 {
 	struct kvmfault_fault fault = { .access = access };
@@ -501,7 +493,7 @@ static int populate_read_only(enum kvmfault_access access)
 		.fault = &fault, .host = bed.host, .length = PAGE,
 	};
 
-	fake_on(FAKE_MADVISE, read_only);
+	fake_refuse(FAKE_MADVISE, KVMFAULT__MADV_POPULATE_WRITE, -EINVAL);
 	return kvmfault__resolver_populate.resolve(NULL, &request);
 }
 

@@ -113,19 +113,11 @@ TEST(messages, nothing_to_do)
 
 /* ---- parked ---- */
 
-static bool not_now(struct fake_call *call)
-{
-	if (call->number != UFFDIO_COPY)
-		return false;
-	call->result = -EAGAIN;
-	return true;
-}
-
 TEST_GROUP(parked, up, down);
 
 TEST(parked, not_now_is_parked_and_comes_again)
 {
-	fake_on(FAKE_IOCTL, not_now);
+	fake_refuse(FAKE_IOCTL, UFFDIO_COPY, -EAGAIN);
 	touch(3, false);
 	dispatch();
 	ck_assert_uint_eq(copies(), 1);		/* no spin */
@@ -134,7 +126,7 @@ TEST(parked, not_now_is_parked_and_comes_again)
 	fake_advance(SECOND);
 	dispatch();
 	ck_assert_uint_eq(copies(), 2);
-	fake_on(FAKE_IOCTL, NULL);
+	fake_refuse(FAKE_IOCTL, UFFDIO_COPY, 0);
 	fake_advance(SECOND);
 	dispatch();
 	ck_assert(bed_has(3, bed_byte(3)));
@@ -169,7 +161,7 @@ TEST(parked, parked_longer_and_longer)
 /* What is not possible now is no failure: soon again, and nobody is told. */
 TEST(parked, not_now_is_tried_soon)
 {
-	fake_on(FAKE_IOCTL, not_now);
+	fake_refuse(FAKE_IOCTL, UFFDIO_COPY, -EAGAIN);
 	for_a_minute();
 	ck_assert_uint_ge(copies(), 2000);
 	ck_assert_uint_eq(bed.unresolved, 0);
@@ -177,7 +169,7 @@ TEST(parked, not_now_is_tried_soon)
 
 TEST(parked, repeated_message_of_a_parked_one)
 {
-	fake_on(FAKE_IOCTL, not_now);
+	fake_refuse(FAKE_IOCTL, UFFDIO_COPY, -EAGAIN);
 	touch(3, false);
 	dispatch();
 	touch(3, false);
@@ -190,10 +182,10 @@ TEST(parked, repeated_message_of_a_parked_one)
 
 TEST(parked, parked_ones_do_not_hold_up_the_others)
 {
-	fake_on(FAKE_IOCTL, not_now);
+	fake_refuse(FAKE_IOCTL, UFFDIO_COPY, -EAGAIN);
 	touch(3, false);
 	dispatch();
-	fake_on(FAKE_IOCTL, NULL);
+	fake_refuse(FAKE_IOCTL, UFFDIO_COPY, 0);
 	touch(4, false);
 	dispatch();
 	ck_assert(bed_has(4, bed_byte(4)));
@@ -271,7 +263,7 @@ TEST(parked, parked_ones_are_woken_at_the_end)
 {
 	struct kvmfault_service_options options = { .size = sizeof(options) };
 
-	fake_on(FAKE_IOCTL, not_now);
+	fake_refuse(FAKE_IOCTL, UFFDIO_COPY, -EAGAIN);
 	touch(3, false);
 	dispatch();
 	fake_forget();
@@ -285,7 +277,7 @@ TEST(parked, parked_ones_are_woken_at_the_end)
 /* Its end cannot fail, and it forgets nobody. */
 TEST(parked, parked_ones_are_woken_without_memory)
 {
-	fake_on(FAKE_IOCTL, not_now);
+	fake_refuse(FAKE_IOCTL, UFFDIO_COPY, -EAGAIN);
 	touch(3, false);
 	dispatch();
 	fake_forget();

@@ -98,15 +98,9 @@ TEST(signal, not_blocked_is_refused)
 	ck_assert_int_eq(new_vcpu(), 0);
 }
 
-static bool no_masks(struct fake_call *call)
-{
-	call->result = -EINVAL;
-	return call->number == KVM_SET_SIGNAL_MASK;
-}
-
 TEST(signal, kvm_refuses_the_mask)
 {
-	fake_on(FAKE_IOCTL, no_masks);
+	fake_refuse(FAKE_IOCTL, KVM_SET_SIGNAL_MASK, -EINVAL);
 	ck_assert_int_eq(new_vcpu(), -EINVAL);
 	ck_assert_ptr_null(vcpu);
 }

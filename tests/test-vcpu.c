@@ -611,19 +611,11 @@ TEST(source, who_does_not_wait_is_told_at_once)
 	ck_assert_uint_eq(pauses, 0);
 }
 
-static bool no_poison(struct fake_call *call)
-{
-	if (call->number != KVMFAULT__UFFDIO_POISON)
-		return false;
-	call->result = -ENOTTY;
-	return true;
-}
-
 TEST_EACH(source, lost_data_is_final, 2)
 {
 	bed.source_result = -EHWPOISON;
 	if (_i)
-		fake_on(FAKE_IOCTL, no_poison);
+		fake_refuse(FAKE_IOCTL, KVMFAULT__UFFDIO_POISON, -ENOTTY);
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_UNRESOLVED);
 	ck_assert_int_eq(result()->reason, _i ? KVMFAULT_REASON_SOURCE :
 						KVMFAULT_REASON_HWPOISON);

@@ -23,7 +23,6 @@
 static uint64_t ram[BED_PAGES][ENTRIES];	/* what the source has */
 static struct kvm_sregs sregs;
 static struct kvm_vcpu_events events;
-static uint64_t refused;			/* a request that fails */
 static int source_error;
 static void (*during_read)(void);
 
@@ -51,10 +50,6 @@ static void translate(struct kvm_translation *page)
 
 static bool vcpu_calls(struct fake_call *call)
 {
-	if (call->number == refused) {
-		call->result = -ENXIO;
-		return true;
-	}
 	call->result = 0;
 	if (call->number == KVM_GET_SREGS)
 		memcpy(call->arg, &sregs, sizeof(sregs));
@@ -365,7 +360,7 @@ TEST(walk, no_vcpu)
 
 TEST_EACH(walk, registers_are_not_to_be_had, 2)
 {
-	refused = _i ? KVM_GET_SREGS : KVM_GET_VCPU_EVENTS;
+	fake_refuse(FAKE_IOCTL, _i ? KVM_GET_SREGS : KVM_GET_VCPU_EVENTS, -ENXIO);
 	four_levels();
 	chain(4);
 	ck_assert_int_eq(walk(), -ENXIO);
@@ -526,7 +521,7 @@ TEST_EACH(walk, exceptions_cannot_be_asked, 2)
 	four_levels();
 	chain(4);
 	regs.rsp = LINEAR + 14 * PAGE;
-	refused = exception_requests[_i];
+	fake_refuse(FAKE_IOCTL, exception_requests[_i], -ENXIO);
 	ck_assert_int_eq(walk(), -ENXIO);
 	only(4);
 }

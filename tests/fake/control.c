@@ -3,11 +3,11 @@
 
 /*
  * What comes of a call, and the record of all. In: each call, from the door,
- * and what the test has asked for: results, hooks, a failure of the nth call.
- * Out: the result, of the first of these that has one: the failure, the
- * script, the hook, the model. What holds: the judge sees a call before
- * anything comes of it, a hook runs without the fake's lock, what it calls
- * meets no hook, and each call is recorded with its result.
+ * and what the test has asked for: results, refusals, hooks, a failure of the
+ * nth call. Out: the result, of the first of these that has one: the failure,
+ * the script, the refusal, the hook, the model. What holds: the judge sees a
+ * call before anything comes of it, a hook runs without the fake's lock, what
+ * it calls meets no hook, and each call is recorded with its result.
  */
 
 #include <errno.h>
@@ -25,6 +25,10 @@ static struct fake_call *record;
 static size_t records;
 static long script[FAKE_NAMES][SCRIPTS];
 static size_t scripted[FAKE_NAMES], used[FAKE_NAMES];
+static struct {
+	uint64_t number;
+	long error;			/* 0: there is none */
+} refusals[FAKE_NAMES];
 static fake_hook hooks[FAKE_NAMES];
 static unsigned int until_failure;
 static bool failed;
@@ -116,6 +120,11 @@ long fake_model(struct fake_call *call)
 	return call->result;
 }
 
+static bool has_number(const struct fake_call *call, uint64_t number)
+{
+	return number == FAKE_ANY || call->number == number;
+}
+
 /* Under the lock: has the test said what comes now? */
 static bool foretold(struct fake_call *call)
 {
@@ -128,10 +137,14 @@ static bool foretold(struct fake_call *call)
 		call->result = failure[name];
 		return true;
 	}
-	if (used[name] == scripted[name])
+	if (used[name] != scripted[name]) {
+		call->result = script[name][used[name]++];
+		return call->result != FAKE_MODEL;
+	}
+	if (!refusals[name].error || !has_number(call, refusals[name].number))
 		return false;
-	call->result = script[name][used[name]++];
-	return call->result != FAKE_MODEL;
+	call->result = refusals[name].error;
+	return true;
 }
 
 static void keep(const struct fake_call *call)
@@ -188,6 +201,14 @@ void fake_push(enum fake_name name, long result)
 	pthread_mutex_unlock(&fake__lock);
 }
 
+void fake_refuse(enum fake_name name, uint64_t number, long error)
+{
+	pthread_mutex_lock(&fake__lock);
+	refusals[name].number = number;
+	refusals[name].error = error;
+	pthread_mutex_unlock(&fake__lock);
+}
+
 void fake_fail_nth(unsigned int nth)
 {
 	pthread_mutex_lock(&fake__lock);
@@ -210,8 +231,7 @@ bool fake_failed(void)
 static bool matches(const struct fake_call *call, enum fake_name name,
 		    uint64_t number)
 {
-	return call->name == name &&
-	       (number == FAKE_ANY || call->number == number);
+	return call->name == name && has_number(call, number);
 }
 
 size_t fake_count(enum fake_name name, uint64_t number)
@@ -243,6 +263,7 @@ void fake_forget(void)
 	pthread_mutex_lock(&fake__lock);
 	records = 0;
 	memset(hooks, 0, sizeof(hooks));
+	memset(refusals, 0, sizeof(refusals));
 	memset(scripted, 0, sizeof(scripted));
 	memset(used, 0, sizeof(used));
 	pthread_mutex_unlock(&fake__lock);
