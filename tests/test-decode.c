@@ -14,6 +14,7 @@
 
 #include "lib/os/abi.h"
 #include "lib/setup/setup.h"
+#include "sigbus.h"
 #include "unit.h"
 
 #define HEADER 32U		/* kvm_run before its union */
@@ -398,14 +399,7 @@ static struct kvmfault_fault decode_signal(const siginfo_t *info)
 
 static siginfo_t sigbus(int code, uintptr_t address, short lsb)
 {
-	siginfo_t info;
-
-	memset(&info, 0, sizeof(info));
-	info.si_signo = SIGBUS;
-	info.si_code = code;
-	info.si_addr = (void *)address;
-	info.si_addr_lsb = lsb;
-	return info;
+	return sigbus_info((const void *)address, code, lsb);
 }
 
 TEST_GROUP(siginfo, NULL, NULL);

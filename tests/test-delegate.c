@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "bed.h"
+#include "sigbus.h"
 
 #define LATER (BED_GPA + 5 * PAGE)
 #define BUSY 1U
@@ -206,12 +207,9 @@ TEST(delegate, signal_while_it_works)
 /* What takes no system call does not wait for one that was left. */
 TEST(delegate, signal_and_what_is_no_fault)
 {
-	siginfo_t info = { .si_signo = SIGBUS };
+	siginfo_t info = sigbus_info(&bed, BUS_MCEERR_AR, 12);
 
 	leave_it_inside(0);
-	info.si_code = BUS_MCEERR_AR;
-	info.si_addr = &info;
-	info.si_addr_lsb = 12;
 	ck_assert_int_eq(bed_other(), KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_int_eq(bed_mmio(BED_GPA / 2, 8, false), KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_int_eq(bed_handle_sigbus(&info), KVMFAULT_ACTION_NOT_A_FAULT);

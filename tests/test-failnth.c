@@ -16,6 +16,7 @@
 #include "kvmfault-experimental.h"
 #include "bed.h"
 #include "noting.h"
+#include "sigbus.h"
 
 #define CALLS_MAX 100
 #define ELSEWHERE (BED_GPA + (1ULL << 30))
@@ -510,14 +511,7 @@ static int handle_mmio(void)
 
 static siginfo_t marker(void)
 {
-	siginfo_t info;
-
-	memset(&info, 0, sizeof(info));
-	info.si_signo = SIGBUS;
-	info.si_code = BUS_MCEERR_AR;
-	info.si_addr = bed_page(0);
-	info.si_addr_lsb = 12;
-	return info;
+	return sigbus_info(bed_page(0), BUS_MCEERR_AR, 12);
 }
 
 static int handle_sigbus(void)

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 
 #include "bed.h"
+#include "sigbus.h"
 
 static struct kvmfault_failure told;
 static struct kvmfault_fault told_fault;
@@ -34,23 +35,10 @@ static void up(void)
 	bed_add();
 }
 
-static siginfo_t sigbus(int code, uint64_t address, short lsb)
-{
-	siginfo_t info;
-
-	memset(&info, 0, sizeof(info));
-	info.si_signo = SIGBUS;
-	info.si_code = code;
-	info.si_addr = (void *)(uintptr_t)address;
-	info.si_addr_lsb = lsb;
-	return info;
-}
-
 /* The vCPU's thread touched page in the memslots' mapping. */
 static enum kvmfault_action touched(uint64_t page)
 {
-	siginfo_t info = sigbus(BUS_MCEERR_AR, (uintptr_t)bed_page(page) + 100,
-				12);
+	siginfo_t info = sigbus_info(bed_page(page) + 100, BUS_MCEERR_AR, 12);
 
 	return bed_handle_sigbus(&info);
 }
@@ -159,11 +147,11 @@ TEST(here, marker_is_fetched)
 
 TEST(here, not_ours)
 {
-	siginfo_t info = sigbus(BUS_ADRERR, (uintptr_t)bed_page(3), 12);
+	siginfo_t info = sigbus_info(bed_page(3), BUS_ADRERR, 12);
 
 	ck_assert_int_eq(bed_handle_sigbus(&info),
 			 KVMFAULT_ACTION_NOT_A_FAULT);
-	info = sigbus(BUS_MCEERR_AR, (uintptr_t)&info, 12);
+	info = sigbus_info(&info, BUS_MCEERR_AR, 12);
 	ck_assert_int_eq(bed_handle_sigbus(&info),
 			 KVMFAULT_ACTION_NOT_A_FAULT);
 	ck_assert_int_eq(bed_handle_sigbus(NULL),
@@ -185,7 +173,7 @@ TEST(here, several_pages_failed)
 	fetch(page + 1);
 	fetch(page + 3);
 	fetch(page + 4);
-	info = sigbus(BUS_MCEERR_AO, (uintptr_t)bed_page(page), 14);
+	info = sigbus_info(bed_page(page), BUS_MCEERR_AO, 14);
 	ck_assert_int_eq(kvmfault_vm_handle_sigbus(bed.vm, &info), 0);
 	ck_assert_ptr_null(told.vcpu);
 	ck_assert_int_eq(bed_state(page), KVMFAULT__POISONED);
@@ -197,9 +185,9 @@ TEST(here, several_pages_failed)
 
 TEST(here, another_thread)
 {
-	siginfo_t info = sigbus(BUS_MCEERR_AO, (uintptr_t)bed_page(3), 12);
-	siginfo_t stack = sigbus(BUS_MCEERR_AO, (uintptr_t)&info, 12);
-	siginfo_t other = sigbus(BUS_ADRERR, (uintptr_t)bed_page(3), 12);
+	siginfo_t info = sigbus_info(bed_page(3), BUS_MCEERR_AO, 12);
+	siginfo_t stack = sigbus_info(&info, BUS_MCEERR_AO, 12);
+	siginfo_t other = sigbus_info(bed_page(3), BUS_ADRERR, 12);
 	struct kvmfault__seat *spare;
 
 	fetch(3);
@@ -217,11 +205,11 @@ TEST(here, another_thread)
 	tell_result = -EIO;
 	ck_assert_int_eq(kvmfault_vm_handle_sigbus(bed.vm, &info), -EHWPOISON);
 	/* A marker in the VMM's way is fetched. */
-	info = sigbus(BUS_MCEERR_AR, (uintptr_t)bed_page(5), 12);
+	info = sigbus_info(bed_page(5), BUS_MCEERR_AR, 12);
 	ck_assert_int_eq(kvmfault_vm_handle_sigbus(bed.vm, &info), 0);
 	ck_assert(bed_has(5, bed_byte(5)));
 	bed.source_result = -EIO;
-	info = sigbus(BUS_MCEERR_AR, (uintptr_t)bed_page(6), 12);
+	info = sigbus_info(bed_page(6), BUS_MCEERR_AR, 12);
 	ck_assert_int_eq(kvmfault_vm_handle_sigbus(bed.vm, &info), -EIO);
 }
 
@@ -271,7 +259,7 @@ TEST(here, memory_without_a_source)
 	options.fd = fake_memory(options.length, 0, &host);
 	options.host = host;
 	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &memory), 0);
-	info = sigbus(BUS_MCEERR_AR, (uintptr_t)host + PAGE, 12);
+	info = sigbus_info((char *)host + PAGE, BUS_MCEERR_AR, 12);
 	ck_assert_int_eq(bed_handle_sigbus(&info),
 			 KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(tells, 0);

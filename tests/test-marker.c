@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 
 #include "bed.h"
+#include "sigbus.h"
 
 #define STRETCH 1024ULL
 
@@ -75,13 +76,8 @@ static uint64_t marked_pages(void)
 
 static enum kvmfault_action sigbus(const void *address)
 {
-	siginfo_t info;
+	siginfo_t info = sigbus_info(address, BUS_MCEERR_AR, 12);
 
-	memset(&info, 0, sizeof(info));
-	info.si_signo = SIGBUS;
-	info.si_code = BUS_MCEERR_AR;
-	info.si_addr = (void *)(uintptr_t)address;
-	info.si_addr_lsb = 12;
 	return kvmfault_vcpu_handle_sigbus(bed.vcpu, &info);
 }
 

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "bed.h"
+#include "sigbus.h"
 
 #define WINDOW 4
 
@@ -94,11 +95,8 @@ TEST(prefault, window_is_mapped)
 
 TEST(prefault, marker_too)
 {
-	siginfo_t info = { .si_signo = SIGBUS };
+	siginfo_t info = sigbus_info(bed_page(9), BUS_MCEERR_AR, 12);
 
-	info.si_code = BUS_MCEERR_AR;
-	info.si_addr = bed_page(9);
-	info.si_addr_lsb = 12;
 	ck_assert_int_eq(bed_handle_sigbus(&info),
 			 KVMFAULT_ACTION_RETRY);
 	/* A worker may come late, and kvm_run may be in use then. */
@@ -294,11 +292,8 @@ TEST(prefault, not_where_private_memory_is)
 /* A vCPU in SMM sees another address space, with nothing at this gpa. */
 TEST(prefault, not_in_another_address_space)
 {
-	siginfo_t info = { .si_signo = SIGBUS };
+	siginfo_t info = sigbus_info(bed_page(9), BUS_MCEERR_AR, 12);
 
-	info.si_code = BUS_MCEERR_AR;
-	info.si_addr = bed_page(9);
-	info.si_addr_lsb = 12;
 	bed.run->flags = 1;
 	ck_assert_int_eq(bed_handle_sigbus(&info),
 			 KVMFAULT_ACTION_RETRY);

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "bed.h"
+#include "sigbus.h"
 
 #define BIT(number) (1ULL << ((number) - 1))
 
@@ -45,18 +46,6 @@ static void refused(const char *why)
 	ck_assert_int_eq(new_vcpu(), -EINVAL);
 	ck_assert_ptr_null(vcpu);
 	ck_assert_ptr_nonnull(strstr(bed.log, why));
-}
-
-static siginfo_t sigbus(int code, const void *address)
-{
-	siginfo_t info;
-
-	memset(&info, 0, sizeof(info));
-	info.si_signo = SIGBUS;
-	info.si_code = code;
-	info.si_addr = (void *)(uintptr_t)address;
-	info.si_addr_lsb = 12;
-	return info;
 }
 
 static enum kvmfault_action interrupted(void)
@@ -107,7 +96,7 @@ TEST(signal, kvm_refuses_the_mask)
 
 TEST(signal, taken_from_the_queue)
 {
-	siginfo_t info = sigbus(BUS_MCEERR_AR, bed_page(3));
+	siginfo_t info = sigbus_info(bed_page(3), BUS_MCEERR_AR, 12);
 
 	ck_assert_int_eq(new_vcpu(), 0);
 	fake_send(&info);
@@ -124,9 +113,9 @@ TEST(signal, taken_from_the_queue)
 TEST_EACH(signal, not_ours_is_handed_on, 3)
 {
 	siginfo_t info[] = {
-		sigbus(BUS_MCEERR_AR, &options),
-		sigbus(BUS_ADRERR, bed_page(3)),
-		sigbus(SI_USER, bed_page(3)),
+		sigbus_info(&options, BUS_MCEERR_AR, 12),
+		sigbus_info(bed_page(3), BUS_ADRERR, 12),
+		sigbus_info(bed_page(3), SI_USER, 12),
 	};
 
 	ck_assert_int_eq(new_vcpu(), 0);
@@ -144,7 +133,7 @@ TEST_EACH(signal, not_ours_is_handed_on, 3)
 /* Memory that has failed comes the same way. */
 TEST(signal, failed_memory)
 {
-	siginfo_t info = sigbus(BUS_MCEERR_AR, bed_page(3));
+	siginfo_t info = sigbus_info(bed_page(3), BUS_MCEERR_AR, 12);
 
 	ck_assert_int_eq(new_vcpu(), 0);
 	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA + 3 * PAGE, 1,
@@ -161,7 +150,7 @@ TEST(signal, failed_memory)
 /* Only where it ended KVM_RUN. */
 TEST(signal, looked_for_after_eintr)
 {
-	siginfo_t info = sigbus(BUS_MCEERR_AR, bed_page(3));
+	siginfo_t info = sigbus_info(bed_page(3), BUS_MCEERR_AR, 12);
 
 	ck_assert_int_eq(new_vcpu(), 0);
 	fake_send(&info);
@@ -205,7 +194,7 @@ TEST(signal, handler_that_would_not_be_called)
 
 static bool noted(int code, const void *address)
 {
-	siginfo_t info = sigbus(code, address);
+	siginfo_t info = sigbus_info(address, code, 12);
 
 	return kvmfault_vcpu_note_sigbus(vcpu, &info);
 }
@@ -231,7 +220,7 @@ TEST(signal, handler_is_told_what_is_not_ours)
 {
 	struct kvmfault_mapping_options second = { .size = sizeof(second) };
 	struct kvmfault_mapping *mapping;
-	siginfo_t info = sigbus(BUS_MCEERR_AR, bed_page(3));
+	siginfo_t info = sigbus_info(bed_page(3), BUS_MCEERR_AR, 12);
 
 	have_handler();
 	ck_assert_int_eq(new_vcpu(), 0);

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "bed.h"
+#include "sigbus.h"
 
 static bool no_pause(struct fake_call *call)
 {
@@ -585,11 +586,8 @@ TEST(source, mmio_is_unfinished_while_the_source_fails)
 
 TEST(source, marker_waits_for_its_source)
 {
-	siginfo_t info = { .si_signo = SIGBUS };
+	siginfo_t info = sigbus_info(bed_page(5), BUS_MCEERR_AR, 12);
 
-	info.si_code = BUS_MCEERR_AR;
-	info.si_addr = bed_page(5);
-	info.si_addr_lsb = 12;
 	interrupts = 1;
 	recovers_in = 3;
 	ck_assert_int_eq(bed_handle_sigbus(&info),
