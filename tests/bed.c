@@ -133,6 +133,32 @@ int bed_memory(struct kvmfault_memory **memory, int *fd, void **host)
 	return kvmfault_memory_adopt(bed.vm, &options, memory);
 }
 
+void bed_service(unsigned int threads)
+{
+	struct kvmfault_service_options options = {
+		.size = sizeof(options), .threads = threads,
+	};
+
+	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &bed.service),
+			 0);
+}
+
+void bed_end_service(void)
+{
+	ck_assert_int_eq(kvmfault_service_free(bed.service), 0);
+	bed.service = NULL;
+}
+
+void bed_dispatch(void)
+{
+	ck_assert_int_eq(kvmfault_service_dispatch(bed.service), 0);
+}
+
+void bed_touch(uint64_t page, bool write)
+{
+	ck_assert(fake_fault(bed_page(page) + 123, write));
+}
+
 struct kvmfault_stats bed_stats(void)
 {
 	struct kvmfault_stats stats = { .size = sizeof(stats) };
@@ -337,6 +363,7 @@ void bed_down(void)
 
 	fake_on(FAKE_IOCTL, NULL);
 	fake_refuse(FAKE_IOCTL, FAKE_ANY, 0);
+	bed_end_service();
 	if (bed.seat)
 		kvmfault__seat_give(bed.seat);
 	kvmfault_vcpu_free(bed.vcpu);

@@ -33,6 +33,7 @@ struct bed {
 	struct kvmfault_vcpu *vcpu;
 	struct kvm_run *run;
 	struct kvmfault__seat *seat;	/* for tests that call resolve */
+	struct kvmfault_service *service;	/* see bed_service() */
 	const void *pause[2];		/* futex words: see bed_pauses() */
 
 	unsigned int reads;		/* of the source */
@@ -80,6 +81,14 @@ enum kvmfault__state bed_state(uint64_t page);
 /* Any memory of the fake's with the bed's source; 0 or -errno. Its window is
  * what the bed says. */
 int bed_memory(struct kvmfault_memory **memory, int *fd, void **host);
+/* It has a service with so many threads from now on, until bed_down() or
+ * bed_end_service(). */
+void bed_service(unsigned int threads);
+void bed_end_service(void);
+/* One round of the service, in this thread. */
+void bed_dispatch(void);
+/* A thread touches the page, and sleeps: the service has a message to read. */
+void bed_touch(uint64_t page, bool write);
 struct kvmfault_stats bed_stats(void);
 /* Resolve as the entrance would; a message's, with origin. */
 struct kvmfault__answer bed_resolve(enum kvmfault_kind entrance,

@@ -315,14 +315,9 @@ TEST(delegate, vcpu_reset_while_it_works)
 
 TEST(delegate, service_freed_while_it_works)
 {
-	struct kvmfault_service_options options = {
-		.size = sizeof(options), .threads = 1,
-	};
-	struct kvmfault_service *service;
-
-	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
+	bed_service(1);
 	leave_it_inside(0);
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	bed_end_service();
 	let_it_end();
 }
 

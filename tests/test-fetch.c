@@ -468,44 +468,29 @@ TEST(wait, sleeper_is_served)
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_WAKE), 0);
 }
 
-static struct kvmfault_service *service;
-
-static void serve(void)
-{
-	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
-}
-
-static void make_service(void)
-{
-	struct kvmfault_service_options options = { .size = sizeof(options) };
-
-	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
-}
-
 TEST(wait, sleeper_whose_fetch_fails)
 {
 	unsigned int i;
 
 	bed.vm->options.source_retries = 2;
-	make_service();
-	ck_assert(fake_fault(bed_page(3), false));
-	serve();
+	bed_service(0);
+	bed_touch(3, false);
+	bed_dispatch();
 	for (i = 0; i < 4; i++) {
 		ck_assert_uint_eq(asks, i + 1);
 		ck_assert_uint_eq(bed.unresolved, i >= 3);
 		answer_with(i, -EIO);
 		ck_assert_uint_eq(bed_stats().deferred, i + 1);
 		/* Not at once. */
-		serve();
+		bed_dispatch();
 		ck_assert_uint_eq(asks, i + 1);
 		fake_advance(2000000000);
-		serve();
+		bed_dispatch();
 	}
 	ck_assert_int_eq(bed.reason, KVMFAULT_REASON_SOURCE);
 	ck_assert_int_eq(bed.error, -EIO);
 	answer(4);
 	ck_assert(bed_has(3, bed_byte(3)));
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
 }
 
 TEST(wait, sleeper_without_a_service)
@@ -519,24 +504,20 @@ TEST(wait, sleeper_without_a_service)
 
 static int free_result = -1;
 
-static int free_in_callback(struct kvmfault_service *s)
-{
-	return free_result = kvmfault_service_free(s);
-}
-
 static void on_unresolved(void *data, const struct kvmfault_sleeper *sleeper)
 {
 	(void)data;
 	(void)sleeper;
-	free_in_callback(service);
+	free_result = kvmfault_service_free(bed.service);
+	bed.service = NULL;
 }
 
 TEST(wait, service_freed_by_who_is_told)
 {
 	bed.vm->ops.unresolved = on_unresolved;
-	make_service();
-	ck_assert(fake_fault(bed_page(3), false));
-	serve();
+	bed_service(0);
+	bed_touch(3, false);
+	bed_dispatch();
 	answer_with(0, -EIO);
 	/* It is nothing that the callback would wait for. */
 	ck_assert_int_eq(free_result, 0);
@@ -760,33 +741,27 @@ static void up_deadline(void)
 	bed.source.deadline_ms = 50;
 	bed_add();
 	bed.vcpu->seat->no_wait = true;
-	make_service();
+	bed_service(0);
 }
 
 static void pass_deadline(void)
 {
 	fake_advance(51000000);
-	serve();
+	bed_dispatch();
 }
 
-static void down_deadline(void)
-{
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
-	bed_down();
-}
-
-TEST_GROUP(deadline, up_deadline, down_deadline);
+TEST_GROUP(deadline, up_deadline, bed_down);
 
 TEST(deadline, deadline)
 {
 	ends_when_cancelled = true;
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	fake_advance(20000000);
-	serve();
+	bed_dispatch();
 	ck_assert_int_eq(fault(4), KVMFAULT_ACTION_PENDING);
 	ck_assert_uint_eq(asked[0].cancelled, 0);
 	fake_advance(31000000);
-	serve();
+	bed_dispatch();
 	ck_assert_uint_eq(asked[0].cancelled, 1);
 	ck_assert_uint_eq(asked[1].cancelled, 0);
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_UNRESOLVED);
@@ -794,7 +769,7 @@ TEST(deadline, deadline)
 	answer(1);
 	ck_assert(bed_has(4, bed_byte(4)));
 	fake_advance(100000000);
-	serve();
+	bed_dispatch();
 	ck_assert_uint_eq(asked[1].cancelled, 0);
 }
 
@@ -804,7 +779,7 @@ TEST(deadline, deadline_while_it_is_submitted)
 	before_submit = pass_deadline;
 	ck_assert_int_eq(fault(3), KVMFAULT_ACTION_PENDING);
 	fake_advance(1);
-	serve();
+	bed_dispatch();
 	ck_assert_uint_eq(asked[0].cancelled, 1);
 	answer_with(0, -ECANCELED);
 }
@@ -822,7 +797,7 @@ TEST(deadline, deadline_of_a_page_asked_for_alone)
 	when_settled = NULL;
 	ck_assert_uint_eq(asks, 2);
 	fake_advance(1);
-	serve();
+	bed_dispatch();
 	ck_assert_uint_eq(asked[1].cancelled, 1);
 	answer_with(1, -ECANCELED);
 	ck_assert_int_eq(fault(6), KVMFAULT_ACTION_UNRESOLVED);

@@ -20,7 +20,6 @@
 
 static char *other;		/* the bed's second mapping */
 static struct kvmfault_mapping *mapping;
-static struct kvmfault_service *service;
 
 static void add_mapping(struct kvmfault_memory *memory, int fd)
 {
@@ -31,33 +30,20 @@ static void add_mapping(struct kvmfault_memory *memory, int fd)
 	ck_assert_int_eq(kvmfault_mapping_add(memory, &options, &mapping), 0);
 }
 
-static void start_service(void)
-{
-	struct kvmfault_service_options options = { .size = sizeof(options) };
-
-	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
-}
-
 static void up(void)
 {
 	bed_delivery = KVMFAULT_DELIVERY_MARKER_EXIT;
 	bed_up();
 	add_mapping(bed.memory, bed.fd);
-	start_service();
+	bed_service(0);
 	fake_forget();
-}
-
-static void down(void)
-{
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
-	bed_down();
 }
 
 /* A thread sleeps there, and is answered. */
 static void touched(const void *address)
 {
 	ck_assert(fake_fault(address, false));
-	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+	bed_dispatch();
 }
 
 static bool marked(uint64_t page)
@@ -96,7 +82,7 @@ static bool is_quiet(struct fake_call *call)
 	return false;
 }
 
-TEST_GROUP(marker, up, down);
+TEST_GROUP(marker, up, bed_down);
 
 TEST(marker, first_touch_marks_the_stretch)
 {

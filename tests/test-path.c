@@ -17,17 +17,6 @@
 
 #define SECOND 1000000000ULL
 
-static struct kvmfault_service *service;
-
-static void start_service(unsigned int threads)
-{
-	struct kvmfault_service_options options = {
-		.size = sizeof(options), .threads = threads,
-	};
-
-	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
-}
-
 /* ---- counted ---- */
 
 static void up(void)
@@ -35,16 +24,10 @@ static void up(void)
 	struct kvmfault_region region = { .size = sizeof(region) };
 
 	bed_up();
-	start_service(0);
+	bed_service(0);
 	/* From now on there is a seat for each call. */
 	ck_assert_int_eq(kvmfault_region_find(bed.vm, 0, BED_GPA, &region), 0);
 	fake_forget();
-}
-
-static void down(void)
-{
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
-	bed_down();
 }
 
 static void by_exit(void)
@@ -91,20 +74,20 @@ static void dispatch(void)
 	size_t i;
 
 	for (i = 0; i < 10; i++)
-		ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+		bed_dispatch();
 }
 
 static void by_message(void)
 {
-	ck_assert(fake_fault(bed_page(0), true));
-	ck_assert(fake_fault(bed_page(0), false));	/* late: a wake */
+	bed_touch(0, true);
+	bed_touch(0, false);	/* late: a wake */
 	dispatch();
 }
 
 static void by_a_message_that_is_parked(void)
 {
 	bed.source_result = -EAGAIN;
-	ck_assert(fake_fault(bed_page(0), true));
+	bed_touch(0, true);
 	dispatch();
 	bed.source_result = 0;
 	fake_advance(10 * SECOND);
@@ -131,7 +114,7 @@ static size_t made(void)
 	return n;
 }
 
-TEST_GROUP(counted, up, down);
+TEST_GROUP(counted, up, bed_down);
 
 TEST_EACH(counted, nothing_is_made, ENTRANCES)
 {
@@ -197,7 +180,7 @@ static void up_wrong(void)
 	bed_vm();
 	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
 	bed_add();
-	start_service(0);
+	bed_service(0);
 	fake_wrong = listen;
 }
 
@@ -308,21 +291,20 @@ TEST_EACH(twin, noticed_in_ensure, MISDEEDS)
 TEST_EACH(twin, noticed_in_dispatch, MISDEEDS)
 {
 	misdeed = misdeeds[_i].misdeed;
-	ck_assert(fake_fault(bed_page(0), true));
-	kvmfault_service_dispatch(service);
+	bed_touch(0, true);
+	kvmfault_service_dispatch(bed.service);
 	expect("kvmfault_service_dispatch", misdeeds[_i].by_dispatch);
 }
 
 TEST(twin, noticed_in_a_thread_of_the_service)
 {
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
-	start_service(1);
+	bed_end_service();
+	bed_service(1);
 	misdeed = allocates;
-	ck_assert(fake_fault(bed_page(0), true));
+	bed_touch(0, true);
 	while (!bed_stats().fetched)
 		sched_yield();
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
-	service = NULL;
+	bed_end_service();
 	expect("a thread of the service", "makes something");
 }
 

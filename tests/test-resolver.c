@@ -117,12 +117,9 @@ TEST(chain, so_many_and_no_more)
 
 TEST(chain, too_late)
 {
-	struct kvmfault_service_options options = { .size = sizeof(options) };
-	struct kvmfault_service *service;
-
-	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
+	bed_service(0);
 	ck_assert_int_eq(add("late", 1, 0), -EBUSY);
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	bed_end_service();
 	bed_add();
 	ck_assert_int_eq(add("late", 1, 0), -EBUSY);
 }

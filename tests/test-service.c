@@ -15,26 +15,11 @@
 #define MS 1000000ULL
 #define SECOND (1000 * MS)
 
-static struct kvmfault_service *service;
-
 static void up(void)
 {
-	struct kvmfault_service_options options = { .size = sizeof(options) };
-
 	bed_up();
 	bed.vm->options.source_retries = 2;
-	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
-}
-
-static void down(void)
-{
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
-	bed_down();
-}
-
-static void touch(uint64_t page, bool write)
-{
-	ck_assert(fake_fault(bed_page(page) + 123, write));
+	bed_service(0);
 }
 
 /* As the VMM's loop: while there is something to read. */
@@ -43,7 +28,7 @@ static void dispatch(void)
 	size_t i;
 
 	for (i = 0; i < 100; i++)
-		ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+		bed_dispatch();
 }
 
 static size_t wakes(void)
@@ -56,11 +41,11 @@ static size_t copies(void)
 	return fake_count(FAKE_IOCTL, UFFDIO_COPY);
 }
 
-TEST_GROUP(messages, up, down);
+TEST_GROUP(messages, up, bed_down);
 
 TEST(messages, message_is_answered)
 {
-	touch(3, true);
+	bed_touch(3, true);
 	dispatch();
 	ck_assert(bed_has(3, bed_byte(3)));
 	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_UFFD], 1);
@@ -72,8 +57,8 @@ TEST(messages, message_is_answered)
 
 TEST(messages, message_that_comes_late_is_woken)
 {
-	touch(3, false);
-	touch(3, false);
+	bed_touch(3, false);
+	bed_touch(3, false);
 	dispatch();
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(wakes(), 1);
@@ -85,7 +70,7 @@ TEST(messages, many_messages)
 	uint64_t i;
 
 	for (i = 0; i < 40; i++)
-		touch(i % BED_PAGES, false);
+		bed_touch(i % BED_PAGES, false);
 	dispatch();
 	ck_assert_uint_eq(bed.reads, BED_PAGES);
 	ck_assert_uint_eq(bed_stats().fetched, BED_PAGES);
@@ -94,7 +79,7 @@ TEST(messages, many_messages)
 
 TEST(messages, pollable)
 {
-	int fd = kvmfault_service_fd(service);
+	int fd = kvmfault_service_fd(bed.service);
 
 	ck_assert_int_gt(fd, 0);
 	ck_assert_int_eq(kvmfault_service_fd(NULL), -EINVAL);
@@ -108,17 +93,17 @@ TEST(messages, nothing_to_do)
 	ck_assert_uint_eq(bed.reads, 0);
 	ck_assert_uint_eq(copies(), 0);
 	fake_push(FAKE_EPOLL_WAIT, -EINTR);
-	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+	bed_dispatch();
 }
 
 /* ---- parked ---- */
 
-TEST_GROUP(parked, up, down);
+TEST_GROUP(parked, up, bed_down);
 
 TEST(parked, not_now_is_parked_and_comes_again)
 {
 	fake_refuse(FAKE_IOCTL, UFFDIO_COPY, -EAGAIN);
-	touch(3, false);
+	bed_touch(3, false);
 	dispatch();
 	ck_assert_uint_eq(copies(), 1);		/* no spin */
 	ck_assert_uint_eq(bed_stats().deferred, 1);
@@ -142,9 +127,9 @@ static void for_a_minute(void)
 {
 	unsigned int i;
 
-	touch(3, false);
+	bed_touch(3, false);
 	for (i = 0; i < 60000; i += 10) {
-		ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+		bed_dispatch();
 		fake_advance(10 * MS);
 	}
 }
@@ -170,10 +155,10 @@ TEST(parked, not_now_is_tried_soon)
 TEST(parked, repeated_message_of_a_parked_one)
 {
 	fake_refuse(FAKE_IOCTL, UFFDIO_COPY, -EAGAIN);
-	touch(3, false);
+	bed_touch(3, false);
 	dispatch();
-	touch(3, false);
-	touch(3, true);
+	bed_touch(3, false);
+	bed_touch(3, true);
 	dispatch();
 	ck_assert_uint_eq(copies(), 1);
 	ck_assert_uint_eq(bed_stats().repeated, 2);
@@ -183,10 +168,10 @@ TEST(parked, repeated_message_of_a_parked_one)
 TEST(parked, parked_ones_do_not_hold_up_the_others)
 {
 	fake_refuse(FAKE_IOCTL, UFFDIO_COPY, -EAGAIN);
-	touch(3, false);
+	bed_touch(3, false);
 	dispatch();
 	fake_refuse(FAKE_IOCTL, UFFDIO_COPY, 0);
-	touch(4, false);
+	bed_touch(4, false);
 	dispatch();
 	ck_assert(bed_has(4, bed_byte(4)));
 	ck_assert_int_eq(bed_state(3), KVMFAULT__ABSENT);
@@ -210,7 +195,7 @@ TEST(parked, parked_by_address_and_process)
 	ck_assert_int_eq(kvmfault_mapping_add(bed.memory, &options, &mapping),
 			 0);
 	bed.source_result = -EAGAIN;
-	touch(3, false);
+	bed_touch(3, false);
 	dispatch();
 	msg.arg.pagefault.address = (uintptr_t)bed_page(3);
 	fake_message(remote.fd, &msg);
@@ -261,32 +246,29 @@ TEST(parked, no_room_to_park)
 
 TEST(parked, parked_ones_are_woken_at_the_end)
 {
-	struct kvmfault_service_options options = { .size = sizeof(options) };
-
 	fake_refuse(FAKE_IOCTL, UFFDIO_COPY, -EAGAIN);
-	touch(3, false);
+	bed_touch(3, false);
 	dispatch();
 	fake_forget();
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	bed_end_service();
 	ck_assert_uint_eq(wakes(), 1);
 	ck_assert_uint_eq(fake_nth(FAKE_IOCTL, UFFDIO_WAKE, 0)->at,
 			  (uintptr_t)bed_page(3));
-	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
+	bed_service(0);
 }
 
 /* Its end cannot fail, and it forgets nobody. */
 TEST(parked, parked_ones_are_woken_without_memory)
 {
 	fake_refuse(FAKE_IOCTL, UFFDIO_COPY, -EAGAIN);
-	touch(3, false);
+	bed_touch(3, false);
 	dispatch();
 	fake_forget();
 	bed_take_seats();
 	fake_push(FAKE_ALLOC, 0);
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	bed_end_service();
 	ck_assert_uint_eq(wakes(), 1);
 	bed_give_seats();
-	service = NULL;
 }
 
 TEST(parked, memory_of_a_parked_one_is_gone)
@@ -320,7 +302,7 @@ static void tries(unsigned int n)
 TEST(parked, told_after_three_tries)
 {
 	bed.source_result = -EIO;
-	touch(3, true);
+	bed_touch(3, true);
 	tries(2);
 	ck_assert_uint_eq(bed.unresolved, 0);
 	tries(1);
@@ -387,7 +369,7 @@ static void when_told(void *data, const struct kvmfault_sleeper *sleeper)
 	fake_called_back();
 	bed.unresolved++;
 	fake_message(kvmfault_uffd_fd(bed.memory->uffd), &again);
-	kvmfault_service_dispatch(service);
+	kvmfault_service_dispatch(bed.service);
 }
 
 TEST(parked, told_once_by_a_slow_callback)
@@ -395,7 +377,7 @@ TEST(parked, told_once_by_a_slow_callback)
 	bed.vm->ops.unresolved = when_told;
 	bed.vm->options.source_retries = 0;
 	bed.source_result = -EIO;
-	touch(3, true);
+	bed_touch(3, true);
 	dispatch();
 	ck_assert_uint_eq(bed.unresolved, 1);
 	ck_assert_uint_eq(bed.reads, 1);
@@ -443,7 +425,7 @@ TEST(parked, told_after_a_mixed_series)
 	static const int results[] = { -EIO, -EIO, -EAGAIN, -EIO, -EIO };
 	size_t i;
 
-	touch(3, false);
+	bed_touch(3, false);
 	for (i = 0; i < 5; i++) {
 		bed.source_result = results[i];
 		tries(1);
@@ -454,11 +436,11 @@ TEST(parked, told_after_a_mixed_series)
 TEST(parked, failing_fetch_does_not_flood)
 {
 	bed.source_result = -EIO;
-	touch(3, false);
+	bed_touch(3, false);
 	dispatch();
 	ck_assert_uint_eq(bed.reads, 1);
 	/* What is woken faults again: that is known already. */
-	touch(3, false);
+	bed_touch(3, false);
 	dispatch();
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(bed_stats().repeated, 1);
@@ -505,7 +487,7 @@ static void remove_event(struct kvmfault_memory *memory, char *start,
 
 TEST(messages, removed_from_a_file_is_a_hint)
 {
-	touch(3, false);
+	bed_touch(3, false);
 	dispatch();
 	/* The data is still in the file. */
 	remove_event(bed.memory, bed_page(3), PAGE);
@@ -619,9 +601,9 @@ static bool failed_uffd(struct fake_call *call)
 
 TEST(messages, userfaultfd_that_failed_is_muted)
 {
-	touch(3, false);
+	bed_touch(3, false);
 	fake_on(FAKE_EPOLL_WAIT, failed_uffd);
-	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+	bed_dispatch();
 	fake_on(FAKE_EPOLL_WAIT, NULL);
 	dispatch();
 	ck_assert_uint_eq(bed.logs, 1);
@@ -650,7 +632,7 @@ TEST(messages, userfaultfd_that_was_just_freed)
 	reads = fake_count(FAKE_READ, FAKE_ANY);
 	fake_message(options.fd, &msg);
 	fake_on(FAKE_EPOLL_WAIT, free_uffd);
-	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+	bed_dispatch();
 	fake_on(FAKE_EPOLL_WAIT, NULL);
 	ck_assert_uint_eq(fake_count(FAKE_EPOLL_WAIT, FAKE_ANY), 1);
 	ck_assert_uint_eq(fake_count(FAKE_READ, FAKE_ANY), reads);
@@ -661,7 +643,7 @@ TEST(messages, userfaultfd_that_was_just_freed)
 
 /* ---- making it ---- */
 
-TEST_GROUP(new, up, down);
+TEST_GROUP(new, up, bed_down);
 
 TEST(new, new_service)
 {
@@ -697,18 +679,13 @@ TEST(new, unknown_tail)
 
 TEST(new, threads_come_and_go)
 {
-	struct kvmfault_service_options options = {
-		.size = sizeof(options), .threads = 3,
-	};
-
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
-	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
+	bed_end_service();
+	bed_service(3);
 	ck_assert_int_eq(fake_held().threads, 3);
-	touch(3, false);
+	bed_touch(3, false);
 	while (!bed_stats().fetched)
 		sched_yield();
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
-	service = NULL;
+	bed_end_service();
 	ck_assert_int_eq(fake_held().threads, 0);
 	ck_assert(bed_has(3, bed_byte(3)));
 }
@@ -717,32 +694,27 @@ static int freed = 1;
 
 static void free_by_own_thread(void)
 {
-	freed = kvmfault_service_free(service);
+	freed = kvmfault_service_free(bed.service);
 }
 
 TEST(new, freed_by_its_own_thread)
 {
-	struct kvmfault_service_options options = {
-		.size = sizeof(options), .threads = 1,
-	};
-
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
-	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
+	bed_end_service();
+	bed_service(1);
 	bed.during_read = free_by_own_thread;
-	touch(3, false);
+	bed_touch(3, false);
 	while (!bed_stats().fetched)
 		sched_yield();
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
-	service = NULL;
+	bed_end_service();
 	ck_assert_int_eq(freed, -EDEADLK);
 }
 
 TEST(new, dispatch_without_memory)
 {
 	bed_take_seats();
-	touch(3, false);
+	bed_touch(3, false);
 	fake_push(FAKE_ALLOC, 0);
-	ck_assert_int_eq(kvmfault_service_dispatch(service), -ENOMEM);
+	ck_assert_int_eq(kvmfault_service_dispatch(bed.service), -ENOMEM);
 	bed_give_seats();
 	dispatch();
 	ck_assert(bed_has(3, bed_byte(3)));

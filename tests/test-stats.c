@@ -102,21 +102,17 @@ TEST(stats, by_action)
 
 TEST(stats, messages_by_action)
 {
-	struct kvmfault_service_options options = { .size = sizeof(options) };
-	struct kvmfault_service *service;
-
-	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
-	fake_fault(bed_page(3), false);
-	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+	bed_service(0);
+	bed_touch(3, false);
+	bed_dispatch();
 	expect_actions(1, 0);
 	bed.source_result = -EIO;
-	fake_fault(bed_page(4), false);
-	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+	bed_touch(4, false);
+	bed_dispatch();
 	expect_actions(1, 1);
 	fake_advance(10000000);
-	ck_assert_int_eq(kvmfault_service_dispatch(service), 0);
+	bed_dispatch();
 	expect_actions(1, 2);
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
 }
 
 TEST(stats, by_kind_of_page)

@@ -24,7 +24,6 @@ enum trouble {
 	TROUBLES
 };
 
-static struct kvmfault_service *service;
 static enum trouble trouble, trouble_at_first;
 static bool was_present;	/* before it all */
 static const char *stopped;	/* where */
@@ -62,8 +61,8 @@ static int vcpu_exit(void)
 
 static int message(void)
 {
-	ck_assert(fake_fault(bed_page(0), false));
-	return kvmfault_service_dispatch(service);
+	bed_touch(0, false);
+	return kvmfault_service_dispatch(bed.service);
 }
 
 static int discard(void)
@@ -268,10 +267,8 @@ static bool in_punch(struct fake_call *call)
 
 static void up(void)
 {
-	struct kvmfault_service_options options = { .size = sizeof(options) };
-
 	bed_up();
-	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
+	bed_service(0);
 	if (was_present)
 		ck_assert_int_eq(ensure(), 0);
 	if (trouble == THERE_ALREADY && !was_present) {
@@ -337,7 +334,7 @@ static void check_messages(void)
 	trouble = NONE;
 	bed.source_result = 0;
 	fake_advance(10 * SECOND);
-	MUST(!kvmfault_service_dispatch(service));
+	MUST(!kvmfault_service_dispatch(bed.service));
 	for (i = 0; i < 3; i++)
 		if (deeds[i].done && deeds[i].run == message)
 			MUST(woken() > deeds[i].woken_before);
@@ -424,7 +421,8 @@ static bool interleave(int pair, enum trouble with, unsigned int passes)
 	join(&helpers[0]);
 	join(&helpers[1]);
 	check();
-	MUST(!kvmfault_service_free(service));
+	MUST(!kvmfault_service_free(bed.service));
+	bed.service = NULL;
 	bed_down();
 	fake_forget();
 	return second->done;

@@ -362,25 +362,23 @@ static struct kvmfault_memory *anonymous(char **host)
 
 TEST(userfault, an_event_says_that_it_is_gone)
 {
-	struct kvmfault_service_options options = { .size = sizeof(options) };
 	struct uffd_msg msg = { .event = UFFD_EVENT_REMOVE };
 	const struct kvmfault__mappings *all;
-	struct kvmfault_service *service;
 	struct kvmfault_memory *memory;
 	char *host;
 
 	memory = anonymous(&host);
 	all = atomic_load(&memory->mappings);
-	ck_assert_int_eq(kvmfault_service_new(bed.vm, &options, &service), 0);
+	bed_service(0);
 	fake_fault(host + 3 * PAGE, false);
-	kvmfault_service_dispatch(service);
+	bed_dispatch();
 	ck_assert_uint_eq(memory->userfault[0] & ALL, ALL & ~(1UL << 3));
 	msg.arg.remove.start = (uintptr_t)host + 3 * PAGE;
 	msg.arg.remove.end = (uintptr_t)host + 4 * PAGE;
 	fake_message(all->mapping[0]->uffd->fd, &msg);
-	kvmfault_service_dispatch(service);
+	bed_dispatch();
 	ck_assert_uint_eq(memory->userfault[0] & ALL, ALL);
-	ck_assert_int_eq(kvmfault_service_free(service), 0);
+	bed_end_service();
 	ck_assert_int_eq(kvmfault_memory_free(memory), 0);
 }
 
