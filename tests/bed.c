@@ -133,6 +133,23 @@ int bed_memory(struct kvmfault_memory **memory, int *fd, void **host)
 	return kvmfault_memory_adopt(bed.vm, &options, memory);
 }
 
+void bed_own_resolver(int (*resolve)(void *data,
+				     struct kvmfault_request *request))
+{
+	const struct kvmfault_resolver resolver = {
+		.size = sizeof(resolver), .name = "own", .resolve = resolve,
+	};
+
+	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+}
+
+int bed_own(void *data, struct kvmfault_request *request)
+{
+	(void)data;
+	(void)request;
+	return bed.own_verdict;
+}
+
 void bed_service(unsigned int threads)
 {
 	struct kvmfault_service_options options = {

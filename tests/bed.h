@@ -39,6 +39,7 @@ struct bed {
 	unsigned int reads;		/* of the source */
 	uint64_t last_read;
 	int source_result;		/* what it returns */
+	int own_verdict;		/* of bed_own() */
 	uint64_t chunk;
 	struct kvmfault_source source;	/* in its place, if it has a size */
 	enum kvmfault_window window;	/* of memories made from now on */
@@ -81,6 +82,12 @@ enum kvmfault__state bed_state(uint64_t page);
 /* Any memory of the fake's with the bed's source; 0 or -errno. Its window is
  * what the bed says. */
 int bed_memory(struct kvmfault_memory **memory, int *fd, void **host);
+/* It has a resolver of the VMM's, named "own", for all pages. To be called
+ * between bed_vm() and bed_add(). */
+void bed_own_resolver(int (*resolve)(void *data,
+				     struct kvmfault_request *request));
+/* This is one that says bed.own_verdict, which is DECLINED at first. */
+int bed_own(void *data, struct kvmfault_request *request);
 /* It has a service with so many threads from now on, until bed_down() or
  * bed_end_service(). */
 void bed_service(unsigned int threads);

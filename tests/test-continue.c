@@ -341,13 +341,9 @@ TEST_GROUP(own, NULL, bed_down);
 /* Data of a resolver's own is written to the file before it is mapped. */
 TEST(own, own_data)
 {
-	struct kvmfault_resolver resolver = {
-		.size = sizeof(resolver), .name = "own", .resolve = by_hand,
-	};
-
 	bed_vm();
 	bed.minor = true;
-	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+	bed_own_resolver(by_hand);
 	bed_add();
 	ck_assert_int_eq(by_call(3).action, KVMFAULT_ACTION_RETRY);
 	ck_assert(bed_has(3, 77));
@@ -364,13 +360,9 @@ static int own_zeros(void *data, struct kvmfault_request *request)
 
 TEST(own, own_zeros_for_a_discarded_page)
 {
-	struct kvmfault_resolver resolver = {
-		.size = sizeof(resolver), .name = "own", .resolve = own_zeros,
-	};
-
 	bed_vm();
 	bed.minor = true;
-	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+	bed_own_resolver(own_zeros);
 	bed_add();
 	by_call(3);
 	kvmfault_discard(bed.vm, 0, BED_GPA + 3 * PAGE, PAGE);

@@ -822,14 +822,9 @@ TEST_GROUP(unpublished, NULL, NULL);
 
 TEST_EACH(unpublished, unpublished, 2)
 {
-	static const struct kvmfault_resolver resolver = {
-		.size = sizeof(resolver), .name = "reads",
-		.resolve = reads_something,
-	};
-
 	bed_vm();
 	bed.profile = _i ? KVMFAULT_PROFILE_DELEGATE : KVMFAULT_PROFILE_INLINE;
-	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+	bed_own_resolver(reads_something);
 	bed_add();
 	fake_wrong = listen;
 	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);

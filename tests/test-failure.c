@@ -411,13 +411,9 @@ static int poison_run(void *data, struct kvmfault_request *request)
 
 static void up_own(void)
 {
-	struct kvmfault_resolver resolver = {
-		.size = sizeof(resolver), .name = "own", .resolve = poison_run,
-	};
-
 	bed_vm();
 	bed.window = KVMFAULT_WINDOW_FIXED;
-	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+	bed_own_resolver(poison_run);
 	bed_add();
 }
 

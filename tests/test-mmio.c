@@ -191,12 +191,8 @@ static int later(void *data, struct kvmfault_request *request)
 
 static void up_later(void)
 {
-	static const struct kvmfault_resolver resolver = {
-		.size = sizeof(resolver), .name = "later", .resolve = later,
-	};
-
 	bed_vm();
-	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+	bed_own_resolver(later);
 	bed_add();
 	fake_on(FAKE_FUTEX_WAIT, no_pause);
 }
@@ -208,7 +204,7 @@ TEST(pending, pending_is_unfinished)
 	ck_assert_int_eq(bed_mmio(BED_GPA + PAGE - 4, 8, false),
 			 KVMFAULT_ACTION_PENDING_UNFINISHED);
 	ck_assert(result()->unfinished);
-	ck_assert_str_eq(result()->resolver, "later");
+	ck_assert_str_eq(result()->resolver, "own");
 	/* It has come meanwhile. */
 	fake_put(bed.fd, 0);
 	fake_put(bed.fd, PAGE);

@@ -12,25 +12,11 @@
 #define UNKNOWN 0x4b564d05
 #define LAST (BED_GPA + 2 * PAGE + 4096)	/* its end */
 
-static int own_answer;
-
-static int own(void *data, struct kvmfault_request *request)
-{
-	(void)data;
-	(void)request;
-	return own_answer;
-}
-
 static void up(void)
 {
-	static const struct kvmfault_resolver resolver = {
-		.size = sizeof(resolver), .name = "own", .resolve = own,
-	};
-
 	bed_vm();
-	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+	bed_own_resolver(bed_own);
 	bed_add();
-	own_answer = KVMFAULT_VERDICT_DECLINED;
 }
 
 static bool again;
@@ -188,7 +174,7 @@ TEST_EACH(paravirt, resolver_says, 3)
 		{ -EOPNOTSUPP, -EOPNOTSUPP },
 	};
 
-	own_answer = answers[_i][0];
+	bed.own_verdict = answers[_i][0];
 	ck_assert_int_eq(ensure(0x4b564d03, BED_GPA | 1), answers[_i][1]);
 	present(0, 0);
 }

@@ -172,13 +172,8 @@ static int resolve_wrongly(void *data, struct kvmfault_request *request)
 
 static void up_wrong(void)
 {
-	static const struct kvmfault_resolver resolver = {
-		.size = sizeof(resolver), .name = "wrong",
-		.resolve = resolve_wrongly,
-	};
-
 	bed_vm();
-	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+	bed_own_resolver(resolve_wrongly);
 	bed_add();
 	bed_service(0);
 	fake_wrong = listen;

@@ -98,23 +98,10 @@ TEST(ensure, ensure_says_what_went_wrong)
 	ck_assert_int_eq(ensure(BED_GPA, PAGE), 0);
 }
 
-static int answer;
-
-static int own(void *data, struct kvmfault_request *request)
-{
-	(void)data;
-	(void)request;
-	return answer;
-}
-
 static void up_own(void)
 {
-	static const struct kvmfault_resolver resolver = {
-		.size = sizeof(resolver), .name = "own", .resolve = own,
-	};
-
 	bed_vm();
-	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+	bed_own_resolver(bed_own);
 	bed_add();
 }
 
@@ -122,11 +109,11 @@ TEST_GROUP(own, up_own, bed_down);
 
 TEST(own, ensure_with_ones_own_resolver)
 {
-	answer = KVMFAULT_VERDICT_LATER;
+	bed.own_verdict = KVMFAULT_VERDICT_LATER;
 	ck_assert_int_eq(ensure(BED_GPA, PAGE), -EAGAIN);
-	answer = KVMFAULT_VERDICT_RESOLVED;
+	bed.own_verdict = KVMFAULT_VERDICT_RESOLVED;
 	ck_assert_int_eq(ensure(BED_GPA, PAGE), -ENODATA);	/* a lie */
-	answer = 99;
+	bed.own_verdict = 99;
 	ck_assert_int_eq(ensure(BED_GPA, PAGE), -EINVAL);
 }
 

@@ -519,13 +519,9 @@ static int own(void *data, struct kvmfault_request *request)
 
 static void up_own(enum kvmfault__kernel_exit which)
 {
-	static const struct kvmfault_resolver resolver = {
-		.size = sizeof(resolver), .name = "own", .resolve = own,
-	};
-
 	bed_vm();
 	bed.vm->how.kernel_exit = which;
-	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+	bed_own_resolver(own);
 	bed_add();
 	asked_flags = UINT64_MAX;
 }

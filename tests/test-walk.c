@@ -77,28 +77,14 @@ static int read_ram(void *data, uint64_t offset, void *buffer, size_t length)
 	return source_error;
 }
 
-static int own_answer;
-
-static int own(void *data, struct kvmfault_request *request)
-{
-	(void)data;
-	(void)request;
-	return own_answer;
-}
-
 static void up(void)
 {
-	static const struct kvmfault_resolver resolver = {
-		.size = sizeof(resolver), .name = "own", .resolve = own,
-	};
-
 	bed_vm();
 	bed.source = (struct kvmfault_source){
 		.size = sizeof(bed.source), .name = "ram", .read = read_ram,
 	};
-	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+	bed_own_resolver(bed_own);
 	bed_add();
-	own_answer = KVMFAULT_VERDICT_DECLINED;
 	fake_on(FAKE_IOCTL, vcpu_calls);
 }
 
@@ -393,7 +379,7 @@ TEST_EACH(walk, resolver_says, 4)
 
 	four_levels();
 	chain(4);
-	own_answer = answers[_i][0];
+	bed.own_verdict = answers[_i][0];
 	ck_assert_int_eq(walk(), answers[_i][1]);
 	only(0);
 }
