@@ -110,4 +110,8 @@ enum kvmfault_action bed_bare(void);
 enum kvmfault_action bed_mmio(uint64_t gpa, uint32_t length, bool write);
 enum kvmfault_action bed_other(void);
 
+/* A function of the library's is called through __wrap_ and its name, which the
+ * test defines, and __real_ and its name is the function: see meson.build. */
+#define BED_WRAPPED(name) extern __typeof__(name) __real_##name, __wrap_##name
+
 #endif

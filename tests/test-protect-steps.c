@@ -13,8 +13,7 @@
 #include <linux/userfaultfd.h>
 #include <string.h>
 
-#include "bed.h"
-#include "still.h"
+#include "steps.h"
 
 enum { ABSENT, PRESENT, PROTECTED, STATES };
 
@@ -22,7 +21,6 @@ static char *other;			/* the second mapping of the page */
 static struct kvmfault_mapping *mapping;
 static atomic_bool mapped;		/* it can be written to there */
 static atomic_bool protecting;		/* what is written may be saved */
-static const char *stopped;
 static int state_at_first;
 static atomic_uint saves;
 static atomic_bool lost;		/* saved with what came later */
@@ -138,63 +136,26 @@ static int save(void *data, struct kvmfault_request *request)
 
 static struct {
 	int (*run)(void);
-	pthread_t thread;
-	sem_t paused;
-	bool started;
+	bool done;
 	int result;
 } second;
-static pthread_t first_thread;
-static unsigned int passes_left;
+static struct helper helper;
 
-static void *help(void *arg)
+static void run_second(void *arg)
 {
-	still_asleep = &second.paused;
+	(void)arg;
+	second.done = true;
 	second.result = second.run();
-	sem_post(&second.paused);
-	return arg;
 }
 
 static void pass(const char *where)
 {
-	if (!pthread_equal(pthread_self(), first_thread) || !passes_left ||
-	    --passes_left)
-		return;
-	stopped = where;
-	second.started = true;
-	sem_init(&second.paused, 0, 0);
-	pthread_create(&second.thread, NULL, help, NULL);
-	sem_wait(&second.paused);
+	if (stops(where))
+		helper_start(&helper, run_second, NULL);
 }
 
-enum kvmfault__state
-__real_kvmfault__page_change(struct kvmfault_memory *memory, uint64_t page,
-			     enum kvmfault__state from,
-			     enum kvmfault__state to);
-enum kvmfault__state
-__wrap_kvmfault__page_change(struct kvmfault_memory *memory, uint64_t page,
-			     enum kvmfault__state from,
-			     enum kvmfault__state to);
-uint64_t __real_kvmfault__word_protect(struct kvmfault_memory *memory,
-				       uint64_t page, unsigned int count);
-uint64_t __wrap_kvmfault__word_protect(struct kvmfault_memory *memory,
-				       uint64_t page, unsigned int count);
-void __real_kvmfault__page_unprotect(struct kvmfault_memory *memory,
-				     uint64_t page);
-void __wrap_kvmfault__page_unprotect(struct kvmfault_memory *memory,
-				     uint64_t page);
-
-enum kvmfault__state
-__wrap_kvmfault__page_change(struct kvmfault_memory *memory, uint64_t page,
-			     enum kvmfault__state from,
-			     enum kvmfault__state to)
-{
-	enum kvmfault__state state;
-
-	pass("before a change of state");
-	state = __real_kvmfault__page_change(memory, page, from, to);
-	pass("after a change of state");
-	return state;
-}
+BED_WRAPPED(kvmfault__word_protect);
+BED_WRAPPED(kvmfault__page_unprotect);
 
 uint64_t __wrap_kvmfault__word_protect(struct kvmfault_memory *memory,
 				       uint64_t page, unsigned int count)
@@ -265,7 +226,7 @@ static void check(int (*first)(void), int result)
 	for (i = 0; i < KVMFAULT__BUCKETS; i++)
 		MUST(!bed.vm->bucket[i].waiters);
 	MUST(!result);
-	MUST(!second.started || !second.result);
+	MUST(!second.done || !second.result);
 	MUST(!kvmfault__in_flight(state));
 	MUST(!atomic_load(&lost));
 	if (kvmfault__page_protected(bed.memory, 0))
@@ -296,19 +257,18 @@ static bool interleave(int first, int then, bool minor, unsigned int passes)
 
 	stopped = "never";
 	passes_left = 0;
-	second.started = false;
+	second.done = false;
 	second.run = deeds[then];
 	up(minor, first != ADD && then != ADD);
 	first_thread = pthread_self();
 	passes_left = passes;
 	result = deeds[first]();
 	passes_left = 0;
-	if (second.started)
-		pthread_join(second.thread, NULL);
+	helper_join(&helper);
 	check(deeds[first], result);
 	bed_down();
 	fake_forget();
-	return second.started;
+	return second.done;
 }
 
 static bool needs_mapping(int deed)

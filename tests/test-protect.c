@@ -530,14 +530,7 @@ TEST(hook, discard_of_what_is_discarded_loses_nothing)
 /* What happens right before a page's state changes, once. */
 static void (*before_change)(void);
 
-enum kvmfault__state
-__real_kvmfault__page_change(struct kvmfault_memory *memory, uint64_t page,
-			     enum kvmfault__state from,
-			     enum kvmfault__state to);
-enum kvmfault__state
-__wrap_kvmfault__page_change(struct kvmfault_memory *memory, uint64_t page,
-			     enum kvmfault__state from,
-			     enum kvmfault__state to);
+BED_WRAPPED(kvmfault__page_change);
 
 enum kvmfault__state
 __wrap_kvmfault__page_change(struct kvmfault_memory *memory, uint64_t page,

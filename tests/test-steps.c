@@ -13,8 +13,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "bed.h"
-#include "still.h"
+#include "steps.h"
 
 #define SECOND 1000000000ULL
 
@@ -26,7 +25,6 @@ enum trouble {
 
 static enum trouble trouble, trouble_at_first;
 static bool was_present;	/* before it all */
-static const char *stopped;	/* where */
 
 #define MUST(what) \
 	ck_assert_msg(what, "stopped %s, trouble %d: not so: %s", stopped, \
@@ -122,8 +120,10 @@ static size_t woken(void)
 	return n;
 }
 
-static void carry_out(struct deed *deed)
+static void carry_out(void *arg)
 {
+	struct deed *deed = arg;
+
 	deed->done = true;
 	deed->woken_before = woken();
 	deed->result = deed->run();
@@ -131,72 +131,21 @@ static void carry_out(struct deed *deed)
 
 /* ---- the steps ---- */
 
-static struct helper {
-	struct deed *deed;
-	pthread_t thread;
-	sem_t paused;		/* it has gone to sleep, or is done */
-	bool started;
-} helpers[2];
-static pthread_t first_thread;
-static unsigned int passes_left;	/* until it is stopped */
+static struct helper helpers[2];
 
-static void *help(void *arg)
-{
-	struct helper *helper = arg;
-
-	still_asleep = &helper->paused;
-	carry_out(helper->deed);
-	sem_post(&helper->paused);
-	return NULL;
-}
-
-/* Another thread does it, until that is done or sleeps. */
-static void start(struct helper *helper, struct deed *deed)
-{
-	helper->deed = deed;
-	helper->started = true;
-	sem_init(&helper->paused, 0, 0);
-	ck_assert_int_eq(pthread_create(&helper->thread, NULL, help, helper),
-			 0);
-	sem_wait(&helper->paused);
-}
-
-static void join(struct helper *helper)
-{
-	if (helper->started)
-		pthread_join(helper->thread, NULL);
-	helper->started = false;
-}
-
-/* The first thread comes by: is this where it is stopped? */
 static void pass(const char *where)
 {
-	if (!pthread_equal(pthread_self(), first_thread) ||
-	    !passes_left || --passes_left)
+	if (!stops(where))
 		return;
-	stopped = where;
-	start(&helpers[0], second);
+	helper_start(&helpers[0], carry_out, second);
 	if (trouble != SIGNAL || second->run == take_down)
 		return;
 	still_signal();
-	join(&helpers[0]);
+	helper_join(&helpers[0]);
 }
 
-/* Linked around the library's own: see meson.build. */
-enum kvmfault__state __real_kvmfault__page_claim(struct kvmfault_memory *memory,
-						 uint64_t page, bool sleeper);
-enum kvmfault__state __wrap_kvmfault__page_claim(struct kvmfault_memory *memory,
-						 uint64_t page, bool sleeper);
-enum kvmfault__state
-__real_kvmfault__page_change(struct kvmfault_memory *memory, uint64_t page,
-			     enum kvmfault__state from,
-			     enum kvmfault__state to);
-enum kvmfault__state
-__wrap_kvmfault__page_change(struct kvmfault_memory *memory, uint64_t page,
-			     enum kvmfault__state from,
-			     enum kvmfault__state to);
-void __real_kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page);
-void __wrap_kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page);
+BED_WRAPPED(kvmfault__page_claim);
+BED_WRAPPED(kvmfault__page_wake);
 
 enum kvmfault__state __wrap_kvmfault__page_claim(struct kvmfault_memory *memory,
 						 uint64_t page, bool sleeper)
@@ -206,19 +155,6 @@ enum kvmfault__state __wrap_kvmfault__page_claim(struct kvmfault_memory *memory,
 	pass("before the claim");
 	state = __real_kvmfault__page_claim(memory, page, sleeper);
 	pass("after the claim");
-	return state;
-}
-
-enum kvmfault__state
-__wrap_kvmfault__page_change(struct kvmfault_memory *memory, uint64_t page,
-			     enum kvmfault__state from,
-			     enum kvmfault__state to)
-{
-	enum kvmfault__state state;
-
-	pass("before a change of state");
-	state = __real_kvmfault__page_change(memory, page, from, to);
-	pass("after a change of state");
 	return state;
 }
 
@@ -232,7 +168,7 @@ void __wrap_kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page)
 static void in_read(void)
 {
 	if (third->run)
-		start(&helpers[1], third);
+		helper_start(&helpers[1], carry_out, third);
 	pass("in the read");
 }
 
@@ -418,8 +354,8 @@ static bool interleave(int pair, enum trouble with, unsigned int passes)
 	passes_left = passes;
 	carry_out(first);
 	passes_left = 0;
-	join(&helpers[0]);
-	join(&helpers[1]);
+	helper_join(&helpers[0]);
+	helper_join(&helpers[1]);
 	check();
 	MUST(!kvmfault_service_free(bed.service));
 	bed.service = NULL;

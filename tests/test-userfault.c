@@ -395,10 +395,8 @@ TEST(userfault, a_bit_without_need_costs_an_exit)
 
 /* What happens right after somebody has looked at a state. */
 static void (*_Atomic meanwhile)(void);
-bool __real_kvmfault__page_accessible(const struct kvmfault_memory *memory,
-				   uint64_t page);
-bool __wrap_kvmfault__page_accessible(const struct kvmfault_memory *memory,
-				   uint64_t page);
+BED_WRAPPED(kvmfault__page_accessible);
+
 bool __wrap_kvmfault__page_accessible(const struct kvmfault_memory *memory,
 				   uint64_t page)
 {
