@@ -374,6 +374,14 @@ bool bed_pauses(const struct fake_call *call)
 	return call->arg == bed.pause[0] || call->arg == bed.pause[1];
 }
 
+bool bed_no_pause(struct fake_call *call)
+{
+	if (!bed_pauses(call))
+		return false;
+	call->result = -ETIMEDOUT;
+	return true;
+}
+
 void bed_down(void)
 {
 	struct fake_held held;

@@ -68,6 +68,8 @@ void bed_add(void);		/* and the rest */
 void bed_down(void);
 /* Is it a pause of its vCPU's thread, or of who works for it? */
 bool bed_pauses(const struct fake_call *call);
+/* This is a hook of FAKE_FUTEX_WAIT: those pauses take no time. */
+bool bed_no_pause(struct fake_call *call);
 
 /* No seat is free meanwhile: who needs one has to make it. */
 void bed_take_seats(void);

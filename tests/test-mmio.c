@@ -12,14 +12,6 @@
 
 #define ROM_GPA 0x800000ULL
 
-static bool no_pause(struct fake_call *call)
-{
-	if (!bed_pauses(call))
-		return false;
-	call->result = -ETIMEDOUT;
-	return true;
-}
-
 static void up(void)
 {
 	struct kvmfault_region rom = {
@@ -31,7 +23,7 @@ static void up(void)
 	rom.memory = bed.memory;
 	rom.offset = 4 * PAGE;
 	ck_assert_int_eq(kvmfault_region_add(bed.vm, &rom), 0);
-	fake_on(FAKE_FUTEX_WAIT, no_pause);
+	fake_on(FAKE_FUTEX_WAIT, bed_no_pause);
 }
 
 static void down(void)
@@ -194,7 +186,7 @@ static void up_later(void)
 	bed_vm();
 	bed_own_resolver(later);
 	bed_add();
-	fake_on(FAKE_FUTEX_WAIT, no_pause);
+	fake_on(FAKE_FUTEX_WAIT, bed_no_pause);
 }
 
 TEST_GROUP(pending, up_later, bed_down);

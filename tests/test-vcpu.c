@@ -12,18 +12,10 @@
 #include "bed.h"
 #include "sigbus.h"
 
-static bool no_pause(struct fake_call *call)
-{
-	if (!bed_pauses(call))
-		return false;
-	call->result = -ETIMEDOUT;
-	return true;
-}
-
 static void up(void)
 {
 	bed_up();
-	fake_on(FAKE_FUTEX_WAIT, no_pause);
+	fake_on(FAKE_FUTEX_WAIT, bed_no_pause);
 }
 
 static const struct kvmfault_result *result(void)
