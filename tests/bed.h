@@ -84,7 +84,7 @@ enum kvmfault__state bed_state(uint64_t page);
 /* Any memory of the fake's with the bed's source; 0 or -errno. Its window is
  * what the bed says. */
 int bed_memory(struct kvmfault_memory **memory, int *fd, void **host);
-/* It has a resolver of the VMM's, named "own", for all pages. To be called
+/* It has a resolver of the VMM's, named "own", for all pages. This is called
  * between bed_vm() and bed_add(). */
 void bed_own_resolver(int (*resolve)(void *data,
 				     struct kvmfault_request *request));
@@ -94,7 +94,7 @@ int bed_own(void *data, struct kvmfault_request *request);
  * bed_end_service(). */
 void bed_service(unsigned int threads);
 void bed_end_service(void);
-/* One round of the service, in this thread. */
+/* The service does one round, in this thread. */
 void bed_dispatch(void);
 /* A thread touches the page, and sleeps: the service has a message to read. */
 void bed_touch(uint64_t page, bool write);

@@ -93,7 +93,7 @@ void fake_delegated(bool yes);
  * by itself. A hook is run like that. */
 void fake_aside(void (*run)(void));
 
-/* This is how many calls the record has of that kind. number: see above. */
+/* The record has so many calls of that name and number. */
 size_t fake_count(enum fake_name name, uint64_t number);
 /* The nth of them, from 0; NULL: there are fewer. */
 const struct fake_call *fake_nth(enum fake_name name, uint64_t number,
