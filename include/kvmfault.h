@@ -181,6 +181,10 @@ extern "C" {
  *   first. -EOPNOTSUPP says that this kernel, or this object as it was made,
  *   cannot do it. The context's log names the member or object, and so does
  *   kvmfault_vm_error() for a VMM without a log.
+ * - In a child of fork() the functions that free do nothing and return 0: the
+ *   objects are the parent's. (Before Linux 4.14 a child can't be told apart:
+ *   do not call them.) No other function may be called there, since the child
+ *   has the parent's descriptors and shares its files.
  * - -EINTR and -EAGAIN say that the same call may work later. -EDEADLK says
  *   that the call, made in a callback, would wait for its own thread.
  * - If a flag, a bit or an enumerator is not known to this version, it is
@@ -368,8 +372,9 @@ struct kvmfault_fault {
 	/* At least the length that was touched. It is 4 KiB if the exit says 0,
 	 * and 0 if no address is known. gpa + length - 1 never wraps. */
 	uint64_t length;
-	/* The kernel's flags: KVM_MEMORY_EXIT_FLAG_* of an exit,
-	 * UFFD_PAGEFAULT_FLAG_* of a message. Unknown bits are kept. */
+	/* The kernel's flags: KVM_MEMORY_EXIT_FLAG_* of an exit; of a message
+	 * those UFFD_PAGEFAULT_FLAG_* that neither access nor the page's state
+	 * says (not WRITE, WP, MINOR). Unknown bits are kept. */
 	uint64_t flags;
 };
 
@@ -1003,9 +1008,9 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd);
  * How many pages one fault brings: the run of absent pages around it, within a
  * window. The run never goes past its region (for a message: past the memory's
  * end), and never over a page that is present, discarded, poisoned or being
- * fetched. If the source fails for the run, the
- * page is fetched alone. A run costs one read of the source and one call of the
- * kernel.
+ * fetched. If the source fails for the run, the page is fetched alone, unless
+ * the fetch was cancelled. A run costs one read of the source and one call of
+ * the kernel.
  */
 enum kvmfault_window {
 	KVMFAULT_WINDOW_NONE = 0,	/* the page alone */
@@ -1360,7 +1365,8 @@ enum kvmfault_verdict {
 	KVMFAULT_VERDICT_LATER = 2,
 };
 
-/* The question to a resolver. It is valid during the call. */
+/* The question to a resolver. It is valid during the call, and a resolver does
+ * not write to its members. */
 struct kvmfault_request {
 	size_t size;
 	const struct kvmfault_fault *fault;
@@ -1410,7 +1416,7 @@ struct kvmfault_resolver {
  *   -EINVAL   a pointer is NULL; there is no resolve function or name; a kind
  *             of page is not known
  *   -EBUSY    a vCPU handle or a service exists
- *   -ENOSPC   there are KVMFAULT_RESOLVER_COUNT
+ *   -ENOSPC   there are KVMFAULT_RESOLVER_COUNT: seven are the library's
  *   -E2BIG    resolver has a member set that this library does not know
  *
  * Thread class: setup. Since 0.1.

@@ -399,14 +399,18 @@ TEST(here, discard_while_it_is_poisoned)
 
 /* ---- by a resolver of the VMM's ---- */
 
-static int request_error;
+static int request_error, install_error;
+static bool install_too;
 
 static int poison_run(void *data, struct kvmfault_request *request)
 {
 	(void)data;
 	kvmfault_request_widen(request);
 	request_error = kvmfault_request_poison(request);
-	return request_error ? request_error : -EHWPOISON;
+	if (!install_too)
+		return request_error ? request_error : -EHWPOISON;
+	install_error = kvmfault_request_install(request, request->buffer);
+	return KVMFAULT_VERDICT_DECLINED;
 }
 
 static void up_own(void)
@@ -427,6 +431,17 @@ TEST(own, neighbours_are_not_poisoned)
 	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
 	ck_assert_int_eq(bed_state(2), KVMFAULT__ABSENT);
 	ck_assert_int_eq(bed_state(4), KVMFAULT__ABSENT);
+}
+
+/* No resolver brings what another one has given up. */
+TEST(own, poisoned_is_the_last_word)
+{
+	install_too = true;
+	ck_assert_int_eq(bed_exit(BED_GPA + 3 * PAGE, 0), KVMFAULT_ACTION_UNRESOLVED);
+	ck_assert_int_eq(install_error, -EINVAL);
+	ck_assert_int_eq(result()->reason, KVMFAULT_REASON_HWPOISON);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__POISONED);
+	ck_assert_uint_eq(bed.reads, 0);
 }
 
 TEST_EACH(own, says_what_the_kernel_said, 2)

@@ -324,6 +324,28 @@ static int end_of_reader(const char *address)
 	return status;
 }
 
+/* As the destructors of a VMM do whose exec() has failed: all that the child has
+ * of it is its parent's. */
+TEST(minor_window, child_frees_nothing)
+{
+	int status;
+	pid_t child = fork();
+
+	ck_assert_int_ge(child, 0);
+	if (!child) {
+		alarm(HANG / 2);
+		if (kvmfault_service_free(service) ||
+		    kvmfault_region_remove(vm, 0, GPA) ||
+		    kvmfault_memory_free(memory) || kvmfault_vm_free(vm))
+			_exit(1);
+		_exit(0);
+	}
+	ck_assert_int_eq(waitpid(child, &status, 0), child);
+	ck_assert_int_eq(status, 0);
+	ck_assert(has_data(host + 7 * PAGE, 7));
+	ck_assert(has_data(host + (PAGES - 1) * PAGE, PAGES - 1));
+}
+
 TEST(minor_window, after_the_end_nobody_reads_zero)
 {
 	int status;

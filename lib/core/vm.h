@@ -98,6 +98,9 @@ struct kvmfault__texts {
 struct kvmfault_vm {
 	struct kvmfault_vm_options options;
 	struct kvmfault_vm_ops ops;
+	/* A page that is not zero, but in a child of fork(); or NULL, if the
+	 * kernel can't make one (before 4.14). */
+	char *born;
 	struct kvmfault__delivery how;
 	kvmfault__table regions;	/* by gpa */
 	kvmfault__table mappings;	/* by hva */
@@ -130,6 +133,13 @@ struct kvmfault_vm {
 	struct kvmfault__bucket bucket[KVMFAULT__BUCKETS];
 	struct kvmfault__texts texts;
 };
+
+/* Is this a child of fork()? The memories, their registrations and the threads
+ * are its parent's, so that it must not take any of them down. */
+static inline bool kvmfault__is_child(const struct kvmfault_vm *vm)
+{
+	return vm->born && !*vm->born;
+}
 
 static inline void kvmfault__tell_drainers(struct kvmfault_vm *vm)
 {

@@ -477,7 +477,7 @@ int kvmfault_service_free(struct kvmfault_service *service)
 	struct kvmfault_vm *vm;
 	unsigned int i;
 
-	if (!service)
+	if (!service || kvmfault__is_child(service->vm))
 		return 0;
 	for (i = 0; i < service->threads; i++)
 		if (pthread_equal(service->thread[i], pthread_self()))

@@ -139,7 +139,7 @@ void kvmfault_vcpu_free(struct kvmfault_vcpu *vcpu)
 {
 	struct kvmfault_vm *vm;
 
-	if (!vcpu)
+	if (!vcpu || kvmfault__is_child(vcpu->vm))
 		return;
 	vm = vcpu->vm;
 	kvmfault__signal_free(vcpu);

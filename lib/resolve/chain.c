@@ -159,10 +159,13 @@ void kvmfault__ask(struct kvmfault__request *rq, enum kvmfault_page page,
 				    page != KVMFAULT_PAGE_UNCONVERTED;
 		verdict = r->resolve(r->data, &rq->request);
 		rq->seat->in_hand = false;
-		/* An installed page is resolved, also if it was declined. */
+		/* An installed page is resolved, also if it was declined, and a
+		 * poisoned one is lost. */
 		if (verdict == KVMFAULT_VERDICT_DECLINED &&
 		    kvmfault__has_come(rq))
 			verdict = KVMFAULT_VERDICT_RESOLVED;
+		else if (verdict == KVMFAULT_VERDICT_DECLINED && rq->poisoned)
+			verdict = -EHWPOISON;
 		if (verdict != KVMFAULT_VERDICT_DECLINED) {
 			answer->resolver = r->name;
 			kvmfault__judge(rq, verdict, answer);

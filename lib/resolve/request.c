@@ -205,6 +205,9 @@ int kvmfault_request_install(struct kvmfault_request *request,
 
 	if (err)
 		return err;
+	if (ours->poisoned)
+		return kvmfault__refuse(ours->seat->vm, -EINVAL,
+			"kvmfault_request_install: kvmfault_request_poison() has poisoned the page: install a page or poison it, not both");
 	/* NULL stands for zeros, which only a discarded page holds. */
 	if (!data && request->page != KVMFAULT_PAGE_DISCARDED)
 		return request_refuse_null(request, "kvmfault_request_install",

@@ -503,5 +503,6 @@ int kvmfault_mapping_add(struct kvmfault_memory *memory,
 KVMFAULT__EXPORT
 int kvmfault_mapping_remove(struct kvmfault_mapping *mapping)
 {
-	return mapping ? mapping_end(mapping, true) : 0;
+	return mapping && !kvmfault__is_child(mapping->span.memory->vm) ?
+	       mapping_end(mapping, true) : 0;
 }

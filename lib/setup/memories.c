@@ -554,5 +554,6 @@ int kvmfault_memory_adopt(struct kvmfault_vm *vm,
 KVMFAULT__EXPORT
 int kvmfault_memory_free(struct kvmfault_memory *memory)
 {
-	return memory ? memory_end(memory, true) : 0;
+	return memory && !kvmfault__is_child(memory->vm) ?
+	       memory_end(memory, true) : 0;
 }

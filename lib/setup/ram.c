@@ -26,6 +26,11 @@ static int ram_make_file(struct kvmfault_vm *vm,
 		return kvmfault__refuse(vm, -EINVAL,
 			"kvmfault_memory_options.page_size: %#llx is not a power of two",
 			(unsigned long long)size);
+	if (size && options->length & (size - 1))
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_memory_options.length: %#llx is not a multiple of the page size, %#llx",
+			(unsigned long long)options->length,
+			(unsigned long long)size);
 	if (size > kvmfault__sys_page_size())
 		flags = MFD_HUGETLB | (unsigned int)__builtin_ctzll(size) <<
 				      MFD_HUGE_SHIFT;

@@ -313,6 +313,11 @@ static int regions_replace_locked(struct kvmfault_vm *vm,
 	return err;
 }
 
+static uint64_t regions_key(const struct kvmfault_region *region)
+{
+	return kvmfault__key(region->address_space, region->gpa);
+}
+
 static int regions_check_lists(struct kvmfault_vm *vm,
 			       const struct kvmfault_region *const *remove,
 			       size_t removed,
@@ -331,6 +336,11 @@ static int regions_check_lists(struct kvmfault_vm *vm,
 	for (i = 0; i < removed && !err; i++)
 		err = kvmfault__options_in(vm, "kvmfault_region", &unused,
 					   sizeof(unused), remove[i]);
+	for (i = 1; i < removed && !err; i++)
+		if (regions_key(remove[i]) < regions_key(remove[i - 1]))
+			err = kvmfault__refuse(vm, -EINVAL,
+				"kvmfault_regions_replace: remove[%zu] does not ascend: sort the list by address space and gpa",
+				i);
 	return err;
 }
 

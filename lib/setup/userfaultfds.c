@@ -289,7 +289,7 @@ int kvmfault_uffd_free(struct kvmfault_uffd *uffd)
 	struct kvmfault_vm *vm;
 	bool busy;
 
-	if (!uffd)
+	if (!uffd || kvmfault__is_child(uffd->vm))
 		return 0;
 	if (kvmfault__reader_is_self(uffd))
 		return -EDEADLK;

@@ -7,6 +7,8 @@
  * nothing.
  */
 
+#include <sys/mman.h>
+
 #include "setup.h"
 
 #define KNOWN_ALLOW \
@@ -72,6 +74,31 @@ static void vm_add_resolvers(struct kvmfault_vm *vm)
 	kvmfault__chain_changed(vm);
 }
 
+/* The kernel wipes this page in a child of fork(). */
+static int vm_mark_process(struct kvmfault_vm *vm)
+{
+	size_t size = kvmfault__sys_page_size();
+	void *page;
+	int err = kvmfault__sys_mmap(&page, size, PROT_READ | PROT_WRITE,
+				     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (err)
+		return err;
+	if (kvmfault__sys_madvise(page, size, MADV_WIPEONFORK)) {
+		kvmfault__sys_munmap(page, size);
+		return 0;
+	}
+	vm->born = page;
+	*vm->born = 1;
+	return 0;
+}
+
+static void vm_unmark_process(struct kvmfault_vm *vm)
+{
+	if (vm->born)
+		kvmfault__sys_munmap(vm->born, kvmfault__sys_page_size());
+}
+
 KVMFAULT__EXPORT
 int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 		    struct kvmfault_vm **vm)
@@ -103,11 +130,14 @@ int kvmfault_vm_new(const struct kvmfault_vm_options *options,
 		err = kvmfault__converter(new, ours.converter);
 	if (!err)
 		err = kvmfault__delivery_choose(new);
+	if (!err)
+		err = vm_mark_process(new);
 	if (!err) {
 		new->epoll = kvmfault__sys_epoll_create();
 		err = new->epoll < 0 ? new->epoll : 0;
 	}
 	if (err) {
+		vm_unmark_process(new);
 		kvmfault__sys_free(new);
 		return err;
 	}
@@ -143,7 +173,7 @@ int kvmfault_vm_free(struct kvmfault_vm *vm)
 {
 	const char *left;
 
-	if (!vm)
+	if (!vm || kvmfault__is_child(vm))
 		return 0;
 	kvmfault__sys_lock(&vm->lock);
 	left = vm_find_left_over(vm);
@@ -163,6 +193,7 @@ int kvmfault_vm_free(struct kvmfault_vm *vm)
 	kvmfault__seats_free(vm);
 	kvmfault__attributes_free(vm);
 	kvmfault__sys_close(vm->epoll);
+	vm_unmark_process(vm);
 	pthread_mutex_destroy(&vm->conversions.lock);
 	pthread_mutex_destroy(&vm->lock);
 	kvmfault__sys_free(vm);

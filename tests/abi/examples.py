@@ -35,6 +35,7 @@ extern struct kvmfault_vm *vm;
 extern struct kvmfault_vcpu *vcpu;
 extern struct kvm_run *run;
 extern struct kvmfault_region region;
+extern struct kvmfault_memory *memory;
 extern int kvm_fd, vcpu_fd, file_fd, received_fd, err;
 extern struct kvmfault_fetch *fetch;
 extern const void *bytes, *siginfo;
