@@ -667,6 +667,8 @@ static void restore_words(struct sim_memory *memory, unsigned int page,
 
 	for (i = 0; i < count * WORDS; i++) {
 		word = truth_word(&memory->truth, page + i / WORDS, i % WORDS);
+		/* A fetch that ran beside it may have said that it is lost. */
+		noted[i].lost |= word->lost;
 		if (word->version == noted[i].version + 1 &&
 		    kvm.private[memory->gpa / PAGE + page + i / WORDS] != private)
 			*word = noted[i];
