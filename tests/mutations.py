@@ -348,7 +348,8 @@ MUTATIONS = [
     ('look at a huge page that others convert', 'lib/resolve/convert.c',
      '	convert_widen_chunk(seat, &mine.pages);', '', ['convert']),
     ('share a page whose fetch will take it back', 'lib/resolve/convert.c',
-     '			err = kvmfault__page_wait(part->seat, memory, page);',
+     '			err = kvmfault__in_hand() ? -EDEADLK :\n'
+     '				kvmfault__page_wait(part->seat, memory, page);',
      '			err = 0;',
      ['convert-race hangs']),
     ('leave a conversion half done', 'lib/resolve/convert.c',

@@ -97,8 +97,11 @@ static int convert_await_discards(const struct part *part)
 		if (kvmfault__page_state(memory, page) !=
 		    KVMFAULT__FETCHING_DISCARDED)
 			continue;
+		/* With a page in hand this thread must not wait: the page's
+		 * fetcher may wait for that one. */
 		if (part->mine->wait)
-			err = kvmfault__page_wait(part->seat, memory, page);
+			err = kvmfault__in_hand() ? -EDEADLK :
+				kvmfault__page_wait(part->seat, memory, page);
 		else if (kvmfault__page_pending(part->seat, memory, page))
 			err = KVMFAULT_VERDICT_LATER;
 	}
