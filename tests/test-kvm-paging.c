@@ -42,12 +42,12 @@ static bool two_dimensional(void)
 	return answer == KVMFAULT_SUPPORT_YES;
 }
 
-/* main() finds out how many times the cases of TEST_COUNTED() are run. */
-static int shadow;
-
 TEST_GROUP(paging, NULL, NULL);
 
 #ifdef __x86_64__
+
+/* main() finds out how many times the cases of TEST_COUNTED() are run. */
+static int shadow;
 
 /* Pages of RAM, and the guest's virtual address of DATA by way of tables that
  * are in RAM, above all that the machine maps. */
