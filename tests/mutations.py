@@ -264,8 +264,8 @@ MUTATIONS = [
     ('a poisoned page is declined', 'lib/resolve/chain.c',
      ' && rq->poisoned)\n', ' && 0)\n', ['failure']),
     ('free what a reader holds', 'lib/core/seat.c',
-     '		if (any_seat_holds(vm, item)) {',
-     '		if (0 && any_seat_holds(vm, item)) {',
+     '		if (kvmfault__any_seat(vm, seat_holds, item)) {',
+     '		if (0 && kvmfault__any_seat(vm, seat_holds, item)) {',
      ['seat']),
     ('do not wait for a fetch before memory is freed', 'lib/setup/memories.c',
      '	kvmfault__drain_until(vm, memory_is_in_use, memory);\n', '',
@@ -319,10 +319,10 @@ MUTATIONS = [
      '	if (atomic_fetch_or(&fetch->state, SUBMITTED) && 0 &&\n',
      ['fetch']),
     ('forget the deadline of a page that is asked for alone', 'lib/resolve/fetch.c',
-     '	kvmfault__set_deadline(fetch->seat, atomic_load(&fetch->due));',
+     '	kvmfault__vm_deadline_lower(fetch->seat, atomic_load(&fetch->due));',
      '	if (fetch->rq.count > 1)\n'
-     '		kvmfault__set_deadline(fetch->seat,\n'
-     '				       atomic_load(&fetch->due));', ['fetch']),
+     '		kvmfault__vm_deadline_lower(fetch->seat,\n'
+     '					    atomic_load(&fetch->due));', ['fetch']),
     ('believe that the page of a window that was cancelled is lost',
      'lib/resolve/fetch.c',
      '	if (error == -EHWPOISON && fetch->rq.count > 1)\n', '	if (0)\n',

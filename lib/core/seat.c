@@ -163,7 +163,18 @@ void kvmfault__wake_drainers(struct kvmfault_vm *vm)
 	kvmfault__sys_futex_wake(&vm->drain.sequence);
 }
 
-static bool seat_holds(const struct kvmfault__seat *seat, const void *what)
+bool kvmfault__any_seat(struct kvmfault_vm *vm,
+			bool (*busy)(struct kvmfault__seat *seat, void *what),
+			void *what)
+{
+	struct kvmfault__seat *seat = atomic_load(&vm->seats);
+
+	while (seat && !busy(seat, what))
+		seat = seat->next;
+	return seat;
+}
+
+static bool seat_holds(struct kvmfault__seat *seat, void *what)
 {
 	unsigned int hazard = 0;
 
@@ -171,15 +182,6 @@ static bool seat_holds(const struct kvmfault__seat *seat, const void *what)
 	       kvmfault__held(seat, hazard) != what)
 		hazard++;
 	return hazard < KVMFAULT__HAZARDS || atomic_load(&seat->span) == what;
-}
-
-static bool any_seat_holds(struct kvmfault_vm *vm, const void *what)
-{
-	struct kvmfault__seat *seat = atomic_load(&vm->seats);
-
-	while (seat && !seat_holds(seat, what))
-		seat = seat->next;
-	return seat;
 }
 
 bool kvmfault__retired(struct kvmfault_vm *vm, const void *what)
@@ -193,17 +195,12 @@ bool kvmfault__retired(struct kvmfault_vm *vm, const void *what)
 
 /* A thread that holds a replaced table or list may use all that is in it, so
  * nothing is freed before that use ends. */
-static bool any_seat_holds_replaced(struct kvmfault_vm *vm)
+static bool seat_holds_replaced(struct kvmfault__seat *seat, void *vm)
 {
-	struct kvmfault__seat *seat;
-
-	for (seat = atomic_load(&vm->seats); seat; seat = seat->next)
-		if (kvmfault__retired(vm, kvmfault__held(seat,
-					  KVMFAULT__HAZARD_TABLE)) ||
-		    kvmfault__retired(vm, kvmfault__held(seat,
-					  KVMFAULT__HAZARD_MAPPINGS)))
-			return true;
-	return false;
+	return kvmfault__retired(vm, kvmfault__held(seat,
+					KVMFAULT__HAZARD_TABLE)) ||
+	       kvmfault__retired(vm, kvmfault__held(seat,
+					KVMFAULT__HAZARD_MAPPINGS));
 }
 
 void kvmfault__retire(struct kvmfault_vm *vm, const void *retired)
@@ -220,27 +217,16 @@ void kvmfault__reclaim(struct kvmfault_vm *vm)
 {
 	struct kvmfault__retired **link = &vm->retired, *item;
 
-	if (any_seat_holds_replaced(vm))
+	if (kvmfault__any_seat(vm, seat_holds_replaced, vm))
 		return;
 	while ((item = *link)) {
-		if (any_seat_holds(vm, item)) {
+		if (kvmfault__any_seat(vm, seat_holds, item)) {
 			link = &item->next;
 			continue;
 		}
 		*link = item->next;
 		kvmfault__sys_free(item);
 	}
-}
-
-bool kvmfault__any_seat(struct kvmfault_vm *vm,
-			bool (*busy)(struct kvmfault__seat *seat, void *what),
-			void *what)
-{
-	struct kvmfault__seat *seat = atomic_load(&vm->seats);
-
-	while (seat && !busy(seat, what))
-		seat = seat->next;
-	return seat;
 }
 
 void kvmfault__drain_until(struct kvmfault_vm *vm,

@@ -162,6 +162,7 @@ void kvmfault__drain(struct kvmfault_vm *vm,
 void kvmfault__drain_until(struct kvmfault_vm *vm,
 			   bool (*busy)(struct kvmfault_vm *vm, void *what),
 			   void *what);
+/* Under the VM's lock: is busy() true for any seat? */
 bool kvmfault__any_seat(struct kvmfault_vm *vm,
 			bool (*busy)(struct kvmfault__seat *seat, void *what),
 			void *what);

@@ -45,8 +45,8 @@ static void service_expire_fetches(struct kvmfault_service *service)
 			   sizeof(expirations));
 	atomic_store(&service->deferred.next_deadline, UINT64_MAX);
 	kvmfault__fetches_expire(service->vm, kvmfault__sys_now());
-	kvmfault__deadline_set(&service->deferred,
-			       kvmfault__fetches_due(service->vm));
+	kvmfault__deadline_lower(&service->deferred,
+				 kvmfault__fetches_due(service->vm));
 }
 
 /* The message is deferred before the VMM is told, which may take long: so a
@@ -373,7 +373,7 @@ static void service_publish(struct kvmfault_service *service)
 	struct kvmfault_vm *vm = service->vm;
 
 	atomic_store(&vm->deferred, &service->deferred);
-	kvmfault__deadline_set(&service->deferred, kvmfault__fetches_due(vm));
+	kvmfault__deadline_lower(&service->deferred, kvmfault__fetches_due(vm));
 	if (atomic_exchange(&vm->unserved, false))
 		kvmfault__wake_all(service->seat);
 }

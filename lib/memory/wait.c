@@ -72,28 +72,29 @@ void kvmfault__tell_page_ready(struct kvmfault_memory *memory, uint64_t offset)
 				 kvmfault__page_size(memory));
 }
 
-void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page)
+static void wait_wake_bucket(struct kvmfault__bucket *b)
 {
-	struct kvmfault__bucket *b = wait_find_bucket(memory, page);
-
-	if (atomic_load(&memory->vm->pending))
-		kvmfault__tell_page_ready(memory, page << memory->page_shift);
 	if (!atomic_load(&b->waiters))
 		return;
 	atomic_fetch_add(&b->sequence, 1);
 	kvmfault__sys_futex_wake(&b->sequence);
 }
 
+void kvmfault__page_wake(struct kvmfault_memory *memory, uint64_t page)
+{
+	struct kvmfault__bucket *b = wait_find_bucket(memory, page);
+
+	if (atomic_load(&memory->vm->pending))
+		kvmfault__tell_page_ready(memory, page << memory->page_shift);
+	wait_wake_bucket(b);
+}
+
 void kvmfault__wake_waiters(struct kvmfault_vm *vm)
 {
 	size_t i;
 
-	for (i = 0; i < KVMFAULT__BUCKETS; i++) {
-		if (!atomic_load(&vm->bucket[i].waiters))
-			continue;
-		atomic_fetch_add(&vm->bucket[i].sequence, 1);
-		kvmfault__sys_futex_wake(&vm->bucket[i].sequence);
-	}
+	for (i = 0; i < KVMFAULT__BUCKETS; i++)
+		wait_wake_bucket(&vm->bucket[i]);
 }
 
 void kvmfault__unpin(struct kvmfault_memory *memory)

@@ -65,11 +65,9 @@ static void deferred_wake_mapping(struct kvmfault__seat *seat,
 	struct kvmfault_mapping *mapping = (struct kvmfault_mapping *)span;
 
 	(void)unused;
-	if (!mapping->uffd)
-		return;
-	kvmfault__uffd_wake(mapping->uffd->fd, mapping->host,
-			    span->memory->length);
-	kvmfault__count(seat, woken);
+	if (mapping->uffd)
+		kvmfault__wake(seat, span->memory, mapping, 0,
+			       span->memory->length);
 }
 
 void kvmfault__wake_all(struct kvmfault__seat *seat)
@@ -270,7 +268,8 @@ void kvmfault__deferred_wake(struct kvmfault__deferred *deferred,
 
 /* vCPU threads come here, so there is no lock. A thread that arms the timer
  * looks again: so the last one to lower the deadline is the last one to arm. */
-void kvmfault__deadline_set(struct kvmfault__deferred *deferred, uint64_t due)
+void kvmfault__deadline_lower(struct kvmfault__deferred *deferred,
+			      uint64_t due)
 {
 	uint64_t set = atomic_load(&deferred->next_deadline), now;
 
@@ -287,14 +286,14 @@ void kvmfault__deadline_set(struct kvmfault__deferred *deferred, uint64_t due)
 	} while (atomic_load(&deferred->next_deadline) != set);
 }
 
-void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due)
+void kvmfault__vm_deadline_lower(struct kvmfault__seat *seat, uint64_t due)
 {
 	struct kvmfault__deferred *deferred =
 		kvmfault__hold(seat, KVMFAULT__HAZARD_DEFERRED,
 			       &seat->vm->deferred);
 
 	if (deferred)
-		kvmfault__deadline_set(deferred, due);
+		kvmfault__deadline_lower(deferred, due);
 	kvmfault__unhold(seat, KVMFAULT__HAZARD_DEFERRED);
 }
 

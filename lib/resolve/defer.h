@@ -61,8 +61,10 @@ void kvmfault__wake_all(struct kvmfault__seat *seat);
 
 /* If a message's fetch fails, the message is deferred. */
 void kvmfault__defer_fetch(struct kvmfault__request *rq, int error);
-void kvmfault__set_deadline(struct kvmfault__seat *seat, uint64_t due);
 /* Arms the timer of deadlines if `due` is earlier than what it is set to. */
-void kvmfault__deadline_set(struct kvmfault__deferred *deferred, uint64_t due);
+void kvmfault__deadline_lower(struct kvmfault__deferred *deferred,
+			      uint64_t due);
+/* The same for the VM's service, if there is one. */
+void kvmfault__vm_deadline_lower(struct kvmfault__seat *seat, uint64_t due);
 
 #endif

@@ -348,7 +348,7 @@ static int fetch_begin(struct kvmfault_fetch *fetch)
 		refused = true;
 		fetch_let_go(fetch);
 	}
-	kvmfault__set_deadline(fetch->seat, atomic_load(&fetch->due));
+	kvmfault__vm_deadline_lower(fetch->seat, atomic_load(&fetch->due));
 	if (atomic_fetch_or(&fetch->state, SUBMITTED) & CANCELLED &&
 	    fetch_is_unanswered(fetch))
 		source->cancel(source->data, fetch);
