@@ -221,6 +221,8 @@ void truth_discard_end(struct truth *truth, unsigned int page,
 		for (k = 0; k < WORDS; k++) {
 			struct word *w = truth_word(truth, i, k);
 
+			/* A write that is under way may have come before. */
+			w->version++;
 			if (done && !w->written && !truth->discarding[i]) {
 				w->lost &= !truth->mends;
 				set(w, 0);

@@ -154,8 +154,12 @@ static bool excused(int err, unsigned int injected)
 		return bad_luck(injected) || option(OPT_events) || world.going ||
 		       world.regions_changed || option(OPT_resolver) == 7 || option(OPT_answers) == 4;
 	case -EIO:
+		/* Of a run that was cancelled, or late, it is not known which
+		 * page is lost. */
 		return bad_luck(injected) || world.source_errors ||
-		       world.resolver_errors;
+		       world.resolver_errors ||
+		       (world.poisons &&
+			(world.cancels || option(OPT_deadline)));
 	case -EHWPOISON:
 		return world.poisons || world.failures;
 	case -ECANCELED:
