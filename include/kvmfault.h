@@ -124,6 +124,7 @@ extern "C" {
  *   Ensure and discard        guest memory that the VMM itself uses
  *   Protect                   live snapshots
  *   Convert                   private and shared memory
+ *   Working sets              what a guest touches first, recorded and saved
  *   Statistics                counters
  *   Names and version
  *
@@ -237,6 +238,8 @@ struct kvmfault_vcpu;		/* one vCPU, for the thread that runs it */
 struct kvmfault_service;	/* the threads that answer userfaultfd */
 struct kvmfault_fetch;		/* one request to a source that answers later */
 struct kvmfault_failure;	/* see "Context" */
+struct kvmfault_working_set;	/* what of an image was touched first */
+struct kvmfault_recording;	/* first touches, while they are noted */
 
 /*
  * Probe: what this kernel offers
@@ -694,7 +697,8 @@ int kvmfault_vm_error(const struct kvmfault_vm *vm, char *text, size_t size);
  * Free a context. All of its objects have to be freed before. NULL is fine.
  *
  * Returns 0, or
- *   -EBUSY   a vCPU, service, memory, region or uffd is left; nothing was freed
+ *   -EBUSY   a vCPU, service, memory, region, recording or uffd is left;
+ *            nothing was freed
  *
  * Thread class: object. Since 0.1.
  */
@@ -1159,7 +1163,7 @@ int kvmfault_memory_alloc(struct kvmfault_vm *vm,
  * stay registered until their uffd is freed.
  *
  * Returns 0, or
- *   -EBUSY     a region shows the memory
+ *   -EBUSY     a region shows the memory, or a recording has it
  *   -EDEADLK   called from a callback that is fetching for the memory
  *
  * Thread class: setup. Since 0.1.
@@ -2312,6 +2316,200 @@ int kvmfault_convert(struct kvmfault_vm *vm, struct kvmfault_vcpu *vcpu,
  * Thread class: any. Since 0.1.
  */
 int kvmfault_is_private(struct kvmfault_vm *vm, uint64_t gpa);
+
+/*
+ * Working sets
+ * ------------
+ * A working set is the list of what a guest has touched of its image, in the
+ * order of the first touches. It is recorded for a while after one start, and
+ * tells at the next start which pages to bring first:
+ *
+ *   at one start    kvmfault_working_set_new(), kvmfault_recording_new();
+ *                   later kvmfault_recording_end(), kvmfault_working_set_save()
+ *   at the next     kvmfault_working_set_load(), and for each of its runs, in
+ *                   order, kvmfault_working_set_run()
+ *
+ * - A run is so many bytes from an offset of the image on. The image is what
+ *   the memories' source shows: the offset is source_offset and the offset in
+ *   the memory. So RAM in two memories of one image has one working set.
+ * - A set belongs to one image: of that length, with that identity. The VMM
+ *   chooses the identity, 32 bytes, as a hash or a UUID of the image. It looks
+ *   at both before it uses a set that it has loaded. Zeros: none.
+ * - No byte is in two runs of a set, and a run that goes on where the one
+ *   before it ends is part of that.
+ * - A set belongs to no context. Its functions may allocate, and one thread at
+ *   a time uses a set.
+ */
+#define KVMFAULT_IDENTITY_LENGTH 32
+
+struct kvmfault_working_set_options {
+	size_t size;
+	uint64_t image_length;		/* in bytes; not 0 */
+	uint8_t identity[KVMFAULT_IDENTITY_LENGTH];
+};
+
+/*
+ * Make a working set that has no runs yet.
+ *
+ * Returns 0, or
+ *   -EINVAL   a pointer is NULL, the size of options is not set, or its
+ *             image_length is 0
+ *   -E2BIG    options has a member set that this library does not know
+ *   -ENOMEM   there is no memory for it
+ *
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_working_set_new(const struct kvmfault_working_set_options *options,
+			     struct kvmfault_working_set **set);
+
+/*
+ * Free a working set, which no recording uses. NULL is fine.
+ *
+ * Returns 0.
+ *
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_working_set_free(struct kvmfault_working_set *set);
+
+/*
+ * Load a working set from a file, by read(2) from the descriptor's position on,
+ * and not further than the set's end. fd is borrowed during the call. A file
+ * that is cut, or of which one byte has changed, gives no set. Memory is
+ * allocated for what was read, not for what the file says it has.
+ *
+ * Returns 0, or
+ *   -EINVAL            set is NULL
+ *   -ENODATA           the file ends before the set does
+ *   -EBADMSG           it is no working set, or it has changed: the checksum is
+ *                      wrong, a run is not in the image, or two runs overlap
+ *   -EPROTONOSUPPORT   its version is not known to this library
+ *   -ENOMEM            there is no memory for it
+ *   other              what read(2) returned
+ *
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_working_set_load(int fd, struct kvmfault_working_set **set);
+
+/*
+ * Save a working set, by write(2) from the descriptor's position on, in the
+ * format of kvmfault_working_set(5). fd is borrowed during the call. After an
+ * error the file has a part of the set, which kvmfault_working_set_load()
+ * refuses.
+ *
+ * Returns 0, or
+ *   -EINVAL   set is NULL
+ *   other     what write(2) returned
+ *
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_working_set_save(const struct kvmfault_working_set *set, int fd);
+
+struct kvmfault_working_set_info {
+	size_t size;
+	uint64_t image_length;
+	uint8_t identity[KVMFAULT_IDENTITY_LENGTH];
+	uint64_t runs;			/* how many there are, */
+	uint64_t bytes;			/* and how long they are together */
+};
+
+/*
+ * Say of which image a set is, and how much is in it.
+ *
+ * Returns 0, or
+ *   -EINVAL   a pointer is NULL, or the size of info is not set
+ *
+ * Thread class: any. Since 0.1.
+ */
+int kvmfault_working_set_describe(const struct kvmfault_working_set *set,
+				  struct kvmfault_working_set_info *info);
+
+/*
+ * Get a run of a set: *length bytes from *offset of the image on. The runs are
+ * counted from 0, in the order of the touches. A run need not be in a memory:
+ * it may be of another one's part of the image.
+ *
+ * Returns 0, or
+ *   -EINVAL   a pointer is NULL
+ *   -ENOENT   the set has no more than index runs
+ *
+ * Thread class: any. Since 0.1.
+ */
+int kvmfault_working_set_run(const struct kvmfault_working_set *set,
+			     uint64_t index, uint64_t *offset,
+			     uint64_t *length);
+
+/*
+ * Append to a set what another one has more, in the other one's order.
+ *
+ * Returns 0, or
+ *   -EINVAL   a pointer is NULL
+ *   -EXDEV    the sets are of two images
+ *   -ENOMEM   there is no memory for it
+ *
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_working_set_merge(struct kvmfault_working_set *set,
+			       const struct kvmfault_working_set *other);
+
+/*
+ * A recording notes which pages come from their source because they were
+ * touched: by a vCPU, a thread or a device process. Left out are pages that are
+ * already there, pages that kvmfault_ensure() brings, and discarded ones. With
+ * a window (see enum kvmfault_window) a touch of a neighbour that has come
+ * along cannot be seen, so all that the fault brought is noted: for a small set
+ * record without a window, or with a small one. The order is the one in which
+ * pages came: those that are in flight at once may change places.
+ */
+struct kvmfault_recording_options {
+	size_t size;
+
+	/* The set that gets the runs when the recording ends, borrowed until
+	 * then. The runs that it has already stay first. */
+	struct kvmfault_working_set *set;
+
+	/* The memories to record, all of the set's image. */
+	struct kvmfault_memory *const *memories;
+	uint32_t memory_count;
+
+	/* When the recording stops to note anything: so long after it began.
+	 * 0: when it is ended. */
+	uint32_t milliseconds;
+
+	/* The same: with the page that makes it so many bytes. Each page of
+	 * them takes 16 bytes of address space while the recording lasts, and
+	 * of memory when it is noted. 0: 1 GiB. */
+	uint64_t bytes;
+};
+
+/*
+ * Begin to record, also while vCPUs run. A fault allocates nothing and takes no
+ * lock for it. Until kvmfault_recording_end() the memories cannot be freed.
+ *
+ * Returns 0, or
+ *   -EINVAL   vm, options, recording, the set or a memory is NULL; there are no
+ *             memories, or one is there twice; a memory is of another context,
+ *             has no source, or goes past the end of the set's image
+ *   -EBUSY    a memory is recorded already
+ *   -E2BIG    options has a member set that this library does not know
+ *   -ENOMEM   there is no memory for it
+ *
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_recording_new(struct kvmfault_vm *vm,
+			   const struct kvmfault_recording_options *options,
+			   struct kvmfault_recording **recording);
+
+/*
+ * End a recording, also while vCPUs run: the runs are appended to its set, but
+ * for what the set has already, and the recording is freed. NULL is fine.
+ *
+ * Returns 0, or
+ *   -ENOMEM   there is no memory for the runs: the set is as it was, nothing
+ *             more is recorded, and the call can be repeated
+ *
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_recording_end(struct kvmfault_recording *recording);
 
 /*
  * Statistics

@@ -41,7 +41,7 @@ struct uffd_msg;
 
 enum fake_name {
 	FAKE_OPEN, FAKE_CLOSE, FAKE_DUP, FAKE_GETFL, FAKE_IOCTL, FAKE_READ,
-	FAKE_POLL, FAKE_PREAD, FAKE_LSEEK, FAKE_FSTAT, FAKE_FSTATFS, FAKE_CACHED,
+	FAKE_WRITE, FAKE_POLL, FAKE_PREAD, FAKE_LSEEK, FAKE_FSTAT, FAKE_FSTATFS, FAKE_CACHED,
 	FAKE_FALLOCATE, FAKE_USERFAULTFD, FAKE_MMAP, FAKE_MUNMAP,
 	FAKE_MPROTECT, FAKE_MADVISE, FAKE_MINCORE, FAKE_MEMFD,
 	FAKE_SIGMASK, FAKE_HANDLES, FAKE_SIGTAKE,
@@ -115,6 +115,12 @@ enum fake_kind {
 int fake_fd(enum fake_kind kind);
 void fake_give(int fd);		/* from now on it is the library's to close */
 int fake_file(enum fake_kind kind, const void *data, uint64_t length);
+/* A regular file that can be written, into so many bytes at data. It is empty,
+ * and has one position for reading and writing. */
+int fake_new_file(void *data, uint64_t most);
+uint64_t fake_file_length(int fd);
+/* From there on it is read or written next. */
+void fake_rewind(int fd);
 /* A memory file with one mapping. page_size over 4 KiB: hugetlbfs. */
 int fake_memory(uint64_t length, uint64_t page_size, void **host);
 void *fake_map(int fd);		/* one more mapping of it */

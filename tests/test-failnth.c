@@ -1017,6 +1017,133 @@ static void drop_descriptors(void)
 	drop_service();
 }
 
+/* ---- working sets ---- */
+
+static struct kvmfault_working_set *set, *other_set;
+static struct kvmfault_recording *recording;
+static unsigned char disk[PAGE];
+
+static int new_set(void)
+{
+	const struct kvmfault_working_set_options what = {
+		.size = sizeof(what), .image_length = BED_PAGES * PAGE,
+	};
+
+	return kvmfault_working_set_new(&what, &set);
+}
+
+static int free_set(void)
+{
+	int err = kvmfault_working_set_free(set);
+
+	set = NULL;
+	return err;
+}
+
+static void drop_set(void)
+{
+	ck_assert_int_eq(free_set(), 0);
+}
+
+static int new_recording(void)
+{
+	const struct kvmfault_recording_options what = {
+		.size = sizeof(what), .set = set,
+		.memories = &bed.memory, .memory_count = 1,
+	};
+
+	return kvmfault_recording_new(bed.vm, &what, &recording);
+}
+
+static int end_recording(void)
+{
+	int err = kvmfault_recording_end(recording);
+
+	recording = err ? recording : NULL;
+	return err;
+}
+
+static void have_set(void)
+{
+	ck_assert_int_eq(new_set(), 0);
+}
+
+static void have_recording(void)
+{
+	have_set();
+	ck_assert_int_eq(new_recording(), 0);
+	bed_resolve(KVMFAULT_KIND_UFFD, 3, true);
+}
+
+static void drop_recording(void)
+{
+	ck_assert_int_eq(end_recording(), 0);
+	drop_set();
+}
+
+/* With a page. */
+static void have_recorded(void)
+{
+	have_recording();
+	ck_assert_int_eq(end_recording(), 0);
+	file = fake_new_file(disk, sizeof(disk));
+}
+
+static int look_at_set(void)
+{
+	struct kvmfault_working_set_info info = { .size = sizeof(info) };
+	uint64_t offset, length;
+
+	return kvmfault_working_set_describe(set, &info) ?:
+	       kvmfault_working_set_run(set, 0, &offset, &length);
+}
+
+static int save_set(void)
+{
+	fake_rewind(file);
+	return kvmfault_working_set_save(set, file);
+}
+
+static void have_saved(void)
+{
+	have_recorded();
+	ck_assert_int_eq(save_set(), 0);
+	drop_set();
+}
+
+static int load_set(void)
+{
+	fake_rewind(file);
+	return kvmfault_working_set_load(file, &set);
+}
+
+static void expect_saved(void)
+{
+	drop_set();
+	ck_assert_int_eq(load_set(), 0);
+	ck_assert_int_eq(look_at_set(), 0);
+	drop_set();
+}
+
+static void have_two_sets(void)
+{
+	have_recorded();
+	other_set = set;
+	have_set();
+}
+
+static int merge_sets(void)
+{
+	return kvmfault_working_set_merge(set, other_set);
+}
+
+static void expect_merged(void)
+{
+	ck_assert_int_eq(look_at_set(), 0);
+	drop_set();
+	ck_assert_int_eq(kvmfault_working_set_free(other_set), 0);
+}
+
 /* ---- all of them ---- */
 
 enum kind {
@@ -1159,6 +1286,22 @@ static const struct row {
 	{ "kvmfault_verdict_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_action_str", SILENT, nothing, names, nothing },
 	{ "kvmfault_version", SILENT, nothing, names, nothing },
+	{ "kvmfault_working_set_new", RETURNS, nothing, new_set, drop_set },
+	{ "kvmfault_working_set_free", NEVER, have_set, free_set, nothing },
+	{ "kvmfault_working_set_load", RETURNS, have_saved, load_set,
+	  drop_set },
+	{ "kvmfault_working_set_save", RETURNS, have_recorded, save_set,
+	  expect_saved },
+	{ "kvmfault_working_set_describe", SILENT, have_recorded, look_at_set,
+	  drop_set },
+	{ "kvmfault_working_set_run", SILENT, have_recorded, look_at_set,
+	  drop_set },
+	{ "kvmfault_working_set_merge", RETURNS, have_two_sets, merge_sets,
+	  expect_merged },
+	{ "kvmfault_recording_new", RETURNS, have_set, new_recording,
+	  drop_recording },
+	{ "kvmfault_recording_end", RETURNS, have_recording, end_recording,
+	  drop_set },
 };
 #define ROWS ((int)(sizeof(rows) / sizeof(*rows)))
 #define AGAIN 200

@@ -116,7 +116,7 @@ def wrong(texts):
 
 
 def files(source):
-    for pattern in ('lib/*/*.[ch]', 'include/*.h', 'doc/man/*.[137]', '*.md',
+    for pattern in ('lib/*/*.[ch]', 'include/*.h', 'doc/man/*.[1357]', '*.md',
                     'doc/*.md', 'tests/README.md', 'tests/vm/README.md', 'NEWS'):
         yield from sorted(glob.glob(os.path.join(source, pattern)))
 

@@ -57,6 +57,7 @@ enum kvmfault__hazard {
 	KVMFAULT__HAZARD_INSTALLING,	/* the uffd of an install's memory */
 	KVMFAULT__HAZARD_PUNCH,		/* a region, for a hole in its file */
 	KVMFAULT__HAZARD_MARKING,	/* a memory that is given markers */
+	KVMFAULT__HAZARD_RECORDING,	/* to note a page that has come */
 	KVMFAULT__HAZARDS,
 };
 

@@ -124,7 +124,7 @@ struct kvmfault_vm {
 	struct kvmfault_uffd *ended;	/* freed when no seat's span has it */
 	size_t leaving;			/* spans that leave and are in a table
 					 * still */
-	unsigned int vcpus, services, memories, region_count;
+	unsigned int vcpus, services, memories, region_count, recordings;
 	unsigned int tracked;		/* memories with page states */
 	struct kvmfault__worker *workers;	/* all, until the end */
 

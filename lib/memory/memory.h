@@ -83,6 +83,8 @@ struct kvmfault_memory {
 	_Atomic uint64_t *marked;	/* bits of marker blocks: marked; and
 					 * behind them: touched once */
 	atomic_uint marked_at_once;	/* blocks marked at the first touch */
+	_Atomic(const void *) recording;	/* that it is part of, or NULL;
+						 * set under the VM's lock */
 	atomic_bool warned;		/* of pages that others put there */
 	atomic_bool unshown;		/* warned: no region shows a part */
 };

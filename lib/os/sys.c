@@ -81,6 +81,11 @@ bool kvmfault__sys_readable(int fd)
 	return poll(&one, 1, 0) == 1 && one.revents & POLLIN;
 }
 
+ssize_t kvmfault__sys_write(int fd, const void *buffer, size_t length)
+{
+	return sys_result(write(fd, buffer, length));
+}
+
 ssize_t kvmfault__sys_pread(int fd, void *buffer, size_t length, off_t offset)
 {
 	return sys_result(pread(fd, buffer, length, offset));

@@ -31,6 +31,7 @@ ssize_t kvmfault__sys_read(int fd, void *buffer, size_t length);
  * -EOPNOTSUPP if the kernel can't read this file in that way. */
 ssize_t kvmfault__sys_read_now(int fd, void *buffer, size_t length);
 bool kvmfault__sys_readable(int fd);	/* without waiting */
+ssize_t kvmfault__sys_write(int fd, const void *buffer, size_t length);
 ssize_t kvmfault__sys_pread(int fd, void *buffer, size_t length, off_t offset);
 off_t kvmfault__sys_lseek(int fd, off_t offset, int whence);
 int kvmfault__sys_fstat(int fd, struct stat *stat);

@@ -152,6 +152,9 @@ void kvmfault__account(struct kvmfault__request *rq,
 	uint64_t came = installed->there - installed->existed;
 	bool zero = was == KVMFAULT__DISCARDED;
 
+	if (atomic_load_explicit(&memory->recording, memory_order_relaxed) &&
+	    installed->there && !zero)
+		kvmfault__record(rq);
 	if (installed->existed) {
 		kvmfault__add(rq->seat, KVMFAULT__COUNTER(existed),
 			      installed->existed);
@@ -160,8 +163,10 @@ void kvmfault__account(struct kvmfault__request *rq,
 	}
 	if (!came)
 		return;
-	kvmfault__add(rq->seat, zero ? KVMFAULT__COUNTER(zeroed) :
-				       KVMFAULT__COUNTER(fetched), came);
+	if (zero)
+		kvmfault__add(rq->seat, KVMFAULT__COUNTER(zeroed), came);
+	else
+		kvmfault__add(rq->seat, KVMFAULT__COUNTER(fetched), came);
 	kvmfault__changed(memory, rq->request.offset,
 			  installed->there << memory->page_shift,
 			  zero ? KVMFAULT_CAUSE_ZERO : KVMFAULT_CAUSE_FETCH);

@@ -152,6 +152,11 @@ void kvmfault__release(struct kvmfault__request *rq, uint64_t first,
 /* Count the pages that came, and tell the VMM. */
 void kvmfault__account(struct kvmfault__request *rq, enum kvmfault__state was);
 
+/* record.c */
+/* The memory is recorded, and the installed pages have come from their source:
+ * if it was for a touch, note them. */
+void kvmfault__record(const struct kvmfault__request *rq);
+
 /* resolve.c */
 /* Resolve the fault's page. */
 void kvmfault__resolve(struct kvmfault__seat *seat,

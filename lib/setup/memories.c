@@ -484,18 +484,30 @@ static void memory_close_to_faults(struct kvmfault_memory *memory)
 	kvmfault__fetches_cancel(memory);
 }
 
+static int memory_check_unused(struct kvmfault_memory *memory)
+{
+	struct kvmfault_vm *vm = memory->vm;
+	bool shown, recorded;
+
+	kvmfault__sys_lock(&vm->lock);
+	shown = memory->regions;
+	recorded = atomic_load(&memory->recording);
+	kvmfault__sys_unlock(&vm->lock);
+	if (shown)
+		return kvmfault__refuse(vm, -EBUSY,
+			"kvmfault_memory_free: a region shows the memory at %p: call kvmfault_region_remove() first",
+			memory->host);
+	return recorded ? kvmfault__refuse(vm, -EBUSY,
+		"kvmfault_memory_free: the memory at %p is recorded: call kvmfault_recording_end() first",
+		memory->host) : 0;
+}
+
 static int memory_end(struct kvmfault_memory *memory, bool guard)
 {
 	struct kvmfault_vm *vm = memory->vm;
 	int err;
 
-	kvmfault__sys_lock(&vm->lock);
-	err = memory->regions ? -EBUSY : 0;
-	kvmfault__sys_unlock(&vm->lock);
-	if (err == -EBUSY)
-		return kvmfault__refuse(vm, err,
-			"kvmfault_memory_free: a region shows the memory at %p: call kvmfault_region_remove() first",
-			memory->host);
+	err = memory_check_unused(memory);
 	if (!err && kvmfault__within_memory(memory, NULL))
 		err = -EDEADLK;
 	if (err)

@@ -160,6 +160,8 @@ static const char *vm_find_left_over(struct kvmfault_vm *vm)
 		return "the service is left: call kvmfault_service_free() first";
 	if (vm->region_count)
 		return "a region is left: call kvmfault_region_remove() first";
+	if (vm->recordings)
+		return "a recording is left: call kvmfault_recording_end() first";
 	if (vm->memories)
 		return "a memory is left: call kvmfault_memory_free() first";
 	for (id = 0; id < KVMFAULT__SPACES; id++)

@@ -251,9 +251,10 @@ def doctored(data):
             ('a symbol is added', 'new map', '\tkvmfault_ensure;\n',
              '\tkvmfault_ensure;\n\tkvmfault_more;\n',
              'kvmfault_more: added to'),
-            ('a symbol moves', 'new map', '\tkvmfault_window_str;\nlocal:',
+            ('a symbol moves', 'new map', '\tkvmfault_working_set_save;\nlocal:',
              'local:\n\t*;\n};\nKVMFAULT_9 {\nglobal:\n'
-             '\tkvmfault_window_str;\nlocal:', 'kvmfault_window_str: removed'),
+             '\tkvmfault_working_set_save;\nlocal:',
+             'kvmfault_working_set_save: removed'),
             ('a node is renamed', 'new map', 'KVMFAULT_0.1 {', 'KVMFAULT_9 {',
              'the released node is gone'),
             ('an enumerator changes', 'new header',

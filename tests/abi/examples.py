@@ -29,6 +29,7 @@ AROUND = '''
 #include <linux/kvm.h>
 #include <linux/kvm_para.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/ioctl.h>
 
 extern struct kvmfault_vm *vm;
@@ -38,6 +39,10 @@ extern struct kvmfault_region region;
 extern struct kvmfault_memory *memory;
 extern int kvm_fd, vcpu_fd, file_fd, received_fd, err;
 extern struct kvmfault_fetch *fetch;
+extern struct kvmfault_working_set *set;
+extern struct kvmfault_recording *recording;
+extern uint64_t image_length;
+extern const uint8_t identity[KVMFAULT_IDENTITY_LENGTH];
 extern const void *bytes, *siginfo;
 extern char text[512];
 extern unsigned int i;

@@ -235,6 +235,26 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_conversion_hook, after, 16, 8),
 	MEMBER(kvmfault_conversion_hook, data, 24, 8),
 
+	SIZE(kvmfault_working_set_options, 48),
+	MEMBER(kvmfault_working_set_options, size, 0, 8),
+	MEMBER(kvmfault_working_set_options, image_length, 8, 8),
+	MEMBER(kvmfault_working_set_options, identity, 16, 32),
+
+	SIZE(kvmfault_working_set_info, 64),
+	MEMBER(kvmfault_working_set_info, size, 0, 8),
+	MEMBER(kvmfault_working_set_info, image_length, 8, 8),
+	MEMBER(kvmfault_working_set_info, identity, 16, 32),
+	MEMBER(kvmfault_working_set_info, runs, 48, 8),
+	MEMBER(kvmfault_working_set_info, bytes, 56, 8),
+
+	SIZE(kvmfault_recording_options, 40),
+	MEMBER(kvmfault_recording_options, size, 0, 8),
+	MEMBER(kvmfault_recording_options, set, 8, 8),
+	MEMBER(kvmfault_recording_options, memories, 16, 8),
+	MEMBER(kvmfault_recording_options, memory_count, 24, 4),
+	MEMBER(kvmfault_recording_options, milliseconds, 28, 4),
+	MEMBER(kvmfault_recording_options, bytes, 32, 8),
+
 	SIZE(kvmfault_stats, 744),
 	MEMBER(kvmfault_stats, size, 0, 8),
 	MEMBER(kvmfault_stats, fetched, 8, 8),

@@ -132,6 +132,37 @@ static long read_messages(struct object *object, struct fake_call *c)
 	return (long)(n * sizeof(*object->msg));
 }
 
+static long read_file(struct object *object, struct fake_call *c)
+{
+	uint64_t n = object->length - object->position;
+
+	if (n > c->length)
+		n = c->length;
+	if (n)
+		memcpy(c->arg, object->data + object->position, n);
+	object->position += n;
+	return (long)n;
+}
+
+/* As much as fits, as a file system does that becomes full. */
+long fake__write(struct fake_call *c)
+{
+	struct object *object = fake__object_of(c->fd);
+	uint64_t n = c->length;
+
+	if (!object || !object->room)
+		return -EBADF;
+	if (n > object->most - object->position)
+		n = object->most - object->position;
+	if (!n)
+		return -ENOSPC;
+	memcpy(object->room + object->position, c->arg, n);
+	object->position += n;
+	if (object->length < object->position)
+		object->length = object->position;
+	return (long)n;
+}
+
 long fake__read(struct fake_call *c)
 {
 	struct object *object = fake__object_of(c->fd);
@@ -142,6 +173,8 @@ long fake__read(struct fake_call *c)
 		return -EOPNOTSUPP;
 	if (object->kind == FAKE_UFFD)
 		return read_messages(object, c);
+	if (object->kind == FAKE_FILE)
+		return read_file(object, c);
 	if (object->kind == FAKE_EVENT && object->count) {
 		object->count--;
 		return (long)c->length;

@@ -70,6 +70,12 @@ bool kvmfault__sys_readable(int fd)
 	return CALL(.name = FAKE_POLL, .fd = fd);
 }
 
+ssize_t kvmfault__sys_write(int fd, const void *buffer, size_t length)
+{
+	return CALL(.name = FAKE_WRITE, .fd = fd,
+		    .arg = (void *)(uintptr_t)buffer, .length = length);
+}
+
 ssize_t kvmfault__sys_pread(int fd, void *buffer, size_t length, off_t offset)
 {
 	return CALL(.name = FAKE_PREAD, .fd = fd, .arg = buffer,

@@ -41,6 +41,8 @@ struct object {
 	unsigned int refs;
 	int flags;
 	const unsigned char *data;	/* files */
+	unsigned char *room;		/* the same, of one that is written */
+	uint64_t most, position;	/* and how much fits there */
 	uint64_t length, page_size;
 	unsigned char *present;		/* memory: by page */
 	uint64_t host[HOSTS];
@@ -136,7 +138,8 @@ long fake__set_run_mask(const char *mask);
 
 typedef long fake__call(struct fake_call *c);
 /* descriptors.c */
-fake__call fake__open, fake__close, fake__dup, fake__getfl, fake__ioctl;
+fake__call fake__open, fake__close, fake__dup, fake__getfl, fake__ioctl,
+	fake__write;
 fake__call fake__read, fake__poll, fake__pread, fake__lseek, fake__fstat;
 fake__call fake__fstatfs, fake__cached, fake__fallocate;
 /* uffd.c */

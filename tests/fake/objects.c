@@ -110,3 +110,22 @@ int fake_file(enum fake_kind kind, const void *data, uint64_t length)
 	fake__object_of(fd)->length = length;
 	return fd;
 }
+
+int fake_new_file(void *data, uint64_t most)
+{
+	int fd = fake_file(FAKE_FILE, data, 0);
+
+	fake__object_of(fd)->room = data;
+	fake__object_of(fd)->most = most;
+	return fd;
+}
+
+uint64_t fake_file_length(int fd)
+{
+	return fake__object_of(fd)->length;
+}
+
+void fake_rewind(int fd)
+{
+	fake__object_of(fd)->position = 0;
+}

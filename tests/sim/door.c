@@ -648,6 +648,14 @@ ssize_t kvmfault__sys_read(int fd, void *buffer, size_t length)
 	}
 }
 
+/* Files of working sets are written, and the model has none. */
+ssize_t kvmfault__sys_write(int fd, const void *buffer, size_t length)
+{
+	(void)buffer;
+	sim_fail("a call that no step makes", "write(%d, %zu)", fd, length);
+	return -EBADF;
+}
+
 ssize_t kvmfault__sys_pread(int fd, void *buffer, size_t length, off_t offset)
 {
 	int err = BEGIN("pread", .syscall = "pread64", .errnos = { EIO, EINTR });
