@@ -15,9 +15,11 @@ import json
 import os
 import pty
 import shlex
+import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 
 MINIMAL, README, MINIMAL_C = sys.argv[2:5]
 KVMFAULT = shlex.split(sys.argv[1])
@@ -200,7 +202,11 @@ def anywhere_usage():
     run(*KVMFAULT, code=2)
     run(*KVMFAULT, 'nonsense', code=2)
     run(*KVMFAULT, 'probe', 'extra', code=2)
-    for command in ([], ['bench'], ['demo'], ['probe']):
+    for wrong in ([], ['print'], ['print', 'a', 'b'], ['merge', 'a'],
+                  ['merge', 'a', 'b', '--json'], ['x', 'a'], ['--nonsense']):
+        done = run(*KVMFAULT, 'working-set', *wrong, code=2)
+        assert done.stderr and not done.stdout, (wrong, done)
+    for command in ([], ['bench'], ['demo'], ['probe'], ['working-set']):
         assert 'Usage' in run(*KVMFAULT, *command, '--help').stdout
     assert run(*KVMFAULT, '--version').stdout.startswith('kvmfault ')
 
@@ -233,6 +239,71 @@ def anywhere_too_much():
                     ['bench', '--memory', '1M,1T']):
         done = run(*KVMFAULT, *command, code=1)
         assert 'MiB of memory' in done.stderr, done
+
+
+def number(value):
+    """Of the body of a working set's file."""
+    low = value & 0x7f
+    return bytes([low]) if value < 0x80 else \
+        bytes([low | 0x80]) + number(value >> 7)
+
+
+def working_set(path, runs, identity=b''):
+    """A file as kvmfault_working_set(5) has it, of an image of 1 GiB."""
+    body, end = b'', 0
+    for page, count in runs:
+        step = page - end
+        body += number(2 * step if step >= 0 else -2 * step - 1) + number(count)
+        end = page + count
+    data = struct.pack('<8sIIQ32sQQ', b'KVMFWSET', 1, 12, 1 << 30, identity,
+                       len(runs), len(body)) + body
+    with open(path, 'wb') as file:
+        file.write(data + struct.pack('<I', zlib.crc32(data)))
+    return path
+
+
+def anywhere_working_set():
+    with tempfile.TemporaryDirectory() as place:
+        one, two, other, out, cut = (os.path.join(place, name) for name in
+                                     ('one', 'two', 'other', 'out', 'cut'))
+        working_set(one, [(1000, 1), (4, 2)], b'\xab')
+        working_set(two, [(4, 3), (77777, 500), (1000, 1)], b'\xab')
+        working_set(other, [(5, 1)])
+        command = [*KVMFAULT, 'working-set']
+        text = run(*command, 'print', one).stdout
+        for word in ('1073741824 bytes', 'ab00', '12288 bytes in 2 runs',
+                     '0x3e8000', '0x2000'):
+            assert word in text, (word, text)
+        assert run(*command, 'merge', out, one, two).stdout == ''
+        report = json.loads(run(*command, 'print', out, '--json').stdout)
+        assert report == {
+            'image_length': 1 << 30, 'identity': 'ab' + 31 * '00',
+            'bytes': 504 * 4096,
+            'runs': [[page * 4096, count * 4096] for page, count in
+                     ((1000, 1), (4, 3), (77777, 500))]}, report
+        run(*command, 'merge', one, one, two)
+        with open(one, 'rb') as file, open(out, 'rb') as same:
+            data = file.read()
+            assert data == same.read()
+        # What is wrong is said, and OUT stays as it is.
+        with open(cut, 'wb') as file:
+            file.write(data[:-1])
+        for files, why in (([cut], 'is cut'), ([one, other], 'another image'),
+                           ([one, cut], 'is cut'), ([MINIMAL_C], 'no working'),
+                           ([place], 'Is a directory'),
+                           ([one + 'x'], 'No such file')):
+            done = run(*command, 'merge', out, *files, code=1)
+            assert files[-1] in done.stderr and why in done.stderr, done
+            done = run(*command, 'print', files[-1], code=1) if \
+                files[-1] != other else done
+            assert not done.stdout, done
+        with open(out, 'rb') as file:
+            assert file.read() == data
+        done = run(*command, 'merge', place, one, code=1)
+        assert 'cannot save' in done.stderr, done
+        done = run(*command, 'merge', '/dev/full', one, code=1)
+        assert 'No space left' in done.stderr, done
+        shell(f'$KVMFAULT working-set print {one} >/dev/full', code=1)
 
 
 def anywhere_output_is_lost():

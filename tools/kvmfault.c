@@ -22,6 +22,7 @@ static const struct {
 	{ "bench", cmd_bench, "how fast a guest gets its pages, in several ways" },
 	{ "demo", cmd_demo, "run real vCPUs out of an image, page by page" },
 	{ "probe", cmd_probe, "what this kernel offers" },
+	{ "working-set", cmd_working_set, "what guests touch first: print, merge" },
 };
 #define COMMANDS (sizeof(commands) / sizeof(*commands))
 
@@ -32,9 +33,9 @@ static void usage(FILE *to)
 	fputs("Usage: kvmfault COMMAND [OPTION]...\n"
 	      "Answers the memory faults of KVM guests.\n\nCommands:\n", to);
 	for (i = 0; i < COMMANDS; i++)
-		fprintf(to, "  %-8s %s\n", commands[i].name, commands[i].what);
-	fputs("\n  --help     this text; after a command, its own\n"
-	      "  --version  the version\n", to);
+		fprintf(to, "  %-11s %s\n", commands[i].name, commands[i].what);
+	fputs("\n  --help      this text; after a command, its own\n"
+	      "  --version   the version\n", to);
 }
 
 void complain(const char *format, ...)
