@@ -219,7 +219,8 @@ TEST(sets, merge)
 	kvmfault_working_set_free(length);
 }
 
-/* The last run has grown and the array is full when there is no more memory. */
+/* The last run has grown, another one has come, and the array is full when there
+ * is no more memory. */
 TEST(sets, no_memory_changes_nothing)
 {
 	struct kvmfault_working_set *set = new_set(IMAGE, 0);
@@ -227,23 +228,23 @@ TEST(sets, no_memory_changes_nothing)
 	struct kvmfault__image_run run = { .length = PAGE };
 	unsigned int i, nth = 1;
 
-	for (i = 0; i < 64; i++) {
+	for (i = 0; i < 63; i++) {
 		run.offset = 4 * i * PAGE;
 		ck_assert_int_eq(kvmfault__working_set_add(set, &run, 1), 0);
 	}
-	ADD(other, 253, 1, 900, 1);
+	ADD(other, 249, 1, 900, 1, 910, 1);
 	do {
 		fake_fail_nth(nth);
 		if (kvmfault_working_set_merge(set, other)) {
-			ck_assert_uint_eq(set->runs, 64);
-			ck_assert_uint_eq(set->bytes, 64 * PAGE);
-			ck_assert_uint_eq(set->run[63].length, PAGE);
+			ck_assert_uint_eq(set->runs, 63);
+			ck_assert_uint_eq(set->bytes, 63 * PAGE);
+			ck_assert_uint_eq(set->run[62].length, PAGE);
 		}
 		nth++;
 	} while (fake_failed());
 	ck_assert_uint_eq(nth, 4);
 	ck_assert_uint_eq(set->runs, 65);
-	ck_assert_uint_eq(set->run[63].length, 2 * PAGE);
+	ck_assert_uint_eq(set->run[62].length, 2 * PAGE);
 	kvmfault_working_set_free(set);
 	kvmfault_working_set_free(other);
 }

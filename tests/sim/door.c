@@ -151,6 +151,12 @@ bool door_in_flight(const struct sim_memory *memory, unsigned int page)
 							page / memory->unit));
 }
 
+bool door_has_come(const struct sim_memory *memory, unsigned int page)
+{
+	return kvmfault__page_state(memory->handle, page / memory->unit) !=
+	       KVMFAULT__ABSENT;
+}
+
 void door_check_bits(const struct kvmfault_memory *memory)
 {
 	unsigned int shift = memory->page_shift - __builtin_ctzll(PAGE);

@@ -119,6 +119,7 @@ enum role { ROLE_VCPU, ROLE_THREAD, ROLE_DEVICE, ROLE_KERNEL, ROLE_COUNT };
 	step(fork, THREAD, 1, "page - -") \
 	step(failed, THREAD, 1, "page size -") \
 	step(msrs, THREAD, 2, "page - -") \
+	step(record, THREAD, 2, "memory ms pages") \
 	step(another_vm, THREAD, 1, "- - probe") \
 	step(ask, THREAD, 2, "page - -") \
 	step(wait, THREAD, 2, "ms - -") \

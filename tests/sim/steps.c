@@ -1710,6 +1710,67 @@ static void failed(struct acting *a, const struct step *step)
 	task_wake(&memory->users, TASKS);
 }
 
+/* What was noted has come, and not more than was wanted. */
+static void check_recorded(const struct sim_memory *memory,
+			   const struct kvmfault_working_set *set,
+			   unsigned int most)
+{
+	uint64_t i, at, length, count = 0;
+
+	for (i = 0; !kvmfault_working_set_run(set, i, &at, &length); i++)
+		for (; length; at += PAGE, length -= PAGE, count++)
+			if (at / PAGE >= memory->pages ||
+			    !door_has_come(memory, (unsigned int)(at / PAGE)))
+				sim_fail("a page is recorded that has not come",
+					 "memory %u, page %u", memory->id,
+					 (unsigned int)(at / PAGE));
+	if (most && option(OPT_window) == KVMFAULT_WINDOW_NONE && count > most * memory->unit)
+		sim_fail("more is recorded than was wanted", "%u pages of %u",
+			 (unsigned int)count, most);
+}
+
+static void record(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+	const struct kvmfault_working_set_options image = {
+		.size = sizeof(image), .image_length = memory->pages * PAGE,
+	};
+	struct kvmfault_recording_options options = {
+		.size = sizeof(options), .memories = &memory->handle,
+		.memory_count = 1, .milliseconds = step->b / 4U % 4U,
+		.bytes = step->c % 4U * memory->unit * PAGE,
+	};
+	unsigned int injected = current->injected;
+	struct kvmfault_recording *recording;
+	struct kvmfault_working_set *set;
+	int err;
+
+	(void)a;
+	if (memory->busy || !memory->exists)
+		return;
+	memory->users++;
+	err = CALL(kvmfault_working_set_new, false,
+		   kvmfault_working_set_new(&image, &set));
+	options.set = set;
+	if (!err)
+		err = CALL(kvmfault_recording_new, false,
+			   kvmfault_recording_new(world.vm, &options,
+						  &recording));
+	/* Another thread records it. */
+	if (err != -EBUSY)
+		check_error("kvmfault_recording_new", err, injected);
+	if (!err) {
+		task_pause(step->b % 4 * MS, "touches");
+		while (CALL(kvmfault_recording_end, false,
+			    kvmfault_recording_end(recording)))
+			task_pause(MS, "memory for a recording");
+		check_recorded(memory, set, step->c % 4U);
+	}
+	CALL(kvmfault_working_set_free, false, kvmfault_working_set_free(set));
+	memory->users--;
+	task_wake(&memory->users, TASKS);
+}
+
 static void msrs(struct acting *a, const struct step *step)
 {
 	struct sim_memory *memory = memory_for(step);
@@ -1878,6 +1939,7 @@ static void (*const functions[STEP_COUNT])(struct acting *a,
 	[STEP_fork] = fork_child,
 	[STEP_failed] = failed,
 	[STEP_msrs] = msrs,
+	[STEP_record] = record,
 	[STEP_another_vm] = another_vm,
 	[STEP_ask] = ask,
 	[STEP_wait] = wait_a_while,

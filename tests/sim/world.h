@@ -125,6 +125,8 @@ void door_kick_who_delegates(uint32_t one_in);
 void door_check_idle(const struct kvmfault_vcpu *vcpu);
 /* Whether somebody has the page in hand. */
 bool door_in_flight(const struct sim_memory *memory, unsigned int page);
+/* Whether the page was not absent once: then it is never absent again. */
+bool door_has_come(const struct sim_memory *memory, unsigned int page);
 /* All vCPUs are freed: nobody is to be told of a page. */
 void door_check_pending(void);
 /* The memory whose region shows that gpa. */
