@@ -79,7 +79,8 @@ uint64_t kvmfault__install_begin(struct kvmfault__seat *seat,
 		if (!atomic_load(&reader->reading))
 			return event_limit_length(memory, offset, length);
 		kvmfault__install_end(seat);
-		if (!event_wait_for_readers(reader))
+		if (!event_wait_for_readers(reader) ||
+		    kvmfault__exit_wanted(seat))
 			break;
 	}
 	return 0;

@@ -206,10 +206,6 @@ void kvmfault__not_resolved(struct kvmfault__seat *seat,
 
 	if (item->tries.failures != memory->vm->options.source_retries + 1)
 		return;
-	/* The mapping was removed meanwhile, which wakes its sleepers: the try
-	 * may have failed for no other reason. */
-	if (atomic_load(&mapping->span.dead))
-		return;
 	kvmfault__count(seat, unresolved);
 	message_tell_unresolved(mapping, item, reason, error);
 }

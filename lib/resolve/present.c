@@ -88,8 +88,10 @@ static int present_install_again(struct kvmfault__request *rq)
 	if (rq->request.memory->fill) {
 		err = kvmfault__map(rq->origin, rq->request.offset,
 				    rq->request.length);
-		/* -ESRCH: the process is gone, and its sleepers with it. */
-		if (!err || err == -ESRCH)
+		/* No thread sleeps in a process that is gone (-ESRCH), nor
+		 * where nothing is registered (-ENOENT): the mapping was
+		 * removed, or is being added anew. */
+		if (!err || err == -ESRCH || err == -ENOENT)
 			return 0;
 		if (err == -EEXIST)
 			return present_wake_origin(rq);
