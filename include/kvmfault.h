@@ -236,6 +236,7 @@ struct kvmfault_memory;		/* guest memory: a backing and its pages */
 struct kvmfault_mapping;	/* one place where a memory is mapped */
 struct kvmfault_vcpu;		/* one vCPU, for the thread that runs it */
 struct kvmfault_service;	/* the threads that answer userfaultfd */
+struct kvmfault_fill;		/* brings the pages that no thread waits for */
 struct kvmfault_fetch;		/* one request to a source that answers later */
 struct kvmfault_failure;	/* see "Context" */
 struct kvmfault_working_set;	/* what of an image was touched first */
@@ -345,8 +346,10 @@ enum kvmfault_kind {
 	/* SIGBUS with BUS_MCEERR_AO: memory failed that no thread has touched
 	 * yet. */
 	KVMFAULT_KIND_FAILURE = 8,
+	KVMFAULT_KIND_FILL = 9,		/* kvmfault_fill_new(): no thread waits
+					 * for the page */
 };
-#define KVMFAULT_KIND_COUNT 9
+#define KVMFAULT_KIND_COUNT 10
 
 enum kvmfault_access {
 	KVMFAULT_ACCESS_UNKNOWN = 0,
@@ -1163,7 +1166,7 @@ int kvmfault_memory_alloc(struct kvmfault_vm *vm,
  * stay registered until their uffd is freed.
  *
  * Returns 0, or
- *   -EBUSY     a region shows the memory, or a recording has it
+ *   -EBUSY     a region shows the memory, or a fill or a recording has it
  *   -EDEADLK   called from a callback that is fetching for the memory
  *
  * Thread class: setup. Since 0.1.
@@ -1950,6 +1953,142 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 		    uint64_t gpa, uint64_t length, bool write);
 
 /*
+ * Fill: bring the rest
+ * --------------------
+ * A guest that is restored touches some of its pages soon, and the others late
+ * or never. A fill brings these in the background, until no page of its
+ * memories is missing: then no fault needs the source any more.
+ *
+ * - It takes the path of every fault, as a fault of the kind FILL that has an
+ *   hva and no region: the VMM's own resolvers are asked as for others, and the
+ *   callback changed is called. It brings absent pages alone. A discarded page
+ *   stays discarded, so what a balloon has does not come back; and a page that
+ *   another thread brings meanwhile is left to that thread.
+ * - Demand comes first. While the guest faults (or another thread waits in
+ *   kvmfault_ensure()), one thread of the fill works, in small steps, and rests
+ *   for seven times as long after each: it takes at most an eighth of one CPU
+ *   and of the source. Of a source that answers later it then has one fetch in
+ *   flight; else at most half of kvmfault_vm_options.fetches.
+ * - If the source fails for a page, the fill goes on with the others and asks
+ *   again later, at last once a second. It never gives up by itself: the member
+ *   error of its progress tells, and kvmfault_fill_free() ends it.
+ */
+struct kvmfault_fill_progress {
+	size_t size;
+	uint64_t total;		/* bytes of its memories */
+	uint64_t missing;	/* of those: absent, or on their way */
+	uint64_t filled;	/* bytes that the fill brought, or that are on
+				 * their way by it */
+	uint64_t milliseconds;	/* since kvmfault_fill_new() */
+	int error;		/* -errno of the last page that failed, or 0 */
+	bool paused;
+	bool over;		/* no page is missing, for ever */
+};
+
+struct kvmfault_fill_options {
+	size_t size;
+
+	/* The memories, filled in this order, each from its beginning; all have
+	 * a source. The list is copied. A memory cannot be freed while a fill
+	 * names it. */
+	struct kvmfault_memory *const *memories;
+	size_t count;
+
+	/* How many threads of the library's, up to 64. 0: none; the VMM calls
+	 * kvmfault_fill_dispatch(). */
+	uint32_t threads;
+
+	/* At most so many bytes a second, of all threads. 0: no limit. */
+	uint64_t rate;
+
+	/* One step brings up to so many bytes, at least a page. 0: the
+	 * context's page_size_max, which is also the most. */
+	uint64_t window_length;
+
+	/* Called about every interval_ms (0: 250) while the fill works, and
+	 * once more when it is over. A thread of the fill calls it, or the one
+	 * in kvmfault_fill_dispatch(). To count what is missing it looks at the
+	 * states of all pages, of which there are half a MiB for each GiB of
+	 * small pages. Optional. */
+	void (*progress)(void *data,
+			 const struct kvmfault_fill_progress *progress);
+	void *data;
+	uint32_t interval_ms;
+};
+
+/*
+ * Start a fill. Several at once bring no page twice.
+ *
+ * Returns 0, or
+ *   -EINVAL   a pointer is NULL; there is no memory; one is of another context
+ *             or has no source; threads is over 64; window_length is over the
+ *             context's page_size_max
+ *   -E2BIG    options has a member set that this library does not know
+ *   -ENOMEM   there is no memory for it
+ *   -EAGAIN   there are no more threads
+ *
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_fill_new(struct kvmfault_vm *vm,
+		      const struct kvmfault_fill_options *options,
+		      struct kvmfault_fill **fill);
+
+/*
+ * For a fill without threads: take one step on this thread. *timeout_ms is, as
+ * for poll(2), how long to wait before the next one: 0 for not at all, -1 if it
+ * is paused or over.
+ *
+ * Returns 0, or
+ *   -EINVAL   a pointer is NULL, or the fill has threads of its own
+ *
+ * Thread class: object. Since 0.1.
+ */
+int kvmfault_fill_dispatch(struct kvmfault_fill *fill, int *timeout_ms);
+
+/*
+ * How far the fill is. progress->size must be set.
+ *
+ * Returns 0, or
+ *   -EINVAL   a pointer is NULL, or the size of progress is not set
+ *
+ * Thread class: any. Since 0.1.
+ */
+int kvmfault_fill_progress(const struct kvmfault_fill *fill,
+			   struct kvmfault_fill_progress *progress);
+
+/*
+ * Pause the fill after the steps that its threads are in, or resume it.
+ *
+ * Returns 0, or
+ *   -EINVAL   fill is NULL
+ *
+ * Thread class: any. Since 0.1.
+ */
+int kvmfault_fill_pause(struct kvmfault_fill *fill, bool paused);
+
+/*
+ * Set the limit in bytes a second; 0: none.
+ *
+ * Returns 0, or
+ *   -EINVAL   fill is NULL
+ *
+ * Thread class: any. Since 0.1.
+ */
+int kvmfault_fill_set_rate(struct kvmfault_fill *fill, uint64_t rate);
+
+/*
+ * End a fill, over or not: what is absent stays absent, and comes when it is
+ * touched. The call waits for the steps that its threads are in, and so for the
+ * source; not for fetches of a source that answers later. NULL is fine.
+ *
+ * Returns 0, or
+ *   -EDEADLK   called from a callback of a thread that is filling
+ *
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_fill_free(struct kvmfault_fill *fill);
+
+/*
  * Make present the memory that KVM itself reads and writes for the features
  * that MSRs turn on. These are kvmclock and its wall clock, steal time, PV EOI,
  * asynchronous page faults, and Hyper-V's hypercall, reference TSC, VP assist,
@@ -2553,6 +2692,8 @@ struct kvmfault_stats {
 	/* Requests that resolvers were asked, by kvmfault_page. */
 	uint64_t page[KVMFAULT_STATS_PAGES];
 	uint64_t marked;	/* pages that were given a marker */
+	uint64_t filled;	/* pages that a fill brought, or that are on
+				 * their way by it */
 };
 
 /*

@@ -860,6 +860,70 @@ static int new_service(void)
 	return make_service(2);
 }
 
+static struct kvmfault_fill *fill;
+
+static int make_fill(uint32_t threads)
+{
+	const struct kvmfault_fill_options wanted = {
+		.size = sizeof(wanted), .memories = &bed.memory, .count = 1,
+		.threads = threads,
+	};
+
+	return kvmfault_fill_new(bed.vm, &wanted, &fill);
+}
+
+static int new_fill(void)
+{
+	return make_fill(2);
+}
+
+static void have_fill(void)
+{
+	ck_assert_int_eq(make_fill(0), 0);
+}
+
+static int free_fill(void)
+{
+	return kvmfault_fill_free(fill);
+}
+
+static void drop_fill(void)
+{
+	ck_assert_int_eq(free_fill(), 0);
+}
+
+/* A page that does not come at once comes later: that is no error of the
+ * call. */
+static int dispatch_fill(void)
+{
+	int timeout;
+
+	return kvmfault_fill_dispatch(fill, &timeout);
+}
+
+static void expect_filled(void)
+{
+	struct kvmfault_fill_progress now = { .size = sizeof(now) };
+	int tries;
+
+	for (tries = 0; tries < 100; tries++) {
+		ck_assert_int_eq(dispatch_fill(), 0);
+		fake_advance(2000000000);
+	}
+	ck_assert_int_eq(kvmfault_fill_progress(fill, &now), 0);
+	ck_assert(now.over);
+	drop_fill();
+}
+
+static int steer_fill(void)
+{
+	struct kvmfault_fill_progress now = { .size = sizeof(now) };
+
+	kvmfault_fill_pause(fill, true);
+	kvmfault_fill_set_rate(fill, 1);
+	return kvmfault_fill_progress(fill, &now);
+}
+
 static int free_service(void)
 {
 	return kvmfault_service_free(service);
@@ -1253,6 +1317,13 @@ static const struct row {
 	  expect_answered },
 	{ "kvmfault_service_fd", SILENT, have_descriptors, descriptors,
 	  drop_descriptors },
+	{ "kvmfault_fill_new", RETURNS, nothing, new_fill, drop_fill },
+	{ "kvmfault_fill_dispatch", COPES, have_fill, dispatch_fill,
+	  expect_filled },
+	{ "kvmfault_fill_progress", NEVER, have_fill, steer_fill, drop_fill },
+	{ "kvmfault_fill_pause", NEVER, have_fill, steer_fill, drop_fill },
+	{ "kvmfault_fill_set_rate", NEVER, have_fill, steer_fill, drop_fill },
+	{ "kvmfault_fill_free", NEVER, have_fill, free_fill, nothing },
 	{ "kvmfault_uffd_fd", SILENT, have_descriptors, descriptors,
 	  drop_descriptors },
 	{ "kvmfault_vcpu_note_sigbus", SILENT, nothing, note_sigbus, nothing },

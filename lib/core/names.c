@@ -74,6 +74,7 @@ const char *kvmfault_kind_str(enum kvmfault_kind kind)
 		[KVMFAULT_KIND_UFFD] = "uffd",
 		[KVMFAULT_KIND_CALL] = "call",
 		[KVMFAULT_KIND_FAILURE] = "failure",
+		[KVMFAULT_KIND_FILL] = "fill",
 	};
 
 	return NAME(names, kind);

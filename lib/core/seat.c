@@ -76,6 +76,7 @@ void kvmfault__seat_give(struct kvmfault__seat *seat)
 	seat->vcpu = NULL;
 	seat->task = NULL;
 	seat->no_wait = false;
+	atomic_store(&seat->fill, NULL);
 	atomic_store(&seat->taken, false);
 }
 
@@ -124,7 +125,8 @@ bool kvmfault__in_hand(void)
 {
 	const struct kvmfault__inside *in = *kvmfault__sys_own();
 
-	while (in && !in->memory && !(in->seat && in->seat->in_hand))
+	while (in && !in->memory &&
+	       !(in->seat && atomic_load(&in->seat->in_hand)))
 		in = in->outer;
 	return in;
 }

@@ -79,8 +79,11 @@ struct kvmfault__seat {
 	struct kvmfault_vcpu *vcpu;	/* that its thread serves, or NULL */
 	_Atomic uint32_t *task;		/* a worker's state, or NULL */
 	bool no_wait;			/* its vCPU waits for no page */
-	bool in_hand;			/* its thread is in a resolver, with
+	atomic_bool in_hand;		/* its thread is in a resolver, with
 					 * a page that it has claimed */
+	_Atomic(struct kvmfault_fill *) fill; /* that its thread works for, */
+	uint64_t ahead;			/* and the window: so many pages from
+					 * the fault's on; 0: the memory's */
 	bool pending;			/* counted in vm->pending */
 	/* its fetches that failed, each until a fault takes it: see fetch.c */
 	_Atomic uint64_t failed[KVMFAULT__FAILURES];

@@ -126,6 +126,7 @@ struct kvmfault_vm {
 					 * still */
 	unsigned int vcpus, services, memories, region_count, recordings;
 	unsigned int tracked;		/* memories with page states */
+	unsigned int fills;
 	struct kvmfault__worker *workers;	/* all, until the end */
 
 	struct kvmfault__conversions conversions;

@@ -74,7 +74,7 @@ struct kvmfault_memory {
 	_Atomic uint64_t *userfault;	/* KVM's bitmap, of longs; or NULL */
 	atomic_bool exits;	/* missing pages exit: see userfault.c */
 	_Atomic(const void *) mappings;	/* struct kvmfault__mappings */
-	unsigned int regions;		/* under the VM's lock */
+	unsigned int regions, fills;	/* that name it; under the VM's lock */
 	_Atomic(const void *) shown;	/* one region's span, or NULL */
 	_Atomic uint32_t fetches;	/* in flight, or wished for */
 	_Atomic uint32_t closing;	/* 0, or being freed: */

@@ -155,10 +155,13 @@ void kvmfault__ask(struct kvmfault__request *rq, enum kvmfault_page page,
 			continue;
 		}
 		rq->resolver = i;
-		rq->seat->in_hand = page != KVMFAULT_PAGE_UNTRACKED &&
-				    page != KVMFAULT_PAGE_UNCONVERTED;
+		atomic_store_explicit(&rq->seat->in_hand,
+				      page != KVMFAULT_PAGE_UNTRACKED &&
+				      page != KVMFAULT_PAGE_UNCONVERTED,
+				      memory_order_relaxed);
 		verdict = r->resolve(r->data, &rq->request);
-		rq->seat->in_hand = false;
+		atomic_store_explicit(&rq->seat->in_hand, false,
+				      memory_order_relaxed);
 		/* An installed page is resolved, also if it was declined, and a
 		 * poisoned one is lost. */
 		if (verdict == KVMFAULT_VERDICT_DECLINED &&

@@ -27,6 +27,7 @@
 
 struct kvmfault_fetch {
 	atomic_bool taken;
+	atomic_bool fills;		/* and no thread waits for it */
 	atomic_uint state;
 	atomic_int said;
 	struct kvmfault__seat *seat;
@@ -187,6 +188,20 @@ static bool fetches_are_all_taken(const struct kvmfault__fetches *all)
 	return i == all->count;
 }
 
+void kvmfault__fetches_count(struct kvmfault_vm *vm, size_t *fills,
+			     size_t *others, size_t *all)
+{
+	const struct kvmfault__fetches *fetches = atomic_load(&vm->fetches);
+	size_t i;
+
+	*fills = *others = 0;
+	*all = fetches ? fetches->count : 0;
+	for (i = 0; i < *all; i++)
+		if (atomic_load(&fetches->fetch[i].taken))
+			++*(atomic_load(&fetches->fetch[i].fills) ? fills :
+								    others);
+}
+
 bool kvmfault__fetch_wished(struct kvmfault__request *rq)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
@@ -259,6 +274,8 @@ static void fetch_take_over(struct kvmfault_fetch *fetch,
 	atomic_fetch_add(&memory->fetches, 1);
 	fetch->asked = rq->seat;
 	fetch->fault = *rq->request.fault;
+	atomic_store(&fetch->fills,
+		     fetch->fault.kind == KVMFAULT_KIND_FILL);
 	fetch->message = rq->origin;
 	fetch->space = rq->origin ? rq->origin->uffd->space : 0;
 	fetch->rq = *rq;

@@ -173,7 +173,7 @@ static bool present_resolve_unprotected(struct kvmfault__request *rq,
 		return present_recheck_page(rq, answer);
 	kvmfault__userfault_follow(rq->request.memory, rq->page, 1);
 	if (kvmfault__touched(rq) || (!waited &&
-	    rq->request.fault->kind != KVMFAULT_KIND_CALL))
+	    !kvmfault__is_call(rq->request.fault)))
 		return present_reach_page(rq, answer);
 	return true;
 }

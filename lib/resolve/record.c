@@ -39,7 +39,7 @@ void kvmfault__record(const struct kvmfault__request *rq)
 	struct kvmfault_memory *memory = rq->request.memory;
 	struct kvmfault_recording *recording;
 
-	if (rq->request.fault->kind == KVMFAULT_KIND_CALL)
+	if (kvmfault__is_call(rq->request.fault))
 		return;
 	recording = kvmfault__hold(rq->seat, KVMFAULT__HAZARD_RECORDING,
 				   &memory->recording);

@@ -45,7 +45,8 @@ int kvmfault_request_widen(struct kvmfault_request *request)
 	if (err)
 		return err;
 	if (request->page == KVMFAULT_PAGE_ABSENT && !ours->installed.there &&
-	    request->memory->window != KVMFAULT_WINDOW_NONE)
+	    (ours->seat->ahead ||
+	     request->memory->window != KVMFAULT_WINDOW_NONE))
 		kvmfault__widen(ours);
 	return 0;
 }

@@ -123,6 +123,8 @@ static bool resolve_wait_for_page(struct kvmfault__request *rq,
 		resolve_show_protected(rq);
 		return true;
 	}
+	if (rq->request.fault->kind == KVMFAULT_KIND_FILL)
+		return true;
 	if (kvmfault__waits(rq)) {
 		err = kvmfault__page_wait(rq->seat, memory, rq->page);
 	} else if (kvmfault__page_pending(rq->seat, memory, rq->page)) {
@@ -166,7 +168,9 @@ static bool resolve_answer_early(struct kvmfault__request *rq,
 		kvmfault__judge(rq, err, answer);
 		return true;
 	}
-	if (memory->source.submit && kvmfault__fetch_wished(rq)) {
+	if (memory->source.submit &&
+	    rq->request.fault->kind != KVMFAULT_KIND_FILL &&
+	    kvmfault__fetch_wished(rq)) {
 		answer->action = KVMFAULT_ACTION_PENDING;
 		return true;
 	}
@@ -342,7 +346,7 @@ void kvmfault__resolve(struct kvmfault__seat *seat,
 	/* Sleepers get a SIGBUS and calls an errno; only for a vCPU's fault the
 	 * VMM has to be told. */
 	if (answer->reason == KVMFAULT_REASON_HWPOISON && !target->origin &&
-	    fault->kind != KVMFAULT_KIND_CALL)
+	    !kvmfault__is_call(fault))
 		kvmfault__tell_failure(&rq, answer);
 	if (rq.count > 1 || rq.window_length)
 		resolve_tell_window(&rq, answer);

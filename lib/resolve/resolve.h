@@ -111,6 +111,13 @@ static inline bool kvmfault__must_save(const struct kvmfault__request *rq)
 	       kvmfault__page_protected(rq->request.memory, rq->page);
 }
 
+/* Is it the VMM that wants the page, and not a thread that has touched it? */
+static inline bool kvmfault__is_call(const struct kvmfault_fault *fault)
+{
+	return fault->kind == KVMFAULT_KIND_CALL ||
+	       fault->kind == KVMFAULT_KIND_FILL;
+}
+
 /* Does the fault's thread wait for a page in flight? */
 static inline bool kvmfault__waits(const struct kvmfault__request *rq)
 {
@@ -191,6 +198,9 @@ bool kvmfault__fetch_wished(struct kvmfault__request *rq);
  * If the page has come since, returns 0. */
 int kvmfault__fetch_failed(struct kvmfault__request *rq);
 void kvmfault__fetches_cancel(struct kvmfault_memory *memory);
+/* How many fetches are in flight, for fills and for others, of how many. */
+void kvmfault__fetches_count(struct kvmfault_vm *vm, size_t *fills,
+			     size_t *others, size_t *all);
 /* The next deadline of a fetch, or UINT64_MAX. */
 uint64_t kvmfault__fetches_due(struct kvmfault_vm *vm);
 /* Cancel the fetches that are past their deadline. */

@@ -87,6 +87,11 @@ static struct page_run window_choose_run(const struct kvmfault__request *rq,
 {
 	const struct kvmfault_memory *memory = rq->request.memory;
 
+	if (rq->seat->ahead)
+		return (struct page_run){
+			.first = rq->page,
+			.end = rq->page + rq->seat->ahead,
+		};
 	switch (memory->window) {
 	case KVMFAULT_WINDOW_FIXED:
 		return window_align_block(rq->page, memory->window_pages, 0);

@@ -487,19 +487,19 @@ static void memory_close_to_faults(struct kvmfault_memory *memory)
 static int memory_check_unused(struct kvmfault_memory *memory)
 {
 	struct kvmfault_vm *vm = memory->vm;
-	bool shown, recorded;
+	const char *user = NULL;
 
 	kvmfault__sys_lock(&vm->lock);
-	shown = memory->regions;
-	recorded = atomic_load(&memory->recording);
+	if (memory->regions)
+		user = "is shown by a region: call kvmfault_region_remove() first";
+	else if (memory->fills)
+		user = "is filled: call kvmfault_fill_free() first";
+	else if (atomic_load(&memory->recording))
+		user = "is recorded: call kvmfault_recording_end() first";
 	kvmfault__sys_unlock(&vm->lock);
-	if (shown)
-		return kvmfault__refuse(vm, -EBUSY,
-			"kvmfault_memory_free: a region shows the memory at %p: call kvmfault_region_remove() first",
-			memory->host);
-	return recorded ? kvmfault__refuse(vm, -EBUSY,
-		"kvmfault_memory_free: the memory at %p is recorded: call kvmfault_recording_end() first",
-		memory->host) : 0;
+	return user ? kvmfault__refuse(vm, -EBUSY,
+		"kvmfault_memory_free: the memory at %p %s", memory->host,
+		user) : 0;
 }
 
 static int memory_end(struct kvmfault_memory *memory, bool guard)

@@ -158,6 +158,8 @@ static const char *vm_find_left_over(struct kvmfault_vm *vm)
 		return "a vCPU's handle is left: call kvmfault_vcpu_free() first";
 	if (vm->services)
 		return "the service is left: call kvmfault_service_free() first";
+	if (vm->fills)
+		return "a fill is left: call kvmfault_fill_free() first";
 	if (vm->region_count)
 		return "a region is left: call kvmfault_region_remove() first";
 	if (vm->recordings)

@@ -255,7 +255,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_recording_options, milliseconds, 28, 4),
 	MEMBER(kvmfault_recording_options, bytes, 32, 8),
 
-	SIZE(kvmfault_stats, 744),
+	SIZE(kvmfault_stats, 752),
 	MEMBER(kvmfault_stats, size, 0, 8),
 	MEMBER(kvmfault_stats, fetched, 8, 8),
 	MEMBER(kvmfault_stats, zeroed, 16, 8),
@@ -274,6 +274,28 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_stats, action, 544, 64),
 	MEMBER(kvmfault_stats, page, 608, 128),
 	MEMBER(kvmfault_stats, marked, 736, 8),
+	MEMBER(kvmfault_stats, filled, 744, 8),
+
+	SIZE(kvmfault_fill_progress, 48),
+	MEMBER(kvmfault_fill_progress, size, 0, 8),
+	MEMBER(kvmfault_fill_progress, total, 8, 8),
+	MEMBER(kvmfault_fill_progress, missing, 16, 8),
+	MEMBER(kvmfault_fill_progress, filled, 24, 8),
+	MEMBER(kvmfault_fill_progress, milliseconds, 32, 8),
+	MEMBER(kvmfault_fill_progress, error, 40, 4),
+	MEMBER(kvmfault_fill_progress, paused, 44, 1),
+	MEMBER(kvmfault_fill_progress, over, 45, 1),
+
+	SIZE(kvmfault_fill_options, 72),
+	MEMBER(kvmfault_fill_options, size, 0, 8),
+	MEMBER(kvmfault_fill_options, memories, 8, 8),
+	MEMBER(kvmfault_fill_options, count, 16, 8),
+	MEMBER(kvmfault_fill_options, threads, 24, 4),
+	MEMBER(kvmfault_fill_options, rate, 32, 8),
+	MEMBER(kvmfault_fill_options, window_length, 40, 8),
+	MEMBER(kvmfault_fill_options, progress, 48, 8),
+	MEMBER(kvmfault_fill_options, data, 56, 8),
+	MEMBER(kvmfault_fill_options, interval_ms, 64, 4),
 };
 
 #define LINES (sizeof(lines) / sizeof(lines[0]))

@@ -1,0 +1,640 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * fill.c: what a fill brings and what it leaves alone, when it works and when it
+ * rests. The memory has 16 pages, and time passes only when a test says so.
+ */
+
+#include <linux/userfaultfd.h>
+#include <string.h>
+
+#include "bed.h"
+
+#define MS 1000000ULL
+
+static struct kvmfault_fill *fill;
+static unsigned int reports, ends;
+static struct kvmfault_fill_progress reported;
+static int freed;			/* what kvmfault_fill_free() said there */
+
+static void report(void *data, const struct kvmfault_fill_progress *progress)
+{
+	fake_called_back();
+	ck_assert_ptr_eq(data, &reports);
+	reports++;
+	ends += progress->over;
+	reported = *progress;
+	freed = kvmfault_fill_free(fill);
+}
+
+static struct kvmfault_fill_options wanted(void)
+{
+	static struct kvmfault_memory *memories[1];
+
+	memories[0] = bed.memory;
+	return (struct kvmfault_fill_options){
+		.size = sizeof(struct kvmfault_fill_options),
+		.memories = memories, .count = 1,
+	};
+}
+
+static void begin_as(struct kvmfault_fill_options options)
+{
+	ck_assert_int_eq(kvmfault_fill_new(bed.vm, &options, &fill), 0);
+}
+
+static void begin(uint64_t window_pages)
+{
+	struct kvmfault_fill_options options = wanted();
+
+	options.window_length = window_pages * PAGE;
+	begin_as(options);
+}
+
+static int step(void)
+{
+	int timeout = -2;
+
+	ck_assert_int_eq(kvmfault_fill_dispatch(fill, &timeout), 0);
+	ck_assert_int_ge(timeout, -1);
+	return timeout;
+}
+
+static struct kvmfault_fill_progress progress(void)
+{
+	struct kvmfault_fill_progress now = { .size = sizeof(now) };
+
+	ck_assert_int_eq(kvmfault_fill_progress(fill, &now), 0);
+	return now;
+}
+
+/* All that it wants to do at once. */
+static void go_on(void)
+{
+	while (!step())
+		;
+}
+
+static void check_all_is_there(void)
+{
+	uint64_t page;
+
+	for (page = 0; page < BED_PAGES; page++)
+		ck_assert(bed_state(page) != KVMFAULT__PRESENT ||
+			  bed_has(page, bed_byte(page)));
+	ck_assert_uint_eq(progress().missing, 0);
+	ck_assert(progress().over);
+	ck_assert_int_eq(step(), -1);
+}
+
+static void up(void)
+{
+	bed_up();
+	fill = NULL;
+	reports = ends = 0;
+}
+
+static void down(void)
+{
+	ck_assert_int_eq(kvmfault_fill_free(fill), 0);
+	fill = NULL;
+	bed_down();
+}
+
+TEST_GROUP(fill, up, down);
+
+TEST(fill, brings_all_in_one_window)
+{
+	begin(0);
+	ck_assert_uint_eq(progress().total, BED_PAGES * PAGE);
+	ck_assert_uint_eq(progress().missing, BED_PAGES * PAGE);
+	go_on();
+	check_all_is_there();
+	ck_assert_uint_eq(bed.reads, 1);
+	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_COPY), 1);
+	ck_assert_uint_eq(progress().filled, BED_PAGES * PAGE);
+	ck_assert_uint_eq(bed_stats().filled, BED_PAGES);
+	ck_assert_uint_eq(bed_stats().fetched, BED_PAGES);
+	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_FILL], 1);
+}
+
+TEST(fill, brings_windows_in_order)
+{
+	uint64_t page;
+
+	begin(4);
+	for (page = 0; page < BED_PAGES; page += 4) {
+		ck_assert_int_eq(step(), 0);
+		ck_assert_uint_eq(bed.last_read, page * PAGE);
+		ck_assert_uint_eq(bed.last_length, 4 * PAGE);
+		ck_assert_uint_eq(progress().missing,
+				  (BED_PAGES - page - 4) * PAGE);
+	}
+	ck_assert(!bed_stats().kind[KVMFAULT_KIND_CALL]);
+	ck_assert_int_eq(step(), -1);
+	check_all_is_there();
+}
+
+/* The memory's window is for faults. */
+TEST(fill, window_of_faults_is_as_before)
+{
+	begin(4);
+	step();
+	bed_resolve(KVMFAULT_KIND_CALL, 9, false);
+	ck_assert_int_eq(bed_state(9), KVMFAULT__PRESENT);
+	ck_assert_int_eq(bed_state(10), KVMFAULT__ABSENT);
+}
+
+TEST(fill, leaves_what_is_there_or_discarded)
+{
+	bed_resolve(KVMFAULT_KIND_CALL, 5, false);
+	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA + 7 * PAGE, PAGE),
+			 0);
+	begin(0);
+	go_on();
+	check_all_is_there();
+	ck_assert_int_eq(bed_state(7), KVMFAULT__DISCARDED);
+	ck_assert(!fake_present(bed.fd, 7 * PAGE));
+	/* 0 to 4, 6, and 8 to 15; and 5 before */
+	ck_assert_uint_eq(bed.reads, 4);
+	ck_assert_uint_eq(bed_stats().filled, BED_PAGES - 2);
+	ck_assert_uint_eq(bed_stats().existed, 0);
+}
+
+TEST(fill, leaves_a_page_in_flight_to_its_fetcher)
+{
+	kvmfault__page_change(bed.memory, 3, KVMFAULT__ABSENT,
+			      KVMFAULT__FETCHING);
+	begin(0);
+	go_on();
+	ck_assert_uint_eq(progress().missing, PAGE);
+	ck_assert(!progress().over);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__FETCHING);
+	ck_assert_int_eq(bed_waits(), 0);
+	kvmfault__page_change(bed.memory, 3, KVMFAULT__FETCHING,
+			      KVMFAULT__ABSENT);
+	fake_advance(1000 * MS);
+	go_on();
+	check_all_is_there();
+}
+
+TEST(fill, asks_a_source_that_fails_again_and_again)
+{
+	int pause, last = 0;
+
+	begin(8);
+	bed.source_result = -EPERM;
+	while (last < 1000) {
+		pause = step();
+		if (!pause)
+			continue;
+		ck_assert_int_ge(pause, last);
+		last = pause;
+	}
+	ck_assert_int_le(last, 1024);
+	ck_assert_int_eq(progress().error, -EPERM);
+	ck_assert_uint_eq(progress().missing, BED_PAGES * PAGE);
+	ck_assert_uint_eq(progress().filled, 0);
+	ck_assert_uint_eq(bed.unresolved, 0);
+	bed.source_result = 0;
+	go_on();
+	check_all_is_there();
+	ck_assert_int_eq(progress().error, -EPERM);
+}
+
+/* One page is lost: the others come, and it is poisoned. */
+static int read_but_page_2(void *data, uint64_t offset, void *buffer,
+			   size_t length)
+{
+	uint64_t at;
+
+	(void)data;
+	if (offset <= 2 * PAGE && offset + length > 2 * PAGE)
+		return -EHWPOISON;
+	for (at = 0; at < length; at += PAGE)
+		memset((char *)buffer + at, bed_byte((offset + at) / PAGE),
+		       PAGE);
+	return 0;
+}
+
+TEST_EACH(fill, poisons_what_the_source_has_lost, 2)
+{
+	bed_down();
+	bed_vm();
+	bed.source = (struct kvmfault_source){
+		.size = sizeof(bed.source), .name = "but page 2",
+		.read = read_but_page_2,
+	};
+	bed_add();
+	begin(_i ? 4 : 1);
+	while (!progress().over) {
+		go_on();
+		fake_advance(MS);
+	}
+	check_all_is_there();
+	ck_assert_int_eq(bed_state(2), KVMFAULT__POISONED);
+	ck_assert_int_eq(bed_state(1), KVMFAULT__PRESENT);
+	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
+	ck_assert_int_eq(progress().error, -EHWPOISON);
+}
+
+static unsigned int own_asked;
+static const struct kvmfault_region *own_region;
+static int own(void *data, struct kvmfault_request *request)
+{
+	(void)data;
+	own_asked++;
+	ck_assert_int_eq(request->fault->kind, KVMFAULT_KIND_FILL);
+	ck_assert_uint_eq(request->fault->access, KVMFAULT_ACCESS_READ);
+	ck_assert_ptr_eq((void *)(uintptr_t)request->fault->hva,
+			 request->host);
+	own_region = request->region;
+	return KVMFAULT_VERDICT_DECLINED;
+}
+
+TEST(fill, asks_the_resolvers_of_the_vmm)
+{
+	bed_down();
+	bed_vm();
+	bed_own_resolver(own);
+	bed_add();
+	begin(0);
+	go_on();
+	check_all_is_there();
+	ck_assert_uint_eq(own_asked, 1);
+	ck_assert_ptr_null(own_region);
+}
+
+TEST(fill, reports_and_ends_once)
+{
+	struct kvmfault_fill_options options = wanted();
+
+	options.window_length = 4 * PAGE;
+	options.progress = report;
+	options.data = &reports;
+	options.interval_ms = 10;
+	begin_as(options);
+	step();			/* the first report: all is missing */
+	ck_assert_uint_eq(reports, 1);
+	ck_assert_uint_eq(reported.missing, BED_PAGES * PAGE);
+	step();
+	ck_assert_uint_eq(reports, 1);
+	fake_advance(10 * MS);
+	step();
+	ck_assert_uint_eq(reports, 2);
+	ck_assert_uint_eq(reported.missing, BED_PAGES / 2 * PAGE);
+	ck_assert_uint_eq(reported.milliseconds, 10);
+	go_on();
+	ck_assert_uint_eq(ends, 1);
+	ck_assert(reported.over);
+	step();
+	fake_advance(10 * MS);
+	step();
+	ck_assert_uint_eq(reports, 3);
+	ck_assert_int_eq(freed, -EDEADLK);
+}
+
+TEST(fill, does_nothing_while_paused)
+{
+	begin(4);
+	ck_assert_int_eq(kvmfault_fill_pause(fill, true), 0);
+	ck_assert(progress().paused);
+	ck_assert_int_eq(step(), -1);
+	ck_assert_uint_eq(bed.reads, 0);
+	ck_assert(!progress().over);
+	ck_assert_int_eq(kvmfault_fill_pause(fill, false), 0);
+	go_on();
+	check_all_is_there();
+}
+
+TEST(fill, keeps_to_its_rate)
+{
+	struct kvmfault_fill_options options = wanted();
+
+	options.rate = 64 * PAGE;	/* windows of 4 pages, 16 a second */
+	begin_as(options);
+	ck_assert_int_eq(step(), 0);
+	ck_assert_uint_eq(bed.last_length, 4 * PAGE);
+	ck_assert_int_eq(step(), 63);
+	ck_assert_uint_eq(bed.reads, 1);
+	fake_advance(62 * MS);
+	ck_assert_int_eq(step(), 1);
+	fake_advance(MS);
+	ck_assert_int_eq(step(), 0);
+	ck_assert_uint_eq(bed.reads, 2);
+	ck_assert_int_eq(kvmfault_fill_set_rate(fill, 0), 0);
+	ck_assert_int_eq(step(), 0);
+	ck_assert_uint_eq(bed.last_length, 8 * PAGE);
+	go_on();
+	check_all_is_there();
+}
+
+/* A rate under 16 pages a second still brings a page at a time. */
+TEST(fill, a_small_rate_brings_pages)
+{
+	struct kvmfault_fill_options options = wanted();
+
+	options.rate = 1;
+	begin_as(options);
+	ck_assert_int_eq(step(), 0);
+	ck_assert_uint_eq(bed.last_length, PAGE);
+	ck_assert_int_ge(step(), 4096 * 1000);
+	ck_assert_uint_eq(bed.reads, 1);
+}
+
+static void takes_a_while(void)
+{
+	fake_advance(MS);
+	bed.during_read = takes_a_while;
+}
+
+/* A fault of the guest, and for 2 ms after it: a step of 1 ms is followed by
+ * seven of rest. */
+TEST(fill, rests_after_demand)
+{
+	begin(1);
+	bed.during_read = takes_a_while;
+	ck_assert_int_eq(step(), 0);
+	bed_service(0);
+	bed_touch(9, false);
+	bed_dispatch();
+	ck_assert_int_eq(bed_state(9), KVMFAULT__PRESENT);
+	ck_assert_int_eq(step(), 7);
+	fake_advance(3 * MS);
+	ck_assert_int_eq(step(), 0);
+	bed.during_read = NULL;
+}
+
+/* It has no effect that the fill's own thread has a page in hand. */
+TEST(fill, rests_while_a_page_is_waited_for)
+{
+	begin(1);
+	bed.during_read = takes_a_while;
+	ck_assert_int_eq(step(), 0);
+	atomic_store(&bed.seat->in_hand, true);
+	ck_assert_int_eq(step(), 7);
+	fake_advance(100 * MS);
+	ck_assert_int_eq(step(), 7);
+	atomic_store(&bed.seat->in_hand, false);
+	fake_advance(3 * MS);
+	ck_assert_int_eq(step(), 0);
+	bed.during_read = NULL;
+}
+
+TEST(fill, names_its_memory)
+{
+	char text[256];
+
+	begin(4);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
+	ck_assert_int_eq(kvmfault_memory_free(bed.memory), -EBUSY);
+	ck_assert_int_eq(kvmfault_vm_error(bed.vm, text, sizeof(text)), 0);
+	ck_assert_ptr_nonnull(strstr(text, "kvmfault_fill_free"));
+	ck_assert_int_eq(kvmfault_fill_free(fill), 0);
+	fill = NULL;
+	ck_assert_int_eq(bed_state(0), KVMFAULT__ABSENT);
+	ck_assert_int_eq(kvmfault_region_add(bed.vm, &(struct kvmfault_region){
+		.size = sizeof(struct kvmfault_region), .gpa = BED_GPA,
+		.length = BED_PAGES * PAGE, .memory = bed.memory,
+	}), 0);
+}
+
+TEST_EACH(fill, its_threads_bring_all, 2)
+{
+	struct kvmfault_fill_options options = wanted();
+
+	options.threads = _i ? 4 : 1;
+	options.window_length = 2 * PAGE;
+	begin_as(options);
+	while (!progress().over)
+		fake_advance(MS);
+	ck_assert_int_eq(kvmfault_fill_free(fill), 0);
+	fill = NULL;
+	ck_assert_uint_eq(bed.reads, BED_PAGES / 2);
+	ck_assert_uint_eq(bed_stats().filled, BED_PAGES);
+}
+
+/* Whatever they wait for. */
+TEST(fill, its_threads_end_early)
+{
+	struct kvmfault_fill_options options = wanted();
+	int timeout;
+
+	options.threads = 2;
+	options.rate = 1;
+	begin_as(options);
+	ck_assert_int_eq(kvmfault_fill_dispatch(fill, &timeout), -EINVAL);
+	kvmfault_fill_pause(fill, true);
+	ck_assert_int_eq(kvmfault_fill_free(fill), 0);
+	fill = NULL;
+	ck_assert_int_le(bed_stats().filled, 2);
+}
+
+/* ---- sources that answer later ---- */
+
+static struct kvmfault_fetch *flying[64];
+static void *buffers[64];
+static uint64_t offsets[64];
+static size_t lengths[64];
+static unsigned int submitted;
+
+static int submit(void *data, struct kvmfault_fetch *fetch, uint64_t offset,
+		  void *buffer, size_t length)
+{
+	(void)data;
+	flying[submitted] = fetch;
+	buffers[submitted] = buffer;
+	offsets[submitted] = offset;
+	lengths[submitted++] = length;
+	return 0;
+}
+
+static void answer(unsigned int i, int error)
+{
+	uint64_t at;
+
+	for (at = 0; at < lengths[i]; at += PAGE)
+		memset((char *)buffers[i] + at,
+		       bed_byte((offsets[i] + at) / PAGE), PAGE);
+	kvmfault_fetch_done(flying[i], error);
+}
+
+static void up_later(void)
+{
+	fill = NULL;
+	submitted = 0;
+	bed_vm();
+	bed.source = (struct kvmfault_source){
+		.size = sizeof(bed.source), .name = "later", .submit = submit,
+	};
+	bed_add();
+}
+
+TEST_GROUP(later, up_later, down);
+
+TEST(later, has_many_in_flight)
+{
+	unsigned int i;
+
+	begin(1);
+	go_on();
+	ck_assert_uint_eq(submitted, BED_PAGES);
+	ck_assert_uint_eq(progress().missing, BED_PAGES * PAGE);
+	for (i = 0; i < BED_PAGES; i++)
+		answer(i, 0);
+	go_on();
+	check_all_is_there();
+}
+
+TEST(later, asks_again_what_has_failed)
+{
+	begin(0);
+	go_on();
+	ck_assert_uint_eq(submitted, 1);
+	answer(0, -EPERM);		/* the window, and then the page */
+	ck_assert_uint_eq(submitted, 2);
+	ck_assert_uint_eq(lengths[1], PAGE);
+	answer(1, -EPERM);
+	go_on();
+	fake_advance(1000 * MS);
+	go_on();
+	ck_assert_int_eq(progress().error, -EPERM);
+	while (progress().missing) {
+		unsigned int i = submitted;
+
+		while (submitted == i) {
+			go_on();
+			fake_advance(1000 * MS);
+		}
+		answer(i, 0);
+	}
+	go_on();
+	check_all_is_there();
+}
+
+TEST(later, has_one_in_flight_beside_demand)
+{
+	unsigned int i;
+
+	begin(1);
+	bed_service(0);
+	bed_touch(9, false);
+	bed_dispatch();
+	ck_assert_uint_eq(submitted, 1);
+	step();
+	ck_assert_uint_eq(submitted, 2);
+	ck_assert_int_gt(step(), 0);
+	ck_assert_uint_eq(submitted, 2);
+	answer(1, 0);
+	step();
+	ck_assert_uint_eq(submitted, 3);
+	answer(0, 0);
+	answer(2, 0);
+	fake_advance(3 * MS);
+	go_on();
+	ck_assert_uint_eq(submitted, BED_PAGES);
+	for (i = 3; i < BED_PAGES; i++)
+		answer(i, 0);
+	go_on();
+	check_all_is_there();
+}
+
+/* It leaves half of them to faults. */
+TEST(later, takes_half_of_the_fetches)
+{
+	size_t fills, others, all;
+
+	begin(1);
+	go_on();
+	kvmfault__fetches_count(bed.vm, &fills, &others, &all);
+	ck_assert_uint_eq(fills, BED_PAGES);
+	ck_assert_uint_eq(others, 0);
+	ck_assert_uint_eq(all, 64);
+	while (submitted--)
+		answer(submitted, 0);
+	submitted = 0;
+}
+
+/* What is wrong with it is told. */
+TEST_GROUP(refused, up, down);
+
+static void check_refused(struct kvmfault_fill_options options,
+			  const char *what)
+{
+	char text[256];
+
+	ck_assert_int_eq(kvmfault_fill_new(bed.vm, &options, &fill), -EINVAL);
+	ck_assert_ptr_null(fill);
+	ck_assert_int_eq(kvmfault_vm_error(bed.vm, text, sizeof(text)), 0);
+	ck_assert_msg(strstr(text, what), "%s", text);
+}
+
+TEST(refused, options)
+{
+	struct kvmfault_memory *none = NULL, *untracked;
+	struct kvmfault_memory_options plain = { .size = sizeof(plain) };
+	struct kvmfault_fill_options options = wanted();
+	void *host;
+	int fd;
+
+	options.count = 0;
+	check_refused(options, "count");
+	options = wanted();
+	options.memories = NULL;
+	check_refused(options, "memories");
+	options.memories = &none;
+	check_refused(options, "memories[0] is NULL");
+	options = wanted();
+	options.threads = 65;
+	check_refused(options, "threads");
+	options = wanted();
+	options.window_length = 4 << 20;
+	check_refused(options, "window_length");
+	fd = fake_memory(PAGE, PAGE, &host);
+	plain.host = host;
+	plain.length = PAGE;
+	plain.fd = fd;
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &plain, &untracked), 0);
+	options = wanted();
+	options.memories = &untracked;
+	check_refused(options, "no source");
+	ck_assert_int_eq(kvmfault_memory_free(untracked), 0);
+}
+
+TEST(refused, a_member_of_the_future)
+{
+	struct {
+		struct kvmfault_fill_options options;
+		uint64_t more;
+	} later = { .options = wanted(), .more = 1 };
+
+	later.options.size = sizeof(later);
+	ck_assert_int_eq(kvmfault_fill_new(bed.vm, &later.options, &fill),
+			 -E2BIG);
+}
+
+TEST(refused, null)
+{
+	struct kvmfault_fill_options options = wanted();
+	struct kvmfault_fill_progress now = { .size = sizeof(now) };
+	int timeout;
+
+	ck_assert_int_eq(kvmfault_fill_new(bed.vm, &options, NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_fill_new(NULL, &options, &fill), -EINVAL);
+	ck_assert_int_eq(kvmfault_fill_dispatch(NULL, &timeout), -EINVAL);
+	ck_assert_int_eq(kvmfault_fill_progress(NULL, &now), -EINVAL);
+	ck_assert_int_eq(kvmfault_fill_pause(NULL, true), -EINVAL);
+	ck_assert_int_eq(kvmfault_fill_set_rate(NULL, 0), -EINVAL);
+	ck_assert_int_eq(kvmfault_fill_free(NULL), 0);
+	begin(0);
+	ck_assert_int_eq(kvmfault_fill_dispatch(fill, NULL), -EINVAL);
+	ck_assert_int_eq(kvmfault_fill_progress(fill, NULL), -EINVAL);
+	now.size = 0;
+	ck_assert_int_eq(kvmfault_fill_progress(fill, &now), -EINVAL);
+}
+
+int main(void)
+{
+	return run_suite("fill");
+}
