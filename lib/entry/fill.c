@@ -18,10 +18,10 @@
 #define THREADS_MAX 64
 #define INTERVAL_MS 250	/* between two reports, if the VMM does not say */
 
-/* While the guest faults: how many bytes a step brings, how many times as long
- * as the step took the fill rests after it, and how long ago the last fault may
- * have been. */
-#define GENTLE_LENGTH (256 * 1024ULL)
+/* While the guest faults: how many bytes a step brings at least, how many times
+ * as long as the step took the fill rests after it, and how long ago the last
+ * fault may have been. */
+#define GENTLE_LENGTH (32 * 1024ULL)
 #define REST 7
 #define LATELY (2 * KVMFAULT__MS)
 
@@ -55,7 +55,9 @@ struct kvmfault_fill {
 	atomic_bool brought;		/* this pass has brought something */
 	atomic_int error;		/* of the last page that failed */
 	atomic_bool alone;		/* a thread works while the guest
-					 * faults, and no other one does */
+					 * faults, and no other one does; */
+	uint64_t gentle_length;		/* its step, */
+	uint64_t gentle_time;		/* and how long the shortest one took */
 	atomic_bool paused, over, stopping;
 	_Atomic uint32_t changed;	/* a futex word: see those three */
 	struct kvmfault__seat *seat;	/* for dispatch, without threads */
@@ -317,11 +319,29 @@ static uint64_t fill_choose_length(const struct kvmfault_fill *fill,
 	uint64_t length = fill->window_length;
 	uint64_t rate = atomic_load(&fill->rate);
 
-	if (gently && length > GENTLE_LENGTH)
-		length = GENTLE_LENGTH;
+	if (gently && length > fill->gentle_length)
+		length = fill->gentle_length;
 	if (rate && length > rate / RATE_PART)
 		length = rate / RATE_PART;
 	return length;
+}
+
+/*
+ * A step may be longer as long as it takes hardly more time than the shortest
+ * one: so with a source that is slow to answer each step brings much, and with
+ * one that is fast no step is in the way of a fault for long.
+ */
+static void fill_adapt_length(struct kvmfault_fill *fill, uint64_t took)
+{
+	uint64_t length = fill->gentle_length;
+
+	if (length == GENTLE_LENGTH)
+		fill->gentle_time = took;
+	if (took > fill->gentle_time * 3 / 2)
+		fill->gentle_length = GENTLE_LENGTH;
+	else if (took <= fill->gentle_time * 5 / 4 &&
+		 length < fill->window_length)
+		fill->gentle_length = length * 2;
 }
 
 /* Returns how long the caller has to wait before its next step. */
@@ -330,14 +350,18 @@ static uint64_t fill_work(struct kvmfault_fill *fill,
 			  bool gently)
 {
 	const struct fill_part *part;
-	uint64_t page, end, bytes;
+	uint64_t page, end, bytes, took;
 
 	if (!fill_take(fill, fill_choose_length(fill, gently), &part, &page,
 		       &end))
 		return fill_end_pass(fill);
 	bytes = fill_bring(fill, seat, part->memory, page, end);
 	fill_pay(fill, now, bytes);
-	return gently && bytes ? (kvmfault__sys_now() - now) * REST : 0;
+	if (!gently || !bytes)
+		return 0;
+	took = kvmfault__sys_now() - now;
+	fill_adapt_length(fill, took);
+	return took * REST;
 }
 
 static uint64_t fill_step(struct kvmfault_fill *fill,
@@ -552,6 +576,7 @@ static int fill_make(struct kvmfault_vm *vm,
 						vm->options.page_size_max;
 	new->interval = (o->interval_ms ? o->interval_ms : INTERVAL_MS) *
 			KVMFAULT__MS;
+	new->gentle_length = GENTLE_LENGTH;
 	new->progress = o->progress;
 	new->data = o->data;
 	new->began = kvmfault__sys_now();

@@ -936,6 +936,73 @@ static void ensure(struct acting *a, const struct step *step)
 	} while (err && ++tries < (world.healed ? 1000 : 3));
 }
 
+/* When a fill is over, all is there that was never discarded or punched. */
+static void check_filled(struct sim_memory *memory, struct kvmfault_fill *fill)
+{
+	struct kvmfault_fill_progress now = { .size = sizeof(now) };
+	unsigned int page;
+	int err;
+
+	err = CALL(kvmfault_fill_progress, false,
+		   kvmfault_fill_progress(fill, &now));
+	check_error("kvmfault_fill_progress", err, current->injected);
+	if (now.over != !now.missing)
+		sim_fail("a fill's progress is wrong", "missing %llu",
+			 (unsigned long long)now.missing);
+	for (page = 0; now.over && page < memory->pages; page++)
+		if (!memory->truth.ever[page])
+			check_present(memory, page, 1);
+}
+
+#define FILL_STEPS 40
+
+static void dispatch_fill(struct kvmfault_fill *fill)
+{
+	int timeout = 0, i, err;
+
+	for (i = 0; i < FILL_STEPS && timeout >= 0; i++) {
+		err = CALL(kvmfault_fill_dispatch, true,
+			   kvmfault_fill_dispatch(fill, &timeout));
+		check_error("kvmfault_fill_dispatch", err, current->injected);
+		if (timeout > 0)
+			task_pause((timeout < 20 ? (uint64_t)timeout : 20) *
+				   MS, "the fill's next step");
+	}
+}
+
+static void fill(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+	struct kvmfault_fill_options options = { .size = sizeof(options) };
+	unsigned int injected = current->injected;
+	struct kvmfault_fill *fill;
+	int err;
+
+	(void)a;
+	if (memory->busy || !memory->exists)
+		return;
+	memory->users++;
+	options.memories = &memory->handle;
+	options.count = 1;
+	options.threads = step->b % 3;
+	options.window_length = step->c % 2 ? memory->unit * PAGE : 0;
+	err = CALL(kvmfault_fill_new, false,
+		   kvmfault_fill_new(world.vm, &options, &fill));
+	check_error("kvmfault_fill_new", err, injected);
+	if (!err) {
+		if (options.threads)
+			task_pause(20 * MS, "the fill");
+		else
+			dispatch_fill(fill);
+		check_filled(memory, fill);
+		err = CALL(kvmfault_fill_free, false,
+			   kvmfault_fill_free(fill));
+		check_error("kvmfault_fill_free", err, injected);
+	}
+	memory->users--;
+	task_wake(&memory->users, TASKS);
+}
+
 static void discard(struct acting *a, const struct step *step)
 {
 	struct sim_memory *memory = memory_for(step);
@@ -1929,6 +1996,7 @@ static void (*const functions[STEP_COUNT])(struct acting *a,
 	[STEP_relay] = relay,
 	[STEP_memory_again] = memory_again,
 	[STEP_another_memory] = another_memory,
+	[STEP_fill] = fill,
 	[STEP_mapping_again] = mapping_again,
 	[STEP_wrong_mapping] = wrong_mapping,
 	[STEP_service_again] = service_again,
