@@ -1983,6 +1983,8 @@ struct kvmfault_fill_progress {
 	int error;		/* -errno of the last page that failed, or 0 */
 	bool paused;
 	bool over;		/* no page is missing, for ever */
+	bool replaying;		/* a part of the working set was not asked for
+				 * yet */
 };
 
 struct kvmfault_fill_options {
@@ -1992,7 +1994,16 @@ struct kvmfault_fill_options {
 	 * a source. The list is copied. A memory cannot be freed while a fill
 	 * names it. */
 	struct kvmfault_memory *const *memories;
-	size_t count;
+	uint32_t memory_count;
+
+	/* What to bring before all else, in its order: a working set of the
+	 * image that the memories' source shows (see "Working sets"; look at
+	 * its length and identity first). It is borrowed until the fill is
+	 * freed, and must not change. What is not in these memories is left
+	 * out. The guest is about to touch these pages, so the fill does not
+	 * rest while it brings them. Each run is a read of its own: with a slow
+	 * source, give the fill many threads. NULL: none. */
+	const struct kvmfault_working_set *first;
 
 	/* How many threads of the library's, up to 64. 0: none; the VMM calls
 	 * kvmfault_fill_dispatch(). */

@@ -865,7 +865,7 @@ static struct kvmfault_fill *fill;
 static int make_fill(uint32_t threads)
 {
 	const struct kvmfault_fill_options wanted = {
-		.size = sizeof(wanted), .memories = &bed.memory, .count = 1,
+		.size = sizeof(wanted), .memories = &bed.memory, .memory_count = 1,
 		.threads = threads,
 	};
 

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "bed.h"
+#include "lib/memory/working-set.h"
 
 #define MS 1000000ULL
 
@@ -35,7 +36,7 @@ static struct kvmfault_fill_options wanted(void)
 	memories[0] = bed.memory;
 	return (struct kvmfault_fill_options){
 		.size = sizeof(struct kvmfault_fill_options),
-		.memories = memories, .count = 1,
+		.memories = memories, .memory_count = 1,
 	};
 }
 
@@ -266,6 +267,93 @@ TEST(fill, asks_the_resolvers_of_the_vmm)
 	ck_assert_ptr_null(own_region);
 }
 
+static void takes_a_while(void)
+{
+	fake_advance(MS);
+	bed.during_read = takes_a_while;
+}
+
+/* ---- a working set before all else ---- */
+
+static struct kvmfault_working_set *set;
+
+static void have_set(const struct kvmfault__image_run *runs, uint64_t count)
+{
+	const struct kvmfault_working_set_options options = {
+		.size = sizeof(options), .image_length = 64 * PAGE,
+	};
+
+	ck_assert_int_eq(kvmfault_working_set_new(&options, &set), 0);
+	ck_assert_int_eq(kvmfault__working_set_add(set, runs, count), 0);
+}
+
+static void begin_with_set(uint64_t window_pages)
+{
+	struct kvmfault_fill_options options = wanted();
+
+	options.first = set;
+	options.window_length = window_pages * PAGE;
+	begin_as(options);
+	ck_assert(progress().replaying);
+}
+
+static void check_step(uint64_t first, uint64_t count)
+{
+	unsigned int reads = bed.reads;
+
+	ck_assert_int_eq(step(), 0);
+	ck_assert_uint_eq(bed.reads, reads + 1);
+	ck_assert_uint_eq(bed.last_read, first * PAGE);
+	ck_assert_uint_eq(bed.last_length, count * PAGE);
+}
+
+TEST(fill, brings_the_working_set_first)
+{
+	static const struct kvmfault__image_run runs[] = {
+		{ 9 * PAGE, PAGE }, { 60 * PAGE, PAGE }, { 2 * PAGE, 5 * PAGE },
+		{ 15 * PAGE, 8 * PAGE }, { 13 * PAGE + 1, 1 },
+	};
+
+	have_set(runs, 5);
+	begin_with_set(4);
+	check_step(9, 1);
+	check_step(2, 4);
+	check_step(6, 1);
+	ck_assert(progress().replaying);
+	check_step(15, 1);		/* its other pages are in no memory */
+	check_step(13, 1);
+	ck_assert(!progress().replaying);
+	check_step(0, 2);		/* in order from here on, and the rest */
+	go_on();
+	check_all_is_there();
+	ck_assert_uint_eq(bed_stats().filled, BED_PAGES);
+	ck_assert_int_eq(kvmfault_fill_free(fill), 0);
+	fill = NULL;
+	kvmfault_working_set_free(set);
+}
+
+/* Nor does it rest for demand before that is there. */
+TEST(fill, does_not_rest_in_the_working_set)
+{
+	static const struct kvmfault__image_run runs[] = {
+		{ 9 * PAGE, 2 * PAGE }, { 5 * PAGE, PAGE },
+	};
+
+	have_set(runs, 2);
+	begin_with_set(1);
+	bed.during_read = takes_a_while;
+	atomic_store(&bed.seat->in_hand, true);
+	check_step(9, 1);
+	check_step(10, 1);
+	check_step(5, 1);
+	ck_assert_int_eq(step(), 7);
+	atomic_store(&bed.seat->in_hand, false);
+	bed.during_read = NULL;
+	ck_assert_int_eq(kvmfault_fill_free(fill), 0);
+	fill = NULL;
+	kvmfault_working_set_free(set);
+}
+
 TEST(fill, reports_and_ends_once)
 {
 	struct kvmfault_fill_options options = wanted();
@@ -341,12 +429,6 @@ TEST(fill, a_small_rate_brings_pages)
 	ck_assert_uint_eq(bed.last_length, PAGE);
 	ck_assert_int_ge(step(), 4096 * 1000);
 	ck_assert_uint_eq(bed.reads, 1);
-}
-
-static void takes_a_while(void)
-{
-	fake_advance(MS);
-	bed.during_read = takes_a_while;
 }
 
 /* A fault of the guest, and for 2 ms after it: a step of 1 ms is followed by
@@ -578,13 +660,13 @@ TEST(refused, options)
 	void *host;
 	int fd;
 
-	options.count = 0;
-	check_refused(options, "count");
+	options.memory_count = 0;
+	check_refused(options, "memory_count");
 	options = wanted();
 	options.memories = NULL;
 	check_refused(options, "memories");
 	options.memories = &none;
-	check_refused(options, "memories[0] is NULL");
+	check_refused(options, "number 0 is NULL");
 	options = wanted();
 	options.threads = 65;
 	check_refused(options, "threads");

@@ -11,61 +11,16 @@
  * of them.
  */
 
-#include <stdio.h>
+#include "fill.h"
 
-#include "entry.h"
-
-#define THREADS_MAX 64
-#define INTERVAL_MS 250	/* between two reports, if the VMM does not say */
-
-/* While the guest faults: how many bytes a step brings at least, how many times
- * as long as the step took the fill rests after it, and how long ago the last
- * fault may have been. */
-#define GENTLE_LENGTH (32 * 1024ULL)
+/* While the guest faults: how many times as long as a step took the fill rests
+ * after it, and how long ago the last fault may have been. */
 #define REST 7
 #define LATELY (2 * KVMFAULT__MS)
 
 /* Two special waits between steps. */
 #define AT_CALL UINT64_MAX	/* until the fill is resumed */
 #define OVER (UINT64_MAX - 1)	/* no page is missing: there is no next step */
-
-struct fill_part {
-	struct kvmfault_memory *memory;
-	uint64_t first, end;		/* its pages in the cursor's count */
-};
-
-struct kvmfault_fill {
-	struct kvmfault_vm *vm;
-	uint64_t window_length;
-	uint64_t interval;		/* between two reports, in ns */
-	void (*progress)(void *data,
-			 const struct kvmfault_fill_progress *progress);
-	void *data;
-	uint64_t began;
-	_Atomic uint64_t cursor;	/* pages of this pass that were looked
-					 * at, of all memories in order */
-	_Atomic uint64_t rate;		/* bytes a second; 0: no limit */
-	_Atomic uint64_t due;		/* when the next bytes may come */
-	_Atomic uint64_t filled;	/* bytes that came, or are on their
-					 * way */
-	_Atomic uint64_t demand;	/* faults of other threads until now, */
-	_Atomic uint64_t demand_at;	/* and when one was last seen */
-	_Atomic uint64_t report_at;
-	_Atomic uint32_t idle;		/* passes that brought nothing */
-	atomic_bool brought;		/* this pass has brought something */
-	atomic_int error;		/* of the last page that failed */
-	atomic_bool alone;		/* a thread works while the guest
-					 * faults, and no other one does; */
-	uint64_t gentle_length;		/* its step, */
-	uint64_t gentle_time;		/* and how long the shortest one took */
-	atomic_bool paused, over, stopping;
-	_Atomic uint32_t changed;	/* a futex word: see those three */
-	struct kvmfault__seat *seat;	/* for dispatch, without threads */
-	unsigned int threads;
-	size_t count;
-	struct fill_part *part;
-	pthread_t thread[];
-};
 
 /* ---- whose turn it is ---- */
 
@@ -121,11 +76,11 @@ static void fill_pay(struct kvmfault_fill *fill, uint64_t now, uint64_t bytes)
 /* Takes the next pages of this pass: up to so many bytes of one memory. Returns
  * false at the end. */
 static bool fill_take(struct kvmfault_fill *fill, uint64_t length,
-		      const struct fill_part **part, uint64_t *page,
+		      const struct kvmfault__fill_part **part, uint64_t *page,
 		      uint64_t *end)
 {
 	uint64_t at = atomic_load(&fill->cursor), pages;
-	const struct fill_part *last = &fill->part[fill->count - 1];
+	const struct kvmfault__fill_part *last = &fill->part[fill->count - 1];
 
 	do {
 		if (at >= last->end)
@@ -139,6 +94,68 @@ static bool fill_take(struct kvmfault_fill *fill, uint64_t length,
 			*end = (*part)->end - (*part)->first;
 	} while (!atomic_compare_exchange_weak(&fill->cursor, &at,
 					       (*part)->first + *end));
+	return true;
+}
+
+/* The part that shows these bytes of the image, of which no more than *length
+ * are in it; or NULL, and then *length is how far the next part is, at most. */
+static const struct kvmfault__fill_part *
+fill_find_image(const struct kvmfault_fill *fill, uint64_t offset,
+		uint64_t *length)
+{
+	size_t i;
+
+	for (i = 0; i < fill->count; i++) {
+		const struct kvmfault_memory *memory = fill->part[i].memory;
+		uint64_t first = memory->source_offset;
+		uint64_t end = first + memory->length;
+
+		if (offset >= first && offset < end) {
+			if (*length > end - offset)
+				*length = end - offset;
+			return &fill->part[i];
+		}
+		if (first > offset && *length > first - offset)
+			*length = first - offset;
+	}
+	return NULL;
+}
+
+/* Takes the next bytes of the working set that are in a memory. Returns false
+ * at its end. */
+static bool fill_take_first(struct kvmfault_fill *fill, uint64_t most,
+			    const struct kvmfault__fill_part **part,
+			    uint64_t *page, uint64_t *end)
+{
+	const struct kvmfault_working_set *set = fill->first;
+	const struct kvmfault_memory *memory;
+	uint64_t offset = 0, length = 0;
+
+	if (!atomic_load(&fill->replaying))
+		return false;
+	*part = NULL;
+	kvmfault__sys_lock(&fill->lock);
+	while (!*part && fill->run < set->runs) {
+		offset = set->run[fill->run].offset + fill->done;
+		length = set->run[fill->run].length - fill->done;
+		if (length > most)
+			length = most;
+		*part = fill_find_image(fill, offset, &length);
+		fill->done += length;
+		if (fill->done < set->run[fill->run].length)
+			continue;
+		fill->done = 0;
+		fill->run++;
+	}
+	if (fill->run == set->runs)
+		atomic_store(&fill->replaying, false);
+	kvmfault__sys_unlock(&fill->lock);
+	if (!*part)
+		return false;
+	memory = (*part)->memory;
+	offset -= memory->source_offset;
+	*page = offset >> memory->page_shift;
+	*end = ((offset + length - 1) >> memory->page_shift) + 1;
 	return true;
 }
 
@@ -178,6 +195,7 @@ static void fill_look(const struct kvmfault_fill *fill,
 		.milliseconds = spent / KVMFAULT__MS,
 		.error = atomic_load(&fill->error),
 		.paused = atomic_load(&fill->paused),
+		.replaying = atomic_load(&fill->replaying),
 	};
 	for (i = 0; i < fill->count; i++)
 		progress->total += fill->part[i].memory->length;
@@ -199,7 +217,7 @@ static void fill_report(struct kvmfault_fill *fill, uint64_t now)
 		fill->progress(fill->data, &progress);
 }
 
-static void fill_wake(struct kvmfault_fill *fill)
+void kvmfault__fill_wake(struct kvmfault_fill *fill)
 {
 	atomic_fetch_add(&fill->changed, 1);
 	kvmfault__sys_futex_wake(&fill->changed);
@@ -223,7 +241,7 @@ static uint64_t fill_end_pass(struct kvmfault_fill *fill)
 		if (!atomic_exchange(&fill->over, true)) {
 			if (fill->progress)
 				fill->progress(fill->data, &progress);
-			fill_wake(fill);
+			kvmfault__fill_wake(fill);
 		}
 		return OVER;
 	}
@@ -323,7 +341,7 @@ static uint64_t fill_choose_length(const struct kvmfault_fill *fill,
 		length = fill->gentle_length;
 	if (rate && length > rate / RATE_PART)
 		length = rate / RATE_PART;
-	return length;
+	return length > KVMFAULT__PAGE ? length : KVMFAULT__PAGE;
 }
 
 /*
@@ -335,10 +353,10 @@ static void fill_adapt_length(struct kvmfault_fill *fill, uint64_t took)
 {
 	uint64_t length = fill->gentle_length;
 
-	if (length == GENTLE_LENGTH)
+	if (length == KVMFAULT__GENTLE_LENGTH)
 		fill->gentle_time = took;
 	if (took > fill->gentle_time * 3 / 2)
-		fill->gentle_length = GENTLE_LENGTH;
+		fill->gentle_length = KVMFAULT__GENTLE_LENGTH;
 	else if (took <= fill->gentle_time * 5 / 4 &&
 		 length < fill->window_length)
 		fill->gentle_length = length * 2;
@@ -349,11 +367,12 @@ static uint64_t fill_work(struct kvmfault_fill *fill,
 			  struct kvmfault__seat *seat, uint64_t now,
 			  bool gently)
 {
-	const struct fill_part *part;
+	const struct kvmfault__fill_part *part;
 	uint64_t page, end, bytes, took;
+	uint64_t length = fill_choose_length(fill, gently);
 
-	if (!fill_take(fill, fill_choose_length(fill, gently), &part, &page,
-		       &end))
+	if (!fill_take_first(fill, length, &part, &page, &end) &&
+	    !fill_take(fill, length, &part, &page, &end))
 		return fill_end_pass(fill);
 	bytes = fill_bring(fill, seat, part->memory, page, end);
 	fill_pay(fill, now, bytes);
@@ -380,7 +399,10 @@ static uint64_t fill_step(struct kvmfault_fill *fill,
 	if (due > now && atomic_load(&fill->rate))
 		return due - now;
 	kvmfault__fetches_count(fill->vm, &fills, &others, &all);
-	gently = fill_sees_demand(fill, now, others);
+	/* The guest is about to touch its working set: no rest before that is
+	 * there. */
+	gently = fill_sees_demand(fill, now, others) &&
+		 !atomic_load(&fill->replaying);
 	/* At least half of the fetches are left to faults. */
 	if (fills && fills >= (gently ? 1 : all / 2))
 		return KVMFAULT__SOON_PAUSE;
@@ -411,7 +433,7 @@ static void fill_rest(struct kvmfault_fill *fill, uint32_t changed,
 }
 
 /* Its thread waits for no page in flight: there are others to bring. */
-static struct kvmfault__seat *fill_take_seat(struct kvmfault_fill *fill)
+struct kvmfault__seat *kvmfault__fill_seat(struct kvmfault_fill *fill)
 {
 	struct kvmfault__seat *seat = kvmfault__seat_take(fill->vm);
 
@@ -422,7 +444,7 @@ static struct kvmfault__seat *fill_take_seat(struct kvmfault_fill *fill)
 	return seat;
 }
 
-static void *fill_run_thread(void *arg)
+void *kvmfault__fill_run(void *arg)
 {
 	struct kvmfault__seat *seat = arg;
 	struct kvmfault_fill *fill = atomic_load(&seat->fill);
@@ -460,169 +482,6 @@ int kvmfault_fill_dispatch(struct kvmfault_fill *fill, int *timeout_ms)
 	return 0;
 }
 
-/* ---- the object ---- */
-
-/* Without threads, the seat is for the VMM's. */
-static int fill_start_threads(struct kvmfault_fill *fill, unsigned int threads)
-{
-	struct kvmfault__seat *seat;
-	char name[16];
-	int err;
-
-	if (!threads) {
-		fill->seat = fill_take_seat(fill);
-		return fill->seat ? 0 : -ENOMEM;
-	}
-	while (fill->threads < threads) {
-		seat = fill_take_seat(fill);
-		if (!seat)
-			return -ENOMEM;
-		snprintf(name, sizeof(name), "kvmfault-fill/%u", fill->threads);
-		err = kvmfault__sys_thread(&fill->thread[fill->threads],
-					   fill_run_thread, seat, name);
-		if (err) {
-			kvmfault__seat_give(seat);
-			return err;
-		}
-		fill->threads++;
-	}
-	return 0;
-}
-
-/* A memory that a fill names stays. */
-static void fill_pin(struct kvmfault_fill *fill, bool pinned)
-{
-	size_t i;
-
-	kvmfault__sys_lock(&fill->vm->lock);
-	for (i = 0; i < fill->count; i++)
-		fill->part[i].memory->fills += pinned ? 1 : -1U;
-	fill->vm->fills += pinned ? 1 : -1U;
-	kvmfault__sys_unlock(&fill->vm->lock);
-}
-
-static void fill_delete(struct kvmfault_fill *fill)
-{
-	unsigned int i;
-
-	atomic_store(&fill->stopping, true);
-	fill_wake(fill);
-	for (i = 0; i < fill->threads; i++)
-		kvmfault__sys_join(fill->thread[i]);
-	if (fill->seat)
-		kvmfault__seat_give(fill->seat);
-	fill_pin(fill, false);
-	kvmfault__sys_free(fill->part);
-	kvmfault__sys_free(fill);
-}
-
-static int fill_check_memories(struct kvmfault_vm *vm,
-			       const struct kvmfault_fill_options *o)
-{
-	size_t i;
-
-	if (!o->memories || !o->count)
-		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_fill_options.%s is not set: name the memories that are to be filled",
-			o->memories ? "count" : "memories");
-	for (i = 0; i < o->count; i++) {
-		if (!o->memories[i] || o->memories[i]->vm != vm)
-			return kvmfault__refuse(vm, -EINVAL,
-				"kvmfault_fill_options.memories[%zu] is %s",
-				i, o->memories[i] ?
-				"of another context: make a fill for each context" :
-				"NULL");
-		if (!kvmfault__tracked(o->memories[i]))
-			return kvmfault__refuse(vm, -EINVAL,
-				"kvmfault_fill_options.memories[%zu] has no source: leave it out, since nothing of it is missing",
-				i);
-	}
-	return 0;
-}
-
-static int fill_check(struct kvmfault_vm *vm,
-		      const struct kvmfault_fill_options *o)
-{
-	if (o->threads > THREADS_MAX)
-		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_fill_options.threads: %u is more than %u, the most that a fill can have",
-			o->threads, (unsigned int)THREADS_MAX);
-	if (o->window_length > vm->options.page_size_max)
-		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_fill_options.window_length: %#llx is more than the context's page_size_max, %#llx",
-			(unsigned long long)o->window_length,
-			(unsigned long long)vm->options.page_size_max);
-	return fill_check_memories(vm, o);
-}
-
-static int fill_make(struct kvmfault_vm *vm,
-		     const struct kvmfault_fill_options *o,
-		     struct kvmfault_fill **fill)
-{
-	struct kvmfault_fill *new;
-	uint64_t pages = 0;
-
-	new = kvmfault__sys_alloc(sizeof(*new) + o->threads *
-				  sizeof(new->thread[0]), 0);
-	if (!new)
-		return -ENOMEM;
-	new->part = kvmfault__sys_alloc(o->count * sizeof(new->part[0]), 0);
-	if (!new->part) {
-		kvmfault__sys_free(new);
-		return -ENOMEM;
-	}
-	new->vm = vm;
-	new->window_length = o->window_length ? o->window_length :
-						vm->options.page_size_max;
-	new->interval = (o->interval_ms ? o->interval_ms : INTERVAL_MS) *
-			KVMFAULT__MS;
-	new->gentle_length = GENTLE_LENGTH;
-	new->progress = o->progress;
-	new->data = o->data;
-	new->began = kvmfault__sys_now();
-	atomic_store(&new->rate, o->rate);
-	for (; new->count < o->count; new->count++) {
-		struct fill_part *part = &new->part[new->count];
-
-		part->memory = o->memories[new->count];
-		part->first = pages;
-		pages += part->memory->length >> part->memory->page_shift;
-		part->end = pages;
-	}
-	fill_pin(new, true);
-	*fill = new;
-	return 0;
-}
-
-KVMFAULT__EXPORT
-int kvmfault_fill_new(struct kvmfault_vm *vm,
-		      const struct kvmfault_fill_options *options,
-		      struct kvmfault_fill **fill)
-{
-	struct kvmfault_fill_options ours;
-	struct kvmfault_fill *new;
-	int err;
-
-	if (!fill)
-		return kvmfault__no_place(vm, "kvmfault_fill_new");
-	*fill = NULL;
-	err = kvmfault__options_in(vm, "kvmfault_fill_options", &ours,
-				   sizeof(ours), options);
-	if (!err)
-		err = vm ? fill_check(vm, &ours) : -EINVAL;
-	if (!err)
-		err = fill_make(vm, &ours, &new);
-	if (err)
-		return err;
-	err = fill_start_threads(new, ours.threads);
-	if (err) {
-		fill_delete(new);
-		return err;
-	}
-	*fill = new;
-	return 0;
-}
-
 KVMFAULT__EXPORT
 int kvmfault_fill_progress(const struct kvmfault_fill *fill,
 			   struct kvmfault_fill_progress *progress)
@@ -646,7 +505,7 @@ int kvmfault_fill_pause(struct kvmfault_fill *fill, bool paused)
 	if (!fill)
 		return -EINVAL;
 	atomic_store(&fill->paused, paused);
-	fill_wake(fill);
+	kvmfault__fill_wake(fill);
 	return 0;
 }
 
@@ -657,23 +516,6 @@ int kvmfault_fill_set_rate(struct kvmfault_fill *fill, uint64_t rate)
 		return -EINVAL;
 	atomic_store(&fill->rate, rate);
 	atomic_store(&fill->due, 0);
-	fill_wake(fill);
-	return 0;
-}
-
-static bool fill_is_of_seat(struct kvmfault__seat *seat, void *fill)
-{
-	return atomic_load(&seat->fill) == fill;
-}
-
-KVMFAULT__EXPORT
-int kvmfault_fill_free(struct kvmfault_fill *fill)
-{
-	if (!fill || kvmfault__is_child(fill->vm))
-		return 0;
-	if (kvmfault__within(fill_is_of_seat, fill))
-		return kvmfault__refuse(fill->vm, -EDEADLK,
-			"kvmfault_fill_free: the call comes from a callback of the fill itself: free it on another thread, or afterwards");
-	fill_delete(fill);
+	kvmfault__fill_wake(fill);
 	return 0;
 }

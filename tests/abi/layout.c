@@ -285,17 +285,19 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_fill_progress, error, 40, 4),
 	MEMBER(kvmfault_fill_progress, paused, 44, 1),
 	MEMBER(kvmfault_fill_progress, over, 45, 1),
+	MEMBER(kvmfault_fill_progress, replaying, 46, 1),
 
-	SIZE(kvmfault_fill_options, 72),
+	SIZE(kvmfault_fill_options, 80),
 	MEMBER(kvmfault_fill_options, size, 0, 8),
 	MEMBER(kvmfault_fill_options, memories, 8, 8),
-	MEMBER(kvmfault_fill_options, count, 16, 8),
-	MEMBER(kvmfault_fill_options, threads, 24, 4),
-	MEMBER(kvmfault_fill_options, rate, 32, 8),
-	MEMBER(kvmfault_fill_options, window_length, 40, 8),
-	MEMBER(kvmfault_fill_options, progress, 48, 8),
-	MEMBER(kvmfault_fill_options, data, 56, 8),
-	MEMBER(kvmfault_fill_options, interval_ms, 64, 4),
+	MEMBER(kvmfault_fill_options, memory_count, 16, 4),
+	MEMBER(kvmfault_fill_options, first, 24, 8),
+	MEMBER(kvmfault_fill_options, threads, 32, 4),
+	MEMBER(kvmfault_fill_options, rate, 40, 8),
+	MEMBER(kvmfault_fill_options, window_length, 48, 8),
+	MEMBER(kvmfault_fill_options, progress, 56, 8),
+	MEMBER(kvmfault_fill_options, data, 64, 8),
+	MEMBER(kvmfault_fill_options, interval_ms, 72, 4),
 };
 
 #define LINES (sizeof(lines) / sizeof(lines[0]))

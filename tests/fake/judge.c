@@ -48,7 +48,7 @@ static const struct path {
 	{ .name = "kvmfault_vm_handle_sigbus", .seat = true },
 	{ .name = "kvmfault_cancel_fetches", .seat = true, .locks = true },
 	{ .name = "kvmfault_fetch_done", .locks = true },
-	{ .name = "kvmfault_fill_dispatch" },
+	{ .name = "kvmfault_fill_dispatch", .locks = true },
 	{ .name = "kvmfault_service_dispatch", .seat = true, .locks = true },
 	{ .name = "a thread of the service", .locks = true },
 	{ .name = NULL },	/* all others */

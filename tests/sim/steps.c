@@ -983,7 +983,7 @@ static void fill(struct acting *a, const struct step *step)
 		return;
 	memory->users++;
 	options.memories = &memory->handle;
-	options.count = 1;
+	options.memory_count = 1;
 	options.threads = step->b % 3;
 	options.window_length = step->c % 2 ? memory->unit * PAGE : 0;
 	err = CALL(kvmfault_fill_new, false,

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Fills: which memories they bring, in which order, and how far they are.
+ */
+
+#ifndef KVMFAULT__FILL_H
+#define KVMFAULT__FILL_H
+
+#include "entry.h"
+#include "../memory/working-set.h"
+
+/* While the guest faults, a step brings at least so many bytes. */
+#define KVMFAULT__GENTLE_LENGTH (32 * 1024ULL)
+
+struct kvmfault__fill_part {
+	struct kvmfault_memory *memory;
+	uint64_t first, end;		/* its pages in the cursor's count */
+};
+
+struct kvmfault_fill {
+	struct kvmfault_vm *vm;
+	uint64_t window_length;
+	/* a working set, which comes before all else; or NULL */
+	const struct kvmfault_working_set *first;
+	pthread_mutex_t lock;		/* for the next two; held briefly */
+	uint64_t run, done;		/* the set's next run, and how much of
+					 * it was taken */
+	atomic_bool replaying;		/* not all of the set was taken */
+	uint64_t interval;		/* between two reports, in ns */
+	void (*progress)(void *data,
+			 const struct kvmfault_fill_progress *progress);
+	void *data;
+	uint64_t began;
+	_Atomic uint64_t cursor;	/* pages of this pass that were looked
+					 * at, of all memories in order */
+	_Atomic uint64_t rate;		/* bytes a second; 0: no limit */
+	_Atomic uint64_t due;		/* when the next bytes may come */
+	_Atomic uint64_t filled;	/* bytes that came, or are on their
+					 * way */
+	_Atomic uint64_t demand;	/* faults of other threads until now, */
+	_Atomic uint64_t demand_at;	/* and when one was last seen */
+	_Atomic uint64_t report_at;
+	_Atomic uint32_t idle;		/* passes that brought nothing */
+	atomic_bool brought;		/* this pass has brought something */
+	atomic_int error;		/* of the last page that failed */
+	atomic_bool alone;		/* a thread works while the guest
+					 * faults, and no other one does; */
+	uint64_t gentle_length;		/* its step, */
+	uint64_t gentle_time;		/* and how long the shortest one took */
+	atomic_bool paused, over, stopping;
+	_Atomic uint32_t changed;	/* a futex word: see those three */
+	struct kvmfault__seat *seat;	/* for dispatch, without threads */
+	unsigned int threads;
+	size_t count;
+	struct kvmfault__fill_part *part;
+	pthread_t thread[];
+};
+
+/* A seat for a thread of the fill, or NULL. */
+struct kvmfault__seat *kvmfault__fill_seat(struct kvmfault_fill *fill);
+/* Steps, until nothing is missing or the fill ends. For a thread. */
+void *kvmfault__fill_run(void *seat);
+/* Have its threads look again at what has changed. */
+void kvmfault__fill_wake(struct kvmfault_fill *fill);
+
+#endif

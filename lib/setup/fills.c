@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Set-up: fills. In: memories, and how they are to be filled. Out: a fill, with
+ * its threads or a seat for the VMM's, which holds its memories until it is
+ * freed. It may be freed at any time.
+ */
+
+#include <stdio.h>
+
+#include "setup.h"
+#include "../entry/fill.h"
+
+#define THREADS_MAX 64
+#define INTERVAL_MS 250	/* between two reports, if the VMM does not say */
+
+/* Without threads, the seat is for the VMM's. */
+static int fill_start_threads(struct kvmfault_fill *fill, unsigned int threads)
+{
+	struct kvmfault__seat *seat;
+	char name[16];
+	int err;
+
+	if (!threads) {
+		fill->seat = kvmfault__fill_seat(fill);
+		return fill->seat ? 0 : -ENOMEM;
+	}
+	while (fill->threads < threads) {
+		seat = kvmfault__fill_seat(fill);
+		if (!seat)
+			return -ENOMEM;
+		snprintf(name, sizeof(name), "kvmfault-fill/%u", fill->threads);
+		err = kvmfault__sys_thread(&fill->thread[fill->threads],
+					   kvmfault__fill_run, seat, name);
+		if (err) {
+			kvmfault__seat_give(seat);
+			return err;
+		}
+		fill->threads++;
+	}
+	return 0;
+}
+
+/* A memory that a fill names stays. */
+static void fill_pin(struct kvmfault_fill *fill, bool pinned)
+{
+	size_t i;
+
+	kvmfault__sys_lock(&fill->vm->lock);
+	for (i = 0; i < fill->count; i++)
+		fill->part[i].memory->fills += pinned ? 1 : -1U;
+	fill->vm->fills += pinned ? 1 : -1U;
+	kvmfault__sys_unlock(&fill->vm->lock);
+}
+
+static void fill_delete(struct kvmfault_fill *fill)
+{
+	unsigned int i;
+
+	atomic_store(&fill->stopping, true);
+	kvmfault__fill_wake(fill);
+	for (i = 0; i < fill->threads; i++)
+		kvmfault__sys_join(fill->thread[i]);
+	if (fill->seat)
+		kvmfault__seat_give(fill->seat);
+	fill_pin(fill, false);
+	pthread_mutex_destroy(&fill->lock);
+	kvmfault__sys_free(fill->part);
+	kvmfault__sys_free(fill);
+}
+
+static int fill_check_memories(struct kvmfault_vm *vm,
+			       const struct kvmfault_fill_options *o)
+{
+	size_t i;
+
+	if (!o->memories || !o->memory_count)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_fill_options.%s is not set: name the memories that are to be filled",
+			o->memories ? "memory_count" : "memories");
+	for (i = 0; i < o->memory_count; i++) {
+		if (!o->memories[i] || o->memories[i]->vm != vm)
+			return kvmfault__refuse(vm, -EINVAL,
+				"kvmfault_fill_options.memories: number %zu is %s",
+				i, o->memories[i] ?
+				"of another context: make a fill for each context" :
+				"NULL");
+		if (!kvmfault__tracked(o->memories[i]))
+			return kvmfault__refuse(vm, -EINVAL,
+				"kvmfault_fill_options.memories: number %zu has no source: leave it out, since nothing of it is missing",
+				i);
+	}
+	return 0;
+}
+
+static int fill_check(struct kvmfault_vm *vm,
+		      const struct kvmfault_fill_options *o)
+{
+	if (o->threads > THREADS_MAX)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_fill_options.threads: %u is more than %u, the most that a fill can have",
+			o->threads, (unsigned int)THREADS_MAX);
+	if (o->window_length > vm->options.page_size_max)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_fill_options.window_length: %#llx is more than the context's page_size_max, %#llx",
+			(unsigned long long)o->window_length,
+			(unsigned long long)vm->options.page_size_max);
+	return fill_check_memories(vm, o);
+}
+
+static int fill_make(struct kvmfault_vm *vm,
+		     const struct kvmfault_fill_options *o,
+		     struct kvmfault_fill **fill)
+{
+	struct kvmfault_fill *new;
+	uint64_t pages = 0;
+
+	new = kvmfault__sys_alloc(sizeof(*new) + o->threads *
+				  sizeof(new->thread[0]), 0);
+	if (!new)
+		return -ENOMEM;
+	new->part = kvmfault__sys_alloc(o->memory_count * sizeof(new->part[0]), 0);
+	if (!new->part) {
+		kvmfault__sys_free(new);
+		return -ENOMEM;
+	}
+	new->vm = vm;
+	new->window_length = o->window_length ? o->window_length :
+						vm->options.page_size_max;
+	new->interval = (o->interval_ms ? o->interval_ms : INTERVAL_MS) *
+			KVMFAULT__MS;
+	new->gentle_length = KVMFAULT__GENTLE_LENGTH;
+	new->first = o->first;
+	atomic_store(&new->replaying, o->first);
+	pthread_mutex_init(&new->lock, NULL);
+	new->progress = o->progress;
+	new->data = o->data;
+	new->began = kvmfault__sys_now();
+	atomic_store(&new->rate, o->rate);
+	for (; new->count < o->memory_count; new->count++) {
+		struct kvmfault__fill_part *part = &new->part[new->count];
+
+		part->memory = o->memories[new->count];
+		part->first = pages;
+		pages += part->memory->length >> part->memory->page_shift;
+		part->end = pages;
+	}
+	fill_pin(new, true);
+	*fill = new;
+	return 0;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_fill_new(struct kvmfault_vm *vm,
+		      const struct kvmfault_fill_options *options,
+		      struct kvmfault_fill **fill)
+{
+	struct kvmfault_fill_options ours;
+	struct kvmfault_fill *new;
+	int err;
+
+	if (!fill)
+		return kvmfault__no_place(vm, "kvmfault_fill_new");
+	*fill = NULL;
+	err = kvmfault__options_in(vm, "kvmfault_fill_options", &ours,
+				   sizeof(ours), options);
+	if (!err)
+		err = vm ? fill_check(vm, &ours) : -EINVAL;
+	if (!err)
+		err = fill_make(vm, &ours, &new);
+	if (err)
+		return err;
+	err = fill_start_threads(new, ours.threads);
+	if (err) {
+		fill_delete(new);
+		return err;
+	}
+	*fill = new;
+	return 0;
+}
+
+static bool fill_is_of_seat(struct kvmfault__seat *seat, void *fill)
+{
+	return atomic_load(&seat->fill) == fill;
+}
+
+KVMFAULT__EXPORT
+int kvmfault_fill_free(struct kvmfault_fill *fill)
+{
+	if (!fill || kvmfault__is_child(fill->vm))
+		return 0;
+	if (kvmfault__within(fill_is_of_seat, fill))
+		return kvmfault__refuse(fill->vm, -EDEADLK,
+			"kvmfault_fill_free: the call comes from a callback of the fill itself: free it on another thread, or afterwards");
+	fill_delete(fill);
+	return 0;
+}
