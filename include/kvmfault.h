@@ -814,6 +814,33 @@ struct kvmfault_source {
 	 * something is missing is -ENODATA. Borrowed for the source's life. 0:
 	 * none. */
 	int file;
+
+	/* For a source that knows where it has nothing: what are the bytes at
+	 * offset? *length comes in as how many bytes are asked about, and goes
+	 * out as how many of these, from the first one on, are alike: at least
+	 * 1. Return a kvmfault_extent; or -errno, and the source has failed as
+	 * if a read had. Any number of threads may call it at once, on the path
+	 * of a fault: answer at once, from what is known. If the source does
+	 * not know, it says KVMFAULT_EXTENT_DATA: then it is read, and hides
+	 * what a source below it has there.
+	 *
+	 * An answer that cannot be (no byte, more than was asked, an
+	 * enumerator that is not known) is -EIO. Optional. NULL: all is data,
+	 * and is read. */
+	int (*extent)(void *data, uint64_t offset, uint64_t *length);
+
+	/* Free data: kvmfault_source_free() calls it, and no other function
+	 * does. Optional. */
+	void (*free)(void *data);
+};
+
+/* How the bytes at an offset of a source are. */
+enum kvmfault_extent {
+	KVMFAULT_EXTENT_DATA = 0,	/* bytes that have to be read */
+	KVMFAULT_EXTENT_ZERO = 1,	/* zeros */
+	/* Nothing: zeros, unless a source below this one has something there,
+	 * see kvmfault_source_over(). */
+	KVMFAULT_EXTENT_HOLE = 2,
 };
 
 /*
@@ -838,6 +865,12 @@ void kvmfault_fetch_done(struct kvmfault_fetch *fetch, int error);
  * Make a source of a file or block device, which is read by pread(2). fd is
  * borrowed for the source's life. If the file ends too early, the read is
  * -ENODATA.
+ *
+ * The source asks for the file's holes by
+ * lseek(2), which moves the descriptor's file position. Where the kernel cannot
+ * say, as for a block device, all is data. If the file is still being written,
+ * or its file system is not to be believed, set source->extent to NULL
+ * afterwards: then each byte is read.
  *
  * Returns 0, or
  *   -EINVAL    source is NULL, or its size is not set
@@ -880,6 +913,46 @@ int kvmfault_source_memory(const void *bytes, uint64_t length,
  * Thread class: any. Since 0.1.
  */
 int kvmfault_source_zero(struct kvmfault_source *source);
+
+/*
+ * Make a source of two: above lies on below, as a snapshot lies on an older
+ * one. Where above has a hole, or has ended, the bytes are below's. A border
+ * may lie in the middle of a page. Both structs are copied, and are the new
+ * source's from then on: kvmfault_source_free() frees them with it. On error
+ * they are the caller's. source may be one of the two structs.
+ *
+ * - The new source is as long as the longer one of the two; if one's length is
+ *   not known, neither is its own. Where above has a hole and below has ended,
+ *   it is -ENODATA: to have zeros there, lay below on kvmfault_source_zero()
+ *   first. So more than two are laid on one another from the lowest one up.
+ * - Each keeps its own `file`, and view where it has all of the bytes. A source
+ *   that was cut off is an error, never zeros.
+ * - above is believed: where it says data, below is hidden. A file's holes are
+ *   whole blocks of its file system, and some file systems have none: there a
+ *   file says data, and has zeros in place of what is below.
+ * - It answers at once: submit is not used.
+ *
+ * Returns 0, or
+ *   -EINVAL       a pointer is NULL, or a size is not set; above has no extent,
+ *                 so that below would never be seen
+ *   -EOPNOTSUPP   above or below has no read: it only answers later
+ *   -ENOMEM       there is no memory for it
+ *   -E2BIG        a struct has a member set that this library does not know
+ *
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_source_over(const struct kvmfault_source *above,
+			 const struct kvmfault_source *below,
+			 struct kvmfault_source *source);
+
+/*
+ * Free what a source has of its own: call its `free`, if it has one, and clear
+ * all members but size. Call this when no memory uses the source any more, and
+ * with one copy of the struct alone. NULL is fine.
+ *
+ * Thread class: setup. Since 0.1.
+ */
+void kvmfault_source_free(struct kvmfault_source *source);
 
 /*
  * Userfaultfds

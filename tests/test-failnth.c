@@ -161,6 +161,33 @@ static int new_source(void)
 	return kvmfault_source_file(file, &source);
 }
 
+static struct kvmfault_source zeros;
+
+static void have_two_sources(void)
+{
+	have_file();
+	ck_assert_int_eq(new_source(), 0);
+	zeros.size = sizeof(zeros);
+	ck_assert_int_eq(kvmfault_source_zero(&zeros), 0);
+}
+
+static int new_layers(void)
+{
+	return kvmfault_source_over(&source, &zeros, &source);
+}
+
+static void free_source(void)
+{
+	kvmfault_source_free(&source);
+}
+
+static int free_nothing(void)
+{
+	source.size = sizeof(source);
+	kvmfault_source_free(&source);
+	return 0;
+}
+
 static int new_uffd(void)
 {
 	return kvmfault_uffd_new(bed.vm, NULL, &uffd);
@@ -1237,6 +1264,9 @@ static const struct row {
 	{ "kvmfault_resolver_add", SILENT, have_vm, add_resolver, drop_vm },
 	{ "kvmfault_probe", COPES, have_kvm, probe, nothing },
 	{ "kvmfault_source_file", RETURNS, have_file, new_source, nothing },
+	{ "kvmfault_source_over", RETURNS, have_two_sources, new_layers,
+	  free_source },
+	{ "kvmfault_source_free", SILENT, nothing, free_nothing, nothing },
 	{ "kvmfault_source_file", RETURNS, have_block_device, new_source,
 	  nothing },
 	{ "kvmfault_uffd_new", RETURNS, nothing, new_uffd, drop_uffd },

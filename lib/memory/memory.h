@@ -132,6 +132,25 @@ int kvmfault__maps_check(const struct kvmfault_memory *memory, uint64_t host);
  * it has a file, reach so far? */
 bool kvmfault__source_reaches(const struct kvmfault_source *source,
 			      uint64_t end);
+/* Read all of the bytes. A mapped file shows zeros between its end and the end
+ * of that page, so the source's end is asked for before its bytes are used. */
+static inline int
+kvmfault__source_read(const struct kvmfault_source *source, uint64_t offset,
+		      void *buffer, uint64_t length)
+{
+	int err = -EOPNOTSUPP;	/* a source that only has submit() */
+
+	if (!kvmfault__source_reaches(source, offset + length))
+		err = -ENODATA;
+	else if (source->read)
+		err = source->read(source->data, offset, buffer, length);
+	/* A positive value, such as a count, breaks the contract. */
+	return err > 0 ? -EIO : err;
+}
+/* Returns what the bytes are, a kvmfault_extent, or -errno. *length comes in as
+ * how many are asked about, and goes out as how many of these are alike. */
+int kvmfault__source_extent(const struct kvmfault_source *source,
+			    uint64_t offset, uint64_t *length);
 
 /* mapping.c */
 /* Call each() for every memory, which the seat holds, until one returns an

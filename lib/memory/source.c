@@ -11,6 +11,7 @@
 #include <linux/fs.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "memory.h"
 
@@ -36,6 +37,36 @@ static int source_read_file(void *data, uint64_t offset, void *buffer,
 	return 0;
 }
 
+/*
+ * No data up to the file's end is a hole as far as the file goes: past its end,
+ * there is nothing that could be one. An error says that the kernel does not
+ * know; if there is more to it, the read will fail. Data is told no further
+ * than it goes, since in a layer it hides what is below.
+ */
+static int source_ask_file(void *data, uint64_t offset, uint64_t *length)
+{
+	int fd = (int)(intptr_t)data, err, kind = KVMFAULT_EXTENT_HOLE;
+	off_t from = (off_t)offset, to;
+	struct stat stat;
+
+	to = kvmfault__sys_lseek(fd, from, SEEK_DATA);
+	if (to == -ENXIO) {
+		err = kvmfault__sys_fstat(fd, &stat);
+		if (err)
+			return err;
+		if (stat.st_size <= from)
+			return -ENODATA;
+		to = stat.st_size;
+	} else if (to <= from) {
+		kind = KVMFAULT_EXTENT_DATA;
+		if (to == from)
+			to = kvmfault__sys_lseek(fd, from, SEEK_HOLE);
+	}
+	if (to > from && (uint64_t)(to - from) < *length)
+		*length = (uint64_t)(to - from);
+	return kind;
+}
+
 static const void *source_view_memory(void *data, uint64_t offset,
 				      size_t length)
 {
@@ -59,6 +90,14 @@ static int source_read_zero(void *data, uint64_t offset, void *buffer,
 	return 0;
 }
 
+static int source_ask_zero(void *data, uint64_t offset, uint64_t *length)
+{
+	(void)data;
+	(void)offset;
+	(void)length;
+	return KVMFAULT_EXTENT_ZERO;
+}
+
 bool kvmfault__source_reaches(const struct kvmfault_source *source,
 			      uint64_t end)
 {
@@ -73,6 +112,26 @@ bool kvmfault__source_reaches(const struct kvmfault_source *source,
 	       (S_ISBLK(stat.st_mode) || (uint64_t)stat.st_size >= end);
 }
 
+/* No read follows that would find that the source was cut off: look here,
+ * before zeros are believed. */
+int kvmfault__source_extent(const struct kvmfault_source *source,
+			    uint64_t offset, uint64_t *length)
+{
+	uint64_t asked = *length;
+	int kind = KVMFAULT_EXTENT_DATA;
+
+	if (source->extent)
+		kind = source->extent(source->data, offset, length);
+	if (kind < 0)
+		return kind;
+	if (kind > KVMFAULT_EXTENT_HOLE || !*length || *length > asked)
+		return -EIO;
+	if (kind != KVMFAULT_EXTENT_DATA &&
+	    !kvmfault__source_reaches(source, offset + *length))
+		return -ENODATA;
+	return kind;
+}
+
 KVMFAULT__EXPORT
 int kvmfault_source_file(int fd, struct kvmfault_source *source)
 {
@@ -80,6 +139,7 @@ int kvmfault_source_file(int fd, struct kvmfault_source *source)
 		.name = "file",
 		.read = source_read_file,
 		.data = (void *)(intptr_t)fd,
+		.extent = source_ask_file,
 	};
 	struct stat stat;
 	uint64_t end;
@@ -134,7 +194,22 @@ int kvmfault_source_zero(struct kvmfault_source *source)
 	struct kvmfault_source ours = {
 		.name = "zero",
 		.read = source_read_zero,
+		.extent = source_ask_zero,
 	};
 
 	return kvmfault__options_out(source, &ours, sizeof(ours));
+}
+
+/* The caller's struct may be of an older version, without the last members, or
+ * of a newer one. */
+KVMFAULT__EXPORT
+void kvmfault_source_free(struct kvmfault_source *source)
+{
+	size_t size = source ? source->size : 0;
+
+	if (size >= offsetof(struct kvmfault_source, free) +
+		    sizeof(source->free) && source->free)
+		source->free(source->data);
+	if (size > sizeof(size))
+		memset((char *)source + sizeof(size), 0, size - sizeof(size));
 }

@@ -109,7 +109,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_memory_maps, own, 16, 8),
 	MEMBER(kvmfault_memory_maps, fd, 24, 4),
 
-	SIZE(kvmfault_source, 88),
+	SIZE(kvmfault_source, 104),
 	MEMBER(kvmfault_source, size, 0, 8),
 	MEMBER(kvmfault_source, name, 8, 8),
 	MEMBER(kvmfault_source, read, 16, 8),
@@ -121,6 +121,8 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_source, deadline_ms, 64, 4),
 	MEMBER(kvmfault_source, view, 72, 8),
 	MEMBER(kvmfault_source, file, 80, 4),
+	MEMBER(kvmfault_source, extent, 88, 8),
+	MEMBER(kvmfault_source, free, 96, 8),
 
 	SIZE(kvmfault_uffd_options, 16),
 	MEMBER(kvmfault_uffd_options, size, 0, 8),

@@ -228,6 +228,32 @@ static long seek_data(struct object *m, uint64_t from)
 	return -ENXIO;
 }
 
+#define BLOCK 512U
+
+/* As its file system would: a block of zeros was never written. */
+static bool is_hole(const struct object *file, uint64_t block)
+{
+	static const char zeros[BLOCK];
+	uint64_t n = file->length - block * BLOCK;
+
+	return !memcmp(file->data + block * BLOCK, zeros,
+		       n < BLOCK ? n : BLOCK);
+}
+
+/* At the end of a file is a hole. */
+static long seek_file(const struct object *file, uint64_t from, bool hole)
+{
+	uint64_t block = from / BLOCK;
+
+	if (from >= file->length)
+		return -ENXIO;
+	while (block * BLOCK < file->length && is_hole(file, block) != hole)
+		block++;
+	if (block * BLOCK >= file->length)
+		return hole ? (long)file->length : -ENXIO;
+	return (long)(block * BLOCK > from ? block * BLOCK : from);
+}
+
 long fake__lseek(struct fake_call *c)
 {
 	struct object *object = fake__object_of(c->fd);
@@ -236,6 +262,9 @@ long fake__lseek(struct fake_call *c)
 		return -EBADF;
 	if (object->kind == FAKE_PIPE)
 		return -ESPIPE;
+	if (object->kind == FAKE_FILE && object->data &&
+	    (c->number == SEEK_DATA || c->number == SEEK_HOLE))
+		return seek_file(object, c->at, c->number == SEEK_HOLE);
 	if (c->number == SEEK_DATA)
 		return object->present ? seek_data(object, c->at) : -EINVAL;
 	return c->number == SEEK_END ? (long)object->length : -EINVAL;
