@@ -428,7 +428,8 @@ enum kvmfault_log_level {
 /* Why bytes of guest memory changed without KVM's dirty log seeing it. */
 enum kvmfault_cause {
 	KVMFAULT_CAUSE_NONE = 0,
-	KVMFAULT_CAUSE_FETCH = 1,	/* a page came from its source */
+	KVMFAULT_CAUSE_FETCH = 1,	/* a page came from its source, or is a
+					 * hole of it */
 	KVMFAULT_CAUSE_ZERO = 2,	/* a discarded page came back as zero */
 	KVMFAULT_CAUSE_MMIO = 3,	/* a guest's write, by the library */
 	KVMFAULT_CAUSE_DISCARD = 4,	/* kvmfault_discard() */
@@ -824,7 +825,9 @@ struct kvmfault_source {
 	 * not know, it says KVMFAULT_EXTENT_DATA: then it is read, and hides
 	 * what a source below it has there.
 	 *
-	 * An answer that cannot be (no byte, more than was asked, an
+	 * A page that is all zero is not read, and takes no memory if the
+	 * memory is anonymous: see KVMFAULT_PAGE_HOLE. Windows end where such a
+	 * page is. An answer that cannot be (no byte, more than was asked, an
 	 * enumerator that is not known) is -EIO. Optional. NULL: all is data,
 	 * and is read. */
 	int (*extent)(void *data, uint64_t offset, uint64_t *length);
@@ -866,7 +869,7 @@ void kvmfault_fetch_done(struct kvmfault_fetch *fetch, int error);
  * borrowed for the source's life. If the file ends too early, the read is
  * -ENODATA.
  *
- * The source asks for the file's holes by
+ * Where the file has a hole, nothing is read: the source asks for holes by
  * lseek(2), which moves the descriptor's file position. Where the kernel cannot
  * say, as for a block device, all is data. If the file is still being written,
  * or its file system is not to be believed, set source->extent to NULL
@@ -1418,7 +1421,7 @@ int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
  *   copy        absent pages: read the source, and UFFDIO_COPY
  *   async       absent pages of a source that answers later
  *   continue    in a memory with minor faults: UFFDIO_CONTINUE
- *   zero        discarded pages: UFFDIO_ZEROPAGE
+ *   zero        discarded pages, and holes of the source: UFFDIO_ZEROPAGE
  *   populate    present or untracked pages: MADV_POPULATE_READ/WRITE
  *   convert     private pages that are to be shared, and the other way
  *   unprotect   protected pages: it has nothing to save
@@ -1435,6 +1438,9 @@ enum kvmfault_page {
 	/* It is present, and about to be written or discarded: save it, see
 	 * "Protect". */
 	KVMFAULT_PAGE_PROTECTED = 7,
+	/* Never fetched, as ABSENT, and the source says that all of it is zero
+	 * (see kvmfault_source.extent): nothing is to be read; claimed */
+	KVMFAULT_PAGE_HOLE = 8,
 };
 
 enum kvmfault_verdict {
@@ -1515,7 +1521,7 @@ const char *kvmfault_resolver_name(const struct kvmfault_vm *vm,
 
 /*
  * For resolvers: read into buffer the bytes that the request's range has to
- * hold: the source's bytes, or zeros for a discarded page.
+ * hold: the source's bytes, or zeros for a page that is discarded or a hole.
  *
  * Returns 0, or
  *   -EINVAL       nothing is claimed, or a pointer is NULL
@@ -1543,9 +1549,10 @@ int kvmfault_request_data(struct kvmfault_request *request, const void **data);
 
 /*
  * For resolvers: claim the page's neighbours too, as the memory's window says.
- * Unless the page is absent, nothing more is claimed. The request's offset,
- * length and host are then those of the whole run. If reading the run fails,
- * the request is the page alone again, and is read so.
+ * Unless the page is absent or a hole, nothing more is claimed. Of a hole only
+ * neighbours that are holes too, of an absent page none that is one. The
+ * request's offset, length and host are then those of the whole run. If reading
+ * the run fails, the request is the page alone again, and is read so.
  *
  * Returns 0, or
  *   -EINVAL   nothing is claimed
@@ -1557,9 +1564,9 @@ int kvmfault_request_widen(struct kvmfault_request *request);
 /*
  * For resolvers: install data as the claimed pages, atomically for each page,
  * through the memslots' mapping (UFFDIO_COPY, or UFFDIO_CONTINUE with minor
- * faults). For a discarded page data may be NULL: zeros. If a page has come
- * meanwhile, it is left as it is, and that is success. A run is a success if
- * the page that faulted came.
+ * faults). If the page is discarded or a hole, data may be NULL: zeros. If a
+ * page has come meanwhile, it is left as it is, and that is success. A run is a
+ * success if the page that faulted came.
  *
  * Returns 0, or
  *   -EINVAL      nothing is claimed, or data is NULL for an absent page
@@ -2778,6 +2785,8 @@ struct kvmfault_stats {
 	uint64_t marked;	/* pages that were given a marker */
 	uint64_t filled;	/* pages that a fill brought, or that are on
 				 * their way by it */
+	uint64_t holes;		/* pages installed as zero, because the source
+				 * has nothing there: none of them is fetched */
 };
 
 /*

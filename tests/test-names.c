@@ -24,7 +24,7 @@
 	X(cause, enum kvmfault_cause, 0, KVMFAULT_CAUSE_DISCARD) \
 	X(delivery, enum kvmfault_delivery, 0, KVMFAULT_DELIVERY_KERNEL_EXIT) \
 	X(reason, enum kvmfault_reason, 0, KVMFAULT_REASON_LOST_MMIO) \
-	X(page, enum kvmfault_page, 1, KVMFAULT_PAGE_PROTECTED) \
+	X(page, enum kvmfault_page, 1, KVMFAULT_PAGE_HOLE) \
 	X(verdict, enum kvmfault_verdict, 0, KVMFAULT_VERDICT_LATER) \
 	X(action, enum kvmfault_action, 1, KVMFAULT_ACTION_PENDING_UNFINISHED) \
 	X(profile, enum kvmfault_profile, 0, KVMFAULT_PROFILE_CALLER) \

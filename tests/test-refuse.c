@@ -180,7 +180,7 @@ static const struct member {
 	{ "kvmfault_region.flags", region_flags,
 	  KVMFAULT_REGION_READONLY, 32, false },
 	{ "kvmfault_resolver.pages", resolver_pages,
-	  (1U << (KVMFAULT_PAGE_PROTECTED + 1)) - 2, 32, true },
+	  (1U << (KVMFAULT_PAGE_HOLE + 1)) - 2, 32, true },
 	{ "kvmfault_vcpu_options.sigbus", vcpu_sigbus,
 	  KVMFAULT_SIGBUS_HANDLER + 1, 0, false },
 	{ "kvmfault_vcpu_options.profile", vcpu_profile,

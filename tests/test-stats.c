@@ -68,6 +68,8 @@ TEST(stats, every_counter_has_its_place)
 	HAS_ITS_PLACE(action[7]);
 	HAS_ITS_PLACE(page[0]);
 	HAS_ITS_PLACE(page[15]);
+	HAS_ITS_PLACE(marked);
+	HAS_ITS_PLACE(holes);
 	ck_assert_uint_eq(stats.fetched, 1);
 	ck_assert_uint_eq(stats.kind[1], 0);
 }

@@ -156,6 +156,7 @@ const char *kvmfault_page_str(enum kvmfault_page page)
 		[KVMFAULT_PAGE_POISONED] = "poisoned",
 		[KVMFAULT_PAGE_UNCONVERTED] = "unconverted",
 		[KVMFAULT_PAGE_PROTECTED] = "protected",
+		[KVMFAULT_PAGE_HOLE] = "hole",
 	};
 
 	return NAME(names, page);

@@ -40,7 +40,7 @@ enum kvmfault__kernel_exit {
 	KVMFAULT__KERNEL_EXIT_ON_MISSING,
 };
 
-#define KVMFAULT__PAGE_KINDS (KVMFAULT_PAGE_PROTECTED + 1)
+#define KVMFAULT__PAGE_KINDS (KVMFAULT_PAGE_HOLE + 1)
 
 /* log.c: the texts of the last errors, see kvmfault_vm_error() */
 #define KVMFAULT__TEXT 512		/* bytes of each */

@@ -165,6 +165,8 @@ void kvmfault__account(struct kvmfault__request *rq,
 		return;
 	if (zero)
 		kvmfault__add(rq->seat, KVMFAULT__COUNTER(zeroed), came);
+	else if (rq->request.page == KVMFAULT_PAGE_HOLE)
+		kvmfault__add(rq->seat, KVMFAULT__COUNTER(holes), came);
 	else
 		kvmfault__add(rq->seat, KVMFAULT__COUNTER(fetched), came);
 	kvmfault__changed(memory, rq->request.offset,

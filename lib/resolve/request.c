@@ -4,12 +4,15 @@
 /*
  * Stage resolve: the calls that a resolver may make. In: a request with a
  * claimed page. Out: more pages claimed, the bytes of the range, or the range
- * installed. The library's resolvers for absent and discarded pages read and
- * install by the same calls as a VMM's.
+ * installed. The library's resolvers for absent and discarded pages and holes
+ * read and install by the same calls as a VMM's.
  */
 
 #include <string.h>
 #include "resolve.h"
+
+#define CLAIMED (1U << KVMFAULT_PAGE_ABSENT | 1U << KVMFAULT_PAGE_DISCARDED | \
+		 1U << KVMFAULT_PAGE_HOLE)
 
 int kvmfault__unclaimed(const struct kvmfault_request *request,
 			const char *function)
@@ -19,11 +22,10 @@ int kvmfault__unclaimed(const struct kvmfault_request *request,
 
 	if (!request)
 		return -EINVAL;
-	if (request->page == KVMFAULT_PAGE_ABSENT ||
-	    request->page == KVMFAULT_PAGE_DISCARDED)
+	if (CLAIMED >> request->page & 1)
 		return 0;
 	return kvmfault__refuse(ours->seat->vm, -EINVAL,
-		"%s: the page is %s and is not claimed: make this call only for absent and discarded pages",
+		"%s: the page is %s and is not claimed: make this call only for absent and discarded pages and holes",
 		function, kvmfault_page_str(request->page));
 }
 
@@ -44,39 +46,22 @@ int kvmfault_request_widen(struct kvmfault_request *request)
 
 	if (err)
 		return err;
-	if (request->page == KVMFAULT_PAGE_ABSENT && !ours->installed.there &&
+	if (request->page != KVMFAULT_PAGE_DISCARDED &&
 	    (ours->seat->ahead ||
-	     request->memory->window != KVMFAULT_WINDOW_NONE))
+	     request->memory->window != KVMFAULT_WINDOW_NONE) &&
+	    !ours->installed.there)
 		kvmfault__widen(ours);
 	return 0;
 }
 
-/* A mapped file shows zeros between its end and the end of that page. So the
- * source's end is asked for before its bytes are used. */
-static bool request_is_past_source(const struct kvmfault__request *rq)
-{
-	const struct kvmfault_memory *memory = rq->request.memory;
-	uint64_t end = memory->source_offset + rq->request.offset +
-		       rq->request.length;
-
-	return !kvmfault__source_reaches(&memory->source, end);
-}
-
 static int request_read_source(struct kvmfault__request *rq, void *buffer)
 {
-	const struct kvmfault_source *source = &rq->request.memory->source;
-	int err = -EOPNOTSUPP;	/* a source that only has submit() */
+	const struct kvmfault_memory *memory = rq->request.memory;
+	int err = kvmfault__source_read(&memory->source,
+					memory->source_offset +
+					rq->request.offset, buffer,
+					rq->request.length);
 
-	if (request_is_past_source(rq))
-		err = -ENODATA;
-	else if (source->read)
-		err = source->read(source->data,
-				   rq->request.memory->source_offset +
-				   rq->request.offset, buffer,
-				   rq->request.length);
-	/* A positive value, such as a count, breaks the contract. */
-	if (err > 0)
-		err = -EIO;
 	rq->source_failed = err;
 	return err;
 }
@@ -98,8 +83,9 @@ static int request_read_run(struct kvmfault__request *rq, void *buffer,
 		return err;
 	if (rq->request.page == KVMFAULT_PAGE_ABSENT)
 		return request_read_source(rq, buffer);
-	/* The file holds zeros there already, or what was written since. */
-	if (!own || !memory->fill)
+	/* Of a discarded page the file holds zeros already, or what was written
+	 * since; of a hole maybe an old page. */
+	if (!own || !memory->fill || rq->request.page == KVMFAULT_PAGE_HOLE)
 		memset(buffer, 0, rq->request.length);
 	return 0;
 }
@@ -136,14 +122,15 @@ static const void *request_view_source(struct kvmfault__request *rq)
 {
 	const struct kvmfault_memory *memory = rq->request.memory;
 	const struct kvmfault_source *source = &memory->source;
+	uint64_t offset;
 
 	if (!source->view || memory->fill || kvmfault__events_take(memory) ||
-	    rq->request.page != KVMFAULT_PAGE_ABSENT ||
-	    request_is_past_source(rq))
+	    rq->request.page != KVMFAULT_PAGE_ABSENT)
 		return NULL;
-	return source->view(source->data,
-			    memory->source_offset + rq->request.offset,
-			    rq->request.length);
+	offset = memory->source_offset + rq->request.offset;
+	if (!kvmfault__source_reaches(source, offset + rq->request.length))
+		return NULL;
+	return source->view(source->data, offset, rq->request.length);
 }
 
 KVMFAULT__EXPORT
@@ -197,6 +184,29 @@ static int request_install_alone(struct kvmfault__request *rq)
 				    (before << rq->request.memory->page_shift));
 }
 
+/* NULL stands for zeros, which only these pages hold. With minor faults the
+ * file may have an old page where the source has a hole: write zeros into the
+ * part that has not come yet. */
+static int request_put_zeros(struct kvmfault__request *rq, const void **data)
+{
+	const struct kvmfault_memory *memory = rq->request.memory;
+	uint64_t done = rq->installed.there << memory->page_shift;
+	uint64_t length = rq->request.length - done;
+	int err;
+
+	if (rq->request.page == KVMFAULT_PAGE_ABSENT)
+		return request_refuse_null(&rq->request,
+					   "kvmfault_request_install",
+					   "for an absent page data");
+	if (rq->request.page == KVMFAULT_PAGE_DISCARDED || !memory->fill)
+		return 0;
+	*data = rq->request.buffer;
+	err = kvmfault__prepare(memory, rq->request.offset + done, length);
+	if (!err)
+		memset((char *)rq->request.buffer + done, 0, length);
+	return err;
+}
+
 KVMFAULT__EXPORT
 int kvmfault_request_install(struct kvmfault_request *request,
 			     const void *data)
@@ -209,10 +219,10 @@ int kvmfault_request_install(struct kvmfault_request *request,
 	if (ours->poisoned)
 		return kvmfault__refuse(ours->seat->vm, -EINVAL,
 			"kvmfault_request_install: kvmfault_request_poison() has poisoned the page: install a page or poison it, not both");
-	/* NULL stands for zeros, which only a discarded page holds. */
-	if (!data && request->page != KVMFAULT_PAGE_DISCARDED)
-		return request_refuse_null(request, "kvmfault_request_install",
-					   "for an absent page data");
+	if (!data)
+		err = request_put_zeros(ours, &data);
+	if (err)
+		return err;
 	err = request_install_rest(ours, data);
 	if (err == -EFAULT && data && data == ours->view) {
 		if (ours->count > 1 && !kvmfault__has_come(ours))

@@ -71,15 +71,33 @@ static void resolve_poisoned(struct kvmfault__request *rq,
 	answer->error = rq->origin ? err : -EHWPOISON;
 }
 
+/* The source can't say what it has there, as if a read had failed. */
+static void resolve_unknown(struct kvmfault__request *rq, int err,
+			    struct kvmfault__answer *answer)
+{
+	rq->request.page = KVMFAULT_PAGE_ABSENT;
+	rq->source_failed = true;
+	if (err == -EHWPOISON)
+		err = kvmfault__lost(&rq->request);
+	kvmfault__judge(rq, err, answer);
+}
+
 /* was: the page's state before this thread claimed it, absent or discarded. */
 static void resolve_claimed(struct kvmfault__request *rq,
 			    enum kvmfault__state was,
 			    struct kvmfault__answer *answer)
 {
+	int page = KVMFAULT_PAGE_ABSENT;
+
 	*answer = (struct kvmfault__answer){ 0 };
-	kvmfault__ask(rq, was == KVMFAULT__DISCARDED ? KVMFAULT_PAGE_DISCARDED :
-						     KVMFAULT_PAGE_ABSENT,
-		      answer);
+	if (was == KVMFAULT__DISCARDED)
+		page = KVMFAULT_PAGE_DISCARDED;
+	else if (rq->request.memory->source.extent)
+		page = kvmfault__extent_page(rq);
+	if (page < 0)
+		resolve_unknown(rq, page, answer);
+	else
+		kvmfault__ask(rq, page, answer);
 	if (rq->detached)
 		return;
 	answer->came = answer->action == KVMFAULT_ACTION_RETRY &&

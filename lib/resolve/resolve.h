@@ -50,6 +50,15 @@ static inline bool kvmfault__has_come(const struct kvmfault__request *rq)
 	return rq->page < rq->first + rq->installed.there;
 }
 
+/* extent.c: only if the source has extent */
+/* Returns the kind of the page that was absent, HOLE or ABSENT, or -errno: the
+ * source has failed. */
+int kvmfault__extent_page(const struct kvmfault__request *rq);
+/* Cut the window down to pages around the page that are holes, or that are
+ * not. */
+void kvmfault__extent_window(const struct kvmfault__request *rq,
+			     uint64_t *first, uint64_t *end);
+
 /* window.c */
 /* Claim absent neighbours of the page too, as the memory's window says. */
 void kvmfault__widen(struct kvmfault__request *rq);

@@ -6,7 +6,8 @@
  * pages. In: a claimed page of a memory with a window. Out: the run of absent
  * pages around it, all claimed. The run never goes past the page's region, or
  * if the fault has none, as a message, past the memory; nor over a page that is
- * present, discarded, poisoned or in flight.
+ * present, discarded, poisoned or in flight; and either all of its pages are
+ * holes of the source, or none is.
  */
 
 #include "resolve.h"
@@ -138,6 +139,8 @@ void kvmfault__widen(struct kvmfault__request *rq)
 		window.first = within.first;
 	if (window.end > within.end)
 		window.end = within.end;
+	if (memory->source.extent && window.end - window.first > rq->count)
+		kvmfault__extent_window(rq, &window.first, &window.end);
 	if (end < window.end)
 		end += kvmfault__pages_change(memory, end, window.end - end,
 					      KVMFAULT__ABSENT,

@@ -257,7 +257,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_recording_options, milliseconds, 28, 4),
 	MEMBER(kvmfault_recording_options, bytes, 32, 8),
 
-	SIZE(kvmfault_stats, 752),
+	SIZE(kvmfault_stats, 760),
 	MEMBER(kvmfault_stats, size, 0, 8),
 	MEMBER(kvmfault_stats, fetched, 8, 8),
 	MEMBER(kvmfault_stats, zeroed, 16, 8),
@@ -277,6 +277,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_stats, page, 608, 128),
 	MEMBER(kvmfault_stats, marked, 736, 8),
 	MEMBER(kvmfault_stats, filled, 744, 8),
+	MEMBER(kvmfault_stats, holes, 752, 8),
 
 	SIZE(kvmfault_fill_progress, 48),
 	MEMBER(kvmfault_fill_progress, size, 0, 8),
