@@ -23,7 +23,7 @@
 #include "lib/os/abi.h"
 #include "lib/setup/setup.h"
 #include "sim.h"
-#include "world.h"
+#include "sources.h"
 
 #define MADE 4096
 #define ERRNOS 3
@@ -701,6 +701,8 @@ off_t kvmfault__sys_lseek(int fd, off_t offset, int whence)
 
 	BEGIN("lseek", .syscall = "lseek", .value = (uint64_t)whence);
 	open = use(fd);
+	if (open && open->kind == KIND_IMAGE)
+		return source_seek(open, (uint64_t)offset, whence == SEEK_DATA);
 	if (!open || open->kind != KIND_FILE || whence != SEEK_DATA)
 		return open ? -EINVAL : -EBADF;
 	return file_seek_data(open->file, (uint64_t)offset);

@@ -72,7 +72,9 @@
 	option(late_memory, 2, 1)	/* the vCPUs' handles are made first */ \
 	option(source_short, 2, 5)	/* it ends in the middle of a page */ \
 	option(tables, 6, 2)		/* of the guest: none, 32 bits, the same
-					 * with PSE, PAE, 4 and 5 levels */
+					 * with PSE, PAE, 4 and 5 levels */ \
+	option(holes, 4, 3)		/* of the source: none, pages, halves of
+					 * pages, in two layers */
 
 enum option {
 #define OPTION(name, values, often) OPT_##name,

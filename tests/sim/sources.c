@@ -16,6 +16,7 @@
 #define DEADLINE (1000 * MS)		/* and more than any of a source's */
 
 static char *image[MEMORIES];
+static bool has_holes;			/* the images do */
 static struct task *answerer;
 static bool is_cut_off;
 
@@ -40,6 +41,27 @@ void callback_end(void)
 }
 
 /* ---- the bytes ---- */
+
+/*
+ * Every other page or two, of the size that the memory's pages have, is a hole,
+ * or its second half is. A guest's tables have none.
+ */
+static bool is_hole(unsigned int memory, uint64_t offset)
+{
+	uint64_t pages = option(OPT_backing) == 1 ? 2 * HUGE_PAGES : 2;
+	uint64_t how = oracle_source(memory, offset / PAGE / pages) >> 20 & 3;
+
+	if (!option(OPT_holes) || option(OPT_tables))
+		return false;
+	return how == 3 || (how == 2 && (option(OPT_holes) == 1 ||
+					 offset % PAGE >= PAGE / 2));
+}
+
+/* With two layers: which one has it, half a page each. */
+static bool is_above(unsigned int memory, uint64_t offset)
+{
+	return oracle_source(memory, offset / (PAGE / 2)) >> 24 & 1;
+}
 
 static bool ends_early(void)
 {
@@ -83,9 +105,33 @@ static void open_image(struct sim_memory *memory)
 uint64_t source_word(const struct sim_memory *memory, unsigned int page,
 		     unsigned int word)
 {
-	if (option(OPT_source) == 4)
+	uint64_t offset = page * PAGE + oracle_word[word];
+
+	if (option(OPT_source) == 4 || is_hole(memory->id, offset))
 		return 0;
-	return oracle_source(memory->id, page * PAGE + oracle_word[word]);
+	return oracle_source(memory->id, offset);
+}
+
+bool source_has_code(const struct sim_memory *memory, unsigned int page)
+{
+	return option(OPT_source) != 4 &&
+	       !is_hole(memory->id, page * PAGE + SOURCE_CODE);
+}
+
+off_t source_seek(const struct open *open, uint64_t from, bool data)
+{
+	unsigned int memory = open->image == image[0] ? 0 : 1;
+	uint64_t at = from;
+
+	if (option(OPT_holes) > 1 && sim_one_in(8))
+		return -EINVAL;		/* a file system that can't say */
+	if (from >= open->length)
+		return -ENXIO;
+	while (at < open->length && is_hole(memory, at) == data)
+		at = (at | (PAGE / 2 - 1)) + 1;
+	if (at < open->length)
+		return (off_t)at;
+	return data ? -ENXIO : (off_t)open->length;
 }
 
 char *source_image(unsigned int memory)
@@ -107,6 +153,9 @@ static void fill_page(unsigned int memory, uint64_t offset, int byte)
 
 		memcpy(at + oracle_word[word], &value, 8);
 	}
+	for (; at < image[memory] + offset + PAGE; at += PAGE / 2)
+		if (is_hole(memory, (uint64_t)(at - image[memory])))
+			memset(at, 0, PAGE / 2);
 }
 
 void source_fill_page(uint64_t gpa, int byte)
@@ -120,7 +169,8 @@ static void make_images(void)
 	unsigned int i, page;
 
 	for (i = 0; i < MEMORIES; i++) {
-		image[i] = malloc(MEMORY_PAGES * PAGE);
+		if (!image[i])
+			image[i] = malloc(MEMORY_PAGES * PAGE);
 		for (page = 0; page < MEMORY_PAGES; page++)
 			fill_page(i, page * PAGE, 0x80 + (int)page);
 	}
@@ -214,6 +264,21 @@ static void check_asked(const struct sim_memory *memory, uint64_t offset,
 				 page);
 }
 
+/* What the source has said to be zero is not to be read. */
+static void check_no_hole(const struct sim_memory *memory, uint64_t offset,
+			  uint64_t length)
+{
+	uint64_t at;
+
+	if (option(OPT_holes) != 1 || memory->unit > 1 || option(OPT_resolver) ||
+	    option(OPT_source_fails) || option(OPT_source_poisons))
+		return;
+	for (at = offset; at < offset + length; at += PAGE)
+		if (is_hole(memory->id, at))
+			sim_fail("a hole is read", "%#llx",
+				 (unsigned long long)at);
+}
+
 static int read_now(void *data, uint64_t offset, void *buffer, size_t length)
 {
 	struct sim_memory *memory = data;
@@ -221,6 +286,7 @@ static int read_now(void *data, uint64_t offset, void *buffer, size_t length)
 
 	callback_begin("read");
 	current->asked++;
+	check_no_hole(memory, offset, length);
 	check_asked(memory, offset, length);
 	tables_note_fetch(memory, offset, length);
 	tell("the source is asked for %#llx+%#zx", (unsigned long long)offset,
@@ -260,6 +326,117 @@ static const void *view(void *data, uint64_t offset, size_t length)
 	}
 	callback_end();
 	return shown;
+}
+
+/* ---- what it knows of its holes ---- */
+
+static struct sim_memory *memory_of_data(void *data)
+{
+	unsigned int i;
+
+	for (i = 0; i < MEMORIES; i++)
+		if (data == image[i])	/* it is kvmfault_source_memory()'s */
+			return &world.memory[i];
+	return data;
+}
+
+/* kind() is of the byte at an offset, and the same for half a page. */
+static int tell_extent(void *data, uint64_t offset, uint64_t *length,
+		       int (*kind)(const struct sim_memory *memory,
+				   uint64_t offset))
+{
+	struct sim_memory *memory = memory_of_data(data);
+	uint64_t end = offset + *length, at = offset;
+	uint64_t unit = memory->unit * PAGE;
+	int err, is = kind(memory, offset);
+
+	callback_begin("extent");
+	err = fails(memory, offset & -unit, unit);
+	do
+		at = (at | (PAGE / 2 - 1)) + 1;
+	while (at < end && kind(memory, at) == is &&
+	       (option(OPT_holes) != 2 || !sim_one_in(8)));
+	if (at < end)
+		*length = at - offset;
+	if (!err && option(OPT_source_fails) && !world.healed &&
+	    sim_one_in(16)) {
+		world.source_errors++;
+		*length = sim_one_in(2) ? 0 : end - offset + 1;
+	}
+	tell("the source says that %#llx+%#llx is %d", (unsigned long long)offset,
+	     (unsigned long long)*length, err ? err : is);
+	callback_end();
+	return err ? err : is;
+}
+
+static int kind_of(const struct sim_memory *memory, uint64_t offset)
+{
+	if (!is_hole(memory->id, offset))
+		return KVMFAULT_EXTENT_DATA;
+	return offset / PAGE % 2 ? KVMFAULT_EXTENT_ZERO : KVMFAULT_EXTENT_HOLE;
+}
+
+static int extent(void *data, uint64_t offset, uint64_t *length)
+{
+	return tell_extent(data, offset, length, kind_of);
+}
+
+/* What is above hides what is below, also where it is zero. */
+static int kind_above(const struct sim_memory *memory, uint64_t offset)
+{
+	if (!is_above(memory->id, offset))
+		return KVMFAULT_EXTENT_HOLE;
+	return is_hole(memory->id, offset) ? KVMFAULT_EXTENT_ZERO :
+					     KVMFAULT_EXTENT_DATA;
+}
+
+static int extent_above(void *data, uint64_t offset, uint64_t *length)
+{
+	return tell_extent(data, offset, length, kind_above);
+}
+
+/* Each layer is asked for what it has, and the other one has not. */
+static void check_layer(const struct sim_memory *memory, uint64_t offset,
+			uint64_t length, bool above)
+{
+	uint64_t at;
+
+	for (at = offset; at < offset + length; at += PAGE / 2)
+		if (is_above(memory->id, at) != above)
+			sim_fail("a layer is asked for what is the other's",
+				 "%#llx", (unsigned long long)at);
+}
+
+static int read_above(void *data, uint64_t offset, void *buffer, size_t length)
+{
+	check_layer(data, offset, length, true);
+	return read_now(data, offset, buffer, length);
+}
+
+static int read_below(void *data, uint64_t offset, void *buffer, size_t length)
+{
+	check_layer(data, offset, length, false);
+	return read_now(data, offset, buffer, length);
+}
+
+/* It stays what it is if there is no memory for two layers. */
+static void lay_over(struct sim_memory *memory, struct kvmfault_source *source)
+{
+	const struct kvmfault_source above = {
+		.size = sizeof(above), .name = "above", .data = memory,
+		.length = source->length, .read = read_above,
+		.extent = extent_above,
+	};
+	struct kvmfault_source both = { .size = sizeof(both) };
+
+	if (source->read == read_now)
+		source->read = read_below;
+	if (CALL(kvmfault_source_over, false,
+		 kvmfault_source_over(&above, source, &both)))
+		source->read = source->read == read_below ? read_now :
+							    source->read;
+	else
+		*source = both;
 }
 
 /* ---- a source that answers later ---- */
@@ -458,8 +635,9 @@ void sources_end(void)
 
 void sources_reset(void)
 {
-	if (!image[0])
+	if (has_holes || option(OPT_holes) || !image[0])
 		make_images();
+	has_holes = option(OPT_holes);
 	memset(pending, 0, sizeof(pending));
 	uffd_cut(NULL, 0);
 	is_cut_off = false;
@@ -467,7 +645,8 @@ void sources_reset(void)
 	since = 0;
 }
 
-void source_make(struct sim_memory *memory, struct kvmfault_source *source)
+static void make_source(struct sim_memory *memory,
+			struct kvmfault_source *source)
 {
 	memset(source, 0, sizeof(*source));
 	source->size = sizeof(*source);
@@ -511,6 +690,16 @@ void source_make(struct sim_memory *memory, struct kvmfault_source *source)
 		CALL(kvmfault_source_zero, false, kvmfault_source_zero(source));
 		return;
 	}
+}
+
+void source_make(struct sim_memory *memory, struct kvmfault_source *source)
+{
+	make_source(memory, source);
+	if (!option(OPT_holes) || option(OPT_source) > 2)
+		return;
+	source->extent = extent;
+	if (option(OPT_holes) == 3 && option(OPT_source) < 2)
+		lay_over(memory, source);
 }
 
 /* ---- the VMM's resolver ---- */
@@ -577,6 +766,9 @@ static int install_all(struct kvmfault_request *request)
 
 	CALL(kvmfault_request_widen, true, kvmfault_request_widen(request));
 	data = request->buffer;
+	if (request->page == KVMFAULT_PAGE_HOLE && sim_one_in(2))
+		return CALL(kvmfault_request_install, true,
+			    kvmfault_request_install(request, NULL));
 	if (sim_one_in(2))
 		err = CALL(kvmfault_request_read, true,
 			   kvmfault_request_read(request, request->buffer));
@@ -676,7 +868,8 @@ static int resolve(void *data, struct kvmfault_request *request)
 	check_request(request);
 	if (request->page == KVMFAULT_PAGE_PROTECTED)
 		verdict = save(request);
-	else if (request->page == KVMFAULT_PAGE_ABSENT && !world.healed)
+	else if ((request->page == KVMFAULT_PAGE_ABSENT ||
+		  request->page == KVMFAULT_PAGE_HOLE) && !world.healed)
 		verdict = resolve_absent(request);
 	else if (request->page == KVMFAULT_PAGE_DISCARDED &&
 		 option(OPT_resolver) == 1 && !install_all(request))

@@ -25,6 +25,10 @@ void source_lose(struct sim_memory *memory, unsigned int page,
 bool source_lacks(const struct sim_memory *memory, unsigned int page);
 uint64_t source_word(const struct sim_memory *memory, unsigned int page,
 		     unsigned int word);
+/* Of an image's file, by lseek(): where it has data from there on, or a hole. */
+off_t source_seek(const struct open *open, uint64_t from, bool data);
+/* Is there an instruction? */
+bool source_has_code(const struct sim_memory *memory, unsigned int page);
 /* The bytes that a source has of a memory, for who lays something out there; and
  * a page that has that byte everywhere but in its words, and CODE. */
 #define SOURCE_CODE 64			/* where FXSAVE stands in each page */

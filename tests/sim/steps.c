@@ -586,7 +586,8 @@ static void touch_unknown(struct acting *a, const struct step *step)
 	uint64_t page = memory->gpa + page_of(memory, (uint16_t)(step->a + 1)) *
 			PAGE;
 
-	if (!a->vcpu || option(OPT_source) == 4)
+	if (!a->vcpu || !source_has_code(memory, (unsigned int)
+					 ((page - memory->gpa) / PAGE)))
 		return;
 	read.b = 0;
 	read.c = 0;
@@ -1478,7 +1479,8 @@ static void another_memory(struct acting *a, const struct step *step)
 	if (mm_read(our_mm, (uintptr_t)maps.own + page * PAGE +
 		    oracle_word[word], &value) != ACCESS_OK)
 		sim_fail("memory that can't be read", "one more, page %u", page);
-	if (value != oracle_source(0, page * PAGE + oracle_word[word]))
+	if (memcmp(&value, source_image(0) + page * PAGE + oracle_word[word],
+		   sizeof(value)))
 		sim_fail(value ? "wrong bytes" : "zeros in place of data",
 			 "one more memory, page %u", page);
 	err = CALL(kvmfault_memory_free, false, kvmfault_memory_free(memory));

@@ -568,16 +568,21 @@ static int make_uffd(struct kvmfault_uffd **uffd, bool adopt)
 	return err;
 }
 
+static void free_source(struct sim_memory *memory)
+{
+	CALL(kvmfault_source_free, false,
+	     (kvmfault_source_free(&memory->source), 0));
+}
+
 int world_make_memory(struct sim_memory *memory)
 {
-	struct kvmfault_source source;
 	struct kvmfault_memory_options options = {
 		.size = sizeof(options),
 		.host = (void *)(uintptr_t)memory->memslots,
 		.length = memory->pages * PAGE,
 		.page_size = memory->unit * PAGE,
 		.fd = memory->fd,
-		.source = &source,
+		.source = &memory->source,
 		.window = option(OPT_window),
 		.window_length = memory->unit * PAGE,
 		.minor = option(OPT_minor) && memory->file,
@@ -590,10 +595,12 @@ int world_make_memory(struct sim_memory *memory)
 		options.window_length *= 2;
 	if (options.window_length > HUGE_PAGES * PAGE)
 		options.window_length = HUGE_PAGES * PAGE;
-	source_make(memory, &source);
+	source_make(memory, &memory->source);
 	err = CALL(kvmfault_memory_adopt, false,
 		   kvmfault_memory_adopt(world.vm, &options, &memory->handle));
 	memory->exists = !err;
+	if (err)
+		free_source(memory);
 	return err;
 }
 
@@ -972,6 +979,7 @@ void world_free_memory(struct sim_memory *memory)
 
 	if (err)
 		sim_fail("a memory can't be freed", "%d", err);
+	free_source(memory);
 	memory->exists = false;
 	memory->handle = NULL;
 	memory->own_mapping = memory->remote_mapping = NULL;

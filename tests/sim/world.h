@@ -36,6 +36,7 @@ struct sim_memory {
 	int guest_memfd_fd;
 	struct truth hidden;		/* what is in the guest_memfd */
 	int image_fd;
+	struct kvmfault_source source;
 	/* a snapshot */
 	bool snapshot, watched;
 	unsigned int first, count;	/* its pages */
