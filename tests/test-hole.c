@@ -665,21 +665,30 @@ static bool map_one_by_one(struct fake_call *call)
 	return true;
 }
 
+static bool reads_first;
+
+static int install_once(struct kvmfault_request *request)
+{
+	if (!reads_first)
+		return kvmfault_request_install(request, NULL);
+	ck_assert_int_eq(kvmfault_request_read(request, request->buffer), 0);
+	return kvmfault_request_install(request, request->buffer);
+}
+
 static int install_twice(void *data, struct kvmfault_request *request)
 {
 	(void)data;
-	if (request->page != KVMFAULT_PAGE_HOLE)
-		return KVMFAULT_VERDICT_DECLINED;
 	kvmfault_request_widen(request);
-	ck_assert_int_eq(kvmfault_request_install(request, NULL), -EAGAIN);
+	ck_assert_int_eq(install_once(request), -EAGAIN);
 	fake_on(FAKE_IOCTL, NULL);
-	ck_assert_int_eq(kvmfault_request_install(request, NULL), 0);
+	ck_assert_int_eq(install_once(request), 0);
 	return KVMFAULT_VERDICT_RESOLVED;
 }
 
 TEST_GROUP(own, NULL, bed_down);
 
-TEST(own, minor_in_parts)
+/* Zeros, zeros that are read, and data. */
+TEST_EACH(own, minor_in_parts, 3)
 {
 	begin();
 	bed.minor = true;
@@ -687,7 +696,8 @@ TEST(own, minor_in_parts)
 	bed.window_length = 4 * PAGE;
 	bed_own_resolver(install_twice);
 	bed_add();
-	set(4, 4, HOLE);
+	set(4, 4, _i < 2 ? HOLE : DATA);
+	reads_first = _i;
 	fake_on(FAKE_IOCTL, map_one_by_one);
 	ck_assert_str_eq(fetch(6).resolver, "own");
 	ck_assert(bed_has(4, 0x33));

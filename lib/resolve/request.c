@@ -76,6 +76,10 @@ static int request_read_run(struct kvmfault__request *rq, void *buffer,
 
 	if (own)
 		buffer = rq->request.buffer;
+	/* A part of the range was installed, so all of its bytes are in the
+	 * file, and those of that part may have been written to since. */
+	if (own && memory->fill && rq->installed.there)
+		return 0;
 	if (own && memory->fill)
 		err = kvmfault__prepare(memory, rq->request.offset,
 					rq->request.length);
