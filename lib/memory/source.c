@@ -39,9 +39,8 @@ static int source_read_file(void *data, uint64_t offset, void *buffer,
 
 /*
  * No data up to the file's end is a hole as far as the file goes: past its end,
- * there is nothing that could be one. An error says that the kernel does not
- * know; if there is more to it, the read will fail. Data is told no further
- * than it goes, since in a layer it hides what is below.
+ * there is nothing that could be one. Data is told no further than it goes, and
+ * not because of an error that may pass: in a layer it hides what is below.
  */
 static int source_ask_file(void *data, uint64_t offset, uint64_t *length)
 {
@@ -57,12 +56,16 @@ static int source_ask_file(void *data, uint64_t offset, uint64_t *length)
 		if (stat.st_size <= from)
 			return -ENODATA;
 		to = stat.st_size;
-	} else if (to <= from) {
+	} else if (to == from) {
 		kind = KVMFAULT_EXTENT_DATA;
-		if (to == from)
-			to = kvmfault__sys_lseek(fd, from, SEEK_HOLE);
+		to = kvmfault__sys_lseek(fd, from, SEEK_HOLE);
 	}
-	if (to > from && (uint64_t)(to - from) < *length)
+	/* A block device, or a file system that keeps no holes. */
+	if (to == -EINVAL || to == -ENOTTY || to == -ENOSYS)
+		return KVMFAULT_EXTENT_DATA;
+	if (to <= from)
+		return to < 0 ? (int)to : -EIO;
+	if ((uint64_t)(to - from) < *length)
 		*length = (uint64_t)(to - from);
 	return kind;
 }
