@@ -122,6 +122,7 @@ extern "C" {
  *   vCPU, Handle              the call after KVM_RUN, and its answers
  *   Userfaultfd service       the threads that answer messages
  *   Ensure and discard        guest memory that the VMM itself uses
+ *   States of pages           what is there
  *   Protect                   live snapshots
  *   Convert                   private and shared memory
  *   Working sets              what a guest touches first, recorded and saved
@@ -2325,6 +2326,87 @@ int kvmfault_discard(struct kvmfault_vm *vm, uint32_t address_space,
  */
 int kvmfault_cancel_fetches(struct kvmfault_vm *vm, uint32_t address_space,
 			    uint64_t gpa, uint64_t length);
+
+/*
+ * States of pages
+ * ---------------
+ * Each page of a memory with a source is in one of these states, and may be
+ * protected besides. For a VMM that writes the memory into a file:
+ *
+ *   ABSENT      was not fetched: its bytes are the source's, and need not be
+ *               written. A reference to the source says all
+ *   CLAIMED     a thread has it just now: it is being fetched, saved, or
+ *               discarded. Which of the other states it comes to, and which it
+ *               was in, is not known
+ *   PRESENT     its bytes are in the memory: read them
+ *   DISCARDED   zeros: nothing to read. To read it gives it host memory again
+ *   POISONED    its bytes are lost: to read it ends in SIGBUS
+ *   PROTECTED   beside one of these: a resolver is to have it before it is
+ *               written, see "Protect"
+ *
+ * Of a memory without a source all pages are PRESENT.
+ *
+ * The counts and bitmaps are a view of a moment. Each page is in one of the
+ * five states in it, but the pages are looked at one after the other, sixteen
+ * at a time. While vCPUs run, a page is ABSENT up to its fetch and never
+ * afterwards; of the others none keeps its state. It is one view of all pages
+ * once everything has stopped that writes to the memory or discards: vCPUs,
+ * devices, threads of the VMM's. Threads that only read may go on: a page that
+ * they fetch has the source's bytes still. And when the pages that were PRESENT
+ * or CLAIMED are protected before anything goes on, their bytes stay what they
+ * were, until a resolver has them: see "Snapshot a VM that is not yet whole" in
+ * doc/integration.md.
+ */
+#define KVMFAULT_STATE_ABSENT (1U << 0)
+#define KVMFAULT_STATE_CLAIMED (1U << 1)
+#define KVMFAULT_STATE_PRESENT (1U << 2)
+#define KVMFAULT_STATE_DISCARDED (1U << 3)
+#define KVMFAULT_STATE_POISONED (1U << 4)
+#define KVMFAULT_STATE_PROTECTED (1U << 5)
+
+/* Pages of the memory: KVMFAULT_STATE_*. */
+struct kvmfault_memory_counts {
+	size_t size;
+	uint64_t absent;
+	uint64_t claimed;
+	uint64_t present;
+	uint64_t discarded;
+	uint64_t poisoned;
+	uint64_t to_save;	/* of all these: protected */
+};
+
+/*
+ * Count the pages of a range of the memory by their states. This waits for
+ * nothing, and looks at 4 bits for each page. offset and length are whole pages
+ * of the memory.
+ *
+ * Returns 0, or
+ *   -EINVAL   memory or counts is NULL, or the size of counts is not set; the
+ *             range is empty, goes past the memory's end, or is not whole pages
+ *
+ * Thread class: any. Since 0.1.
+ */
+int kvmfault_memory_count(const struct kvmfault_memory *memory, uint64_t offset,
+			  uint64_t length,
+			  struct kvmfault_memory_counts *counts);
+
+/*
+ * Put a bit for each page of a range of the memory into bitmap: set, if the
+ * page is in one of the states, some of KVMFAULT_STATE_*. Bit n % 64 of
+ * bitmap[n / 64] is the range's page n; the rest of the last word is 0. size is
+ * that of bitmap in bytes: at least 8 for each 64 pages, rounded up. offset and
+ * length are whole pages of the memory.
+ *
+ * Returns 0, or
+ *   -EINVAL   memory or bitmap is NULL; the range is empty, goes past the
+ *             memory's end, or is not whole pages; states is 0 or has a bit
+ *             that is not known; size is too small
+ *
+ * Thread class: any. Since 0.1.
+ */
+int kvmfault_memory_bitmap(const struct kvmfault_memory *memory,
+			   uint64_t offset, uint64_t length, uint32_t states,
+			   uint64_t *bitmap, size_t size);
 
 /*
  * Protect: live snapshots

@@ -331,6 +331,17 @@ static void have_memory(void)
 	guard = all->mapping[0]->uffd->fd;
 }
 
+static int count_pages(void)
+{
+	struct kvmfault_memory_counts counts = { .size = sizeof(counts) };
+	uint64_t bitmap;
+	int err = kvmfault_memory_count(bed.memory, 0, PAGE, &counts);
+
+	return err ? err : kvmfault_memory_bitmap(bed.memory, 0, PAGE,
+						  KVMFAULT_STATE_ABSENT,
+						  &bitmap, sizeof(bitmap));
+}
+
 static int free_memory(void)
 {
 	int err = kvmfault_memory_free(second);
@@ -1281,6 +1292,8 @@ static const struct row {
 	  drop_memory },
 	{ "kvmfault_memory_free", COPES, have_memory, free_memory,
 	  expect_guarded },
+	{ "kvmfault_memory_count", SILENT, nothing, count_pages, nothing },
+	{ "kvmfault_memory_bitmap", SILENT, nothing, count_pages, nothing },
 	{ "kvmfault_mapping_add", RETURNS, have_second_place, add_mapping,
 	  drop_mapping },
 	{ "kvmfault_mapping_add", RETURNS, have_protected_page_and_place,

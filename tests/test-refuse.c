@@ -152,6 +152,15 @@ static int vcpu_sigbus(uint64_t value)
 	return try_vcpu(0, (enum kvmfault_sigbus)value);
 }
 
+static int bitmap_states(uint64_t value)
+{
+	uint64_t bitmap;
+
+	return kvmfault_memory_bitmap(bed.memory, 0, PAGE, value ?
+				      (uint32_t)value : KVMFAULT_STATE_ABSENT,
+				      &bitmap, sizeof(bitmap));
+}
+
 static int syscalls_profile(uint64_t value)
 {
 	struct kvmfault_syscall call = { .size = sizeof(call) };
@@ -187,6 +196,8 @@ static const struct member {
 	  KVMFAULT_PROFILE_DELEGATE + 1, 0, false },
 	{ "kvmfault_vm_set_delivery", set_delivery,
 	  KVMFAULT_DELIVERY_COUNT, 0, false },
+	{ "kvmfault_memory_bitmap", bitmap_states,
+	  KVMFAULT_STATE_PROTECTED * 2 - 1, 32, false },
 	{ "kvmfault_syscalls", syscalls_profile,
 	  KVMFAULT_PROFILE_CALLER + 1, 0, true },
 };

@@ -71,7 +71,7 @@ enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
 /* Repeat one page's bits for each of so many pages. */
 static uint64_t page_repeat_bits(uint64_t bits, unsigned int pages)
 {
-	return bits * (0x1111111111111111ULL >>
+	return bits * (KVMFAULT__PAGE_LOWEST >>
 		       (64 - pages * KVMFAULT__PAGE_BITS));
 }
 

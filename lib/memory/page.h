@@ -37,11 +37,22 @@ void kvmfault__pages_free(struct kvmfault_memory *memory);
 #define KVMFAULT__PAGE_STATE 7ULL
 #define KVMFAULT__PAGE_PROTECTED 8ULL
 #define KVMFAULT__PAGES_PER_WORD (64 / KVMFAULT__PAGE_BITS)
+/* The lowest bit of each page of a word. */
+#define KVMFAULT__PAGE_LOWEST 0x1111111111111111ULL
 
 static inline _Atomic uint64_t *
 kvmfault__page_word(const struct kvmfault_memory *memory, uint64_t page)
 {
 	return &memory->states[page / KVMFAULT__PAGES_PER_WORD];
+}
+
+/* How many of those bits are set. */
+static inline unsigned int kvmfault__pages_in(uint64_t mask)
+{
+	/* The sum of each two pages, then of all bytes. */
+	mask = (mask & 0x0101010101010101ULL) +
+	       (mask >> 4 & 0x0101010101010101ULL);
+	return mask * 0x0101010101010101ULL >> 56;
 }
 
 static inline unsigned int kvmfault__page_shift(uint64_t page)
@@ -93,7 +104,7 @@ bool kvmfault__page_accessible(const struct kvmfault_memory *memory,
  * flagged. */
 void kvmfault__page_discard(struct kvmfault_memory *memory, uint64_t page);
 
-/* wait.c: all functions from here on but kvmfault__poisoned() */
+/* wait.c: all functions from here on but the last two */
 /* Wait while the page is in flight. Returns 0, -EINTR, -EDEADLK if this thread
  * is in a callback for the memory, or -EAGAIN if the memory is being freed. */
 int kvmfault__page_wait(struct kvmfault__seat *seat,
@@ -126,6 +137,11 @@ int kvmfault__pause(struct kvmfault__seat *seat, uint64_t nanoseconds);
 void kvmfault__withdraw(struct kvmfault__seat *seat);
 /* Let go of a memory that a fetch or a wish has pinned. */
 void kvmfault__unpin(struct kvmfault_memory *memory);
+
+/* states.c: how many of so many pages are in which state */
+void kvmfault__pages_count(const struct kvmfault_memory *memory,
+			   uint64_t first, uint64_t count,
+			   struct kvmfault_memory_counts *counts);
 
 static inline bool kvmfault__poisoned(const struct kvmfault_memory *memory,
 				      uint64_t offset)

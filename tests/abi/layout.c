@@ -301,6 +301,15 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_fill_options, progress, 56, 8),
 	MEMBER(kvmfault_fill_options, data, 64, 8),
 	MEMBER(kvmfault_fill_options, interval_ms, 72, 4),
+
+	SIZE(kvmfault_memory_counts, 56),
+	MEMBER(kvmfault_memory_counts, size, 0, 8),
+	MEMBER(kvmfault_memory_counts, absent, 8, 8),
+	MEMBER(kvmfault_memory_counts, claimed, 16, 8),
+	MEMBER(kvmfault_memory_counts, present, 24, 8),
+	MEMBER(kvmfault_memory_counts, discarded, 32, 8),
+	MEMBER(kvmfault_memory_counts, poisoned, 40, 8),
+	MEMBER(kvmfault_memory_counts, to_save, 48, 8),
 };
 
 #define LINES (sizeof(lines) / sizeof(lines[0]))
