@@ -122,7 +122,7 @@ extern "C" {
  *   vCPU, Handle              the call after KVM_RUN, and its answers
  *   Userfaultfd service       the threads that answer messages
  *   Ensure and discard        guest memory that the VMM itself uses
- *   States of pages           what is there
+ *   States of pages           what is there, and the end of the library's work
  *   Protect                   live snapshots
  *   Convert                   private and shared memory
  *   Working sets              what a guest touches first, recorded and saved
@@ -152,6 +152,7 @@ extern "C" {
  *   poisoned    a page whose data is lost, in hardware or at the source: a
  *               touch of it ends in SIGBUS
  *   protected   a page that a resolver has to save before it is written
+ *   settled     said of a memory that lacks no page and is left to the kernel
  *   fetch       to bring an absent page from its source; a fetch in flight has
  *               begun and is not over
  *   window      the pages that one fault brings: its own page and neighbours
@@ -1275,7 +1276,8 @@ struct kvmfault_mapping_options {
  *                 memory is anonymous (it has one mapping); another file,
  *                 another part of the file or a private mapping of it is there
  *                 (in another process that is not checked); uffd is of another
- *                 context, or is given for a memory without a source
+ *                 context, or is given for a memory that is not registered: it
+ *                 has no source, or is settled
  *   -EOPNOTSUPP   this kernel's userfaultfd does not take what is mapped there
  *   -EEXIST       another mapping is known there
  *   -EBUSY        the range is registered with another userfaultfd
@@ -2344,7 +2346,7 @@ int kvmfault_cancel_fetches(struct kvmfault_vm *vm, uint32_t address_space,
  *   PROTECTED   beside one of these: a resolver is to have it before it is
  *               written, see "Protect"
  *
- * Of a memory without a source all pages are PRESENT.
+ * Of a memory without a source, or that is settled, all pages are PRESENT.
  *
  * The counts and bitmaps are a view of a moment. Each page is in one of the
  * five states in it, but the pages are looked at one after the other, sixteen
@@ -2409,6 +2411,47 @@ int kvmfault_memory_bitmap(const struct kvmfault_memory *memory,
 			   uint64_t *bitmap, size_t size);
 
 /*
+ * Settle a memory of which each page is present or discarded: it needs the
+ * library no more. Its mappings are unregistered, in each process, its markers
+ * and exits are taken away, and its pages have no states. vCPUs and all other
+ * threads run on; those that sleep there are woken. A memory that is settled,
+ * or has no source, is left as it is.
+ *
+ * If a page is not there, nothing changes: a thread would read zeros in its
+ * place. *left, unless left is NULL, is how many pages are in the way. Pages
+ * that are claimed for a moment are waited for, a few milliseconds.
+ *
+ * Afterwards
+ * - the memory stays, and its regions, as one without a source: faults there
+ *   (by an EFAULT, or MMIO in RAM) are UNTRACKED, and the host makes the page
+ *   present. The source is not used any more, and may go;
+ * - kvmfault_discard() empties pages as ever: they read as zero. A touch of one
+ *   in a hugetlbfs file needs a free huge page, or ends in SIGBUS;
+ * - a mapping that is added, or that the VMM makes without the library, is not
+ *   registered;
+ * - kvmfault_protect() is refused, and there is no way back. With
+ *   KVMFAULT_DELIVERY_KERNEL_EXIT, ask kvmfault_region_memslot() again and set
+ *   the memslots anew, for KVM to use huge pages.
+ *
+ * Call this when kvmfault_memory_count() has no page absent or claimed any
+ * more. Hold no lock that a callback takes. Kernel interface:
+ * UFFDIO_UNREGISTER.
+ *
+ * Returns 0, or
+ *   -EINVAL   memory is NULL; nothing is mapped at a mapping's address any more
+ *   -EBUSY    pages are absent, claimed or poisoned (discard those first), or
+ *             are protected: see left
+ *   -EDEADLK  called from a callback for this memory
+ *   -ENOMEM   a mapping's process is gone: remove that mapping; or the kernel
+ *             had no memory. Call again: until then the memory is not protected
+ *             any more, but else as it was
+ *   other     what ioctl(2) or madvise(2) returned; as for -ENOMEM
+ *
+ * Thread class: setup. Since 0.1.
+ */
+int kvmfault_memory_settle(struct kvmfault_memory *memory, uint64_t *left);
+
+/*
  * Protect: live snapshots
  * -----------------------
  * A live snapshot is the memory of a VM as it is at one instant, saved while
@@ -2453,12 +2496,12 @@ int kvmfault_memory_bitmap(const struct kvmfault_memory *memory,
  * Returns 0, or
  *   -EINVAL       vm is NULL; the range is empty, or is not whole pages
  *   -ENXIO        a part is in no region with memory
- *   -EOPNOTSUPP   its memory has no write_protect
+ *   -EOPNOTSUPP   its memory has no write_protect, or is settled
  *   -EINTR        a signal came while a page was waited for
  *   -EDEADLK      called from a callback that is fetching or saving for this
  *                 memory
  *   -EAGAIN       the mappings are changing just now, or the memory is being
- *                 freed
+ *                 freed or settled
  *   -ENOMEM       there is no memory for it
  *
  * Thread class: any. Since 0.1.

@@ -331,6 +331,23 @@ static void have_memory(void)
 	guard = all->mapping[0]->uffd->fd;
 }
 
+static void have_all_pages(void)
+{
+	ck_assert_int_eq(kvmfault_ensure(bed.vm, 0, BED_GPA, BED_PAGES * PAGE,
+					 false), 0);
+}
+
+static int settle(void)
+{
+	return kvmfault_memory_settle(bed.memory, NULL);
+}
+
+static void expect_settled(void)
+{
+	ck_assert(!kvmfault__tracked(bed.memory));
+	ck_assert(!fake_registered(bed.host));
+}
+
 static int count_pages(void)
 {
 	struct kvmfault_memory_counts counts = { .size = sizeof(counts) };
@@ -1292,6 +1309,8 @@ static const struct row {
 	  drop_memory },
 	{ "kvmfault_memory_free", COPES, have_memory, free_memory,
 	  expect_guarded },
+	{ "kvmfault_memory_settle", RETURNS, have_all_pages, settle,
+	  expect_settled },
 	{ "kvmfault_memory_count", SILENT, nothing, count_pages, nothing },
 	{ "kvmfault_memory_bitmap", SILENT, nothing, count_pages, nothing },
 	{ "kvmfault_mapping_add", RETURNS, have_second_place, add_mapping,

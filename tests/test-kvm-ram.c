@@ -169,6 +169,63 @@ TEST_EACH(ram, discarded_pages_read_as_zero, COLUMNS)
 	rig_free(&rig);
 }
 
+static atomic_bool enough;
+static atomic_uint laps;
+
+/* Every fourth page was discarded. */
+static void *read_on(void *arg)
+{
+	uint64_t page;
+
+	for (page = 0; !atomic_load(&enough); page = (page + 1) % PAGES) {
+		rig_same(rig_do(&rig, 0, MACHINE_READ, RAM + page * PAGE, 8, 0),
+			 page % 4 ? rig_word(page * PAGE) : 0, "a word");
+		atomic_fetch_add(&laps, !page);
+	}
+	return arg;
+}
+
+static void await_laps(unsigned int more)
+{
+	unsigned int until = atomic_load(&laps) + more;
+
+	while (atomic_load(&laps) < until)
+		usleep(1000);
+}
+
+/* A vCPU runs on while its memory is left to the kernel; then nothing of it is a
+ * fault any more. */
+TEST_EACH(ram, settled_under_a_vcpu, COLUMNS)
+{
+	struct kvmfault_stats before, after;
+	pthread_t thread;
+	uint64_t page;
+	int err;
+
+	tracked(_i, 1);
+	atomic_store(&enough, false);
+	ck_assert_int_eq(kvmfault_memory_settle(rig.memory, NULL), -EBUSY);
+	ck_assert_int_eq(kvmfault_ensure(rig.vm, 0, RAM, PAGES * PAGE, false),
+			 0);
+	for (page = 0; page < PAGES; page += 4)
+		ck_assert_int_eq(kvmfault_discard(rig.vm, 0, RAM + page * PAGE,
+						  PAGE), 0);
+	ck_assert_int_eq(pthread_create(&thread, NULL, read_on, NULL), 0);
+	do
+		err = kvmfault_memory_settle(rig.memory, NULL);
+	while (err == -EBUSY);
+	ck_assert_int_eq(err, 0);
+	before = stats();
+	await_laps(2);
+	after = stats();
+	ck_assert_mem_eq(after.kind, before.kind, sizeof(after.kind));
+	ck_assert_int_eq(kvmfault_discard(rig.vm, 0, RAM, PAGE), 0);
+	await_laps(2);
+	atomic_store(&enough, true);
+	pthread_join(thread, NULL);
+	rig_free(&rig);
+}
+
 static void *heal(void *arg)
 {
 	while (!atomic_load(&rig.unresolved))

@@ -240,6 +240,8 @@ TEST(snapshot, of_a_vm_that_is_not_yet_whole)
 	second = new_memory(GPA2, false, &restored, read_layers);
 	for (page = 0; page < PAGES; page++)
 		ck_assert(is_all(restored + page * PAGE, then[page]));
+	ck_assert_int_eq(kvmfault_memory_settle(second, NULL), 0);
+	ck_assert_int_eq(kvmfault_memory_settle(memory, NULL), -EBUSY);
 }
 
 int main(void)

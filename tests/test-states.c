@@ -21,16 +21,6 @@ static enum kvmfault__state is[PAGES];
 static bool is_protected[PAGES];
 static uint64_t bitmap[PAGES / 64 + 2];
 
-static int read_nothing(void *data, uint64_t offset, void *buffer,
-			size_t length)
-{
-	(void)data;
-	(void)offset;
-	(void)buffer;
-	(void)length;
-	return -EIO;
-}
-
 /* Neighbours are in all states, and no two words are alike. */
 static void up(void)
 {
@@ -38,8 +28,7 @@ static void up(void)
 
 	ck_assert_int_eq(kvmfault_vm_new(NULL, &vm), 0);
 	memory = (struct kvmfault_memory){
-		.vm = vm, .page_shift = 12, .length = ALL,
-		.source.read = read_nothing,
+		.vm = vm, .page_shift = 12, .length = ALL, .tracked = true,
 	};
 	ck_assert_int_eq(kvmfault__pages_new(&memory), 0);
 	for (page = 0; page < PAGES; page++) {
@@ -164,12 +153,18 @@ static void expect_all_present(void)
 	ck_assert_uint_eq(bitmap[0], 0);
 }
 
+TEST(states, settled_memory_is_present)
+{
+	atomic_store(&memory.tracked, false);
+	expect_all_present();
+}
+
 TEST(states, memory_without_a_source_is_present)
 {
 	_Atomic uint64_t *states = memory.states;
 
 	memory.states = NULL;
-	memory.source.read = NULL;
+	atomic_store(&memory.tracked, false);
 	expect_all_present();
 	memory.states = states;
 }

@@ -212,15 +212,18 @@ int kvmfault__map(const struct kvmfault_mapping *mapping, uint64_t offset,
 	return done < 0 ? (int)done : 0;
 }
 
-/* ESRCH: the mapping's process is gone, and so it writes nothing. */
+/* A mapping without a userfaultfd came after the memory was settled. ESRCH: the
+ * mapping's process is gone, and so it writes nothing. */
 static int install_protect_one(const struct kvmfault_mapping *mapping,
 			       uint64_t offset, uint64_t length, bool on)
 {
 	uint64_t size = kvmfault__page_size(mapping->span.memory);
-	int err = kvmfault__uffd_protect(mapping->uffd->fd,
-					 mapping->host + offset, length, size,
-					 on);
+	int err;
 
+	if (!mapping->uffd)
+		return 0;
+	err = kvmfault__uffd_protect(mapping->uffd->fd, mapping->host + offset,
+				     length, size, on);
 	return err == -ESRCH ? 0 : err;
 }
 

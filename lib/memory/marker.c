@@ -158,7 +158,8 @@ static int marker_mark_if_safe(struct kvmfault__seat *seat,
 static bool marker_is_wanted(const struct kvmfault_memory *memory)
 {
 	return atomic_load(&memory->vm->how.delivery) ==
-	       KVMFAULT_DELIVERY_MARKER_EXIT;
+	       KVMFAULT_DELIVERY_MARKER_EXIT &&
+	       !atomic_load(&memory->settling);
 }
 
 static bool marker_block_is_marked(const struct kvmfault_memory *memory,
@@ -175,9 +176,9 @@ static bool marker_block_mark(struct kvmfault__seat *seat,
 	_Atomic uint64_t *word = &memory->marked[block / KVMFAULT__BITS];
 	uint64_t bit = 1ULL << block % KVMFAULT__BITS;
 
-	/* A thread that leaves the mode stores the new mode, then drains on
-	 * this hazard. We store the hazard, then load the mode: one sees the
-	 * other. */
+	/* A thread that leaves the mode, or settles the memory, stores that,
+	 * then drains on this hazard. We store the hazard, then load the mode:
+	 * one sees the other. */
 	atomic_store(&seat->hazard[KVMFAULT__HAZARD_MARKING], memory);
 	if (marker_is_wanted(memory) && !(atomic_fetch_or(word, bit) & bit) &&
 	    marker_mark_if_safe(seat, memory, block * MARKER_BLOCK, false))
@@ -311,6 +312,20 @@ int kvmfault__unmark(struct kvmfault_memory *memory)
 		atomic_store(&memory->marked[i], 0);
 	return kvmfault__take_away(memory->uffd, memory->host, memory->length,
 				   MADV_DONTNEED);
+}
+
+static bool marker_seat_is_marking_memory(struct kvmfault__seat *seat,
+					  void *memory)
+{
+	return kvmfault__held(seat, KVMFAULT__HAZARD_MARKING) == memory;
+}
+
+int kvmfault__markers_end(struct kvmfault_memory *memory)
+{
+	if (memory->marked)
+		kvmfault__drain(memory->vm, marker_seat_is_marking_memory,
+				memory);
+	return kvmfault__unmark(memory);
 }
 
 int kvmfault__unmark_all(struct kvmfault__seat *seat)

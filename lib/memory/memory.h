@@ -61,6 +61,7 @@ struct kvmfault_memory {
 	bool hugetlb;
 	bool write_protect;	/* pages may be write-protected */
 	atomic_bool making;	/* it must stay empty: no page may come yet */
+	atomic_bool tracked;	/* has a source, and is not settled */
 	int fd;
 	uint64_t fd_offset;
 	struct kvmfault_source source;	/* none: not tracked */
@@ -77,6 +78,8 @@ struct kvmfault_memory {
 	unsigned int regions, fills;	/* that name it; under the VM's lock */
 	_Atomic(const void *) shown;	/* one region's span, or NULL */
 	_Atomic uint32_t fetches;	/* in flight, or wished for */
+	_Atomic uint32_t settling;	/* not 0: it is protected and marked no
+					 * more */
 	_Atomic uint32_t closing;	/* 0, or being freed: */
 #define KVMFAULT__CLOSED_FOR_VCPUS 1	/* only messages are answered */
 #define KVMFAULT__CLOSED 2		/* messages are not, either */
@@ -91,7 +94,7 @@ struct kvmfault_memory {
 
 static inline bool kvmfault__tracked(const struct kvmfault_memory *memory)
 {
-	return memory->source.read || memory->source.submit;
+	return atomic_load(&memory->tracked);
 }
 
 /* If memory is anonymous, an event tells which pages are gone: see events.c. */

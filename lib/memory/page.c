@@ -49,6 +49,14 @@ void kvmfault__pages_free(struct kvmfault_memory *memory)
 				     sizeof(uint64_t));
 }
 
+/* If this fails, the states stay, and do no harm. */
+void kvmfault__pages_forget(struct kvmfault_memory *memory)
+{
+	kvmfault__sys_madvise((void *)(uintptr_t)memory->states,
+			      page_count_words(memory) * sizeof(uint64_t),
+			      MADV_DONTNEED);
+}
+
 enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
 					   uint64_t page,
 					   enum kvmfault__state from,

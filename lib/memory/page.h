@@ -30,6 +30,8 @@ static inline bool kvmfault__in_flight(enum kvmfault__state state)
 /* page.c */
 int kvmfault__pages_new(struct kvmfault_memory *memory);
 void kvmfault__pages_free(struct kvmfault_memory *memory);
+/* Give the states' memory back, when no thread looks at them any more. */
+void kvmfault__pages_forget(struct kvmfault_memory *memory);
 
 /* A page has four bits: three are its state, and the fourth says that it is
  * protected. */
@@ -123,8 +125,10 @@ bool kvmfault__page_pending(struct kvmfault__seat *seat,
 /* Count the seat's vCPU as one that has to be told, or no more. */
 void kvmfault__set_pending(struct kvmfault__seat *seat);
 void kvmfault__not_pending(struct kvmfault__seat *seat);
-/* Is there a page that no thread may read: neither present nor discarded? */
-bool kvmfault__pages_absent(struct kvmfault_memory *memory);
+/* Returns how many pages no thread may read: neither present nor discarded. A
+ * page in flight is waited for, 10 ms at most, unless another one is in the
+ * result already. */
+uint64_t kvmfault__pages_absent(struct kvmfault_memory *memory);
 /* Is the vCPU's immediate_exit set? For a worker's seat: has the vCPU left? */
 bool kvmfault__exit_wanted(const struct kvmfault__seat *seat);
 /* Sleep until the word may have changed. Returns 0, or -EINTR for a signal or

@@ -108,6 +108,8 @@ void kvmfault__mark_ahead(struct kvmfault__seat *seat,
 /* Take every marker out of the memory, or out of every memory. */
 int kvmfault__unmark(struct kvmfault_memory *memory);
 int kvmfault__unmark_all(struct kvmfault__seat *seat);
+/* The same for a memory that is not marked any more (memory->settling). */
+int kvmfault__markers_end(struct kvmfault_memory *memory);
 
 /* attributes.c: which pages are private, as KVM was last told */
 bool kvmfault__private(struct kvmfault_vm *vm, uint64_t gfn);

@@ -45,7 +45,8 @@ static uint64_t states_mask(uint64_t word, uint32_t states)
 	return mask & KVMFAULT__PAGE_LOWEST;
 }
 
-/* The word that the page is in. */
+/* The word that the page is in. If the memory was settled meanwhile, its
+ * states may be gone: so the word is read first. */
 static uint64_t states_load(const struct kvmfault_memory *memory, uint64_t page)
 {
 	uint64_t word = memory->states ?

@@ -110,7 +110,7 @@ static bool userfault_is_wanted(const struct kvmfault_memory *memory,
 				uint64_t page)
 {
 	return !kvmfault__page_accessible(memory, page) &&
-	       atomic_load(&memory->exits);
+	       atomic_load(&memory->exits) && kvmfault__tracked(memory);
 }
 
 /*
@@ -161,7 +161,8 @@ static void userfault_describe_memslot(const struct kvmfault_region *region,
 	/* The bytes of memory that one long's bits stand for. */
 	uint64_t span = KVMFAULT__BITS * kvmfault__sys_page_size();
 
-	if (!memory || region->guest_memfd > 0 || !atomic_load(&memory->exits))
+	if (!memory || region->guest_memfd > 0 ||
+	    !kvmfault__tracked(memory) || !atomic_load(&memory->exits))
 		return;
 	if (memory->userfault && !(region->offset % span)) {
 		memslot->flags = KVMFAULT__MEM_USERFAULT;

@@ -174,19 +174,43 @@ static enum kvmfault__state wait_for_state(struct kvmfault_memory *memory,
 	return kvmfault__page_state(memory, page);
 }
 
-bool kvmfault__pages_absent(struct kvmfault_memory *memory)
+/* Of so many pages in one word of states, set the lowest bit of each that is
+ * neither present nor discarded, which are the states 4 and 5. */
+static uint64_t wait_mask_unreadable(const struct kvmfault_memory *memory,
+				     uint64_t page, unsigned int count)
 {
-	uint64_t page, pages = memory->length >> memory->page_shift;
+	uint64_t word = atomic_load(kvmfault__page_word(memory, page));
 
-	for (page = 0; page < pages; page++) {
-		enum kvmfault__state state = kvmfault__page_state(memory, page);
+	return (~(word >> 2) | word >> 1) & KVMFAULT__PAGE_LOWEST >>
+	       (64 - count * KVMFAULT__PAGE_BITS);
+}
 
-		if (kvmfault__in_flight(state))
-			state = wait_for_state(memory, page);
-		if (state != KVMFAULT__PRESENT && state != KVMFAULT__DISCARDED)
-			return true;
+static bool wait_until_readable(struct kvmfault_memory *memory, uint64_t page)
+{
+	enum kvmfault__state state = kvmfault__page_state(memory, page);
+
+	if (kvmfault__in_flight(state))
+		state = wait_for_state(memory, page);
+	return state == KVMFAULT__PRESENT || state == KVMFAULT__DISCARDED;
+}
+
+uint64_t kvmfault__pages_absent(struct kvmfault_memory *memory)
+{
+	uint64_t page = 0, pages = memory->length >> memory->page_shift, n = 0;
+
+	for (; page < pages; page += KVMFAULT__PAGES_PER_WORD) {
+		unsigned int count = pages - page < KVMFAULT__PAGES_PER_WORD ?
+			(unsigned int)(pages - page) :
+			KVMFAULT__PAGES_PER_WORD;
+		uint64_t rest = wait_mask_unreadable(memory, page, count);
+
+		for (; rest && !n; rest &= rest - 1)
+			n += !wait_until_readable(memory, page +
+				(unsigned int)__builtin_ctzll(rest) /
+				KVMFAULT__PAGE_BITS);
+		n += kvmfault__pages_in(rest);
 	}
-	return false;
+	return n;
 }
 
 int kvmfault__pause(struct kvmfault__seat *seat, uint64_t nanoseconds)

@@ -87,7 +87,8 @@ static int convert_await_discards(const struct part *part)
 	int err = 0;
 
 	memory = part->region ? part->region->span.memory : NULL;
-	if (!memory || !kvmfault__tracked(memory))
+	/* A memory that is being settled has such pages still. */
+	if (!memory || !memory->states)
 		return 0;
 	page = convert_offset(part->region, part->pages.first) >>
 	       memory->page_shift;

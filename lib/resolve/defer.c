@@ -206,6 +206,10 @@ void kvmfault__not_resolved(struct kvmfault__seat *seat,
 
 	if (item->tries.failures != memory->vm->options.source_retries + 1)
 		return;
+	/* The memory was settled meanwhile, which wakes its sleepers: the try
+	 * may have failed for no other reason. */
+	if (atomic_load(&memory->settling))
+		return;
 	kvmfault__count(seat, unresolved);
 	message_tell_unresolved(mapping, item, reason, error);
 }

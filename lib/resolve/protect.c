@@ -94,6 +94,17 @@ static unsigned int protect_word_step(uint64_t page, uint64_t end)
 	return (unsigned int)(rest < end - page ? rest : end - page);
 }
 
+/* Called when the bits are set: kvmfault_memory_settle() counts itself, then
+ * looks at the bits. One sees the other. */
+static int protect_check_settling(const struct kvmfault_memory *memory)
+{
+	if (!kvmfault__tracked(memory))
+		return kvmfault__refuse(memory->vm, -EOPNOTSUPP,
+			"the memory at %p is settled: protect it before kvmfault_memory_settle()",
+			memory->host);
+	return atomic_load(&memory->settling) ? -EAGAIN : 0;
+}
+
 static int protect_in_region(struct kvmfault__seat *seat,
 			     struct kvmfault_memory *memory, uint64_t offset,
 			     uint64_t length)
@@ -109,6 +120,8 @@ static int protect_in_region(struct kvmfault__seat *seat,
 					       protect_word_step(page, end)));
 	if (!err)
 		err = protect_wait_busy(&busy);
+	if (!err)
+		err = protect_check_settling(memory);
 	/* Absent pages are write-protected, too: when they have come, every
 	 * other mapping has them. */
 	if (!err)

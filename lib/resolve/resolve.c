@@ -82,6 +82,38 @@ static void resolve_unknown(struct kvmfault__request *rq, int err,
 	kvmfault__judge(rq, err, answer);
 }
 
+/* If the memory was settled, an exit may come by a bit for KVM that is set
+ * still, and a message may have been sent before: its sleeper looks again. */
+static void resolve_untracked(struct kvmfault__request *rq,
+			      struct kvmfault__answer *answer)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+
+	if (memory)
+		kvmfault__userfault_follow(memory, rq->request.offset >>
+					   memory->page_shift, 1);
+	if (rq->origin)
+		kvmfault__wake(rq->seat, memory, rq->origin,
+			       rq->request.offset, rq->request.length);
+	else
+		kvmfault__resolve_unclaimed(rq, KVMFAULT_PAGE_UNTRACKED,
+					    answer);
+}
+
+/* The page has not come, and is published again. If the memory was settled
+ * since this thread had claimed the page, it can't be installed any more, nor
+ * need it. */
+static void resolve_if_settled(struct kvmfault__request *rq,
+			       struct kvmfault__answer *answer)
+{
+	if (rq->poisoned || kvmfault__tracked(rq->request.memory))
+		return;
+	kvmfault__run(rq, rq->page, 1);
+	rq->request.page = KVMFAULT_PAGE_UNTRACKED;
+	kvmfault__say(answer, KVMFAULT_ACTION_RETRY);
+	resolve_untracked(rq, answer);
+}
+
 /* was: the page's state before this thread claimed it, absent or discarded. */
 static void resolve_claimed(struct kvmfault__request *rq,
 			    enum kvmfault__state was,
@@ -217,6 +249,8 @@ static void resolve_tracked(struct kvmfault__request *rq,
 			resolve_claimed(rq, state, answer);
 			if (rq->detached)
 				break;
+			if (!answer->came)
+				resolve_if_settled(rq, answer);
 			if (!answer->came || !(kvmfault__must_save(rq) ||
 					       kvmfault__touched(rq)))
 				return;
@@ -357,8 +391,7 @@ void kvmfault__resolve(struct kvmfault__seat *seat,
 		resolve_unconverted(&rq, pages, answer);
 	else if (!memory || !kvmfault__tracked(memory) ||
 		 resolve_must_skip_state(fault))
-		kvmfault__resolve_unclaimed(&rq, KVMFAULT_PAGE_UNTRACKED,
-					    answer);
+		resolve_untracked(&rq, answer);
 	else
 		resolve_tracked(&rq, answer);
 	/* Sleepers get a SIGBUS and calls an errno; only for a vCPU's fault the

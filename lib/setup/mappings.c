@@ -52,7 +52,7 @@ static int mapping_publish(struct kvmfault_mapping *mapping, bool *known)
 	struct kvmfault__mappings *new = mapping_list_new(old, mapping, NULL);
 	struct kvmfault__span *span = &mapping->span;
 	size_t one = 1;
-	uint64_t ioctls;
+	uint64_t ioctls = 0;
 	void *table;
 	int err;
 
@@ -69,14 +69,13 @@ static int mapping_publish(struct kvmfault_mapping *mapping, bool *known)
 	*known = true;		/* from here on it is retired, not freed */
 	atomic_store(&memory->mappings, new);
 	kvmfault__table_put(vm, &vm->mappings, table);
-	if (mapping->uffd)
+	if (mapping->uffd && kvmfault__tracked(memory))
 		err = kvmfault__uffd_register(mapping->uffd->fd, mapping->host,
 					      memory->length,
 					      mapping_register_modes(memory),
 					      &ioctls);
 	if (!err) {
-		if (mapping->uffd)
-			atomic_store(&mapping->ioctls, ioctls);
+		atomic_store(&mapping->ioctls, ioctls);
 		kvmfault__retire(vm, old);
 		kvmfault__reclaim(vm);
 		return 0;
@@ -325,7 +324,9 @@ static int mapping_guard_absent(struct kvmfault_mapping *mapping)
 	struct kvmfault_memory *memory = mapping->span.memory;
 	int err;
 
-	if (!kvmfault__pages_absent(memory))
+	/* It may be settled in this moment. */
+	if (!kvmfault__tracked(memory) || !kvmfault__pages_absent(memory) ||
+	    !kvmfault__tracked(memory))
 		return 0;
 	err = mapping->uffd->space ? mapping_poison_absent(mapping) :
 		mapping_seal((char *)(uintptr_t)mapping->host, memory->length,
@@ -346,7 +347,8 @@ void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard)
 	if (!uffd)
 		return;
 	err = guard ? mapping_guard_absent(mapping) : 0;
-	if (!err)
+	/* Where a memory is settled, the VMM may have registered the range. */
+	if (!err && kvmfault__tracked(memory))
 		kvmfault__uffd_unregister(uffd->fd, mapping->host,
 					  memory->length);
 	kvmfault__sys_lock(&memory->vm->lock);
@@ -462,7 +464,7 @@ static int mapping_check_options(const struct kvmfault_memory *memory,
 			"kvmfault_mapping_options.uffd: the userfaultfd belongs to another context: pass one of this context");
 	if (o->uffd && !kvmfault__tracked(memory))
 		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_mapping_options.uffd: the memory at %p has no source, and is not registered: leave uffd NULL",
+			"kvmfault_mapping_options.uffd: the memory at %p has no source, or is settled, and is not registered: leave uffd NULL",
 			memory->host);
 	return 0;
 }

@@ -328,6 +328,7 @@ static int memory_make(struct kvmfault_vm *vm,
 					   sizeof(new->source), o->source);
 	if (!err && o->source)
 		err = memory_check_submit(vm, &new->source);
+	atomic_store(&new->tracked, o->source);
 	if (!err)
 		err = memory_check_deadline(vm, &new->source);
 	new->window = o->window;

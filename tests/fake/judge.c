@@ -127,7 +127,8 @@ static bool may_be_locked(const struct fake_call *call)
 	case FAKE_FREE:
 		return true;
 	case FAKE_IOCTL:
-		return call->number == UFFDIO_REGISTER;
+		return call->number == UFFDIO_REGISTER ||
+		       call->number == UFFDIO_UNREGISTER;
 	case FAKE_MADVISE:
 		return call->number == MADV_DONTNEED;
 	case FAKE_EPOLL_CTL:

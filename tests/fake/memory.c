@@ -190,8 +190,12 @@ long fake__madvise(struct fake_call *c)
 	uint64_t offset;
 	struct object *m = fake__memory_at(c->at, &offset);
 
+	if (!m && !fake__is_mapped(c->at))
+		return -ENOMEM;
+	if (!m && c->number == MADV_DONTNEED)
+		memset((void *)(uintptr_t)c->at, 0, c->length);
 	if (!m)
-		return fake__is_mapped(c->at) ? 0 : -ENOMEM;
+		return 0;
 	if (c->number == MADV_DONTNEED)
 		dont_need(m, c->at, offset, c->length);
 	/* What is registered would wait for its page instead. */

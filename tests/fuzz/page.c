@@ -55,12 +55,12 @@ static void wait(struct kvmfault__seat *seat, struct kvmfault_memory *memory,
 
 static void check(struct kvmfault_memory *memory)
 {
-	bool absent = false;
+	uint64_t absent = 0;
 	uint64_t page;
 
 	for (page = 0; page < PAGES; page++) {
 		MUST(kvmfault__page_state(memory, page) == model[page]);
-		absent |= model[page] != KVMFAULT__PRESENT &&
+		absent += model[page] != KVMFAULT__PRESENT &&
 			  model[page] != KVMFAULT__DISCARDED;
 	}
 	MUST(kvmfault__pages_absent(memory) == absent);
