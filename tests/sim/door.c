@@ -172,7 +172,8 @@ void door_check_bits(const struct kvmfault_memory *memory)
 			continue;
 		wanted = state != KVMFAULT__PRESENT &&
 			state != KVMFAULT__POISONED &&
-			atomic_load(&memory->exits);
+			atomic_load(&memory->exits) &&
+			kvmfault__tracked(memory);
 		if (set != wanted)
 			sim_fail("a bit does not follow its page", "page %u: %d",
 				 (unsigned int)i, set);
@@ -526,6 +527,9 @@ static struct call ioctl_call(unsigned long request)
 	case UFFDIO_REGISTER:
 		call.lockable = true;
 		call.errnos[0] = ENOMEM;
+		break;
+	case UFFDIO_UNREGISTER:
+		call.lockable = true;
 		break;
 	case UFFDIO_COPY:
 	case UFFDIO_ZEROPAGE:
@@ -890,10 +894,15 @@ int kvmfault__sys_madvise(void *address, size_t length, int advice)
 
 	if (err)
 		return err;
-	/* Memory that only the library has: a probe's page. */
-	if (!map_at(our_mm, (uintptr_t)address, &page))
-		return forget_made(address, BY_MMAP) ?
-			(note_made(address, length, BY_MMAP), 0) : -ENOMEM;
+	/* Memory that only the library has: a probe's page, states. */
+	if (!map_at(our_mm, (uintptr_t)address, &page)) {
+		if (!forget_made(address, BY_MMAP))
+			return -ENOMEM;
+		note_made(address, length, BY_MMAP);
+		if (advice == MADV_DONTNEED)
+			memset(address, 0, length);
+		return 0;
+	}
 	err = mm_madvise(our_mm, (uintptr_t)address, length, advice);
 	tell("madvise(%d) %p+%#zx: %d", advice, address, length, err);
 	return err;
@@ -1007,6 +1016,7 @@ void door_check_wake(void)
 	if ((vcpu && vcpu->run.immediate_exit) || was_left(in) ||
 	    current->callbacks ||
 	    !strcmp(in, "kvmfault_memory_free") ||
+	    !strcmp(in, "kvmfault_memory_settle") ||
 	    !strcmp(in, "kvmfault_mapping_remove"))
 		return;
 	sim_fail("a wake is lost", "%s in %s goes on after its time was over",

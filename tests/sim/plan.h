@@ -113,6 +113,8 @@ enum role { ROLE_VCPU, ROLE_THREAD, ROLE_DEVICE, ROLE_KERNEL, ROLE_COUNT };
 	step(memory_again, THREAD, 6, "memory back -") \
 	step(another_memory, THREAD, 1, "page word -") \
 	step(mapping_again, THREAD, 2, "memory remote back") \
+	step(settle, THREAD, 4, "page bring -") \
+	step(count, THREAD, 2, "page count -") \
 	step(wrong_mapping, THREAD, 1, "memory what -") \
 	step(service_again, THREAD, 2, "threads - -") \
 	step(set_delivery, THREAD, 2, "leave - -") \

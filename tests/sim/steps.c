@@ -1149,7 +1149,7 @@ static void snapshot(struct acting *a, const struct step *step)
 	int err;
 
 	if (!option(OPT_write_protect) || memory->snapshot || memory->busy ||
-	    memory->users || world.ever_private)
+	    memory->users || world.ever_private || memory->settled)
 		return;
 	memory->users++;
 	if (!pause_writers()) {
@@ -1160,7 +1160,9 @@ static void snapshot(struct acting *a, const struct step *step)
 	injected = current->injected;
 	err = begin_snapshot(memory, page, count);
 	resume_writers();
-	check_error("kvmfault_protect", err, injected);
+	/* It may be settled meanwhile. */
+	if ((err != -EOPNOTSUPP && err != -EAGAIN) || !memory->settling)
+		check_error("kvmfault_protect", err, injected);
 	if (!err && step->b == 3)
 		write_elsewhere(a, memory, step);
 	if (!err && step->c)
@@ -1499,7 +1501,8 @@ static void map_again(struct sim_memory *memory, bool remote)
 	unsigned int injected = current->injected;
 	int err = 0;
 
-	if (remote && memory->remote && !world.device->dead)
+	if (remote && memory->remote && !world.device->dead &&
+	    !memory->settled)
 		err = world_add_remote(memory);
 	else if (!remote && memory->own)
 		err = map_anew(memory);
@@ -1550,6 +1553,93 @@ static void mapping_again(struct acting *a, const struct step *step)
 	if (step->c && !(step->b % 2) && memory->own_mapping &&
 	    !option(OPT_guest_memfd))
 		write_at(a, memory, our_mm, memory->own, step);
+}
+
+/* All that can come; what a source has lost is emptied by nobody. */
+static void bring(struct sim_memory *memory)
+{
+	unsigned int page, injected = current->injected;
+	int err;
+
+	for (page = 0; page < memory->pages && memory->shown; page +=
+	     memory->unit) {
+		err = CALL(kvmfault_ensure, true,
+			   kvmfault_ensure(world.vm, 0, memory->gpa +
+					   page * PAGE, memory->unit * PAGE,
+					   false));
+		if (memory->shown && !memory->busy)
+			check_error("kvmfault_ensure", err, injected);
+	}
+}
+
+/* While all others go on. Those who make or free what is the memory's wait. */
+static void settle(struct acting *a, const struct step *step)
+{
+	struct sim_memory *memory = memory_for(step);
+	unsigned int injected = current->injected;
+	uint64_t left = 0;
+	int err;
+
+	(void)a;
+	if (memory->busy || !memory->exists)
+		return;
+	memory->users++;
+	/* Who then touches what was discarded gets SIGBUS if there are no huge
+	 * pages left. */
+	world.holes += option(OPT_huge_pool);
+	if (step->b % 4)
+		bring(memory);
+	injected = current->injected;
+	memory->settling = true;
+	err = CALL(kvmfault_memory_settle, false,
+		   kvmfault_memory_settle(memory->handle, &left));
+	if ((err == -EBUSY) != !!left)
+		sim_fail("it is not said how many pages are missing", "%d, %llu",
+			 err, (unsigned long long)left);
+	/* What is mapped nowhere any more can't be unregistered. */
+	if (err != -EBUSY && !(err == -EINVAL && world.holes))
+		check_error("kvmfault_memory_settle", err, injected);
+	memory->settled |= err != -EBUSY;
+	memory->users--;
+	task_wake(&memory->users, TASKS);
+}
+
+static void count(struct acting *a, const struct step *step)
+{
+	struct kvmfault_memory_counts counts = { .size = sizeof(counts) };
+	struct sim_memory *memory = memory_for(step);
+	unsigned int page = page_of(memory, step->a), i;
+	unsigned int pages = count_of(memory, page, step->b) / memory->unit;
+	uint64_t bitmap[MEMORY_PAGES / 64];
+	bool set;
+
+	(void)a;
+	if (memory->busy || !memory->exists)
+		return;
+	memory->users++;
+	check_error("kvmfault_memory_count",
+		    CALL(kvmfault_memory_count, true,
+			 kvmfault_memory_count(memory->handle, page * PAGE,
+					       pages * memory->unit * PAGE,
+					       &counts)), current->injected);
+	if (counts.absent + counts.claimed + counts.present + counts.discarded +
+	    counts.poisoned != pages || counts.to_save > pages)
+		sim_fail("pages are counted twice, or not", "of %u", pages);
+	check_error("kvmfault_memory_bitmap",
+		    CALL(kvmfault_memory_bitmap, true,
+			 kvmfault_memory_bitmap(memory->handle, page * PAGE,
+				pages * memory->unit * PAGE,
+				KVMFAULT_STATE_ABSENT, bitmap,
+				sizeof(bitmap))), current->injected);
+	for (i = 0; i < pages; i++) {
+		set = bitmap[i / 64] >> i % 64 & 1;
+		/* What was fetched never is absent again. */
+		if (set && memory->settled)
+			sim_fail("a page is absent in a settled memory", "%u",
+				 page + i * memory->unit);
+	}
+	memory->users--;
+	task_wake(&memory->users, TASKS);
 }
 
 /* What is mapped there is not the memory's file, or another part of it. */
@@ -2000,6 +2090,8 @@ static void (*const functions[STEP_COUNT])(struct acting *a,
 	[STEP_another_memory] = another_memory,
 	[STEP_fill] = fill,
 	[STEP_mapping_again] = mapping_again,
+	[STEP_settle] = settle,
+	[STEP_count] = count,
 	[STEP_wrong_mapping] = wrong_mapping,
 	[STEP_service_again] = service_again,
 	[STEP_set_delivery] = set_delivery,

@@ -618,7 +618,7 @@ int world_add_own(struct sim_memory *memory)
 {
 	const struct kvmfault_mapping_options options = {
 		.size = sizeof(options), .host = memory->own,
-		.uffd = memory->own_uffd,
+		.uffd = memory->settled ? NULL : memory->own_uffd,
 	};
 
 	return CALL(kvmfault_mapping_add, false,
@@ -980,7 +980,7 @@ void world_free_memory(struct sim_memory *memory)
 	if (err)
 		sim_fail("a memory can't be freed", "%d", err);
 	free_source(memory);
-	memory->exists = false;
+	memory->exists = memory->settled = memory->settling = false;
 	memory->handle = NULL;
 	memory->own_mapping = memory->remote_mapping = NULL;
 	/* Whether these did work or not: nobody is to read zeros. */

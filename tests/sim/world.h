@@ -31,6 +31,8 @@ struct sim_memory {
 	uint64_t gpa;
 	unsigned int parts;		/* regions that show it, */
 	bool shown;			/* and that is all of them */
+	bool settling;			/* has been tried */
+	bool settled;			/* or half: it can't be protected */
 	struct truth truth;
 	struct file *guest_memfd;
 	int guest_memfd_fd;
