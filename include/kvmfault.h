@@ -2059,7 +2059,9 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 struct kvmfault_fill_progress {
 	size_t size;
 	uint64_t total;		/* bytes of its memories */
-	uint64_t missing;	/* of those: absent, or on their way */
+	uint64_t missing;	/* of those: absent, or on their way, */
+	uint64_t resident;	/* present, whatever brought them, */
+	uint64_t discarded;	/* discarded; the rest is poisoned */
 	uint64_t filled;	/* bytes that the fill brought, or that are on
 				 * their way by it */
 	uint64_t milliseconds;	/* since kvmfault_fill_new() */
@@ -2079,13 +2081,13 @@ struct kvmfault_fill_options {
 	struct kvmfault_memory *const *memories;
 	uint32_t memory_count;
 
-	/* What to bring before all else, in its order: a working set of the
-	 * image that the memories' source shows (see "Working sets"; look at
-	 * its length and identity first). It is borrowed until the fill is
-	 * freed, and must not change. What is not in these memories is left
-	 * out. The guest is about to touch these pages, so the fill does not
-	 * rest while it brings them. Each run is a read of its own: with a slow
-	 * source, give the fill many threads. NULL: none. */
+	/* The pages to bring before all others, in its order: a working set of
+	 * the image that the memories' source shows (see "Working sets"; look
+	 * at its length and identity first). It is borrowed until the fill is
+	 * freed, and must not change. Runs that are in none of the memories are
+	 * left out. The guest is about to touch these pages, so the fill does
+	 * not rest while it brings them. Each run is a read of its own: with a
+	 * slow source, give the fill many threads. NULL: none. */
 	const struct kvmfault_working_set *first;
 
 	/* How many threads of the library's, up to 64. 0: none; the VMM calls
@@ -2114,9 +2116,9 @@ struct kvmfault_fill_options {
  * Start a fill. Several at once bring no page twice.
  *
  * Returns 0, or
- *   -EINVAL   a pointer is NULL; there is no memory; one is of another context
- *             or has no source; threads is over 64; window_length is over the
- *             context's page_size_max
+ *   -EINVAL   a pointer is NULL; there is no memory; one is of another
+ *             context, has no source or is settled; threads is over 64;
+ *             window_length is over the context's page_size_max
  *   -E2BIG    options has a member set that this library does not know
  *   -ENOMEM   there is no memory for it
  *   -EAGAIN   there are no more threads
@@ -2433,14 +2435,14 @@ int kvmfault_memory_bitmap(const struct kvmfault_memory *memory,
  *   KVMFAULT_DELIVERY_KERNEL_EXIT, ask kvmfault_region_memslot() again and set
  *   the memslots anew, for KVM to use huge pages.
  *
- * Call this when kvmfault_memory_count() has no page absent or claimed any
- * more. Hold no lock that a callback takes. Kernel interface:
- * UFFDIO_UNREGISTER.
+ * Call this when a fill is over (see "Fill") and freed, or when
+ * kvmfault_memory_count() has no page absent or claimed any more. Hold no lock
+ * that a callback takes. Kernel interface: UFFDIO_UNREGISTER.
  *
  * Returns 0, or
  *   -EINVAL   memory is NULL; nothing is mapped at a mapping's address any more
  *   -EBUSY    pages are absent, claimed or poisoned (discard those first), or
- *             are protected: see left
+ *             are protected: see left; or a fill names the memory
  *   -EDEADLK  called from a callback for this memory
  *   -ENOMEM   a mapping's process is gone: remove that mapping; or the kernel
  *             had no memory. Call again: until then the memory is not protected

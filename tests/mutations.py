@@ -624,7 +624,7 @@ MUTATIONS = [
      ' || rq->request.page == KVMFAULT_PAGE_HOLE)\n		memset', ')\n		memset',
      ['hole']),
     ('a hole counts as fetched', 'lib/resolve/publish.c',
-     'rq->request.page == KVMFAULT_PAGE_HOLE ?', '0 ?', ['hole']),
+     'else if (rq->request.page == KVMFAULT_PAGE_HOLE)', 'else if (0)', ['hole']),
     ('a hole above hides what is below', 'lib/memory/layers.c',
      '	if (kind != KVMFAULT_EXTENT_HOLE)\n', '	if (kind >= 0)\n',
      ['hole', 'source']),

@@ -85,6 +85,8 @@ static void check_all_is_there(void)
 		ck_assert(bed_state(page) != KVMFAULT__PRESENT ||
 			  bed_has(page, bed_byte(page)));
 	ck_assert_uint_eq(progress().missing, 0);
+	ck_assert_uint_le(progress().resident + progress().discarded,
+			  progress().total);
 	ck_assert(progress().over);
 	ck_assert_int_eq(step(), -1);
 }
@@ -156,6 +158,8 @@ TEST(fill, leaves_what_is_there_or_discarded)
 	go_on();
 	check_all_is_there();
 	ck_assert_int_eq(bed_state(7), KVMFAULT__DISCARDED);
+	ck_assert_uint_eq(progress().discarded, PAGE);
+	ck_assert_uint_eq(progress().resident, (BED_PAGES - 1) * PAGE);
 	ck_assert(!fake_present(bed.fd, 7 * PAGE));
 	/* 0 to 4, 6, and 8 to 15; and 5 before */
 	ck_assert_uint_eq(bed.reads, 4);
@@ -480,6 +484,26 @@ TEST(fill, names_its_memory)
 		.size = sizeof(struct kvmfault_region), .gpa = BED_GPA,
 		.length = BED_PAGES * PAGE, .memory = bed.memory,
 	}), 0);
+}
+
+/* When a fill is over its memory can be settled, once the fill is freed. */
+TEST(fill, leads_to_a_settled_memory)
+{
+	struct kvmfault_fill_options options = wanted();
+	char text[256];
+	uint64_t left;
+
+	begin(0);
+	go_on();
+	check_all_is_there();
+	ck_assert_int_eq(kvmfault_memory_settle(bed.memory, &left), -EBUSY);
+	ck_assert_int_eq(kvmfault_vm_error(bed.vm, text, sizeof(text)), 0);
+	ck_assert_ptr_nonnull(strstr(text, "kvmfault_fill_free"));
+	ck_assert_int_eq(kvmfault_fill_free(fill), 0);
+	ck_assert_int_eq(kvmfault_memory_settle(bed.memory, &left), 0);
+	ck_assert_uint_eq(left, 0);
+	ck_assert_int_eq(kvmfault_fill_new(bed.vm, &options, &fill), -EINVAL);
+	ck_assert_ptr_null(fill);
 }
 
 TEST_EACH(fill, its_threads_bring_all, 2)

@@ -250,7 +250,6 @@ TEST(recording, what_is_wrong)
 	} longer = { record_what(), 1 };
 	struct kvmfault_recording_options options = record_what();
 	struct kvmfault_memory *list[2] = { bed.memory, bed.memory };
-	const struct kvmfault_source none = { 0 }, some = bed.memory->source;
 	struct kvmfault_vm *vm;
 
 	longer.options.size = sizeof(longer);
@@ -273,9 +272,9 @@ TEST(recording, what_is_wrong)
 	list[1] = NULL;
 	ck_assert_int_eq(record_with(&options), -EINVAL);
 	options.memory_count = 1;
-	bed.memory->source = none;
+	atomic_store(&bed.memory->tracked, false);
 	ck_assert_int_eq(record_with(&options), -EINVAL);
-	bed.memory->source = some;
+	atomic_store(&bed.memory->tracked, true);
 	set->image_length = BED_PAGES * PAGE - 1;
 	ck_assert_int_eq(record_with(&options), -EINVAL);
 	set->image_length++;

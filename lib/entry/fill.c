@@ -159,29 +159,6 @@ static bool fill_take_first(struct kvmfault_fill *fill, uint64_t most,
 	return true;
 }
 
-static uint64_t fill_count_missing(const struct kvmfault_memory *memory)
-{
-	uint64_t page, missing = 0;
-
-	for (page = 0; page < memory->length >> memory->page_shift; page++) {
-		enum kvmfault__state state = kvmfault__page_state(memory, page);
-
-		missing += state == KVMFAULT__ABSENT ||
-			   kvmfault__in_flight(state);
-	}
-	return missing << memory->page_shift;
-}
-
-static uint64_t fill_missing(const struct kvmfault_fill *fill)
-{
-	uint64_t missing = 0;
-	size_t i;
-
-	for (i = 0; i < fill->count; i++)
-		missing += fill_count_missing(fill->part[i].memory);
-	return missing;
-}
-
 static void fill_look(const struct kvmfault_fill *fill,
 		      struct kvmfault_fill_progress *progress)
 {
@@ -190,15 +167,24 @@ static void fill_look(const struct kvmfault_fill *fill,
 
 	*progress = (struct kvmfault_fill_progress){
 		.size = sizeof(*progress),
-		.missing = fill_missing(fill),
 		.filled = atomic_load(&fill->filled),
 		.milliseconds = spent / KVMFAULT__MS,
 		.error = atomic_load(&fill->error),
 		.paused = atomic_load(&fill->paused),
 		.replaying = atomic_load(&fill->replaying),
 	};
-	for (i = 0; i < fill->count; i++)
-		progress->total += fill->part[i].memory->length;
+	for (i = 0; i < fill->count; i++) {
+		const struct kvmfault_memory *memory = fill->part[i].memory;
+		struct kvmfault_memory_counts counts = { 0 };
+
+		kvmfault__pages_count(memory, 0, fill->part[i].end -
+				      fill->part[i].first, &counts);
+		progress->total += memory->length;
+		progress->missing += (counts.absent + counts.claimed) <<
+				     memory->page_shift;
+		progress->resident += counts.present << memory->page_shift;
+		progress->discarded += counts.discarded << memory->page_shift;
+	}
 	progress->over = !progress->missing;
 }
 

@@ -42,19 +42,47 @@ static int fill_start_threads(struct kvmfault_fill *fill, unsigned int threads)
 	return 0;
 }
 
-/* A memory that a fill names stays. */
-static void fill_pin(struct kvmfault_fill *fill, bool pinned)
+/* Under the VM's lock. A memory that a fill names stays, and is not settled. */
+static void fill_count_users(struct kvmfault_fill *fill, unsigned int more)
 {
 	size_t i;
 
-	kvmfault__sys_lock(&fill->vm->lock);
 	for (i = 0; i < fill->count; i++)
-		fill->part[i].memory->fills += pinned ? 1 : -1U;
-	fill->vm->fills += pinned ? 1 : -1U;
+		fill->part[i].memory->fills += more;
+	fill->vm->fills += more;
+}
+
+static int fill_pin(struct kvmfault_fill *fill)
+{
+	struct kvmfault_vm *vm = fill->vm;
+	bool tracked = true;
+	size_t i;
+
+	kvmfault__sys_lock(&vm->lock);
+	for (i = 0; i < fill->count; i++)
+		tracked &= kvmfault__tracked(fill->part[i].memory);
+	if (tracked)
+		fill_count_users(fill, 1);
+	kvmfault__sys_unlock(&vm->lock);
+	return tracked ? 0 : kvmfault__refuse(vm, -EINVAL,
+		"kvmfault_fill_options.memories: one of them has no source, or is settled: leave it out, since nothing of it is missing");
+}
+
+static void fill_unpin(struct kvmfault_fill *fill)
+{
+	kvmfault__sys_lock(&fill->vm->lock);
+	fill_count_users(fill, -1U);
 	kvmfault__sys_unlock(&fill->vm->lock);
 }
 
 static void fill_delete(struct kvmfault_fill *fill)
+{
+	pthread_mutex_destroy(&fill->lock);
+	kvmfault__sys_free(fill->part);
+	kvmfault__sys_free(fill);
+}
+
+static void fill_end(struct kvmfault_fill *fill)
 {
 	unsigned int i;
 
@@ -64,10 +92,8 @@ static void fill_delete(struct kvmfault_fill *fill)
 		kvmfault__sys_join(fill->thread[i]);
 	if (fill->seat)
 		kvmfault__seat_give(fill->seat);
-	fill_pin(fill, false);
-	pthread_mutex_destroy(&fill->lock);
-	kvmfault__sys_free(fill->part);
-	kvmfault__sys_free(fill);
+	fill_unpin(fill);
+	fill_delete(fill);
 }
 
 static int fill_check_memories(struct kvmfault_vm *vm,
@@ -86,10 +112,6 @@ static int fill_check_memories(struct kvmfault_vm *vm,
 				i, o->memories[i] ?
 				"of another context: make a fill for each context" :
 				"NULL");
-		if (!kvmfault__tracked(o->memories[i]))
-			return kvmfault__refuse(vm, -EINVAL,
-				"kvmfault_fill_options.memories: number %zu has no source: leave it out, since nothing of it is missing",
-				i);
 	}
 	return 0;
 }
@@ -120,7 +142,8 @@ static int fill_make(struct kvmfault_vm *vm,
 				  sizeof(new->thread[0]), 0);
 	if (!new)
 		return -ENOMEM;
-	new->part = kvmfault__sys_alloc(o->memory_count * sizeof(new->part[0]), 0);
+	new->part = kvmfault__sys_alloc(o->memory_count *
+					sizeof(new->part[0]), 0);
 	if (!new->part) {
 		kvmfault__sys_free(new);
 		return -ENOMEM;
@@ -146,7 +169,6 @@ static int fill_make(struct kvmfault_vm *vm,
 		pages += part->memory->length >> part->memory->page_shift;
 		part->end = pages;
 	}
-	fill_pin(new, true);
 	*fill = new;
 	return 0;
 }
@@ -171,9 +193,14 @@ int kvmfault_fill_new(struct kvmfault_vm *vm,
 		err = fill_make(vm, &ours, &new);
 	if (err)
 		return err;
-	err = fill_start_threads(new, ours.threads);
+	err = fill_pin(new);
 	if (err) {
 		fill_delete(new);
+		return err;
+	}
+	err = fill_start_threads(new, ours.threads);
+	if (err) {
+		fill_end(new);
 		return err;
 	}
 	*fill = new;
@@ -193,6 +220,6 @@ int kvmfault_fill_free(struct kvmfault_fill *fill)
 	if (kvmfault__within(fill_is_of_seat, fill))
 		return kvmfault__refuse(fill->vm, -EDEADLK,
 			"kvmfault_fill_free: the call comes from a callback of the fill itself: free it on another thread, or afterwards");
-	fill_delete(fill);
+	fill_end(fill);
 	return 0;
 }

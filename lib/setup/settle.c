@@ -95,18 +95,31 @@ static int settle_end_markers(struct kvmfault_memory *memory)
 		memory->host, -err) : 0;
 }
 
+/* A fill looks at the states of its memories' pages. */
+static int settle_refuse_filled(struct kvmfault_memory *memory)
+{
+	atomic_fetch_sub(&memory->settling, 1);
+	return kvmfault__refuse(memory->vm, -EBUSY,
+		"kvmfault_memory_settle: a fill has the memory at %p: call kvmfault_fill_free() first",
+		memory->host);
+}
+
 /* From the first call that fails on, the memory is not protected again: some
  * mappings may not be registered any more. */
 static int settle_take_away(struct kvmfault_memory *memory)
 {
 	struct kvmfault_vm *vm = memory->vm;
 	uint64_t host = 0;
+	bool filled;
 	int err = 0;
 
 	kvmfault__sys_lock(&vm->lock);
-	if (kvmfault__tracked(memory))
+	filled = memory->fills;
+	if (kvmfault__tracked(memory) && !filled)
 		err = settle_unregister(memory, &host);
 	kvmfault__sys_unlock(&vm->lock);
+	if (filled)
+		return settle_refuse_filled(memory);
 	if (err)
 		return kvmfault__refuse(vm, err,
 			"kvmfault_memory_settle: the mapping at %#llx could not be unregistered (error %d): if its process is gone, or has unmapped it, call kvmfault_mapping_remove(); then settle the memory again",
