@@ -133,7 +133,11 @@ void door_check_markers(const struct sim_memory *memory)
 	unsigned int i, at;
 	struct map *map;
 
-	if (option(OPT_bad_luck) || world.failures || world.poisons)
+	/* A resolver of the VMM's that puts a page into the file leaves it to
+	 * the library to map the page, which it can't before an event is read.
+	 * The marker goes when it is touched. */
+	if (option(OPT_bad_luck) || world.failures || world.poisons ||
+	    (option(OPT_resolver) == 4 && option(OPT_events)))
 		return;
 	for (i = 0; i < memory->pages; i++) {
 		map = map_at(our_mm, memory->memslots + i * PAGE, &at);
