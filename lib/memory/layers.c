@@ -27,17 +27,24 @@ static int layers_ask_one(const struct kvmfault_source *source,
 	return kvmfault__source_extent(source, offset, length);
 }
 
+/* What the layer above has. Past its end it has a hole. */
+static int layers_find_above(const struct layers *layers, uint64_t offset,
+			     uint64_t *length)
+{
+	const struct kvmfault_source *above = &layers->above;
+
+	return above->length && offset >= above->length ?
+	       KVMFAULT_EXTENT_HOLE : layers_ask_one(above, offset, length);
+}
+
 /* Find the layer that has the bytes from the offset on, and for how many it
  * does. Returns what they are, or -errno. */
 static int layers_find(const struct layers *layers, uint64_t offset,
 		       uint64_t *length, const struct kvmfault_source **layer)
 {
-	const struct kvmfault_source *above = &layers->above;
-	int kind = KVMFAULT_EXTENT_HOLE;
+	int kind = layers_find_above(layers, offset, length);
 
-	*layer = above;
-	if (!above->length || offset < above->length)
-		kind = layers_ask_one(above, offset, length);
+	*layer = &layers->above;
 	if (kind != KVMFAULT_EXTENT_HOLE)
 		return kind;
 	*layer = &layers->below;
@@ -47,20 +54,22 @@ static int layers_find(const struct layers *layers, uint64_t offset,
 static int layers_read(void *data, uint64_t offset, void *buffer,
 		       size_t length)
 {
-	const struct kvmfault_source *layer;
+	const struct layers *layers = data;
 	char *to = buffer;
 	int err = 0;
 
 	while (length && !err) {
 		uint64_t part = length;
-		int kind = layers_find(data, offset, &part, &layer);
+		int kind = layers_find_above(data, offset, &part);
 
 		if (kind < 0)
 			return kind;
-		if (kind == KVMFAULT_EXTENT_DATA)
-			err = kvmfault__source_read(layer, offset, to, part);
-		else
+		if (kind == KVMFAULT_EXTENT_ZERO)
 			memset(to, 0, part);
+		else
+			err = kvmfault__source_read(kind ? &layers->below :
+						    &layers->above, offset,
+						    to, part);
 		offset += part;
 		to += part;
 		length -= part;

@@ -72,6 +72,9 @@ struct kvmfault_memory {
 	struct kvmfault_uffd *uffd;
 	char *fill;		/* for minor faults: the file, unregistered */
 	_Atomic uint64_t *states;	/* of pages: see page.h */
+	_Atomic uint64_t data_run;	/* pages that are data in the source:
+					 * the first, and in the lower half how
+					 * many; see extent.c */
 	_Atomic uint64_t *userfault;	/* KVM's bitmap, of longs; or NULL */
 	atomic_bool exits;	/* missing pages exit: see userfault.c */
 	_Atomic(const void *) mappings;	/* struct kvmfault__mappings */

@@ -12,18 +12,43 @@
 #include "resolve.h"
 
 #define EXTENTS 8		/* questions for a page, or for a window */
+#define LONG_RUN 512		/* pages of data that are worth to be kept */
 
 struct extents {
-	const struct kvmfault_memory *memory;
+	struct kvmfault_memory *memory;
 	uint64_t limit;		/* an offset: ask for no more than this */
 	uint64_t end;		/* where the last answer ends, */
 	bool zero;		/* and what it was */
 	unsigned int asked;
 };
 
+/* To find where data ends may cost the kernel a look at each page of a file: so
+ * the last long run of pages that are all data is kept, and asked for once. */
+static void extent_keep_run(struct kvmfault_memory *memory, uint64_t offset)
+{
+	uint64_t size = kvmfault__page_size(memory), first, end;
+	uint64_t length = memory->length - offset;
+
+	if (length <= LONG_RUN * size ||
+	    kvmfault__source_extent(&memory->source, memory->source_offset +
+				    offset, &length) != KVMFAULT_EXTENT_DATA)
+		return;
+	first = (offset + size - 1) >> memory->page_shift;
+	end = (offset + length) >> memory->page_shift;
+	if (end > first + LONG_RUN && end <= UINT32_MAX)
+		atomic_store(&memory->data_run, first << 32 | (end - first));
+}
+
+static bool extent_is_kept(const struct kvmfault_memory *memory, uint64_t page)
+{
+	uint64_t run = atomic_load(&memory->data_run);
+
+	return page - (run >> 32) < (uint32_t)run;
+}
+
 static int extent_ask_source(struct extents *extents, uint64_t offset)
 {
-	const struct kvmfault_memory *memory = extents->memory;
+	struct kvmfault_memory *memory = extents->memory;
 	uint64_t length = extents->limit - offset;
 	int kind = KVMFAULT_EXTENT_DATA;
 
@@ -35,6 +60,9 @@ static int extent_ask_source(struct extents *extents, uint64_t offset)
 		return kind;
 	extents->end = offset + length;
 	extents->zero = kind != KVMFAULT_EXTENT_DATA;
+	if (!extents->zero && extents->asked <= EXTENTS &&
+	    extents->end == extents->limit)
+		extent_keep_run(memory, offset);
 	return 0;
 }
 
@@ -44,6 +72,8 @@ static int extent_page_is_zero(struct extents *extents, uint64_t page)
 	uint64_t at = page << extents->memory->page_shift;
 	uint64_t end = at + kvmfault__page_size(extents->memory);
 
+	if (extent_is_kept(extents->memory, page))
+		return 0;
 	while (at < end) {
 		int err = at < extents->end ? 0 :
 					      extent_ask_source(extents, at);
