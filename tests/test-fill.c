@@ -662,6 +662,39 @@ TEST(later, takes_half_of_the_fetches)
 	submitted = 0;
 }
 
+/* ---- sources with holes ---- */
+
+/* Every third page has data. */
+static int extent(void *data, uint64_t offset, uint64_t *length)
+{
+	uint64_t page = offset / PAGE, like = page % 3 ? 3 - page % 3 : 1;
+
+	(void)data;
+	if (*length > (page + like) * PAGE - offset)
+		*length = (page + like) * PAGE - offset;
+	return page % 3 ? KVMFAULT_EXTENT_HOLE : KVMFAULT_EXTENT_DATA;
+}
+
+TEST(fill, brings_holes_and_data_in_one_step)
+{
+	uint64_t page;
+
+	bed_down();
+	bed_vm();
+	bed.source = bed_source();
+	bed.source.extent = extent;
+	bed_add();
+	begin(0);
+	ck_assert_int_eq(step(), 0);
+	ck_assert_int_eq(step(), -1);
+	ck_assert_uint_eq(bed.reads, 6);
+	ck_assert_uint_eq(bed_stats().fetched, 6);
+	ck_assert_uint_eq(bed_stats().holes, 10);
+	ck_assert_uint_eq(bed_stats().filled, BED_PAGES);
+	for (page = 0; page < BED_PAGES; page++)
+		ck_assert(bed_has(page, page % 3 ? 0 : bed_byte(page)));
+}
+
 /* What is wrong with it is told. */
 TEST_GROUP(refused, up, down);
 

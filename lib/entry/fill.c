@@ -274,42 +274,49 @@ static void fill_ask(struct kvmfault_fill *fill, struct kvmfault__seat *seat,
 		atomic_store(&fill->error, err);
 }
 
-/* Brings the run of absent pages that begins there. */
-static void fill_bring_run(struct kvmfault_fill *fill,
-			   struct kvmfault__seat *seat,
-			   struct kvmfault_memory *memory, uint64_t page,
-			   uint64_t end)
+/* Asks for the run of absent pages that begins there. Returns how many of them
+ * came, or are on their way: the run may end early, where the source's data
+ * ends. */
+static uint64_t fill_bring_run(struct kvmfault_fill *fill,
+			       struct kvmfault__seat *seat,
+			       struct kvmfault_memory *memory, uint64_t page,
+			       uint64_t end)
 {
 	uint64_t came = 0;
 
 	fill_ask(fill, seat, memory, page, end);
-	for (; page < end; page++)
-		came += kvmfault__page_state(memory, page) != KVMFAULT__ABSENT;
+	while (page + came < end &&
+	       kvmfault__page_state(memory, page + came) != KVMFAULT__ABSENT)
+		came++;
 	if (came)
 		atomic_store(&fill->brought, true);
 	kvmfault__add(seat, KVMFAULT__COUNTER(filled), came);
 	atomic_fetch_add(&fill->filled, came << memory->page_shift);
+	return came;
 }
 
-/* Returns how many bytes were asked for. */
+/* Returns how many bytes were asked for. If a run fails, it is left to the next
+ * pass. */
 static uint64_t fill_bring(struct kvmfault_fill *fill,
 			   struct kvmfault__seat *seat,
 			   struct kvmfault_memory *memory, uint64_t page,
 			   uint64_t end)
 {
-	uint64_t asked = 0;
+	uint64_t asked = 0, next, came;
 
-	while (page < end && !atomic_load(&fill->stopping)) {
-		uint64_t from = page;
-
-		while (page < end && kvmfault__page_state(memory, page) ==
+	for (; page < end && !atomic_load(&fill->stopping); page = next) {
+		next = page;
+		while (next < end && kvmfault__page_state(memory, next) ==
 				     KVMFAULT__ABSENT)
-			page++;
-		asked += page - from;
-		if (page > from)
-			fill_bring_run(fill, seat, memory, from, page);
-		else
-			page++;
+			next++;
+		if (next == page) {
+			next++;
+			continue;
+		}
+		came = fill_bring_run(fill, seat, memory, page, next);
+		if (came)
+			next = page + came;
+		asked += next - page;
 	}
 	return asked << memory->page_shift;
 }
