@@ -79,6 +79,10 @@ void demo_fail(struct demo *demo, const char *format, ...);
  * pages) for each one. */
 void demo_job(struct demo_vcpu *vcpu, uint64_t first, uint64_t pages);
 
+/* demo-options.c. Returns an exit code, or -1: go on. */
+int demo_options(int argc, char **argv, struct demo *demo,
+		 const struct demo_scenario **scenario);
+
 /* report.c */
 void report_progress(const struct demo *demo, uint64_t done);
 void report_end_progress(const struct demo *demo);
