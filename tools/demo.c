@@ -122,7 +122,7 @@ static void run(struct demo_vcpu *vcpu)
 	}
 }
 
-static double now(void)
+double demo_now(void)
 {
 	struct timespec ts;
 
@@ -134,8 +134,9 @@ static void *vcpu_thread(void *arg)
 {
 	struct demo_vcpu *vcpu = arg;
 
+	vcpu->began = demo_now();
 	run(vcpu);
-	vcpu->ended = now();
+	vcpu->ended = demo_now();
 	atomic_fetch_add(&vcpu->demo->finished, 1);
 	return NULL;
 }
@@ -168,10 +169,11 @@ static void stop(struct demo *demo, const struct demo_scenario *scenario)
 static void run_all(struct demo *demo, const struct demo_scenario *scenario)
 {
 	const struct timespec tick = { .tv_nsec = TICK_NS };
-	double began = now();
+	double began = demo_now(), ended = 0;
 	unsigned int i;
 
-	for (i = 0; i < demo->vcpus; i++) {
+	restore_begin(demo);
+	for (i = 0; i < demo->vcpus && !atomic_load(&demo->failed); i++) {
 		struct demo_vcpu *vcpu = &demo->vcpu[i];
 		int err = pthread_create(&vcpu->thread, NULL, vcpu_thread,
 					 vcpu);
@@ -185,15 +187,18 @@ static void run_all(struct demo *demo, const struct demo_scenario *scenario)
 	}
 	while (atomic_load(&demo->finished) < demo->started) {
 		report_progress(demo, progress(demo));
+		restore_tick(demo);
 		if (atomic_load(&demo->failed))
 			stop(demo, scenario);
 		nanosleep(&tick, NULL);
 	}
 	for (i = 0; i < demo->started; i++) {
 		pthread_join(demo->vcpu[i].thread, NULL);
-		if (demo->vcpu[i].ended - began > demo->seconds)
-			demo->seconds = demo->vcpu[i].ended - began;
+		if (demo->vcpu[i].ended > ended)
+			ended = demo->vcpu[i].ended;
 	}
+	demo->seconds = ended - began;
+	demo->touched = ended - demo->began;
 	report_progress(demo, progress(demo));
 	report_end_progress(demo);
 }
@@ -261,7 +266,8 @@ static int verify(struct demo *demo, const struct demo_scenario *scenario)
 	demo->misread = image_misread(&demo->image);
 	demo->verified = !demo->misread && !demo->wrong_pages &&
 			 !demo->wrong_checksums &&
-			 demo->fetched == demo->image.pages;
+			 demo->fetched + demo->zero == demo->image.pages &&
+			 demo->settled == demo->settle;
 	return 0;
 }
 
@@ -275,6 +281,7 @@ static void take_down(struct demo *demo, const struct demo_scenario *scenario)
 		scenario->take_down(demo);
 	if (kvmfault_vm_free(demo->vm))
 		complain("something of the context is left");
+	kvmfault_working_set_free(demo->set);
 	machine_free(demo->machine);
 	image_close(&demo->image);
 }
@@ -311,11 +318,17 @@ static int demo_run(struct demo *demo, const struct demo_scenario *scenario)
 	pthread_sigmask(SIG_BLOCK, &bus, NULL);
 	err = new_machine(demo);
 	if (!err)
-		err = image_open(&demo->image, demo->image_path, demo->bytes);
+		err = image_open(&demo->image, demo->image_path, demo->bytes,
+				 demo->holes);
+	if (!err)
+		err = restore_match(demo);
+	demo->began = demo_now();
 	if (!err)
 		err = set_up(demo, scenario);
 	if (!err)
 		run_all(demo, scenario);
+	if (!err && !atomic_load(&demo->failed))
+		err = restore_end(demo);
 	if (!err && !atomic_load(&demo->failed))
 		err = verify(demo, scenario);
 	if (!err && !atomic_load(&demo->failed)) {
