@@ -56,7 +56,13 @@ def demo(*options, code=0):
 def verified(*options):
     report = json.loads(demo('--json', *options).stdout)
     assert report['verified'] is True, report
-    assert report['fetched'] == report['pages'], report
+    assert report['fetched'] + report['zero'] == report['pages'], report
+    assert report['filled'] + report['demand'] >= report['pages'] or \
+        report['delivery'] == 'exit', report	# which brings many at once
+    assert report['first_instruction_ms'] > 0, report
+    assert report['resident_ms'] > 0, report
+    assert report['settled'] is ('--settle' in options), report
+    assert ('working_set_ms' in report) is ('--working-set' in options), report
     assert report['pages'] * 4096 == report['bytes'], report
     assert report['seconds'] > 0, report
     assert set(report['faults']) == {'exit', 'marker', 'unannotated', 'mmio',
@@ -132,6 +138,78 @@ def test_guest_memfd():
         assert report['faults']['exit'] >= 2, report
 
 
+def test_fill():
+    for delivery in 'uffd', 'marker-exit':
+        for more in [], ['--settle'], ['--holes', '50', '--settle']:
+            report = verified('--memory', '16M', '--delivery', delivery,
+                              '--fill', 'max', *more)
+            assert 0 < report['filled'] <= report['pages'], report
+    report = verified('--memory', '4M', '--fill', '1')
+    assert report['filled'] <= report['pages'] / 2, report	# one step or two
+    assert verified('--memory', '4M', '--settle')['filled'] == 0
+
+
+def test_holes():
+    report = verified('--memory', '16M', '--holes', '80')
+    assert report['zero'] == 40 * 80 + 76, report
+    assert verified('--memory', '4M', '--holes', '100')['zero'] == 1024
+    assert verified('--memory', '4M', '--holes', '0')['zero'] == 0
+    text = demo('--memory', '4M', '--holes', '50').stdout
+    assert 'zero          500 pages' in text, text
+
+
+def test_a_working_set_that_was_recorded():
+    with tempfile.TemporaryDirectory() as place:
+        recorded = os.path.join(place, 'set')
+        for delivery in 'uffd', 'marker-exit':
+            how = ['--memory', '16M', '--delivery', delivery]
+            first = verified(*how, '--record', recorded)
+            text = run(*KVMFAULT, 'working-set', 'print', recorded).stdout
+            assert 'touched   16777216 bytes' in text, text
+            second = verified(*how, '--working-set', recorded)
+            assert first['demand'] >= first['pages'] == 4096, first
+            assert second['demand'] <= first['demand'] / 10, (first, second)
+            assert second['filled'] == 4096, second
+            assert second['working_set_ms'] <= \
+                second['first_instruction_ms'], second
+            # It has everything: there is nothing to fill, or to add.
+            for more in [], ['--fill', 'max']:
+                report = verified(*how, '--working-set', recorded, '--settle',
+                                  *more)
+                assert report['demand'] == 0, report
+                assert report['resident_ms'] <= \
+                    report['first_instruction_ms'], report
+            verified(*how, '--working-set', recorded, '--record', recorded)
+            assert run(*KVMFAULT, 'working-set', 'print',
+                       recorded).stdout == text
+        demo('--memory', '1M', '--record', '/dev/full', code=1)
+
+
+def test_a_working_set_of_a_part():
+    """What is behind the RAM's end is left out; a guest's own come on top."""
+    with tempfile.TemporaryDirectory() as place:
+        image, part = (os.path.join(place, name) for name in ('image', 'part'))
+        with open(image, 'wb') as file:
+            file.write(os.urandom(4 << 20))
+        os.utime(image, ns=(0, 5_000_000_007))
+        identity = struct.pack('=qq', 5, 7)
+        runs = [(700, 5), (4, 2), (254, 4), (20, 1)]
+        how = ['--image', image, '--memory', '1M', '--working-set', part]
+        working_set(part, runs, identity, 4 << 20)
+        report = verified(*how, '--record', part)
+        assert report['filled'] == 2 + 2 + 1, report
+        printed = json.loads(run(*KVMFAULT, 'working-set', 'print', part,
+                                 '--json').stdout)
+        assert printed['runs'][:2] == [[700 * 4096, 5 * 4096],
+                                       [4 * 4096, 2 * 4096]], printed
+        assert printed['bytes'] == (256 + 5 + 2) * 4096, printed
+        # Of another image, or the image has changed.
+        for wrong in ((runs, identity, 1 << 30), (runs, b'\x01', 4 << 20)):
+            working_set(part, *wrong)
+            done = demo(*how, code=1)
+            assert f'{part} is the working set of another' in done.stderr, done
+
+
 def test_image():
     with tempfile.NamedTemporaryFile() as image:
         image.write(os.urandom(1 << 20) + b'tail')
@@ -165,7 +243,8 @@ def test_an_image_whose_length_lies():
 def test_table():
     text = demo('--memory', '4M').stdout
     assert text.endswith('verified: true\n'), text
-    for word in ('faults by kind', 'uffd', 'copy', 'pages/s', 'latency'):
+    for word in ('faults by kind', 'uffd', 'copy', 'pages/s', 'latency',
+                 'demand', 'filled', 'resident'):
         assert word in text, (word, text)
 
 
@@ -186,7 +265,14 @@ def anywhere_usage():
                   ['--memory', '5000'], ['--memory', '4K', '--vcpus', '2'],
                   ['--memory', '99999999999T'], ['--memory', '0x10M'],
                   ['--memory', ''], ['--scenario', 'x'],
-                  ['--delivery', 'x'], ['--nonsense'], ['extra']):
+                  ['--delivery', 'x'], ['--nonsense'], ['extra'],
+                  ['--fill', '0'], ['--fill', 'fast'], ['--fill', ''],
+                  ['--holes', '101'], ['--holes', 'x'], ['--holes', '-1'],
+                  ['--holes', '5', '--image', MINIMAL_C],
+                  ['--record', 'x', '--fill', 'max'],
+                  *(['--scenario', 'guest-memfd', *more] for more in
+                    (['--fill', '1M'], ['--record', 'x'], ['--settle'],
+                     ['--working-set', 'x'], ['--holes', '5']))):
         done = demo(*wrong, code=2)
         assert done.stderr and not done.stdout, (wrong, done)
     for wrong in (['--vcpus', '1,0'], ['--vcpus', ''], ['--memory', '5000'],
@@ -248,15 +334,15 @@ def number(value):
         bytes([low | 0x80]) + number(value >> 7)
 
 
-def working_set(path, runs, identity=b''):
-    """A file as kvmfault_working_set(5) has it, of an image of 1 GiB."""
+def working_set(path, runs, identity=b'', image_length=1 << 30):
+    """A file as kvmfault_working_set(5) has it."""
     body, end = b'', 0
     for page, count in runs:
         step = page - end
         body += number(2 * step if step >= 0 else -2 * step - 1) + number(count)
         end = page + count
-    data = struct.pack('<8sIIQ32sQQ', b'KVMFWSET', 1, 12, 1 << 30, identity,
-                       len(runs), len(body)) + body
+    data = struct.pack('<8sIIQ32sQQ', b'KVMFWSET', 1, 12, image_length,
+                       identity, len(runs), len(body)) + body
     with open(path, 'wb') as file:
         file.write(data + struct.pack('<I', zlib.crc32(data)))
     return path
@@ -304,6 +390,27 @@ def anywhere_working_set():
         done = run(*command, 'merge', '/dev/full', one, code=1)
         assert 'No space left' in done.stderr, done
         shell(f'$KVMFAULT working-set print {one} >/dev/full', code=1)
+
+
+def anywhere_demo_without_its_working_set():
+    """What is none is refused before the guest is made."""
+    with tempfile.TemporaryDirectory() as place:
+        path = os.path.join(place, 'set')
+        with open(working_set(path, [(4, 2), (1000, 1)]), 'rb') as file:
+            data = bytearray(file.read())
+        data[-5] ^= 1
+        for content, why in ((data, 'no working set, or it has changed'),
+                             (data[:-1], 'the file is cut'),
+                             (b'', 'the file is cut'), (None, 'No such file')):
+            if content is None:
+                os.unlink(path)
+            else:
+                with open(path, 'wb') as file:
+                    file.write(content)
+            done = demo('--memory', '1M', '--working-set', path, code=1)
+            assert done.stderr.startswith(f'kvmfault: cannot load {path}: '), \
+                done
+            assert why in done.stderr and not done.stdout, done
 
 
 def anywhere_output_is_lost():

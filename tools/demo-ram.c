@@ -20,7 +20,6 @@
 
 static struct {
 	struct kvmfault_memory_maps maps;
-	struct kvmfault_memory *memory;
 	struct kvmfault_service *service;
 	bool region;
 } ram;
@@ -50,6 +49,7 @@ static int add(struct demo *demo)
 		.read = image_read,
 		.data = &demo->image,
 		.length = demo->image.length,
+		.extent = image_extent,
 	};
 	struct kvmfault_memory_options memory = {
 		.size = sizeof(memory),
@@ -68,11 +68,11 @@ static int add(struct demo *demo)
 	int err;
 
 	ram.maps.size = sizeof(ram.maps);
-	err = kvmfault_memory_alloc(demo->vm, &memory, &ram.maps, &ram.memory);
+	err = kvmfault_memory_alloc(demo->vm, &memory, &ram.maps, &demo->memory);
 	if (err)
 		return err;
 	demo->ram = ram.maps.own;
-	region.memory = ram.memory;
+	region.memory = demo->memory;
 	err = kvmfault_region_add(demo->vm, &region);
 	if (err)
 		return err;
@@ -118,8 +118,9 @@ static void release(struct demo *demo)
 	if (ram.region)
 		kvmfault_region_remove(demo->vm, 0, DEMO_RAM);
 	ram.region = false;
-	kvmfault_memory_free(ram.memory);
-	ram.memory = NULL;
+	restore_drop(demo);
+	kvmfault_memory_free(demo->memory);
+	demo->memory = NULL;
 }
 
 static int compare(struct demo *demo, uint64_t *checksum)
@@ -136,6 +137,7 @@ static int compare(struct demo *demo, uint64_t *checksum)
 	if (err)
 		return err;
 	demo->fetched = stats.fetched;
+	demo->zero = stats.holes;
 	wrong = image_compare(&demo->image, demo->ram, 0, demo->image.pages, 0,
 			      checksum);
 	if (wrong < 0)

@@ -7,7 +7,6 @@
  */
 
 #include <errno.h>
-#include <getopt.h>
 #include <linux/kvm.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -20,25 +19,7 @@
 #include "demo.h"
 #include "tool.h"
 
-#define VCPUS_DEFAULT 4
-#define MEMORY_DEFAULT (64ULL << 20)
 #define TICK_NS 50000000L
-
-static const char help[] =
-	"Usage: kvmfault demo [OPTION]...\n"
-	"Run native guest code on real vCPUs, whose RAM comes from an image\n"
-	"page by page as they touch it; then prove that they saw all of it.\n\n"
-	"  --image FILE     the image (default: made up, every page different)\n"
-	"  --memory SIZE    RAM, as 64M or 1G (default 64M, or the image's size)\n"
-	"  --vcpus N        1 to 256 (default 4)\n"
-	"  --scenario NAME  ram (default): missing pages, by userfaultfd\n"
-	"                   guest-memfd: lost guest_memfds, by annotated exits\n"
-	"  --delivery MODE  how a vCPU's missing page is told: auto (default),\n"
-	"                   uffd, marker-exit, kernel-exit\n"
-	"  --no-irqchip     no interrupt controller in the kernel, and no timer\n"
-	"  --json           print one JSON object\n"
-	"  --help           this text\n\n"
-	"Exits with 0 if everything was right, 1 if not, 2 for a wrong option.\n";
 
 void demo_fail(struct demo *demo, const char *format, ...)
 {
@@ -141,7 +122,7 @@ static void run(struct demo_vcpu *vcpu)
 	}
 }
 
-static double now(void)
+double demo_now(void)
 {
 	struct timespec ts;
 
@@ -153,8 +134,9 @@ static void *vcpu_thread(void *arg)
 {
 	struct demo_vcpu *vcpu = arg;
 
+	vcpu->began = demo_now();
 	run(vcpu);
-	vcpu->ended = now();
+	vcpu->ended = demo_now();
 	atomic_fetch_add(&vcpu->demo->finished, 1);
 	return NULL;
 }
@@ -187,10 +169,11 @@ static void stop(struct demo *demo, const struct demo_scenario *scenario)
 static void run_all(struct demo *demo, const struct demo_scenario *scenario)
 {
 	const struct timespec tick = { .tv_nsec = TICK_NS };
-	double began = now();
+	double began = demo_now(), ended = 0;
 	unsigned int i;
 
-	for (i = 0; i < demo->vcpus; i++) {
+	restore_begin(demo);
+	for (i = 0; i < demo->vcpus && !atomic_load(&demo->failed); i++) {
 		struct demo_vcpu *vcpu = &demo->vcpu[i];
 		int err = pthread_create(&vcpu->thread, NULL, vcpu_thread,
 					 vcpu);
@@ -204,15 +187,18 @@ static void run_all(struct demo *demo, const struct demo_scenario *scenario)
 	}
 	while (atomic_load(&demo->finished) < demo->started) {
 		report_progress(demo, progress(demo));
+		restore_tick(demo);
 		if (atomic_load(&demo->failed))
 			stop(demo, scenario);
 		nanosleep(&tick, NULL);
 	}
 	for (i = 0; i < demo->started; i++) {
 		pthread_join(demo->vcpu[i].thread, NULL);
-		if (demo->vcpu[i].ended - began > demo->seconds)
-			demo->seconds = demo->vcpu[i].ended - began;
+		if (demo->vcpu[i].ended > ended)
+			ended = demo->vcpu[i].ended;
 	}
+	demo->seconds = ended - began;
+	demo->touched = ended - demo->began;
 	report_progress(demo, progress(demo));
 	report_end_progress(demo);
 }
@@ -280,7 +266,8 @@ static int verify(struct demo *demo, const struct demo_scenario *scenario)
 	demo->misread = image_misread(&demo->image);
 	demo->verified = !demo->misread && !demo->wrong_pages &&
 			 !demo->wrong_checksums &&
-			 demo->fetched == demo->image.pages;
+			 demo->fetched + demo->zero == demo->image.pages &&
+			 demo->settled == demo->settle;
 	return 0;
 }
 
@@ -294,6 +281,7 @@ static void take_down(struct demo *demo, const struct demo_scenario *scenario)
 		scenario->take_down(demo);
 	if (kvmfault_vm_free(demo->vm))
 		complain("something of the context is left");
+	kvmfault_working_set_free(demo->set);
 	machine_free(demo->machine);
 	image_close(&demo->image);
 }
@@ -330,11 +318,17 @@ static int demo_run(struct demo *demo, const struct demo_scenario *scenario)
 	pthread_sigmask(SIG_BLOCK, &bus, NULL);
 	err = new_machine(demo);
 	if (!err)
-		err = image_open(&demo->image, demo->image_path, demo->bytes);
+		err = image_open(&demo->image, demo->image_path, demo->bytes,
+				 demo->holes);
+	if (!err)
+		err = restore_match(demo);
+	demo->began = demo_now();
 	if (!err)
 		err = set_up(demo, scenario);
 	if (!err)
 		run_all(demo, scenario);
+	if (!err && !atomic_load(&demo->failed))
+		err = restore_end(demo);
 	if (!err && !atomic_load(&demo->failed))
 		err = verify(demo, scenario);
 	if (!err && !atomic_load(&demo->failed)) {
@@ -347,127 +341,9 @@ static int demo_run(struct demo *demo, const struct demo_scenario *scenario)
 	return demo->verified ? EXIT_OK : EXIT_FAILED;
 }
 
-static const struct demo_scenario *find_scenario(const char *name)
-{
-	static const struct demo_scenario *const all[] = {
-		&demo_ram, &demo_guest_memfd,
-	};
-	size_t i;
-
-	for (i = 0; i < sizeof(all) / sizeof(*all); i++)
-		if (!strcmp(all[i]->name, name))
-			return all[i];
-	complain("no scenario '%s'; see kvmfault demo --help", name);
-	return NULL;
-}
-
-static bool parse_delivery(const char *name, enum kvmfault_delivery *delivery)
-{
-	unsigned int i;
-
-	for (i = 0; i < KVMFAULT_DELIVERY_COUNT; i++) {
-		*delivery = (enum kvmfault_delivery)i;
-		if (!strcmp(name, kvmfault_delivery_str(*delivery)))
-			return true;
-	}
-	complain("no delivery mode '%s'; see kvmfault demo --help", name);
-	return false;
-}
-
-static bool parse_vcpus(const char *text, unsigned int *vcpus)
-{
-	char *end;
-	unsigned long n = strtoul(text, &end, 10);
-
-	*vcpus = (unsigned int)n;
-	if (*text >= '0' && *text <= '9' && !*end && n &&
-	    n <= MACHINE_MAX_VCPUS)
-		return true;
-	complain("--vcpus takes 1 to %d, not '%s'", MACHINE_MAX_VCPUS, text);
-	return false;
-}
-
-/* Returns an exit code, or -1: go on. */
-static int parse(int argc, char **argv, struct demo *demo,
-		 const struct demo_scenario **scenario)
-{
-	static const struct option options[] = {
-		{ "image", required_argument, NULL, 'i' },
-		{ "memory", required_argument, NULL, 'm' },
-		{ "vcpus", required_argument, NULL, 'v' },
-		{ "scenario", required_argument, NULL, 's' },
-		{ "delivery", required_argument, NULL, 'd' },
-		{ "no-irqchip", no_argument, NULL, 'n' },
-		{ "json", no_argument, NULL, 'j' },
-		{ "help", no_argument, NULL, 'h' },
-		{ NULL, 0, NULL, 0 },
-	};
-	bool good = true;
-	int c;
-
-	while (good && (c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-		switch (c) {
-		case 'i':
-			demo->image_path = optarg;
-			break;
-		case 'm':
-			good = parse_size(optarg, &demo->bytes) && demo->bytes;
-			if (!good)
-				complain("--memory takes a size as 64M, not '%s'",
-					 optarg);
-			break;
-		case 'v':
-			good = parse_vcpus(optarg, &demo->vcpus);
-			break;
-		case 's':
-			*scenario = find_scenario(optarg);
-			good = *scenario;
-			break;
-		case 'd':
-			good = parse_delivery(optarg, &demo->wanted);
-			break;
-		case 'n':
-			demo->no_irqchip = true;
-			break;
-		case 'j':
-			demo->json = true;
-			break;
-		case 'h':
-			fputs(help, stdout);
-			return EXIT_OK;
-		default:
-			good = false;
-		}
-	}
-	if (good && optind < argc) {
-		complain("demo takes no argument '%s'", argv[optind]);
-		good = false;
-	}
-	return good ? -1 : EXIT_USAGE;
-}
-
-/* Sizes that only the image tells. Returns an exit code, or -1: go on. */
-static int check(struct demo *demo)
-{
-	uint64_t size = MEMORY_DEFAULT;
-
-	if (demo->image_path && image_size(demo->image_path, &size))
-		return EXIT_FAILED;
-	if (!demo->bytes)
-		demo->bytes = size & ~(DEMO_PAGE - 1);
-	if (demo->bytes % DEMO_PAGE || demo->bytes / DEMO_PAGE < demo->vcpus) {
-		complain("RAM is whole pages of 4K, and at least one for each vCPU");
-		return EXIT_USAGE;
-	}
-	/* In the end all RAM is there, and an image that is made up as well. */
-	if (!have_room("the demo", demo->bytes, demo->image_path ? 1 : 2))
-		return EXIT_FAILED;
-	return -1;
-}
-
 int cmd_demo(int argc, char **argv)
 {
-	const struct demo_scenario *scenario = &demo_ram;
+	const struct demo_scenario *scenario;
 	struct demo *demo = calloc(1, sizeof(*demo));
 	int code;
 
@@ -475,10 +351,7 @@ int cmd_demo(int argc, char **argv)
 		complain_errno(-ENOMEM, "start");
 		return EXIT_FAILED;
 	}
-	demo->vcpus = VCPUS_DEFAULT;
-	code = parse(argc, argv, demo, &scenario);
-	if (code < 0)
-		code = check(demo);
+	code = demo_options(argc, argv, demo, &scenario);
 	if (code < 0)
 		code = demo_run(demo, scenario);
 	free(demo);

@@ -26,7 +26,7 @@ struct demo_vcpu {
 	struct machine_scan *job;
 	struct kvmfault_vcpu *handle;
 	pthread_t thread;
-	double ended;		/* when its scan was done */
+	double began, ended;	/* when it entered the guest, and was done */
 };
 
 struct demo {
@@ -34,7 +34,12 @@ struct demo {
 	const char *image_path;
 	uint64_t bytes;
 	unsigned int vcpus;
+	unsigned int holes;	/* per cent of an image that is made up */
 	enum kvmfault_delivery wanted;
+	const char *record_path, *working_set_path;
+	bool fill;
+	uint64_t fill_rate;	/* bytes a second, 0: no limit */
+	bool settle;
 	bool no_irqchip;
 	bool json;
 
@@ -43,6 +48,10 @@ struct demo {
 	struct machine *machine;
 	void *ram;			/* of all the guest's RAM */
 	struct kvmfault_vm *vm;
+	struct kvmfault_memory *memory;		/* NULL: not of one */
+	struct kvmfault_working_set *set;	/* loaded, or to record */
+	struct kvmfault_recording *recording;
+	struct kvmfault_fill *filling;
 	struct demo_vcpu vcpu[MACHINE_MAX_VCPUS];
 	unsigned int started;
 
@@ -51,7 +60,13 @@ struct demo {
 	atomic_bool failed;
 	atomic_uint finished;
 	double seconds;
-	uint64_t fetched;
+	/* The restore's clock, and how long after it began: the set was there
+	 * (0: there is none), all was there, the guest had touched all. */
+	double began;
+	double working_set, resident, touched;
+	atomic_bool all_there;	/* and nothing left to bring */
+	bool settled;
+	uint64_t fetched, zero;		/* pages */
 	uint64_t misread, wrong_pages, wrong_checksums;
 	bool verified;
 };
@@ -78,6 +93,26 @@ void demo_fail(struct demo *demo, const char *format, ...);
 /* Share RAM between the vCPUs: a scattered walk over pages [first, first +
  * pages) for each one. */
 void demo_job(struct demo_vcpu *vcpu, uint64_t first, uint64_t pages);
+
+/* In seconds; it never goes back. */
+double demo_now(void);
+
+/*
+ * demo-restore.c. restore_match() makes the set, or finds out whether the one
+ * that was loaded is the image's, with a message if it fails. restore_begin()
+ * comes before the vCPUs run, and fails by demo_fail(); restore_tick() now and
+ * then while they run; restore_end() when all have ended, with a message if it
+ * fails; restore_drop() before the memory goes, in any state. 0 or -errno.
+ */
+int restore_match(struct demo *demo);
+void restore_begin(struct demo *demo);
+void restore_tick(struct demo *demo);
+int restore_end(struct demo *demo);
+void restore_drop(struct demo *demo);
+
+/* demo-options.c. Returns an exit code, or -1: go on. */
+int demo_options(int argc, char **argv, struct demo *demo,
+		 const struct demo_scenario **scenario);
 
 /* report.c */
 void report_progress(const struct demo *demo, uint64_t done);

@@ -30,38 +30,48 @@ static uint64_t word_of(uint64_t n)
 	return (n ^ (n >> 31)) | 1;
 }
 
-static int write_all(int fd, const void *data, size_t length)
+static int write_all(int fd, uint64_t offset, const void *data, size_t length)
 {
 	const char *at = data;
 
 	while (length) {
-		ssize_t n = write(fd, at, length);
+		ssize_t n = pwrite(fd, at, length, (off_t)offset);
 
 		if (n < 0 && errno != EINTR)
 			return -errno;
 		if (n > 0) {
 			at += n;
+			offset += (uint64_t)n;
 			length -= (size_t)n;
 		}
 	}
 	return 0;
 }
 
-static int make(struct image *image)
+static int make_page(const struct image *image, uint64_t page)
 {
-	uint64_t words[WORDS], page;
+	uint64_t words[WORDS];
 	size_t i;
+
+	words[0] = page + 1;	/* all pages differ, for certain */
+	for (i = 1; i < WORDS; i++)
+		words[i] = word_of(page * WORDS + i);
+	return write_all(image->fd, page * PAGE, words, sizeof(words));
+}
+
+/* Of each hundred pages the last ones are holes: in a guest's memory, too, what
+ * it never used comes in runs. */
+static int make(struct image *image, unsigned int holes)
+{
+	uint64_t page;
 	int err = 0;
 
 	image->fd = memfd_create("kvmfault-image", MFD_CLOEXEC);
-	if (image->fd < 0)
+	if (image->fd < 0 || ftruncate(image->fd, (off_t)image->length) < 0)
 		return -errno;
-	for (page = 0; page < image->pages && !err; page++) {
-		words[0] = page + 1;	/* all pages differ, for certain */
-		for (i = 1; i < WORDS; i++)
-			words[i] = word_of(page * WORDS + i);
-		err = write_all(image->fd, words, sizeof(words));
-	}
+	for (page = 0; page < image->pages && !err; page++)
+		if (page % 100 < 100 - holes)
+			err = make_page(image, page);
 	return err;
 }
 
@@ -81,7 +91,7 @@ static int measure(int fd, uint64_t *length)
 	if (end < 0)
 		return -errno;
 	*length = (uint64_t)end;
-	return 0;
+	return end ? 0 : -ENODATA;
 }
 
 static int open_file(const char *path, uint64_t *length)
@@ -109,7 +119,20 @@ int image_size(const char *path, uint64_t *bytes)
 	return 0;
 }
 
-int image_open(struct image *image, const char *path, uint64_t bytes)
+/* Of an image that is a file: when it was last changed, which a copy keeps if
+ * it is told to. One that is made up is like any other of its length. */
+static int identify(struct image *image)
+{
+	struct stat st;
+
+	if (fstat(image->fd, &st) < 0)
+		return -errno;
+	memcpy(image->identity, &st.st_mtim, sizeof(st.st_mtim));
+	return 0;
+}
+
+int image_open(struct image *image, const char *path, uint64_t bytes,
+	       unsigned int holes)
 {
 	int err = 0;
 
@@ -121,10 +144,17 @@ int image_open(struct image *image, const char *path, uint64_t bytes)
 	else if (path)
 		image->fd = open_file(path, &image->length);
 	else
-		err = make(image);
+		err = make(image, holes);
+	if (!err && image->fd < 0)
+		return image->fd;	/* that is told */
+	image->file.size = sizeof(image->file);
+	if (!err)
+		err = kvmfault_source_file(image->fd, &image->file);
+	if (!err && path)
+		err = identify(image);
 	if (err)
 		complain_errno(err, "make an image");
-	return err ? err : image->fd < 0 ? image->fd : 0;
+	return err;
 }
 
 void image_close(struct image *image)
@@ -166,12 +196,30 @@ int image_read(void *data, uint64_t offset, void *buffer, size_t length)
 	return read_all(image->fd, offset, buffer, length);
 }
 
+int image_extent(void *data, uint64_t offset, uint64_t *length)
+{
+	const struct image *image = data;
+
+	return image->file.extent(image->file.data, offset, length);
+}
+
+static bool is_hole(const struct image *image, uint64_t page)
+{
+	uint64_t length = PAGE;
+
+	return image->file.extent(image->file.data, page * PAGE, &length) ==
+		       KVMFAULT_EXTENT_HOLE && length == PAGE;
+}
+
 uint64_t image_misread(const struct image *image)
 {
 	uint64_t page, wrong = 0;
 
-	for (page = 0; page < image->pages; page++)
-		wrong += atomic_load(&image->reads[page]) != 1;
+	for (page = 0; page < image->pages; page++) {
+		unsigned int reads = atomic_load(&image->reads[page]);
+
+		wrong += reads > 1 || (!reads && !is_hole(image, page));
+	}
 	return wrong;
 }
 

@@ -96,9 +96,46 @@ static uint64_t quantile(const struct kvmfault_stats *stats, double share)
 	return 0;
 }
 
+/* Faults that a thread waited for. */
+static uint64_t demand(const struct kvmfault_stats *stats)
+{
+	uint64_t faults = 0;
+	unsigned int i;
+
+	for (i = 0; i < ENTRANCES; i++)
+		faults += stats->kind[entrances[i]];
+	return faults;
+}
+
+/* After how many seconds the guest started. */
+static double first_instruction(const struct demo *demo)
+{
+	double first = demo->vcpu[0].began;
+	unsigned int i;
+
+	for (i = 1; i < demo->vcpus; i++)
+		if (demo->vcpu[i].began < first)
+			first = demo->vcpu[i].began;
+	return first - demo->began;
+}
+
 static double rate(const struct demo *demo)
 {
 	return demo->seconds > 0 ? (double)demo->fetched / demo->seconds : 0;
+}
+
+static void print_restore(const struct demo *demo,
+			  const struct kvmfault_stats *stats)
+{
+	printf("demand        %" PRIu64 " faults\n", demand(stats));
+	printf("filled        %" PRIu64 " pages\n", stats->filled);
+	if (demo->working_set > 0)
+		printf("working set   there after %.1f ms\n",
+		       demo->working_set * 1e3);
+	printf("guest         started after %.1f ms\n",
+	       first_instruction(demo) * 1e3);
+	printf("resident      all RAM after %.1f ms%s\n",
+	       demo->resident * 1e3, demo->settled ? ", settled" : "");
 }
 
 void report_table(const struct demo *demo)
@@ -126,9 +163,13 @@ void report_table(const struct demo *demo)
 		printf("  %-11s %" PRIu64 "\n", name, stats.resolver[i]);
 	printf("fetched       %" PRIu64 " pages in %.3f s, %.0f pages/s\n",
 	       demo->fetched, demo->seconds, rate(demo));
+	printf("zero          %" PRIu64 " pages, which are holes of the image\n",
+	       demo->zero);
+	print_restore(demo, &stats);
 	printf("latency       half under %" PRIu64 " us, 99 %% under %" PRIu64
 	       " us\n", quantile(&stats, 0.5), quantile(&stats, 0.99));
-	printf("read once     %s\n", demo->misread ? "NO" : "each page");
+	printf("read once     %s\n", demo->misread ? "NO" :
+	       "each page that has data");
 	if (demo->misread)
 		printf("  misread     %" PRIu64 " pages\n", demo->misread);
 	printf("contents      %s\n", demo->wrong_pages ? "WRONG" :
@@ -191,6 +232,25 @@ static struct json_object *latency_json(const struct kvmfault_stats *stats)
 	return latency;
 }
 
+static void add_ms(struct json_object *to, const char *key, double seconds)
+{
+	json_object_object_add(to, key, json_object_new_double(seconds * 1e3));
+}
+
+static void add_restore(struct json_object *o, const struct demo *demo,
+			const struct kvmfault_stats *stats)
+{
+	add_number(o, "zero", demo->zero);
+	add_number(o, "filled", stats->filled);
+	add_number(o, "demand", demand(stats));
+	add_ms(o, "first_instruction_ms", first_instruction(demo));
+	if (demo->working_set_path)
+		add_ms(o, "working_set_ms", demo->working_set);
+	add_ms(o, "resident_ms", demo->resident);
+	json_object_object_add(o, "settled",
+			       json_object_new_boolean(demo->settled));
+}
+
 void report_json(const struct demo *demo)
 {
 	struct kvmfault_stats stats = stats_of(demo);
@@ -205,6 +265,7 @@ void report_json(const struct demo *demo)
 	json_object_object_add(o, "faults", faults_json(&stats));
 	json_object_object_add(o, "resolved", resolved_json(demo, &stats));
 	add_number(o, "fetched", demo->fetched);
+	add_restore(o, demo, &stats);
 	add_number(o, "ticks", ticks_of(demo));
 	json_object_object_add(o, "seconds",
 			       json_object_new_double(demo->seconds));

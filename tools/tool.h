@@ -28,6 +28,10 @@ void complain_errno(int err, const char *what);
 /* "64M": a decimal number and K, M, G or T, and nothing else. */
 bool parse_size(const char *text, uint64_t *size);
 
+/* NULL, false: it can't be done, and that is told. */
+struct kvmfault_working_set *load_working_set(const char *path);
+bool save_working_set(const struct kvmfault_working_set *set, const char *path);
+
 /* Whether this machine has so much memory to fill, so many times; if not, says
  * so. */
 bool have_room(const char *what, uint64_t bytes, unsigned int times);

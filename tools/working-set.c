@@ -36,8 +36,7 @@ static const char *load_problem(int err)
 	}
 }
 
-/* NULL: it can't be loaded, and that is told. */
-static struct kvmfault_working_set *load_file(const char *path)
+struct kvmfault_working_set *load_working_set(const char *path)
 {
 	struct kvmfault_working_set *set;
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -51,17 +50,16 @@ static struct kvmfault_working_set *load_file(const char *path)
 	return NULL;
 }
 
-static int save_file(const struct kvmfault_working_set *set, const char *path)
+bool save_working_set(const struct kvmfault_working_set *set, const char *path)
 {
 	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
 	int err = fd < 0 ? -errno : kvmfault_working_set_save(set, fd);
 
 	if (fd >= 0 && close(fd) && !err)
 		err = -errno;
-	if (!err)
-		return EXIT_OK;
-	complain("cannot save %s: %s", path, strerror(-err));
-	return EXIT_FAILED;
+	if (err)
+		complain("cannot save %s: %s", path, strerror(-err));
+	return !err;
 }
 
 static void identity_text(const struct kvmfault_working_set_info *info,
@@ -116,7 +114,7 @@ static int print_file(const char *path, bool json)
 {
 	struct kvmfault_working_set_info info = { .size = sizeof(info) };
 	char identity[2 * KVMFAULT_IDENTITY_LENGTH + 1];
-	struct kvmfault_working_set *set = load_file(path);
+	struct kvmfault_working_set *set = load_working_set(path);
 
 	if (!set)
 		return EXIT_FAILED;
@@ -132,7 +130,7 @@ static int print_file(const char *path, bool json)
 
 static int merge_file(struct kvmfault_working_set *set, const char *path)
 {
-	struct kvmfault_working_set *other = load_file(path);
+	struct kvmfault_working_set *other = load_working_set(path);
 	int err;
 
 	if (!other)
@@ -150,13 +148,13 @@ static int merge_file(struct kvmfault_working_set *set, const char *path)
 /* All files are read before one is written: OUT may be one of them. */
 static int merge_files(const char *out, char **path, int paths)
 {
-	struct kvmfault_working_set *set = load_file(path[0]);
+	struct kvmfault_working_set *set = load_working_set(path[0]);
 	int i, code = set ? EXIT_OK : EXIT_FAILED;
 
 	for (i = 1; i < paths && code == EXIT_OK; i++)
 		code = merge_file(set, path[i]);
-	if (code == EXIT_OK)
-		code = save_file(set, out);
+	if (code == EXIT_OK && !save_working_set(set, out))
+		code = EXIT_FAILED;
 	kvmfault_working_set_free(set);
 	return code;
 }
