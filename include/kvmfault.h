@@ -122,6 +122,7 @@ extern "C" {
  *   vCPU, Handle              the call after KVM_RUN, and its answers
  *   Userfaultfd service       the threads that answer messages
  *   Ensure and discard        guest memory that the VMM itself uses
+ *   Fill                      the pages that no thread waits for
  *   States of pages           what is there, and the end of the library's work
  *   Protect                   live snapshots
  *   Convert                   private and shared memory
@@ -212,7 +213,8 @@ extern "C" {
  * - A callback runs with none of the library's locks held. It may take the
  *   VMM's own locks and call the library.
  * - It runs on the thread that does the work: the one that called the library,
- *   a thread of the service, or with the delegate profile a vCPU's worker.
+ *   a thread of the service or of a fill, or with the delegate profile a vCPU's
+ *   worker.
  * - A callback returns: it is not left by longjmp(), and no thread is cancelled
  *   (pthread_cancel()) in the library or in one of its callbacks. Else the page
  *   that the thread has claimed would stay claimed. To end a wait, use
@@ -703,8 +705,8 @@ int kvmfault_vm_error(const struct kvmfault_vm *vm, char *text, size_t size);
  * Free a context. All of its objects have to be freed before. NULL is fine.
  *
  * Returns 0, or
- *   -EBUSY   a vCPU, service, memory, region, recording or uffd is left;
- *            nothing was freed
+ *   -EBUSY   a vCPU, service, memory, region, fill, recording or uffd is
+ *            left; nothing was freed
  *
  * Thread class: object. Since 0.1.
  */
@@ -2052,9 +2054,13 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
  *   for seven times as long after each: it takes at most an eighth of one CPU
  *   and of the source. Of a source that answers later it then has one fetch in
  *   flight; else at most half of kvmfault_vm_options.fetches.
- * - If the source fails for a page, the fill goes on with the others and asks
- *   again later, at last once a second. It never gives up by itself: the member
- *   error of its progress tells, and kvmfault_fill_free() ends it.
+ * - If the source fails for a run of pages, the fill asks for shorter runs, so
+ *   that one bad page keeps no other one away. It goes on with the others and
+ *   asks again later, at last once a second. It never gives up by itself: the
+ *   member error of its progress tells, and kvmfault_fill_free() ends it.
+ * - Its threads block all signals, and make the system calls of a thread of the
+ *   service (KVMFAULT_PROFILE_SERVICE). With a source that answers later more
+ *   than one thread brings nothing.
  */
 struct kvmfault_fill_progress {
 	size_t size;
@@ -2062,8 +2068,6 @@ struct kvmfault_fill_progress {
 	uint64_t missing;	/* of those: absent, or on their way, */
 	uint64_t resident;	/* present, whatever brought them, */
 	uint64_t discarded;	/* discarded; the rest is poisoned */
-	uint64_t filled;	/* bytes that the fill brought, or that are on
-				 * their way by it */
 	uint64_t milliseconds;	/* since kvmfault_fill_new() */
 	int error;		/* -errno of the last page that failed, or 0 */
 	bool paused;
@@ -2104,8 +2108,9 @@ struct kvmfault_fill_options {
 	/* Called about every interval_ms (0: 250) while the fill works, and
 	 * once more when it is over. A thread of the fill calls it, or the one
 	 * in kvmfault_fill_dispatch(). To count what is missing it looks at the
-	 * states of all pages, of which there are half a MiB for each GiB of
-	 * small pages. Optional. */
+	 * states of all pages, of which there are 128 KiB for each GiB of small
+	 * pages. One thread at a time calls it, and none after the call that
+	 * says `over`. Optional. */
 	void (*progress)(void *data,
 			 const struct kvmfault_fill_progress *progress);
 	void *data;
@@ -2117,7 +2122,8 @@ struct kvmfault_fill_options {
  *
  * Returns 0, or
  *   -EINVAL   a pointer is NULL; there is no memory; one is of another
- *             context, has no source or is settled; threads is over 64;
+ *             context, is there twice, has no source, is settled, or goes past
+ *             the end of the working set's image; threads is over 64;
  *             window_length is over the context's page_size_max
  *   -E2BIG    options has a member set that this library does not know
  *   -ENOMEM   there is no memory for it
@@ -2135,7 +2141,8 @@ int kvmfault_fill_new(struct kvmfault_vm *vm,
  * is paused or over.
  *
  * Returns 0, or
- *   -EINVAL   a pointer is NULL, or the fill has threads of its own
+ *   -EINVAL    a pointer is NULL, or the fill has threads of its own
+ *   -EDEADLK   called from a callback of the fill
  *
  * Thread class: object. Since 0.1.
  */
@@ -2683,8 +2690,8 @@ int kvmfault_is_private(struct kvmfault_vm *vm, uint64_t gpa);
  *
  *   at one start    kvmfault_working_set_new(), kvmfault_recording_new();
  *                   later kvmfault_recording_end(), kvmfault_working_set_save()
- *   at the next     kvmfault_working_set_load(), and for each of its runs, in
- *                   order, kvmfault_working_set_run()
+ *   at the next     kvmfault_working_set_load(), and a fill that brings it
+ *                   before all else: kvmfault_fill_options.first
  *
  * - A run is so many bytes from an offset of the image on. The image is what
  *   the memories' source shows: the offset is source_offset and the offset in
@@ -2720,7 +2727,7 @@ int kvmfault_working_set_new(const struct kvmfault_working_set_options *options,
 			     struct kvmfault_working_set **set);
 
 /*
- * Free a working set, which no recording uses. NULL is fine.
+ * Free a working set, which no recording and no fill uses. NULL is fine.
  *
  * Returns 0.
  *
@@ -2910,8 +2917,8 @@ struct kvmfault_stats {
 	/* Requests that resolvers were asked, by kvmfault_page. */
 	uint64_t page[KVMFAULT_STATS_PAGES];
 	uint64_t marked;	/* pages that were given a marker */
-	uint64_t filled;	/* pages that a fill brought, or that are on
-				 * their way by it */
+	uint64_t filled;	/* pages, of the fetched ones and holes, that a
+				 * fill brought */
 	uint64_t holes;		/* pages installed as zero, because the source
 				 * has nothing there: none of them is fetched */
 };

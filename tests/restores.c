@@ -162,7 +162,7 @@ static void begin_fill(uint32_t threads)
 static double fill_all(uint32_t threads)
 {
 	struct kvmfault_fill_progress now = { .size = sizeof(now) };
-	const struct timespec wait = { .tv_nsec = 200000 };
+	const struct timespec wait = { .tv_nsec = 2000000 };
 	double began = now_us();
 
 	begin_fill(threads);

@@ -77,6 +77,19 @@ static void go_on(void)
 		;
 }
 
+/* All that it wants to do, and in the pauses time passes. */
+static void finish(void)
+{
+	int tries, pause = 0;
+
+	for (tries = 0; tries < 1000 && pause >= 0; tries++) {
+		pause = step();
+		if (pause > 0)
+			fake_advance((unsigned int)pause * MS);
+	}
+	ck_assert_int_eq(pause, -1);
+}
+
 static void check_all_is_there(void)
 {
 	uint64_t page;
@@ -116,7 +129,6 @@ TEST(fill, brings_all_in_one_window)
 	check_all_is_there();
 	ck_assert_uint_eq(bed.reads, 1);
 	ck_assert_uint_eq(fake_count(FAKE_IOCTL, UFFDIO_COPY), 1);
-	ck_assert_uint_eq(progress().filled, BED_PAGES * PAGE);
 	ck_assert_uint_eq(bed_stats().filled, BED_PAGES);
 	ck_assert_uint_eq(bed_stats().fetched, BED_PAGES);
 	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_FILL], 1);
@@ -167,6 +179,36 @@ TEST(fill, leaves_what_is_there_or_discarded)
 	ck_assert_uint_eq(bed_stats().existed, 0);
 }
 
+/* A balloon takes the page when the fill has just seen that it is absent. */
+BED_WRAPPED(kvmfault__page_change);
+static bool discard_first;
+
+enum kvmfault__state
+__wrap_kvmfault__page_change(struct kvmfault_memory *memory, uint64_t page,
+			     enum kvmfault__state from,
+			     enum kvmfault__state to)
+{
+	if (discard_first) {
+		discard_first = false;
+		ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA +
+						  page * PAGE, PAGE), 0);
+	}
+	return __real_kvmfault__page_change(memory, page, from, to);
+}
+
+TEST(fill, leaves_a_page_that_was_just_discarded)
+{
+	begin(1);
+	discard_first = true;
+	ck_assert_int_eq(step(), 0);
+	ck_assert(!discard_first);
+	ck_assert_int_eq(bed_state(0), KVMFAULT__DISCARDED);
+	ck_assert(!fake_present(bed.fd, 0));
+	finish();
+	check_all_is_there();
+	ck_assert_int_eq(bed_state(0), KVMFAULT__DISCARDED);
+}
+
 TEST(fill, leaves_a_page_in_flight_to_its_fetcher)
 {
 	kvmfault__page_change(bed.memory, 3, KVMFAULT__ABSENT,
@@ -196,16 +238,17 @@ TEST(fill, asks_a_source_that_fails_again_and_again)
 			continue;
 		ck_assert_int_ge(pause, last);
 		last = pause;
+		fake_advance((unsigned int)pause * MS);
 	}
 	ck_assert_int_le(last, 1024);
 	ck_assert_int_eq(progress().error, -EPERM);
 	ck_assert_uint_eq(progress().missing, BED_PAGES * PAGE);
-	ck_assert_uint_eq(progress().filled, 0);
+	ck_assert_uint_eq(bed_stats().filled, 0);
 	ck_assert_uint_eq(bed.unresolved, 0);
 	bed.source_result = 0;
-	go_on();
+	finish();
 	check_all_is_there();
-	ck_assert_int_eq(progress().error, -EPERM);
+	ck_assert_int_eq(progress().error, 0);
 }
 
 /* One page is lost: the others come, and it is poisoned. */
@@ -241,7 +284,44 @@ TEST_EACH(fill, poisons_what_the_source_has_lost, 2)
 	ck_assert_int_eq(bed_state(2), KVMFAULT__POISONED);
 	ck_assert_int_eq(bed_state(1), KVMFAULT__PRESENT);
 	ck_assert_int_eq(bed_state(3), KVMFAULT__PRESENT);
-	ck_assert_int_eq(progress().error, -EHWPOISON);
+}
+
+/* One page has failed: the window is halved until it is alone, and all others
+ * are there after one pass. */
+static uint64_t bad_bytes;
+static int read_but_page_5(void *data, uint64_t offset, void *buffer,
+			   size_t length)
+{
+	uint64_t at;
+
+	(void)data;
+	bad_bytes += length;
+	if (offset <= 5 * PAGE && offset + length > 5 * PAGE)
+		return -EPERM;
+	for (at = 0; at < length; at += PAGE)
+		memset((char *)buffer + at, bed_byte((offset + at) / PAGE),
+		       PAGE);
+	return 0;
+}
+
+TEST(fill, halves_what_has_failed)
+{
+	bed_down();
+	bed_vm();
+	bed.source = (struct kvmfault_source){
+		.size = sizeof(bed.source), .name = "but page 5",
+		.read = read_but_page_5,
+	};
+	bed_add();
+	begin(0);
+	bad_bytes = 0;
+	go_on();
+	ck_assert_uint_eq(progress().missing, PAGE);
+	ck_assert_int_eq(bed_state(5), KVMFAULT__ABSENT);
+	ck_assert_int_eq(progress().error, -EPERM);
+	/* 16 + 1, 8 + 1, 4 + 1, 2 + 1, 1, 1 ...: three times all */
+	ck_assert_uint_le(bad_bytes, 3 * BED_PAGES * PAGE);
+	ck_assert_uint_eq(bed_stats().filled, BED_PAGES - 1);
 }
 
 static unsigned int own_asked;
@@ -336,6 +416,46 @@ TEST(fill, brings_the_working_set_first)
 	kvmfault_working_set_free(set);
 }
 
+/* A run may begin and end anywhere: no step is longer than the window. */
+TEST(fill, takes_a_working_set_by_bytes)
+{
+	static const struct kvmfault__image_run runs[] = {
+		{ PAGE + 1, 9 * PAGE },
+	};
+
+	have_set(runs, 1);
+	begin_with_set(4);
+	check_step(1, 4);
+	check_step(5, 4);
+	check_step(9, 2);
+	ck_assert(!progress().replaying);
+	ck_assert_int_eq(kvmfault_fill_free(fill), 0);
+	fill = NULL;
+	kvmfault_working_set_free(set);
+}
+
+/* However long a run is that is in no memory. */
+TEST(fill, leaves_out_a_run_at_once)
+{
+	const struct kvmfault_working_set_options options = {
+		.size = sizeof(options), .image_length = 1ULL << 62,
+	};
+	static const struct kvmfault__image_run run = { 0, 1ULL << 62 };
+
+	ck_assert_int_eq(kvmfault_working_set_new(&options, &set), 0);
+	ck_assert_int_eq(kvmfault__working_set_add(set, &run, 1), 0);
+	begin_with_set(8);
+	check_step(0, 8);
+	check_step(8, 8);
+	ck_assert(progress().replaying);
+	ck_assert(!progress().over);
+	go_on();
+	check_all_is_there();
+	ck_assert_int_eq(kvmfault_fill_free(fill), 0);
+	fill = NULL;
+	kvmfault_working_set_free(set);
+}
+
 /* Nor does it rest for demand before that is there. */
 TEST(fill, does_not_rest_in_the_working_set)
 {
@@ -415,6 +535,9 @@ TEST(fill, keeps_to_its_rate)
 	fake_advance(MS);
 	ck_assert_int_eq(step(), 0);
 	ck_assert_uint_eq(bed.reads, 2);
+	/* The same rate again is no reason to bring more. */
+	ck_assert_int_eq(kvmfault_fill_set_rate(fill, options.rate), 0);
+	ck_assert_int_gt(step(), 0);
 	ck_assert_int_eq(kvmfault_fill_set_rate(fill, 0), 0);
 	ck_assert_int_eq(step(), 0);
 	ck_assert_uint_eq(bed.last_length, 8 * PAGE);
@@ -544,11 +667,16 @@ static void *buffers[64];
 static uint64_t offsets[64];
 static size_t lengths[64];
 static unsigned int submitted;
+static bool fails_at_once;
 
 static int submit(void *data, struct kvmfault_fetch *fetch, uint64_t offset,
 		  void *buffer, size_t length)
 {
 	(void)data;
+	if (fails_at_once) {
+		kvmfault_fetch_done(fetch, -EPERM);
+		return 0;
+	}
 	flying[submitted] = fetch;
 	buffers[submitted] = buffer;
 	offsets[submitted] = offset;
@@ -589,12 +717,14 @@ TEST(later, has_many_in_flight)
 	ck_assert_uint_eq(progress().missing, BED_PAGES * PAGE);
 	for (i = 0; i < BED_PAGES; i++)
 		answer(i, 0);
-	go_on();
+	finish();
 	check_all_is_there();
 }
 
 TEST(later, asks_again_what_has_failed)
 {
+	unsigned int i;
+
 	begin(0);
 	go_on();
 	ck_assert_uint_eq(submitted, 1);
@@ -602,20 +732,13 @@ TEST(later, asks_again_what_has_failed)
 	ck_assert_uint_eq(submitted, 2);
 	ck_assert_uint_eq(lengths[1], PAGE);
 	answer(1, -EPERM);
-	go_on();
-	fake_advance(1000 * MS);
-	go_on();
-	ck_assert_int_eq(progress().error, -EPERM);
-	while (progress().missing) {
-		unsigned int i = submitted;
-
-		while (submitted == i) {
-			go_on();
-			fake_advance(1000 * MS);
-		}
-		answer(i, 0);
+	for (i = 2; progress().missing; fake_advance(1000 * MS)) {
+		go_on();
+		for (; i < submitted; i++)
+			answer(i, 0);
 	}
-	go_on();
+	ck_assert_int_eq(progress().error, -EPERM);
+	finish();
 	check_all_is_there();
 }
 
@@ -642,24 +765,55 @@ TEST(later, has_one_in_flight_beside_demand)
 	ck_assert_uint_eq(submitted, BED_PAGES);
 	for (i = 3; i < BED_PAGES; i++)
 		answer(i, 0);
-	go_on();
+	finish();
 	check_all_is_there();
 }
 
 /* It leaves half of them to faults. */
 TEST(later, takes_half_of_the_fetches)
 {
-	size_t fills, others, all;
+	unsigned int i, n;
 
+	bed_down();
+	submitted = 0;
+	bed_vm();
+	bed.vm->options.fetches = 8;
+	bed.source = (struct kvmfault_source){
+		.size = sizeof(bed.source), .name = "later", .submit = submit,
+	};
+	bed_add();
 	begin(1);
 	go_on();
-	kvmfault__fetches_count(bed.vm, &fills, &others, &all);
-	ck_assert_uint_eq(fills, BED_PAGES);
-	ck_assert_uint_eq(others, 0);
-	ck_assert_uint_eq(all, 64);
-	while (submitted--)
-		answer(submitted, 0);
-	submitted = 0;
+	ck_assert_uint_eq(submitted, 4);
+	for (i = 0; i < BED_PAGES; i = n) {
+		n = submitted;
+		ck_assert_uint_le(n - i, 4);
+		for (; i < n; i++)
+			answer(i, 0);
+		step();
+		go_on();
+	}
+	finish();
+	check_all_is_there();
+}
+
+/* Each time a fetch fails the fill asks again, and later. */
+TEST(later, does_not_hammer_a_source_that_fails)
+{
+	uint64_t waited = 0;
+
+	fails_at_once = true;
+	begin(0);
+	while (waited < 60000) {
+		int pause = step();
+
+		waited += (unsigned int)pause;
+		fake_advance((unsigned int)pause * MS);
+	}
+	fails_at_once = false;
+	ck_assert_uint_lt(bed_stats().page[KVMFAULT_PAGE_ABSENT], 2000);
+	ck_assert_int_eq(progress().error, -EPERM);
+	ck_assert_uint_eq(bed_stats().filled, 0);
 }
 
 /* ---- sources with holes ---- */
@@ -712,6 +866,7 @@ static void check_refused(struct kvmfault_fill_options options,
 TEST(refused, options)
 {
 	struct kvmfault_memory *none = NULL, *untracked;
+	struct kvmfault_memory *twice[] = { bed.memory, bed.memory };
 	struct kvmfault_memory_options plain = { .size = sizeof(plain) };
 	struct kvmfault_fill_options options = wanted();
 	void *host;
@@ -724,6 +879,16 @@ TEST(refused, options)
 	check_refused(options, "memories");
 	options.memories = &none;
 	check_refused(options, "number 0 is NULL");
+	options = wanted();
+	options.memories = twice;
+	options.memory_count = 2;
+	check_refused(options, "number 0 and 1 are the same");
+	have_set(NULL, 0);
+	set->image_length = BED_PAGES * PAGE - 1;
+	options = wanted();
+	options.first = set;
+	check_refused(options, "first: its image has");
+	kvmfault_working_set_free(set);
 	options = wanted();
 	options.threads = 65;
 	check_refused(options, "threads");

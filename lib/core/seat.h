@@ -83,7 +83,9 @@ struct kvmfault__seat {
 					 * a page that it has claimed */
 	_Atomic(struct kvmfault_fill *) fill; /* that its thread works for, */
 	uint64_t ahead;			/* and the window: so many pages from
-					 * the fault's on; 0: the memory's */
+					 * the fault's on; 0: no fill asks */
+	bool gentle;			/* that fill may have but one fetch in
+					 * flight */
 	bool pending;			/* counted in vm->pending */
 	/* its fetches that failed, each until a fault takes it: see fetch.c */
 	_Atomic uint64_t failed[KVMFAULT__FAILURES];

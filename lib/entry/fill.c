@@ -11,12 +11,16 @@
  * of them.
  */
 
+#include <limits.h>
+
 #include "fill.h"
 
 /* While the guest faults: how many times as long as a step took the fill rests
  * after it, and how long ago the last fault may have been. */
 #define REST 7
 #define LATELY (2 * KVMFAULT__MS)
+
+#define POLL_STEPS 5		/* of KVMFAULT__SOON_PAUSE, up to 1.6 ms */
 
 /* Two special waits between steps. */
 #define AT_CALL UINT64_MAX	/* until the fill is resumed */
@@ -39,11 +43,10 @@ static uint64_t fill_count_faults(const struct kvmfault__seat *seat)
 
 /* Does another thread wait for a page, or did one lately? All of this is read
  * from where faults leave it anyway: to be seen costs a fault nothing. */
-static bool fill_sees_demand(struct kvmfault_fill *fill, uint64_t now,
-			     size_t others)
+static bool fill_sees_demand(struct kvmfault_fill *fill, uint64_t now)
 {
 	const struct kvmfault__seat *seat = atomic_load(&fill->vm->seats);
-	bool busy = others;
+	bool busy = kvmfault__fetch_for_others(fill->vm);
 	uint64_t faults = 0;
 
 	for (; seat; seat = seat->next) {
@@ -57,21 +60,65 @@ static bool fill_sees_demand(struct kvmfault_fill *fill, uint64_t now,
 	return now - atomic_load(&fill->demand_at) < LATELY;
 }
 
-/* Takes these bytes' time from the rate's. */
-static void fill_pay(struct kvmfault_fill *fill, uint64_t now, uint64_t bytes)
+/* A rate is kept over this part of a second: a step brings no more than that at
+ * once, and so much time may be made up. */
+#define RATE_PART 16
+
+static uint64_t fill_time_of(uint64_t bytes, uint64_t rate)
+{
+	return (uint64_t)((double)bytes * 1e9 / (double)rate);
+}
+
+/* Pays with time for bytes that are to come. Returns how long to wait if it is
+ * not time yet, and then nothing was paid. */
+static uint64_t fill_pay(struct kvmfault_fill *fill, uint64_t now,
+			 uint64_t bytes)
 {
 	uint64_t rate = atomic_load(&fill->rate);
-	uint64_t due = atomic_load(&fill->due), from;
+	uint64_t due = atomic_load(&fill->due), from, cost;
 
 	if (!rate)
-		return;
+		return 0;
+	cost = fill_time_of(bytes, rate);
 	do {
-		from = due > now ? due : now;
-	} while (!atomic_compare_exchange_weak(&fill->due, &due,
-			from + (uint64_t)((double)bytes * 1e9 / (double)rate)));
+		if (due > now)
+			return due - now;
+		from = now - KVMFAULT__SECOND / RATE_PART;
+		if (due > from)
+			from = due;
+	} while (!atomic_compare_exchange_weak(&fill->due, &due, from + cost));
+	/* The rate may have changed: what was paid at the old one is void. */
+	if (atomic_load(&fill->rate) != rate)
+		atomic_store(&fill->due, 0);
+	return 0;
+}
+
+/* Bytes that were paid for have not come. */
+static void fill_pay_back(struct kvmfault_fill *fill, uint64_t bytes)
+{
+	uint64_t rate = atomic_load(&fill->rate);
+
+	if (rate)
+		atomic_fetch_sub(&fill->due, fill_time_of(bytes, rate));
 }
 
 /* ---- what is next ---- */
+
+/* Pages that are passed over in one step, if none of them is absent. */
+#define PASSED 65536
+
+static uint64_t fill_pass_over(const struct kvmfault__fill_part *part,
+			       uint64_t page)
+{
+	uint64_t end = part->end - part->first;
+
+	if (end - page > PASSED)
+		end = page + PASSED;
+	while (page < end && kvmfault__page_state(part->memory, page) !=
+			     KVMFAULT__ABSENT)
+		page++;
+	return page;
+}
 
 /* Takes the next pages of this pass: up to so many bytes of one memory. Returns
  * false at the end. */
@@ -88,7 +135,7 @@ static bool fill_take(struct kvmfault_fill *fill, uint64_t length,
 		for (*part = fill->part; at >= (*part)->end; ++*part)
 			;
 		pages = length >> (*part)->memory->page_shift;
-		*page = at - (*part)->first;
+		*page = fill_pass_over(*part, at - (*part)->first);
 		*end = pages ? (*page / pages + 1) * pages : *page + 1;
 		if (*end > (*part)->end - (*part)->first)
 			*end = (*part)->end - (*part)->first;
@@ -97,28 +144,39 @@ static bool fill_take(struct kvmfault_fill *fill, uint64_t length,
 	return true;
 }
 
-/* The part that shows these bytes of the image, of which no more than *length
- * are in it; or NULL, and then *length is how far the next part is, at most. */
+/* The part that shows the image's byte at the offset, or NULL. *length becomes
+ * how far that goes, or how far away the next part is, if that is less. */
 static const struct kvmfault__fill_part *
 fill_find_image(const struct kvmfault_fill *fill, uint64_t offset,
 		uint64_t *length)
 {
+	const struct kvmfault__fill_part *found = NULL;
 	size_t i;
 
-	for (i = 0; i < fill->count; i++) {
+	for (i = 0; i < fill->count && !found; i++) {
 		const struct kvmfault_memory *memory = fill->part[i].memory;
-		uint64_t first = memory->source_offset;
-		uint64_t end = first + memory->length;
+		uint64_t end = memory->source_offset;
 
-		if (offset >= first && offset < end) {
-			if (*length > end - offset)
-				*length = end - offset;
-			return &fill->part[i];
+		if (offset >= end) {
+			end += memory->length;
+			if (offset < end)
+				found = &fill->part[i];
 		}
-		if (first > offset && *length > first - offset)
-			*length = first - offset;
+		if (end > offset && *length > end - offset)
+			*length = end - offset;
 	}
-	return NULL;
+	return found;
+}
+
+/* So many bytes from the offset on, at most: as many as whole pages of `most`
+ * bytes have, and at least one page. */
+static uint64_t fill_cut_to_pages(const struct kvmfault_memory *memory,
+				  uint64_t offset, uint64_t most)
+{
+	uint64_t size = kvmfault__page_size(memory);
+	uint64_t inside = (offset - memory->source_offset) & (size - 1);
+
+	return (most > size ? most & ~(size - 1) : size) - inside;
 }
 
 /* Takes the next bytes of the working set that are in a memory. Returns false
@@ -138,9 +196,11 @@ static bool fill_take_first(struct kvmfault_fill *fill, uint64_t most,
 	while (!*part && fill->run < set->runs) {
 		offset = set->run[fill->run].offset + fill->done;
 		length = set->run[fill->run].length - fill->done;
-		if (length > most)
-			length = most;
 		*part = fill_find_image(fill, offset, &length);
+		if (*part)
+			most = fill_cut_to_pages((*part)->memory, offset, most);
+		if (*part && length > most)
+			length = most;
 		fill->done += length;
 		if (fill->done < set->run[fill->run].length)
 			continue;
@@ -167,7 +227,6 @@ static void fill_look(const struct kvmfault_fill *fill,
 
 	*progress = (struct kvmfault_fill_progress){
 		.size = sizeof(*progress),
-		.filled = atomic_load(&fill->filled),
 		.milliseconds = spent / KVMFAULT__MS,
 		.error = atomic_load(&fill->error),
 		.paused = atomic_load(&fill->paused),
@@ -185,7 +244,10 @@ static void fill_look(const struct kvmfault_fill *fill,
 		progress->resident += counts.present << memory->page_shift;
 		progress->discarded += counts.discarded << memory->page_shift;
 	}
-	progress->over = !progress->missing;
+	/* A page that is there may be claimed for a moment. */
+	progress->over = atomic_load(&fill->over);
+	if (progress->over)
+		progress->missing = progress->error = 0;
 }
 
 static void fill_report(struct kvmfault_fill *fill, uint64_t now)
@@ -193,14 +255,27 @@ static void fill_report(struct kvmfault_fill *fill, uint64_t now)
 	struct kvmfault_fill_progress progress;
 	uint64_t at = atomic_load(&fill->report_at);
 
-	if (!fill->progress || now < at ||
-	    !atomic_compare_exchange_strong(&fill->report_at, &at,
-					    now + fill->interval))
+	if (!fill->progress || now < at || atomic_exchange(&fill->reporting,
+							   true))
 		return;
-	fill_look(fill, &progress);
+	atomic_store(&fill->report_at, now + fill->interval);
 	/* The last report is made by the thread that ends the fill. */
-	if (!progress.over)
+	if (!atomic_load(&fill->over)) {
+		fill_look(fill, &progress);
 		fill->progress(fill->data, &progress);
+	}
+	atomic_store(&fill->reporting, false);
+}
+
+/* No report comes after this one, nor while it is made. */
+static void fill_report_end(struct kvmfault_fill *fill,
+			    const struct kvmfault_fill_progress *progress)
+{
+	while (fill->progress && atomic_exchange(&fill->reporting, true))
+		kvmfault__sys_yield();
+	if (fill->progress)
+		fill->progress(fill->data, progress);
+	atomic_store(&fill->reporting, false);
 }
 
 void kvmfault__fill_wake(struct kvmfault_fill *fill)
@@ -209,42 +284,63 @@ void kvmfault__fill_wake(struct kvmfault_fill *fill)
 	kvmfault__sys_futex_wake(&fill->changed);
 }
 
-/* A pass is over: either nothing is missing, or there is another one. Pages are
- * left because they are in flight, or because their fetch has failed; each pass
- * that brings nothing makes the next one wait twice as long. */
-static uint64_t fill_end_pass(struct kvmfault_fill *fill)
+/* The pages of a pass were all looked at: either nothing is missing, or there
+ * is another pass. Pages are left because they are in flight, or because their
+ * fetch has failed; each pass after which as much is missing makes the next one
+ * wait twice as long. */
+static uint64_t fill_judge_pass(struct kvmfault_fill *fill, uint64_t now)
 {
 	struct kvmfault_fill_progress progress;
-	uint64_t at = atomic_load(&fill->cursor);
-	size_t fills, others, all;
-	uint32_t idle;
+	uint64_t none = 0, wait;
 
-	kvmfault__fetches_count(fill->vm, &fills, &others, &all);
-	if (fills)
-		return KVMFAULT__MS;
 	fill_look(fill, &progress);
-	if (progress.over) {
+	if (!progress.missing) {
 		if (!atomic_exchange(&fill->over, true)) {
-			if (fill->progress)
-				fill->progress(fill->data, &progress);
+			progress.over = true;
+			progress.error = 0;
+			fill_report_end(fill, &progress);
 			kvmfault__fill_wake(fill);
 		}
 		return OVER;
 	}
-	if (at && atomic_compare_exchange_strong(&fill->cursor, &at, 0))
-		atomic_store(&fill->idle,
-			     atomic_exchange(&fill->brought, false) ? 0 :
-			     atomic_load(&fill->idle) + 1);
-	idle = atomic_load(&fill->idle);
-	return kvmfault__backoff(KVMFAULT__FAILED_PAUSE, idle,
+	if (atomic_exchange(&fill->missing, progress.missing) !=
+	    progress.missing)
+		atomic_store(&fill->idle, 0);
+	wait = kvmfault__backoff(KVMFAULT__FAILED_PAUSE,
+				 atomic_fetch_add(&fill->idle, 1),
 				 KVMFAULT__FAILED_STEPS);
+	return atomic_compare_exchange_strong(&fill->next_pass, &none,
+					      now + wait) ? wait : KVMFAULT__MS;
+}
+
+static uint64_t fill_end_pass(struct kvmfault_fill *fill, uint64_t now)
+{
+	uint64_t due = atomic_load(&fill->next_pass);
+
+	if (!due)
+		return fill_judge_pass(fill, now);
+	if (due > now)
+		return due - now;
+	if (atomic_compare_exchange_strong(&fill->next_pass, &due, 0))
+		atomic_store(&fill->cursor, 0);
+	return 0;
+}
+
+/* The rest of what was taken is to be taken again, if it is the last. */
+static void fill_give_back(struct kvmfault_fill *fill,
+			   const struct kvmfault__fill_part *part,
+			   uint64_t page, uint64_t end)
+{
+	uint64_t at = part->first + end;
+
+	atomic_compare_exchange_strong(&fill->cursor, &at, part->first + page);
 }
 
 /* ---- a step ---- */
 
-static void fill_ask(struct kvmfault_fill *fill, struct kvmfault__seat *seat,
-		     struct kvmfault_memory *memory, uint64_t page,
-		     uint64_t end)
+static int fill_ask(struct kvmfault_fill *fill, struct kvmfault__seat *seat,
+		    struct kvmfault_memory *memory, uint64_t page,
+		    uint64_t end)
 {
 	const struct kvmfault__target target = {
 		.memory = memory,
@@ -272,57 +368,97 @@ static void fill_ask(struct kvmfault_fill *fill, struct kvmfault__seat *seat,
 	err = kvmfault__error(&answer);
 	if (err && err != -EAGAIN)
 		atomic_store(&fill->error, err);
+	return err;
+}
+
+static uint64_t fill_count_installed(const struct kvmfault__seat *seat)
+{
+	return atomic_load_explicit(&seat->counter[KVMFAULT__COUNTER(fetched)],
+				    memory_order_relaxed) +
+	       atomic_load_explicit(&seat->counter[KVMFAULT__COUNTER(holes)],
+				    memory_order_relaxed);
 }
 
 /* Asks for the run of absent pages that begins there. Returns how many of them
  * came, or are on their way: the run may end early, where the source's data
- * ends. */
+ * ends, or after its first page, if the source has failed for the run. */
 static uint64_t fill_bring_run(struct kvmfault_fill *fill,
 			       struct kvmfault__seat *seat,
 			       struct kvmfault_memory *memory, uint64_t page,
-			       uint64_t end)
+			       uint64_t end, bool *again)
 {
-	uint64_t came = 0;
+	uint64_t before = fill_count_installed(seat), came = 0;
 
-	fill_ask(fill, seat, memory, page, end);
+	*again = fill_ask(fill, seat, memory, page, end) == -EAGAIN;
 	while (page + came < end &&
 	       kvmfault__page_state(memory, page + came) != KVMFAULT__ABSENT)
 		came++;
-	if (came)
-		atomic_store(&fill->brought, true);
-	kvmfault__add(seat, KVMFAULT__COUNTER(filled), came);
-	atomic_fetch_add(&fill->filled, came << memory->page_shift);
+	kvmfault__add(seat, KVMFAULT__COUNTER(filled),
+		      fill_count_installed(seat) - before);
 	return came;
 }
 
-/* Returns how many bytes were asked for. If a run fails, it is left to the next
- * pass. */
+/*
+ * A run that has failed, because of one of its pages, is halved until that page
+ * is asked for alone; runs that come are doubled again. Where page after page
+ * fails, the rest is left to the next pass.
+ */
+#define FAILURES 4
+
+static void fill_adapt_run(struct kvmfault_fill *fill, uint64_t asked,
+			   uint64_t came, unsigned int shift)
+{
+	uint64_t run = atomic_load(&fill->run_length);
+
+	if (came == asked && run < fill->window_length)
+		atomic_store(&fill->run_length, run * 2);
+	else if (came <= 1 && asked > 1)
+		atomic_store(&fill->run_length, asked / 2 << shift);
+}
+
+/* The end of the run of absent pages there, no longer than a run may be now. */
+static uint64_t fill_find_end(const struct kvmfault_fill *fill,
+			      const struct kvmfault_memory *memory,
+			      uint64_t page, uint64_t end)
+{
+	uint64_t pages = atomic_load(&fill->run_length) >> memory->page_shift;
+
+	if (end - page > (pages ? pages : 1))
+		end = page + (pages ? pages : 1);
+	while (page < end &&
+	       kvmfault__page_state(memory, page) == KVMFAULT__ABSENT)
+		page++;
+	return page;
+}
+
+/* Returns the page before which all was asked for. *again: not more can be
+ * asked for now. */
 static uint64_t fill_bring(struct kvmfault_fill *fill,
 			   struct kvmfault__seat *seat,
 			   struct kvmfault_memory *memory, uint64_t page,
-			   uint64_t end)
+			   uint64_t end, bool *again)
 {
-	uint64_t asked = 0, next, came;
+	unsigned int failures = 0;
 
-	for (; page < end && !atomic_load(&fill->stopping); page = next) {
-		next = page;
-		while (next < end && kvmfault__page_state(memory, next) ==
-				     KVMFAULT__ABSENT)
-			next++;
+	*again = false;
+	while (page < end && failures < FAILURES &&
+	       !atomic_load(&fill->stopping)) {
+		uint64_t next = fill_find_end(fill, memory, page, end), came;
+
 		if (next == page) {
-			next++;
+			page++;
 			continue;
 		}
-		came = fill_bring_run(fill, seat, memory, page, next);
-		if (came)
-			next = page + came;
-		asked += next - page;
+		came = fill_bring_run(fill, seat, memory, page, next, again);
+		if (*again && !came)
+			return page;
+		fill_adapt_run(fill, next - page, came, memory->page_shift);
+		failures = came ? 0 : failures + 1;
+		page += came ? came : 1;
 	}
-	return asked << memory->page_shift;
+	*again = false;
+	return failures < FAILURES ? page : end;
 }
-
-/* The rate's window lasts for no more than this part of a second. */
-#define RATE_PART 16
 
 static uint64_t fill_choose_length(const struct kvmfault_fill *fill,
 				   bool gently)
@@ -355,57 +491,97 @@ static void fill_adapt_length(struct kvmfault_fill *fill, uint64_t took)
 		fill->gentle_length = length * 2;
 }
 
+/* As many fetches are in flight as may be: one thread looks every now and then
+ * whether that has changed, the others seldom. */
+static uint64_t fill_await_fetches(struct kvmfault_fill *fill,
+				   struct kvmfault__seat *seat)
+{
+	struct kvmfault__seat *poller = NULL;
+
+	if (!atomic_compare_exchange_strong(&fill->poller, &poller, seat) &&
+	    poller != seat)
+		return KVMFAULT__SOON_MOST;
+	return kvmfault__backoff(KVMFAULT__SOON_PAUSE,
+				 atomic_fetch_add(&fill->polls, 1),
+				 POLL_STEPS);
+}
+
+static void fill_end_polls(struct kvmfault_fill *fill,
+			   struct kvmfault__seat *seat)
+{
+	if (atomic_compare_exchange_strong(&fill->poller, &seat, NULL))
+		atomic_store(&fill->polls, 0);
+}
+
 /* Returns how long the caller has to wait before its next step. */
 static uint64_t fill_work(struct kvmfault_fill *fill,
 			  struct kvmfault__seat *seat, uint64_t now,
 			  bool gently)
 {
+	uint64_t length = fill_choose_length(fill, gently), bytes, wait;
 	const struct kvmfault__fill_part *part;
-	uint64_t page, end, bytes, took;
-	uint64_t length = fill_choose_length(fill, gently);
+	uint64_t page, end, done;
+	bool again;
 
+	wait = fill_pay(fill, now, length);
+	if (wait)
+		return wait;
 	if (!fill_take_first(fill, length, &part, &page, &end) &&
-	    !fill_take(fill, length, &part, &page, &end))
-		return fill_end_pass(fill);
-	bytes = fill_bring(fill, seat, part->memory, page, end);
-	fill_pay(fill, now, bytes);
-	if (!gently || !bytes)
+	    !fill_take(fill, length, &part, &page, &end)) {
+		fill_pay_back(fill, length);
+		return fill_end_pass(fill, now);
+	}
+	seat->gentle = gently;
+	done = fill_bring(fill, seat, part->memory, page, end, &again);
+	bytes = (done - page) << part->memory->page_shift;
+	if (bytes < length)
+		fill_pay_back(fill, length - bytes);
+	if (gently && bytes)
+		fill_adapt_length(fill, kvmfault__sys_now() - now);
+	if (!again) {
+		fill_end_polls(fill, seat);
 		return 0;
-	took = kvmfault__sys_now() - now;
-	fill_adapt_length(fill, took);
-	return took * REST;
+	}
+	fill_give_back(fill, part, done, end);
+	return fill_await_fetches(fill, seat);
+}
+
+/* A rest ends when the guest does not fault any more. */
+static uint64_t fill_work_gently(struct kvmfault_fill *fill,
+				 struct kvmfault__seat *seat, uint64_t now)
+{
+	uint64_t rested = atomic_load(&fill->rested), took, wait;
+
+	if (rested > now)
+		return rested - now < KVMFAULT__SLICE ? rested - now :
+							KVMFAULT__SLICE;
+	if (atomic_exchange(&fill->alone, true))
+		return KVMFAULT__MS;
+	wait = fill_work(fill, seat, now, true);
+	rested = kvmfault__sys_now();
+	took = rested - now;
+	atomic_store(&fill->rested, rested + took * REST);
+	atomic_store(&fill->alone, false);
+	if (wait < took * REST)
+		wait = took * REST;
+	return wait >= OVER || wait < KVMFAULT__SLICE ? wait : KVMFAULT__SLICE;
 }
 
 static uint64_t fill_step(struct kvmfault_fill *fill,
 			  struct kvmfault__seat *seat)
 {
-	uint64_t now = kvmfault__sys_now(), due = atomic_load(&fill->due);
-	size_t fills, others, all;
-	uint64_t wait;
-	bool gently;
+	uint64_t now = kvmfault__sys_now();
 
 	if (atomic_load(&fill->over))
 		return OVER;
 	if (atomic_load(&fill->paused))
 		return AT_CALL;
 	fill_report(fill, now);
-	if (due > now && atomic_load(&fill->rate))
-		return due - now;
-	kvmfault__fetches_count(fill->vm, &fills, &others, &all);
 	/* The guest is about to touch its working set: no rest before that is
 	 * there. */
-	gently = fill_sees_demand(fill, now, others) &&
-		 !atomic_load(&fill->replaying);
-	/* At least half of the fetches are left to faults. */
-	if (fills && fills >= (gently ? 1 : all / 2))
-		return KVMFAULT__SOON_PAUSE;
-	if (!gently)
-		return fill_work(fill, seat, now, false);
-	if (atomic_exchange(&fill->alone, true))
-		return KVMFAULT__MS;
-	wait = fill_work(fill, seat, now, true);
-	atomic_store(&fill->alone, false);
-	return wait;
+	return fill_sees_demand(fill, now) && !atomic_load(&fill->replaying) ?
+	       fill_work_gently(fill, seat, now) :
+	       fill_work(fill, seat, now, false);
 }
 
 /* ---- its threads ---- */
@@ -457,6 +633,16 @@ void *kvmfault__fill_run(void *arg)
 	return NULL;
 }
 
+static bool fill_is_of_seat(struct kvmfault__seat *seat, void *fill)
+{
+	return atomic_load(&seat->fill) == fill;
+}
+
+bool kvmfault__fill_is_self(struct kvmfault_fill *fill)
+{
+	return kvmfault__within(fill_is_of_seat, fill);
+}
+
 KVMFAULT__EXPORT
 int kvmfault_fill_dispatch(struct kvmfault_fill *fill, int *timeout_ms)
 {
@@ -467,11 +653,13 @@ int kvmfault_fill_dispatch(struct kvmfault_fill *fill, int *timeout_ms)
 	if (!fill->seat)
 		return kvmfault__refuse(fill->vm, -EINVAL,
 			"kvmfault_fill_dispatch: the fill has threads of its own: set kvmfault_fill_options.threads to 0 to dispatch it");
+	if (kvmfault__fill_is_self(fill))
+		return -EDEADLK;
 	kvmfault__enter(&fill->seat->inside, fill->seat, NULL);
 	wait = fill_step(fill, fill->seat);
 	kvmfault__exit(&fill->seat->inside);
-	*timeout_ms = wait == OVER || wait == AT_CALL ? -1 :
-		(int)((wait + KVMFAULT__MS - 1) / KVMFAULT__MS);
+	wait = wait >= OVER ? wait : (wait + KVMFAULT__MS - 1) / KVMFAULT__MS;
+	*timeout_ms = wait >= OVER ? -1 : wait < INT_MAX ? (int)wait : INT_MAX;
 	return 0;
 }
 
@@ -507,8 +695,8 @@ int kvmfault_fill_set_rate(struct kvmfault_fill *fill, uint64_t rate)
 {
 	if (!fill)
 		return -EINVAL;
-	atomic_store(&fill->rate, rate);
-	atomic_store(&fill->due, 0);
+	if (atomic_exchange(&fill->rate, rate) != rate)
+		atomic_store(&fill->due, kvmfault__sys_now());
 	kvmfault__fill_wake(fill);
 	return 0;
 }

@@ -37,14 +37,19 @@ struct kvmfault_fill {
 					 * at, of all memories in order */
 	_Atomic uint64_t rate;		/* bytes a second; 0: no limit */
 	_Atomic uint64_t due;		/* when the next bytes may come */
-	_Atomic uint64_t filled;	/* bytes that came, or are on their
-					 * way */
 	_Atomic uint64_t demand;	/* faults of other threads until now, */
 	_Atomic uint64_t demand_at;	/* and when one was last seen */
 	_Atomic uint64_t report_at;
+	atomic_bool reporting;		/* one thread at a time does */
+	_Atomic uint64_t missing;	/* bytes, after the last pass */
+	_Atomic uint64_t next_pass;	/* when it begins; 0: this goes on */
 	_Atomic uint32_t idle;		/* passes that brought nothing */
-	atomic_bool brought;		/* this pass has brought something */
+	_Atomic uint64_t run_length;	/* bytes of a run: fewer after one has
+					 * failed */
 	atomic_int error;		/* of the last page that failed */
+	_Atomic uint64_t rested;	/* when the rest after a step is over */
+	_Atomic(struct kvmfault__seat *) poller; /* looks for fetches to end, */
+	_Atomic uint32_t polls;		/* and how often it has */
 	atomic_bool alone;		/* a thread works while the guest
 					 * faults, and no other one does; */
 	uint64_t gentle_length;		/* its step, */
@@ -62,6 +67,8 @@ struct kvmfault_fill {
 struct kvmfault__seat *kvmfault__fill_seat(struct kvmfault_fill *fill);
 /* Steps, until nothing is missing or the fill ends. For a thread. */
 void *kvmfault__fill_run(void *seat);
+/* Is the calling thread in a step of the fill, so in a callback of it? */
+bool kvmfault__fill_is_self(struct kvmfault_fill *fill);
 /* Have its threads look again at what has changed. */
 void kvmfault__fill_wake(struct kvmfault_fill *fill);
 

@@ -27,7 +27,7 @@ static int layers_ask_one(const struct kvmfault_source *source,
 	return kvmfault__source_extent(source, offset, length);
 }
 
-/* What the layer above has. Past its end it has a hole. */
+/* Says how the layer above is there. Past its end it has a hole. */
 static int layers_find_above(const struct layers *layers, uint64_t offset,
 			     uint64_t *length)
 {

@@ -208,7 +208,7 @@ void kvmfault__not_resolved(struct kvmfault__seat *seat,
 		return;
 	/* The memory was settled meanwhile, which wakes its sleepers: the try
 	 * may have failed for no other reason. */
-	if (atomic_load(&memory->settling))
+	if (!kvmfault__tracked(memory))
 		return;
 	kvmfault__count(seat, unresolved);
 	message_tell_unresolved(mapping, item, reason, error);

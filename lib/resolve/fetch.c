@@ -42,6 +42,7 @@ struct kvmfault_fetch {
 
 struct kvmfault__fetches {
 	size_t count;
+	_Atomic size_t fills;		/* in flight for fills */
 	struct kvmfault_fetch fetch[];
 };
 
@@ -188,18 +189,28 @@ static bool fetches_are_all_taken(const struct kvmfault__fetches *all)
 	return i == all->count;
 }
 
-void kvmfault__fetches_count(struct kvmfault_vm *vm, size_t *fills,
-			     size_t *others, size_t *all)
+bool kvmfault__fetch_for_others(struct kvmfault_vm *vm)
 {
-	const struct kvmfault__fetches *fetches = atomic_load(&vm->fetches);
-	size_t i;
+	const struct kvmfault__fetches *all = atomic_load(&vm->fetches);
+	size_t i, count = all ? all->count : 0;
 
-	*fills = *others = 0;
-	*all = fetches ? fetches->count : 0;
-	for (i = 0; i < *all; i++)
-		if (atomic_load(&fetches->fetch[i].taken))
-			++*(atomic_load(&fetches->fetch[i].fills) ? fills :
-								    others);
+	for (i = 0; i < count; i++)
+		if (atomic_load(&all->fetch[i].taken) &&
+		    !atomic_load(&all->fetch[i].fills))
+			return true;
+	return false;
+}
+
+/* A fill has so many fetches in flight as its seat allows, and at least half of
+ * them, if there is more than one, are left to faults. */
+static bool fetch_take_for_fill(struct kvmfault__fetches *all, bool one)
+{
+	size_t limit = one || all->count < 2 ? 1 : all->count / 2;
+
+	if (atomic_fetch_add(&all->fills, 1) < limit)
+		return true;
+	atomic_fetch_sub(&all->fills, 1);
+	return false;
 }
 
 bool kvmfault__fetch_wished(struct kvmfault__request *rq)
@@ -254,9 +265,12 @@ static void fetch_give(struct kvmfault_fetch *fetch)
 {
 	struct kvmfault_memory *memory = fetch->rq.request.memory;
 	struct kvmfault_vm *vm = fetch->seat->vm;
+	struct kvmfault__fetches *fetches = atomic_load(&vm->fetches);
 
 	atomic_store(&fetch->due, UINT64_MAX);
 	kvmfault__leave(fetch->seat);
+	if (atomic_load(&fetch->fills))
+		atomic_fetch_sub(&fetches->fills, 1);
 	atomic_store(&fetch->taken, false);
 	fetches_grant_wishes(vm, NULL);
 	kvmfault__unpin(memory);
@@ -383,9 +397,13 @@ int kvmfault__submit(struct kvmfault__request *rq)
 	struct kvmfault_fetch *fetch;
 	int err;
 
+	if (rq->seat->ahead && !fetch_take_for_fill(all, rq->seat->gentle))
+		return -EAGAIN;
 	while (!(fetch = fetch_take(all))) {
 		/* A message can be deferred, and a vCPU with no_wait comes
 		 * again. */
+		if (rq->seat->ahead)
+			atomic_fetch_sub(&all->fills, 1);
 		if (rq->origin || !kvmfault__waits(rq) ||
 		    atomic_load(&rq->request.memory->closing))
 			return -EAGAIN;
@@ -467,6 +485,9 @@ static bool fetch_conclude(struct kvmfault_fetch *fetch)
 			kvmfault__defer_fetch(rq, error);
 	}
 	kvmfault__conclude(rq, KVMFAULT__ABSENT);
+	if (atomic_load(&fetch->fills))
+		kvmfault__add(fetch->seat, KVMFAULT__COUNTER(filled),
+			      rq->installed.there - rq->installed.existed);
 	if (!error) {
 		kvmfault__add(fetch->seat, KVMFAULT__COUNTER(resolver) +
 			      rq->resolver, 1);

@@ -227,6 +227,19 @@ static bool resolve_answer_early(struct kvmfault__request *rq,
 	return false;
 }
 
+/* A fill claims absent pages alone: what is discarded stays so, and to the fill
+ * any other page is one that has come. */
+static enum kvmfault__state resolve_claim_page(struct kvmfault__request *rq)
+{
+	struct kvmfault_memory *memory = rq->request.memory;
+
+	if (!rq->seat->ahead)
+		return kvmfault__page_claim(memory, rq->page, rq->origin);
+	return kvmfault__page_change(memory, rq->page, KVMFAULT__ABSENT,
+				     KVMFAULT__FETCHING) == KVMFAULT__ABSENT ?
+	       KVMFAULT__ABSENT : KVMFAULT__FETCHING;
+}
+
 static void resolve_tracked(struct kvmfault__request *rq,
 			    struct kvmfault__answer *answer)
 {
@@ -239,8 +252,7 @@ static void resolve_tracked(struct kvmfault__request *rq,
 	if (resolve_answer_early(rq, answer))
 		return;
 	for (;;) {
-		enum kvmfault__state state =
-			kvmfault__page_claim(memory, rq->page, rq->origin);
+		enum kvmfault__state state = resolve_claim_page(rq);
 
 		resolve_begin_turn(rq);
 		switch (state) {

@@ -207,9 +207,8 @@ bool kvmfault__fetch_wished(struct kvmfault__request *rq);
  * If the page has come since, returns 0. */
 int kvmfault__fetch_failed(struct kvmfault__request *rq);
 void kvmfault__fetches_cancel(struct kvmfault_memory *memory);
-/* How many fetches are in flight, for fills and for others, of how many. */
-void kvmfault__fetches_count(struct kvmfault_vm *vm, size_t *fills,
-			     size_t *others, size_t *all);
+/* Is a fetch in flight that is not a fill's? */
+bool kvmfault__fetch_for_others(struct kvmfault_vm *vm);
 /* The next deadline of a fetch, or UINT64_MAX. */
 uint64_t kvmfault__fetches_due(struct kvmfault_vm *vm);
 /* Cancel the fetches that are past their deadline. */

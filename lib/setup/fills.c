@@ -99,7 +99,8 @@ static void fill_end(struct kvmfault_fill *fill)
 static int fill_check_memories(struct kvmfault_vm *vm,
 			       const struct kvmfault_fill_options *o)
 {
-	size_t i;
+	uint64_t end;
+	size_t i, j;
 
 	if (!o->memories || !o->memory_count)
 		return kvmfault__refuse(vm, -EINVAL,
@@ -112,6 +113,17 @@ static int fill_check_memories(struct kvmfault_vm *vm,
 				i, o->memories[i] ?
 				"of another context: make a fill for each context" :
 				"NULL");
+		for (j = 0; j < i; j++)
+			if (o->memories[j] == o->memories[i])
+				return kvmfault__refuse(vm, -EINVAL,
+					"kvmfault_fill_options.memories: number %zu and %zu are the same: pass each once",
+					j, i);
+		end = o->memories[i]->source_offset + o->memories[i]->length;
+		if (o->first && end > o->first->image_length)
+			return kvmfault__refuse(vm, -EINVAL,
+				"kvmfault_fill_options.first: its image has %#llx bytes, and memory number %zu ends at %#llx of its source: pass a working set of this image",
+				(unsigned long long)o->first->image_length, i,
+				(unsigned long long)end);
 	}
 	return 0;
 }
@@ -153,6 +165,7 @@ static int fill_make(struct kvmfault_vm *vm,
 						vm->options.page_size_max;
 	new->interval = (o->interval_ms ? o->interval_ms : INTERVAL_MS) *
 			KVMFAULT__MS;
+	atomic_store(&new->run_length, new->window_length);
 	new->gentle_length = KVMFAULT__GENTLE_LENGTH;
 	new->first = o->first;
 	atomic_store(&new->replaying, o->first);
@@ -161,6 +174,7 @@ static int fill_make(struct kvmfault_vm *vm,
 	new->data = o->data;
 	new->began = kvmfault__sys_now();
 	atomic_store(&new->rate, o->rate);
+	atomic_store(&new->due, new->began);
 	for (; new->count < o->memory_count; new->count++) {
 		struct kvmfault__fill_part *part = &new->part[new->count];
 
@@ -207,17 +221,12 @@ int kvmfault_fill_new(struct kvmfault_vm *vm,
 	return 0;
 }
 
-static bool fill_is_of_seat(struct kvmfault__seat *seat, void *fill)
-{
-	return atomic_load(&seat->fill) == fill;
-}
-
 KVMFAULT__EXPORT
 int kvmfault_fill_free(struct kvmfault_fill *fill)
 {
 	if (!fill || kvmfault__is_child(fill->vm))
 		return 0;
-	if (kvmfault__within(fill_is_of_seat, fill))
+	if (kvmfault__fill_is_self(fill))
 		return kvmfault__refuse(fill->vm, -EDEADLK,
 			"kvmfault_fill_free: the call comes from a callback of the fill itself: free it on another thread, or afterwards");
 	fill_end(fill);
