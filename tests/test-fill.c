@@ -21,12 +21,15 @@ static int freed;			/* what kvmfault_fill_free() said there */
 
 static void report(void *data, const struct kvmfault_fill_progress *progress)
 {
+	int timeout;
+
 	fake_called_back();
 	ck_assert_ptr_eq(data, &reports);
 	reports++;
 	ends += progress->over;
 	reported = *progress;
 	freed = kvmfault_fill_free(fill);
+	ck_assert_int_eq(kvmfault_fill_dispatch(fill, &timeout), -EDEADLK);
 }
 
 static struct kvmfault_fill_options wanted(void)

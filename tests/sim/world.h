@@ -21,6 +21,7 @@ struct sim_memory {
 	bool exists;			/* its handle does */
 	bool busy;			/* a step makes or frees something of it */
 	unsigned int users;		/* steps that hold its handle */
+	bool filled;			/* one of them once did */
 	struct kvmfault_memory *handle;
 	struct file *file;		/* NULL: anonymous */
 	int fd;
