@@ -97,9 +97,14 @@ static uint64_t fill_pay(struct kvmfault_fill *fill, uint64_t now,
 static void fill_pay_back(struct kvmfault_fill *fill, uint64_t bytes)
 {
 	uint64_t rate = atomic_load(&fill->rate);
+	uint64_t due = atomic_load(&fill->due), cost;
 
-	if (rate)
-		atomic_fetch_sub(&fill->due, fill_time_of(bytes, rate));
+	if (!rate)
+		return;
+	cost = fill_time_of(bytes, rate);
+	while (!atomic_compare_exchange_weak(&fill->due, &due,
+					     due > cost ? due - cost : 0))
+		;
 }
 
 /* ---- what is next ---- */
