@@ -929,7 +929,9 @@ static void ensure(struct acting *a, const struct step *step)
 			return;
 		if (!err && was_quiet(&quiet))
 			check_present(memory, page, count);
-		if (err == -EHWPOISON || (err == -EFAULT && !world.holes))
+		/* Else it may have been discarded, and be zero, since. */
+		if ((err == -EHWPOISON || (err == -EFAULT && !world.holes)) &&
+		    was_quiet(&quiet))
 			check_gone(memory, page, count);
 		check_error("kvmfault_ensure", err, injected);
 		if (err)
