@@ -213,6 +213,14 @@ static double demand(uint32_t threads, bool slow)
 	return touch_at_random(slow ? SLOW_FAULTS : FAULTS);
 }
 
+static void end(void)
+{
+	must(kvmfault_fill_free(fill), "the fill");
+	must(kvmfault_service_free(service), "the service");
+	must(kvmfault_memory_free(memory), "the memory");
+	must(kvmfault_vm_free(vm), "the context");
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = argc >= 3 ? argv[1] : "";
@@ -237,6 +245,7 @@ int main(int argc, char **argv)
 		errx(2, "usage: restores loop|fill|holes|demand|slow AMOUNT [MIB]");
 	}
 	printf("%.0f\n", result);
-	/* The process ends with all of it. */
+	if (vm)
+		end();
 	return 0;
 }
