@@ -79,8 +79,7 @@ enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
 /* Repeat one page's bits for each of so many pages. */
 static uint64_t page_repeat_bits(uint64_t bits, unsigned int pages)
 {
-	return bits * (KVMFAULT__PAGE_LOWEST >>
-		       (64 - pages * KVMFAULT__PAGE_BITS));
+	return bits * kvmfault__pages_lowest(pages);
 }
 
 /* Change pages of one word of states. Returns how many, from the first on. */
@@ -111,12 +110,8 @@ uint64_t kvmfault__pages_change(struct kvmfault_memory *memory, uint64_t first,
 	uint64_t page = first, end = first + count;
 
 	while (page < end) {
-		unsigned int step = KVMFAULT__PAGES_PER_WORD -
-				    page % KVMFAULT__PAGES_PER_WORD;
-		unsigned int alike;
+		unsigned int step = kvmfault__pages_step(page, end), alike;
 
-		if (step > end - page)
-			step = (unsigned int)(end - page);
 		alike = page_change_in_word(memory, page, step, from, to);
 		page += alike;
 		if (alike < step)

@@ -48,6 +48,22 @@ kvmfault__page_word(const struct kvmfault_memory *memory, uint64_t page)
 	return &memory->states[page / KVMFAULT__PAGES_PER_WORD];
 }
 
+/* The lowest bit of each of so many pages, which is not 0. */
+static inline uint64_t kvmfault__pages_lowest(unsigned int count)
+{
+	return KVMFAULT__PAGE_LOWEST >> (64 - count * KVMFAULT__PAGE_BITS);
+}
+
+/* How many pages there are from this one on to the end, or to that of its
+ * word. */
+static inline unsigned int kvmfault__pages_step(uint64_t page, uint64_t end)
+{
+	uint64_t rest = KVMFAULT__PAGES_PER_WORD -
+			page % KVMFAULT__PAGES_PER_WORD;
+
+	return (unsigned int)(rest < end - page ? rest : end - page);
+}
+
 /* How many of those bits are set. */
 static inline unsigned int kvmfault__pages_in(uint64_t mask)
 {

@@ -56,20 +56,10 @@ static uint64_t states_load(const struct kvmfault_memory *memory, uint64_t page)
 		KVMFAULT__PRESENT * KVMFAULT__PAGE_LOWEST;
 }
 
-/* From the page on, up to the end of its word. */
-static unsigned int states_step(uint64_t page, uint64_t end)
-{
-	uint64_t rest = KVMFAULT__PAGES_PER_WORD -
-			page % KVMFAULT__PAGES_PER_WORD;
-
-	return (unsigned int)(rest < end - page ? rest : end - page);
-}
-
 /* The lowest bit of each of so many pages from this one on. */
 static uint64_t states_range(uint64_t page, unsigned int count)
 {
-	return KVMFAULT__PAGE_LOWEST >> (64 - count * KVMFAULT__PAGE_BITS) <<
-	       kvmfault__page_shift(page);
+	return kvmfault__pages_lowest(count) << kvmfault__page_shift(page);
 }
 
 static uint64_t states_count(uint64_t word, uint64_t range, uint32_t states)
@@ -87,7 +77,7 @@ void kvmfault__pages_count(const struct kvmfault_memory *memory,
 	for (; page < end; page += step) {
 		uint64_t word = states_load(memory, page), range;
 
-		step = states_step(page, end);
+		step = kvmfault__pages_step(page, end);
 		range = states_range(page, step);
 		counts->absent += states_count(word, range,
 					       KVMFAULT_STATE_ABSENT);
@@ -160,7 +150,7 @@ static void states_export(const struct kvmfault_memory *memory, uint64_t first,
 		uint64_t at = (page - first) / 64, bits;
 		unsigned int shift = (page - first) % 64;
 
-		step = states_step(page, end);
+		step = kvmfault__pages_step(page, end);
 		bits = states_pack((states_mask(states_load(memory, page),
 						states) &
 				    states_range(page, step)) >>

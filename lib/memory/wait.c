@@ -181,8 +181,7 @@ static uint64_t wait_mask_unreadable(const struct kvmfault_memory *memory,
 {
 	uint64_t word = atomic_load(kvmfault__page_word(memory, page));
 
-	return (~(word >> 2) | word >> 1) & KVMFAULT__PAGE_LOWEST >>
-	       (64 - count * KVMFAULT__PAGE_BITS);
+	return (~(word >> 2) | word >> 1) & kvmfault__pages_lowest(count);
 }
 
 static bool wait_until_readable(struct kvmfault_memory *memory, uint64_t page)
@@ -199,10 +198,8 @@ uint64_t kvmfault__pages_absent(struct kvmfault_memory *memory)
 	uint64_t page = 0, pages = memory->length >> memory->page_shift, n = 0;
 
 	for (; page < pages; page += KVMFAULT__PAGES_PER_WORD) {
-		unsigned int count = pages - page < KVMFAULT__PAGES_PER_WORD ?
-			(unsigned int)(pages - page) :
-			KVMFAULT__PAGES_PER_WORD;
-		uint64_t rest = wait_mask_unreadable(memory, page, count);
+		uint64_t rest = wait_mask_unreadable(memory, page,
+			kvmfault__pages_step(page, pages));
 
 		for (; rest && !n; rest &= rest - 1)
 			n += !wait_until_readable(memory, page +

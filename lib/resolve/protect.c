@@ -86,14 +86,6 @@ static int protect_set_bit(struct kvmfault__seat *seat,
 	return err;
 }
 
-static unsigned int protect_word_step(uint64_t page, uint64_t end)
-{
-	uint64_t rest = KVMFAULT__PAGES_PER_WORD -
-			page % KVMFAULT__PAGES_PER_WORD;
-
-	return (unsigned int)(rest < end - page ? rest : end - page);
-}
-
 /* Called when the bits are set: kvmfault_memory_settle() counts itself, then
  * looks at the bits. One sees the other. */
 static int protect_check_settling(const struct kvmfault_memory *memory)
@@ -114,10 +106,10 @@ static int protect_in_region(struct kvmfault__seat *seat,
 	int err = protect_check(memory, offset, length);
 	struct busy busy = { seat, memory, protect_set_bit, .count = 0 };
 
-	for (; page < end && !err; page += protect_word_step(page, end))
+	for (; page < end && !err; page += kvmfault__pages_step(page, end))
 		err = protect_note_busy(&busy, page,
 			kvmfault__word_protect(memory, page,
-					       protect_word_step(page, end)));
+				kvmfault__pages_step(page, end)));
 	if (!err)
 		err = protect_wait_busy(&busy);
 	if (!err)
