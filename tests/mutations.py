@@ -594,7 +594,7 @@ MUTATIONS = [
      '	if (0 && body_has_overlap(', ['working-set']),
     # fills
     ('a fill brings back what was discarded', 'lib/resolve/resolve.c',
-     '	if (!rq->seat->ahead)\n		return kvmfault__page_claim(',
+     '	if (!kvmfault__fills(rq))\n		return kvmfault__page_claim(',
      '	if (1)\n		return kvmfault__page_claim(', ['fill']),
     ('a fill works while the guest faults', 'lib/entry/fill.c',
      '		wait = took * REST;\n', '		;\n', ['fill']),

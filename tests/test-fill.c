@@ -207,6 +207,7 @@ TEST(fill, leaves_a_page_that_was_just_discarded)
 	ck_assert(!discard_first);
 	ck_assert_int_eq(bed_state(0), KVMFAULT__DISCARDED);
 	ck_assert(!fake_present(bed.fd, 0));
+	ck_assert_uint_eq(bed_stats().waited, 0);
 	finish();
 	check_all_is_there();
 	ck_assert_int_eq(bed_state(0), KVMFAULT__DISCARDED);

@@ -201,16 +201,19 @@ bool kvmfault__fetch_for_others(struct kvmfault_vm *vm)
 	return false;
 }
 
-/* A fill has so many fetches in flight as its seat allows, and at least half of
- * them, if there is more than one, are left to faults. */
-static bool fetch_take_for_fill(struct kvmfault__fetches *all, bool one)
+/* Fills have one fetch in flight, or at most half of all: the others are left
+ * to faults. */
+static struct kvmfault_fetch *fetch_take_for_fill(struct kvmfault__fetches *all,
+						  bool one)
 {
 	size_t limit = one || all->count < 2 ? 1 : all->count / 2;
+	struct kvmfault_fetch *fetch = NULL;
 
 	if (atomic_fetch_add(&all->fills, 1) < limit)
-		return true;
-	atomic_fetch_sub(&all->fills, 1);
-	return false;
+		fetch = fetch_take(all);
+	if (!fetch)
+		atomic_fetch_sub(&all->fills, 1);
+	return fetch;
 }
 
 bool kvmfault__fetch_wished(struct kvmfault__request *rq)
@@ -219,7 +222,7 @@ bool kvmfault__fetch_wished(struct kvmfault__request *rq)
 	struct kvmfault__seat *seat = rq->seat;
 	struct kvmfault__fetches *all = atomic_load(&seat->vm->fetches);
 
-	if (kvmfault__waits(rq) ||
+	if (kvmfault__waits(rq) || kvmfault__fills(rq) ||
 	    kvmfault__page_state(memory, rq->page) != KVMFAULT__ABSENT ||
 	    !fetches_are_all_taken(all))
 		return false;
@@ -397,13 +400,11 @@ int kvmfault__submit(struct kvmfault__request *rq)
 	struct kvmfault_fetch *fetch;
 	int err;
 
-	if (rq->seat->ahead && !fetch_take_for_fill(all, rq->seat->gentle))
-		return -EAGAIN;
-	while (!(fetch = fetch_take(all))) {
-		/* A message can be deferred, and a vCPU with no_wait comes
-		 * again. */
-		if (rq->seat->ahead)
-			atomic_fetch_sub(&all->fills, 1);
+	while (!(fetch = kvmfault__fills(rq) ?
+			 fetch_take_for_fill(all, rq->seat->gentle) :
+			 fetch_take(all))) {
+		/* A message can be deferred, and a vCPU with no_wait or a fill
+		 * comes again. */
 		if (rq->origin || !kvmfault__waits(rq) ||
 		    atomic_load(&rq->request.memory->closing))
 			return -EAGAIN;

@@ -47,7 +47,7 @@ int kvmfault_request_widen(struct kvmfault_request *request)
 	if (err)
 		return err;
 	if (request->page != KVMFAULT_PAGE_DISCARDED &&
-	    (ours->seat->ahead ||
+	    (kvmfault__fills(ours) ||
 	     request->memory->window != KVMFAULT_WINDOW_NONE) &&
 	    !ours->installed.there)
 		kvmfault__widen(ours);

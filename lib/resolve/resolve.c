@@ -165,6 +165,8 @@ static bool resolve_wait_for_page(struct kvmfault__request *rq,
 	struct kvmfault_memory *memory = rq->request.memory;
 	int err = 0;
 
+	if (kvmfault__fills(rq))
+		return true;
 	if (!rq->detached)
 		kvmfault__add(rq->seat, rq->origin ?
 			      KVMFAULT__COUNTER(repeated) :
@@ -173,8 +175,6 @@ static bool resolve_wait_for_page(struct kvmfault__request *rq,
 		resolve_show_protected(rq);
 		return true;
 	}
-	if (rq->request.fault->kind == KVMFAULT_KIND_FILL)
-		return true;
 	if (kvmfault__waits(rq)) {
 		err = kvmfault__page_wait(rq->seat, memory, rq->page);
 	} else if (kvmfault__page_pending(rq->seat, memory, rq->page)) {
@@ -218,9 +218,7 @@ static bool resolve_answer_early(struct kvmfault__request *rq,
 		kvmfault__judge(rq, err, answer);
 		return true;
 	}
-	if (memory->source.submit &&
-	    rq->request.fault->kind != KVMFAULT_KIND_FILL &&
-	    kvmfault__fetch_wished(rq)) {
+	if (memory->source.submit && kvmfault__fetch_wished(rq)) {
 		answer->action = KVMFAULT_ACTION_PENDING;
 		return true;
 	}
@@ -233,7 +231,7 @@ static enum kvmfault__state resolve_claim_page(struct kvmfault__request *rq)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 
-	if (!rq->seat->ahead)
+	if (!kvmfault__fills(rq))
 		return kvmfault__page_claim(memory, rq->page, rq->origin);
 	return kvmfault__page_change(memory, rq->page, KVMFAULT__ABSENT,
 				     KVMFAULT__FETCHING) == KVMFAULT__ABSENT ?

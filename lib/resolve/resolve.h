@@ -127,6 +127,12 @@ static inline bool kvmfault__is_call(const struct kvmfault_fault *fault)
 	       fault->kind == KVMFAULT_KIND_FILL;
 }
 
+/* Does a fill ask? Then no thread waits for the page. */
+static inline bool kvmfault__fills(const struct kvmfault__request *rq)
+{
+	return rq->seat->ahead;
+}
+
 /* Does the fault's thread wait for a page in flight? */
 static inline bool kvmfault__waits(const struct kvmfault__request *rq)
 {

@@ -88,7 +88,7 @@ static struct page_run window_choose_run(const struct kvmfault__request *rq,
 {
 	const struct kvmfault_memory *memory = rq->request.memory;
 
-	if (rq->seat->ahead)
+	if (kvmfault__fills(rq))
 		return (struct page_run){
 			.first = rq->page,
 			.end = rq->page + rq->seat->ahead,
