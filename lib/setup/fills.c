@@ -96,32 +96,18 @@ static void fill_end(struct kvmfault_fill *fill)
 	fill_delete(fill);
 }
 
-static int fill_check_memories(struct kvmfault_vm *vm,
-			       const struct kvmfault_fill_options *o)
+static int fill_check_set(struct kvmfault_vm *vm,
+			  const struct kvmfault_fill_options *o)
 {
-	uint64_t end;
-	size_t i, j;
+	uint32_t i;
 
-	if (!o->memories || !o->memory_count)
-		return kvmfault__refuse(vm, -EINVAL,
-			"kvmfault_fill_options.%s is not set: name the memories that are to be filled",
-			o->memories ? "memory_count" : "memories");
-	for (i = 0; i < o->memory_count; i++) {
-		if (!o->memories[i] || o->memories[i]->vm != vm)
+	for (i = 0; o->first && i < o->memory_count; i++) {
+		const struct kvmfault_memory *memory = o->memories[i];
+		uint64_t end = memory->source_offset + memory->length;
+
+		if (end > o->first->image_length)
 			return kvmfault__refuse(vm, -EINVAL,
-				"kvmfault_fill_options.memories: number %zu is %s",
-				i, o->memories[i] ?
-				"of another context: make a fill for each context" :
-				"NULL");
-		for (j = 0; j < i; j++)
-			if (o->memories[j] == o->memories[i])
-				return kvmfault__refuse(vm, -EINVAL,
-					"kvmfault_fill_options.memories: number %zu and %zu are the same: pass each once",
-					j, i);
-		end = o->memories[i]->source_offset + o->memories[i]->length;
-		if (o->first && end > o->first->image_length)
-			return kvmfault__refuse(vm, -EINVAL,
-				"kvmfault_fill_options.first: its image has %#llx bytes, and memory number %zu ends at %#llx of its source: pass a working set of this image",
+				"kvmfault_fill_options.first: its image has %#llx bytes, and memory number %u ends at %#llx of its source: pass a working set of this image",
 				(unsigned long long)o->first->image_length, i,
 				(unsigned long long)end);
 	}
@@ -131,6 +117,8 @@ static int fill_check_memories(struct kvmfault_vm *vm,
 static int fill_check(struct kvmfault_vm *vm,
 		      const struct kvmfault_fill_options *o)
 {
+	int err;
+
 	if (o->threads > THREADS_MAX)
 		return kvmfault__refuse(vm, -EINVAL,
 			"kvmfault_fill_options.threads: %u is more than %u, the most that a fill can have",
@@ -140,7 +128,13 @@ static int fill_check(struct kvmfault_vm *vm,
 			"kvmfault_fill_options.window_length: %#llx is more than the context's page_size_max, %#llx",
 			(unsigned long long)o->window_length,
 			(unsigned long long)vm->options.page_size_max);
-	return fill_check_memories(vm, o);
+	if (!o->memories || !o->memory_count)
+		return kvmfault__refuse(vm, -EINVAL,
+			"kvmfault_fill_options.%s is not set: name the memories that are to be filled",
+			o->memories ? "memory_count" : "memories");
+	err = kvmfault__memories_check(vm, "kvmfault_fill_options",
+				       o->memories, o->memory_count);
+	return err ? err : fill_check_set(vm, o);
 }
 
 static int fill_make(struct kvmfault_vm *vm,

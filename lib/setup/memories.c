@@ -485,6 +485,28 @@ static void memory_close_to_faults(struct kvmfault_memory *memory)
 	kvmfault__fetches_cancel(memory);
 }
 
+int kvmfault__memories_check(struct kvmfault_vm *vm, const char *option,
+			     struct kvmfault_memory *const *memories,
+			     uint32_t count)
+{
+	uint32_t i, j;
+
+	for (i = 0; i < count; i++) {
+		if (!memories[i] || memories[i]->vm != vm)
+			return kvmfault__refuse(vm, -EINVAL,
+				"%s.memories: number %u is %s", option, i,
+				memories[i] ?
+				"of another context: pass it to a call there" :
+				"NULL: pass a memory");
+		for (j = 0; j < i; j++)
+			if (memories[j] == memories[i])
+				return kvmfault__refuse(vm, -EINVAL,
+					"%s.memories: number %u and %u are the same: pass each once",
+					option, j, i);
+	}
+	return 0;
+}
+
 static int memory_check_unused(struct kvmfault_memory *memory)
 {
 	struct kvmfault_vm *vm = memory->vm;

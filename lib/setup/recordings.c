@@ -23,28 +23,16 @@ static int recording_check_memory(struct kvmfault_vm *vm,
 				  uint32_t n)
 {
 	const struct kvmfault_memory *memory = o->memories[n];
-	uint64_t end;
-	uint32_t i;
+	uint64_t end = memory->source_offset + memory->length;
 
-	if (!memory || memory->vm != vm)
-		return kvmfault__refuse(vm, -EINVAL,
-			OPTION "memories: number %u is %s", n, memory ?
-			"of another context: record it there" :
-			"NULL: pass a memory");
 	if (!kvmfault__tracked(memory))
 		return kvmfault__refuse(vm, -EINVAL,
 			OPTION "memories: number %u has no source, so that none of its pages comes from an image: leave it out",
 			n);
-	end = memory->source_offset + memory->length;
 	if (end > o->set->image_length)
 		return kvmfault__refuse(vm, -EINVAL,
 			OPTION "memories: number %u ends at %#llx of its source, and the set's image at %#llx: pass memories and the set of one image",
 			n, ULL(end), ULL(o->set->image_length));
-	for (i = 0; i < n; i++)
-		if (o->memories[i] == memory)
-			return kvmfault__refuse(vm, -EINVAL,
-				OPTION "memories: number %u and %u are the same: pass each once",
-				i, n);
 	return 0;
 }
 
@@ -52,12 +40,14 @@ static int recording_check_options(struct kvmfault_vm *vm,
 				   const struct kvmfault_recording_options *o)
 {
 	uint32_t i;
-	int err = 0;
+	int err;
 
 	if (!o->set || !o->memories || !o->memory_count)
 		return kvmfault__refuse(vm, -EINVAL,
 			OPTION "%s: the member is not set", !o->set ? "set" :
 			!o->memories ? "memories" : "memory_count");
+	err = kvmfault__memories_check(vm, "kvmfault_recording_options",
+				       o->memories, o->memory_count);
 	for (i = 0; i < o->memory_count && !err; i++)
 		err = recording_check_memory(vm, o, i);
 	return err;

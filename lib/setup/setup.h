@@ -18,6 +18,12 @@
 /* delivery.c: chooses the delivery mode; -EOPNOTSUPP is logged. */
 int kvmfault__delivery_choose(struct kvmfault_vm *vm);
 
+/* memories.c: is each memory of an option's list one of this context, and there
+ * once? Returns 0, or -EINVAL after a refusal. */
+int kvmfault__memories_check(struct kvmfault_vm *vm, const char *option,
+			     struct kvmfault_memory *const *memories,
+			     uint32_t count);
+
 /* mappings.c */
 
 /* The memory's first mapping is the memslots'. A tracked memory's mapping is
