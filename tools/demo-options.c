@@ -117,6 +117,60 @@ static bool agree(const struct demo *demo, const struct demo_scenario *scenario)
 	return !problem;
 }
 
+/* Returns false if the option's argument is wrong, which is told, or the option
+ * is not known. */
+static bool take_option(int c, struct demo *demo,
+			const struct demo_scenario **scenario)
+{
+	bool good = true;
+
+	switch (c) {
+	case 'i':
+		demo->image_path = optarg;
+		break;
+	case 'm':
+		good = parse_size(optarg, &demo->bytes) && demo->bytes;
+		if (!good)
+			complain("--memory takes a size as 64M, not '%s'",
+				 optarg);
+		break;
+	case 'o':
+		good = parse_holes(optarg, &demo->holes);
+		break;
+	case 'v':
+		good = parse_vcpus(optarg, &demo->vcpus);
+		break;
+	case 's':
+		*scenario = find_scenario(optarg);
+		good = *scenario;
+		break;
+	case 'd':
+		good = parse_delivery(optarg, &demo->wanted);
+		break;
+	case 'f':
+		good = parse_rate(optarg, demo);
+		break;
+	case 'r':
+		demo->record_path = optarg;
+		break;
+	case 'w':
+		demo->working_set_path = optarg;
+		break;
+	case 't':
+		demo->settle = true;
+		break;
+	case 'n':
+		demo->no_irqchip = true;
+		break;
+	case 'j':
+		demo->json = true;
+		break;
+	default:
+		good = false;
+	}
+	return good;
+}
+
 /* Returns an exit code, or -1: go on. */
 static int parse(int argc, char **argv, struct demo *demo,
 		 const struct demo_scenario **scenario)
@@ -141,53 +195,11 @@ static int parse(int argc, char **argv, struct demo *demo,
 	int c;
 
 	while (good && (c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-		switch (c) {
-		case 'i':
-			demo->image_path = optarg;
-			break;
-		case 'm':
-			good = parse_size(optarg, &demo->bytes) && demo->bytes;
-			if (!good)
-				complain("--memory takes a size as 64M, not '%s'",
-					 optarg);
-			break;
-		case 'o':
-			good = parse_holes(optarg, &demo->holes);
-			break;
-		case 'v':
-			good = parse_vcpus(optarg, &demo->vcpus);
-			break;
-		case 's':
-			*scenario = find_scenario(optarg);
-			good = *scenario;
-			break;
-		case 'd':
-			good = parse_delivery(optarg, &demo->wanted);
-			break;
-		case 'f':
-			good = parse_rate(optarg, demo);
-			break;
-		case 'r':
-			demo->record_path = optarg;
-			break;
-		case 'w':
-			demo->working_set_path = optarg;
-			break;
-		case 't':
-			demo->settle = true;
-			break;
-		case 'n':
-			demo->no_irqchip = true;
-			break;
-		case 'j':
-			demo->json = true;
-			break;
-		case 'h':
+		if (c == 'h') {
 			fputs(help, stdout);
 			return EXIT_OK;
-		default:
-			good = false;
 		}
+		good = take_option(c, demo, scenario);
 	}
 	if (good && optind < argc) {
 		complain("demo takes no argument '%s'", argv[optind]);

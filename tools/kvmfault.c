@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <getopt.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -52,6 +53,27 @@ void complain(const char *format, ...)
 void complain_errno(int err, const char *what)
 {
 	complain("cannot %s: %s", what, strerror(err < 0 ? -err : err));
+}
+
+int parse_json(int argc, char **argv, const char *help, bool *json)
+{
+	static const struct option options[] = {
+		{ "json", no_argument, NULL, 'j' },
+		{ "help", no_argument, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
+	};
+	int c;
+
+	while ((c = getopt_long(argc, argv, "jh", options, NULL)) != -1) {
+		if (c == 'h') {
+			fputs(help, stdout);
+			return EXIT_OK;
+		}
+		if (c != 'j')
+			return EXIT_USAGE;
+		*json = true;
+	}
+	return -1;
 }
 
 void print_json(struct json_object *object)

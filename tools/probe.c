@@ -67,25 +67,13 @@ static void print_all_json(const struct kvmfault_features *features)
 
 int cmd_probe(int argc, char **argv)
 {
-	static const struct option options[] = {
-		{ "json", no_argument, NULL, 'j' },
-		{ "help", no_argument, NULL, 'h' },
-		{ NULL, 0, NULL, 0 },
-	};
 	struct kvmfault_features features = { .size = sizeof(features) };
-	int c, err, kvm, vm = -1;
+	int err, kvm, vm = -1, done;
 	bool json = false;
 
-	while ((c = getopt_long(argc, argv, "jh", options, NULL)) != -1) {
-		if (c == 'j') {
-			json = true;
-		} else if (c == 'h') {
-			fputs(help, stdout);
-			return EXIT_OK;
-		} else {
-			return EXIT_USAGE;
-		}
-	}
+	done = parse_json(argc, argv, help, &json);
+	if (done >= 0)
+		return done;
 	if (optind < argc) {
 		complain("probe takes no argument '%s'", argv[optind]);
 		return EXIT_USAGE;

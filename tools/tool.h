@@ -25,6 +25,10 @@ void complain(const char *format, ...);
 /* "cannot WHAT: strerror", and for /dev/kvm what to do about it */
 void complain_errno(int err, const char *what);
 
+/* Takes --json and --help, for a subcommand without options of its own. Returns
+ * an exit code, or -1: go on, at optind. */
+int parse_json(int argc, char **argv, const char *help, bool *json);
+
 /* "64M": a decimal number and K, M, G or T, and nothing else. */
 bool parse_size(const char *text, uint64_t *size);
 

@@ -161,24 +161,12 @@ static int merge_files(const char *out, char **path, int paths)
 
 int cmd_working_set(int argc, char **argv)
 {
-	static const struct option options[] = {
-		{ "json", no_argument, NULL, 'j' },
-		{ "help", no_argument, NULL, 'h' },
-		{ NULL, 0, NULL, 0 },
-	};
 	bool json = false;
-	int c, left;
+	int done, left;
 
-	while ((c = getopt_long(argc, argv, "jh", options, NULL)) != -1) {
-		if (c == 'j') {
-			json = true;
-		} else if (c == 'h') {
-			fputs(help, stdout);
-			return EXIT_OK;
-		} else {
-			return EXIT_USAGE;
-		}
-	}
+	done = parse_json(argc, argv, help, &json);
+	if (done >= 0)
+		return done;
 	argv += optind;
 	left = argc - optind;
 	if (left == 2 && !strcmp(argv[0], "print"))
