@@ -598,7 +598,8 @@ MUTATIONS = [
      '	if (1)\n		return kvmfault__page_claim(', ['fill']),
     ('a fill works while the guest faults', 'lib/entry/fill.c',
      '		wait = took * REST;\n', '		;\n', ['fill']),
-    ('a run of a working set is longer than the buffer', 'lib/entry/fill.c',
+    ('a run of a working set is longer than the buffer',
+     'lib/entry/fill-order.c',
      '& ~(size - 1) : size) - inside;', '& ~(size - 1) : size);',
      ['fill']),
     ('a fill is over while pages are missing', 'lib/entry/fill.c',
@@ -612,7 +613,7 @@ MUTATIONS = [
      '	else if (memory->fills)\n', '	else if (0)\n', ['fill']),
     ('a memory is settled under a fill', 'lib/setup/settle.c',
      '	filled = memory->fills;\n', '	filled = false;\n', ['fill']),
-    ('a rate is set and not kept', 'lib/entry/fill.c',
+    ('a rate is set and not kept', 'lib/entry/fill-pace.c',
      '		if (due > now)\n			return due - now;\n',
      '', ['fill']),
     # holes

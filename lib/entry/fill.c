@@ -16,9 +16,8 @@
 #include "fill.h"
 
 /* While the guest faults: how many times as long as a step took the fill rests
- * after it, and how long ago the last fault may have been. */
+ * after it. */
 #define REST 7
-#define LATELY (2 * KVMFAULT__MS)
 
 #define POLL_STEPS 5		/* of KVMFAULT__SOON_PAUSE, up to 1.6 ms */
 
@@ -26,203 +25,7 @@
 #define AT_CALL UINT64_MAX	/* until the fill is resumed */
 #define OVER (UINT64_MAX - 1)	/* no page is missing: there is no next step */
 
-/* ---- whose turn it is ---- */
-
-static uint64_t fill_count_faults(const struct kvmfault__seat *seat)
-{
-	uint64_t faults = 0;
-	size_t i;
-
-	for (i = 0; i < KVMFAULT_KIND_COUNT; i++)
-		if (i != KVMFAULT_KIND_CALL && i != KVMFAULT_KIND_FILL)
-			faults += atomic_load_explicit(
-				&seat->counter[KVMFAULT__COUNTER(kind) + i],
-				memory_order_relaxed);
-	return faults;
-}
-
-/* Does another thread wait for a page, or did one lately? All of this is read
- * from where faults leave it anyway: to be seen costs a fault nothing. */
-static bool fill_sees_demand(struct kvmfault_fill *fill, uint64_t now)
-{
-	const struct kvmfault__seat *seat = atomic_load(&fill->vm->seats);
-	bool busy = kvmfault__fetch_for_others(fill->vm);
-	uint64_t faults = 0;
-
-	for (; seat; seat = seat->next) {
-		faults += fill_count_faults(seat);
-		busy |= atomic_load_explicit(&seat->in_hand,
-					     memory_order_relaxed) &&
-			!atomic_load(&seat->fill);
-	}
-	if (atomic_exchange(&fill->demand, faults) != faults || busy)
-		atomic_store(&fill->demand_at, now);
-	return now - atomic_load(&fill->demand_at) < LATELY;
-}
-
-/* A rate is kept over this part of a second: a step brings no more than that at
- * once, and so much time may be made up. */
-#define RATE_PART 16
-
-static uint64_t fill_time_of(uint64_t bytes, uint64_t rate)
-{
-	return (uint64_t)((double)bytes * 1e9 / (double)rate);
-}
-
-/* Pays with time for bytes that are to come. Returns how long to wait if it is
- * not time yet, and then nothing was paid. */
-static uint64_t fill_pay(struct kvmfault_fill *fill, uint64_t now,
-			 uint64_t bytes)
-{
-	uint64_t rate = atomic_load(&fill->rate);
-	uint64_t due = atomic_load(&fill->due), from, cost;
-
-	if (!rate)
-		return 0;
-	cost = fill_time_of(bytes, rate);
-	do {
-		if (due > now)
-			return due - now;
-		from = now - KVMFAULT__SECOND / RATE_PART;
-		if (due > from)
-			from = due;
-	} while (!atomic_compare_exchange_weak(&fill->due, &due, from + cost));
-	/* The rate may have changed: what was paid at the old one is void. */
-	if (atomic_load(&fill->rate) != rate)
-		atomic_store(&fill->due, 0);
-	return 0;
-}
-
-/* Bytes that were paid for have not come. */
-static void fill_pay_back(struct kvmfault_fill *fill, uint64_t bytes)
-{
-	uint64_t rate = atomic_load(&fill->rate);
-	uint64_t due = atomic_load(&fill->due), cost;
-
-	if (!rate)
-		return;
-	cost = fill_time_of(bytes, rate);
-	while (!atomic_compare_exchange_weak(&fill->due, &due,
-					     due > cost ? due - cost : 0))
-		;
-}
-
-/* ---- what is next ---- */
-
-/* Pages that are passed over in one step, if none of them is absent. */
-#define PASSED 65536
-
-static uint64_t fill_pass_over(const struct kvmfault__fill_part *part,
-			       uint64_t page)
-{
-	uint64_t end = part->end - part->first;
-
-	if (end - page > PASSED)
-		end = page + PASSED;
-	while (page < end && kvmfault__page_state(part->memory, page) !=
-			     KVMFAULT__ABSENT)
-		page++;
-	return page;
-}
-
-/* Takes the next pages of this pass: up to so many bytes of one memory. Returns
- * false at the end. */
-static bool fill_take(struct kvmfault_fill *fill, uint64_t length,
-		      const struct kvmfault__fill_part **part, uint64_t *page,
-		      uint64_t *end)
-{
-	uint64_t at = atomic_load(&fill->cursor), pages;
-	const struct kvmfault__fill_part *last = &fill->part[fill->count - 1];
-
-	do {
-		if (at >= last->end)
-			return false;
-		for (*part = fill->part; at >= (*part)->end; ++*part)
-			;
-		pages = length >> (*part)->memory->page_shift;
-		*page = fill_pass_over(*part, at - (*part)->first);
-		*end = pages ? (*page / pages + 1) * pages : *page + 1;
-		if (*end > (*part)->end - (*part)->first)
-			*end = (*part)->end - (*part)->first;
-	} while (!atomic_compare_exchange_weak(&fill->cursor, &at,
-					       (*part)->first + *end));
-	return true;
-}
-
-/* The part that shows the image's byte at the offset, or NULL. *length becomes
- * how far that goes, or how far away the next part is, if that is less. */
-static const struct kvmfault__fill_part *
-fill_find_image(const struct kvmfault_fill *fill, uint64_t offset,
-		uint64_t *length)
-{
-	const struct kvmfault__fill_part *found = NULL;
-	size_t i;
-
-	for (i = 0; i < fill->count && !found; i++) {
-		const struct kvmfault_memory *memory = fill->part[i].memory;
-		uint64_t end = memory->source_offset;
-
-		if (offset >= end) {
-			end += memory->length;
-			if (offset < end)
-				found = &fill->part[i];
-		}
-		if (end > offset && *length > end - offset)
-			*length = end - offset;
-	}
-	return found;
-}
-
-/* So many bytes from the offset on, at most: as many as whole pages of `most`
- * bytes have, and at least one page. */
-static uint64_t fill_cut_to_pages(const struct kvmfault_memory *memory,
-				  uint64_t offset, uint64_t most)
-{
-	uint64_t size = kvmfault__page_size(memory);
-	uint64_t inside = (offset - memory->source_offset) & (size - 1);
-
-	return (most > size ? most & ~(size - 1) : size) - inside;
-}
-
-/* Takes the next bytes of the working set that are in a memory. Returns false
- * at its end. */
-static bool fill_take_first(struct kvmfault_fill *fill, uint64_t most,
-			    const struct kvmfault__fill_part **part,
-			    uint64_t *page, uint64_t *end)
-{
-	const struct kvmfault_working_set *set = fill->first;
-	const struct kvmfault_memory *memory;
-	uint64_t offset = 0, length = 0;
-
-	if (!atomic_load(&fill->replaying))
-		return false;
-	*part = NULL;
-	kvmfault__sys_lock(&fill->lock);
-	while (!*part && fill->run < set->runs) {
-		offset = set->run[fill->run].offset + fill->done;
-		length = set->run[fill->run].length - fill->done;
-		*part = fill_find_image(fill, offset, &length);
-		if (*part)
-			most = fill_cut_to_pages((*part)->memory, offset, most);
-		if (*part && length > most)
-			length = most;
-		fill->done += length;
-		if (fill->done < set->run[fill->run].length)
-			continue;
-		fill->done = 0;
-		fill->run++;
-	}
-	if (fill->run == set->runs)
-		atomic_store(&fill->replaying, false);
-	kvmfault__sys_unlock(&fill->lock);
-	if (!*part)
-		return false;
-	memory = (*part)->memory;
-	offset -= memory->source_offset;
-	*page = offset >> memory->page_shift;
-	*end = ((offset + length - 1) >> memory->page_shift) + 1;
-	return true;
-}
+/* ---- progress, and passes ---- */
 
 static void fill_look(const struct kvmfault_fill *fill,
 		      struct kvmfault_fill_progress *progress)
@@ -329,16 +132,6 @@ static uint64_t fill_end_pass(struct kvmfault_fill *fill, uint64_t now)
 	if (atomic_compare_exchange_strong(&fill->next_pass, &due, 0))
 		atomic_store(&fill->cursor, 0);
 	return 0;
-}
-
-/* The rest of what was taken is to be taken again, if it is the last. */
-static void fill_give_back(struct kvmfault_fill *fill,
-			   const struct kvmfault__fill_part *part,
-			   uint64_t page, uint64_t end)
-{
-	uint64_t at = part->first + end;
-
-	atomic_compare_exchange_strong(&fill->cursor, &at, part->first + page);
 }
 
 /* ---- a step ---- */
@@ -465,37 +258,6 @@ static uint64_t fill_bring(struct kvmfault_fill *fill,
 	return failures < FAILURES ? page : end;
 }
 
-static uint64_t fill_choose_length(const struct kvmfault_fill *fill,
-				   bool gently)
-{
-	uint64_t length = fill->window_length;
-	uint64_t rate = atomic_load(&fill->rate);
-
-	if (gently && length > fill->gentle_length)
-		length = fill->gentle_length;
-	if (rate && length > rate / RATE_PART)
-		length = rate / RATE_PART;
-	return length > KVMFAULT__PAGE ? length : KVMFAULT__PAGE;
-}
-
-/*
- * A step may be longer as long as it takes hardly more time than the shortest
- * one: so with a source that is slow to answer each step brings much, and with
- * one that is fast no step is in the way of a fault for long.
- */
-static void fill_adapt_length(struct kvmfault_fill *fill, uint64_t took)
-{
-	uint64_t length = fill->gentle_length;
-
-	if (length == KVMFAULT__GENTLE_LENGTH)
-		fill->gentle_time = took;
-	if (took > fill->gentle_time * 3 / 2)
-		fill->gentle_length = KVMFAULT__GENTLE_LENGTH;
-	else if (took <= fill->gentle_time * 5 / 4 &&
-		 length < fill->window_length)
-		fill->gentle_length = length * 2;
-}
-
 /* As many fetches are in flight as may be: one thread looks every now and then
  * whether that has changed, the others seldom. */
 static uint64_t fill_await_fetches(struct kvmfault_fill *fill,
@@ -523,31 +285,30 @@ static uint64_t fill_work(struct kvmfault_fill *fill,
 			  struct kvmfault__seat *seat, uint64_t now,
 			  bool gently)
 {
-	uint64_t length = fill_choose_length(fill, gently), bytes, wait;
+	uint64_t length = kvmfault__fill_length(fill, gently), bytes, wait;
 	const struct kvmfault__fill_part *part;
 	uint64_t page, end, done;
 	bool again;
 
-	wait = fill_pay(fill, now, length);
+	wait = kvmfault__fill_pay(fill, now, length);
 	if (wait)
 		return wait;
-	if (!fill_take_first(fill, length, &part, &page, &end) &&
-	    !fill_take(fill, length, &part, &page, &end)) {
-		fill_pay_back(fill, length);
+	if (!kvmfault__fill_take(fill, length, &part, &page, &end)) {
+		kvmfault__fill_pay_back(fill, length);
 		return fill_end_pass(fill, now);
 	}
 	seat->gentle = gently;
 	done = fill_bring(fill, seat, part->memory, page, end, &again);
 	bytes = (done - page) << part->memory->page_shift;
 	if (bytes < length)
-		fill_pay_back(fill, length - bytes);
+		kvmfault__fill_pay_back(fill, length - bytes);
 	if (gently && bytes)
-		fill_adapt_length(fill, kvmfault__sys_now() - now);
+		kvmfault__fill_adapt(fill, kvmfault__sys_now() - now);
 	if (!again) {
 		fill_end_polls(fill, seat);
 		return 0;
 	}
-	fill_give_back(fill, part, done, end);
+	kvmfault__fill_give_back(fill, part, done, end);
 	return fill_await_fetches(fill, seat);
 }
 
@@ -584,7 +345,8 @@ static uint64_t fill_step(struct kvmfault_fill *fill,
 	fill_report(fill, now);
 	/* The guest is about to touch its working set: no rest before that is
 	 * there. */
-	return fill_sees_demand(fill, now) && !atomic_load(&fill->replaying) ?
+	return kvmfault__fill_sees_demand(fill, now) &&
+	       !atomic_load(&fill->replaying) ?
 	       fill_work_gently(fill, seat, now) :
 	       fill_work(fill, seat, now, false);
 }

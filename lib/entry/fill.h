@@ -63,6 +63,37 @@ struct kvmfault_fill {
 	pthread_t thread[];
 };
 
+/* fill-pace.c */
+/* Does another thread wait for a page, or did one lately? All of this is read
+ * from where faults leave it anyway: to be seen costs a fault nothing. */
+bool kvmfault__fill_sees_demand(struct kvmfault_fill *fill, uint64_t now);
+/* Pay with time for bytes that are to come. Returns how long to wait if it is
+ * not time yet, and then nothing was paid. */
+uint64_t kvmfault__fill_pay(struct kvmfault_fill *fill, uint64_t now,
+			    uint64_t bytes);
+/* Bytes that were paid for have not come. */
+void kvmfault__fill_pay_back(struct kvmfault_fill *fill, uint64_t bytes);
+/* How many bytes a step brings at most; gently: the guest faults. */
+uint64_t kvmfault__fill_length(const struct kvmfault_fill *fill, bool gently);
+/*
+ * A gentle step may be longer as long as it takes hardly more time than the
+ * shortest one: so with a source that is slow to answer each step brings much,
+ * and with one that is fast no step is in the way of a fault for long.
+ */
+void kvmfault__fill_adapt(struct kvmfault_fill *fill, uint64_t took);
+
+/* fill-order.c */
+/* Take the pages that are next, of one memory, up to so many bytes. Returns
+ * false at the end of a pass. */
+bool kvmfault__fill_take(struct kvmfault_fill *fill, uint64_t length,
+			 const struct kvmfault__fill_part **part,
+			 uint64_t *page, uint64_t *end);
+/* The rest of what was taken is to be taken again, if it was taken last. */
+void kvmfault__fill_give_back(struct kvmfault_fill *fill,
+			      const struct kvmfault__fill_part *part,
+			      uint64_t page, uint64_t end);
+
+/* fill.c */
 /* A seat for a thread of the fill, or NULL. */
 struct kvmfault__seat *kvmfault__fill_seat(struct kvmfault_fill *fill);
 /* Steps, until nothing is missing or the fill ends. For a thread. */
