@@ -1159,12 +1159,32 @@ struct kvmfault_memory_options {
 	 * for the guest too. So set this only for a child that registers the
 	 * mapping before it touches it, and hands over that userfaultfd. */
 	bool inherited;
+
+	/* A file for the states of the memory's pages, so that they outlive
+	 * this process, as fd does: whoever holds both can take the memory up
+	 * again, see below. A memfd will do. It is borrowed until the memory is
+	 * freed, and needs fd and a source. 0: the library keeps them. */
+	int states_fd;
 };
 
 /*
  * Take a memory into the library's care. With a source the range must be empty,
  * unless it has minor faults: a page that is there already would never be
  * missed, and so never fetched.
+ *
+ * With states_fd, a memory whose pages are partly there can be taken up. If
+ * that file is empty, the memory is a new one, and the library makes the file
+ * as long as it needs (4 KiB, and 5 bits for each page). If it has the states
+ * that another owner of this file fd has left, who may have freed the memory or
+ * been killed at any moment, then
+ * - pages that were present or discarded are so again, and none of them is
+ *   fetched; what was settled stays so;
+ * - a page that was in flight is present if fd has it, else it is absent;
+ * - protection is gone: a snapshot ends with its process.
+ * The owner before must be gone by then: the library can't tell whether it is.
+ * Other processes may have fd mapped all the while, if they themselves hold the
+ * userfaultfd of their mapping. Do not write to the file of states, and do not
+ * make it shorter. kvmfault_memory_count() tells what was found.
  *
  * Returns 0, or
  *   -EINVAL       vm, host or memory is NULL; a range is not aligned to the
@@ -1173,25 +1193,31 @@ struct kvmfault_memory_options {
  *                 larger than the context's page_size_max; uffd is of another
  *                 process or context, or is given without a source; the window
  *                 is not known, or its length is wrong; minor is set without a
- *                 file or a source; write_protect is set without a source; the
- *                 source has neither read nor submit, or has deadline_ms
- *                 without submit and cancel
+ *                 file or a source; write_protect is set without a source;
+ *                 states_fd is set without a file or a source; the source has
+ *                 neither read nor submit, or has deadline_ms without submit
+ *                 and cancel
  *   -EOPNOTSUPP   this kernel's userfaultfd does not take the memory: a
  *                 guest_memfd; minor faults before 5.13 (of a memfd 5.14);
  *                 protection before 5.19; both before 6.4
  *   -ENODATA      the source is shorter than the memory
- *   -EEXIST       there are pages already (preallocated blocks), or another
- *                 memory of this context has a part of this host range
- *   -EBADF        fd is closed, or open for nothing (O_PATH)
+ *   -EEXIST       there are pages already (preallocated blocks), or one that
+ *                 the states call absent; or another memory of this context has
+ *                 a part of this host range
+ *   -ESTALE       states_fd has states of another memory, or of another version
+ *                 of the library, or pages that they call present are not in fd
+ *   -EBADF        fd is closed, or open for nothing (O_PATH); states_fd is not
+ *                 open for reading and writing
  *   -EPERM        no userfaultfd, see kvmfault_uffd_new()
  *   -ENOSYS       no userfaultfd, see kvmfault_uffd_new()
  *   -EBUSY        the range is registered with another userfaultfd
  *   -ENOMEM       there is no memory for it, or the range is not mapped
- *   -ENOSPC       there are 4,095 userfaultfds
+ *   -ENOSPC       there are 4,095 userfaultfds, or states_fd has no room
  *   -E2BIG        a struct has a member set that this library does not know
  *   -EMFILE       this process has too many open descriptors
  *   -ENFILE       the system has too many open descriptors
- *   other         what fstat(2) returned for the file
+ *   other         what fstat(2) returned for a file, or for states_fd
+ *                 fallocate(2) or mmap(2)
  *
  * Thread class: setup. Since 0.1.
  */

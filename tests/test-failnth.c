@@ -316,9 +316,30 @@ static void have_userfault(void)
 	have_place();
 }
 
+/* Its states are in a file, too: what a header, 16 pages' states and their bits
+ * need. */
+static void have_states(void)
+{
+	void *unused;
+
+	have_place();
+	options.states_fd = fake_memory(4096 + 8 + 8, 0, &unused);
+}
+
 static int new_memory(void)
 {
 	return kvmfault_memory_adopt(bed.vm, &options, &second);
+}
+
+/* An owner before this one has left a page. */
+static void have_left_states(void)
+{
+	have_states();
+	ck_assert_int_eq(new_memory(), 0);
+	kvmfault__page_change(second, 1, KVMFAULT__ABSENT, KVMFAULT__FETCHING);
+	ck_assert_int_eq(kvmfault_memory_free(second), 0);
+	second = NULL;
+	fake_put(options.fd, PAGE);
 }
 
 static void have_memory(void)
@@ -1306,6 +1327,10 @@ static const struct row {
 	{ "kvmfault_memory_adopt", RETURNS, have_userfault, new_memory,
 	  drop_memory },
 	{ "kvmfault_memory_adopt", RETURNS, have_protectable_place, new_memory,
+	  drop_memory },
+	{ "kvmfault_memory_adopt", RETURNS, have_states, new_memory,
+	  drop_memory },
+	{ "kvmfault_memory_adopt", RETURNS, have_left_states, new_memory,
 	  drop_memory },
 	{ "kvmfault_memory_free", COPES, have_memory, free_memory,
 	  expect_guarded },

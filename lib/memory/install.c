@@ -29,22 +29,27 @@ int kvmfault__prepare(const struct kvmfault_memory *memory, uint64_t offset,
 /* With minor faults the data is written to the file first. A discarded page has
  * no data: it reads zero, unless a mapping that the library does not know wrote
  * to it. */
-static int install_write_file(const struct kvmfault_memory *memory,
+static int install_write_file(struct kvmfault_memory *memory,
 			      uint64_t offset, const void *data,
 			      uint64_t length)
 {
 	const char *from = data;
 	char *to = memory->fill + offset;
-	int err;
+	int err = 0;
 
 	/* The source has read into the request's own buffer, which is the file:
 	 * the bytes are in place, even if the request was wider then. */
-	if (from && from >= memory->fill &&
-	    from < memory->fill + memory->length)
-		return 0;
-	err = kvmfault__prepare(memory, offset, length);
-	if (!err && data)
-		memcpy(to, data, length);
+	if (!from || from < memory->fill ||
+	    from >= memory->fill + memory->length) {
+		err = kvmfault__prepare(memory, offset, length);
+		if (!err && data)
+			memcpy(to, data, length);
+	}
+	/* The file has all of the bytes, and once a page is mapped a guest may
+	 * write others there: so whoever takes the states up keeps the page. */
+	if (!err)
+		kvmfault__pages_note(memory, offset >> memory->page_shift,
+				     length >> memory->page_shift, true);
 	return err;
 }
 

@@ -54,6 +54,19 @@ struct kvmfault__mappings {		/* immutable; [0] is the memslots' */
 	struct kvmfault_mapping *mapping[];
 };
 
+/* The beginning of a file of states, see setup/states-file.c. */
+#define KVMFAULT__STATES_MAGIC 0x74617473666d766bULL	/* kvmfstat */
+struct kvmfault__states_file {
+	_Atomic uint64_t magic;
+	uint32_t version;
+	_Atomic uint32_t settled;
+	uint64_t page_size;
+	uint64_t length;
+	uint64_t source_offset;
+	uint64_t fd_offset;
+	uint64_t device, inode;		/* of the memory's file */
+};
+
 struct kvmfault_memory {
 	struct kvmfault_vm *vm;
 	uint64_t length;
@@ -72,6 +85,10 @@ struct kvmfault_memory {
 	struct kvmfault_uffd *uffd;
 	char *fill;		/* for minor faults: the file, unregistered */
 	_Atomic uint64_t *states;	/* of pages: see page.h */
+	struct kvmfault__states_file *states_file; /* that has them, or NULL; */
+	size_t states_size;			/* and its length */
+	_Atomic uint64_t *unsourced;	/* in it: bits of pages that need the
+					 * source no more; or NULL */
 	_Atomic uint64_t data_run;	/* pages that are data in the source:
 					 * the first, and in the lower half how
 					 * many; see extent.c */

@@ -14,6 +14,7 @@
 
 #include <sys/mman.h>
 
+#include "../core/bitmap.h"
 #include "page.h"
 
 static uint64_t page_count_words(const struct kvmfault_memory *memory)
@@ -43,24 +44,36 @@ int kvmfault__pages_new(struct kvmfault_memory *memory)
 
 void kvmfault__pages_free(struct kvmfault_memory *memory)
 {
-	if (memory->states)
+	if (memory->states_file)
+		kvmfault__sys_munmap(memory->states_file, memory->states_size);
+	else if (memory->states)
 		kvmfault__sys_munmap((void *)(uintptr_t)memory->states,
 				     page_count_words(memory) *
 				     sizeof(uint64_t));
 }
 
-/* If this fails, the states stay, and do no harm. */
+/* If this fails, the states stay, and do no harm. In a file they stay, too. */
 void kvmfault__pages_forget(struct kvmfault_memory *memory)
 {
-	kvmfault__sys_madvise((void *)(uintptr_t)memory->states,
-			      page_count_words(memory) * sizeof(uint64_t),
-			      MADV_DONTNEED);
+	if (memory->states_file)
+		atomic_store(&memory->states_file->settled, 1);
+	else
+		kvmfault__sys_madvise((void *)(uintptr_t)memory->states,
+				      page_count_words(memory) *
+				      sizeof(uint64_t), MADV_DONTNEED);
 }
 
-enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
-					   uint64_t page,
-					   enum kvmfault__state from,
-					   enum kvmfault__state to)
+void kvmfault__pages_note(struct kvmfault_memory *memory, uint64_t first,
+			  uint64_t count, bool unsourced)
+{
+	if (memory->unsourced)
+		kvmfault__bits_change(memory->unsourced, first, count,
+				      unsourced);
+}
+
+static inline enum kvmfault__state
+page_exchange(struct kvmfault_memory *memory, uint64_t page,
+	      enum kvmfault__state from, enum kvmfault__state to)
 {
 	_Atomic uint64_t *word = kvmfault__page_word(memory, page);
 	unsigned int shift = kvmfault__page_shift(page);
@@ -74,6 +87,36 @@ enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
 	} while (!atomic_compare_exchange_weak(word, &old, old ^
 					       (uint64_t)(from ^ to) << shift));
 	return from;
+}
+
+/* If the owner is killed now, the next one has to know what these pages are
+ * without the source: so they are noted before a claim ends. */
+static inline bool page_is_noted(const struct kvmfault_memory *memory,
+				 enum kvmfault__state from,
+				 enum kvmfault__state to)
+{
+	return memory->unsourced && kvmfault__in_flight(from) &&
+	       !kvmfault__in_flight(to);
+}
+
+/* Apart, since a function that calls nothing saves no registers. */
+__attribute__((noinline))
+static enum kvmfault__state
+page_note_and_exchange(struct kvmfault_memory *memory, uint64_t page,
+		       enum kvmfault__state from, enum kvmfault__state to)
+{
+	kvmfault__pages_note(memory, page, 1, to != KVMFAULT__ABSENT);
+	return page_exchange(memory, page, from, to);
+}
+
+enum kvmfault__state kvmfault__page_change(struct kvmfault_memory *memory,
+					   uint64_t page,
+					   enum kvmfault__state from,
+					   enum kvmfault__state to)
+{
+	return page_is_noted(memory, from, to) ?
+		page_note_and_exchange(memory, page, from, to) :
+		page_exchange(memory, page, from, to);
 }
 
 /* Repeat one page's bits for each of so many pages. */
@@ -109,6 +152,9 @@ uint64_t kvmfault__pages_change(struct kvmfault_memory *memory, uint64_t first,
 {
 	uint64_t page = first, end = first + count;
 
+	if (page_is_noted(memory, from, to))
+		kvmfault__pages_note(memory, first, count,
+				     to != KVMFAULT__ABSENT);
 	while (page < end) {
 		unsigned int step = kvmfault__pages_step(page, end), alike;
 
@@ -196,6 +242,8 @@ void kvmfault__page_discard(struct kvmfault_memory *memory, uint64_t page)
 					      KVMFAULT__FETCHING_DISCARDED :
 					      KVMFAULT__DISCARDED);
 		if (found == state)
-			return;
+			break;
 	}
+	if (!kvmfault__in_flight(state))
+		kvmfault__pages_note(memory, page, 1, true);
 }

@@ -33,6 +33,11 @@ void kvmfault__pages_free(struct kvmfault_memory *memory);
 /* Give the states' memory back, when no thread looks at them any more. */
 void kvmfault__pages_forget(struct kvmfault_memory *memory);
 
+/* If the states are in a file: these pages need the source no more, or again.
+ * See setup/states-file.c. */
+void kvmfault__pages_note(struct kvmfault_memory *memory, uint64_t first,
+			  uint64_t count, bool unsourced);
+
 /* A page has four bits: three are its state, and the fourth says that it is
  * protected. */
 #define KVMFAULT__PAGE_BITS 4

@@ -61,6 +61,10 @@ static int memory_check_needs(struct kvmfault_vm *vm,
 		return kvmfault__refuse(vm, -EINVAL,
 			OPTION "%s: source is not set: set one (kvmfault_source_zero() will do)",
 			o->minor ? "minor" : "write_protect");
+	if (o->states_fd > 0 && (o->fd <= 0 || !o->source))
+		return kvmfault__refuse(vm, -EINVAL,
+			OPTION "states_fd: %s is not set, and only a file's pages outlive this process, and only a source leaves pages absent: set fd and source, or no states_fd",
+			o->source ? "fd" : "source");
 	/* In registered memory without a source a thread would sleep, and the
 	 * VMM would not learn why. */
 	if (o->uffd && !o->source)
@@ -336,7 +340,8 @@ static int memory_make(struct kvmfault_vm *vm,
 	if (!err)
 		err = memory_check_source(vm, new);
 	if (!err && kvmfault__tracked(new))
-		err = kvmfault__pages_new(new);
+		err = o->states_fd > 0 ? kvmfault__states_map(new, o) :
+					 kvmfault__pages_new(new);
 	if (!err && kvmfault__tracked(new) && new->fd > 0 &&
 	    vm->how.chosen == KVMFAULT_DELIVERY_MARKER_EXIT)
 		err = kvmfault__markers_new(new);
@@ -543,11 +548,43 @@ static int memory_end(struct kvmfault_memory *memory, bool guard)
 	return 0;
 }
 
+/* A memory that was settled needs nothing of the library any more. */
+static int memory_look_at_states(struct kvmfault_vm *vm,
+				 struct kvmfault_memory_options *o,
+				 enum kvmfault__states *left)
+{
+	int err = o->states_fd > 0 ? kvmfault__states_look(vm, o, left) : 0;
+
+	if (!err && *left == KVMFAULT__STATES_SETTLED) {
+		o->source = NULL;
+		o->uffd = NULL;
+		o->minor = false;
+		o->write_protect = false;
+	}
+	return err;
+}
+
+/* From here on no page comes unseen. */
+static int memory_begin(struct kvmfault_memory *memory,
+			const struct kvmfault_memory_options *o,
+			enum kvmfault__states left)
+{
+	int err = memory_check_write_protect(memory);
+
+	if (!err)
+		err = left == KVMFAULT__STATES_LEFT ?
+			kvmfault__import(memory) : memory_check_empty(memory);
+	if (!err && memory->states_file && left == KVMFAULT__STATES_NEW)
+		err = kvmfault__states_begin(memory, o);
+	return err;
+}
+
 KVMFAULT__EXPORT
 int kvmfault_memory_adopt(struct kvmfault_vm *vm,
 			const struct kvmfault_memory_options *options,
 			struct kvmfault_memory **memory)
 {
+	enum kvmfault__states left = KVMFAULT__STATES_NEW;
 	struct kvmfault_memory_options ours;
 	struct kvmfault_memory *new;
 	int err;
@@ -565,6 +602,8 @@ int kvmfault_memory_adopt(struct kvmfault_vm *vm,
 	if (!err)
 		err = memory_check_backing(vm, &ours);
 	if (!err)
+		err = memory_look_at_states(vm, &ours, &left);
+	if (!err)
 		err = memory_make(vm, &ours, &new);
 	if (err)
 		return err;
@@ -573,11 +612,9 @@ int kvmfault_memory_adopt(struct kvmfault_vm *vm,
 		memory_delete(new);
 		return err;
 	}
-	err = memory_check_write_protect(new);
-	if (!err)
-		err = memory_check_empty(new);
+	err = memory_begin(new, &ours, left);
 	if (err) {
-		/* No guard: nothing was fetched yet. */
+		/* No guard: no page has come in this process yet. */
 		memory_end(new, false);
 		return err;
 	}

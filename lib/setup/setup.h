@@ -24,6 +24,24 @@ int kvmfault__memories_check(struct kvmfault_vm *vm, const char *option,
 			     struct kvmfault_memory *const *memories,
 			     uint32_t count);
 
+/* states-file.c: what is in states_fd? */
+enum kvmfault__states {
+	KVMFAULT__STATES_NEW,		/* nothing, or states_fd is not set */
+	KVMFAULT__STATES_LEFT,		/* states to take up */
+	KVMFAULT__STATES_SETTLED,	/* all was there: none is needed */
+};
+int kvmfault__states_look(struct kvmfault_vm *vm,
+			  const struct kvmfault_memory_options *o,
+			  enum kvmfault__states *found);
+/* Map it, as the memory's states; kvmfault__pages_free() undoes that. */
+int kvmfault__states_map(struct kvmfault_memory *memory,
+			 const struct kvmfault_memory_options *o);
+/* Make it the file of this memory's states. */
+int kvmfault__states_begin(struct kvmfault_memory *memory,
+			   const struct kvmfault_memory_options *o);
+/* import.c: make states that were left true, while nothing else uses them. */
+int kvmfault__import(struct kvmfault_memory *memory);
+
 /* mappings.c */
 
 /* The memory's first mapping is the memslots'. A tracked memory's mapping is

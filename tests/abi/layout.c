@@ -144,6 +144,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_memory_options, minor, 88, 1),
 	MEMBER(kvmfault_memory_options, write_protect, 89, 1),
 	MEMBER(kvmfault_memory_options, inherited, 90, 1),
+	MEMBER(kvmfault_memory_options, states_fd, 92, 4),
 
 	SIZE(kvmfault_mapping_options, 32),
 	MEMBER(kvmfault_mapping_options, size, 0, 8),

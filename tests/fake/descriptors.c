@@ -218,14 +218,14 @@ long fake__pread(struct fake_call *c)
 	return (long)n;
 }
 
-static long seek_data(struct object *m, uint64_t from)
+static long seek_memory(const struct object *m, uint64_t from, bool hole)
 {
 	uint64_t at;
 
 	for (at = from; at < m->length; at += m->page_size)
-		if (m->present[at / m->page_size])
+		if (!m->present[at / m->page_size] == hole)
 			return (long)at;
-	return -ENXIO;
+	return hole && from < m->length ? (long)m->length : -ENXIO;
 }
 
 #define BLOCK 512U
@@ -265,8 +265,9 @@ long fake__lseek(struct fake_call *c)
 	if (object->kind == FAKE_FILE && object->data &&
 	    (c->number == SEEK_DATA || c->number == SEEK_HOLE))
 		return seek_file(object, c->at, c->number == SEEK_HOLE);
-	if (c->number == SEEK_DATA)
-		return object->present ? seek_data(object, c->at) : -EINVAL;
+	if (c->number == SEEK_DATA || c->number == SEEK_HOLE)
+		return object->present ? seek_memory(object, c->at, c->number ==
+						     SEEK_HOLE) : -EINVAL;
 	return c->number == SEEK_END ? (long)object->length : -EINVAL;
 }
 
@@ -332,6 +333,8 @@ long fake__fallocate(struct fake_call *c)
 		return -EOPNOTSUPP;
 	if (c->at + c->length > object->length)
 		return -EINVAL;
+	if (!c->number)
+		return 0;	/* it never grows, and there is always room */
 	fake__punch(object, c->at, c->length);
 	return 0;
 }

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * Set-up: a memory whose pages are partly there is taken up. In: a memory with
+ * the states that its owner before this one left, who may have been killed at
+ * any moment. Out: states that are true, with no page in flight and none
+ * protected; or an error, because states and backing are not of the same
+ * memory. A state is a claim, as an error or a resolver's word is: each page is
+ * looked for in the backing.
+ */
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "../core/bitmap.h"
+#include "setup.h"
+
+#define ULL(n) ((unsigned long long)(n))
+
+struct import {
+	struct kvmfault__seat *seat;
+	struct kvmfault_memory *memory;
+	uint64_t end;		/* up to this page, the backing is alike: */
+	bool there;		/* it has the pages, or has not */
+};
+
+static enum kvmfault__state import_state(const struct import *import,
+					 uint64_t page)
+{
+	return kvmfault__page_state(import->memory, page);
+}
+
+/* With minor faults, the file may hold what is no data yet: old bytes where a
+ * page is absent, half of the bytes where it was in flight. */
+static bool import_needs_no_look(const struct import *import, uint64_t page)
+{
+	enum kvmfault__state state = import_state(import, page);
+
+	return import->memory->fill &&
+	       (state == KVMFAULT__ABSENT ||
+		(kvmfault__in_flight(state) &&
+		 !kvmfault__bit(import->memory->unsourced, page)));
+}
+
+/* A hugetlbfs file does not tell where it has data, so the kernel is asked for
+ * each page. */
+static int import_look_at_page(struct import *import, uint64_t page)
+{
+	const struct kvmfault_memory *memory = import->memory;
+	int there = import_needs_no_look(import, page) ? 0 :
+		kvmfault__see(import->seat, import->memory,
+			      page << memory->page_shift);
+
+	if (there < 0)
+		return kvmfault__refuse(memory->vm, there,
+			"kvmfault_memory_options.states_fd: this kernel does not tell which pages are there (error %d): huge pages need Linux 5.13",
+			-there);
+	import->there = there;
+	import->end = page + 1;
+	return 0;
+}
+
+/* Sets how far the file is alike from this page on. */
+static int import_look(struct import *import, uint64_t page)
+{
+	const struct kvmfault_memory *memory = import->memory;
+	off_t start = (off_t)(memory->fd_offset + (page << memory->page_shift));
+	off_t end = (off_t)(memory->fd_offset + memory->length), next;
+
+	if (memory->hugetlb)
+		return import_look_at_page(import, page);
+	next = kvmfault__sys_lseek(memory->fd, start, SEEK_DATA);
+	if (next < 0 && next != -ENXIO)
+		return (int)next;
+	import->there = next == start;
+	if (import->there)
+		next = kvmfault__sys_lseek(memory->fd, start, SEEK_HOLE);
+	if (next > end || next == -ENXIO)
+		next = end;
+	if (next < 0)
+		return (int)next;
+	import->end = (uint64_t)(next - (off_t)memory->fd_offset) >>
+		      memory->page_shift;
+	return 0;
+}
+
+/* The state of a page that may have been in flight. */
+static enum kvmfault__state import_settle_state(const struct import *import,
+						uint64_t page)
+{
+	enum kvmfault__state state = import_state(import, page);
+
+	if (state == KVMFAULT__FETCHING_DISCARDED)
+		return KVMFAULT__DISCARDED;
+	if (!kvmfault__in_flight(state))
+		return state;
+	if (import->there && !import_needs_no_look(import, page))
+		return KVMFAULT__PRESENT;
+	return kvmfault__bit(import->memory->unsourced, page) ?
+	       KVMFAULT__DISCARDED : KVMFAULT__ABSENT;
+}
+
+/* Returns an error if the page is not what its state says. */
+static int import_check_page(const struct import *import, uint64_t page,
+			     enum kvmfault__state state)
+{
+	const struct kvmfault_memory *memory = import->memory;
+	uint64_t size = kvmfault__page_size(memory);
+	const char *why = NULL;
+	int err = -ESTALE;
+
+	if (state > KVMFAULT__POISONED) {
+		why = "its state is none that this version knows";
+	} else if (state == KVMFAULT__PRESENT && !import->there) {
+		why = "the states call it present, and fd does not have it";
+	} else if (state == KVMFAULT__ABSENT && import->there &&
+		   !memory->fill) {
+		why = "the states call it absent, and fd has it";
+		err = -EEXIST;
+	} else if (state > KVMFAULT__PRESENT && import->there) {
+		/* A discard had not emptied it yet; or it is lost. */
+		return kvmfault__memory_punch(memory, page * size, size);
+	}
+	return why ? kvmfault__refuse(memory->vm, err,
+		"kvmfault_memory_options.states_fd: the page at offset %#llx: %s; pass the states that go with this file",
+		ULL(page * size), why) : 0;
+}
+
+static int import_page(struct import *import, uint64_t page)
+{
+	struct kvmfault_memory *memory = import->memory;
+	enum kvmfault__state was, state;
+	int err = 0;
+
+	if (kvmfault__page_protected(memory, page))
+		kvmfault__page_unprotect(memory, page);
+	if (page >= import->end)
+		err = import_look(import, page);
+	if (err)
+		return err;
+	was = import_state(import, page);
+	state = import_settle_state(import, page);
+	err = import_check_page(import, page, state);
+	if (err)
+		return err;
+	kvmfault__page_change(memory, page, was, state);
+	if (state == KVMFAULT__ABSENT &&
+	    kvmfault__bit(memory->unsourced, page))
+		kvmfault__bits_change(memory->unsourced, page, 1, false);
+	return 0;
+}
+
+int kvmfault__import(struct kvmfault_memory *memory)
+{
+	uint64_t page = 0, pages = memory->length >> memory->page_shift;
+	struct import import = {
+		.memory = memory,
+		.seat = kvmfault__call_begin(memory->vm),
+	};
+	int err = 0;
+
+	if (!import.seat)
+		return -ENOMEM;
+	for (; page < pages && !err; page++)
+		err = import_page(&import, page);
+	if (!err)
+		kvmfault__userfault_follow(memory, 0, pages);
+	kvmfault__call_end(import.seat);
+	return err;
+}
