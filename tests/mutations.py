@@ -738,6 +738,9 @@ MUTATIONS = [
      ['states']),
     ('bits behind a word are lost', 'lib/memory/states.c',
      '		if (shift + step > 64)\n', '		if (0)\n', ['states']),
+    ('who goes to sleep while a range is unregistered', 'lib/kernel/uffd.c',
+     '	kvmfault__uffd_wake(fd, start, length);\n	return err;',
+     '	return err;', ['mapping']),
 ]
 
 

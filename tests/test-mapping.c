@@ -310,6 +310,26 @@ TEST(end, removed_with_absent_pages)
 	ck_assert_uint_eq(fake_count(FAKE_MPROTECT, FAKE_ANY), 1);
 }
 
+/* The kernel may let a thread go to sleep while it unregisters, and leave it
+ * asleep. */
+TEST(end, wakes_who_went_to_sleep_meanwhile)
+{
+	const struct fake_call *last, *call;
+	size_t n = 0;
+
+	ck_assert_int_eq(add(), 0);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	last = fake_nth(FAKE_IOCTL, UFFDIO_UNREGISTER, 0);
+	ck_assert_ptr_nonnull(last);
+	do
+		call = fake_nth(FAKE_IOCTL, UFFDIO_WAKE, n++);
+	while (call && call < last);
+	ck_assert_ptr_nonnull(call);
+	ck_assert_uint_eq(call->at, options.host);
+	ck_assert_uint_eq(call->length, LENGTH);
+	ck_assert_int_eq(call->fd, last->fd);
+}
+
 static bool it_settles(struct fake_call *call)
 {
 	kvmfault__page_change(bed.memory, 3, KVMFAULT__FETCHING,

@@ -52,11 +52,15 @@ int kvmfault__uffd_register(int fd, uint64_t start, uint64_t length,
 	return err;
 }
 
+/* The kernel wakes sleepers, and only then waits for faults that began before:
+ * such a thread may go to sleep in between, and be left asleep (seen: 6.18). */
 int kvmfault__uffd_unregister(int fd, uint64_t start, uint64_t length)
 {
 	struct uffdio_range range = { .start = start, .len = length };
+	int err = kvmfault__sys_ioctl(fd, UFFDIO_UNREGISTER, &range);
 
-	return kvmfault__sys_ioctl(fd, UFFDIO_UNREGISTER, &range);
+	kvmfault__uffd_wake(fd, start, length);
+	return err;
 }
 
 /*

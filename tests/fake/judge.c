@@ -128,7 +128,8 @@ static bool may_be_locked(const struct fake_call *call)
 		return true;
 	case FAKE_IOCTL:
 		return call->number == UFFDIO_REGISTER ||
-		       call->number == UFFDIO_UNREGISTER;
+		       call->number == UFFDIO_UNREGISTER ||
+		       call->number == UFFDIO_WAKE;
 	case FAKE_MADVISE:
 		return call->number == MADV_DONTNEED;
 	case FAKE_EPOLL_CTL:

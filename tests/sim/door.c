@@ -533,6 +533,7 @@ static struct call ioctl_call(unsigned long request)
 		call.errnos[0] = ENOMEM;
 		break;
 	case UFFDIO_UNREGISTER:
+	case UFFDIO_WAKE:
 		call.lockable = true;
 		break;
 	case UFFDIO_COPY:

@@ -6,7 +6,8 @@
  * is woken. Rules that the library's promises stand on: a range of one call lies
  * within one VMA; what is there already is -EEXIST and wakes nobody; a part that
  * was done comes as a count with -EAGAIN; a wake reaches those who sleep on this
- * userfaultfd; while an event is unread nothing can be installed.
+ * userfaultfd; who goes to sleep while a range is unregistered sleeps on; while
+ * an event is unread nothing can be installed.
  */
 
 #include <stdlib.h>
@@ -307,11 +308,21 @@ static int uffd_unregister(struct uffd *uffd, const struct uffdio_range *range)
 		unsigned int page;
 		struct map *map = map_at(uffd->mm, at, &page);
 
+		/* Who sleeps elsewhere sleeps on. */
+		if (map && map->pte[page].uffd == uffd &&
+		    map->pte[page].modes & UFFDIO_REGISTER_MODE_MISSING)
+			uffd_wake(uffd, at, PAGE);
+	}
+	/* A fault that began before goes to sleep now, and nobody wakes it. */
+	sim_point();
+	if (uffd->mm->dead)
+		return 0;
+	for (at = range->start; at < range->start + range->len; at += PAGE) {
+		unsigned int page;
+		struct map *map = map_at(uffd->mm, at, &page);
+
 		if (!map || map->pte[page].uffd != uffd)
 			continue;
-		/* Who sleeps elsewhere sleeps on. */
-		if (map->pte[page].modes & UFFDIO_REGISTER_MODE_MISSING)
-			uffd_wake(uffd, at, PAGE);
 		map->pte[page].uffd = NULL;
 		map->pte[page].modes = 0;
 		map->pte[page].wp = false;
