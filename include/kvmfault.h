@@ -1271,6 +1271,12 @@ int kvmfault_memory_alloc(struct kvmfault_vm *vm,
  * here: their absent pages are poisoned. If the kernel cannot do that, they
  * stay registered until their uffd is freed.
  *
+ * Before all that, the call waits for workers that were left by a vCPU's thread
+ * and are still busy with the memory. One that sleeps on a page is answered by
+ * the service. While no thread of a service reads messages, this call answers
+ * them itself, and so calls sources, resolvers and ops.unresolved. If the page
+ * can't be brought, it waits on, and tries again.
+ *
  * Returns 0, or
  *   -EBUSY     a region shows the memory, or a fill or a recording has it
  *   -EDEADLK   called from a callback that is fetching for the memory
@@ -1327,7 +1333,7 @@ int kvmfault_mapping_add(struct kvmfault_memory *memory,
 /*
  * Remove a mapping, but not the memslots', fail-closed as
  * kvmfault_memory_free(). NULL is fine. It does not wait for a fault in the
- * mapping that is in progress.
+ * mapping that is in progress. It may answer messages, as that call.
  *
  * Returns 0, or
  *   -EINVAL   it is the memslots' mapping, which goes with its memory

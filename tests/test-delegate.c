@@ -356,6 +356,39 @@ TEST(delegate, its_page_comes_by_the_one_service_thread)
 	ck_assert_int_eq(kvmfault_service_free(service), 0);
 }
 
+/* The same, and the vCPU's thread has left by then. */
+static bool sleep_and_be_left(struct fake_call *call)
+{
+	if (call->number != KVMFAULT__MADV_POPULATE_READ &&
+	    call->number != KVMFAULT__MADV_POPULATE_WRITE)
+		return false;
+	sem_post(&inside);
+	sem_wait(&go_on);
+	return sleep_in_populate(call);
+}
+
+/* The worker sleeps where no service answers any more. */
+TEST(delegate, memory_freed_while_it_sleeps)
+{
+	struct kvmfault__worker *first = worker();
+
+	bed_service(1);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_RETRY);
+	fake_on(FAKE_MADVISE, sleep_and_be_left);
+	SCRIPT(signal_comes);
+	ck_assert_int_eq(bed_exit(BED_GPA, 0), KVMFAULT_ACTION_INTERRUPTED);
+	kvmfault_vcpu_free(bed.vcpu);
+	bed.vcpu = NULL;
+	bed_end_service();
+	sem_post(&go_on);
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA), 0);
+	ck_assert_int_eq(kvmfault_memory_free(bed.memory), 0);
+	bed.memory = NULL;
+	ck_assert_uint_eq(bed.reads, 1);
+	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_UFFD], 1);
+	await_idle(first);
+}
+
 /* ---- pages in flight ---- */
 
 static void claim(void)

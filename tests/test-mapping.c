@@ -330,6 +330,31 @@ TEST(end, wakes_who_went_to_sleep_meanwhile)
 	ck_assert_int_eq(call->fd, last->fd);
 }
 
+static struct kvmfault__seat *sleeper;
+
+static bool sleeper_goes_on(struct fake_call *call)
+{
+	if (kvmfault__page_state(bed.memory, 3) != KVMFAULT__PRESENT)
+		return call->result = -ETIMEDOUT, true;
+	kvmfault__unhold(sleeper, KVMFAULT__HAZARD_MAPPINGS);
+	call->result = 0;
+	return true;
+}
+
+/* A worker reads the guest's bytes there, and there is no service any more. */
+TEST(end, removed_while_a_thread_sleeps_there)
+{
+	ck_assert_int_eq(add(), 0);
+	sleeper = kvmfault__seat_take(bed.vm);
+	ck_assert_ptr_nonnull(kvmfault__mappings_hold(sleeper, bed.memory));
+	ck_assert(fake_fault((char *)address() + 3 * PAGE, false));
+	fake_on(FAKE_FUTEX_WAIT, sleeper_goes_on);
+	ck_assert_int_eq(kvmfault_mapping_remove(mapping), 0);
+	fake_on(FAKE_FUTEX_WAIT, NULL);
+	ck_assert_uint_eq(bed.reads, 1);
+	kvmfault__seat_give(sleeper);
+}
+
 static bool it_settles(struct fake_call *call)
 {
 	kvmfault__page_change(bed.memory, 3, KVMFAULT__FETCHING,

@@ -720,6 +720,176 @@ TEST(new, dispatch_without_memory)
 	ck_assert(bed_has(3, bed_byte(3)));
 }
 
+/* ---- in the place of a service: a thread that waits for sleepers ---- */
+
+/* Any seat stands for one whose thread sleeps on the page. */
+static bool sleeps_on_page_3(struct kvmfault__seat *seat, void *unused)
+{
+	(void)seat;
+	(void)unused;
+	return bed_state(3) != KVMFAULT__PRESENT;
+}
+
+static void wait_for_sleeper(void)
+{
+	kvmfault__drain_sleepers(bed.vm, sleeps_on_page_3, NULL);
+	ck_assert(bed_has(3, bed_byte(3)));
+}
+
+static bool time_passes(struct fake_call *call)
+{
+	fake_advance(call->length);
+	call->result = -ETIMEDOUT;
+	return true;
+}
+
+static void up_without_service(void)
+{
+	up();
+	bed_end_service();
+	fake_forget();
+	fake_on(FAKE_FUTEX_WAIT, time_passes);
+}
+
+static void down_without_service(void)
+{
+	fake_on(FAKE_FUTEX_WAIT, NULL);
+	bed_down();
+}
+
+TEST_GROUP(stand_in, up_without_service, down_without_service);
+
+TEST(stand_in, sleeper_is_answered)
+{
+	bed_touch(3, false);
+	wait_for_sleeper();
+	ck_assert_uint_eq(bed.reads, 1);
+	ck_assert_uint_eq(bed_stats().kind[KVMFAULT_KIND_UFFD], 1);
+}
+
+/* The VMM's thread that would dispatch may be this one. */
+TEST(stand_in, sleeper_is_answered_where_the_vmm_dispatches)
+{
+	bed_service(0);
+	bed_touch(3, false);
+	wait_for_sleeper();
+	ck_assert_uint_eq(bed.reads, 1);
+}
+
+static void touch_page_3(void)
+{
+	if (bed_state(3) == KVMFAULT__ABSENT)
+		bed_touch(3, false);
+}
+
+/* Who is woken faults again. */
+static unsigned int good_from;
+
+static bool sleeper_is_woken(struct fake_call *call)
+{
+	if (call->number == UFFDIO_WAKE && wakes() >= good_from)
+		bed.source_result = 0;
+	if (call->number == UFFDIO_WAKE)
+		fake_aside(touch_page_3);
+	return false;
+}
+
+static void touch_of_a_sleeper(unsigned int good)
+{
+	good_from = good;
+	bed.source_result = good ? -EIO : 0;
+	fake_on(FAKE_IOCTL, sleeper_is_woken);
+	bed_touch(3, false);
+}
+
+TEST(stand_in, told_after_three_tries_again)
+{
+	touch_of_a_sleeper(6);
+	wait_for_sleeper();
+	ck_assert_uint_ge(bed.reads, 6);
+	ck_assert_uint_eq(bed.unresolved, 1);
+	ck_assert_int_eq(bed.error, -EIO);
+	ck_assert_uint_eq(bed.sleeper.offset, 3 * PAGE);
+}
+
+/* By a service that has ended, or is not asked any more. */
+TEST(stand_in, message_that_was_read_before)
+{
+	struct uffd_msg msg;
+
+	touch_of_a_sleeper(0);
+	ck_assert_int_eq(kvmfault__uffd_read(bed.memory->uffd->fd, &msg,
+					     sizeof(msg)), sizeof(msg));
+	wait_for_sleeper();
+	ck_assert_uint_eq(bed.reads, 1);
+}
+
+static bool sleeps_for_a_while(struct kvmfault__seat *seat, void *n)
+{
+	unsigned int *looks = n;
+
+	(void)seat;
+	return bed.reads < 3 && ++*looks < 100;
+}
+
+/* The drain ends while a thread of the VMM's sleeps on a page that could not
+ * be brought. */
+TEST(stand_in, nobody_is_left_asleep)
+{
+	unsigned int looks = 0;
+
+	touch_of_a_sleeper(1000);
+	kvmfault__drain_sleepers(bed.vm, sleeps_for_a_while, &looks);
+	ck_assert_uint_lt(looks, 100);
+	ck_assert(!atomic_load(&bed.vm->unserved));
+	bed.source_result = 0;
+	bed_service(0);
+	dispatch();
+	ck_assert(bed_has(3, bed_byte(3)));
+}
+
+TEST(stand_in, no_memory_for_a_seat)
+{
+	bed_take_seats();
+	fake_push(FAKE_ALLOC, 0);
+	bed_touch(3, false);
+	wait_for_sleeper();
+	ck_assert_uint_eq(bed.reads, 1);
+	bed_give_seats();
+}
+
+TEST(stand_in, userfaultfd_that_failed)
+{
+	unsigned int looks = 98;
+
+	bed_touch(3, false);
+	fake_on(FAKE_EPOLL_WAIT, failed_uffd);
+	kvmfault__drain_sleepers(bed.vm, sleeps_for_a_while, &looks);
+	ck_assert_uint_eq(bed.logs, 1);
+	ck_assert_uint_eq(bed.reads, 0);
+}
+
+static bool its_threads_do_it(struct fake_call *call)
+{
+	if (call->arg != &bed.vm->drain.sequence)
+		return false;
+	while (bed_state(3) != KVMFAULT__PRESENT)
+		sched_yield();
+	return time_passes(call);
+}
+
+/* Then this thread reads none. */
+TEST(stand_in, service_with_threads)
+{
+	fake_on(FAKE_FUTEX_WAIT, its_threads_do_it);
+	bed_service(1);
+	bed_touch(3, false);
+	wait_for_sleeper();
+	ck_assert_uint_eq(bed.reads, 1);
+	fake_on(FAKE_FUTEX_WAIT, NULL);
+	bed_end_service();
+}
+
 int main(void)
 {
 	return run_suite("service");

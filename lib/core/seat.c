@@ -231,26 +231,35 @@ void kvmfault__reclaim(struct kvmfault_vm *vm)
 	}
 }
 
+/* Look once, and if busy() is true wait for a change, for so long at most.
+ * Returns what busy() did. */
+static bool drain_look(struct kvmfault_vm *vm,
+		       bool (*busy)(struct kvmfault_vm *vm, void *what),
+		       void *what, uint64_t nanoseconds)
+{
+	uint32_t sequence;
+	bool again;
+
+	atomic_fetch_add(&vm->drain.drainers, 1);
+	sequence = atomic_load(&vm->drain.sequence);
+	/* Without the lock a reclaim could free an object that busy() looks at
+	 * through a seat. */
+	kvmfault__sys_lock(&vm->lock);
+	again = busy(vm, what);
+	kvmfault__sys_unlock(&vm->lock);
+	if (again)
+		kvmfault__sys_futex_wait(&vm->drain.sequence, sequence,
+					 nanoseconds);
+	atomic_fetch_sub(&vm->drain.drainers, 1);
+	return again;
+}
+
 void kvmfault__drain_until(struct kvmfault_vm *vm,
 			   bool (*busy)(struct kvmfault_vm *vm, void *what),
 			   void *what)
 {
-	bool again = true;
-
-	atomic_fetch_add(&vm->drain.drainers, 1);
-	while (again) {
-		uint32_t sequence = atomic_load(&vm->drain.sequence);
-
-		/* Without the lock a reclaim could free an object that busy()
-		 * looks at through a seat. */
-		kvmfault__sys_lock(&vm->lock);
-		again = busy(vm, what);
-		kvmfault__sys_unlock(&vm->lock);
-		if (again)
-			kvmfault__sys_futex_wait(&vm->drain.sequence, sequence,
-						 KVMFAULT__SECOND);
-	}
-	atomic_fetch_sub(&vm->drain.drainers, 1);
+	while (drain_look(vm, busy, what, KVMFAULT__SECOND))
+		;
 }
 
 struct seats {
@@ -272,6 +281,15 @@ void kvmfault__drain(struct kvmfault_vm *vm,
 	struct seats seats = { busy, what };
 
 	kvmfault__drain_until(vm, any_seat_is_busy, &seats);
+}
+
+bool kvmfault__drain_look(struct kvmfault_vm *vm,
+			  bool (*busy)(struct kvmfault__seat *seat, void *what),
+			  void *what, uint64_t nanoseconds)
+{
+	struct seats seats = { busy, what };
+
+	return drain_look(vm, any_seat_is_busy, &seats, nanoseconds);
 }
 
 void kvmfault__latency(struct kvmfault__seat *seat, uint64_t nanoseconds)

@@ -168,6 +168,11 @@ void kvmfault__drain(struct kvmfault_vm *vm,
 void kvmfault__drain_until(struct kvmfault_vm *vm,
 			   bool (*busy)(struct kvmfault_vm *vm, void *what),
 			   void *what);
+/* One look of kvmfault__drain(), which waits for so long at most. Returns true
+ * if the caller has to look again. */
+bool kvmfault__drain_look(struct kvmfault_vm *vm,
+			  bool (*busy)(struct kvmfault__seat *seat, void *what),
+			  void *what, uint64_t nanoseconds);
 /* Under the VM's lock: is busy() true for any seat? */
 bool kvmfault__any_seat(struct kvmfault_vm *vm,
 			bool (*busy)(struct kvmfault__seat *seat, void *what),

@@ -116,6 +116,7 @@ struct kvmfault_vm {
 	_Atomic(const void *) deferred;	/* the service's, or NULL */
 	atomic_bool unserved;		/* messages were read when there was
 					 * no service */
+	atomic_bool read;		/* threads of a service read messages */
 	atomic_bool service_missed;	/* the log has said that there is no
 					 * service */
 

@@ -242,6 +242,12 @@ void kvmfault__vcpu_counted(const struct kvmfault_vcpu *vcpu,
 /* service.c: warn once if vCPUs may miss pages and no service answers them */
 void kvmfault__expect_service(struct kvmfault_vm *vm);
 
+/* The same as kvmfault__drain(), for threads of the library that may sleep on a
+ * page: while no thread of a service reads messages, this one answers them. */
+void kvmfault__drain_sleepers(struct kvmfault_vm *vm,
+			      bool (*busy)(struct kvmfault__seat *seat,
+					   void *what), void *what);
+
 /* message.c: read the messages that are there, and discard the pages that they
  * say are gone. Then decode each of them: true if it is a fault. */
 struct uffd_msg;

@@ -50,7 +50,8 @@ static void service_expire_fetches(struct kvmfault_service *service)
 }
 
 /* The message is deferred before the VMM is told, which may take long: so a
- * repeated message is recognised meanwhile. */
+ * repeated message is recognised meanwhile. A thread that answers in the place
+ * of a service (NULL) wakes all sleepers later instead. */
 static void service_defer_message(struct kvmfault_service *service,
 				  struct kvmfault__seat *seat,
 				  struct kvmfault__message *item,
@@ -60,7 +61,10 @@ static void service_defer_message(struct kvmfault_service *service,
 	bool failed = answer->action == KVMFAULT_ACTION_UNRESOLVED;
 
 	item->tries.failures += failed;
-	kvmfault__defer(&service->deferred, seat, item, failed);
+	if (service)
+		kvmfault__defer(&service->deferred, seat, item, failed);
+	else
+		atomic_store(&seat->vm->unserved, true);
 	if (failed)
 		kvmfault__not_resolved(seat, item, mapping, answer->reason,
 				       answer->error);
@@ -117,27 +121,37 @@ static void service_take_fault(struct kvmfault_service *service,
 		service_serve_fault(service, seat, item);
 }
 
+/* Returns how many messages were read, or less than 1. */
+static inline ssize_t service_read_uffd(struct kvmfault_vm *vm,
+				 struct kvmfault__seat *seat, uint32_t id,
+				 struct uffd_msg *msg, size_t batch,
+				 uint32_t *space)
+{
+	struct kvmfault_uffd *uffd;
+	ssize_t n = 0;
+
+	uffd = kvmfault__hold(seat, KVMFAULT__HAZARD_UFFD, &vm->uffds[id]);
+	if (uffd) {
+		*space = uffd->space;
+		n = kvmfault__messages_read(seat, uffd, msg, batch);
+		if (atomic_load(&vm->baton))
+			kvmfault__uffd_listen(uffd, EPOLL_CTL_MOD);
+	}
+	/* A callback may free the userfaultfd from here on. */
+	kvmfault__unhold(seat, KVMFAULT__HAZARD_UFFD);
+	return n;
+}
+
 static void service_read_messages(struct kvmfault_service *service,
 				  struct kvmfault__seat *seat, uint32_t id)
 {
 	struct uffd_msg msg[MESSAGES];
 	struct kvmfault__message item;
-	struct kvmfault_uffd *uffd;
-	uint32_t space;
+	uint32_t space = 0;
 	ssize_t n, i;
 
-	uffd = kvmfault__hold(seat, KVMFAULT__HAZARD_UFFD,
-			      &service->vm->uffds[id]);
-	if (!uffd) {
-		kvmfault__unhold(seat, KVMFAULT__HAZARD_UFFD);
-		return;
-	}
-	space = uffd->space;
-	n = kvmfault__messages_read(seat, uffd, msg, service->batch);
-	if (atomic_load(&service->vm->baton))
-		kvmfault__uffd_listen(uffd, EPOLL_CTL_MOD);
-	/* A callback may free the userfaultfd from here on. */
-	kvmfault__unhold(seat, KVMFAULT__HAZARD_UFFD);
+	n = service_read_uffd(service->vm, seat, id, msg, service->batch,
+			      &space);
 	for (i = 0; i < n; i++)
 		if (kvmfault__message_decode(seat, space, &msg[i], &item))
 			service_take_fault(service, seat, &item);
@@ -373,6 +387,7 @@ static void service_publish(struct kvmfault_service *service)
 	struct kvmfault_vm *vm = service->vm;
 
 	atomic_store(&vm->deferred, &service->deferred);
+	atomic_store(&vm->read, service->threads);
 	kvmfault__deadline_lower(&service->deferred, kvmfault__fetches_due(vm));
 	if (atomic_exchange(&vm->unserved, false))
 		kvmfault__wake_all(service->seat);
@@ -483,8 +498,96 @@ int kvmfault_service_free(struct kvmfault_service *service)
 		if (pthread_equal(service->thread[i], pthread_self()))
 			return -EDEADLK;
 	vm = service->vm;
+	atomic_store(&vm->read, false);
 	atomic_store(&vm->deferred, NULL);
 	kvmfault__drain(vm, service_seat_is_deferring, &service->deferred);
 	service_delete(service);
+	/* One that waits for sleepers answers them itself from here on. */
+	kvmfault__tell_drainers(vm);
 	return 0;
+}
+
+/* A thread that answers while no thread of a service does. */
+struct stand_in {
+	struct kvmfault__seat *seat;
+	uint64_t due;			/* when all sleepers are woken */
+	uint64_t hva;			/* of the message that was answered */
+	uint32_t space;			/* last, and how often it had come */
+	uint32_t failures;		/* before */
+};
+
+/* A message that comes again was answered in vain. */
+static void service_answer_message(struct stand_in *in,
+				   struct kvmfault__message *item)
+{
+	if (item->space != in->space || item->fault.hva != in->hva)
+		in->failures = 0;
+	in->space = item->space;
+	in->hva = item->fault.hva;
+	item->tries.failures = in->failures++;
+	service_serve_fault(NULL, in->seat, item);
+	in->due = kvmfault__sys_now() +
+		  kvmfault__backoff(KVMFAULT__FAILED_PAUSE,
+				    item->tries.failures,
+				    KVMFAULT__FAILED_STEPS);
+}
+
+/* Messages that were read, and not answered, come again. */
+static void service_wake_unserved(struct stand_in *in)
+{
+	if (kvmfault__sys_now() >= in->due &&
+	    atomic_exchange(&in->seat->vm->unserved, false))
+		kvmfault__wake_all(in->seat);
+}
+
+/* Answer what has come, and do not wait for more. Events without a number of a
+ * userfaultfd are of a service that begins, ends or has no threads. */
+static void service_stand_in(struct stand_in *in)
+{
+	struct kvmfault_vm *vm = in->seat->vm;
+	struct epoll_event ready[EVENTS];
+	struct kvmfault__message item;
+	struct uffd_msg msg;
+	uint32_t id, space;
+	int i, n;
+
+	kvmfault__fetches_expire(vm, kvmfault__sys_now());
+	service_wake_unserved(in);
+	n = kvmfault__sys_epoll_wait(vm->epoll, ready, EVENTS, 0);
+	for (i = 0; i < n; i++) {
+		if (ready[i].data.u64 >= KVMFAULT__SPACES)
+			continue;
+		id = (uint32_t)ready[i].data.u64;
+		if (!(ready[i].events & EPOLLIN))
+			service_mute_uffd(vm, id, in->seat);
+		else if (service_read_uffd(vm, in->seat, id, &msg, 1,
+					   &space) == 1 &&
+			 kvmfault__message_decode(in->seat, space, &msg, &item))
+			service_answer_message(in, &item);
+	}
+}
+
+void kvmfault__drain_sleepers(struct kvmfault_vm *vm,
+			      bool (*busy)(struct kvmfault__seat *seat,
+					   void *what), void *what)
+{
+	struct stand_in in = { 0 };
+
+	while (kvmfault__drain_look(vm, busy, what, atomic_load(&vm->read) ?
+				    KVMFAULT__SECOND : KVMFAULT__SLICE)) {
+		if (atomic_load(&vm->read))
+			continue;
+		if (!in.seat) {
+			/* A message may have been read before. */
+			atomic_store(&vm->unserved, true);
+			in.seat = kvmfault__call_begin(vm);
+		}
+		if (in.seat)
+			service_stand_in(&in);
+	}
+	if (!in.seat)
+		return;
+	in.due = 0;
+	service_wake_unserved(&in);
+	kvmfault__call_end(in.seat);
 }

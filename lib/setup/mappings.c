@@ -171,8 +171,8 @@ static int mapping_make(struct kvmfault_memory *memory, uint64_t host,
 	/* A thread that saw the mapping in the list may still use the
 	 * userfaultfd, which the caller may free. */
 	if (known) {
-		kvmfault__drain(memory->vm, mapping_seat_has_old_list,
-				memory->vm);
+		kvmfault__drain_sleepers(memory->vm, mapping_seat_has_old_list,
+					 memory->vm);
 		kvmfault__drain(memory->vm, mapping_is_held_by_seat, new);
 	} else {
 		kvmfault__sys_free(new);
@@ -406,7 +406,7 @@ static int mapping_end(struct kvmfault_mapping *mapping, bool guard)
 	kvmfault__sys_unlock(&vm->lock);
 	if (err)
 		return err;
-	kvmfault__drain(vm, mapping_seat_has_old_list, vm);
+	kvmfault__drain_sleepers(vm, mapping_seat_has_old_list, vm);
 	kvmfault__sys_lock(&vm->lock);
 	atomic_store(&mapping->span.dead, true);
 	own = kvmfault__own_mapping(atomic_load(&memory->mappings));

@@ -482,7 +482,7 @@ static void memory_close_to_faults(struct kvmfault_memory *memory)
 	atomic_store(&memory->closing, KVMFAULT__CLOSED_FOR_VCPUS);
 	kvmfault__wake_waiters(vm);
 	kvmfault__fetches_cancel(memory);
-	kvmfault__drain(vm, memory_is_used_by_seat, memory);
+	kvmfault__drain_sleepers(vm, memory_is_used_by_seat, memory);
 	kvmfault__sys_lock(&vm->lock);
 	memory_kill_mappings(memory);
 	kvmfault__sys_unlock(&vm->lock);
