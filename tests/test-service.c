@@ -869,6 +869,38 @@ TEST(stand_in, userfaultfd_that_failed)
 	ck_assert_uint_eq(bed.reads, 0);
 }
 
+static bool sleeps_on_page_5(struct kvmfault__seat *seat, void *unused)
+{
+	(void)seat;
+	(void)unused;
+	return bed_state(5) != KVMFAULT__PRESENT;
+}
+
+static void wait_in_a_callback(void)
+{
+	bed_touch(5, false);
+	kvmfault__drain_sleepers(bed.vm, sleeps_on_page_5, NULL);
+	ck_assert(bed_has(5, bed_byte(5)));
+}
+
+static bool only_drains_take_time(struct fake_call *call)
+{
+	return call->arg == &bed.vm->drain.sequence && time_passes(call);
+}
+
+/* The one that reads messages is this one. */
+TEST(stand_in, callback_of_the_only_thread)
+{
+	fake_on(FAKE_FUTEX_WAIT, only_drains_take_time);
+	bed.during_read = wait_in_a_callback;
+	bed_service(1);
+	bed_touch(3, false);
+	while (bed_stats().fetched < 2)
+		sched_yield();
+	bed_end_service();
+	ck_assert_uint_eq(bed.reads, 2);
+}
+
 static bool its_threads_do_it(struct fake_call *call)
 {
 	if (call->arg != &bed.vm->drain.sequence)

@@ -250,6 +250,7 @@ static void *service_run_thread(void *arg)
 		if (!n)
 			n = service_serve_events(service, seat, -1);
 	}
+	seat->service = NULL;
 	kvmfault__call_end(seat);
 	return NULL;
 }
@@ -567,15 +568,28 @@ static void service_stand_in(struct stand_in *in)
 	}
 }
 
+static bool service_seat_is_of_thread(struct kvmfault__seat *seat, void *unused)
+{
+	(void)unused;
+	return seat->service;
+}
+
+/* If this is a thread of the service, in a callback, it may be the only one. */
+static bool service_has_reader(struct kvmfault_vm *vm)
+{
+	return atomic_load(&vm->read) &&
+	       !kvmfault__within(service_seat_is_of_thread, NULL);
+}
+
 void kvmfault__drain_sleepers(struct kvmfault_vm *vm,
 			      bool (*busy)(struct kvmfault__seat *seat,
 					   void *what), void *what)
 {
 	struct stand_in in = { 0 };
 
-	while (kvmfault__drain_look(vm, busy, what, atomic_load(&vm->read) ?
+	while (kvmfault__drain_look(vm, busy, what, service_has_reader(vm) ?
 				    KVMFAULT__SECOND : KVMFAULT__SLICE)) {
-		if (atomic_load(&vm->read))
+		if (service_has_reader(vm))
 			continue;
 		if (!in.seat) {
 			/* A message may have been read before. */

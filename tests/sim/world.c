@@ -1065,6 +1065,21 @@ void world_check(void)
 	}
 }
 
+/* A mapping goes with its memory, or before it: in every other run. With markers
+ * the VMM needs a second one. */
+static void end_mapping(struct sim_memory *memory)
+{
+	if (!memory->exists || !memory->own_mapping ||
+	    option(OPT_delivery) == 1 || world.plan->choices % 2)
+		return;
+	must(CALL(kvmfault_mapping_remove, false,
+		  kvmfault_mapping_remove(memory->own_mapping)),
+	     "to remove a mapping");
+	memory->own_mapping = NULL;
+	world_check_closed(memory, our_mm, memory->own,
+			   "who reads a mapping that was removed");
+}
+
 void world_end(void)
 {
 	unsigned int i;
@@ -1088,6 +1103,7 @@ void world_end(void)
 	for (i = 0; i < world.memories; i++) {
 		struct sim_memory *memory = &world.memory[i];
 
+		end_mapping(memory);
 		must(world_remove_region(memory), "to remove a region");
 		if (memory->exists)
 			world_free_memory(memory);
