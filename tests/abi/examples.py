@@ -3,7 +3,9 @@
 # Copyright (c) 2026 the libkvmfault authors
 
 """What users copy compiles, in C and in C++: the examples, which the documents
-show as they are, and the pieces of code in the header and the manual pages.
+show as they are, whole or in part, and the pieces of code in the header and the
+manual pages. Each example is shown whole, or doc/examples.md has a section of it;
+and it is short.
 
 usage: examples.py [--twin] TOP VERSION-HEADER-DIRECTORY
                    [--c COMPILER...] [--c++ COMPILER...]"""
@@ -21,6 +23,9 @@ import public
 # C++ has designated initializers, in the order of the members, since C++20.
 LANGUAGES = {'c': ['-x', 'c', '-std=gnu11'],
              'c++': ['-x', 'c++', '-std=c++20']}
+
+DOCUMENTS = 'README.md', 'doc/integration.md', 'doc/examples.md'
+LINES = 200		# no example has as many
 
 # What the pieces of code take from the VMM around them.
 AROUND = '''
@@ -64,14 +69,22 @@ def whole(top):
 
 
 def shown(top):
-    """name of an example -> as a document shows it"""
-    found = {}
-    for document in 'README.md', 'doc/integration.md':
-        for name, text in re.findall(
-                r'<!-- examples/(\S+) -->\n```c\n(.*?)```\n<!-- end -->',
-                public.read(os.path.join(top, document)), flags=re.S):
-            found[name] = text
+    """[(example, as a document shows it, whether whole)]"""
+    found = []
+    for document in DOCUMENTS:
+        for part, name, text in re.findall(
+                r'<!-- (part of )?examples/(\S+) -->\n```c\n(.*?)```\n'
+                r'<!-- end -->', public.read(os.path.join(top, document)),
+                flags=re.S):
+            found.append((name, text, not part))
     return found
+
+
+def told(top):
+    """The examples that doc/examples.md has a section of."""
+    return set(re.findall(r'^## (\S+\.c)\b',
+                          public.read(os.path.join(top, 'doc/examples.md')),
+                          flags=re.M))
 
 
 def pieces(top):
@@ -98,10 +111,17 @@ def program(piece):
 
 
 def check(data):
-    top, version, compilers, examples, texts, in_documents = data
+    top, version, compilers, examples, texts, in_documents, sections = data
+    whole_ones = {name for name, _, is_whole in in_documents if is_whole}
     errors = [f'{name}: not as the document shows it'
-              for name in examples.keys() | in_documents.keys()
-              if examples.get(name) != in_documents.get(name)]
+              for name, text, is_whole in in_documents
+              if text not in examples.get(name, '') or
+              is_whole and text != examples[name]]
+    errors += [f'{name}: no document shows or explains it, or there is none'
+               for name in examples.keys() ^ (whole_ones | sections)]
+    errors += [f'{name}: {LINES} lines or more'
+               for name, text in examples.items()
+               if text.count('\n') >= LINES]
     sources = {**examples,
                **{where: program(text) for where, text in texts.items()}}
     for language, compiler in compilers.items():
@@ -118,7 +138,7 @@ def check(data):
 
 
 def doctored(data):
-    top, version, compilers, examples, texts, in_documents = data
+    top, version, compilers, examples, texts, in_documents, sections = data
     minimal = examples['minimal.c']
     cases = [
         ('not the document\'s', 'KVM_EXIT_HLT', 'KVM_EXIT_IO', 'not as the'),
@@ -136,11 +156,23 @@ def doctored(data):
         assert old in minimal, old
         yield what, (top, version, compilers, {
             **examples, 'minimal.c': minimal.replace(old, new)}, texts,
-            in_documents), word
+            in_documents, sections), word
     yield 'a piece that is none', (
         top, version, compilers, examples,
         {**texts, 'doctored': 'the VMM\'s own handling;'},
-        in_documents), 'doctored'
+        in_documents, sections), 'doctored'
+    yield 'a part that is in no example', (
+        top, version, compilers, examples, texts,
+        [*in_documents, ('minimal.c', 'int no;\n', False)], sections), 'not as the'
+    yield 'a section of none', (
+        top, version, compilers, examples, texts, in_documents,
+        sections | {'none.c'}), 'none.c: no document'
+    yield 'an example without a section', (
+        top, version, compilers, {**examples, 'new.c': ''}, texts, in_documents,
+        sections), 'new.c: no document'
+    yield 'a long one', (
+        top, version, compilers, {**examples, 'minimal.c': minimal + '\n' * LINES},
+        texts, in_documents, sections), 'lines or more'
 
 
 def main():
@@ -154,7 +186,8 @@ def main():
             list(compilers.values())[-1].append(arg)
     if platform.machine() != 'x86_64':
         public.skip('x86', "the example's guest, and a hypercall's flag")
-    data = (top, version, compilers, whole(top), pieces(top), shown(top))
+    data = (top, version, compilers, whole(top), pieces(top), shown(top),
+            told(top))
     if '--twin' in sys.argv:
         public.twin(check, list(doctored(data)))
     errors = check(data)
