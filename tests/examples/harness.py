@@ -58,11 +58,11 @@ def run(*command, code=0, **how):
     return done
 
 
-def start(*command, **how):
+def start(*command, stdout=subprocess.PIPE):
     """Start a program that reads from us, and that we read, line by line."""
     return subprocess.Popen([str(word) for word in command], text=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, **how)
+                            stdin=subprocess.PIPE, stdout=stdout,
+                            stderr=subprocess.PIPE)
 
 
 def finish(process, code=0):
