@@ -55,13 +55,12 @@ static void *run_vcpu(void *which)
 			PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) };
 	struct kvm_regs regs = { .rcx = fifth / 8, .rsi = GPA + id * fifth,
 		.rip = 0x3000, .rflags = 2 };
-	uint64_t cpuid[2048] = { 256 };	/* a kvm_cpuid2 of as many */
+	uint32_t cpuid[12] = { 1, 0, 0x80000001, 0, 0, 0, 0, 0, 1 << 29 };
 	struct kvm_sregs sregs;
 	struct kvmfault_vcpu *vcpu;
 	enum kvmfault_action what;
 
-	check(ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid), "CPUID");
-	check(ioctl(fd, KVM_SET_CPUID2, cpuid), "CPUID");
+	check(ioctl(fd, KVM_SET_CPUID2, cpuid), "long mode");
 	check(ioctl(fd, KVM_GET_SREGS, &sregs), "registers");
 	sregs.cr0 = 0x80000001;		/* 64-bit mode */
 	sregs.cr4 = 0x20;
@@ -82,6 +81,7 @@ static void *run_vcpu(void *which)
 	} while (what != KVMFAULT_ACTION_NOT_A_FAULT);
 	if (o.run->exit_reason != KVM_EXIT_MMIO)
 		errx(1, "vCPU: KVM exit %u", o.run->exit_reason);
+	kvmfault_vcpu_free(vcpu);
 	__atomic_fetch_sub(&working, 1, __ATOMIC_SEQ_CST);
 	return NULL;
 }
