@@ -131,7 +131,7 @@ static void save(pthread_t vcpu)
 	/* The guest goes on. What it writes to is saved first. */
 	for (p = 0; p < size; p += 4096)
 		if (HAS(to_save, p))
-			check(kvmfault_ensure(vm, 0, GPA + p, 4096, true), "IO");
+			check(kvmfault_ensure(vm, 0, GPA + p, 4096, 1), "NEW");
 		else if (HAS(zeros, p))
 			check(pwrite(new_fd, zero, 4096, p), "NEW");
 	check(pwrite(new_fd, &regs, sizeof(regs), size), "NEW");
