@@ -30,6 +30,11 @@ KVM_CREATE_VM = 0xae01
 NOBODY = 65534
 
 
+# An example leaves its threads to the end of the process.
+os.environ['TSAN_OPTIONS'] = ' '.join(
+    [os.environ.get('TSAN_OPTIONS', ''), 'report_thread_leaks=0'])
+
+
 def lacks(what):
     """Why the machine has no 'kvm' or 'uffd'; None: it has."""
     path = {'kvm': '/dev/kvm', 'uffd': '/dev/userfaultfd'}[what]
