@@ -1462,6 +1462,11 @@ int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
  *   populate    present or untracked pages: MADV_POPULATE_READ/WRITE
  *   convert     private pages that are to be shared, and the other way
  *   unprotect   protected pages: it has nothing to save
+ *
+ * An absent page that is declined takes neighbours along: with a window, and in
+ * a fill, the library brings a run of pages from the source, and asks no
+ * resolver about the others. So a resolver decides by the memory, not by the
+ * page.
  */
 enum kvmfault_page {
 	KVMFAULT_PAGE_UNTRACKED = 1,	/* memory without a source, or none */
