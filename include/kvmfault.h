@@ -1463,10 +1463,10 @@ int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
  *   convert     private pages that are to be shared, and the other way
  *   unprotect   protected pages: it has nothing to save
  *
- * An absent page that is declined takes neighbours along: with a window, and in
- * a fill, the library brings a run of pages from the source, and asks no
- * resolver about the others. So a resolver decides by the memory, not by the
- * page.
+ * A resolver of the VMM's that is for absent pages is asked about each of them:
+ * if it declines one, the library brings that page alone, without a window, and
+ * a fill goes page by page. The same holds for holes. So set pages to what the
+ * resolver is for, and no more.
  */
 enum kvmfault_page {
 	KVMFAULT_PAGE_UNTRACKED = 1,	/* memory without a source, or none */

@@ -351,7 +351,7 @@ TEST(fill, asks_the_resolvers_of_the_vmm)
 	begin(0);
 	go_on();
 	check_all_is_there();
-	ck_assert_uint_eq(own_asked, 1);
+	ck_assert_uint_eq(own_asked, BED_PAGES);
 	ck_assert_ptr_null(own_region);
 }
 

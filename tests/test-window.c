@@ -397,6 +397,63 @@ TEST(window, the_next_one_is_asked_for_the_page)
 	ck_assert_int_eq(fetch(6).action, KVMFAULT_ACTION_RETRY);
 	ck_assert_uint_eq(asked_length, 4 * PAGE);
 	ck_assert_uint_eq(next, PAGE);
+	check_only(6, 1);
+}
+
+/* ---- one that takes some pages of a memory, and not others ---- */
+
+static int take_odd_pages(void *data, struct kvmfault_request *request)
+{
+	static char page[PAGE];
+
+	(void)data;
+	if (!(request->offset / PAGE % 2))
+		return KVMFAULT_VERDICT_DECLINED;
+	memset(page, 'o', sizeof(page));
+	ck_assert_int_eq(kvmfault_request_install(request, page), 0);
+	return KVMFAULT_VERDICT_RESOLVED;
+}
+
+TEST(window, no_page_of_the_vmms_comes_from_the_source)
+{
+	const struct kvmfault_resolver resolver = {
+		.size = sizeof(resolver), .name = "odd",
+		.pages = 1U << KVMFAULT_PAGE_ABSENT,
+		.resolve = take_odd_pages,
+	};
+	uint64_t page;
+
+	bed_vm();
+	bed.window = KVMFAULT_WINDOW_FIXED;
+	bed.window_length = 4 * PAGE;
+	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+	bed_add();
+	for (page = 0; page < BED_PAGES; page++) {
+		ck_assert_int_eq(fetch(page).action, KVMFAULT_ACTION_RETRY);
+		ck_assert_int_eq(bed_state(page), KVMFAULT__PRESENT);
+		if (page + 1 < BED_PAGES)
+			ck_assert_int_eq(bed_state(page + 1),
+					 KVMFAULT__ABSENT);
+		ck_assert(bed_has(page, page % 2 ? 'o' : bed_byte(page)));
+	}
+}
+
+/* Of others it says nothing, and the library brings the window. */
+TEST(window, a_resolver_for_other_pages)
+{
+	const struct kvmfault_resolver resolver = {
+		.size = sizeof(resolver), .name = "odd",
+		.pages = 1U << KVMFAULT_PAGE_HOLE |
+			 1U << KVMFAULT_PAGE_DISCARDED,
+		.resolve = take_odd_pages,
+	};
+
+	bed_vm();
+	bed.window = KVMFAULT_WINDOW_FIXED;
+	bed.window_length = 4 * PAGE;
+	ck_assert_int_eq(kvmfault_resolver_add(bed.vm, &resolver), 0);
+	bed_add();
+	ck_assert_int_eq(fetch(6).action, KVMFAULT_ACTION_RETRY);
 	check_only(4, 4);
 }
 

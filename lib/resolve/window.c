@@ -127,12 +127,24 @@ void kvmfault__run(struct kvmfault__request *rq, uint64_t first, uint64_t count)
 					      rq->request.offset);
 }
 
+/* The VMM's resolvers come first. If one of them has declined the page, a
+ * neighbour may be one that it takes: so it is asked about each of them. */
+static bool window_others_were_asked(const struct kvmfault__request *rq)
+{
+	const struct kvmfault_vm *vm = rq->seat->vm;
+
+	return rq->resolver >= vm->chain.own &&
+	       vm->chain.asked[rq->request.page] & ((1U << vm->chain.own) - 1);
+}
+
 void kvmfault__widen(struct kvmfault__request *rq)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
 	uint64_t first = rq->first, end = first + rq->count;
 	struct page_run within, window;
 
+	if (window_others_were_asked(rq))
+		return;
 	within = window_find_bounds(rq);
 	window = window_choose_run(rq, within);
 	if (window.first < within.first)
