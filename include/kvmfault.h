@@ -1269,7 +1269,9 @@ int kvmfault_memory_alloc(struct kvmfault_vm *vm,
  *
  * Another process's mappings with absent pages cannot be made PROT_NONE from
  * here: their absent pages are poisoned. If the kernel cannot do that, they
- * stay registered until their uffd is freed.
+ * stay registered until their uffd is freed. With states_fd they stay as they
+ * are: a thread sleeps there until the next owner adds the mapping. So end that
+ * process first if there will be no next owner.
  *
  * Before all that, the call waits for workers that were left by a vCPU's thread
  * and are still busy with the memory. One that sleeps on a page is answered by

@@ -63,16 +63,21 @@ static bool present_resolve_protected(struct kvmfault__request *rq,
 }
 
 /* Wake the sleeper in the message's mapping. It may sleep on a protection that
- * is left in the kernel alone, and not in the page's bit. */
+ * is left in the kernel alone, and not in the page's bit: also in a process
+ * that has outlived an owner who protected pages, where this one does not. */
 static int present_wake_origin(struct kvmfault__request *rq)
 {
 	struct kvmfault_memory *memory = rq->request.memory;
+	bool lift = (memory->write_protect || memory->states_file) &&
+		    kvmfault__may_write(rq->request.fault) &&
+		    !kvmfault__page_protected(memory, rq->page);
+	int err = lift ? kvmfault__protect(rq->seat, memory, rq->origin,
+					   rq->request.offset,
+					   rq->request.length, false) : 0;
 
-	if (memory->write_protect && kvmfault__may_write(rq->request.fault) &&
-	    !kvmfault__page_protected(memory, rq->page))
-		return kvmfault__protect(rq->seat, memory, rq->origin,
-					 rq->request.offset,
-					 rq->request.length, false);
+	/* The kernel wakes only where it has lifted something. */
+	if (lift && memory->write_protect)
+		return err;
 	kvmfault__wake(rq->seat, memory, rq->origin, rq->request.offset,
 		       rq->request.length);
 	return 0;

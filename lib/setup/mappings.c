@@ -263,7 +263,13 @@ int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 	err = mapping_make(memory, host, uffd, mapping);
 	if (err && own)
 		kvmfault_uffd_free(uffd);
-	return err ? mapping_explain_error(memory, host, local, err) : 0;
+	if (err)
+		return mapping_explain_error(memory, host, local, err);
+	/* An owner before this one may have read the message of a thread that
+	 * sleeps there: have the kernel tell it again. */
+	if (memory->states_file && !own && uffd)
+		kvmfault__uffd_wake(uffd->fd, host, memory->length);
+	return 0;
 }
 
 static bool mapping_page_may_be_read(const struct kvmfault_memory *memory,
@@ -338,17 +344,29 @@ static int mapping_guard_absent(struct kvmfault_mapping *mapping)
 	return err;
 }
 
+/* If the memory will be taken up by its states, another process sleeps until
+ * then where pages are absent: a marker there would outlive this owner. */
+static bool mapping_stays_registered(const struct kvmfault_mapping *mapping)
+{
+	const struct kvmfault_memory *memory = mapping->span.memory;
+
+	return memory->states_file && mapping->uffd->space &&
+	       atomic_load(&memory->closing);
+}
+
 void kvmfault__mapping_close(struct kvmfault_mapping *mapping, bool guard)
 {
 	struct kvmfault_memory *memory = mapping->span.memory;
 	struct kvmfault_uffd *uffd = mapping->uffd;
+	bool stays;
 	int err;
 
 	if (!uffd)
 		return;
-	err = guard ? mapping_guard_absent(mapping) : 0;
+	stays = mapping_stays_registered(mapping);
+	err = guard && !stays ? mapping_guard_absent(mapping) : 0;
 	/* Where a memory is settled, the VMM may have registered the range. */
-	if (!err && kvmfault__tracked(memory))
+	if (!err && !stays && kvmfault__tracked(memory))
 		kvmfault__uffd_unregister(uffd->fd, mapping->host,
 					  memory->length);
 	kvmfault__sys_lock(&memory->vm->lock);
