@@ -1181,10 +1181,11 @@ struct kvmfault_memory_options {
  *   fetched; what was settled stays so;
  * - a page that was in flight is present if fd has it, else it is absent;
  * - protection is gone: a snapshot ends with its process.
- * The owner before must be gone by then: the library can't tell whether it is.
- * Other processes may have fd mapped all the while, if they themselves hold the
- * userfaultfd of their mapping. Do not write to the file of states, and do not
- * make it shorter. kvmfault_memory_count() tells what was found.
+ * minor has to be what it was. The owner before must be gone by then: the
+ * library can't tell whether it is. Other processes may have fd mapped all the
+ * while, if they themselves hold the userfaultfd of their mapping. Do not write
+ * to the file of states, and do not make it shorter. kvmfault_memory_count()
+ * tells what was found.
  *
  * Returns 0, or
  *   -EINVAL       vm, host or memory is NULL; a range is not aligned to the
@@ -1202,13 +1203,14 @@ struct kvmfault_memory_options {
  *                 protection before 5.19; both before 6.4
  *   -ENODATA      the source is shorter than the memory
  *   -EEXIST       there are pages already (preallocated blocks), or one that
- *                 the states call absent; or another memory of this context has
- *                 a part of this host range
+ *                 the states do not call present; or another memory of this
+ *                 context has a part of this host range
  *   -ESTALE       states_fd has states of another memory, or of another version
  *                 of the library, or pages that they call present are not in fd
  *   -EBADF        fd is closed, or open for nothing (O_PATH); states_fd is not
  *                 open for reading and writing
- *   -EPERM        no userfaultfd, see kvmfault_uffd_new()
+ *   -EPERM        no userfaultfd, see kvmfault_uffd_new(); or states_fd is
+ *                 sealed
  *   -ENOSYS       no userfaultfd, see kvmfault_uffd_new()
  *   -EBUSY        the range is registered with another userfaultfd
  *   -ENOMEM       there is no memory for it, or the range is not mapped

@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -36,6 +37,8 @@ static int fd, states_fd;
 static char *host;
 static unsigned int reads;
 static char why[1024];
+static bool lost;		/* the source has lost its data */
+static atomic_bool wait_in_discard;
 
 static void note_log(void *data, enum kvmfault_log_level level,
 		     const char *text)
@@ -55,6 +58,8 @@ static int read_source(void *data, uint64_t offset, void *buffer, size_t n)
 	size_t at;
 
 	(void)data;
+	if (lost)
+		return -EHWPOISON;
 	for (at = 0; at < n; at += size, reads++)
 		memset((char *)buffer + at, byte_of((offset + at) / size),
 		       size);
@@ -96,10 +101,28 @@ static void let_go(void)
 	ck_assert_int_eq(munmap(host, length), 0);
 }
 
+/* Called in the middle of a discard, for which settle() waits: by then the
+ * states count for nothing. */
+static atomic_uint settled_at_discard;
+
+static void note_change(void *data, const struct kvmfault_change *change)
+{
+	uint32_t settled = 0;
+
+	(void)data;
+	if (change->cause != KVMFAULT_CAUSE_DISCARD ||
+	    !atomic_load(&wait_in_discard))
+		return;
+	while (kvmfault__tracked(memory))
+		sched_yield();
+	if (pread(states_fd, &settled, 4, 12) == 4)
+		atomic_store(&settled_at_discard, settled);
+}
+
 static void up(void)
 {
 	static const struct kvmfault_vm_ops ops = {
-		.size = sizeof(ops), .log = note_log,
+		.size = sizeof(ops), .log = note_log, .changed = note_change,
 	};
 	const struct kvmfault_vm_options options = {
 		.size = sizeof(options), .ops = &ops,
@@ -196,8 +219,9 @@ static int expected(const struct left *left)
 		return left->unsourced ? KVMFAULT__DISCARDED :
 					 KVMFAULT__ABSENT;
 	case KVMFAULT__FETCHING_DISCARDED:
-	case KVMFAULT__DISCARDED:
 		return KVMFAULT__DISCARDED;
+	case KVMFAULT__DISCARDED:
+		return data ? KVMFAULT__PRESENT : KVMFAULT__DISCARDED;
 	case KVMFAULT__PRESENT:
 		return data ? KVMFAULT__PRESENT : -ESTALE;
 	case KVMFAULT__POISONED:
@@ -435,21 +459,21 @@ TEST(import, not_begun)
 
 static void refused(int err, const char *text)
 {
-	char before[HEADER], after[HEADER];
-	ssize_t n = pread(states_fd, before, HEADER, 0);
+	char before[2 * HEADER], after[2 * HEADER];
+	ssize_t n = pread(states_fd, before, sizeof(before), 0);
 
 	why[0] = 0;
 	ck_assert_int_eq(adopt(), err);
 	ck_assert_ptr_null(memory);
 	ck_assert_msg(strstr(why, text) && strstr(why, "states_fd"), "%s", why);
-	ck_assert_int_eq(pread(states_fd, after, HEADER, 0), n);
+	ck_assert_int_eq(pread(states_fd, after, sizeof(after), 0), n);
 	if (n > 0)
 		ck_assert_mem_eq(before, after, (size_t)n);
 }
 
 TEST(import, other_files)
 {
-	static const uint64_t members[] = { 0, 8, 16, 24, 32, 40, 48, 56 };
+	static const uint64_t members[] = { 0, 8, 16, 24, 32, 40, 48, 56, 64 };
 	uint64_t value, other;
 	size_t i;
 
@@ -488,6 +512,9 @@ TEST(import, other_descriptors)
 	map();
 	states_fd = 4095;
 	refused(-EBADF, "reading and writing");
+	/* What open() or memfd_create() returned when it failed. */
+	states_fd = -1;
+	refused(-EBADF, "reading and writing");
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", mine);
 	states_fd = open(path, O_RDONLY | O_CLOEXEC);
 	refused(-EBADF, "reading and writing");
@@ -517,6 +544,188 @@ TEST(import, what_it_needs)
 	options.fd = fd;
 	ck_assert_int_eq(kvmfault_memory_adopt(vm, &options, &memory), -EINVAL);
 	ck_assert_ptr_nonnull(strstr(why, "source is not set"));
+	ck_assert_int_eq(munmap(host, length), 0);
+}
+
+/* ---- what an owner can leave besides states ---- */
+
+static struct kvmfault_region whole(void)
+{
+	return (struct kvmfault_region){
+		.size = sizeof(struct kvmfault_region), .memory = memory,
+		.length = length,
+	};
+}
+
+static void show(void)
+{
+	struct kvmfault_region region = whole();
+
+	ck_assert_int_eq(kvmfault_region_add(vm, &region), 0);
+}
+
+static void hide(void)
+{
+	ck_assert_int_eq(kvmfault_region_remove(vm, 0, 0), 0);
+}
+
+/* With minor faults a page in flight may be half a page, and without them it
+ * is a whole one that a guest may have written to: only an owner of the same
+ * kind knows. */
+static void other_kind(enum kind first, enum kind next)
+{
+	const struct left left = {
+		.state = KVMFAULT__FETCHING, .there = true,
+	};
+
+	begin(first, 1);
+	leave_all(&left);
+	map();
+	kind = next;
+	refused(-ESTALE, "minor");
+	kind = first;
+	ck_assert_int_eq(adopt(), 0);
+	let_go();
+}
+
+TEST(import, half_a_page_without_minor_faults)
+{
+	other_kind(MINOR, SMALL);
+}
+
+TEST(import, a_whole_page_with_minor_faults)
+{
+	other_kind(SMALL, MINOR);
+}
+
+/* A mapping that the library does not know any more, because settle() failed
+ * after it had unregistered that one: what is written there is not lost. */
+static void written_where_nothing_is_registered(enum kind of_kind)
+{
+	struct kvmfault_mapping_options options = { .size = sizeof(options) };
+	struct kvmfault_mapping *gone, *second;
+	char *other, *at;
+
+	begin(of_kind, MOST);
+	map();
+	ck_assert_int_eq(adopt(), 0);
+	other = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	ck_assert_ptr_ne(other, MAP_FAILED);
+	options.host = (uintptr_t)other;
+	ck_assert_int_eq(kvmfault_mapping_add(memory, &options, &gone), 0);
+	at = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	ck_assert_ptr_ne(at, MAP_FAILED);
+	options.host = (uintptr_t)at;
+	ck_assert_int_eq(kvmfault_mapping_add(memory, &options, &second), 0);
+	show();
+	ck_assert_int_eq(kvmfault_ensure(vm, 0, 0, length, true), 0);
+	ck_assert_int_eq(kvmfault_discard(vm, 0, 0, 2 * PAGE), 0);
+	ck_assert_int_eq(munmap(other, length), 0);
+	/* Something else takes its place, which can't be unregistered. */
+	ck_assert_int_lt(kvmfault_memory_settle(memory, NULL), 0);
+	at[PAGE] = 'w';
+	hide();
+	let_go();
+	ck_assert_int_eq(munmap(at, length), 0);
+	map();
+	ck_assert_msg(!adopt(), "%s", why);
+	show();
+	ck_assert_int_eq(kvmfault_ensure(vm, 0, 0, length, true), 0);
+	ck_assert_int_eq(host[0], 0);
+	ck_assert_int_eq(host[PAGE], 'w');
+	hide();
+	let_go();
+}
+
+TEST(import, written_after_a_settle_that_failed)
+{
+	written_where_nothing_is_registered(SMALL);
+}
+
+TEST(import, written_after_a_settle_that_failed_with_minor_faults)
+{
+	written_where_nothing_is_registered(MINOR);
+}
+
+static void *discard_first(void *arg)
+{
+	(void)arg;
+	ck_assert_int_eq(kvmfault_discard(vm, 0, 0, PAGE), 0);
+	return NULL;
+}
+
+TEST(import, killed_while_it_is_settled)
+{
+	pthread_t thread;
+
+	begin(SMALL, MOST);
+	map();
+	ck_assert_int_eq(adopt(), 0);
+	show();
+	ck_assert_int_eq(kvmfault_ensure(vm, 0, 0, length, true), 0);
+	atomic_store(&settled_at_discard, 2);
+	atomic_store(&wait_in_discard, true);
+	ck_assert_int_eq(pthread_create(&thread, NULL, discard_first, NULL), 0);
+	while (kvmfault__page_state(memory, 0) != KVMFAULT__DISCARDED)
+		sched_yield();
+	ck_assert_int_eq(kvmfault_memory_settle(memory, NULL), 0);
+	ck_assert_int_eq(pthread_join(thread, NULL), 0);
+	atomic_store(&wait_in_discard, false);
+	ck_assert_uint_eq(atomic_load(&settled_at_discard), 1);
+	hide();
+	let_go();
+}
+
+/* The bit of a page that is poisoned does not say that it is zero: an owner
+ * that is killed while it has claimed the page again leaves it absent. */
+TEST(import, poisoned_in_flight)
+{
+	begin(SMALL, 1);
+	map();
+	lost = true;
+	ck_assert_int_eq(adopt(), 0);
+	show();
+	ck_assert_int_eq(kvmfault_ensure(vm, 0, 0, PAGE, false), -EHWPOISON);
+	if (kvmfault__page_state(memory, 0) == KVMFAULT__POISONED) {
+		ck_assert(!kvmfault__bit(memory->unsourced, 0));
+		kvmfault__page_change(memory, 0, KVMFAULT__POISONED,
+				      KVMFAULT__FETCHING);
+		hide();
+		kvmfault__page_change(memory, 0, KVMFAULT__FETCHING,
+				      KVMFAULT__POISONED);
+		ck_assert(!kvmfault__bit(memory->unsourced, 0));
+	} else {
+		hide();
+	}
+	lost = false;
+	let_go();
+}
+
+/* The last page shows that the files do not go together: the pages before are
+ * as they were, in both files. */
+TEST(import, nothing_changes_before_a_refusal)
+{
+	const struct left left[] = {
+		{ .state = KVMFAULT__FETCHING_DISCARDED, .there = true },
+		{ .state = KVMFAULT__FETCHING, .is_protected = true },
+		{ .state = KVMFAULT__PRESENT, .unsourced = true },
+	};
+
+	begin(SMALL, 3);
+	leave_all(left);
+	map();
+	refused(-ESTALE, "does not have it");
+	ck_assert_int_eq(host[0], 'g');
+	ck_assert_int_eq(munmap(host, length), 0);
+}
+
+/* A page that is preallocated, but is no data, would never be missed. */
+TEST(import, preallocated)
+{
+	begin(SMALL, MOST);
+	ck_assert_int_eq(fallocate(fd, 0, 3 * PAGE, PAGE), 0);
+	map();
+	ck_assert_int_eq(adopt(), -EEXIST);
 	ck_assert_int_eq(munmap(host, length), 0);
 }
 

@@ -65,6 +65,7 @@ struct kvmfault__states_file {
 	uint64_t source_offset;
 	uint64_t fd_offset;
 	uint64_t device, inode;		/* of the memory's file */
+	uint64_t minor;
 };
 
 struct kvmfault_memory {

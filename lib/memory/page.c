@@ -52,12 +52,16 @@ void kvmfault__pages_free(struct kvmfault_memory *memory)
 				     sizeof(uint64_t));
 }
 
-/* If this fails, the states stay, and do no harm. In a file they stay, too. */
-void kvmfault__pages_forget(struct kvmfault_memory *memory)
+void kvmfault__pages_settle(struct kvmfault_memory *memory)
 {
 	if (memory->states_file)
 		atomic_store(&memory->states_file->settled, 1);
-	else
+}
+
+/* If this fails, the states stay, and do no harm. In a file they stay, too. */
+void kvmfault__pages_forget(struct kvmfault_memory *memory)
+{
+	if (!memory->states_file)
 		kvmfault__sys_madvise((void *)(uintptr_t)memory->states,
 				      page_count_words(memory) *
 				      sizeof(uint64_t), MADV_DONTNEED);
@@ -90,13 +94,14 @@ page_exchange(struct kvmfault_memory *memory, uint64_t page,
 }
 
 /* If the owner is killed now, the next one has to know what these pages are
- * without the source: so they are noted before a claim ends. */
+ * without the source: so they are noted before a claim ends. A page that is
+ * poisoned is nothing without it: its bit stays what it was. */
 static inline bool page_is_noted(const struct kvmfault_memory *memory,
 				 enum kvmfault__state from,
 				 enum kvmfault__state to)
 {
 	return memory->unsourced && kvmfault__in_flight(from) &&
-	       !kvmfault__in_flight(to);
+	       !kvmfault__in_flight(to) && to != KVMFAULT__POISONED;
 }
 
 /* Apart, since a function that calls nothing saves no registers. */

@@ -30,6 +30,8 @@ static inline bool kvmfault__in_flight(enum kvmfault__state state)
 /* page.c */
 int kvmfault__pages_new(struct kvmfault_memory *memory);
 void kvmfault__pages_free(struct kvmfault_memory *memory);
+/* If the states are in a file: from now on pages change without them. */
+void kvmfault__pages_settle(struct kvmfault_memory *memory);
 /* Give the states' memory back, when no thread looks at them any more. */
 void kvmfault__pages_forget(struct kvmfault_memory *memory);
 

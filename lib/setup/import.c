@@ -85,7 +85,9 @@ static int import_look(struct import *import, uint64_t page)
 	return 0;
 }
 
-/* The state of a page that may have been in flight. */
+/* The state of a page that may have been in flight. A discarded page that is
+ * there came after it was emptied, through a mapping that the library does not
+ * know (any more): it is kept, as a fault there would keep it. */
 static enum kvmfault__state import_settle_state(const struct import *import,
 						uint64_t page)
 {
@@ -93,6 +95,8 @@ static enum kvmfault__state import_settle_state(const struct import *import,
 
 	if (state == KVMFAULT__FETCHING_DISCARDED)
 		return KVMFAULT__DISCARDED;
+	if (state == KVMFAULT__DISCARDED && import->there)
+		return KVMFAULT__PRESENT;
 	if (!kvmfault__in_flight(state))
 		return state;
 	if (import->there && !import_needs_no_look(import, page))
@@ -106,7 +110,6 @@ static int import_check_page(const struct import *import, uint64_t page,
 			     enum kvmfault__state state)
 {
 	const struct kvmfault_memory *memory = import->memory;
-	uint64_t size = kvmfault__page_size(memory);
 	const char *why = NULL;
 	int err = -ESTALE;
 
@@ -118,54 +121,78 @@ static int import_check_page(const struct import *import, uint64_t page,
 		   !memory->fill) {
 		why = "the states call it absent, and fd has it";
 		err = -EEXIST;
-	} else if (state > KVMFAULT__PRESENT && import->there) {
-		/* A discard had not emptied it yet; or it is lost. */
-		return kvmfault__memory_punch(memory, page * size, size);
 	}
 	return why ? kvmfault__refuse(memory->vm, err,
 		"kvmfault_memory_options.states_fd: the page at offset %#llx: %s; pass the states that go with this file",
-		ULL(page * size), why) : 0;
+		ULL(page << memory->page_shift), why) : 0;
 }
 
-static int import_page(struct import *import, uint64_t page)
+/* The page that is there may be one that a discard had not emptied yet; or it
+ * is lost. */
+static int import_change_page(const struct import *import, uint64_t page,
+			      enum kvmfault__state state)
 {
 	struct kvmfault_memory *memory = import->memory;
-	enum kvmfault__state was, state;
-	int err = 0;
+	uint64_t size = kvmfault__page_size(memory);
 
 	if (kvmfault__page_protected(memory, page))
 		kvmfault__page_unprotect(memory, page);
-	if (page >= import->end)
-		err = import_look(import, page);
-	if (err)
-		return err;
-	was = import_state(import, page);
-	state = import_settle_state(import, page);
-	err = import_check_page(import, page, state);
-	if (err)
-		return err;
-	kvmfault__page_change(memory, page, was, state);
+	if (state > KVMFAULT__PRESENT && import->there) {
+		int err = kvmfault__memory_punch(memory, page * size, size);
+
+		if (err)
+			return err;
+	}
+	kvmfault__page_change(memory, page, import_state(import, page), state);
 	if (state == KVMFAULT__ABSENT &&
 	    kvmfault__bit(memory->unsourced, page))
 		kvmfault__bits_change(memory->unsourced, page, 1, false);
 	return 0;
 }
 
+static int import_page(struct import *import, uint64_t page, bool change)
+{
+	enum kvmfault__state state;
+	int err = 0;
+
+	if (page >= import->end)
+		err = import_look(import, page);
+	if (err)
+		return err;
+	state = import_settle_state(import, page);
+	return change ? import_change_page(import, page, state) :
+			import_check_page(import, page, state);
+}
+
+static int import_pages(struct import *import, bool change)
+{
+	const struct kvmfault_memory *memory = import->memory;
+	uint64_t page = 0, pages = memory->length >> memory->page_shift;
+	int err = 0;
+
+	for (import->end = 0; page < pages && !err; page++)
+		err = import_page(import, page, change);
+	return err;
+}
+
+/* Nothing changes before all pages were looked at: files that do not go
+ * together are refused as they are. */
 int kvmfault__import(struct kvmfault_memory *memory)
 {
-	uint64_t page = 0, pages = memory->length >> memory->page_shift;
 	struct import import = {
 		.memory = memory,
 		.seat = kvmfault__call_begin(memory->vm),
 	};
-	int err = 0;
+	int err;
 
 	if (!import.seat)
 		return -ENOMEM;
-	for (; page < pages && !err; page++)
-		err = import_page(&import, page);
+	err = import_pages(&import, false);
 	if (!err)
-		kvmfault__userfault_follow(memory, 0, pages);
+		err = import_pages(&import, true);
+	if (!err)
+		kvmfault__userfault_follow(memory, 0, memory->length >>
+					   memory->page_shift);
 	kvmfault__call_end(import.seat);
 	return err;
 }

@@ -61,7 +61,7 @@ static int memory_check_needs(struct kvmfault_vm *vm,
 		return kvmfault__refuse(vm, -EINVAL,
 			OPTION "%s: source is not set: set one (kvmfault_source_zero() will do)",
 			o->minor ? "minor" : "write_protect");
-	if (o->states_fd > 0 && (o->fd <= 0 || !o->source))
+	if (o->states_fd && (o->fd <= 0 || !o->source))
 		return kvmfault__refuse(vm, -EINVAL,
 			OPTION "states_fd: %s is not set, and only a file's pages outlive this process, and only a source leaves pages absent: set fd and source, or no states_fd",
 			o->source ? "fd" : "source");
@@ -267,6 +267,23 @@ static int memory_check_empty(struct kvmfault_memory *memory)
 	return -EEXIST;
 }
 
+/* Of a memory that was taken up: a preallocated page is no data, so import.c
+ * has not seen it. */
+static int memory_check_rest_empty(struct kvmfault_memory *memory)
+{
+	struct kvmfault_memory_counts counts = { 0 };
+	int more;
+
+	if (memory->fill)
+		return 0;
+	kvmfault__pages_count(memory, 0, memory->length >> memory->page_shift,
+			      &counts);
+	more = memory_file_has_blocks(memory, memory->length -
+				      (counts.present << memory->page_shift));
+	return more <= 0 ? more : kvmfault__refuse(memory->vm, -EEXIST,
+		OPTION "states_fd: fd has more pages than the states call present, which would never be missed and never fetched: do not preallocate");
+}
+
 static void memory_delete(struct kvmfault_memory *memory)
 {
 	if (memory->fill)
@@ -340,7 +357,7 @@ static int memory_make(struct kvmfault_vm *vm,
 	if (!err)
 		err = memory_check_source(vm, new);
 	if (!err && kvmfault__tracked(new))
-		err = o->states_fd > 0 ? kvmfault__states_map(new, o) :
+		err = o->states_fd ? kvmfault__states_map(new, o) :
 					 kvmfault__pages_new(new);
 	if (!err && kvmfault__tracked(new) && new->fd > 0 &&
 	    vm->how.chosen == KVMFAULT_DELIVERY_MARKER_EXIT)
@@ -553,7 +570,7 @@ static int memory_look_at_states(struct kvmfault_vm *vm,
 				 struct kvmfault_memory_options *o,
 				 enum kvmfault__states *left)
 {
-	int err = o->states_fd > 0 ? kvmfault__states_look(vm, o, left) : 0;
+	int err = o->states_fd ? kvmfault__states_look(vm, o, left) : 0;
 
 	if (!err && *left == KVMFAULT__STATES_SETTLED) {
 		o->source = NULL;
@@ -574,6 +591,8 @@ static int memory_begin(struct kvmfault_memory *memory,
 	if (!err)
 		err = left == KVMFAULT__STATES_LEFT ?
 			kvmfault__import(memory) : memory_check_empty(memory);
+	if (!err && left == KVMFAULT__STATES_LEFT)
+		err = memory_check_rest_empty(memory);
 	if (!err && memory->states_file && left == KVMFAULT__STATES_NEW)
 		err = kvmfault__states_begin(memory, o);
 	return err;

@@ -39,7 +39,9 @@ static int settle_check_protected(const struct kvmfault_memory *memory,
 /* Under the VM's lock. Until the memslots' mapping is unregistered, which is
  * the first of the list and the last here, pages are installed through it as
  * ever. A thread that fails to then sees that the memory is not tracked any
- * more; the kernel wakes those that sleep. */
+ * more; the kernel wakes those that sleep. Then a discard does not change the
+ * states either: so a file of states says before that they do not count. That
+ * stays true if the call fails, since no page can become absent again. */
 static int settle_unregister(struct kvmfault_memory *memory, uint64_t *host)
 {
 	const struct kvmfault__mappings *all = atomic_load(&memory->mappings);
@@ -48,6 +50,8 @@ static int settle_unregister(struct kvmfault_memory *memory, uint64_t *host)
 
 	while (i-- && !err) {
 		*host = all->mapping[i]->host;
+		if (!i)
+			kvmfault__pages_settle(memory);
 		atomic_store(&memory->tracked, i);
 		err = kvmfault__uffd_unregister(all->mapping[i]->uffd->fd,
 						*host, memory->length);

@@ -59,6 +59,7 @@ static int states_describe(const struct kvmfault_memory_options *o,
 		.fd_offset = o->fd_offset,
 		.device = stat.st_dev,
 		.inode = stat.st_ino,
+		.minor = o->minor,
 	};
 	return 0;
 }
@@ -83,6 +84,10 @@ static int states_compare(struct kvmfault_vm *vm,
 		return states_refuse(vm, "that memory's source_offset or fd_offset was another one");
 	if (is->device != ours->device || is->inode != ours->inode)
 		return states_refuse(vm, "that memory's fd was another file");
+	/* With minor faults a page in flight may be half a page in the file,
+	 * and without them a guest may have written to it. */
+	if (is->minor != ours->minor)
+		return states_refuse(vm, "that memory's minor was another one");
 	return 0;
 }
 
