@@ -821,13 +821,14 @@ struct kvmfault_source {
 	int file;
 
 	/* For a source that knows where it has nothing: what are the bytes at
-	 * offset? *length comes in as how many bytes are asked about, and goes
-	 * out as how many of these, from the first one on, are alike: at least
-	 * 1. Return a kvmfault_extent; or -errno, and the source has failed as
-	 * if a read had. Any number of threads may call it at once, on the path
-	 * of a fault: answer at once, from what is known. If the source does
-	 * not know, it says KVMFAULT_EXTENT_DATA: then it is read, and hides
-	 * what a source below it has there.
+	 * offset? *length comes in as how many bytes are asked about (maybe all
+	 * that the memory shows from there on), and goes out as how many of
+	 * these, from the first one on, are alike: at least 1. Return a
+	 * kvmfault_extent; or -errno, and the source has failed as if a read
+	 * had. Any number of threads may call it at once, on the path of a
+	 * fault: answer at once, from what is known. If the source does not
+	 * know, it says KVMFAULT_EXTENT_DATA: then it is read, and hides what a
+	 * source below it has there.
 	 *
 	 * A page that is all zero is not read, and takes no memory if the
 	 * memory is anonymous: see KVMFAULT_PAGE_HOLE. Windows end where such a

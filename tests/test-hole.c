@@ -593,6 +593,151 @@ TEST(window, all_of_it_by_a_call)
 	ck_assert_uint_eq(bed_stats().fetched, BED_PAGES - 7);
 }
 
+/* ---- a memory that is long: a question for all that follows ---- */
+
+#define LONG 2048ULL		/* pages */
+
+static struct {
+	struct kvmfault_memory *memory;
+	void *host;
+	int fd;
+	uint64_t data, hole;	/* pages of data, then of a hole, and so on */
+	uint64_t bad;		/* an error for who asks past this page */
+} big;
+
+static int tell_far(void *data, uint64_t offset, uint64_t *length)
+{
+	uint64_t page = offset / PAGE, at = page % (big.data + big.hole);
+	bool is_hole = at >= big.data;
+	uint64_t end = page - at + big.data + (is_hole ? big.hole : 0);
+
+	(void)data;
+	fake_called_back();
+	asks++;
+	if (*length > longest)
+		longest = *length;
+	ck_assert_uint_le(offset + *length, LONG * PAGE);
+	if (*length > end * PAGE - offset)
+		*length = end * PAGE - offset;
+	return offset + *length > big.bad * PAGE ? -EIO :
+	       is_hole ? HOLE : DATA;
+}
+
+static int read_far(void *data, uint64_t offset, void *buffer, size_t length)
+{
+	(void)data;
+	fake_called_back();
+	bed.last_read = offset;
+	bed.last_length = length;
+	memset(buffer, 0x55, length);
+	return 0;
+}
+
+static void up_far(void)
+{
+	static struct kvmfault_source source;
+	struct kvmfault_memory_options options = {
+		.size = sizeof(options), .length = LONG * PAGE,
+		.window = KVMFAULT_WINDOW_FIXED, .window_length = 8 * PAGE,
+		.source = &source,
+	};
+
+	bed_up();
+	source = (struct kvmfault_source){
+		.size = sizeof(source), .name = "far",
+		.read = read_far, .extent = tell_far,
+	};
+	big.fd = options.fd = fake_memory(options.length, 0, &big.host);
+	big.bad = LONG;
+	options.host = big.host;
+	ck_assert_int_eq(kvmfault_memory_adopt(bed.vm, &options, &big.memory),
+			 0);
+	ck_assert_int_eq(kvmfault_region_add(bed.vm, &(struct kvmfault_region){
+		.size = sizeof(struct kvmfault_region),
+		.gpa = BED_GPA + 0x10000000, .length = options.length,
+		.memory = big.memory,
+	}), 0);
+	asks = 0;
+	longest = 0;
+}
+
+static void down_far(void)
+{
+	ck_assert_int_eq(kvmfault_region_remove(bed.vm, 0, BED_GPA +
+						0x10000000), 0);
+	ck_assert_int_eq(kvmfault_memory_free(big.memory), 0);
+	bed_down();
+}
+
+static int fetch_far(uint64_t page)
+{
+	return kvmfault_ensure(bed.vm, 0, BED_GPA + 0x10000000 + page * PAGE,
+			       1, false);
+}
+
+static uint64_t present_far(void)
+{
+	uint64_t page, n = 0;
+
+	for (page = 0; page < LONG; page++)
+		n += kvmfault__page_state(big.memory, page) ==
+		     KVMFAULT__PRESENT;
+	return n;
+}
+
+TEST_GROUP(far, up_far, down_far);
+
+/* One question for the page and its window, and none for what is kept. */
+TEST(far, data_is_asked_for_once)
+{
+	big.data = 1000;
+	big.hole = 1048;
+	ck_assert_int_eq(fetch_far(11), 0);
+	ck_assert_uint_eq(asks, 2);	/* from the page on, and before it */
+	ck_assert_uint_eq(longest, (LONG - 8) * PAGE);
+	ck_assert_uint_eq(bed.last_read, 8 * PAGE);
+	ck_assert_uint_eq(bed.last_length, 8 * PAGE);
+	ck_assert_int_eq(fetch_far(500), 0);
+	ck_assert_uint_eq(asks, 2);
+	ck_assert_uint_eq(present_far(), 16);
+	ck_assert_uint_eq(bed_stats().holes, 0);
+}
+
+/* What is kept ends with the data; a hole is asked for each time. */
+TEST(far, holes_are_not_kept)
+{
+	big.data = 1004;
+	big.hole = 1044;
+	ck_assert_int_eq(fetch_far(8), 0);
+	asks = 0;
+	ck_assert_int_eq(fetch_far(1000), 0);
+	ck_assert_uint_eq(bed.last_read, 1000 * PAGE);
+	ck_assert_uint_eq(bed.last_length, 4 * PAGE);
+	ck_assert_int_eq(fetch_far(1004), 0);
+	ck_assert_uint_eq(bed_stats().holes, 4);
+	asks = 0;
+	ck_assert_int_eq(fetch_far(1200), 0);
+	ck_assert_uint_eq(asks, 1);
+	ck_assert_int_eq(fetch_far(1208), 0);
+	ck_assert_uint_eq(asks, 2);
+	ck_assert_uint_eq(bed_stats().holes, 20);
+	ck_assert_uint_eq(present_far(), 8 + 8 + 16);
+}
+
+/* The source fails far behind the page. */
+TEST(far, error_behind_the_page)
+{
+	big.data = 1;
+	big.hole = 2047;
+	big.bad = 100;
+	ck_assert_int_eq(fetch_far(16), 0);
+	ck_assert_uint_eq(bed_stats().holes, 8);
+	ck_assert_int_eq(fetch_far(96), 0);
+	ck_assert_uint_eq(bed_stats().holes, 9);
+	ck_assert_int_eq(fetch_far(100), -EIO);
+	ck_assert_uint_eq(present_far(), 9);
+}
+
 /* ---- minor faults: what the file had before is not what it holds ---- */
 
 static void up_minor(void)

@@ -32,6 +32,8 @@ struct kvmfault__request {
 	bool poisoned;		/* by kvmfault_request_poison() */
 	bool detached;		/* a fetch in flight has the claim */
 	bool source_failed;	/* the error is the source's */
+	uint64_t alike;		/* a byte's offset: what the source has said of
+				 * the page is true up to there */
 	unsigned int looked;	/* how often populate said -EHWPOISON, because
 				 * of a marker, for a page that has not
 				 * failed */
@@ -53,7 +55,7 @@ static inline bool kvmfault__has_come(const struct kvmfault__request *rq)
 /* extent.c: only if the source has extent */
 /* Returns the kind of the page that was absent, HOLE or ABSENT, or -errno: the
  * source has failed. */
-int kvmfault__extent_page(const struct kvmfault__request *rq);
+int kvmfault__extent_page(struct kvmfault__request *rq);
 /* Cut the window down to pages around the page that are holes, or that are
  * not. */
 void kvmfault__extent_window(const struct kvmfault__request *rq,
