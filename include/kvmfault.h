@@ -2096,6 +2096,13 @@ int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
  *   for seven times as long after each: it takes at most an eighth of one CPU
  *   and of the source. Of a source that answers later it then has one fetch in
  *   flight; else at most half of kvmfault_vm_options.fetches.
+ * - Of a source with chunks (chunk, up to window_length) each step asks for
+ *   whole ones, so that none is read twice because of the fill.
+ * - It tells when nothing is missing, whatever has brought the last page: also
+ *   if it is paused, from the beginning on, or has a small rate. So a VMM that
+ *   wants no more than to be told, to call kvmfault_memory_settle(), makes a
+ *   fill that is paused. It looks every interval_ms, and a fault does nothing
+ *   for that.
  * - If the source fails for a run of pages, the fill asks for shorter runs, so
  *   that one bad page keeps no other one away. It goes on with the others and
  *   asks again later, at last once a second. It never gives up by itself: the
@@ -2131,9 +2138,10 @@ struct kvmfault_fill_options {
 	 * the image that the memories' source shows (see "Working sets"; look
 	 * at its length and identity first). It is borrowed until the fill is
 	 * freed, and must not change. Runs that are in none of the memories are
-	 * left out. The guest is about to touch these pages, so the fill does
-	 * not rest while it brings them. Each run is a read of its own: with a
-	 * slow source, give the fill many threads. NULL: none. */
+	 * left out. With KVMFAULT_WINDOW_SOURCE the source's whole chunks come,
+	 * as by faults. The guest is about to touch these pages, so the fill
+	 * does not rest while it brings them. Each run is a read of its own:
+	 * with a slow source, give the fill many threads. NULL: none. */
 	const struct kvmfault_working_set *first;
 
 	/* How many threads of the library's, up to 64. 0: none; the VMM calls
@@ -2148,15 +2156,19 @@ struct kvmfault_fill_options {
 	uint64_t window_length;
 
 	/* Called about every interval_ms (0: 250) while the fill works, and
-	 * once more when it is over. A thread of the fill calls it, or the one
-	 * in kvmfault_fill_dispatch(). To count what is missing it looks at the
-	 * states of all pages, of which there are 128 KiB for each GiB of small
-	 * pages. One thread at a time calls it, and none after the call that
-	 * says `over`. Optional. */
+	 * once more when it is over, at most interval_ms after the last page
+	 * has come if the fill does not work. A thread of the fill calls it, or
+	 * the one in kvmfault_fill_dispatch(). To count what is missing it
+	 * looks at the states of all pages, of which there are 128 KiB for each
+	 * GiB of small pages. One thread at a time calls it, and none after the
+	 * call that says `over`. Optional. */
 	void (*progress)(void *data,
 			 const struct kvmfault_fill_progress *progress);
 	void *data;
 	uint32_t interval_ms;
+
+	/* Begin as after kvmfault_fill_pause(): bring nothing. */
+	bool paused;
 };
 
 /*
@@ -2180,7 +2192,7 @@ int kvmfault_fill_new(struct kvmfault_vm *vm,
 /*
  * For a fill without threads: take one step on this thread. *timeout_ms is, as
  * for poll(2), how long to wait before the next one: 0 for not at all, -1 if it
- * is paused or over.
+ * is over. A step of a fill that is paused looks whether it is over.
  *
  * Returns 0, or
  *   -EINVAL    a pointer is NULL, or the fill has threads of its own
@@ -2202,7 +2214,8 @@ int kvmfault_fill_progress(const struct kvmfault_fill *fill,
 			   struct kvmfault_fill_progress *progress);
 
 /*
- * Pause the fill after the steps that its threads are in, or resume it.
+ * Pause the fill after the steps that its threads are in, or resume it. While
+ * it is paused it brings nothing, and is over when nothing is missing.
  *
  * Returns 0, or
  *   -EINVAL   fill is NULL

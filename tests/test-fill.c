@@ -8,8 +8,10 @@
 
 #include <linux/userfaultfd.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "bed.h"
+#include "lib/entry/fill.h"
 #include "lib/memory/working-set.h"
 
 #define MS 1000000ULL
@@ -516,7 +518,9 @@ TEST(fill, does_nothing_while_paused)
 	begin(4);
 	ck_assert_int_eq(kvmfault_fill_pause(fill, true), 0);
 	ck_assert(progress().paused);
-	ck_assert_int_eq(step(), -1);
+	ck_assert_int_eq(step(), 250);
+	fake_advance(250 * MS);
+	ck_assert_int_eq(step(), 250);
 	ck_assert_uint_eq(bed.reads, 0);
 	ck_assert(!progress().over);
 	ck_assert_int_eq(kvmfault_fill_pause(fill, false), 0);
@@ -558,8 +562,198 @@ TEST(fill, a_small_rate_brings_pages)
 	begin_as(options);
 	ck_assert_int_eq(step(), 0);
 	ck_assert_uint_eq(bed.last_length, PAGE);
-	ck_assert_int_ge(step(), 4096 * 1000);
+	ck_assert_int_eq(step(), 250);
+	fake_advance(4095 * 1000 * MS);
+	ck_assert_int_eq(step(), 250);
 	ck_assert_uint_eq(bed.reads, 1);
+	fake_advance(1000 * MS);
+	ck_assert_int_eq(step(), 0);
+	ck_assert_uint_eq(bed.reads, 2);
+}
+
+/* A fill that brings nothing, or next to nothing, still tells when faults have
+ * brought the rest: at its next interval, whatever the page was. */
+static void begin_watching(bool paused)
+{
+	struct kvmfault_fill_options options = wanted();
+
+	options.rate = !paused;
+	options.paused = paused;
+	options.progress = report;
+	options.data = &reports;
+	options.interval_ms = 20;
+	begin_as(options);
+	ck_assert_int_eq(progress().paused, paused);
+	if (!paused)
+		ck_assert_int_eq(step(), 0);
+	ck_assert_int_eq(step(), 20);
+}
+
+TEST_EACH(fill, tells_that_faults_brought_the_rest, 2)
+{
+	uint64_t page;
+
+	begin_watching(_i);
+	for (page = 15; page > 1; page--)
+		bed_resolve(KVMFAULT_KIND_CALL, page, false);
+	ck_assert_int_eq(kvmfault_discard(bed.vm, 0, BED_GPA, PAGE), 0);
+	fake_advance(20 * MS);
+	ck_assert_int_eq(step(), 20);
+	ck_assert(!progress().over);
+	bed_resolve(KVMFAULT_KIND_CALL, 1, false);
+	ck_assert_int_eq(step(), 20);
+	ck_assert_uint_eq(ends, 0);
+	fake_advance(20 * MS);
+	ck_assert_int_eq(step(), -1);
+	ck_assert_uint_eq(ends, 1);
+	ck_assert(reported.over);
+	ck_assert_uint_eq(reported.missing, 0);
+	check_all_is_there();
+	ck_assert_uint_eq(bed_stats().filled, !_i);
+}
+
+/* The fetch of a page that it has passed fails: the page is absent again. */
+TEST(fill, watches_a_page_whose_fetch_fails)
+{
+	uint64_t page;
+
+	begin_watching(true);
+	for (page = 0; page < BED_PAGES; page++)
+		kvmfault__page_change(bed.memory, page, KVMFAULT__ABSENT,
+				      page == 3 ? KVMFAULT__FETCHING :
+						  KVMFAULT__PRESENT);
+	for (page = 0; page < 3; page++) {
+		fake_advance(20 * MS);
+		ck_assert_int_eq(step(), 20);
+	}
+	kvmfault__page_change(bed.memory, 3, KVMFAULT__FETCHING,
+			      KVMFAULT__ABSENT);
+	fake_advance(20 * MS);
+	ck_assert_int_eq(step(), 20);
+	kvmfault__page_change(bed.memory, 3, KVMFAULT__ABSENT,
+			      KVMFAULT__PRESENT);
+	fake_advance(20 * MS);
+	ck_assert_int_eq(step(), -1);
+	ck_assert(progress().over);
+	ck_assert_uint_eq(ends, 1);
+}
+
+TEST(fill, its_thread_tells_while_paused)
+{
+	struct kvmfault_fill_options options = wanted();
+	uint64_t page;
+
+	options.threads = 2;
+	options.paused = true;
+	begin_as(options);
+	for (page = 0; page < BED_PAGES; page++)
+		bed_resolve(KVMFAULT_KIND_CALL, page, false);
+	for (page = 0; page < 10000 && !progress().over; page++) {
+		fake_advance(MS);
+		usleep(100);
+	}
+	ck_assert(progress().over);
+	ck_assert(progress().paused);
+	ck_assert_int_eq(kvmfault_fill_free(fill), 0);
+	fill = NULL;
+}
+
+/* ---- the source's chunks ---- */
+
+#define CHUNK 4ULL			/* pages */
+
+static void up_chunks(enum kvmfault_window window, uint64_t shift)
+{
+	bed_down();
+	bed_vm();
+	bed.window = window;
+	bed.source = bed_source();
+	bed.source.chunk = CHUNK * PAGE;
+	bed_add();
+	bed.memory->source_offset = shift * PAGE;
+}
+
+/* Pages of the source, of which one step brings so many. */
+static void check_chunk(uint64_t shift, uint64_t first, uint64_t count)
+{
+	unsigned int reads = bed.reads;
+
+	ck_assert_int_eq(step(), 0);
+	ck_assert_uint_eq(bed.reads, reads + 1);
+	ck_assert_uint_eq(bed.last_read, (first + shift) * PAGE);
+	ck_assert_uint_eq(bed.last_length, count * PAGE);
+}
+
+/* However little a step may bring, and however much. */
+TEST_EACH(fill, reads_each_chunk_once, 4)
+{
+	static const uint64_t windows[] = { 4, 6, 7, 11 };
+	struct kvmfault_fill_options options = wanted();
+	uint64_t step_pages = windows[_i] / CHUNK * CHUNK;
+	uint64_t page, end;
+
+	up_chunks(KVMFAULT_WINDOW_NONE, 3);
+	options.window_length = windows[_i] * PAGE;
+	begin_as(options);
+	for (page = 0; page < BED_PAGES; page = end) {
+		end = (page + 3) / step_pages * step_pages + step_pages - 3;
+		if (end > BED_PAGES)
+			end = BED_PAGES;
+		check_chunk(3, page, end - page);
+	}
+}
+
+TEST(fill, brings_a_chunk_at_any_rate)
+{
+	struct kvmfault_fill_options options = wanted();
+
+	up_chunks(KVMFAULT_WINDOW_NONE, 0);
+	options.rate = 16 * PAGE;	/* a step would be one page */
+	begin_as(options);
+	check_chunk(0, 0, 4);
+	ck_assert_int_gt(step(), 180);	/* and is paid for four */
+	fake_advance(260 * MS);
+	check_chunk(0, 4, 4);
+}
+
+/* A chunk that no step can bring at once is no reason for anything. */
+TEST(fill, leaves_a_chunk_that_is_too_long)
+{
+	up_chunks(KVMFAULT_WINDOW_NONE, 1);
+	begin(3);
+	check_chunk(1, 0, 3);
+	check_chunk(1, 3, 3);
+}
+
+/* As faults do, a fill brings the chunks of its working set. */
+TEST_EACH(fill, brings_the_chunks_of_its_set, 2)
+{
+	static const struct kvmfault__image_run runs[] = {
+		{ 9 * PAGE, PAGE }, { 14 * PAGE, 5 * PAGE }, { 2 * PAGE, PAGE },
+		{ 10 * PAGE, PAGE },
+	};
+
+	up_chunks(_i ? KVMFAULT_WINDOW_SOURCE : KVMFAULT_WINDOW_FIXED, 2);
+	have_set(runs, 4);
+	begin_with_set(8);
+	if (_i) {
+		check_chunk(2, 6, 4);
+		check_chunk(2, 10, 6);	/* the rest is in no memory */
+		check_chunk(2, 0, 2);
+		ck_assert_int_eq(step(), 0);	/* the set's last: is there */
+	} else {
+		check_chunk(2, 7, 1);
+		check_chunk(2, 12, 4);
+		check_chunk(2, 0, 1);
+		check_chunk(2, 8, 1);
+	}
+	ck_assert(!progress().replaying);
+	go_on();
+	ck_assert(progress().over);
+	ck_assert_uint_eq(bed_stats().filled, BED_PAGES);
+	ck_assert_int_eq(kvmfault_fill_free(fill), 0);
+	fill = NULL;
+	kvmfault_working_set_free(set);
 }
 
 /* A fault of the guest, and for 2 ms after it: a step of 1 ms is followed by
@@ -797,6 +991,77 @@ TEST(later, takes_half_of_the_fetches)
 		step();
 		go_on();
 	}
+	finish();
+	check_all_is_there();
+}
+
+/* What it can't ask for now, a part of its working set too, is next when it
+ * can. */
+TEST(later, asks_in_order_when_it_can)
+{
+	static const struct kvmfault__image_run runs[] = {
+		{ 9 * PAGE, 2 * PAGE }, { 5 * PAGE, PAGE }, { 12 * PAGE, PAGE },
+	};
+	static const uint64_t order[] = { 9, 10, 5, 12, 0, 1, 2, 3, 4, 6 };
+	unsigned int i;
+
+	bed_down();
+	submitted = 0;
+	bed_vm();
+	bed.vm->options.fetches = 2;	/* one is for the fill */
+	bed.source = (struct kvmfault_source){
+		.size = sizeof(bed.source), .name = "later", .submit = submit,
+	};
+	bed_add();
+	have_set(runs, 3);
+	begin_with_set(1);
+	for (i = 0; i < 10; i++) {
+		go_on();
+		ck_assert_uint_eq(submitted, i + 1);
+		ck_assert_uint_eq(offsets[i], order[i] * PAGE);
+		ck_assert_int_eq(progress().replaying, i < 3);
+		ck_assert_int_gt(step(), 0);
+		answer(i, 0);
+	}
+	for (; i < BED_PAGES; i++) {
+		go_on();
+		ck_assert_uint_eq(submitted, i + 1);
+		answer(i, 0);
+	}
+	finish();
+	check_all_is_there();
+	ck_assert_int_eq(kvmfault_fill_free(fill), 0);
+	fill = NULL;
+	kvmfault_working_set_free(set);
+}
+
+/* While the guest faults, of what it put back it takes a short step's pages. */
+TEST(later, takes_a_part_of_what_it_put_back)
+{
+	begin(0);
+	fill->backs = 1;
+	fill->back[0] = (struct kvmfault__fill_piece){
+		.part = fill->part, .page = 1, .end = 16, .rest = 16,
+	};
+	atomic_store(&bed.seat->in_hand, true);
+	step();
+	ck_assert_uint_eq(submitted, 1);
+	ck_assert_uint_eq(offsets[0], PAGE);
+	ck_assert_uint_eq(lengths[0], 7 * PAGE);
+	ck_assert_uint_eq(fill->backs, 1);
+	ck_assert_uint_eq(fill->back[0].page, 8);
+	atomic_store(&bed.seat->in_hand, false);
+	answer(0, 0);
+	fake_advance(100 * MS);
+	step();
+	ck_assert_uint_eq(offsets[1], 8 * PAGE);
+	ck_assert_uint_eq(lengths[1], 8 * PAGE);
+	ck_assert_uint_eq(fill->backs, 0);
+	step();
+	ck_assert_uint_eq(offsets[2], 0);
+	ck_assert_uint_eq(lengths[2], PAGE);
+	answer(1, 0);
+	answer(2, 0);
 	finish();
 	check_all_is_there();
 }

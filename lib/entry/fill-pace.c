@@ -75,16 +75,18 @@ uint64_t kvmfault__fill_pay(struct kvmfault_fill *fill, uint64_t now,
 	return 0;
 }
 
-void kvmfault__fill_pay_back(struct kvmfault_fill *fill, uint64_t bytes)
+void kvmfault__fill_pay_rest(struct kvmfault_fill *fill, uint64_t paid,
+			     uint64_t came)
 {
 	uint64_t rate = atomic_load(&fill->rate);
-	uint64_t due = atomic_load(&fill->due), cost;
+	uint64_t due = atomic_load(&fill->due), back, more;
 
-	if (!rate)
+	if (!rate || paid == came)
 		return;
-	cost = fill_time_of(bytes, rate);
-	while (!atomic_compare_exchange_weak(&fill->due, &due,
-					     due > cost ? due - cost : 0))
+	back = came < paid ? fill_time_of(paid - came, rate) : 0;
+	more = came > paid ? fill_time_of(came - paid, rate) : 0;
+	while (!atomic_compare_exchange_weak(&fill->due, &due, due + more >
+					     back ? due + more - back : 0))
 		;
 }
 

@@ -21,9 +21,8 @@
 
 #define POLL_STEPS 5		/* of KVMFAULT__SOON_PAUSE, up to 1.6 ms */
 
-/* Two special waits between steps. */
-#define AT_CALL UINT64_MAX	/* until the fill is resumed */
-#define OVER (UINT64_MAX - 1)	/* no page is missing: there is no next step */
+/* In place of a wait: no page is missing, and there is no next step. */
+#define OVER UINT64_MAX
 
 /* ---- progress, and passes ---- */
 
@@ -92,6 +91,22 @@ void kvmfault__fill_wake(struct kvmfault_fill *fill)
 	kvmfault__sys_futex_wake(&fill->changed);
 }
 
+/* Ends the fill if no page is missing. */
+static bool fill_end_if_all_there(struct kvmfault_fill *fill,
+				  struct kvmfault_fill_progress *progress)
+{
+	fill_look(fill, progress);
+	if (progress->missing)
+		return false;
+	if (!atomic_exchange(&fill->over, true)) {
+		progress->over = true;
+		progress->error = 0;
+		fill_report_end(fill, progress);
+		kvmfault__fill_wake(fill);
+	}
+	return true;
+}
+
 /* The pages of a pass were all looked at: either nothing is missing, or there
  * is another pass. Pages are left because they are in flight, or because their
  * fetch has failed; each pass after which as much is missing makes the next one
@@ -101,16 +116,8 @@ static uint64_t fill_judge_pass(struct kvmfault_fill *fill, uint64_t now)
 	struct kvmfault_fill_progress progress;
 	uint64_t none = 0, wait;
 
-	fill_look(fill, &progress);
-	if (!progress.missing) {
-		if (!atomic_exchange(&fill->over, true)) {
-			progress.over = true;
-			progress.error = 0;
-			fill_report_end(fill, &progress);
-			kvmfault__fill_wake(fill);
-		}
+	if (fill_end_if_all_there(fill, &progress))
 		return OVER;
-	}
 	if (atomic_exchange(&fill->missing, progress.missing) !=
 	    progress.missing)
 		atomic_store(&fill->idle, 0);
@@ -119,6 +126,24 @@ static uint64_t fill_judge_pass(struct kvmfault_fill *fill, uint64_t now)
 				 KVMFAULT__FAILED_STEPS);
 	return atomic_compare_exchange_strong(&fill->next_pass, &none,
 					      now + wait) ? wait : KVMFAULT__MS;
+}
+
+/* Whatever a fill does not bring, because it is paused or waits for its rate,
+ * faults may: so it looks at every interval. One thread does, and a fault does
+ * nothing for it. Returns how long to wait, at most so long. */
+static uint64_t fill_watch(struct kvmfault_fill *fill, uint64_t now,
+			   uint64_t wait)
+{
+	struct kvmfault_fill_progress progress;
+	uint64_t at = atomic_load(&fill->watch_at), next = now + fill->interval;
+
+	if (at > now)
+		return at - now < wait ? at - now : wait;
+	if (atomic_compare_exchange_strong(&fill->watch_at, &at, next) &&
+	    !kvmfault__fill_has_absent(fill) &&
+	    fill_end_if_all_there(fill, &progress))
+		return OVER;
+	return fill->interval < wait ? fill->interval : wait;
 }
 
 static uint64_t fill_end_pass(struct kvmfault_fill *fill, uint64_t now)
@@ -185,12 +210,10 @@ static uint64_t fill_bring_run(struct kvmfault_fill *fill,
 			       struct kvmfault_memory *memory, uint64_t page,
 			       uint64_t end, bool *again)
 {
-	uint64_t before = fill_count_installed(seat), came = 0;
+	uint64_t before = fill_count_installed(seat), came;
 
 	*again = fill_ask(fill, seat, memory, page, end) == -EAGAIN;
-	while (page + came < end &&
-	       kvmfault__page_state(memory, page + came) != KVMFAULT__ABSENT)
-		came++;
+	came = kvmfault__fill_find(memory, page, end, true) - page;
 	kvmfault__add(seat, KVMFAULT__COUNTER(filled),
 		      fill_count_installed(seat) - before);
 	return came;
@@ -223,10 +246,7 @@ static uint64_t fill_find_end(const struct kvmfault_fill *fill,
 
 	if (end - page > (pages ? pages : 1))
 		end = page + (pages ? pages : 1);
-	while (page < end &&
-	       kvmfault__page_state(memory, page) == KVMFAULT__ABSENT)
-		page++;
-	return page;
+	return kvmfault__fill_find(memory, page, end, false);
 }
 
 /* Returns the page before which all was asked for. *again: not more can be
@@ -286,29 +306,30 @@ static uint64_t fill_work(struct kvmfault_fill *fill,
 			  bool gently)
 {
 	uint64_t length = kvmfault__fill_length(fill, gently), bytes, wait;
-	const struct kvmfault__fill_part *part;
-	uint64_t page, end, done;
+	struct kvmfault__fill_piece piece;
+	uint64_t page;
 	bool again;
 
 	wait = kvmfault__fill_pay(fill, now, length);
 	if (wait)
-		return wait;
-	if (!kvmfault__fill_take(fill, length, &part, &page, &end)) {
-		kvmfault__fill_pay_back(fill, length);
+		return fill_watch(fill, now, wait);
+	if (!kvmfault__fill_take(fill, length, &piece)) {
+		kvmfault__fill_pay_rest(fill, length, 0);
 		return fill_end_pass(fill, now);
 	}
 	seat->gentle = gently;
-	done = fill_bring(fill, seat, part->memory, page, end, &again);
-	bytes = (done - page) << part->memory->page_shift;
-	if (bytes < length)
-		kvmfault__fill_pay_back(fill, length - bytes);
+	page = piece.page;
+	piece.page = fill_bring(fill, seat, piece.part->memory, page, piece.end,
+				&again);
+	bytes = (piece.page - page) << piece.part->memory->page_shift;
+	kvmfault__fill_pay_rest(fill, length, bytes);
+	kvmfault__fill_put(fill, &piece);
 	if (gently && bytes)
 		kvmfault__fill_adapt(fill, kvmfault__sys_now() - now);
 	if (!again) {
 		fill_end_polls(fill, seat);
 		return 0;
 	}
-	kvmfault__fill_give_back(fill, part, done, end);
 	return fill_await_fetches(fill, seat);
 }
 
@@ -330,7 +351,7 @@ static uint64_t fill_work_gently(struct kvmfault_fill *fill,
 	atomic_store(&fill->alone, false);
 	if (wait < took * REST)
 		wait = took * REST;
-	return wait >= OVER || wait < KVMFAULT__SLICE ? wait : KVMFAULT__SLICE;
+	return wait == OVER || wait < KVMFAULT__SLICE ? wait : KVMFAULT__SLICE;
 }
 
 static uint64_t fill_step(struct kvmfault_fill *fill,
@@ -341,7 +362,7 @@ static uint64_t fill_step(struct kvmfault_fill *fill,
 	if (atomic_load(&fill->over))
 		return OVER;
 	if (atomic_load(&fill->paused))
-		return AT_CALL;
+		return fill_watch(fill, now, fill->interval);
 	fill_report(fill, now);
 	/* The guest is about to touch its working set: no rest before that is
 	 * there. */
@@ -359,8 +380,6 @@ static void fill_rest(struct kvmfault_fill *fill, uint32_t changed,
 {
 	uint64_t until = kvmfault__sys_now() + wait, now;
 
-	if (wait == AT_CALL)
-		until = UINT64_MAX;
 	while (atomic_load(&fill->changed) == changed &&
 	       (now = kvmfault__sys_now()) < until)
 		kvmfault__sys_futex_wait(&fill->changed, changed,
@@ -425,8 +444,8 @@ int kvmfault_fill_dispatch(struct kvmfault_fill *fill, int *timeout_ms)
 	kvmfault__enter(&fill->seat->inside, fill->seat, NULL);
 	wait = fill_step(fill, fill->seat);
 	kvmfault__exit(&fill->seat->inside);
-	wait = wait >= OVER ? wait : (wait + KVMFAULT__MS - 1) / KVMFAULT__MS;
-	*timeout_ms = wait >= OVER ? -1 : wait < INT_MAX ? (int)wait : INT_MAX;
+	wait = wait == OVER ? wait : (wait + KVMFAULT__MS - 1) / KVMFAULT__MS;
+	*timeout_ms = wait == OVER ? -1 : wait < INT_MAX ? (int)wait : INT_MAX;
 	return 0;
 }
 

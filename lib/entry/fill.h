@@ -19,14 +19,27 @@ struct kvmfault__fill_part {
 	uint64_t first, end;		/* its pages in the cursor's count */
 };
 
+/* Pages that one step asks for. */
+struct kvmfault__fill_piece {
+	const struct kvmfault__fill_part *part;
+	uint64_t page, end;		/* of its memory */
+	uint64_t rest;			/* the end of what later steps ask for,
+					 * at first `end` */
+	bool first;			/* of the working set */
+};
+
 struct kvmfault_fill {
 	struct kvmfault_vm *vm;
 	uint64_t window_length;
 	/* a working set, which comes before all else; or NULL */
 	const struct kvmfault_working_set *first;
-	pthread_mutex_t lock;		/* for the next two; held briefly */
+	pthread_mutex_t lock;		/* for the next five; held briefly */
 	uint64_t run, done;		/* the set's next run, and how much of
 					 * it was taken */
+	unsigned int in_hand;		/* pieces of it that threads have, */
+	unsigned int backs;		/* and any pieces that they had to put
+					 * back: one each, at most */
+	struct kvmfault__fill_piece *back;
 	atomic_bool replaying;		/* not all of the set was taken */
 	uint64_t interval;		/* between two reports, in ns */
 	void (*progress)(void *data,
@@ -40,6 +53,10 @@ struct kvmfault_fill {
 	_Atomic uint64_t demand;	/* faults of other threads until now, */
 	_Atomic uint64_t demand_at;	/* and when one was last seen */
 	_Atomic uint64_t report_at;
+	_Atomic uint64_t watch_at;	/* when it looks, though it does not
+					 * work, whether a page is missing; */
+	_Atomic uint64_t known;		/* so far, none before this one was
+					 * absent, in the cursor's count */
 	atomic_bool reporting;		/* one thread at a time does */
 	_Atomic uint64_t missing;	/* bytes, after the last pass */
 	_Atomic uint64_t next_pass;	/* when it begins; 0: this goes on */
@@ -71,8 +88,9 @@ bool kvmfault__fill_sees_demand(struct kvmfault_fill *fill, uint64_t now);
  * not time yet, and then nothing was paid. */
 uint64_t kvmfault__fill_pay(struct kvmfault_fill *fill, uint64_t now,
 			    uint64_t bytes);
-/* Bytes that were paid for have not come. */
-void kvmfault__fill_pay_back(struct kvmfault_fill *fill, uint64_t bytes);
+/* So many bytes were paid for, and so many have come. */
+void kvmfault__fill_pay_rest(struct kvmfault_fill *fill, uint64_t paid,
+			     uint64_t came);
 /* How many bytes a step brings at most; gently: the guest faults. */
 uint64_t kvmfault__fill_length(const struct kvmfault_fill *fill, bool gently);
 /*
@@ -83,15 +101,21 @@ uint64_t kvmfault__fill_length(const struct kvmfault_fill *fill, bool gently);
 void kvmfault__fill_adapt(struct kvmfault_fill *fill, uint64_t took);
 
 /* fill-order.c */
-/* Take the pages that are next, of one memory, up to so many bytes. Returns
- * false at the end of a pass. */
+/* Take the pages that are next, of one memory: up to so many bytes, or a chunk
+ * of its source. Returns false at the end of a pass; else kvmfault__fill_put()
+ * has to follow. */
 bool kvmfault__fill_take(struct kvmfault_fill *fill, uint64_t length,
-			 const struct kvmfault__fill_part **part,
-			 uint64_t *page, uint64_t *end);
-/* The rest of what was taken is to be taken again, if it was taken last. */
-void kvmfault__fill_give_back(struct kvmfault_fill *fill,
-			      const struct kvmfault__fill_part *part,
-			      uint64_t page, uint64_t end);
+			 struct kvmfault__fill_piece *piece);
+/* The step is over: what is left from the piece's page on comes before all
+ * others. */
+void kvmfault__fill_put(struct kvmfault_fill *fill,
+			const struct kvmfault__fill_piece *piece);
+/* The first page from there on that is absent, or that is not; else `end`. */
+uint64_t kvmfault__fill_find(const struct kvmfault_memory *memory,
+			     uint64_t page, uint64_t end, bool absent);
+/* Is a page absent? Each is looked at until it was not, and then no more: one
+ * whose fetch fails may be absent again. */
+bool kvmfault__fill_has_absent(struct kvmfault_fill *fill);
 
 /* fill.c */
 /* A seat for a thread of the fill, or NULL. */

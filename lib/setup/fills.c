@@ -141,6 +141,7 @@ static int fill_make(struct kvmfault_vm *vm,
 		     const struct kvmfault_fill_options *o,
 		     struct kvmfault_fill **fill)
 {
+	size_t pieces = o->threads ? o->threads : 1;
 	struct kvmfault_fill *new;
 	uint64_t pages = 0;
 
@@ -149,11 +150,14 @@ static int fill_make(struct kvmfault_vm *vm,
 	if (!new)
 		return -ENOMEM;
 	new->part = kvmfault__sys_alloc(o->memory_count *
-					sizeof(new->part[0]), 0);
+					sizeof(new->part[0]) + pieces *
+					sizeof(new->back[0]), 0);
 	if (!new->part) {
 		kvmfault__sys_free(new);
 		return -ENOMEM;
 	}
+	new->back = (struct kvmfault__fill_piece *)
+		    &new->part[o->memory_count];
 	new->vm = vm;
 	new->window_length = o->window_length ? o->window_length :
 						vm->options.page_size_max;
@@ -168,6 +172,7 @@ static int fill_make(struct kvmfault_vm *vm,
 	new->data = o->data;
 	new->began = kvmfault__sys_now();
 	atomic_store(&new->rate, o->rate);
+	atomic_store(&new->paused, o->paused);
 	atomic_store(&new->due, new->began);
 	for (; new->count < o->memory_count; new->count++) {
 		struct kvmfault__fill_part *part = &new->part[new->count];

@@ -303,6 +303,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_fill_options, progress, 56, 8),
 	MEMBER(kvmfault_fill_options, data, 64, 8),
 	MEMBER(kvmfault_fill_options, interval_ms, 72, 4),
+	MEMBER(kvmfault_fill_options, paused, 76, 1),
 
 	SIZE(kvmfault_memory_counts, 56),
 	MEMBER(kvmfault_memory_counts, size, 0, 8),

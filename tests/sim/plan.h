@@ -107,7 +107,7 @@ enum role { ROLE_VCPU, ROLE_THREAD, ROLE_DEVICE, ROLE_KERNEL, ROLE_COUNT };
 	step(unprotect, THREAD, 1, "page count -") \
 	step(convert, THREAD, 4, "page count private") \
 	step(cancel, THREAD, 2, "page count -") \
-	step(fill, THREAD, 3, "page threads small") \
+	step(fill, THREAD, 3, "page threads how") \
 	step(region_again, THREAD, 3, "memory - -") \
 	step(relay, THREAD, 3, "memory layout -") \
 	step(memory_again, THREAD, 6, "memory back -") \

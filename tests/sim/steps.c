@@ -990,6 +990,7 @@ static void fill(struct acting *a, const struct step *step)
 	options.memory_count = 1;
 	options.threads = step->b % 3;
 	options.window_length = step->c % 2 ? memory->unit * PAGE : 0;
+	options.paused = step->c / 2 % 4 == 1;
 	err = CALL(kvmfault_fill_new, false,
 		   kvmfault_fill_new(world.vm, &options, &fill));
 	/* The model has no more tasks, or another thread has settled it. */
