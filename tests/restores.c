@@ -3,24 +3,30 @@
 
 /*
  * What a restore costs, by the public interface alone: anonymous RAM comes from
- * an image in a memfd. `scripts/bench restores` runs it. It needs a userfaultfd,
- * and no KVM.
+ * an image, in one of two ways that take turns. `scripts/bench restores` runs
+ * it. It needs a userfaultfd, and no KVM.
  *
- * usage: restores WHAT AMOUNT [MIB]	prints how many microseconds it took,
- *					with MIB in the place of 1 GiB
- *   loop 1	a loop that reads and copies 512 pages at a time
- *   fill N	1 GiB by a fill with N threads
- *   holes 0|1	1 GiB, of which four fifths are holes, of 1 MiB each: read as
- *		data (0), or left out (1)
- *   demand N	the 99th percentile of faults at random, while a fill with N
- *		threads works; 0: without a fill
- *   slow N	the same with a source that takes 200 us
+ * usage: restores WHAT ROUNDS [MIB]	prints for each round how many
+ *					microseconds both ways took, with MIB in
+ *					the place of 1 GiB
+ *   loop	all of it by a loop that reads and copies 512 pages at a time,
+ *		and by a fill with one thread
+ *   threads	by a fill with one thread, and with two
+ *   holes	by a fill, when four fifths of the image are holes, of 1 MiB
+ *		each: read as data, and left out
+ *   sparse	the same, with an image on a disk that was just written: its
+ *		data is in the page cache, and nothing of its holes
+ *   demand	the 99th percentile of faults at random: without a fill, and
+ *		while one with one thread works
+ *   slow	the same with a source that takes 200 us
  */
 
 #include <err.h>
 #include <fcntl.h>
 #include <kvmfault.h>
 #include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,6 +42,7 @@
 #define PAGE 4096ULL
 #define STEP (2ULL << 20)
 #define BLOCK (256ULL << 10)
+#define SPARSE 5		/* one block of so many has data */
 #define FAULTS 20000
 #define SLOW_FAULTS 4000
 #define SLOW_NS 200000
@@ -46,9 +53,14 @@ static struct kvmfault_service *service;
 static struct kvmfault_fill *fill;
 static char *ram;
 static uint64_t size = 1ULL << 30;	/* of RAM and of the image */
+static uint64_t blocks = 1;		/* of so many blocks one has data */
 static int image;
 static int (*read_image)(void *data, uint64_t offset, void *buffer,
 			 size_t length);
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static double over;			/* when the fill was; 0: not yet */
 
 static void must(int error, const char *what)
 {
@@ -64,20 +76,44 @@ static double now_us(void)
 	return (double)now.tv_sec * 1e6 + (double)now.tv_nsec / 1e3;
 }
 
-/* Of so many blocks one has data, and the others are holes. */
-static void make_image(uint64_t blocks)
+/* ---- the image, and RAM ---- */
+
+static int block_byte(uint64_t at)
+{
+	return at / BLOCK % blocks ? 0 : 1 + (int)(at / BLOCK % 250);
+}
+
+static void make_image(int fd)
 {
 	static char block[BLOCK];
 	uint64_t at;
 
-	image = memfd_create("image", MFD_CLOEXEC);
+	image = fd;
 	if (image < 0 || ftruncate(image, (off_t)size))
 		err(1, "an image");
 	for (at = 0; at < size; at += blocks * BLOCK) {
-		memset(block, 1 + (int)(at / BLOCK % 250), BLOCK);
+		memset(block, block_byte(at), BLOCK);
 		if (pwrite(image, block, BLOCK, (off_t)at) != (ssize_t)BLOCK)
 			err(1, "an image");
 	}
+	if (fsync(image))
+		err(1, "an image");
+}
+
+static int new_file(void)
+{
+	return open("/var/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+}
+
+/* Who has read a file's holes leaves zeros for them in the page cache. */
+static void forget_holes(void)
+{
+	uint64_t at;
+
+	for (at = 0; at < size; at += blocks * BLOCK)
+		posix_fadvise(image, (off_t)(at + BLOCK),
+			      (off_t)((blocks - 1) * BLOCK),
+			      POSIX_FADV_DONTNEED);
 }
 
 /* Small pages: a huge one would come at the first touch of any of its own. */
@@ -89,14 +125,36 @@ static void map_ram(void)
 		err(1, "RAM");
 }
 
-static double loop(void)
+/* Memory that this machine has never used is slow when it is first touched,
+ * where it is a VM itself. Whatever is freed last is used next. */
+static void warm_up(void)
+{
+	map_ram();
+	memset(ram, 1, size);
+	munmap(ram, size);
+}
+
+static void check_ram(void)
+{
+	uint64_t at;
+
+	for (at = 0; at < size; at += PAGE)
+		if ((unsigned char)ram[at] != block_byte(at) ||
+		    (unsigned char)ram[at + PAGE - 1] != block_byte(at))
+			errx(1, "wrong bytes in the page at %#llx",
+			     (unsigned long long)at);
+}
+
+/* ---- a loop ---- */
+
+static double by_loop(void)
 {
 	struct uffdio_api api = { .api = UFFD_API };
 	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
 	char *buffer = mmap(NULL, STEP, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	double began;
+	double began, took;
 	uint64_t at;
 
 	map_ram();
@@ -117,8 +175,15 @@ static double loop(void)
 		    ioctl(uffd, UFFDIO_COPY, &copy))
 			err(1, "a copy");
 	}
-	return now_us() - began;
+	took = now_us() - began;
+	check_ram();
+	close(uffd);
+	munmap(buffer, STEP);
+	munmap(ram, size);
+	return took;
 }
+
+/* ---- the library ---- */
 
 static int read_slowly(void *data, uint64_t offset, void *buffer,
 		       size_t length)
@@ -129,7 +194,7 @@ static int read_slowly(void *data, uint64_t offset, void *buffer,
 	return read_image(data, offset, buffer, length);
 }
 
-static void restore(bool holes, bool slow)
+static void begin(bool holes, bool slow)
 {
 	struct kvmfault_source source = { .size = sizeof(source) };
 	struct kvmfault_memory_options options = {
@@ -152,29 +217,78 @@ static void restore(bool holes, bool slow)
 	must(kvmfault_service_new(vm, &threads, &service), "a service");
 }
 
+static void end(void)
+{
+	must(kvmfault_fill_free(fill), "the fill");
+	fill = NULL;
+	must(kvmfault_service_free(service), "the service");
+	must(kvmfault_memory_free(memory), "the memory");
+	must(kvmfault_vm_free(vm), "the context");
+	munmap(ram, size);
+}
+
+static void note_over(void *data, const struct kvmfault_fill_progress *progress)
+{
+	(void)data;
+	if (!progress->over)
+		return;
+	pthread_mutex_lock(&lock);
+	over = now_us();
+	pthread_cond_signal(&changed);
+	pthread_mutex_unlock(&lock);
+}
+
 static void begin_fill(uint32_t threads)
 {
 	const struct kvmfault_fill_options options = {
 		.size = sizeof(options), .memories = &memory,
 		.memory_count = 1, .threads = threads,
+		.progress = note_over,
 	};
 
 	must(kvmfault_fill_new(vm, &options, &fill), "a fill");
 }
 
-static double fill_all(uint32_t threads)
+/* Anonymous memory that has been written; a page of zeros takes none. */
+static uint64_t own_memory(void)
 {
-	struct kvmfault_fill_progress now = { .size = sizeof(now) };
-	const struct timespec wait = { .tv_nsec = 2000000 };
-	double began = now_us();
+	FILE *file = fopen("/proc/self/status", "re");
+	unsigned long long kib = 0;
+	char line[128];
 
-	begin_fill(threads);
-	do {
-		nanosleep(&wait, NULL);
-		must(kvmfault_fill_progress(fill, &now), "the progress");
-	} while (!now.over);
-	return now_us() - began;
+	while (file && fgets(line, sizeof(line), file))
+		sscanf(line, "RssAnon: %llu", &kib);
+	if (file)
+		fclose(file);
+	return kib << 10;
 }
+
+static double by_fill(uint32_t threads, bool holes)
+{
+	uint64_t data = (size + blocks * BLOCK - 1) / (blocks * BLOCK) * BLOCK;
+	uint64_t before, more;
+	double began;
+
+	begin(holes, false);
+	before = own_memory();
+	over = 0;
+	began = now_us();
+	begin_fill(threads);
+	pthread_mutex_lock(&lock);
+	while (!over)
+		pthread_cond_wait(&changed, &lock);
+	pthread_mutex_unlock(&lock);
+	more = own_memory() - before;
+	/* For each thread a buffer, and the states. */
+	if (holes && more > data + (threads + 1) * STEP)
+		errx(1, "memory grew by %llu bytes, of which %llu are data",
+		     (unsigned long long)more, (unsigned long long)data);
+	check_ram();
+	end();
+	return over - began;
+}
+
+/* ---- demand ---- */
 
 static int compare(const void *a, const void *b)
 {
@@ -205,47 +319,95 @@ static double touch_at_random(unsigned int faults)
 	return result;
 }
 
-static double demand(uint32_t threads, bool slow)
+static double by_demand(bool filled, bool slow)
 {
-	restore(true, slow);
-	if (threads)
-		begin_fill(threads);
-	return touch_at_random(slow ? SLOW_FAULTS : FAULTS);
+	double result;
+
+	begin(true, slow);
+	if (filled)
+		begin_fill(1);
+	result = touch_at_random(slow ? SLOW_FAULTS : FAULTS);
+	end();
+	return result;
 }
 
-static void end(void)
+/* ---- two ways, in turns ---- */
+
+static double loop(bool second)
 {
-	must(kvmfault_fill_free(fill), "the fill");
-	must(kvmfault_service_free(service), "the service");
-	must(kvmfault_memory_free(memory), "the memory");
-	must(kvmfault_vm_free(vm), "the context");
+	return second ? by_fill(1, true) : by_loop();
+}
+
+static double threads(bool second)
+{
+	return by_fill(1 + second, true);
+}
+
+static double holes(bool second)
+{
+	forget_holes();
+	return by_fill(1, second);
+}
+
+static double demand(bool second)
+{
+	return by_demand(second, false);
+}
+
+static double slow(bool second)
+{
+	return by_demand(second, true);
+}
+
+static const struct pair {
+	const char *name;
+	double (*take)(bool second);
+	uint64_t blocks;
+	bool disk;
+} pairs[] = {
+	{ "loop", loop, 1, true },
+	{ "threads", threads, 1, true },
+	{ "holes", holes, SPARSE, false },
+	{ "sparse", holes, SPARSE, true },
+	{ "demand", demand, 1, false },
+	{ "slow", slow, 1, false },
+};
+
+static const struct pair *find_pair(const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < sizeof(pairs) / sizeof(*pairs); i++)
+		if (!strcmp(pairs[i].name, name))
+			return &pairs[i];
+	errx(2, "usage: restores loop|threads|holes|sparse|demand|slow ROUNDS [MIB]");
+}
+
+/* Either way is the first one in every second round. */
+static void take_round(const struct pair *pair, int round)
+{
+	bool swapped = round % 2;
+	double took[2];
+
+	took[swapped] = pair->take(swapped);
+	took[!swapped] = pair->take(!swapped);
+	if (round)		/* the first round warms up */
+		printf("%.0f %.0f\n", took[0], took[1]);
 }
 
 int main(int argc, char **argv)
 {
-	const char *what = argc >= 3 ? argv[1] : "";
-	uint32_t amount = argc >= 3 ? (uint32_t)atoi(argv[2]) : 0;
-	double result;
+	const struct pair *pair = find_pair(argc >= 3 ? argv[1] : "");
+	int rounds = atoi(argv[2]), round;
 
 	need("uffd");
 	if (argc == 4)
 		size = (uint64_t)atoi(argv[3]) << 20;
-	make_image(strcmp(what, "holes") ? 1 : 5);
-	if (!strcmp(what, "loop")) {
-		result = loop();
-	} else if (!strcmp(what, "fill")) {
-		restore(true, false);
-		result = fill_all(amount);
-	} else if (!strcmp(what, "holes")) {
-		restore(amount, false);
-		result = fill_all(1);
-	} else if (!strcmp(what, "demand") || !strcmp(what, "slow")) {
-		result = demand(amount, *what == 's');
-	} else {
-		errx(2, "usage: restores loop|fill|holes|demand|slow AMOUNT [MIB]");
-	}
-	printf("%.0f\n", result);
-	if (vm)
-		end();
+	blocks = pair->blocks;
+	make_image(pair->disk ? new_file() : memfd_create("image",
+							  MFD_CLOEXEC));
+	warm_up();
+	for (round = 0; round <= rounds; round++)
+		take_round(pair, round);
 	return 0;
 }
