@@ -967,6 +967,39 @@ TEST(later, has_one_in_flight_beside_demand)
 	check_all_is_there();
 }
 
+/* Another fill's fetch, which may hang, is none of its own. */
+TEST(later, has_one_in_flight_beside_another_fill)
+{
+	struct kvmfault_fill *other;
+	unsigned int i;
+
+	begin(1);
+	other = fill;
+	ck_assert_int_eq(step(), 0);
+	ck_assert_uint_eq(submitted, 1);
+	begin(1);
+	atomic_store(&bed.seat->in_hand, true);
+	step();
+	ck_assert_uint_eq(submitted, 2);
+	ck_assert_uint_eq(offsets[1], PAGE);
+	fake_advance(100 * MS);
+	ck_assert_int_gt(step(), 0);
+	ck_assert_uint_eq(submitted, 2);
+	answer(1, 0);
+	fake_advance(100 * MS);
+	step();
+	ck_assert_uint_eq(submitted, 3);
+	atomic_store(&bed.seat->in_hand, false);
+	fake_advance(100 * MS);
+	go_on();
+	for (i = 2; i < submitted; i++)
+		answer(i, 0);
+	answer(0, 0);
+	finish();
+	check_all_is_there();
+	ck_assert_int_eq(kvmfault_fill_free(other), 0);
+}
+
 /* It leaves half of them to faults. */
 TEST(later, takes_half_of_the_fetches)
 {

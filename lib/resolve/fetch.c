@@ -27,7 +27,8 @@
 
 struct kvmfault_fetch {
 	atomic_bool taken;
-	atomic_bool fills;		/* and no thread waits for it */
+	_Atomic(struct kvmfault_fill *) fill;	/* that asks, and no thread
+						 * waits for it; or NULL */
 	atomic_uint state;
 	atomic_int said;
 	struct kvmfault__seat *seat;
@@ -196,19 +197,34 @@ bool kvmfault__fetch_for_others(struct kvmfault_vm *vm)
 
 	for (i = 0; i < count; i++)
 		if (atomic_load(&all->fetch[i].taken) &&
-		    !atomic_load(&all->fetch[i].fills))
+		    !atomic_load(&all->fetch[i].fill))
 			return true;
 	return false;
 }
 
-/* Fills have one fetch in flight, or at most half of all: the others are left
- * to faults. */
-static struct kvmfault_fetch *fetch_take_for_fill(struct kvmfault__fetches *all,
-						  bool one)
+static bool fetch_flies_for(const struct kvmfault__fetches *all,
+			    const struct kvmfault_fill *fill)
 {
-	size_t limit = one || all->count < 2 ? 1 : all->count / 2;
+	size_t i;
+
+	for (i = 0; i < all->count; i++)
+		if (atomic_load(&all->fetch[i].taken) &&
+		    atomic_load(&all->fetch[i].fill) == fill)
+			return true;
+	return false;
+}
+
+/* A fill has one fetch in flight while the guest faults, and all of them have
+ * at most half: the others are left to faults. */
+static struct kvmfault_fetch *
+fetch_take_for_fill(struct kvmfault__fetches *all,
+		    const struct kvmfault__seat *seat)
+{
+	size_t limit = all->count < 2 ? 1 : all->count / 2;
 	struct kvmfault_fetch *fetch = NULL;
 
+	if (seat->gentle && fetch_flies_for(all, atomic_load(&seat->fill)))
+		return NULL;
 	if (atomic_fetch_add(&all->fills, 1) < limit)
 		fetch = fetch_take(all);
 	if (!fetch)
@@ -272,7 +288,7 @@ static void fetch_give(struct kvmfault_fetch *fetch)
 
 	atomic_store(&fetch->due, UINT64_MAX);
 	kvmfault__leave(fetch->seat);
-	if (atomic_load(&fetch->fills))
+	if (atomic_load(&fetch->fill))
 		atomic_fetch_sub(&fetches->fills, 1);
 	atomic_store(&fetch->taken, false);
 	fetches_grant_wishes(vm, NULL);
@@ -291,8 +307,8 @@ static void fetch_take_over(struct kvmfault_fetch *fetch,
 	atomic_fetch_add(&memory->fetches, 1);
 	fetch->asked = rq->seat;
 	fetch->fault = *rq->request.fault;
-	atomic_store(&fetch->fills,
-		     fetch->fault.kind == KVMFAULT_KIND_FILL);
+	atomic_store(&fetch->fill, kvmfault__fills(rq) ?
+				   atomic_load(&rq->seat->fill) : NULL);
 	fetch->message = rq->origin;
 	fetch->space = rq->origin ? rq->origin->uffd->space : 0;
 	fetch->rq = *rq;
@@ -401,7 +417,7 @@ int kvmfault__submit(struct kvmfault__request *rq)
 	int err;
 
 	while (!(fetch = kvmfault__fills(rq) ?
-			 fetch_take_for_fill(all, rq->seat->gentle) :
+			 fetch_take_for_fill(all, rq->seat) :
 			 fetch_take(all))) {
 		/* A message can be deferred, and a vCPU with no_wait or a fill
 		 * comes again. */
@@ -486,7 +502,7 @@ static bool fetch_conclude(struct kvmfault_fetch *fetch)
 			kvmfault__defer_fetch(rq, error);
 	}
 	kvmfault__conclude(rq, KVMFAULT__ABSENT);
-	if (atomic_load(&fetch->fills))
+	if (atomic_load(&fetch->fill))
 		kvmfault__add(fetch->seat, KVMFAULT__COUNTER(filled),
 			      rq->installed.there - rq->installed.existed);
 	if (!error) {
