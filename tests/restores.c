@@ -16,6 +16,8 @@
  *		each: read as data, and left out
  *   sparse	the same, with an image on a disk that was just written: its
  *		data is in the page cache, and nothing of its holes
+ *   limit	as holes, by a loop that reads and copies all of it, and by one
+ *		that knows where the holes are
  *   demand	the 99th percentile of faults at random: without a fill, and
  *		while one with one thread works
  *   slow	the same with a source that takes 200 us
@@ -147,7 +149,36 @@ static void check_ram(void)
 
 /* ---- a loop ---- */
 
-static double by_loop(void)
+static void loop_copy(int uffd, char *buffer, uint64_t at, uint64_t length)
+{
+	struct uffdio_copy copy = {
+		.dst = (uintptr_t)ram + at,
+		.src = (uintptr_t)buffer,
+		.len = length,
+	};
+
+	if (pread(image, buffer, length, (off_t)at) != (ssize_t)length ||
+	    ioctl(uffd, UFFDIO_COPY, &copy))
+		err(1, "a copy");
+}
+
+/* A block of data, and the hole behind it. */
+static void loop_skip(int uffd, char *buffer, uint64_t at)
+{
+	uint64_t end = at + blocks * BLOCK < size ? at + blocks * BLOCK : size;
+	struct uffdio_zeropage zero = {
+		.range = {
+			.start = (uintptr_t)ram + at + BLOCK,
+			.len = end - at - BLOCK,
+		},
+	};
+
+	loop_copy(uffd, buffer, at, BLOCK);
+	if (zero.range.len && ioctl(uffd, UFFDIO_ZEROPAGE, &zero))
+		err(1, "zeros");
+}
+
+static double by_loop(bool holes)
 {
 	struct uffdio_api api = { .api = UFFD_API };
 	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
@@ -164,17 +195,11 @@ static double by_loop(void)
 	    ioctl(uffd, UFFDIO_REGISTER, &reg))
 		err(1, "a userfaultfd");
 	began = now_us();
-	for (at = 0; at < size; at += STEP) {
-		struct uffdio_copy copy = {
-			.dst = (uintptr_t)ram + at,
-			.src = (uintptr_t)buffer,
-			.len = STEP,
-		};
-
-		if (pread(image, buffer, STEP, (off_t)at) != (ssize_t)STEP ||
-		    ioctl(uffd, UFFDIO_COPY, &copy))
-			err(1, "a copy");
-	}
+	for (at = 0; at < size; at += holes ? blocks * BLOCK : STEP)
+		if (holes)
+			loop_skip(uffd, buffer, at);
+		else
+			loop_copy(uffd, buffer, at, STEP);
 	took = now_us() - began;
 	check_ram();
 	close(uffd);
@@ -335,7 +360,7 @@ static double by_demand(bool filled, bool slow)
 
 static double loop(bool second)
 {
-	return second ? by_fill(1, true) : by_loop();
+	return second ? by_fill(1, true) : by_loop(false);
 }
 
 static double threads(bool second)
@@ -347,6 +372,11 @@ static double holes(bool second)
 {
 	forget_holes();
 	return by_fill(1, second);
+}
+
+static double limit(bool second)
+{
+	return by_loop(second);
 }
 
 static double demand(bool second)
@@ -369,6 +399,7 @@ static const struct pair {
 	{ "threads", threads, 1, true },
 	{ "holes", holes, SPARSE, false },
 	{ "sparse", holes, SPARSE, true },
+	{ "limit", limit, SPARSE, false },
 	{ "demand", demand, 1, false },
 	{ "slow", slow, 1, false },
 };
@@ -380,7 +411,7 @@ static const struct pair *find_pair(const char *name)
 	for (i = 0; i < sizeof(pairs) / sizeof(*pairs); i++)
 		if (!strcmp(pairs[i].name, name))
 			return &pairs[i];
-	errx(2, "usage: restores loop|threads|holes|sparse|demand|slow ROUNDS [MIB]");
+	errx(2, "usage: restores loop|threads|holes|sparse|limit|demand|slow ROUNDS [MIB]");
 }
 
 /* Either way is the first one in every second round. */
