@@ -108,17 +108,43 @@ ARCHIVE, SHARED = 'kvmfault, static library', 'kvmfault, shared library'
 KINDS = {'both': [SHARED, ARCHIVE], 'shared': [SHARED], 'static': [ARCHIVE]}
 
 
+def expect_kind(tree, libraries, name):
+    files = installed(tree)
+    assert (f'lib{name}.a' in files) == (ARCHIVE in libraries), files
+    assert (f'lib{name}.so' in files) == (SHARED in libraries), files
+
+
 def test_only_the_library():
     with directory() as path:
         for kind, libraries in KINDS.items():
             tree = os.path.join(path, kind)
             run(MESON, 'setup', '-Dtests=disabled', '-Dtools=disabled',
-                '-Ddefault_library=' + kind, tree, TOP)
+                '-Dnbd=disabled', '-Ddefault_library=' + kind, tree, TOP)
             assert by_default(tree) == libraries, (kind, by_default(tree))
             assert not told(tree, 'tests'), told(tree, 'tests')
-            files = installed(tree)
-            assert ('libkvmfault.a' in files) == (ARCHIVE in libraries), files
-            assert ('libkvmfault.so' in files) == (SHARED in libraries), files
+            expect_kind(tree, libraries, 'kvmfault')
+            assert not any('nbd' in name for name in installed(tree)), \
+                installed(tree)
+
+
+def test_the_library_for_nbd():
+    with directory() as path:
+        for kind, libraries in KINDS.items():
+            tree = os.path.join(path, kind)
+            run(MESON, 'setup', '-Dtests=disabled', '-Dtools=disabled',
+                '-Ddefault_library=' + kind, tree, TOP)
+            if option(tree, 'nbd') == 'auto' and not any(
+                    found['name'] == 'libnbd' for found in
+                    told(tree, 'dependencies')):
+                print('SKIP: libnbd is not here')
+                return
+            both = sorted(libraries + [library.replace(',', '-nbd,')
+                                       for library in libraries])
+            assert by_default(tree) == both, (kind, by_default(tree))
+            for name in 'kvmfault', 'kvmfault-nbd':
+                expect_kind(tree, libraries, name)
+            assert {'kvmfault-nbd.h', 'libkvmfault-nbd.pc',
+                    'kvmfault_source_nbd.3'} < installed(tree), installed(tree)
 
 
 def test_tests_of_one_kind():

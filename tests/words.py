@@ -11,8 +11,8 @@ wrong in C: a static function whose name is one word, and a name of a static
 function that another file has, too.
 
 usage: words.py FILE...          # C (.c, .h), Markdown, manual pages, plain text
-       words.py files SOURCE     # those that a tree has to be read: lib/, include/,
-                                 # the manual and the documents
+       words.py files SOURCE     # those that a tree has to be read: lib/, nbd/,
+                                 # include/, the manual and the documents
        words.py twins            # texts that are wrong in each of these ways
 """
 
@@ -116,7 +116,7 @@ def wrong(texts):
 
 
 def files(source):
-    for pattern in ('lib/*/*.[ch]', 'include/*.h', 'doc/man/*.[1357]', '*.md',
+    for pattern in ('lib/*/*.[ch]', 'nbd/*.[ch]', 'include/*.h', 'doc/man/*.[1357]', '*.md',
                     'doc/*.md', 'tests/README.md', 'tests/vm/README.md', 'NEWS'):
         yield from sorted(glob.glob(os.path.join(source, pattern)))
 

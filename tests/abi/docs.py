@@ -6,7 +6,7 @@
 a .3 page, or a page of its name refers (.so) to one. And no page is named after
 a function that there is not.
 
-usage: docs.py [--twin] MAP HEADER DIRECTORY"""
+usage: docs.py [--twin] DIRECTORY MAP HEADER [MAP HEADER]..."""
 
 import os
 import re
@@ -89,7 +89,8 @@ def doctored(data):
 
 def main():
     args = [arg for arg in sys.argv[1:] if arg != '--twin']
-    data = (public.read(args[0]), public.both(args[1]), pages(args[2]))
+    data = (''.join(map(public.read, args[1::2])),
+            ''.join(map(public.both, args[2::2])), pages(args[0]))
     if '--twin' in sys.argv:
         public.twin(check, list(doctored(data)))
     public.verdict(check(data))

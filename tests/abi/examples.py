@@ -31,6 +31,7 @@ LINES = 200		# no example has as many
 AROUND = '''
 #include <errno.h>
 #include <kvmfault.h>
+#include <kvmfault-nbd.h>
 #include <linux/kvm.h>
 #include <linux/kvm_para.h>
 #include <stdio.h>

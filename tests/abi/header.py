@@ -4,6 +4,9 @@
 
 """The header compiles alone, and included twice, in strict C or C++.
 
+The header may include others of ours, which lie beside it or beside the
+version's.
+
 usage: header.py [--twin] LANGUAGE STANDARD HEADER VERSION-HEADER COMPILER..."""
 
 import os
@@ -16,17 +19,17 @@ import public
 
 
 def check(data):
-    """data: language, standard, compiler, header, version header."""
-    language, standard, compiler, header, version = data
+    """data: language, standard, compiler, name -> text of each header; the last
+    one is included."""
+    language, standard, compiler, headers = data
     with tempfile.TemporaryDirectory() as directory:
-        for name, text in (('kvmfault.h', header),
-                           ('kvmfault-version.h', version)):
+        for name, text in headers.items():
             with open(os.path.join(directory, name), 'w') as file:
                 file.write(text)
         done = subprocess.run(
             [*compiler, '-x', language, '-std=' + standard, '-pedantic',
              '-Wall', '-Wextra', '-Werror', '-fsyntax-only', '-I', directory,
-             '-'], text=True, input='#include <kvmfault.h>\n' * 2,
+             '-'], text=True, input=f'#include <{name}>\n' * 2,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if not done.returncode:
         return []
@@ -34,7 +37,8 @@ def check(data):
 
 
 def doctored(data):
-    language, standard, compiler, header, version = data
+    language, standard, compiler, headers = data
+    name = list(headers)[-1]
     cases = [
         ('no <stddef.h>', '#include <stddef.h>', '', 'size_t'),
         ('no <stdint.h>', '#include <stdint.h>', '', 'int32_t'),
@@ -53,15 +57,18 @@ def doctored(data):
         last = '#include "kvmfault-version.h"'
         cases.append((what, last, last + '\n' + line, word))
     for what, old, new, word in cases:
-        yield what, (language, standard, compiler,
-                     header.replace(old + '\n', new + '\n'), version), word
+        yield what, (language, standard, compiler, {
+            **headers, name: headers[name].replace(old + '\n', new + '\n')
+        }), word
 
 
 def main():
     args = [arg for arg in sys.argv[1:] if arg != '--twin']
     language, standard, header, version, *compiler = args
-    data = (language, standard, compiler, public.read(header),
-            public.read(version))
+    core = os.path.join(os.path.dirname(header), 'kvmfault.h')
+    data = (language, standard, compiler, {
+        os.path.basename(path): public.read(path)
+        for path in (version, core, header)})
     if '--twin' in sys.argv:
         public.twin(check, list(doctored(data)))
     public.verdict(check(data))

@@ -5,8 +5,8 @@
 """An installed copy is found by pkg-config, and a consumer compiled, linked and
 run with it: shared, with the archive, or with all of libc in the program.
 
-usage: installed.py [--twin] shared|archive|static MESON PKG-CONFIG BUILD \\
-           PREFIX CONSUMER COMPILER..."""
+usage: installed.py [--twin] [--module NAME] shared|archive|static MESON \\
+           PKG-CONFIG BUILD PREFIX CONSUMER COMPILER..."""
 
 import os
 import re
@@ -41,13 +41,20 @@ def find(directory, name):
     raise Failed(f'not installed: {name}')
 
 
+MODULE = 'libkvmfault'
+
+
 def consume(prefix, how, pkg_config, consumer, compiler):
     """Compile, link and run the consumer with what is installed in prefix."""
     def ask(*options):
         # No other libkvmfault of this machine must be found.
+        found = find(prefix, MODULE + '.pc')
+        if MODULE != 'libkvmfault':	# it needs others of this machine's
+            found += ':' + run(pkg_config, '--variable=pc_path',
+                               'pkg-config').strip()
         return run(pkg_config, '--define-variable=prefix=' + prefix, *options,
-                   'libkvmfault', PKG_CONFIG_PATH='', PKG_CONFIG_SYSROOT_DIR='',
-                   PKG_CONFIG_LIBDIR=find(prefix, 'libkvmfault.pc')).split()
+                   MODULE, PKG_CONFIG_PATH='', PKG_CONFIG_SYSROOT_DIR='',
+                   PKG_CONFIG_LIBDIR=found).split()
 
     program = os.path.join(prefix, 'consumer')
     libs = ['--libs'] if how == 'shared' else ['--static', '--libs']
@@ -55,7 +62,7 @@ def consume(prefix, how, pkg_config, consumer, compiler):
         *ask('--cflags'), consumer, '-o', program,
         *(['-static'] if how == 'static' else []), *ask(*libs))
     linked = re.findall(r'\(NEEDED\).*\[(.*)\]', run('readelf', '-d', program))
-    ours = any(name.startswith('libkvmfault.') for name in linked)
+    ours = any(name.startswith('libkvmfault') for name in linked)
     if ours != (how == 'shared') or (how == 'static' and linked):
         raise Failed(f'it is not linked as {how}, but needs {linked}')
     path = find(prefix, 'libkvmfault.so') if how == 'shared' else ''
@@ -71,10 +78,10 @@ def check(data):
         try:
             run(meson, 'install', '-C', build, '--no-rebuild', '--quiet',
                 '--destdir', directory)
-            if how != 'shared':
+            for name in {'libkvmfault.so', MODULE + '.so'}:
                 # Else the linker would take the shared one.
-                os.remove(os.path.join(find(installed, 'libkvmfault.so'),
-                                       'libkvmfault.so'))
+                if how != 'shared':
+                    os.remove(os.path.join(find(installed, name), name))
             change(installed)
             consume(installed, how, *rest)
         except Failed as error:
@@ -134,7 +141,12 @@ def doctored(data):
 
 
 def main():
+    global MODULE
+
     args = [arg for arg in sys.argv[1:] if arg != '--twin']
+    if args[0] == '--module':
+        MODULE = args[1]
+        args = args[2:]
     how, meson, pkg_config, build, prefix, consumer, *compiler = args
     if how == 'static':
         with tempfile.TemporaryDirectory(dir=build) as directory:

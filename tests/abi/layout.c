@@ -10,6 +10,7 @@
  */
 
 #include <kvmfault.h>
+#include <kvmfault-nbd.h>
 
 #include <stdio.h>
 #include <string.h>
@@ -313,6 +314,22 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_memory_counts, discarded, 32, 8),
 	MEMBER(kvmfault_memory_counts, poisoned, 40, 8),
 	MEMBER(kvmfault_memory_counts, to_save, 48, 8),
+
+	SIZE(kvmfault_nbd_options, 80),
+	MEMBER(kvmfault_nbd_options, size, 0, 8),
+	MEMBER(kvmfault_nbd_options, uri, 8, 8),
+	MEMBER(kvmfault_nbd_options, offset, 16, 8),
+	MEMBER(kvmfault_nbd_options, length, 24, 8),
+	MEMBER(kvmfault_nbd_options, connections, 32, 4),
+	MEMBER(kvmfault_nbd_options, requests, 36, 4),
+	MEMBER(kvmfault_nbd_options, fetches, 40, 4),
+	MEMBER(kvmfault_nbd_options, deadline_ms, 44, 4),
+	MEMBER(kvmfault_nbd_options, pause_ms, 48, 4),
+	MEMBER(kvmfault_nbd_options, pause_max_ms, 52, 4),
+	MEMBER(kvmfault_nbd_options, extents_ms, 56, 4),
+	MEMBER(kvmfault_nbd_options, allow_files, 60, 1),
+	MEMBER(kvmfault_nbd_options, log, 64, 8),
+	MEMBER(kvmfault_nbd_options, data, 72, 8),
 };
 
 #define LINES (sizeof(lines) / sizeof(lines[0]))

@@ -5,7 +5,7 @@
 """layout.c freezes each open struct of the header and each of its members: one
 that was put into a hole changes no other's place, and would not be missed.
 
-usage: layout.py [--twin] HEADER LAYOUT.C"""
+usage: layout.py [--twin] LAYOUT.C HEADER..."""
 
 import re
 import sys
@@ -48,7 +48,7 @@ def doctored(data):
 
 def main():
     args = [arg for arg in sys.argv[1:] if arg != '--twin']
-    data = tuple(public.read(path) for path in args)
+    data = (''.join(map(public.read, args[1:])), public.read(args[0]))
     if '--twin' in sys.argv:
         public.twin(check, list(doctored(data)))
     public.verdict(check(data))

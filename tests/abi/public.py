@@ -54,7 +54,10 @@ def read(path):
 
 
 def both(header):
-    """The header, and the one beside it, of which nothing is promised."""
+    """The core's header, and the one beside it, of which nothing is promised.
+    Another library's header is alone."""
+    if os.path.basename(header) != 'kvmfault.h':
+        return read(header)
     return read(header) + read(os.path.join(os.path.dirname(header),
                                             'kvmfault-experimental.h'))
 
