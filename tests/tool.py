@@ -10,15 +10,19 @@ KVMFAULT may be a command that runs it on a kernel of its own: 'run.py ...'
 TEST 'anywhere' is all of those that need nothing of the machine.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import pty
 import shlex
+import shutil
+import socket
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 import zlib
 
 MINIMAL, README, MINIMAL_C = sys.argv[2:5]
@@ -267,6 +271,8 @@ def anywhere_usage():
                   ['--fill', '0'], ['--fill', 'fast'], ['--fill', ''],
                   ['--holes', '101'], ['--holes', 'x'], ['--holes', '-1'],
                   ['--holes', '5', '--image', MINIMAL_C],
+                  ['--holes', '5', '--source', 'nbd://localhost'],
+                  ['--image', MINIMAL_C, '--source', 'nbd://localhost'],
                   ['--record', 'x', '--fill', 'max'],
                   *(['--scenario', 'guest-memfd', *more] for more in
                     (['--fill', '1M'], ['--record', 'x'], ['--settle'],
@@ -314,6 +320,28 @@ def anywhere_no_image():
                 done = demo('--image', path, *more, code=1)
                 assert done.stderr.startswith(
                     f'kvmfault: cannot use {path} as an image: {why}'), done
+
+
+def without_nbd(directory):
+    """Of a program that has no libnbd: it says so."""
+    uri = f'nbd+unix:///?socket={directory}/none'
+    done = demo('--source', uri, code=1)
+    assert done.stderr.startswith('kvmfault: ') and uri in done.stderr, done
+    return 'built without libnbd' in done.stderr
+
+
+def anywhere_no_server():
+    with tempfile.TemporaryDirectory() as directory:
+        if not without_nbd(directory):
+            for uri, why in (
+                    (f'nbd+unix:///?socket={directory}/none',
+                     'No such file or directory'),
+                    ('http://localhost/', 'unknown NBD URI scheme'),
+                    (directory, 'does not have a scheme')):
+                done = demo('--source', uri, code=1)
+                assert done.stderr.startswith(
+                    f'kvmfault: NBD source {uri}: cannot be opened: '), done
+                assert why in done.stderr, done
 
 
 def anywhere_too_much():
@@ -529,6 +557,60 @@ def test_a_mode_that_cannot_be_had():
 def test_minimal():
     assert run(MINIMAL).stdout == 'ABCDEFGHIJKLMNOP\n'
     run('sh', '-c', f'"{MINIMAL}" >/dev/full', code=1)
+
+
+@contextlib.contextmanager
+def nbdkit(directory, *arguments):
+    """It is there when its file with its pid is."""
+    pid = os.path.join(directory, 'pid')
+    server = subprocess.Popen(['nbdkit', '-f', '--exit-with-parent', '-P', pid,
+                               *arguments])
+    try:
+        while not os.path.exists(pid):
+            assert server.poll() is None, 'nbdkit has ended'
+            time.sleep(0.01)
+        yield
+    finally:
+        server.kill()
+        server.wait()
+        os.remove(pid)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
+
+
+def test_nbd_source():
+    """Over a socket and over TCP, by faults, by a fill, and by conversions."""
+    if len(KVMFAULT) > 1:	# a kernel of its own, on which there is no server
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        if without_nbd(directory):
+            return
+        if not shutil.which('nbdkit'):
+            assert 'nbd' not in os.environ.get('KVMFAULT_REQUIRE', '').split(
+                ','), 'REQUIRED, but missing: nbd'
+            return
+        image = os.path.join(directory, 'image')
+        with open(image, 'wb') as file:
+            for page in range(4096):	# every other MiB is a hole
+                if page % 512 < 256:
+                    file.seek(page * 4096)
+                    file.write(os.urandom(4096))
+            file.truncate(16 << 20)
+        path = os.path.join(directory, 'socket')
+        uri = f'nbd+unix:///?socket={path}'
+        with nbdkit(directory, '-U', path, 'file', image):
+            report = verified('--source', uri)
+            assert report['zero'] == 2048, report
+            verified('--source', uri, '--fill', 'max', '--settle')
+            verified('--source', uri, '--delivery', 'uffd', '--memory', '3M')
+            verified('--source', uri, '--scenario', 'guest-memfd')
+        port = str(free_port())
+        with nbdkit(directory, '-i', '127.0.0.1', '-p', port, 'file', image):
+            verified('--source', 'nbd://127.0.0.1:' + port)
 
 
 def test_output_of_a_run_is_lost():

@@ -20,6 +20,8 @@ static const char help[] =
 	"Run native guest code on real vCPUs, whose RAM comes from an image\n"
 	"page by page as they touch it; then prove that they saw all of it.\n\n"
 	"  --image FILE     the image (default: made up, every page different)\n"
+	"  --source URI     the image is an NBD server's, as nbd://host/export or\n"
+	"                   nbd+unix:///?socket=PATH\n"
 	"  --memory SIZE    RAM, as 64M or 1G (default 64M, or the image's size)\n"
 	"  --holes N        of an image that is made up, N % are holes\n"
 	"  --vcpus N        1 to 256 (default 4)\n"
@@ -104,8 +106,10 @@ static bool agree(const struct demo *demo, const struct demo_scenario *scenario)
 {
 	const char *problem = NULL;
 
-	if (demo->holes && demo->image_path)
-		problem = "--holes is for an image that is made up: leave out --image";
+	if (demo->place.path && demo->place.uri)
+		problem = "--image and --source are two images: leave out one of them";
+	else if (demo->holes && (demo->place.path || demo->place.uri))
+		problem = "--holes is for an image that is made up: leave out --image and --source";
 	else if (demo->fill && demo->record_path)
 		problem = "--record would miss what --fill brings first: leave out one of them";
 	else if (scenario != &demo_ram &&
@@ -126,7 +130,10 @@ static bool take_option(int c, struct demo *demo,
 
 	switch (c) {
 	case 'i':
-		demo->image_path = optarg;
+		demo->place.path = optarg;
+		break;
+	case 'u':
+		demo->place.uri = optarg;
 		break;
 	case 'm':
 		good = parse_size(optarg, &demo->bytes) && demo->bytes;
@@ -177,6 +184,7 @@ static int parse(int argc, char **argv, struct demo *demo,
 {
 	static const struct option options[] = {
 		{ "image", required_argument, NULL, 'i' },
+		{ "source", required_argument, NULL, 'u' },
 		{ "memory", required_argument, NULL, 'm' },
 		{ "holes", required_argument, NULL, 'o' },
 		{ "vcpus", required_argument, NULL, 'v' },
@@ -211,9 +219,10 @@ static int parse(int argc, char **argv, struct demo *demo,
 /* Sizes that only the image tells. Returns an exit code, or -1: go on. */
 static int check(struct demo *demo)
 {
+	bool made_up = !demo->place.path && !demo->place.uri;
 	uint64_t size = MEMORY_DEFAULT;
 
-	if (demo->image_path && image_size(demo->image_path, &size))
+	if (image_size(&demo->place, &size))
 		return EXIT_FAILED;
 	if (!demo->bytes)
 		demo->bytes = size & ~(DEMO_PAGE - 1);
@@ -222,7 +231,7 @@ static int check(struct demo *demo)
 		return EXIT_USAGE;
 	}
 	/* In the end all RAM is there, and an image that is made up as well. */
-	if (!have_room("the demo", demo->bytes, demo->image_path ? 1 : 2))
+	if (!have_room("the demo", demo->bytes, made_up ? 2 : 1))
 		return EXIT_FAILED;
 	if (demo->working_set_path) {
 		demo->set = load_working_set(demo->working_set_path);

@@ -43,14 +43,7 @@ static int set_slot(struct demo *demo)
 
 static int add(struct demo *demo)
 {
-	struct kvmfault_source source = {
-		.size = sizeof(source),
-		.name = "image",
-		.read = image_read,
-		.data = &demo->image,
-		.length = demo->image.length,
-		.extent = image_extent,
-	};
+	struct kvmfault_source source;
 	struct kvmfault_memory_options memory = {
 		.size = sizeof(memory),
 		.length = demo->bytes,
@@ -67,6 +60,7 @@ static int add(struct demo *demo)
 	};
 	int err;
 
+	image_source(&demo->image, &source);
 	ram.maps.size = sizeof(ram.maps);
 	err = kvmfault_memory_alloc(demo->vm, &memory, &ram.maps, &demo->memory);
 	if (err)

@@ -318,7 +318,7 @@ static int demo_run(struct demo *demo, const struct demo_scenario *scenario)
 	pthread_sigmask(SIG_BLOCK, &bus, NULL);
 	err = new_machine(demo);
 	if (!err)
-		err = image_open(&demo->image, demo->image_path, demo->bytes,
+		err = image_open(&demo->image, &demo->place, demo->bytes,
 				 demo->holes);
 	if (!err)
 		err = restore_match(demo);

@@ -31,7 +31,7 @@ struct demo_vcpu {
 
 struct demo {
 	/* what was asked for */
-	const char *image_path;
+	struct image_place place;
 	uint64_t bytes;
 	unsigned int vcpus;
 	unsigned int holes;	/* per cent of an image that is made up */

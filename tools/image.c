@@ -20,6 +20,7 @@
 
 #define PAGE 4096
 #define WORDS (PAGE / sizeof(uint64_t))
+#define AT_ONCE 256		/* pages that are compared */
 
 /* splitmix64: no two pages begin alike, and no word is zero. */
 static uint64_t word_of(uint64_t n)
@@ -109,10 +110,26 @@ static int open_file(const char *path, uint64_t *length)
 	return err;
 }
 
-int image_size(const char *path, uint64_t *bytes)
+static int remote_size(const char *uri, uint64_t *bytes)
 {
-	int fd = open_file(path, bytes);
+	struct kvmfault_source source = { .size = sizeof(source) };
+	int err = image_connect(uri, &source);
 
+	if (!err)
+		*bytes = source.length;
+	kvmfault_source_free(&source);
+	return err;
+}
+
+int image_size(const struct image_place *place, uint64_t *bytes)
+{
+	int fd;
+
+	if (place->uri)
+		return remote_size(place->uri, bytes);
+	if (!place->path)
+		return 0;
+	fd = open_file(place->path, bytes);
 	if (fd < 0)
 		return fd;
 	close(fd);
@@ -120,7 +137,8 @@ int image_size(const char *path, uint64_t *bytes)
 }
 
 /* Of an image that is a file: when it was last changed, which a copy keeps if
- * it is told to. One that is made up is like any other of its length. */
+ * it is told to. One that is made up, or elsewhere, is like any other of its
+ * length. */
 static int identify(struct image *image)
 {
 	struct stat st;
@@ -131,25 +149,18 @@ static int identify(struct image *image)
 	return 0;
 }
 
-int image_open(struct image *image, const char *path, uint64_t bytes,
-	       unsigned int holes)
+static int open_local(struct image *image, const char *path, unsigned int holes)
 {
 	int err = 0;
 
-	image->pages = bytes / PAGE;
-	image->length = bytes;
-	image->reads = calloc(image->pages, 1);
-	if (!image->reads)
-		err = -ENOMEM;
-	else if (path)
+	if (path)
 		image->fd = open_file(path, &image->length);
 	else
 		err = make(image, holes);
 	if (!err && image->fd < 0)
 		return image->fd;	/* that is told */
-	image->file.size = sizeof(image->file);
 	if (!err)
-		err = kvmfault_source_file(image->fd, &image->file);
+		err = kvmfault_source_file(image->fd, &image->source);
 	if (!err && path)
 		err = identify(image);
 	if (err)
@@ -157,58 +168,109 @@ int image_open(struct image *image, const char *path, uint64_t bytes,
 	return err;
 }
 
+static int open_remote(struct image *image, const char *uri)
+{
+	int err;
+
+	image->fd = -1;
+	err = image_connect(uri, &image->source);
+	if (!err)
+		image->length = image->source.length;
+	return err;
+}
+
+int image_open(struct image *image, const struct image_place *place,
+	       uint64_t bytes, unsigned int holes)
+{
+	image->pages = bytes / PAGE;
+	image->length = bytes;
+	image->source.size = sizeof(image->source);
+	image->reads = calloc(image->pages, 1);
+	if (!image->reads) {
+		complain_errno(-ENOMEM, "make an image");
+		return -ENOMEM;
+	}
+	return place->uri ? open_remote(image, place->uri) :
+			    open_local(image, place->path, holes);
+}
+
 void image_close(struct image *image)
 {
+	kvmfault_source_free(&image->source);
 	if (image->fd > 0)
 		close(image->fd);
 	free((void *)(uintptr_t)image->reads);
 }
 
-static int read_all(int fd, uint64_t offset, void *buffer, size_t length)
+/* ---- the guest's source ---- */
+
+static void count(struct image *image, uint64_t offset, size_t length)
 {
-	char *at = buffer;
-
-	while (length) {
-		ssize_t n = pread(fd, at, length, (off_t)offset);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return -errno;
-		if (!n)
-			return -ENODATA;
-		at += n;
-		offset += (uint64_t)n;
-		length -= (size_t)n;
-	}
-	return 0;
-}
-
-int image_read(void *data, uint64_t offset, void *buffer, size_t length)
-{
-	struct image *image = data;
 	uint64_t page;
 
 	for (page = offset / PAGE; page <= (offset + length - 1) / PAGE; page++)
 		if (page < image->pages &&
 		    atomic_load(&image->reads[page]) < UINT8_MAX)
 			atomic_fetch_add(&image->reads[page], 1);
-	return read_all(image->fd, offset, buffer, length);
 }
 
-int image_extent(void *data, uint64_t offset, uint64_t *length)
+int image_read(void *data, uint64_t offset, void *buffer, size_t length)
+{
+	struct image *image = data;
+
+	count(image, offset, length);
+	return image->source.read(image->source.data, offset, buffer, length);
+}
+
+static int begin_read(void *data, struct kvmfault_fetch *fetch, uint64_t offset,
+		      void *buffer, size_t length)
+{
+	struct image *image = data;
+	int err = image->source.submit(image->source.data, fetch, offset,
+				       buffer, length);
+
+	if (!err)
+		count(image, offset, length);
+	return err;
+}
+
+static void cancel_read(void *data, struct kvmfault_fetch *fetch)
+{
+	struct image *image = data;
+
+	image->source.cancel(image->source.data, fetch);
+}
+
+static int ask(void *data, uint64_t offset, uint64_t *length)
 {
 	const struct image *image = data;
 
-	return image->file.extent(image->file.data, offset, length);
+	return image->source.extent(image->source.data, offset, length);
 }
+
+void image_source(struct image *image, struct kvmfault_source *source)
+{
+	*source = (struct kvmfault_source){
+		.size = sizeof(*source),
+		.name = "image",
+		.read = image_read,
+		.data = image,
+		.length = image->length,
+		.submit = image->source.submit ? begin_read : NULL,
+		.cancel = image->source.cancel ? cancel_read : NULL,
+		.extent = image->source.extent ? ask : NULL,
+	};
+}
+
+/* ---- the proof ---- */
 
 static bool is_hole(const struct image *image, uint64_t page)
 {
 	uint64_t length = PAGE;
 
-	return image->file.extent(image->file.data, page * PAGE, &length) ==
-		       KVMFAULT_EXTENT_HOLE && length == PAGE;
+	return image->source.extent &&
+	       image->source.extent(image->source.data, page * PAGE, &length) !=
+		       KVMFAULT_EXTENT_DATA && length == PAGE;
 }
 
 uint64_t image_misread(const struct image *image)
@@ -233,23 +295,38 @@ static uint64_t page_sum(const uint64_t *words)
 	return sum;
 }
 
-int64_t image_compare(const struct image *image, const void *ram,
-		      uint64_t first, uint64_t count, uint64_t base,
-		      uint64_t *checksum)
+/* The pages at words, of which the first one is number page. */
+static uint64_t compare(uint64_t *words, uint64_t page, uint64_t count,
+			const void *ram, uint64_t base, uint64_t *checksum)
 {
-	uint64_t words[WORDS], page, sum;
-	int64_t wrong = 0;
-	int err;
+	uint64_t end = page + count, wrong = 0;
 
-	for (page = first; page < first + count; page++) {
-		err = read_all(image->fd, page * PAGE, words, sizeof(words));
-		if (err)
-			return err;
-		sum = page_sum(words);
+	for (; page < end; page++, words += WORDS) {
+		uint64_t sum = page_sum(words);
+
 		*checksum += sum ^ (page - base) * MACHINE_SCAN_MUL;
 		words[WORDS - 1] = sum;		/* the guest's mark */
 		wrong += !!memcmp(words, (const char *)ram + page * PAGE,
 				  PAGE);
 	}
 	return wrong;
+}
+
+int64_t image_compare(const struct image *image, const void *ram,
+		      uint64_t first, uint64_t count, uint64_t base,
+		      uint64_t *checksum)
+{
+	static uint64_t words[AT_ONCE * WORDS];
+	uint64_t n, end = first + count, wrong = 0;
+	int err;
+
+	for (; first < end; first += n) {
+		n = end - first < AT_ONCE ? end - first : AT_ONCE;
+		err = image->source.read(image->source.data, first * PAGE,
+					 words, n * PAGE);
+		if (err)
+			return err;
+		wrong += compare(words, first, n, ram, base, checksum);
+	}
+	return (int64_t)wrong;
 }

@@ -12,27 +12,38 @@
 #include <stdint.h>
 
 struct image {
-	int fd;
-	struct kvmfault_source file;	/* which knows where fd has holes */
+	int fd;			/* -1: it is elsewhere */
+	struct kvmfault_source source;	/* knows where it has holes */
 	uint64_t pages;		/* of the RAM that is made of it */
-	uint64_t length;	/* of the file: shorter, or longer */
+	uint64_t length;	/* of the image: shorter, or longer */
 	uint8_t identity[KVMFAULT_IDENTITY_LENGTH];	/* for working sets */
 	_Atomic uint8_t *reads;	/* how often each page was read, up to 255 */
 };
 
-/* Open path, or without one make an image whose pages all differ and none of
- * which is zero, but for so many per cent that are holes. 0 or -errno, with a
- * message printed. */
-int image_open(struct image *image, const char *path, uint64_t bytes,
-	       unsigned int holes);
-/* How long the file is. 0 or -errno, with a message printed. */
-int image_size(const char *path, uint64_t *bytes);
+/* Where an image is: a file, or a server; or one is made up. */
+struct image_place {
+	const char *path, *uri;
+};
+
+/* Open it; or make an image whose pages all differ and none of which is zero,
+ * but for so many per cent that are holes. 0 or -errno, with a message
+ * printed. */
+int image_open(struct image *image, const struct image_place *place,
+	       uint64_t bytes, unsigned int holes);
+/* How long it is; as it was, of one that is made up. 0 or -errno, with a message
+ * printed. */
+int image_size(const struct image_place *place, uint64_t *bytes);
 void image_close(struct image *image);
 
-/* A kvmfault_source's read: reads, and counts. data: a struct image. */
+/* A source that reads the image and counts. It is the image's, which has to be
+ * closed after the memory is freed. */
+void image_source(struct image *image, struct kvmfault_source *source);
+/* Its read. data: a struct image. */
 int image_read(void *data, uint64_t offset, void *buffer, size_t length);
-/* Its extent: holes need no read. */
-int image_extent(void *data, uint64_t offset, uint64_t *length);
+
+/* source-nbd.c, or in its place source-none.c: the source that the URI names. 0
+ * or -errno, with a message printed. */
+int image_connect(const char *uri, struct kvmfault_source *source);
 
 /* Pages that were not read exactly once. A hole need not be read. */
 uint64_t image_misread(const struct image *image);
