@@ -31,7 +31,8 @@
 uint32_t door_fail_one_in;
 uint64_t door_failed;
 
-enum made_by { BY_ALLOC = 1, BY_MMAP, BY_MAP };	/* BY_MAP: of a file */
+/* BY_MAP: of a file; BY_STATES: of one whose bytes are the host's */
+enum made_by { BY_ALLOC = 1, BY_MMAP, BY_MAP, BY_STATES };
 static struct made {
 	void *at;
 	size_t length;
@@ -77,7 +78,7 @@ static bool allocating_seat;
 void door_reset(void)
 {
 	while (made_count)
-		if (made[--made_count].by != BY_MAP &&
+		if (made[--made_count].by < BY_MAP &&
 		    !is_placed(made[made_count].at))
 			free(made[made_count].at);
 	displace_all();
@@ -442,6 +443,26 @@ static ssize_t read_maps(void *buffer, size_t length, uint64_t at)
 	return (ssize_t)length;
 }
 
+static ssize_t read_states(const struct open *open, void *buffer,
+			   size_t length, uint64_t at)
+{
+	if (at >= open->length)
+		return 0;
+	if (length > open->length - at)
+		length = open->length - at;
+	memcpy(buffer, open->states + at, length);
+	return (ssize_t)length;
+}
+
+static int extend_states(struct open *open, uint64_t length)
+{
+	if (length > STATES_MOST)
+		return -ENOSPC;
+	if (length > open->length)
+		open->length = length;
+	return 0;
+}
+
 int kvmfault__sys_open(const char *path, int flags)
 {
 	struct open *open;
@@ -685,6 +706,8 @@ ssize_t kvmfault__sys_pread(int fd, void *buffer, size_t length, off_t offset)
 		tables_note_read(open->file, at, length);
 		return file_read(open->file, at, buffer, length);
 	}
+	if (open->kind == KIND_STATES)
+		return read_states(open, buffer, length, at);
 	if (open->kind == KIND_INFO && open->maps)
 		return read_maps(buffer, length, at);
 	if (open->kind == KIND_INFO)
@@ -712,9 +735,11 @@ off_t kvmfault__sys_lseek(int fd, off_t offset, int whence)
 	open = use(fd);
 	if (open && open->kind == KIND_IMAGE)
 		return source_seek(open, (uint64_t)offset, whence == SEEK_DATA);
-	if (!open || open->kind != KIND_FILE || whence != SEEK_DATA)
+	if (!open || open->kind != KIND_FILE)
 		return open ? -EINVAL : -EBADF;
-	return file_seek_data(open->file, (uint64_t)offset);
+	return whence == SEEK_DATA ?
+		file_seek_data(open->file, (uint64_t)offset) :
+		file_seek_hole(open->file, (uint64_t)offset);
 }
 
 int kvmfault__sys_fstat(int fd, struct stat *stat)
@@ -726,8 +751,8 @@ int kvmfault__sys_fstat(int fd, struct stat *stat)
 	if (!open)
 		return -EBADF;
 	memset(stat, 0, sizeof(*stat));
-	stat->st_mode = open->kind == KIND_FILE || open->kind == KIND_IMAGE ?
-			S_IFREG : S_IFIFO;
+	stat->st_mode = open->kind == KIND_FILE || open->kind == KIND_IMAGE ||
+			open->kind == KIND_STATES ? S_IFREG : S_IFIFO;
 	stat->st_size = (off_t)open->length;
 	if (open->file) {
 		stat->st_ino = open->file->inode;
@@ -775,6 +800,8 @@ int kvmfault__sys_fallocate(int fd, int mode, off_t offset, off_t length)
 
 	if (err)
 		return err;
+	if (open && open->kind == KIND_STATES && !mode)
+		return extend_states(open, (uint64_t)(offset + length));
 	if (!open || !open->file)
 		return open ? -EOPNOTSUPP : -EBADF;
 	check_punched(open, (uint64_t)offset, (uint64_t)length);
@@ -830,6 +857,11 @@ static int map_descriptor(void **address, size_t length, int prot, int flags,
 		note_made(*address, length, BY_MMAP);
 		return 0;
 	}
+	if (open->kind == KIND_STATES) {
+		*address = open->states;
+		note_made(*address, length, BY_STATES);
+		return 0;
+	}
 	if (!open->file)
 		return -ENODEV;
 	at = mm_map(our_mm, open->file, (unsigned int)(offset / PAGE),
@@ -874,6 +906,8 @@ int kvmfault__sys_munmap(void *address, size_t length)
 		free(address);
 		return 0;
 	}
+	if (forget_made(address, BY_STATES))
+		return 0;
 	if (forget_made(address, BY_MAP))
 		return mm_unmap(our_mm, (uintptr_t)address, length);
 	sim_fail("the library unmaps what it has not mapped", "%p", address);

@@ -140,6 +140,23 @@ struct file *file_new(unsigned int pages, bool hugetlb, bool guest_memfd)
 	return file;
 }
 
+struct file *file_copy(const struct file *file)
+{
+	struct file *copy = file_new(file->pages, file->hugetlb, false);
+	unsigned int page;
+
+	copy->copy = true;
+	copy->inode = file->inode;
+	for (page = 0; page < file->pages; page++) {
+		if (file->frame[page] < 0)
+			continue;
+		copy->frame[page] = frame_new();
+		memcpy(frame_bytes(copy->frame[page]),
+		       frame_bytes(file->frame[page]), PAGE);
+	}
+	return copy;
+}
+
 /* It stays until the run is over: it may be mapped. */
 void file_put(struct file *file)
 {
@@ -170,9 +187,9 @@ static void file_drop(struct file *file, unsigned int page)
 {
 	if (file->frame[page] < 0)
 		return;
-	if (!file->hugetlb)
+	if (!file->hugetlb && !file->copy)
 		shmem_left++;
-	else if (!(page % file->unit))
+	else if (!(page % file->unit) && !file->copy)
 		huge_pool++;
 	frame_free(file->frame[page]);
 	file->frame[page] = -1;
@@ -220,6 +237,22 @@ int64_t file_seek_data(const struct file *file, uint64_t offset)
 			return (int64_t)(page * PAGE > offset ? page * PAGE :
 							       offset);
 	return -ENXIO;
+}
+
+int64_t file_seek_hole(const struct file *file, uint64_t offset)
+{
+	unsigned int page = (unsigned int)(offset / PAGE);
+
+	if (page >= file->pages)
+		return -ENXIO;
+	/* There only the end is one. */
+	if (file->hugetlb)
+		return file->pages * (int64_t)PAGE;
+	if (file->frame[page] < 0)
+		return (int64_t)offset;
+	while (page < file->pages && file->frame[page] >= 0)
+		page++;
+	return page * (int64_t)PAGE;
 }
 
 unsigned int file_blocks(const struct file *file)

@@ -75,6 +75,7 @@ static const struct {
 	{ STEP_read_own, OPT_own },
 	{ STEP_write_own, OPT_own },
 	{ STEP_balloon, OPT_events },
+	{ STEP_owner_killed, OPT_states },
 	{ STEP_set_delivery, OPT_delivery },
 	{ STEP_other_sigbus, OPT_delivery },
 };

@@ -74,7 +74,8 @@
 	option(tables, 6, 2)		/* of the guest: none, 32 bits, the same
 					 * with PSE, PAE, 4 and 5 levels */ \
 	option(holes, 4, 3)		/* of the source: none, pages, halves of
-					 * pages, in two layers */
+					 * pages, in two layers */ \
+	option(states, 2, 2)		/* a file has them */
 
 enum option {
 #define OPTION(name, values, often) OPT_##name,
@@ -110,8 +111,9 @@ enum role { ROLE_VCPU, ROLE_THREAD, ROLE_DEVICE, ROLE_KERNEL, ROLE_COUNT };
 	step(fill, THREAD, 3, "page threads how") \
 	step(region_again, THREAD, 3, "memory - -") \
 	step(relay, THREAD, 3, "memory layout -") \
-	step(memory_again, THREAD, 6, "memory back -") \
+	step(memory_again, THREAD, 6, "memory back same") \
 	step(another_memory, THREAD, 1, "page word -") \
+	step(owner_killed, THREAD, 8, "memory times changed") \
 	step(mapping_again, THREAD, 2, "memory remote back") \
 	step(settle, THREAD, 4, "page bring -") \
 	step(count, THREAD, 2, "page count -") \

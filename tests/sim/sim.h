@@ -14,6 +14,7 @@
  *   oracle.c   what each word of guest memory may be
  *   world.c    a VMM: its objects, sources, resolvers and callbacks
  *   tables.c   the guest's page tables, what its MSRs name
+ *   states.c   files of states, and an owner that is killed
  *   steps.c    the grammar: what the VMM's threads do
  *   plan.c     a plan: which threads do which steps; made from a seed, or text
  *   run.c      one run of a plan, with one schedule
@@ -45,6 +46,7 @@
 #include "kvmfault.h"
 
 #define PAGE 4096ULL
+#define STATES_MOST (2 * PAGE)		/* that a file of states has */
 #define HUGE_PAGES 4U			/* a huge page of the model: 16 KiB */
 #define MS 1000000ULL
 #define NEVER UINT64_MAX
@@ -224,6 +226,7 @@ char *frame_bytes(frame_t frame);
 
 struct file {
 	bool hugetlb, guest_memfd;
+	bool copy;			/* its frames are in no pool */
 	unsigned int inode;
 	unsigned int punching;		/* how many are about to */
 	unsigned int pages;		/* of PAGE */
@@ -302,6 +305,9 @@ struct mm *mm_fork(struct mm *mm);
 void mm_exit(struct mm *mm);
 int file_punch(struct file *file, uint64_t offset, uint64_t length);
 int64_t file_seek_data(const struct file *file, uint64_t offset);
+int64_t file_seek_hole(const struct file *file, uint64_t offset);
+/* Another file with the same bytes, that says that it is the same. */
+struct file *file_copy(const struct file *file);
 unsigned int file_blocks(const struct file *file);	/* frames */
 bool file_cached(const struct file *file, uint64_t offset, uint64_t length);
 /* A page that is to be there: zeros, or -ENOMEM. */
@@ -375,6 +381,7 @@ void uffd_tell_remove(struct mm *mm, uint64_t start, uint64_t length,
 enum kind {
 	KIND_NONE, KIND_UFFD, KIND_EPOLL, KIND_EVENT, KIND_TIMER, KIND_FILE,
 	KIND_IMAGE, KIND_INFO, KIND_DEVICE, KIND_KVM, KIND_VM, KIND_VCPU,
+	KIND_STATES,
 };
 
 struct open {				/* an open file description */
@@ -388,6 +395,7 @@ struct open {				/* an open file description */
 	uint64_t count;			/* eventfd */
 	uint64_t due;			/* timerfd; NEVER: not armed */
 	const char *image;		/* KIND_IMAGE: bytes, and how many */
+	char *states;			/* KIND_STATES: bytes, of the host */
 	uint64_t length;		/* KIND_INFO: a userfaultfd's features, */
 	bool maps;			/* or what is mapped */
 };

@@ -279,6 +279,17 @@ static void check_no_hole(const struct sim_memory *memory, uint64_t offset,
 				 (unsigned long long)at);
 }
 
+/* An owner that is killed may leave the half of it. */
+static void copy_bytes(char *buffer, const char *from, size_t length)
+{
+	size_t half = option(OPT_states) ? PAGE / 2 : 0;
+
+	memcpy(buffer, from, half);
+	if (half)
+		sim_point();
+	memcpy(buffer + half, from + half, length - half);
+}
+
 static int read_now(void *data, uint64_t offset, void *buffer, size_t length)
 {
 	struct sim_memory *memory = data;
@@ -296,7 +307,7 @@ static int read_now(void *data, uint64_t offset, void *buffer, size_t length)
 	steps_convert_inside();
 	err = fails(memory, offset, length);
 	if (!err)
-		memcpy(buffer, image[memory->id] + offset, length);
+		copy_bytes(buffer, image[memory->id] + offset, length);
 	tell("the source says %d", err);
 	callback_end();
 	return err;
@@ -469,8 +480,8 @@ static void answer(struct pending *item, bool again)
 				  fails(now.memory, now.offset, now.length);
 
 	if (!err)
-		memcpy(now.buffer, image[now.memory->id] + now.offset,
-		       now.length);
+		copy_bytes(now.buffer, image[now.memory->id] + now.offset,
+			   now.length);
 	item->fetch = NULL;
 	tell("the source answers %#llx+%#zx: %d", (unsigned long long)now.offset,
 	     now.length, err);

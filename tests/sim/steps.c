@@ -16,9 +16,11 @@
 #include "kvmfault-experimental.h"
 #include "lib/os/abi.h"
 #include "sources.h"
+#include "states.h"
 #include "world.h"
 
 #define OTHER_PAGES 4U
+#define KILL_WAITS 40U			/* for another state */
 
 struct acting {
 	const struct actor *actor;
@@ -1424,10 +1426,10 @@ static bool can_plug(const struct sim_memory *memory)
 	       !option(OPT_populated) && !option(OPT_split);
 }
 
-static void plug(struct sim_memory *memory)
+static void plug(struct sim_memory *memory, bool same)
 {
 	unsigned int injected = current->injected;
-	int err = world_plug_memory(memory);
+	int err = world_plug_memory(memory, same);
 
 	if (!err && memory->own)
 		err = map_anew(memory);
@@ -1456,7 +1458,7 @@ static void memory_again(struct acting *a, const struct step *step)
 	world_free_memory(memory);
 	task_pause(sim_below(2) * MS, "no memory");
 	if (step->b % 2 && can_plug(memory))
-		plug(memory);
+		plug(memory, step->c && memory->states_fd);
 }
 
 /* With all that it takes, made and taken down, and read meanwhile. */
@@ -1499,6 +1501,27 @@ static void another_memory(struct acting *a, const struct step *step)
 	mm_unmap(our_mm, (uintptr_t)maps.memslots, OTHER_PAGES * PAGE);
 	mm_unmap(our_mm, (uintptr_t)maps.own, OTHER_PAGES * PAGE);
 	fd_close(maps.fd, false);
+}
+
+/* Nothing happens to the owner in this run: it goes on. */
+static void owner_killed(struct acting *a, const struct step *step)
+{
+	const struct sim_memory *memory = memory_for(step);
+	unsigned int i, waits;
+	uint64_t last = 0;
+
+	(void)a;
+	for (i = 0; i <= 2U * (step->b % 4); i++) {
+		for (waits = 0; waits < KILL_WAITS && step->c &&
+		     states_digest(memory) == last; waits++) {
+			if (sim_one_in(2))
+				task_pause(1 + sim_below(4000), "a change");
+			sim_point();
+		}
+		last = states_digest(memory);
+		states_check_killed(memory);
+		sim_point();
+	}
 }
 
 /* One that was removed, back as it was. */
@@ -1607,6 +1630,7 @@ static void settle(struct acting *a, const struct step *step)
 	if (err != -EBUSY && !(err == -EINVAL && world.holes))
 		check_error("kvmfault_memory_settle", err, injected);
 	memory->settled |= err != -EBUSY;
+	memory->has_settled |= !err;
 	memory->users--;
 	task_wake(&memory->users, TASKS);
 }
@@ -2096,6 +2120,7 @@ static void (*const functions[STEP_COUNT])(struct acting *a,
 	[STEP_relay] = relay,
 	[STEP_memory_again] = memory_again,
 	[STEP_another_memory] = another_memory,
+	[STEP_owner_killed] = owner_killed,
 	[STEP_fill] = fill,
 	[STEP_mapping_again] = mapping_again,
 	[STEP_settle] = settle,

@@ -13,6 +13,7 @@
 
 #include "kvmfault-experimental.h"
 #include "sources.h"
+#include "states.h"
 #include "world.h"
 
 #define LIMIT (25 * MS)			/* of a vCPU that does not wait */
@@ -588,6 +589,7 @@ int world_make_memory(struct sim_memory *memory)
 		.minor = option(OPT_minor) && memory->file,
 		.write_protect = option(OPT_write_protect),
 		.uffd = memory->adopted,
+		.states_fd = memory->states_fd,
 	};
 	int err;
 
@@ -794,6 +796,7 @@ static void make_memory(struct sim_memory *memory, unsigned int id)
 	}
 	if (option(OPT_populated) && memory->file)
 		use_before(memory);
+	states_make(memory);
 	if (option(OPT_events))
 		must(make_uffd(&memory->adopted, true), "a userfaultfd");
 	if (memory->own && option(OPT_own_uffd))
@@ -981,6 +984,7 @@ void world_free_memory(struct sim_memory *memory)
 		sim_fail("a memory can't be freed", "%d", err);
 	free_source(memory);
 	memory->exists = memory->settled = memory->settling = false;
+	memory->has_settled = false;
 	memory->handle = NULL;
 	memory->own_mapping = memory->remote_mapping = NULL;
 	/* Whether these did work or not: nobody is to read zeros. */
@@ -993,9 +997,22 @@ void world_free_memory(struct sim_memory *memory)
 				   "a process whose memory was freed");
 }
 
-int world_plug_memory(struct sim_memory *memory)
+/* With no point in between: nobody finds the states of what is gone. */
+static void empty_memory(struct sim_memory *memory)
 {
 	unsigned int page, word;
+
+	if (memory->file)
+		file_punch(memory->file, 0, memory->pages * PAGE);
+	states_empty(memory);
+	for (page = 0; page < memory->pages; page++)
+		for (word = 0; word < WORDS; word++)
+			truth_anew(&memory->truth, page, word,
+				   source_word(memory, page, word));
+}
+
+int world_plug_memory(struct sim_memory *memory, bool same)
+{
 	int err;
 
 	/* Only what is watched may be touched. */
@@ -1003,13 +1020,12 @@ int world_plug_memory(struct sim_memory *memory)
 		mm_protect(our_mm, memory->own, memory->pages * PAGE,
 			   PROT_NONE);
 	mm_map_again(our_mm, memory->memslots, PROT_NONE);
-	if (memory->file)
-		file_punch(memory->file, 0, memory->pages * PAGE);
-	for (page = 0; page < memory->pages; page++)
-		for (word = 0; word < WORDS; word++)
-			truth_anew(&memory->truth, page, word,
-				   source_word(memory, page, word));
+	if (!same)
+		empty_memory(memory);
 	err = world_make_memory(memory);
+	if (!err && same)
+		memory->settled = memory->settling = memory->has_settled =
+			states_say_settled(memory);
 	if (!err)
 		mm_protect(our_mm, memory->memslots, memory->pages * PAGE,
 			   PROT_READ | PROT_WRITE);
@@ -1140,6 +1156,7 @@ void world_reset(const struct plan *plan)
 	kvm_reset();
 	door_reset();
 	sources_reset();
+	states_reset();
 	tables_reset();
 }
 

@@ -34,6 +34,8 @@ struct sim_memory {
 	bool shown;			/* and that is all of them */
 	bool settling;			/* has been tried */
 	bool settled;			/* or half: it can't be protected */
+	bool has_settled;		/* the call said so */
+	int states_fd;			/* 0: the library keeps them */
 	struct truth truth;
 	struct file *guest_memfd;
 	int guest_memfd_fd;
@@ -175,8 +177,9 @@ int world_make_vcpu(struct sim_vcpu *vcpu);
 int world_add_own(struct sim_memory *memory);
 int world_add_remote(struct sim_memory *memory);
 int world_make_service(unsigned int threads);
-/* Another one in its place, that is shown by no region yet. */
-int world_plug_memory(struct sim_memory *memory);
+/* Another one in its place, that is shown by no region yet; or the same, taken up
+ * as its states say. */
+int world_plug_memory(struct sim_memory *memory, bool same);
 /* Free it, and see that nothing reads zeros then. */
 void world_free_memory(struct sim_memory *memory);
 void world_check_closed(struct sim_memory *memory, struct mm *mm, uint64_t at,
