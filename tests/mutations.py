@@ -212,7 +212,7 @@ MUTATIONS = [
     ('half a page of an owner with minor faults', 'lib/setup/states-file.c',
      '	if (is->minor != ours->minor)', '	if (0)', ['live-import']),
     ('the states count while a memory is settled', 'lib/setup/settle.c',
-     '		if (!i)\n			kvmfault__pages_settle(memory);\n', '',
+     '	kvmfault__pages_settle(memory);\n', '',
      ['live-import']),
     ('a lost page is zero to the next owner', 'lib/memory/page.c',
      ' && to != KVMFAULT__POISONED;', ';', ['live-import']),

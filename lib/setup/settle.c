@@ -36,22 +36,24 @@ static int settle_check_protected(const struct kvmfault_memory *memory,
 		ULL(*left), memory->host) : 0;
 }
 
-/* Under the VM's lock. Until the memslots' mapping is unregistered, which is
+/* Pages change without the library as soon as one mapping is not registered. So
+ * the file of states first says that the memory is settled, and does so even if
+ * the next mapping can't be unregistered: no page is absent, and the next owner
+ * needs no more than fd.
+ *
+ * Under the VM's lock. Until the memslots' mapping is unregistered, which is
  * the first of the list and the last here, pages are installed through it as
  * ever. A thread that fails to then sees that the memory is not tracked any
- * more; the kernel wakes those that sleep. Then a discard does not change the
- * states either: so a file of states says before that they do not count. That
- * stays true if the call fails, since no page can become absent again. */
+ * more; the kernel wakes those that sleep. */
 static int settle_unregister(struct kvmfault_memory *memory, uint64_t *host)
 {
 	const struct kvmfault__mappings *all = atomic_load(&memory->mappings);
 	size_t i = all->count;
 	int err = 0;
 
+	kvmfault__pages_settle(memory);
 	while (i-- && !err) {
 		*host = all->mapping[i]->host;
-		if (!i)
-			kvmfault__pages_settle(memory);
 		atomic_store(&memory->tracked, i);
 		err = kvmfault__uffd_unregister(all->mapping[i]->uffd->fd,
 						*host, memory->length);
