@@ -28,6 +28,7 @@ struct left {
 	struct file *file;
 	int fd, states_fd;
 	bool touched[MEMORY_PAGES];	/* some page table had it */
+	bool came[MEMORY_PAGES];
 	enum kvmfault__state state[MEMORY_PAGES];
 	struct word word[MEMORY_PAGES][WORDS];
 	uint64_t source[MEMORY_PAGES][WORDS];
@@ -93,13 +94,14 @@ void states_make(struct sim_memory *memory)
 		memory->states_fd = open_states();
 }
 
-void states_empty(const struct sim_memory *memory)
+void states_empty(struct sim_memory *memory)
 {
 	struct open *open = memory->states_fd ? fd_open(memory->states_fd) : NULL;
 
 	if (!open)
 		return;
 	memset(open->states, 0, STATES_MOST);
+	memset(memory->came, 0, sizeof(memory->came));
 	open->length = 0;
 }
 
@@ -141,12 +143,23 @@ static bool is_touched(const struct sim_memory *memory, unsigned int page)
 		 touches(world.device, memory->remote, page));
 }
 
+/* What was not absent once never is again. */
+static void note_came(struct sim_memory *memory, unsigned int page)
+{
+	enum kvmfault__state state = state_at(memory->states_fd,
+					      page / memory->unit);
+
+	memory->came[page] |= state != KVMFAULT__ABSENT &&
+			      state != KVMFAULT__POISONED &&
+			      !kvmfault__in_flight(state);
+}
+
 static uint64_t mix(uint64_t digest, uint64_t word)
 {
 	return (digest ^ word) * 0x9e3779b97f4a7c15ULL;
 }
 
-uint64_t states_digest(const struct sim_memory *memory)
+uint64_t states_digest(struct sim_memory *memory)
 {
 	uint64_t digest = 1, word;
 	unsigned int at, page;
@@ -157,8 +170,10 @@ uint64_t states_digest(const struct sim_memory *memory)
 		       sizeof(word));
 		digest = mix(digest, word);
 	}
-	for (page = 0; memory->states_fd && page < memory->pages; page++)
+	for (page = 0; memory->states_fd && page < memory->pages; page++) {
 		digest = mix(digest, is_touched(memory, page));
+		note_came(memory, page);
+	}
 	return digest;
 }
 
@@ -175,7 +190,7 @@ static void copy_states(const struct sim_memory *memory, struct left *left)
 }
 
 /* No point in here: so it is one moment. */
-static struct left *kill_owner(const struct sim_memory *memory)
+static struct left *kill_owner(struct sim_memory *memory)
 {
 	struct left *left = calloc(1, sizeof(*left));
 	unsigned int page, word;
@@ -189,6 +204,8 @@ static struct left *kill_owner(const struct sim_memory *memory)
 		left->state[page] = state_at(left->states_fd,
 					     page / memory->unit);
 		left->touched[page] = is_touched(memory, page);
+		note_came(memory, page);
+		left->came[page] = memory->came[page];
 		for (word = 0; word < WORDS; word++) {
 			left->word[page][word] =
 				memory->truth.word[page * WORDS + word];
@@ -234,7 +251,7 @@ static void check_absent(const struct left *left, unsigned int page)
 {
 	unsigned int word;
 
-	if (left->state[page] > KVMFAULT__FETCHING_WAITED)
+	if (left->state[page] > KVMFAULT__FETCHING_WAITED || left->came[page])
 		fail(left, page, "the next owner fetches what had come");
 	if (left->touched[page])
 		fail(left, page, "the next owner fetches what could be written");
@@ -373,7 +390,7 @@ static void check_next(struct left *left)
 	mm_unmap(our_mm, host, left->pages * PAGE);
 }
 
-void states_check_killed(const struct sim_memory *memory)
+void states_check_killed(struct sim_memory *memory)
 {
 	struct left *left;
 

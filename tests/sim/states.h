@@ -14,11 +14,11 @@
 void states_reset(void);
 /* A file for the memory's states, if the plan has it; or that file is empty. */
 void states_make(struct sim_memory *memory);
-void states_empty(const struct sim_memory *memory);
+void states_empty(struct sim_memory *memory);
 bool states_say_settled(const struct sim_memory *memory);
 /* The memory's owner is killed just now: look at what the next one finds. */
-void states_check_killed(const struct sim_memory *memory);
+void states_check_killed(struct sim_memory *memory);
 /* What differs when the states do, or what is mapped. */
-uint64_t states_digest(const struct sim_memory *memory);
+uint64_t states_digest(struct sim_memory *memory);
 
 #endif

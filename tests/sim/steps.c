@@ -1506,7 +1506,7 @@ static void another_memory(struct acting *a, const struct step *step)
 /* Nothing happens to the owner in this run: it goes on. */
 static void owner_killed(struct acting *a, const struct step *step)
 {
-	const struct sim_memory *memory = memory_for(step);
+	struct sim_memory *memory = memory_for(step);
 	unsigned int i, waits;
 	uint64_t last = 0;
 

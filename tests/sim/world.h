@@ -36,6 +36,7 @@ struct sim_memory {
 	bool settled;			/* or half: it can't be protected */
 	bool has_settled;		/* the call said so */
 	int states_fd;			/* 0: the library keeps them */
+	bool came[MEMORY_PAGES];	/* they have said so once */
 	struct truth truth;
 	struct file *guest_memfd;
 	int guest_memfd_fd;
