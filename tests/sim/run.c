@@ -71,6 +71,18 @@ static void check_who_waits(void)
 				 "kvmfault_memory_free() waits for it");
 }
 
+/* Another process sleeps in a memory that was freed, until the next owner takes it
+ * up by its states: here there is none. */
+static bool waits_for_next_owner(void)
+{
+	const struct sim_memory *memory = world.memory;
+
+	while (memory < &world.memory[world.memories] &&
+	       (memory->exists || !memory->states_fd || !memory->remote))
+		memory++;
+	return memory < &world.memory[world.memories];
+}
+
 /* False: somebody sleeps where the library has said that he may. */
 static bool cure(void)
 {
@@ -79,7 +91,7 @@ static bool cure(void)
 	if (await_actors(CURE))
 		return true;
 	/* Nor is he woken whose message nobody understands. */
-	if (world.unprotected || kvm.odd)
+	if (world.unprotected || kvm.odd || waits_for_next_owner())
 		return false;
 	steps_tell_who_waits(text, sizeof(text));
 	sim_fail("somebody sleeps for ever", "%s", text);

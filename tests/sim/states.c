@@ -297,8 +297,10 @@ static void check_page(const struct left *left, unsigned int page, bool was_ther
 		fail(left, page, "the next owner loses a page");
 	if (was == KVMFAULT__POISONED && is != was)
 		fail(left, page, "the next owner forgets that a page is lost");
-	if ((was == KVMFAULT__DISCARDED ||
-	     was == KVMFAULT__FETCHING_DISCARDED) && is != KVMFAULT__DISCARDED)
+	/* What came there since is kept. */
+	if ((was == KVMFAULT__FETCHING_DISCARDED ||
+	     (was == KVMFAULT__DISCARDED && !was_there)) &&
+	    is != KVMFAULT__DISCARDED)
 		fail(left, page, "the next owner forgets a discard");
 	switch (is) {
 	case KVMFAULT__ABSENT:
