@@ -40,6 +40,8 @@ static int task_execute(struct kvmfault__task *task,
 		task->began = kvmfault__sys_now();
 	}
 	task->work(task, answer);
+	if (task->left)
+		return -EINTR;
 	task->ended = kvmfault__sys_now();
 	if (answer->length && task->prefault &&
 	    answer->action == KVMFAULT_ACTION_RETRY &&

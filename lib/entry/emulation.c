@@ -170,15 +170,17 @@ static void emulation_ensure_operands(struct emulation *e)
 }
 
 /* Unless the VMM has enabled KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM has queued
- * #UD, which the guest must not see. False: this failed, or the vCPU's thread
- * has left. */
-static bool emulation_take_back_ud(const struct kvmfault__task *task)
+ * #UD, which the guest must not see. If the vCPU's thread has left, it will ask
+ * again for the same instruction. */
+static bool emulation_take_back_ud(struct kvmfault__task *task)
 {
 	struct kvm_vcpu_events events;
 	int err;
 
-	if (!kvmfault__hold_vcpu(task->seat))
+	if (!kvmfault__hold_vcpu(task->seat)) {
+		task->left = true;
 		return false;
+	}
 	err = emulation_call_kvm(task, KVM_GET_VCPU_EVENTS, &events);
 	if (!err && events.exception.nr == UD &&
 	    (events.exception.injected || events.exception.pending)) {

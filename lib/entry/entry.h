@@ -55,6 +55,8 @@ struct kvmfault__task {
 					 * and then of this one */
 	bool last;			/* emulation: the budget has no other
 					 * try without progress */
+	bool left;			/* emulation: the vCPU's thread left
+					 * before the task was done */
 	struct kvmfault__gfns pages;	/* conversion: its pages, */
 	bool private;			/* what they are to be, */
 	uint64_t reached;		/* and the end of those converted */
