@@ -218,10 +218,10 @@ MUTATIONS = [
      ' && to != KVMFAULT__POISONED;', ';', ['live-import']),
     ('a message that a dead owner has read', 'lib/setup/mappings.c',
      '	if (memory->states_file && !own && uffd)', '	if (0)',
-     ['live-device']),
+     ['live-device hangs']),
     ('the protection of a dead owner stays', 'lib/resolve/present.c',
      '	bool lift = (memory->write_protect || memory->states_file) &&',
-     '	bool lift = memory->write_protect &&', ['live-device']),
+     '	bool lift = memory->write_protect &&', ['live-device hangs']),
     ('mark what the next owner will serve', 'lib/setup/mappings.c',
      '	return memory->states_file && mapping->uffd->space &&\n',
      '	return 0 &&\n', ['live-device']),
@@ -782,11 +782,6 @@ MUTATIONS = [
     ('no second look after a memory was settled', 'lib/resolve/resolve.c',
      '	if (rq->poisoned || kvmfault__tracked(rq->request.memory))\n', '',
      ['settle']),
-    ('a message that is read while a memory is settled', 'lib/resolve/resolve.c',
-     '	if (rq->origin)\n'
-     '		kvmfault__wake(rq->seat, memory, rq->origin,\n'
-     '			       rq->request.offset, rq->request.length);\n'
-     '	else\n', '	if (!rq->origin)\n', ['settle']),
     ('close a settled memory to readers', 'lib/setup/mappings.c',
      '	if (!kvmfault__tracked(memory) || !kvmfault__pages_absent(memory) ||\n'
      '	    !kvmfault__tracked(memory))\n',

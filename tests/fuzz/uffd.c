@@ -9,6 +9,7 @@
  */
 
 #include <fcntl.h>
+#include <linux/falloc.h>
 
 #include "../fake-sys.h"
 #include "fuzz.h"
@@ -356,7 +357,8 @@ static void down(struct kvmfault_uffd *uffd)
 
 		MUST(!kvmfault_region_remove(vm, 0, gpa));
 		MUST(!kvmfault_memory_free(memory[m]));
-		kvmfault__sys_fallocate(backing[m], 0, 0, LENGTH);
+		kvmfault__sys_fallocate(backing[m], FALLOC_FL_PUNCH_HOLE, 0,
+					LENGTH);
 	}
 	MUST(!kvmfault_uffd_free(uffd));
 	MUST(!kvmfault_vm_free(vm));

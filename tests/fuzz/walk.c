@@ -7,6 +7,7 @@
  * present that a processor could read as a table.
  */
 
+#include <linux/falloc.h>
 #include <linux/kvm.h>
 
 #include "../fake-sys.h"
@@ -191,7 +192,7 @@ static void down(int fd)
 	kvmfault_vcpu_free(vcpu);
 	MUST(!kvmfault_region_remove(vm, 0, GPA));
 	MUST(!kvmfault_memory_free(memory));
-	kvmfault__sys_fallocate(fd, 0, 0, PAGES * PAGE);
+	kvmfault__sys_fallocate(fd, FALLOC_FL_PUNCH_HOLE, 0, PAGES * PAGE);
 	MUST(!kvmfault_vm_free(vm));
 	fake_forget();
 }
