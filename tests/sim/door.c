@@ -324,10 +324,13 @@ static void check_left_wait(const _Atomic uint32_t *word)
 	if (current->call != worker || current->callbacks ||
 	    word == &mine->state)
 		return;
-	if (!(atomic_load(&mine->state) & KVMFAULT__TASK_LEFT))
+	if (!(atomic_load(&mine->state) & KVMFAULT__TASK_LEFT) ||
+	    mine->task.began != current->left_task) {
+		current->left_task = mine->task.began;
 		current->left_waits = 0;
-	else if (++current->left_waits > 3)
+	} else if (++current->left_waits > 3) {
 		sim_fail("a worker that was left waits on", "%s", current->name);
+	}
 }
 
 static bool published(enum kvmfault_profile profile, const struct call *call)

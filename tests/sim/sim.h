@@ -107,7 +107,8 @@ struct task {
 	unsigned int injected;		/* errors, since the call began */
 	unsigned int asked;		/* how often it has asked the source */
 	unsigned int waits;		/* and waited on a futex, */
-	unsigned int left_waits;	/* as a worker that was left */
+	unsigned int left_waits;	/* as a worker that was left, */
+	uint64_t left_task;		/* in the task that began then */
 	bool sets_back;			/* what could not be converted */
 	bool handler;			/* it is in a signal's */
 	const void *user;		/* steps.c's */

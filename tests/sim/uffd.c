@@ -29,7 +29,7 @@ struct uffd_event {
 	bool read;
 };
 
-#define UFFDS 256
+#define UFFDS 2048
 #define FLAGS_KNOWN 3			/* bits, of a message */
 static struct uffd *uffds[UFFDS];
 static unsigned int uffd_count;
