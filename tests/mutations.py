@@ -695,6 +695,8 @@ MUTATIONS = [
     ('one bad page keeps a window away', 'lib/entry/fill.c',
      '		atomic_store(&fill->run_length, asked / 2 << shift);\n',
      '		;\n', ['fill']),
+    ('a fill is not told that its source is gone', 'lib/resolve/fetch.c',
+     '		atomic_store(&asked->fill_error, error);\n', '		;\n', ['fill']),
     ("another fill's fetch keeps a fill waiting", 'lib/resolve/fetch.c',
      '		    atomic_load(&all->fetch[i].fill) == fill)\n',
      '		    atomic_load(&all->fetch[i].fill) && fill)\n', ['fill']),

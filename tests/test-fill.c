@@ -940,6 +940,30 @@ TEST(later, asks_again_what_has_failed)
 	check_all_is_there();
 }
 
+/* A source that is gone fails for more pages than a seat remembers, before the
+ * fill asks for the first of them again. */
+TEST(later, tells_that_all_have_failed)
+{
+	unsigned int i;
+
+	begin(1);
+	fails_at_once = true;
+	go_on();
+	fake_advance(1000 * MS);
+	go_on();
+	fails_at_once = false;
+	ck_assert_int_eq(progress().error, -EPERM);
+	ck_assert_uint_eq(progress().missing, BED_PAGES * PAGE);
+	for (i = 0; progress().missing; fake_advance(1000 * MS)) {
+		go_on();
+		for (; i < submitted; i++)
+			answer(i, 0);
+	}
+	finish();
+	check_all_is_there();
+	ck_assert_int_eq(progress().error, 0);
+}
+
 TEST(later, has_one_in_flight_beside_demand)
 {
 	unsigned int i;

@@ -90,6 +90,8 @@ struct kvmfault__seat {
 	/* its fetches that failed, each until a fault takes it: see fetch.c */
 	_Atomic uint64_t failed[KVMFAULT__FAILURES];
 	_Atomic uint32_t failures;	/* how many were noted in it */
+	_Atomic int fill_error;		/* of the last one that was its fill's,
+					 * until that fill takes it */
 	/* no fetch was free for this page: page_ready() is called for it when
 	 * one is */
 	_Atomic(struct kvmfault_memory *) wish;

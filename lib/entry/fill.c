@@ -354,11 +354,22 @@ static uint64_t fill_work_gently(struct kvmfault_fill *fill,
 	return wait == OVER || wait < KVMFAULT__SLICE ? wait : KVMFAULT__SLICE;
 }
 
+/* Of a source that answers later, failures come between two steps. */
+static void fill_take_error(struct kvmfault_fill *fill,
+			    struct kvmfault__seat *seat)
+{
+	int err = atomic_exchange(&seat->fill_error, 0);
+
+	if (err)
+		atomic_store(&fill->error, err);
+}
+
 static uint64_t fill_step(struct kvmfault_fill *fill,
 			  struct kvmfault__seat *seat)
 {
 	uint64_t now = kvmfault__sys_now();
 
+	fill_take_error(fill, seat);
 	if (atomic_load(&fill->over))
 		return OVER;
 	if (atomic_load(&fill->paused))
@@ -394,6 +405,7 @@ struct kvmfault__seat *kvmfault__fill_seat(struct kvmfault_fill *fill)
 
 	if (seat) {
 		seat->no_wait = true;
+		atomic_store(&seat->fill_error, 0);
 		atomic_store(&seat->fill, fill);
 	}
 	return seat;

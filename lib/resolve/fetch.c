@@ -123,6 +123,7 @@ static uint64_t fetch_ticket(const struct kvmfault_memory *memory,
  * pages of its instruction before it hears of the first. */
 static void fetch_note_failure(const struct kvmfault_fetch *fetch, int error)
 {
+	const struct kvmfault_fill *fill = atomic_load(&fetch->fill);
 	const struct kvmfault__request *rq = &fetch->rq;
 	struct kvmfault__seat *asked = fetch->asked;
 	unsigned int low = (unsigned int)-error;
@@ -132,6 +133,10 @@ static void fetch_note_failure(const struct kvmfault_fetch *fetch, int error)
 		low |= OF_SOURCE;
 	atomic_store(&asked->failed[n % KVMFAULT__FAILURES],
 		     fetch_ticket(rq->request.memory, rq->page, low));
+	/* A fill has asked for more pages than there are slots, before it asks
+	 * for this one again. */
+	if (fill && fill == atomic_load(&asked->fill) && error != -EAGAIN)
+		atomic_store(&asked->fill_error, error);
 }
 
 /* Returns the ticket's low 16 bits, or 0 if the page has none. */
