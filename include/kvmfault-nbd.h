@@ -27,6 +27,7 @@ extern "C" {
  * - A request whose connection died is repeated on another one, or on a new
  *   one, until its deadline. No page is made of half an answer. So the image
  *   must not change while it is a source, nor when its server is started anew.
+ *   If a file is cut off under qemu-nbd, that answers with zeros.
  * - `extent` answers from a map of the export, which is asked for ahead (block
  *   status, base:allocation). All that is not known is data.
  * - The server is only ever asked to read.
@@ -88,8 +89,9 @@ struct kvmfault_nbd_options {
 	 * tls-psk-file=FILE. Set it for an URI that you trust. */
 	bool allow_files;
 
-	/* One line without a newline: a connection is lost or back, fetches
-	 * have failed, why kvmfault_source_nbd() has. Any thread may call it,
+	/* One line without a newline: a connection is lost, fetches had no
+	 * answer in time, why kvmfault_source_nbd() has failed. An error that
+	 * the server has sent is in the fetch alone. Any thread may call it,
 	 * several at once. NULL: none. data: for log. */
 	void (*log)(void *data, enum kvmfault_log_level level,
 		    const char *message);
@@ -122,7 +124,8 @@ struct kvmfault_nbd_options {
  *   -EOPNOTSUPP   the server reads blocks of more than 4096 bytes only
  *   -ETIMEDOUT    the server did not answer by the deadline
  *   -ENOENT       there is no such socket, or the server has no such export
- *   -EPROTO       there is a server, and it speaks another protocol
+ *   -EPROTO       there is a server, and it speaks another protocol; or there
+ *                 is no host of this name
  *   -EPERM        the URI names a file, and allow_files is not set
  *   -ENOMEM       there is no memory for it
  *   -EMFILE       this process has too many open descriptors
