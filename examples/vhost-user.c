@@ -81,7 +81,7 @@ static int hear(int channel, struct message *message)
  * out. It never gets zeros: the userfaultfd is open here as well. */
 static void *watch(void *channel)
 {
-	struct pollfd vmm = { .fd = *(int *)channel, .events = POLLRDHUP };
+	struct pollfd vmm = { .fd = *(int *)channel, .events = POLLHUP };
 
 	while (poll(&vmm, 1, -1) != 1)
 		;

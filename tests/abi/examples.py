@@ -128,7 +128,7 @@ def check(data):
     for language, compiler in compilers.items():
         for where, source in sources.items():
             done = subprocess.run(
-                [*compiler, *LANGUAGES[language], '-D_GNU_SOURCE', '-pedantic',
+                [*compiler, *LANGUAGES[language], '-pedantic',
                  '-Wall', '-Werror', '-Wno-unused-function', '-fsyntax-only',
                  '-I', os.path.join(top, 'include'), '-I', version, '-'],
                 text=True, input=source,
