@@ -1298,7 +1298,10 @@ struct kvmfault_mapping_options {
 
 	/* The mapping is registered with it for missing pages, and served; only
 	 * for a memory with a source. NULL: the memory is mapped in this
-	 * process, and the library opens a userfaultfd for the mapping. */
+	 * process, and the library opens a userfaultfd for the mapping. If an
+	 * owner before this one had settled the memory, or was killed when it
+	 * did, the mapping is unregistered instead, and whoever sleeps there is
+	 * woken. */
 	struct kvmfault_uffd *uffd;
 
 	/* As kvmfault_memory_options.inherited. */
@@ -1316,7 +1319,7 @@ struct kvmfault_mapping_options {
  *                 another part of the file or a private mapping of it is there
  *                 (in another process that is not checked); uffd is of another
  *                 context, or is given for a memory that is not registered: it
- *                 has no source, or is settled
+ *                 has no source, or this process has settled it
  *   -EOPNOTSUPP   this kernel's userfaultfd does not take what is mapped there
  *   -EEXIST       another mapping is known there
  *   -EBUSY        the range is registered with another userfaultfd

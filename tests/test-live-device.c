@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <signal.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -347,6 +348,34 @@ static void was_protected(void)
 	disown();
 }
 
+static void bring_all(void)
+{
+	ck_assert_int_eq(kvmfault_ensure(vm, 0, 0, LENGTH, true), 0);
+	ck_assert_int_eq(kvmfault_discard(vm, 0, 8 * PAGE, PAGE), 0);
+}
+
+/* The owner was killed while it settled the memory: the states say so, and the
+ * device's mapping is still registered. */
+static void killed_in_settle(void)
+{
+	const uint32_t settled = 1;
+
+	start_owner(bring_all);
+	kill_owner();
+	ck_assert_int_eq(pwrite(states_fd, &settled, sizeof(settled),
+				offsetof(struct kvmfault__states_file,
+					 settled)), sizeof(settled));
+	use(8, false);
+	while (atomic_load(&shared->device) != BUSY)
+		nap();
+	own();
+	ck_assert(used());
+	ck_assert_int_eq(shared->seen, 0);
+	use(9, false);
+	check_byte(9);
+	disown();
+}
+
 TEST_GROUP(device, up, down);
 
 TEST(device, small_message_was_read)
@@ -369,6 +398,11 @@ TEST(device, small_was_protected)
 	was_protected();
 }
 
+TEST(device, small_killed_in_settle)
+{
+	killed_in_settle();
+}
+
 TEST_GROUP(device_minor, up_minor, down);
 
 TEST(device_minor, minor_message_was_read)
@@ -389,6 +423,11 @@ TEST(device_minor, minor_freed)
 TEST(device_minor, minor_was_protected)
 {
 	was_protected();
+}
+
+TEST(device_minor, minor_killed_in_settle)
+{
+	killed_in_settle();
 }
 
 int main(void)

@@ -76,6 +76,7 @@ struct kvmfault_memory {
 	bool write_protect;	/* pages may be write-protected */
 	atomic_bool making;	/* it must stay empty: no page may come yet */
 	atomic_bool tracked;	/* has a source, and is not settled */
+	bool was_settled;	/* by an owner before this one */
 	int fd;
 	uint64_t fd_offset;
 	struct kvmfault_source source;	/* none: not tracked */

@@ -254,6 +254,12 @@ int kvmfault__mapping_new(struct kvmfault_memory *memory, uint64_t host,
 					    uffd, inherited);
 	if (err)
 		return err;
+	/* An owner before this one may have been killed while it settled the
+	 * memory: whoever sleeps there now is woken, and nobody does again. */
+	if (memory->was_settled && uffd)
+		err = kvmfault__uffd_unregister(uffd->fd, host, memory->length);
+	if (err)
+		return mapping_explain_error(memory, host, local, err);
 	if (own) {
 		err = kvmfault_uffd_new(memory->vm, NULL, &uffd);
 		if (err)
@@ -480,7 +486,7 @@ static int mapping_check_options(const struct kvmfault_memory *memory,
 	if (o->uffd && o->uffd->vm != vm)
 		return kvmfault__refuse(vm, -EINVAL,
 			"kvmfault_mapping_options.uffd: the userfaultfd belongs to another context: pass one of this context");
-	if (o->uffd && !kvmfault__tracked(memory))
+	if (o->uffd && !kvmfault__tracked(memory) && !memory->was_settled)
 		return kvmfault__refuse(vm, -EINVAL,
 			"kvmfault_mapping_options.uffd: the memory at %p has no source, or is settled, and is not registered: leave uffd NULL",
 			memory->host);

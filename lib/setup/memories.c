@@ -626,6 +626,7 @@ int kvmfault_memory_adopt(struct kvmfault_vm *vm,
 		err = memory_make(vm, &ours, &new);
 	if (err)
 		return err;
+	new->was_settled = left == KVMFAULT__STATES_SETTLED;
 	err = memory_attach(new, &ours);
 	if (err) {
 		memory_delete(new);
