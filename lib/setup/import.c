@@ -164,14 +164,32 @@ static int import_page(struct import *import, uint64_t page, bool change)
 			import_check_page(import, page, state);
 }
 
+/* Of a large memory most pages are absent, and the backing has nothing there:
+ * nothing is to be done for such pages, and a word of them is passed over. */
+static uint64_t import_count_done(const struct import *import, uint64_t page)
+{
+	const struct kvmfault_memory *memory = import->memory;
+	uint64_t bits = atomic_load(&memory->unsourced[page / KVMFAULT__BITS])
+			>> page % KVMFAULT__BITS;
+	bool none = !import->there && !(page % KVMFAULT__PAGES_PER_WORD) &&
+		    page + KVMFAULT__PAGES_PER_WORD <= import->end &&
+		    !atomic_load(kvmfault__page_word(memory, page)) &&
+		    !(bits & ((1U << KVMFAULT__PAGES_PER_WORD) - 1));
+
+	return none ? KVMFAULT__PAGES_PER_WORD : 1;
+}
+
 static int import_pages(struct import *import, bool change)
 {
 	const struct kvmfault_memory *memory = import->memory;
 	uint64_t page = 0, pages = memory->length >> memory->page_shift;
 	int err = 0;
 
-	for (import->end = 0; page < pages && !err; page++)
+	import->end = 0;
+	while (page < pages && !err) {
 		err = import_page(import, page, change);
+		page += import_count_done(import, page);
+	}
 	return err;
 }
 
