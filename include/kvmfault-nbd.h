@@ -38,8 +38,8 @@ extern "C" {
  * system calls than futex(2) and write(2), allocates nothing, and waits for no
  * server.
  *
- * In a child of fork() the source does not work, and kvmfault_source_free()
- * does nothing: the threads are the parent's.
+ * In a child of fork() the source does not work (-EIO), and
+ * kvmfault_source_free() does nothing: the threads are the parent's.
  */
 
 struct kvmfault_nbd_options {

@@ -7,6 +7,7 @@
  * thread of a connection, or by the thread that cancels it before it was sent.
  */
 
+#include <limits.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -114,8 +115,12 @@ static int source_read_nbd(void *data, uint64_t offset, void *buffer,
 		.buffer = buffer,
 		.length = length,
 	};
-	int err = kvmfault__nbd_submit(nbd, &what);
+	int err;
 
+	/* No thread answers there. */
+	if (nbd->owner != getpid())
+		return -EIO;
+	err = kvmfault__nbd_submit(nbd, &what);
 	if (err)
 		return err;
 	pthread_mutex_lock(&nbd->lock);
@@ -256,8 +261,8 @@ static int source_connect(struct kvmfault__nbd *nbd)
 
 		if (now >= until)
 			return -ETIMEDOUT;
-		kvmfault__nbd_step(first, (int)((until - now) /
-						KVMFAULT__NBD_MS) + 1);
+		now = (until - now) / KVMFAULT__NBD_MS + 1;
+		kvmfault__nbd_step(first, now < INT_MAX ? (int)now : INT_MAX);
 		err = 0;
 	}
 	if (!err)
