@@ -179,7 +179,8 @@ static struct kvmfault_memory *memory;
 static struct kvmfault_service *service;
 static struct kvmfault_vcpu *vcpu;
 
-static void run_again(const char *where)
+__attribute__((noreturn))
+static void end_unexpectedly(const char *where)
 {
 	char story[MACHINE_STORY];
 
@@ -207,7 +208,7 @@ static void run_plain(struct machine_vcpu *cpu)
 			return;
 		if ((ret || !answer_device(cpu->run)) &&
 		    !(ret < 0 && errno == EINTR))
-			run_again("without the library");
+			end_unexpectedly("without the library");
 	}
 }
 
@@ -227,14 +228,14 @@ static void run_handled(struct machine_vcpu *cpu)
 			if (machine_done(cpu, ret))
 				return;
 			if (ret || !answer_device(cpu->run))
-				run_again("with the library");
+				end_unexpectedly("with the library");
 			continue;
 		case KVMFAULT_ACTION_UNFINISHED:
 		case KVMFAULT_ACTION_PENDING_UNFINISHED:
 			enter = false;
 			continue;
 		case KVMFAULT_ACTION_UNRESOLVED:
-			run_again("unresolved");
+			end_unexpectedly("unresolved");
 		default:
 			continue;
 		}

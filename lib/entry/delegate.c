@@ -40,8 +40,6 @@ static int task_execute(struct kvmfault__task *task,
 		task->began = kvmfault__sys_now();
 	}
 	task->work(task, answer);
-	if (task->left)
-		return -EINTR;
 	task->ended = kvmfault__sys_now();
 	if (answer->length && task->prefault &&
 	    answer->action == KVMFAULT_ACTION_RETRY &&
@@ -57,6 +55,8 @@ static void worker_do_task(struct kvmfault__worker *worker)
 	uint32_t state;
 
 	worker->err = task_execute(&worker->task, &worker->answer);
+	if (worker->task.left)
+		worker->err = -EINTR;
 	state = atomic_load(&worker->state);
 	do
 		/* The VMM was not told PENDING: no page_ready() is due. */
