@@ -26,7 +26,7 @@
 #define MOST 40ULL		/* pages: two words of states, and a half */
 #define HEADER 4096U
 
-enum kind { SMALL, MINOR, LARGE };
+enum kind { SMALL, MINOR, LARGE, LARGE_MINOR };
 
 static struct kvmfault_vm *vm;
 static struct kvmfault_service *service;
@@ -39,6 +39,16 @@ static unsigned int reads;
 static char why[1024];
 static bool lost;		/* the source has lost its data */
 static atomic_bool wait_in_discard;
+
+static bool is_minor(void)
+{
+	return kind == MINOR || kind == LARGE_MINOR;
+}
+
+static bool is_large(void)
+{
+	return kind == LARGE || kind == LARGE_MINOR;
+}
 
 static void note_log(void *data, enum kvmfault_log_level level,
 		     const char *text)
@@ -74,7 +84,7 @@ static int adopt_with(int states, uint64_t source_offset)
 	const struct kvmfault_memory_options options = {
 		.size = sizeof(options), .length = length, .host = host,
 		.page_size = size, .fd = fd, .source = &source,
-		.source_offset = source_offset, .minor = kind == MINOR,
+		.source_offset = source_offset, .minor = is_minor(),
 		.states_fd = states,
 	};
 
@@ -151,11 +161,11 @@ static void down(void)
 static void begin(enum kind of_kind, uint64_t count)
 {
 	kind = of_kind;
-	size = kind == LARGE ? HUGE : PAGE;
+	size = is_large() ? HUGE : PAGE;
 	pages = count;
 	length = pages * size;
 	fd = memfd_create("guest", MFD_CLOEXEC |
-			  (kind == LARGE ? MFD_HUGETLB : 0));
+			  (is_large() ? MFD_HUGETLB : 0));
 	ck_assert_int_eq(ftruncate(fd, (off_t)length), 0);
 	map();
 	ck_assert_int_eq(adopt(), 0);
@@ -209,10 +219,10 @@ static int expected(const struct left *left)
 
 	switch (left->state) {
 	case KVMFAULT__ABSENT:
-		return data && kind != MINOR ? -EEXIST : KVMFAULT__ABSENT;
+		return data && !is_minor() ? -EEXIST : KVMFAULT__ABSENT;
 	case KVMFAULT__FETCHING:
 	case KVMFAULT__FETCHING_WAITED:
-		if (kind == MINOR && !left->unsourced)
+		if (is_minor() && !left->unsourced)
 			return KVMFAULT__ABSENT;
 		if (data)
 			return KVMFAULT__PRESENT;
@@ -235,7 +245,7 @@ static bool is_resident(uint64_t page)
 {
 	struct stat stat;
 
-	if (kind == LARGE) {
+	if (is_large()) {
 		ck_assert_int_eq(fstat(fd, &stat), 0);
 		return stat.st_blocks;	/* of its only page */
 	}
@@ -273,7 +283,7 @@ static void check_page(uint64_t page, const struct left *left)
 	ck_assert_int_eq(kvmfault__bit(memory->unsourced, page),
 			 state != KVMFAULT__ABSENT &&
 			 (left->unsourced || left->state != (unsigned)state));
-	if (kind != MINOR || state != KVMFAULT__ABSENT)
+	if (!is_minor() || state != KVMFAULT__ABSENT)
 		ck_assert_int_eq(is_resident(page),
 				 state == KVMFAULT__PRESENT);
 }
@@ -335,6 +345,12 @@ TEST(import, each_state_of_a_huge_page)
 {
 	if (have("hugetlb", lacks("hugetlb")))
 		one_page(LARGE);
+}
+
+TEST(import, each_state_of_a_huge_page_with_minor_faults)
+{
+	if (have("hugetlb", lacks("hugetlb")))
+		one_page(LARGE_MINOR);
 }
 
 /* Neighbours of all kinds, and words' borders: no page gets its neighbour's. */

@@ -32,12 +32,13 @@ static enum kvmfault__state import_state(const struct import *import,
 }
 
 /* With minor faults, the file may hold what is no data yet: old bytes where a
- * page is absent, half of the bytes where it was in flight. */
+ * page is absent, half of the bytes where it was in flight. If it was discarded
+ * meanwhile, these bytes have to go. */
 static bool import_needs_no_look(const struct import *import, uint64_t page)
 {
 	enum kvmfault__state state = import_state(import, page);
 
-	return import->memory->fill &&
+	return import->memory->fill && state != KVMFAULT__FETCHING_DISCARDED &&
 	       (state == KVMFAULT__ABSENT ||
 		(kvmfault__in_flight(state) &&
 		 !kvmfault__bit(import->memory->unsourced, page)));
