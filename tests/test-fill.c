@@ -688,11 +688,12 @@ static void check_chunk(uint64_t shift, uint64_t first, uint64_t count)
 TEST_EACH(fill, reads_each_chunk_once, 4)
 {
 	static const uint64_t windows[] = { 4, 6, 7, 11 };
-	struct kvmfault_fill_options options = wanted();
+	struct kvmfault_fill_options options;
 	uint64_t step_pages = windows[_i] / CHUNK * CHUNK;
 	uint64_t page, end;
 
 	up_chunks(KVMFAULT_WINDOW_NONE, 3);
+	options = wanted();
 	options.window_length = windows[_i] * PAGE;
 	begin_as(options);
 	for (page = 0; page < BED_PAGES; page = end) {
@@ -705,9 +706,10 @@ TEST_EACH(fill, reads_each_chunk_once, 4)
 
 TEST(fill, brings_a_chunk_at_any_rate)
 {
-	struct kvmfault_fill_options options = wanted();
+	struct kvmfault_fill_options options;
 
 	up_chunks(KVMFAULT_WINDOW_NONE, 0);
+	options = wanted();
 	options.rate = 16 * PAGE;	/* a step would be one page */
 	begin_as(options);
 	check_chunk(0, 0, 4);
