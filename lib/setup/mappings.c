@@ -41,6 +41,23 @@ static uint64_t mapping_register_modes(const struct kvmfault_memory *memory)
 	       (memory->write_protect ? UFFDIO_REGISTER_MODE_WP : 0);
 }
 
+/* An owner before this one may have registered the range with the same
+ * userfaultfd, and for protection, too: Linux 7.3 takes no mode away. */
+static int mapping_register(const struct kvmfault_mapping *mapping,
+			    uint64_t *ioctls)
+{
+	const struct kvmfault_memory *memory = mapping->span.memory;
+	uint64_t modes = mapping_register_modes(memory);
+	int err = kvmfault__uffd_register(mapping->uffd->fd, mapping->host,
+					  memory->length, modes, ioctls);
+
+	if (err == -EBUSY && memory->states_file && !memory->write_protect)
+		err = kvmfault__uffd_register(mapping->uffd->fd, mapping->host,
+					      memory->length, modes |
+					      UFFDIO_REGISTER_MODE_WP, ioctls);
+	return err;
+}
+
 /* Under the VM's lock. The mapping is registered last: when a message comes,
  * even one for what was mapped there before, a lookup finds a mapping to
  * wake. */
@@ -70,10 +87,7 @@ static int mapping_publish(struct kvmfault_mapping *mapping, bool *known)
 	atomic_store(&memory->mappings, new);
 	kvmfault__table_put(vm, &vm->mappings, table);
 	if (mapping->uffd && kvmfault__tracked(memory))
-		err = kvmfault__uffd_register(mapping->uffd->fd, mapping->host,
-					      memory->length,
-					      mapping_register_modes(memory),
-					      &ioctls);
+		err = mapping_register(mapping, &ioctls);
 	if (!err) {
 		atomic_store(&mapping->ioctls, ioctls);
 		kvmfault__retire(vm, old);
