@@ -120,8 +120,9 @@ def test_vmm_dies(program):
         come_and_go()
         _, told = back.communicate(timeout=harness.PATIENCE)
         codes.append(back.returncode)
-        assert back.returncode == 1 or front.returncode == 0, told
+        # 0: the VMM had sent it to its end, and was killed after that.
         assert back.returncode in (0, 1), told
+    assert 1 in codes, codes
     print('the device returned', codes)
 
 
