@@ -307,6 +307,11 @@ static bool is_any_busy(void)
 	return each;
 }
 
+bool door_was_settled(const struct sim_memory *memory)
+{
+	return memory->handle->was_settled;
+}
+
 void door_check_pending(void)
 {
 	while (is_any_busy())

@@ -134,6 +134,8 @@ void door_check_idle(const struct kvmfault_vcpu *vcpu);
 bool door_in_flight(const struct sim_memory *memory, unsigned int page);
 /* Whether the page was not absent once: then it is never absent again. */
 bool door_has_come(const struct sim_memory *memory, unsigned int page);
+/* Whether an owner before this one had settled it. */
+bool door_was_settled(const struct sim_memory *memory);
 /* All vCPUs are freed: nobody is to be told of a page. */
 void door_check_pending(void);
 /* The memory whose region shows that gpa. */
