@@ -17,12 +17,9 @@
 #include "../core/bitmap.h"
 #include "page.h"
 
-static uint64_t page_count_words(const struct kvmfault_memory *memory)
+static size_t page_states_size(const struct kvmfault_memory *memory)
 {
-	uint64_t pages = memory->length >> memory->page_shift;
-
-	return (pages + KVMFAULT__PAGES_PER_WORD - 1) /
-	       KVMFAULT__PAGES_PER_WORD;
+	return kvmfault__states_size(memory->length >> memory->page_shift);
 }
 
 int kvmfault__pages_new(struct kvmfault_memory *memory)
@@ -32,7 +29,7 @@ int kvmfault__pages_new(struct kvmfault_memory *memory)
 
 	/* Zero means absent, and the map costs nothing until it is written. */
 	err = kvmfault__sys_mmap(&states,
-				 page_count_words(memory) * sizeof(uint64_t),
+				 page_states_size(memory),
 				 PROT_READ | PROT_WRITE,
 				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
 				 -1, 0);
@@ -48,8 +45,7 @@ void kvmfault__pages_free(struct kvmfault_memory *memory)
 		kvmfault__sys_munmap(memory->states_file, memory->states_size);
 	else if (memory->states)
 		kvmfault__sys_munmap((void *)(uintptr_t)memory->states,
-				     page_count_words(memory) *
-				     sizeof(uint64_t));
+				     page_states_size(memory));
 }
 
 void kvmfault__pages_settle(struct kvmfault_memory *memory)
@@ -63,8 +59,7 @@ void kvmfault__pages_forget(struct kvmfault_memory *memory)
 {
 	if (!memory->states_file)
 		kvmfault__sys_madvise((void *)(uintptr_t)memory->states,
-				      page_count_words(memory) *
-				      sizeof(uint64_t), MADV_DONTNEED);
+				      page_states_size(memory), MADV_DONTNEED);
 }
 
 void kvmfault__pages_note(struct kvmfault_memory *memory, uint64_t first,
@@ -247,8 +242,6 @@ void kvmfault__page_discard(struct kvmfault_memory *memory, uint64_t page)
 					      KVMFAULT__FETCHING_DISCARDED :
 					      KVMFAULT__DISCARDED);
 		if (found == state)
-			break;
+			return;
 	}
-	if (!kvmfault__in_flight(state))
-		kvmfault__pages_note(memory, page, 1, true);
 }

@@ -49,6 +49,13 @@ void kvmfault__pages_note(struct kvmfault_memory *memory, uint64_t first,
 /* The lowest bit of each page of a word. */
 #define KVMFAULT__PAGE_LOWEST 0x1111111111111111ULL
 
+/* How many bytes the states of so many pages have. */
+static inline size_t kvmfault__states_size(uint64_t pages)
+{
+	return (pages + KVMFAULT__PAGES_PER_WORD - 1) /
+	       KVMFAULT__PAGES_PER_WORD * sizeof(uint64_t);
+}
+
 static inline _Atomic uint64_t *
 kvmfault__page_word(const struct kvmfault_memory *memory, uint64_t page)
 {

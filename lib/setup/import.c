@@ -16,8 +16,6 @@
 #include "../core/bitmap.h"
 #include "setup.h"
 
-#define ULL(n) ((unsigned long long)(n))
-
 struct import {
 	struct kvmfault__seat *seat;
 	struct kvmfault_memory *memory;
@@ -125,7 +123,7 @@ static int import_check_page(const struct import *import, uint64_t page,
 	}
 	return why ? kvmfault__refuse(memory->vm, err,
 		"kvmfault_memory_options.states_fd: the page at offset %#llx: %s; pass the states that go with this file",
-		ULL(page << memory->page_shift), why) : 0;
+		(unsigned long long)(page << memory->page_shift), why) : 0;
 }
 
 /* The page that is there may be one that a discard had not emptied yet; or it
@@ -147,7 +145,7 @@ static int import_change_page(const struct import *import, uint64_t page,
 	kvmfault__page_change(memory, page, import_state(import, page), state);
 	if (state == KVMFAULT__ABSENT &&
 	    kvmfault__bit(memory->unsourced, page))
-		kvmfault__bits_change(memory->unsourced, page, 1, false);
+		kvmfault__pages_note(memory, page, 1, false);
 	return 0;
 }
 

@@ -32,8 +32,7 @@ struct states_size {
 static struct states_size states_size(uint64_t pages)
 {
 	struct states_size size = {
-		.words = (pages + KVMFAULT__PAGES_PER_WORD - 1) /
-			 KVMFAULT__PAGES_PER_WORD * sizeof(uint64_t),
+		.words = kvmfault__states_size(pages),
 		.bits = (pages + 63) / 64 * sizeof(uint64_t),
 	};
 
