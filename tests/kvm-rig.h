@@ -177,10 +177,7 @@ void kicker_start(struct kicker *kicker);
 void kicker_stop(struct kicker *kicker);
 
 /* For who opens it itself: a userfaultfd that the library takes, with these
- * features (UFFD_FEATURE_*), or -1. For device processes: a descriptor from one
- * process to another over a socket, with a number. Nothing of Check's. */
+ * features (UFFD_FEATURE_*), or -1. Nothing of Check's. */
 int rig_open_uffd(uint64_t features);
-bool rig_send_fd(int channel, int fd, uint64_t number);
-int rig_receive_fd(int channel, uint64_t *number);
 
 #endif

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "kvm-rig.h"
+#include "pass-fd.h"
 #include "need.h"
 
 #define PAGES 256
@@ -81,12 +82,12 @@ static void device(int channel)
 
 	sigaction(SIGBUS, &action, NULL);
 	sigaction(SIGSEGV, &action, NULL);
-	memfd = rig_receive_fd(channel, &at);
+	memfd = take_fd(channel, &at);
 	map = mmap((void *)(uintptr_t)at, PAGES * PAGE, PROT_READ | PROT_WRITE,
 		   MAP_SHARED | (at ? MAP_FIXED_NOREPLACE : 0), memfd, 0);
 	uffd = rig_open_uffd(0);
 	if (map == MAP_FAILED || uffd < 0 ||
-	    !rig_send_fd(channel, uffd, (uintptr_t)map))
+	    !pass_fd(channel, uffd, (uintptr_t)map))
 		_exit(1);
 	while (read(channel, &order, sizeof(order)) == sizeof(order)) {
 		reply = order.what == READ_ALL ? read_all(map) :
@@ -144,8 +145,8 @@ static void adopt(struct process *process, void *at)
 		.remote = true,
 	};
 
-	ck_assert(rig_send_fd(process->channel, rig.memfd, (uintptr_t)at));
-	uffd.fd = rig_receive_fd(process->channel, &process->host);
+	ck_assert(pass_fd(process->channel, rig.memfd, (uintptr_t)at));
+	uffd.fd = take_fd(process->channel, &process->host);
 	ck_assert_int_ge(uffd.fd, 0);
 	if (at)
 		ck_assert_uint_eq(process->host, (uintptr_t)at);

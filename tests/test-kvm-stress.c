@@ -29,6 +29,7 @@
 #include <unistd.h>
 
 #include "kvm-rig.h"
+#include "pass-fd.h"
 #include "need.h"
 
 #define VCPUS 16
@@ -1024,7 +1025,7 @@ static int look(int channel, uint64_t number)
 	uint64_t page;
 	char done;
 
-	if (uffd < 0 || !rig_send_fd(channel, uffd, 0) ||
+	if (uffd < 0 || !pass_fd(channel, uffd, 0) ||
 	    read(channel, &done, 1) != 1)
 		return 2;
 	for (i = 0; i < LOOKS; i++) {
@@ -1053,7 +1054,7 @@ static void adopt_child(int channel, pid_t pid)
 	struct kvmfault_uffd *uffd;
 	uint64_t number;
 
-	options.fd = rig_receive_fd(channel, &number);
+	options.fd = take_fd(channel, &number);
 	expect(options.fd < 0, "a child's userfaultfd");
 	expect(kvmfault_uffd_new(t.vm, &options, &uffd), "uffd_new");
 	close(options.fd);
@@ -1123,7 +1124,7 @@ static void device(int channel)
 {
 	int uffd = rig_open_uffd(0);
 
-	if (uffd < 0 || !rig_send_fd(channel, uffd, 0))
+	if (uffd < 0 || !pass_fd(channel, uffd, 0))
 		_exit(2);
 	/* To work; and when all is calm. */
 	while (read(channel, &now, sizeof(now)) == sizeof(now)) {
@@ -1166,7 +1167,7 @@ static void spawn(void)
 	}
 	close(ends[1]);
 	t.channel = ends[0];
-	t.device_uffd = rig_receive_fd(t.channel, &number);
+	t.device_uffd = take_fd(t.channel, &number);
 	ck_assert_int_ge(t.device_uffd, 0);
 }
 

@@ -22,6 +22,7 @@
 
 #include "lib/setup/setup.h"
 #include "need.h"
+#include "pass-fd.h"
 #include "unit.h"
 
 #define PAGES 16ULL
@@ -67,46 +68,6 @@ static int read_source(void *data, uint64_t offset, void *buffer, size_t length)
 
 /* ---- the device ---- */
 
-static void send_fd(int to, int sent)
-{
-	union {
-		struct cmsghdr header;
-		char space[CMSG_SPACE(sizeof(int))];
-	} control = { .header = {
-		.cmsg_len = CMSG_LEN(sizeof(int)),
-		.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS,
-	} };
-	char data = 'x';
-	struct iovec byte = { .iov_base = &data, .iov_len = 1 };
-	struct msghdr message = {
-		.msg_iov = &byte, .msg_iovlen = 1,
-		.msg_control = &control, .msg_controllen = sizeof(control),
-	};
-
-	memcpy(CMSG_DATA(&control.header), &sent, sizeof(sent));
-	if (sendmsg(to, &message, 0) != 1)
-		_exit(99);
-}
-
-static int receive_fd(int from)
-{
-	union {
-		struct cmsghdr header;
-		char space[CMSG_SPACE(sizeof(int))];
-	} control;
-	char data;
-	struct iovec byte = { .iov_base = &data, .iov_len = 1 };
-	struct msghdr message = {
-		.msg_iov = &byte, .msg_iovlen = 1,
-		.msg_control = &control, .msg_controllen = sizeof(control),
-	};
-	int got;
-
-	ck_assert_int_eq(recvmsg(from, &message, MSG_CMSG_CLOEXEC), 1);
-	memcpy(&got, CMSG_DATA(&control.header), sizeof(got));
-	return got;
-}
-
 __attribute__((noreturn))
 static void be_device(int to)
 {
@@ -120,7 +81,8 @@ static void be_device(int to)
 			  0);
 	if (shared->at == MAP_FAILED || ioctl(uffd, UFFDIO_API, &api))
 		_exit(98);
-	send_fd(to, uffd);
+	if (!pass_fd(to, uffd, 0))
+		_exit(99);
 	for (;;) {
 		volatile char *byte;
 
@@ -232,6 +194,7 @@ static void kill_owner(void)
 static void up_with(bool of_minor)
 {
 	int channel[2];
+	uint64_t number;
 
 	minor = of_minor;
 	write_protect = false;
@@ -247,7 +210,8 @@ static void up_with(bool of_minor)
 	ck_assert_int_ge(device, 0);
 	if (!device)
 		be_device(channel[1]);
-	uffd_fd = receive_fd(channel[0]);
+	uffd_fd = take_fd(channel[0], &number);
+	ck_assert_int_ge(uffd_fd, 0);
 	close(channel[0]);
 	close(channel[1]);
 }

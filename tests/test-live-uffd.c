@@ -20,6 +20,7 @@
 #include "lib/os/abi.h"
 #include "lib/setup/setup.h"
 #include "need.h"
+#include "pass-fd.h"
 #include "unit.h"
 
 #define PAGES 256ULL
@@ -789,46 +790,6 @@ TEST(new, adopted_with_events)
 	close(options.fd);
 }
 
-static void send_fd(int to, int fd)
-{
-	union {
-		struct cmsghdr header;
-		char space[CMSG_SPACE(sizeof(int))];
-	} control = { .header = {
-		.cmsg_len = CMSG_LEN(sizeof(int)),
-		.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS,
-	} };
-	char data = 'x';
-	struct iovec byte = { .iov_base = &data, .iov_len = 1 };
-	struct msghdr message = {
-		.msg_iov = &byte, .msg_iovlen = 1,
-		.msg_control = &control, .msg_controllen = sizeof(control),
-	};
-
-	memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
-	if (sendmsg(to, &message, 0) != 1)
-		_exit(99);
-}
-
-static int receive_fd(int from)
-{
-	union {
-		struct cmsghdr header;
-		char space[CMSG_SPACE(sizeof(int))];
-	} control;
-	char data;
-	struct iovec byte = { .iov_base = &data, .iov_len = 1 };
-	struct msghdr message = {
-		.msg_iov = &byte, .msg_iovlen = 1,
-		.msg_control = &control, .msg_controllen = sizeof(control),
-	};
-	int fd;
-
-	ck_assert_int_eq(recvmsg(from, &message, MSG_CMSG_CLOEXEC), 1);
-	memcpy(&fd, CMSG_DATA(&control.header), sizeof(fd));
-	return fd;
-}
-
 /* A device process: maps the memory at an address of its own, and sends its
  * userfaultfd. */
 static char *be_device(int to)
@@ -836,8 +797,7 @@ static char *be_device(int to)
 	char *address = mmap(NULL, LENGTH, PROT_READ, MAP_SHARED, backing, 0);
 
 	signal(SIGBUS, SIG_DFL);
-	send_fd(to, open_uffd());
-	if (write(to, &address, sizeof(address)) != sizeof(address))
+	if (!pass_fd(to, open_uffd(), (uintptr_t)address))
 		_exit(99);
 	return address;
 }
@@ -888,8 +848,8 @@ static void start_device(void (*run)(int to))
 	child = fork();
 	if (!child)
 		run(channel[1]);
-	uffd.fd = receive_fd(channel[0]);
-	ck_assert_int_eq(read(channel[0], &options.host, 8), 8);
+	uffd.fd = take_fd(channel[0], &options.host);
+	ck_assert_int_ge(uffd.fd, 0);
 	ck_assert_int_eq(kvmfault_uffd_new(vm, &uffd, &remote), 0);
 	close(uffd.fd);
 	options.uffd = remote;
