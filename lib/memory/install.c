@@ -326,6 +326,7 @@ static int install_unpoison_remote(struct kvmfault__seat *seat,
 	int64_t done = -EEXIST;
 	/* Pages with minor faults may be larger than the seat's buffer. */
 	int err = memory->fill ? kvmfault__prepare(memory, offset, size) : 0;
+	int punched;
 
 	if (err)
 		return err;
@@ -336,14 +337,16 @@ static int install_unpoison_remote(struct kvmfault__seat *seat,
 	if (done == -EEXIST)	/* the page is in the file */
 		done = kvmfault__uffd_install(mapping->uffd->fd, KVMFAULT__MAP,
 					      host, NULL, size, size, false);
-	if (done == -ENOENT || done == -ESRCH)
-		return 0;
-	/* The marker is of a hardware error: only its process can remove it. */
-	if (done == -EFAULT && !memory->hugetlb)
-		return 0;
-	if (done < 0 && done != -EEXIST)
-		return done == -EFAULT ? -ENOMEM : (int)done;
-	return kvmfault__memory_punch(memory, offset, size);
+	/* Its process may be gone, or its mapping; or the marker is of a
+	 * hardware error, which only that process can remove. All the same, the
+	 * page in the file is ours to take away. */
+	if (done == -EFAULT)
+		err = memory->hugetlb ? -ENOMEM : 0;
+	else if (done < 0 && done != -EEXIST && done != -ENOENT &&
+		 done != -ESRCH)
+		err = (int)done;
+	punched = kvmfault__memory_punch(memory, offset, size);
+	return err ? err : punched;
 }
 
 int kvmfault__unpoison(struct kvmfault__seat *seat,
