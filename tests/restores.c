@@ -40,6 +40,7 @@
 #include <unistd.h>
 
 #include "need.h"
+#include "own-memory.h"
 
 #define PAGE 4096ULL
 #define STEP (2ULL << 20)
@@ -274,28 +275,13 @@ static void begin_fill(uint32_t threads)
 	must(kvmfault_fill_new(vm, &options, &fill), "a fill");
 }
 
-/* Anonymous memory that has been written; a page of zeros takes none. */
-static uint64_t own_memory(void)
-{
-	FILE *file = fopen("/proc/self/status", "re");
-	unsigned long long kib = 0;
-	char line[128];
-
-	while (file && fgets(line, sizeof(line), file))
-		sscanf(line, "RssAnon: %llu", &kib);
-	if (file)
-		fclose(file);
-	return kib << 10;
-}
-
 static double by_fill(uint32_t threads, bool holes)
 {
 	uint64_t data = (size + blocks * BLOCK - 1) / (blocks * BLOCK) * BLOCK;
-	uint64_t before, more;
+	uint64_t taken;
 	double began;
 
 	begin(holes, false);
-	before = own_memory();
 	over = 0;
 	began = now_us();
 	begin_fill(threads);
@@ -303,11 +289,10 @@ static double by_fill(uint32_t threads, bool holes)
 	while (!over)
 		pthread_cond_wait(&changed, &lock);
 	pthread_mutex_unlock(&lock);
-	more = own_memory() - before;
-	/* For each thread a buffer, and the states. */
-	if (holes && more > data + (threads + 1) * STEP)
-		errx(1, "memory grew by %llu bytes, of which %llu are data",
-		     (unsigned long long)more, (unsigned long long)data);
+	taken = own_memory(ram, size);
+	if (holes && taken != data)
+		errx(1, "RAM takes %llu bytes, of which %llu are data",
+		     (unsigned long long)taken, (unsigned long long)data);
 	check_ram();
 	end();
 	return over - began;

@@ -7,13 +7,13 @@
  */
 
 #include <fcntl.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "lib/setup/setup.h"
 #include "need.h"
+#include "own-memory.h"
 #include "unit.h"
 
 #define PAGES 1024ULL
@@ -126,24 +126,9 @@ static struct kvmfault_stats stats(void)
 	return all;
 }
 
-/* Pages that the memory's mapping has of its own: the page of zeros that all
- * mappings share is none of these. */
 static uint64_t own_pages(void)
 {
-	FILE *smaps = fopen("/proc/self/smaps", "r");
-	unsigned long start, end, kib = 0;
-	bool here = false;
-	char line[512];
-
-	ck_assert_ptr_nonnull(smaps);
-	while (fgets(line, sizeof(line), smaps)) {
-		if (sscanf(line, "%lx-%lx", &start, &end) == 2)
-			here = start == (uintptr_t)host;
-		else if (here && sscanf(line, "Anonymous: %lu kB", &kib) == 1)
-			break;
-	}
-	fclose(smaps);
-	return kib * 1024 / PAGE;
+	return own_memory(host, LENGTH) / PAGE;
 }
 
 TEST_GROUP(hole, up, down);

@@ -74,12 +74,16 @@ static int install(struct open *open, bool library)
 
 int fd_new(enum kind kind, bool library, struct open **open)
 {
-	struct open *new = &opens[open_count];
+	struct open *new = opens;
 
-	if (open_count == OPENS)
+	while (new < opens + open_count && new->refs)
+		new++;
+	if (new == opens + OPENS)
 		sim_fail("the simulator: no more open files", "%d", OPENS);
-	open_count++;
-	new->kind = kind;
+	if (new == opens + open_count)
+		open_count++;
+	free(new->epoll);
+	*new = (struct open){ .kind = kind };
 	new->due = NEVER;
 	if (kind == KIND_EPOLL)
 		new->epoll = calloc(1, sizeof(*new->epoll));
