@@ -1208,6 +1208,8 @@ struct kvmfault_memory_options {
  *                 context has a part of this host range
  *   -ESTALE       states_fd has states of another memory, or of another version
  *                 of the library, or pages that they call present are not in fd
+ *   -EAGAIN       a thread of this process forks, unmaps or moves memory just
+ *                 while the huge pages of states_fd are looked for: call again
  *   -EBADF        fd is closed, or open for nothing (O_PATH); states_fd is not
  *                 open for reading and writing
  *   -EPERM        no userfaultfd, see kvmfault_uffd_new(); or states_fd is

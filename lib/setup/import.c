@@ -51,10 +51,11 @@ static int import_look_at_page(struct import *import, uint64_t page)
 		kvmfault__see(import->seat, import->memory,
 			      page << memory->page_shift);
 
-	if (there < 0)
+	if (there == -EOPNOTSUPP)
 		return kvmfault__refuse(memory->vm, there,
-			"kvmfault_memory_options.states_fd: this kernel does not tell which pages are there (error %d): huge pages need Linux 5.13",
-			-there);
+			"kvmfault_memory_options.states_fd: this kernel does not tell which huge pages are there: use Linux 5.13 or later");
+	if (there < 0)
+		return there;
 	import->there = there;
 	import->end = page + 1;
 	return 0;
