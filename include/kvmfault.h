@@ -1112,12 +1112,15 @@ enum kvmfault_window {
 struct kvmfault_memory_options {
 	size_t size;
 
-	/* The memslots' mapping in this process, and its length. */
+	/* The memslots' mapping in this process, and its length. With uffd of
+	 * another process: the address there. */
 	void *host;
 	uint64_t length;
 
 	/* The backing's page size: a hugetlbfs file's, else the host's, which
-	 * is also what 0 means. */
+	 * is also what 0 means. Anonymous memory of another process can have
+	 * huge pages: then it is their size, and no more than the context's
+	 * page_size_max. */
 	uint64_t page_size;
 
 	/* The file behind the memory, borrowed until the memory is freed, and
@@ -1134,7 +1137,9 @@ struct kvmfault_memory_options {
 	uint64_t source_offset;
 
 	/* The userfaultfd to register host with; only with a source. NULL: the
-	 * library opens one for this memory. */
+	 * library opens one for this memory. With one of another process, that
+	 * process has the memory's first mapping: see "Memory of another
+	 * process" below. */
 	struct kvmfault_uffd *uffd;
 
 	/* The pages that a fault brings. window_length: whole pages, up to the
@@ -1164,7 +1169,8 @@ struct kvmfault_memory_options {
 	/* A file for the states of the memory's pages, so that they outlive
 	 * this process, as fd does: whoever holds both can take the memory up
 	 * again, see below. A memfd will do. It is borrowed until the memory is
-	 * freed, and needs fd and a source. 0: the library keeps them. */
+	 * freed, and needs a source, and fd or a uffd of another process. 0:
+	 * the library keeps them. */
 	int states_fd;
 };
 
@@ -1188,17 +1194,34 @@ struct kvmfault_memory_options {
  * to the file of states, and do not make it shorter. kvmfault_memory_count()
  * tells what was found.
  *
+ * Memory of another process
+ * A process that serves the memory of VMMs has only their userfaultfds. So uffd
+ * may be one with `remote`; host is the address in that process, and fd is 0 if
+ * the memory is private there. All that is said above holds, but:
+ * - The library can't see what is there already: register the range there
+ *   before anything touches it.
+ * - No region shows the memory, and no vCPU of this process runs in it. Faults
+ *   come as messages. Fills, working sets, counts, states_fd and
+ *   kvmfault_memory_settle() work as ever; kvmfault_request.host is an address
+ *   in that process; a resolver has to install by kvmfault_request_install(),
+ *   since it is not believed to have done so by itself.
+ * - In private memory only that process can take pages away. The userfaultfd
+ *   has to have UFFD_FEATURE_EVENT_REMOVE, or else such a page would come from
+ *   the source once more. An owner that is killed in the instant in which it
+ *   has read such an event loses it.
+ * - states_fd: pages that are present are believed to be so.
+ *
  * Returns 0, or
  *   -EINVAL       vm, host or memory is NULL; a range is not aligned to the
  *                 page size, or wraps; the file is too short, or is not what
  *                 is mapped at host; the page size is not the backing's, or is
  *                 larger than the context's page_size_max; uffd is of another
- *                 process or context, or is given without a source; the window
- *                 is not known, or its length is wrong; minor is set without a
- *                 file or a source; write_protect is set without a source;
- *                 states_fd is set without a file or a source; the source has
- *                 neither read nor submit, or has deadline_ms without submit
- *                 and cancel
+ *                 context, or is given without a source; the window is not
+ *                 known, or its length is wrong; minor is set without a file or
+ *                 a source; write_protect is set without a source; states_fd is
+ *                 set without a source, or without a file or a uffd of another
+ *                 process; the source has neither read nor submit, or has
+ *                 deadline_ms without submit and cancel
  *   -EOPNOTSUPP   this kernel's userfaultfd does not take the memory: a
  *                 guest_memfd; minor faults before 5.13 (of a memfd 5.14);
  *                 protection before 5.19; both before 6.4
@@ -1216,7 +1239,8 @@ struct kvmfault_memory_options {
  *                 sealed
  *   -ENOSYS       no userfaultfd, see kvmfault_uffd_new()
  *   -EBUSY        the range is registered with another userfaultfd
- *   -ENOMEM       there is no memory for it, or the range is not mapped
+ *   -ENOMEM       there is no memory for it, or the range is not mapped, or its
+ *                 process is gone
  *   -ENOSPC       there are 4,095 userfaultfds, or states_fd has no room
  *   -E2BIG        a struct has a member set that this library does not know
  *   -EMFILE       this process has too many open descriptors
@@ -1389,6 +1413,7 @@ struct kvmfault_region {
  *             4 KiB, or goes past the memory's end; there is neither memory nor
  *             guest_memfd; the address space is over 4,095; a flag is not
  *             known; the memory is of another context
+ *   -EOPNOTSUPP  the memory's first mapping is another process's
  *   -EEXIST   the region overlaps another one
  *   -ENOMEM   there is no memory for it
  *   -E2BIG    region has a member set that this library does not know

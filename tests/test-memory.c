@@ -288,17 +288,9 @@ TEST(new, no_right)
 
 TEST(new, bad_userfaultfds)
 {
-	struct kvmfault_uffd_options remote = {
-		.size = sizeof(remote), .fd = fake_uffd(O_NONBLOCK),
-		.remote = true,
-	};
 	struct kvmfault_uffd *uffd;
 	struct kvmfault_vm *other;
 
-	ck_assert_int_eq(kvmfault_uffd_new(bed.vm, &remote, &uffd), 0);
-	options.uffd = uffd;
-	ck_assert_int_eq(new_memory(), -EINVAL);	/* another process's */
-	ck_assert_int_eq(kvmfault_uffd_free(uffd), 0);
 	ck_assert_int_eq(kvmfault_vm_new(NULL, &other), 0);
 	ck_assert_int_eq(kvmfault_uffd_new(other, NULL, &uffd), 0);
 	options.uffd = uffd;

@@ -8,7 +8,8 @@
  * kernel may drop its pages at any moment, and a page that is installed after
  * that would stay. So no thread installs while another one reads. And a thread
  * that takes pages away sleeps until its event is read: the reader's thread
- * reads for as long.
+ * reads for as long. A descriptor of another process has a reader without a
+ * thread: nobody here sleeps on its events.
  */
 
 #include "page.h"
@@ -93,7 +94,7 @@ void kvmfault__install_end(struct kvmfault__seat *seat)
 
 bool kvmfault__reader_is_self(const struct kvmfault_uffd *uffd)
 {
-	return uffd->reader &&
+	return uffd->reader && uffd->reader->seat &&
 		pthread_equal(uffd->reader->thread, pthread_self());
 }
 

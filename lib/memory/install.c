@@ -315,7 +315,8 @@ int kvmfault__poison(struct kvmfault__seat *seat,
 }
 
 /* Only its own process can remove a marker, but an installed page replaces it.
- * So install zeros, which a discarded page holds, and punch them out again. */
+ * So install zeros, which a discarded page holds, and punch them out again. In
+ * anonymous memory it is its process that discards, and so it removes them. */
 static int install_unpoison_remote(struct kvmfault__seat *seat,
 				   const struct kvmfault_mapping *mapping,
 				   uint64_t offset)
@@ -324,10 +325,13 @@ static int install_unpoison_remote(struct kvmfault__seat *seat,
 	uint64_t size = kvmfault__page_size(memory);
 	uint64_t host = mapping->host + offset;
 	int64_t done = -EEXIST;
-	/* Pages with minor faults may be larger than the seat's buffer. */
-	int err = memory->fill ? kvmfault__prepare(memory, offset, size) : 0;
-	int punched;
+	int punched, err = 0;
 
+	if (memory->fd <= 0)
+		return 0;
+	/* Pages with minor faults may be larger than the seat's buffer. */
+	if (memory->fill)
+		err = kvmfault__prepare(memory, offset, size);
 	if (err)
 		return err;
 	if (!memory->fill)

@@ -77,13 +77,15 @@ struct kvmfault_memory {
 	atomic_bool making;	/* it must stay empty: no page may come yet */
 	atomic_bool tracked;	/* has a source, and is not settled */
 	bool was_settled;	/* by an owner before this one */
+	bool remote;		/* the first mapping is another process's: the
+				 * library has no address of its pages */
 	int fd;
 	uint64_t fd_offset;
 	struct kvmfault_source source;	/* none: not tracked */
 	uint64_t source_offset;
 	enum kvmfault_window window;
 	uint64_t window_pages;		/* at most */
-	void *host;		/* the memslots' mapping, and its uffd */
+	void *host;		/* the first mapping, and its uffd */
 	struct kvmfault_uffd *uffd;
 	char *fill;		/* for minor faults: the file, unregistered */
 	_Atomic uint64_t *states;	/* of pages: see page.h */

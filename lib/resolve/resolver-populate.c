@@ -6,7 +6,7 @@
  * tracked. Out: the page is mapped at the memslots' address, by
  * MADV_POPULATE_*. If that fails, its errno is the diagnosis: -EFAULT past the
  * file's end, -ENOMEM not mapped, -EINVAL (-EOPNOTSUPP to the outside) not
- * permitted there, -EHWPOISON.
+ * permitted there, -EHWPOISON. Of another process's memory nothing is known.
  */
 
 #include "../os/abi.h"
@@ -39,7 +39,7 @@ static int resolver_populate_page(void *data, struct kvmfault_request *request)
 	int err;
 
 	(void)data;
-	if (!request->host)
+	if (!request->host || (request->memory && request->memory->remote))
 		return KVMFAULT_VERDICT_DECLINED;
 	err = kvmfault__sys_madvise(request->host, request->length, write ?
 				    KVMFAULT__MADV_POPULATE_WRITE :

@@ -5,7 +5,9 @@
  * Set-up: the thread that reads a userfaultfd with events while the library
  * takes pages away there (see events.c). In: a descriptor that the VMM has
  * made. Out: the events are read, and the faults are handed to the service.
- * Only a descriptor with a feature that reports events has such a thread.
+ * Only a descriptor with a feature that reports events has such a thread. No
+ * thread of this process waits for an event of another process's descriptor: so
+ * it is enough there that who reads and who installs know of each other.
  */
 
 #include <stdio.h>
@@ -104,7 +106,7 @@ static void reader_delete(struct kvmfault__reader *reader)
 	kvmfault__sys_free(reader);
 }
 
-static int reader_listen_to(struct kvmfault__reader *reader, int fd)
+static int reader_listen(struct kvmfault__reader *reader, int fd)
 {
 	struct epoll_event event = { .events = EPOLLIN };
 
@@ -112,6 +114,19 @@ static int reader_listen_to(struct kvmfault__reader *reader, int fd)
 	return reader->epoll < 0 ? reader->epoll :
 		kvmfault__sys_epoll_ctl(reader->epoll, EPOLL_CTL_ADD, fd,
 					&event);
+}
+
+static int reader_start(struct kvmfault__reader *reader)
+{
+	struct kvmfault_uffd *uffd = reader->uffd;
+	int err;
+
+	reader->seat = kvmfault__seat_take(uffd->vm);
+	err = reader->seat ? reader_listen(reader, uffd->fd) : -ENOMEM;
+	if (!err)
+		err = kvmfault__sys_thread(&reader->thread, reader_run, reader,
+					   "kvmfault-reader");
+	return err;
 }
 
 int kvmfault__reader_new(struct kvmfault_uffd *uffd)
@@ -126,11 +141,7 @@ int kvmfault__reader_new(struct kvmfault_uffd *uffd)
 		return -ENOMEM;
 	reader->uffd = uffd;
 	reader->epoll = -1;
-	reader->seat = kvmfault__seat_take(uffd->vm);
-	err = reader->seat ? reader_listen_to(reader, uffd->fd) : -ENOMEM;
-	if (!err)
-		err = kvmfault__sys_thread(&reader->thread, reader_run, reader,
-					   "kvmfault-reader");
+	err = uffd->space ? 0 : reader_start(reader);
 	if (err)
 		reader_delete(reader);
 	else
@@ -144,8 +155,10 @@ void kvmfault__reader_free(struct kvmfault_uffd *uffd)
 
 	if (!reader)
 		return;
-	atomic_store(&reader->stopping, true);
-	kvmfault__reader_want(reader);
-	kvmfault__sys_join(reader->thread);
+	if (reader->seat) {
+		atomic_store(&reader->stopping, true);
+		kvmfault__reader_want(reader);
+		kvmfault__sys_join(reader->thread);
+	}
 	reader_delete(reader);
 }

@@ -41,8 +41,9 @@ static uint64_t mapping_register_modes(const struct kvmfault_memory *memory)
 	       (memory->write_protect ? UFFDIO_REGISTER_MODE_WP : 0);
 }
 
-/* An owner before this one may have registered the range with the same
- * userfaultfd, and for protection, too: Linux 7.3 takes no mode away. */
+/* An owner before this one, or the other process itself, may have registered
+ * the range with the same userfaultfd, and for protection, too: Linux 7.3 takes
+ * no mode away. */
 static int mapping_register(const struct kvmfault_mapping *mapping,
 			    uint64_t *ioctls)
 {
@@ -51,7 +52,8 @@ static int mapping_register(const struct kvmfault_mapping *mapping,
 	int err = kvmfault__uffd_register(mapping->uffd->fd, mapping->host,
 					  memory->length, modes, ioctls);
 
-	if (err == -EBUSY && memory->states_file && !memory->write_protect)
+	if (err == -EBUSY && !memory->write_protect &&
+	    (memory->states_file || memory->remote))
 		err = kvmfault__uffd_register(mapping->uffd->fd, mapping->host,
 					      memory->length, modes |
 					      UFFDIO_REGISTER_MODE_WP, ioctls);
@@ -120,8 +122,9 @@ static int mapping_explain_error(const struct kvmfault_memory *memory,
 			(unsigned long long)host);
 	if (err == -ENOMEM)
 		return kvmfault__refuse(memory->vm, err,
-			"the memory at %#llx is not mapped as a whole, or there is no room to keep track of the memory",
-			(unsigned long long)host);
+			"the memory at %#llx is not mapped as a whole%s, or there is no room to keep track of the memory",
+			(unsigned long long)host,
+			local ? "" : ", or its process is gone");
 	if (err != -EINVAL)
 		return err;
 	/* The kernel returns -EINVAL, too, if nothing is mapped at host and
@@ -132,6 +135,8 @@ static int mapping_explain_error(const struct kvmfault_memory *memory,
 		return kvmfault__refuse(memory->vm, -ENOMEM,
 			"nothing is mapped at %#llx: map the memory there first",
 			(unsigned long long)host);
+	if (memory->remote && memory->fd <= 0)
+		more = "; in that process something else may be mapped there, or pages that are larger than page_size";
 	if (memory->fill)
 		more = "; minor faults need Linux 5.13, and with a memfd Linux 5.14";
 	if (memory->write_protect)

@@ -51,6 +51,16 @@ static int memory_check_page_size(struct kvmfault_vm *vm,
 	return 0;
 }
 
+static bool memory_is_remote(const struct kvmfault_memory_options *o)
+{
+	return o->uffd && o->uffd->space;
+}
+
+static bool memory_outlives_us(const struct kvmfault_memory_options *o)
+{
+	return o->fd > 0 || memory_is_remote(o);
+}
+
 static int memory_check_needs(struct kvmfault_vm *vm,
 			      const struct kvmfault_memory_options *o)
 {
@@ -61,7 +71,7 @@ static int memory_check_needs(struct kvmfault_vm *vm,
 		return kvmfault__refuse(vm, -EINVAL,
 			OPTION "%s: source is not set: set one (kvmfault_source_zero() will do)",
 			o->minor ? "minor" : "write_protect");
-	if (o->states_fd && (o->fd <= 0 || !o->source))
+	if (o->states_fd && (!memory_outlives_us(o) || !o->source))
 		return kvmfault__refuse(vm, -EINVAL,
 			OPTION "states_fd: %s is not set, and only a file's pages outlive this process, and only a source leaves pages absent: set fd and source, or no states_fd",
 			o->source ? "fd" : "source");
@@ -73,9 +83,6 @@ static int memory_check_needs(struct kvmfault_vm *vm,
 	if (o->uffd && o->uffd->vm != vm)
 		return kvmfault__refuse(vm, -EINVAL,
 			OPTION "uffd: the userfaultfd belongs to another context: pass one of this context");
-	if (o->uffd && o->uffd->space)
-		return kvmfault__refuse(vm, -EINVAL,
-			OPTION "uffd: the userfaultfd belongs to another process, and the memslots are mapped in this one: pass one of this process");
 	return 0;
 }
 
@@ -186,14 +193,16 @@ static int memory_check_file(struct kvmfault_vm *vm,
 }
 
 /* The kernel installs a page of the backing as a whole, so the memory's pages
- * have to be of the same size. */
+ * have to be of the same size. Another process's can't be asked about; there
+ * the kernel refuses to register a part of a huge page. */
 static int memory_check_backing(struct kvmfault_vm *vm,
 				const struct kvmfault_memory_options *o)
 {
 	uint64_t real = kvmfault__sys_page_size();
 	int err = o->fd > 0 ? memory_check_file(vm, o, &real) : 0;
 
-	if (err || o->page_size == real)
+	if (err || o->page_size == real ||
+	    (o->fd <= 0 && memory_is_remote(o)))
 		return err;
 	return kvmfault__refuse(vm, -EINVAL,
 		OPTION "page_size: the memory has pages of %llu bytes: set page_size to that (huge pages need a hugetlbfs file)",
@@ -247,8 +256,10 @@ static int memory_check_empty(struct kvmfault_memory *memory)
 {
 	int resident = 0;
 
-	/* With minor faults the library finds out which pages the file has. */
-	if (!kvmfault__tracked(memory) || memory->fill)
+	/* With minor faults the library finds out which pages the file has.
+	 * The anonymous memory of another process can't be looked at. */
+	if (!kvmfault__tracked(memory) || memory->fill ||
+	    (memory->remote && memory->fd <= 0))
 		return 0;
 	if (memory->fd > 0)
 		resident = memory_file_has_blocks(memory, memory->length);
@@ -274,7 +285,7 @@ static int memory_check_rest_empty(struct kvmfault_memory *memory)
 	struct kvmfault_memory_counts counts = { 0 };
 	int more;
 
-	if (memory->fill)
+	if (memory->fill || memory->fd <= 0)
 		return 0;
 	kvmfault__pages_count(memory, 0, memory->length >> memory->page_shift,
 			      &counts);
@@ -342,6 +353,7 @@ static int memory_make(struct kvmfault_vm *vm,
 	new->fd = o->fd > 0 ? o->fd : 0;
 	new->fd_offset = o->fd_offset;
 	new->host = o->host;
+	new->remote = memory_is_remote(o);
 	atomic_store(&new->making, true);
 	new->source_offset = o->source_offset;
 	if (o->source)
@@ -359,7 +371,7 @@ static int memory_make(struct kvmfault_vm *vm,
 	if (!err && kvmfault__tracked(new))
 		err = o->states_fd ? kvmfault__states_map(new, o) :
 					 kvmfault__pages_new(new);
-	if (!err && kvmfault__tracked(new) && new->fd > 0 &&
+	if (!err && kvmfault__tracked(new) && new->fd > 0 && !new->remote &&
 	    vm->how.chosen == KVMFAULT_DELIVERY_MARKER_EXIT)
 		err = kvmfault__markers_new(new);
 	if (!err && kvmfault__tracked(new))
@@ -574,7 +586,7 @@ static int memory_look_at_states(struct kvmfault_vm *vm,
 
 	if (!err && *left == KVMFAULT__STATES_SETTLED) {
 		o->source = NULL;
-		o->uffd = NULL;
+		o->uffd = memory_is_remote(o) ? o->uffd : NULL;
 		o->minor = false;
 		o->write_protect = false;
 	}

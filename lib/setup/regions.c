@@ -45,6 +45,10 @@ static int region_check(struct kvmfault_vm *vm, const struct kvmfault_region *r)
 {
 	const char *why = region_find_wrong_member(vm, r);
 
+	if (!why && r->memory && r->memory->remote)
+		return kvmfault__refuse(vm, -EOPNOTSUPP,
+			"kvmfault_region.memory: the memory at %p is mapped in another process, and a region is what vCPUs of this process see: map the memory's file here, and pass the other process's mapping to kvmfault_mapping_add()",
+			r->memory->host);
 	if (!why)
 		return 0;
 	return kvmfault__refuse(vm, -EINVAL,

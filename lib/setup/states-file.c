@@ -40,12 +40,13 @@ static struct states_size states_size(uint64_t pages)
 	return size;
 }
 
-/* This memory's file has to begin like that. */
+/* This memory's file has to begin like that. A memory of another process,
+ * without a file, is known by its address. */
 static int states_describe(const struct kvmfault_memory_options *o,
 			   struct kvmfault__states_file *header)
 {
-	struct stat stat;
-	int err = kvmfault__sys_fstat(o->fd, &stat);
+	struct stat stat = { .st_ino = (uintptr_t)o->host };
+	int err = o->fd > 0 ? kvmfault__sys_fstat(o->fd, &stat) : 0;
 
 	if (err)
 		return err;
@@ -82,7 +83,7 @@ static int states_compare(struct kvmfault_vm *vm,
 	    is->fd_offset != ours->fd_offset)
 		return states_refuse(vm, "that memory's source_offset or fd_offset was another one");
 	if (is->device != ours->device || is->inode != ours->inode)
-		return states_refuse(vm, "that memory's fd was another file");
+		return states_refuse(vm, "that memory's fd was another file, or its host another address");
 	/* With minor faults a page in flight may be half a page in the file,
 	 * and without them a guest may have written to it. */
 	if (is->minor != ours->minor)

@@ -191,7 +191,7 @@ int kvmfault_uffd_new(struct kvmfault_vm *vm,
 		err = new->fd;
 		goto free;
 	}
-	err = ours.fd > 0 && !ours.remote ? kvmfault__reader_new(new) : 0;
+	err = ours.fd > 0 ? kvmfault__reader_new(new) : 0;
 	if (err)
 		goto close;
 	kvmfault__sys_lock(&vm->lock);
