@@ -158,7 +158,9 @@ void kvmfault__account(struct kvmfault__request *rq,
 	if (installed->existed) {
 		kvmfault__add(rq->seat, KVMFAULT__COUNTER(existed),
 			      installed->existed);
-		if (!zero)
+		/* In another process an owner before this one may have been
+		 * killed after it had installed a page. */
+		if (!zero && !(memory->remote && memory->states_file))
 			publish_warn_existed(memory);
 	}
 	if (!came)
