@@ -361,7 +361,8 @@ int kvmfault__unpoison(struct kvmfault__seat *seat,
 	int err = 0;
 	size_t i;
 
-	for (i = 0; i < all->count && !err; i++) {
+	/* Of a clone the page that was punched is zeros by now. */
+	for (i = 0; i < all->count && !err && !memory->base; i++) {
 		const struct kvmfault_mapping *mapping = all->mapping[i];
 		void *host = (void *)(uintptr_t)(mapping->host + offset);
 
