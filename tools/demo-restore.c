@@ -32,35 +32,12 @@ static void note_resident(struct demo *demo)
 
 /* ---- the working set, before the guest starts ---- */
 
-static int new_set(struct demo *demo)
-{
-	struct kvmfault_working_set_options options = {
-		.size = sizeof(options),
-		.image_length = demo->image.length,
-	};
-	int err;
-
-	memcpy(options.identity, demo->image.identity,
-	       sizeof(options.identity));
-	err = kvmfault_working_set_new(&options, &demo->set);
-	if (err)
-		complain_errno(err, "make a working set");
-	return err;
-}
-
 int restore_match(struct demo *demo)
 {
-	struct kvmfault_working_set_info info = { .size = sizeof(info) };
-
-	if (!demo->set)
-		return demo->record_path ? new_set(demo) : 0;
-	kvmfault_working_set_describe(demo->set, &info);
-	if (info.image_length == demo->image.length &&
-	    !memcmp(info.identity, demo->image.identity, sizeof(info.identity)))
-		return 0;
-	complain("%s is the working set of another image, or the image has changed since: make a new one with --record",
-		 demo->working_set_path);
-	return -EXDEV;
+	if (demo->set)
+		return image_match_set(&demo->image, demo->set,
+				       demo->working_set_path);
+	return demo->record_path ? image_new_set(&demo->image, &demo->set) : 0;
 }
 
 /* How many runs of the set are in RAM, which may be a part of the image. */

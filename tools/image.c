@@ -110,10 +110,10 @@ static int open_file(const char *path, uint64_t *length)
 	return err;
 }
 
-static int remote_size(const char *uri, uint64_t *bytes)
+static int remote_size(const struct image_place *place, uint64_t *bytes)
 {
 	struct kvmfault_source source = { .size = sizeof(source) };
-	int err = image_connect(uri, &source);
+	int err = image_connect(place, &source);
 
 	if (!err)
 		*bytes = source.length;
@@ -126,7 +126,7 @@ int image_size(const struct image_place *place, uint64_t *bytes)
 	int fd;
 
 	if (place->uri)
-		return remote_size(place->uri, bytes);
+		return remote_size(place, bytes);
 	if (!place->path)
 		return 0;
 	fd = open_file(place->path, bytes);
@@ -168,12 +168,12 @@ static int open_local(struct image *image, const char *path, unsigned int holes)
 	return err;
 }
 
-static int open_remote(struct image *image, const char *uri)
+static int open_remote(struct image *image, const struct image_place *place)
 {
 	int err;
 
 	image->fd = -1;
-	err = image_connect(uri, &image->source);
+	err = image_connect(place, &image->source);
 	if (!err)
 		image->length = image->source.length;
 	return err;
@@ -190,7 +190,7 @@ int image_open(struct image *image, const struct image_place *place,
 		complain_errno(-ENOMEM, "make an image");
 		return -ENOMEM;
 	}
-	return place->uri ? open_remote(image, place->uri) :
+	return place->uri ? open_remote(image, place) :
 			    open_local(image, place->path, holes);
 }
 
@@ -200,6 +200,37 @@ void image_close(struct image *image)
 	if (image->fd > 0)
 		close(image->fd);
 	free((void *)(uintptr_t)image->reads);
+}
+
+/* ---- its working sets ---- */
+
+int image_new_set(const struct image *image, struct kvmfault_working_set **set)
+{
+	struct kvmfault_working_set_options options = {
+		.size = sizeof(options),
+		.image_length = image->length,
+	};
+	int err;
+
+	memcpy(options.identity, image->identity, sizeof(options.identity));
+	err = kvmfault_working_set_new(&options, set);
+	if (err)
+		complain_errno(err, "make a working set");
+	return err;
+}
+
+int image_match_set(const struct image *image,
+		    const struct kvmfault_working_set *set, const char *path)
+{
+	struct kvmfault_working_set_info info = { .size = sizeof(info) };
+
+	kvmfault_working_set_describe(set, &info);
+	if (info.image_length == image->length &&
+	    !memcmp(info.identity, image->identity, sizeof(info.identity)))
+		return 0;
+	complain("%s is the working set of another image, or the image has changed since: make a new one with --record",
+		 path);
+	return -EXDEV;
 }
 
 /* ---- the guest's source ---- */

@@ -23,6 +23,7 @@ struct image {
 /* Where an image is: a file, or a server; or one is made up. */
 struct image_place {
 	const char *path, *uri;
+	uint32_t fetches;	/* of a server, at once; 0: the default */
 };
 
 /* Open it; or make an image whose pages all differ and none of which is zero,
@@ -41,9 +42,17 @@ void image_source(struct image *image, struct kvmfault_source *source);
 /* Its read. data: a struct image. */
 int image_read(void *data, uint64_t offset, void *buffer, size_t length);
 
-/* source-nbd.c, or in its place source-none.c: the source that the URI names. 0
- * or -errno, with a message printed. */
-int image_connect(const char *uri, struct kvmfault_source *source);
+/* source-nbd.c, or in its place source-none.c: the source that the place's URI
+ * names. 0 or -errno, with a message printed. */
+int image_connect(const struct image_place *place,
+		  struct kvmfault_source *source);
+
+/* An empty working set of this image. 0 or -errno, with a message printed. */
+int image_new_set(const struct image *image, struct kvmfault_working_set **set);
+/* Whether a set that was loaded from path is this image's. 0 or -EXDEV, with a
+ * message printed. */
+int image_match_set(const struct image *image,
+		    const struct kvmfault_working_set *set, const char *path);
 
 /* Pages that were not read exactly once. A hole need not be read. */
 uint64_t image_misread(const struct image *image);

@@ -23,6 +23,7 @@ static const struct {
 	{ "bench", cmd_bench, "how fast a guest gets its pages, in several ways" },
 	{ "demo", cmd_demo, "run real vCPUs out of an image, page by page" },
 	{ "probe", cmd_probe, "what this kernel offers" },
+	{ "serve", cmd_serve, "bring the pages of VMs that are restored" },
 	{ "working-set", cmd_working_set, "what guests touch first: print, merge" },
 };
 #define COMMANDS (sizeof(commands) / sizeof(*commands))

@@ -17,11 +17,13 @@ static void log_line(void *data, enum kvmfault_log_level level,
 		 message);
 }
 
-int image_connect(const char *uri, struct kvmfault_source *source)
+int image_connect(const struct image_place *place,
+		  struct kvmfault_source *source)
 {
 	const struct kvmfault_nbd_options options = {
 		.size = sizeof(options),
-		.uri = uri,
+		.uri = place->uri,
+		.fetches = place->fetches,
 		.allow_files = true,	/* the user's own URI */
 		.log = log_line,
 	};

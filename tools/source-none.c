@@ -8,10 +8,11 @@
 #include "image.h"
 #include "tool.h"
 
-int image_connect(const char *uri, struct kvmfault_source *source)
+int image_connect(const struct image_place *place,
+		  struct kvmfault_source *source)
 {
 	(void)source;
 	complain("cannot use %s: this program was built without libnbd; install it, and build with -Dnbd=enabled",
-		 uri);
+		 place->uri);
 	return -EOPNOTSUPP;
 }

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * kvmfault serve: a connection until it is a VM. In: what a client sends, in any
+ * number of pieces, with descriptors. Out: a VM, or a line that says why there
+ * is none. Each descriptor that came is closed here, at the latest by the
+ * deadline.
+ */
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "serve.h"
+
+#define DEADLINE_MS 30000
+#define PAUSE_MS 1000
+#define PIECE 65536
+
+struct serve_client {
+	struct serve_watch watch;	/* the first member */
+	struct serve *serve;
+	struct ucred peer;
+	struct serve_hello hello;
+};
+
+/* Does not close the socket, which may be a VM's by now. */
+static void free_client(struct serve_client *client)
+{
+	unsigned int i;
+
+	serve_watch_remove(&client->watch);
+	for (i = 0; i < client->hello.fds; i++)
+		close(client->hello.fd[i]);
+	serve_firecracker_forget(&client->hello);
+	free(client);
+}
+
+static void refuse_client(struct serve_client *client, const char *why)
+{
+	struct serve *serve = client->serve;
+	struct json_object *event = serve_event("refused", NULL);
+
+	serve_add_number(event, "pid", (uint64_t)client->peer.pid);
+	serve_add_text(event, "why", why);
+	serve_tell(serve, event);
+	serve->refused++;
+	close(client->watch.fd);
+	free_client(client);
+	serve->clients--;
+	serve_client_place(serve);
+}
+
+static void refuse_late(struct serve_watch *watch)
+{
+	refuse_client((struct serve_client *)watch,
+		      "no whole message came within 30 s");
+}
+
+/* Keeps the descriptors that came, up to SERVE_FDS. */
+static void keep_descriptors(struct serve_hello *hello, struct msghdr *message)
+{
+	struct cmsghdr *cmsg;
+
+	for (cmsg = CMSG_FIRSTHDR(message); cmsg;
+	     cmsg = CMSG_NXTHDR(message, cmsg)) {
+		size_t i, count = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		int fd;
+
+		if (cmsg->cmsg_level != SOL_SOCKET ||
+		    cmsg->cmsg_type != SCM_RIGHTS)
+			continue;
+		for (i = 0; i < count; i++) {
+			memcpy(&fd, CMSG_DATA(cmsg) + i * sizeof(int),
+			       sizeof(fd));
+			if (hello->fds < SERVE_FDS)
+				hello->fd[hello->fds++] = fd;
+			else
+				close(fd);
+		}
+	}
+}
+
+/* Returns as recvmsg() does, or -errno; -E2BIG: descriptors were lost. */
+static ssize_t receive_piece(struct serve_client *client, char *piece)
+{
+	union {
+		char bytes[CMSG_SPACE(SERVE_FDS * sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	struct iovec iov = { .iov_base = piece, .iov_len = PIECE };
+	struct msghdr message = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control.bytes,
+		.msg_controllen = sizeof(control.bytes),
+	};
+	ssize_t n = recvmsg(client->watch.fd, &message, MSG_CMSG_CLOEXEC);
+
+	if (n < 0)
+		return -errno;
+	keep_descriptors(&client->hello, &message);
+	return message.msg_flags & MSG_CTRUNC ? -E2BIG : n;
+}
+
+static void become_vm(struct serve_client *client)
+{
+	struct serve *serve = client->serve;
+	struct serve_range *ranges;
+	int err, count = serve_firecracker_ranges(&client->hello,
+						  serve->image.length, &ranges);
+
+	if (count < 0) {
+		refuse_client(client, client->hello.why);
+		return;
+	}
+	serve_watch_remove(&client->watch);
+	err = serve_vm_new(serve, client->watch.fd, &client->peer,
+			   "firecracker", client->hello.fd[0], ranges,
+			   (unsigned int)count);
+	if (!err) {
+		free_client(client);
+		return;
+	}
+	free(ranges);
+	refuse_client(client, strerror(-err));
+}
+
+static void read_client(struct serve_watch *watch)
+{
+	struct serve_client *client = (struct serve_client *)watch;
+	char piece[PIECE];
+	ssize_t n = receive_piece(client, piece);
+	int whole;
+
+	if (n == -EAGAIN || n == -EINTR)
+		return;
+	if (n == -E2BIG) {
+		refuse_client(client,
+			      "more descriptors came than one, or than this process may have open");
+		return;
+	}
+	if (n <= 0) {
+		refuse_client(client, n ? strerror((int)-n) :
+			      "it went away before its message was whole");
+		return;
+	}
+	whole = serve_firecracker_take(&client->hello, piece, (size_t)n);
+	if (whole < 0)
+		refuse_client(client, client->hello.why);
+	else if (whole)
+		become_vm(client);
+}
+
+static int new_client(struct serve *serve, int fd, const struct ucred *peer)
+{
+	struct serve_client *client = calloc(1, sizeof(*client));
+	int err;
+
+	if (!client)
+		return -ENOMEM;
+	client->serve = serve;
+	client->watch.fd = fd;
+	client->watch.ready = read_client;
+	client->watch.late = refuse_late;
+	client->watch.deadline = serve_now() + DEADLINE_MS;
+	client->peer = *peer;
+	err = serve_watch_add(serve, &client->watch, EPOLLIN);
+	if (err) {
+		free(client);
+		return err;
+	}
+	serve->clients++;
+	return 0;
+}
+
+/* ---- how many there may be ---- */
+
+static void wait_for_place(struct serve *serve)
+{
+	if (serve->full)
+		return;
+	serve->full = true;
+	serve_watch_events(&serve->listener, 0);
+}
+
+void serve_client_place(struct serve *serve)
+{
+	if (!serve->full || serve->clients >= serve->vms_max)
+		return;
+	serve->full = false;
+	serve->listener.deadline = 0;
+	serve_watch_events(&serve->listener, EPOLLIN);
+}
+
+static void look_again(struct serve_watch *listener)
+{
+	serve_client_place(listener->serve);
+}
+
+/* Descriptors or memory may come back at any time: it is tried again soon. */
+static void pause_listener(struct serve *serve, int err)
+{
+	if (!serve->full)
+		serve_tell_problem(serve, NULL, "problem",
+				   "cannot accept a client: it waits", err);
+	wait_for_place(serve);
+	serve->listener.late = look_again;
+	serve->listener.deadline = serve_now() + PAUSE_MS;
+}
+
+static void refuse_stranger(struct serve *serve, const struct ucred *peer)
+{
+	struct json_object *event = serve_event("refused", NULL);
+
+	serve_add_number(event, "pid", (uint64_t)peer->pid);
+	serve_add_number(event, "uid", peer->uid);
+	serve_add_text(event, "why",
+		       "it is another user's: run serve as the user of the VMM, or as root's client");
+	serve_tell(serve, event);
+	serve->refused++;
+}
+
+void serve_client_ready(struct serve_watch *listener)
+{
+	struct serve *serve = listener->serve;
+	struct ucred peer = { 0 };
+	int err, fd = serve_socket_accept(listener->fd, &peer);
+
+	if (fd == -EPERM) {
+		refuse_stranger(serve, &peer);
+		return;
+	}
+	if (fd == -EAGAIN || fd == -EINTR || fd == -ECONNABORTED)
+		return;
+	err = fd < 0 ? fd : new_client(serve, fd, &peer);
+	if (err) {
+		pause_listener(serve, err);
+		if (fd >= 0)
+			close(fd);
+		return;
+	}
+	if (serve->clients >= serve->vms_max)
+		wait_for_place(serve);
+}

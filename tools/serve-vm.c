@@ -1,0 +1,411 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+/* Copyright (c) 2026 the libkvmfault authors */
+
+/*
+ * kvmfault serve: one VM. In: its userfaultfd, and where its memory is in it and
+ * in the image. Out: its pages, until its socket ends. Each VM has a context and
+ * threads of its own; the image's source is shared. When nothing is missing any
+ * more, the memory is left to the kernel, and the VM needs this process no more.
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <json-c/json.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "serve.h"
+
+#define SERVICE_THREADS 1
+#define FILL_THREADS 2
+#define STEP (256ULL << 10)	/* bytes that a step of the fill brings */
+#define SOON_MS 10		/* for what has to be known soon */
+
+/* ---- what the library's threads tell ---- */
+
+static void tell_log(void *data, enum kvmfault_log_level level,
+		     const char *message)
+{
+	const struct serve_vm *vm = data;
+
+	serve_tell_problem(vm->serve, vm, level == KVMFAULT_LOG_WARNING ?
+			   "warning" : "problem", message, 0);
+}
+
+static void tell_sleeper(void *data, const struct kvmfault_sleeper *sleeper)
+{
+	const struct serve_vm *vm = data;
+	struct json_object *event = serve_event("unresolved", vm);
+
+	serve_add_number(event, "address", sleeper->fault->hva);
+	serve_add_text(event, "why", kvmfault_reason_str(sleeper->reason));
+	serve_add_text(event, "error", strerror(-sleeper->error));
+	serve_tell(vm->serve, event);
+}
+
+static void note_progress(void *data,
+			  const struct kvmfault_fill_progress *progress)
+{
+	struct serve_vm *vm = data;
+	bool news = progress->over;
+
+	if (!progress->replaying && !atomic_exchange(&vm->replayed, true))
+		news = true;
+	atomic_store(&vm->over, progress->over);
+	if (news)
+		serve_wake(vm->serve);
+}
+
+/* ---- its end ---- */
+
+static void free_memories(struct serve_vm *vm)
+{
+	unsigned int i;
+
+	for (i = 0; vm->memory && i < vm->memories; i++)
+		kvmfault_memory_free(vm->memory[i]);
+	free(vm->memory);
+}
+
+/* The client is gone, or has nothing yet. */
+static void free_served(struct serve_vm *vm)
+{
+	kvmfault_fill_free(vm->fill);
+	kvmfault_service_free(vm->service);
+	free_memories(vm);
+	kvmfault_uffd_free(vm->uffd);
+	if (kvmfault_vm_free(vm->vm))
+		serve_tell_problem(vm->serve, vm, "problem",
+				   "something of the context is left", 0);
+}
+
+/* Fetches in flight are waited for, maybe for as long as a server takes to
+ * answer: the loop has to go on meanwhile. */
+static void *end_thread(void *arg)
+{
+	struct serve_vm *vm = arg;
+
+	free_served(vm);
+	atomic_store(&vm->ended, true);
+	serve_wake(vm->serve);
+	return NULL;
+}
+
+static void list_vm(struct serve_vm **list, struct serve_vm *vm)
+{
+	vm->previous = NULL;
+	vm->next = *list;
+	if (vm->next)
+		vm->next->previous = vm;
+	*list = vm;
+}
+
+static void unlist_vm(struct serve_vm **list, struct serve_vm *vm)
+{
+	if (vm->next)
+		vm->next->previous = vm->previous;
+	if (vm->previous)
+		vm->previous->next = vm->next;
+	else
+		*list = vm->next;
+}
+
+static void forget_vm(struct serve_vm *vm)
+{
+	struct serve *serve = vm->serve;
+
+	unlist_vm(&serve->leaving, vm);
+	free(vm->range);
+	free(vm);
+	serve->clients--;
+	serve_client_place(serve);
+}
+
+static void tell_gone(struct serve_vm *vm)
+{
+	struct kvmfault_stats stats = { .size = sizeof(stats) };
+	struct json_object *event = serve_event("gone", vm);
+
+	kvmfault_vm_stats(vm->vm, &stats);
+	serve_add_number(event, "fetched", stats.fetched);
+	serve_add_number(event, "zero", stats.holes);
+	serve_add_number(event, "filled", stats.filled);
+	serve_add_number(event, "faults", stats.kind[KVMFAULT_KIND_UFFD]);
+	serve_tell(vm->serve, event);
+}
+
+static void end_vm(struct serve_vm *vm)
+{
+	struct serve *serve = vm->serve;
+
+	serve_watch_remove(&vm->watch);
+	close(vm->watch.fd);
+	serve_record_end(vm);
+	tell_gone(vm);
+	serve->gone++;
+	unlist_vm(&serve->vms, vm);
+	list_vm(&serve->leaving, vm);
+	if (!pthread_create(&vm->end, NULL, end_thread, vm))
+		return;
+	free_served(vm);
+	forget_vm(vm);
+}
+
+/* Firecracker sends nothing after its message: the socket only ends. */
+static void read_end(struct serve_watch *watch)
+{
+	struct serve_vm *vm = (struct serve_vm *)watch;
+	char bytes[4096];
+	ssize_t n = recv(watch->fd, bytes, sizeof(bytes), 0);
+
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	if (n <= 0) {
+		end_vm(vm);
+		return;
+	}
+	if (!vm->spoke)
+		serve_tell_problem(vm->serve, vm, "warning",
+				   "it sent more after its message, which is not read",
+				   0);
+	vm->spoke = true;
+}
+
+/* ---- its progress ---- */
+
+/* What it has touched by now was worth to be known; now the rest may come. */
+static void end_recording(struct serve_watch *watch)
+{
+	struct serve_vm *vm = (struct serve_vm *)watch;
+
+	serve_record_end(vm);
+	if (!vm->serve->fill)
+		return;
+	vm->hold = false;
+	kvmfault_fill_pause(vm->fill, false);
+}
+
+/* From here on no page of it comes by this process, and what its balloon gives
+ * up is zero without it. */
+static int settle_vm(struct serve_vm *vm)
+{
+	unsigned int i;
+	int err = 0;
+
+	kvmfault_fill_free(vm->fill);
+	vm->fill = NULL;
+	for (i = 0; i < vm->memories && !err; i++)
+		err = kvmfault_memory_settle(vm->memory[i], NULL);
+	return err;
+}
+
+static void tell_resident(struct serve_vm *vm)
+{
+	struct json_object *event = serve_event("resident", vm);
+	int err;
+
+	vm->resident = true;
+	serve_record_end(vm);
+	err = settle_vm(vm);
+	json_object_object_add(event, "settled",
+			       json_object_new_boolean(!err));
+	if (err)
+		serve_add_text(event, "error", strerror(-err));
+	serve_tell(vm->serve, event);
+}
+
+static void look_at_vm(struct serve_vm *vm)
+{
+	if (atomic_load(&vm->replayed) && !vm->told_replayed) {
+		vm->told_replayed = true;
+		if (vm->hold)
+			kvmfault_fill_pause(vm->fill, true);
+		if (vm->serve->set)
+			serve_tell(vm->serve, serve_event("replayed", vm));
+	}
+	if (atomic_load(&vm->over) && !vm->resident)
+		tell_resident(vm);
+}
+
+void serve_vm_look(struct serve *serve)
+{
+	struct serve_vm *vm, *next;
+
+	for (vm = serve->vms; vm; vm = vm->next)
+		look_at_vm(vm);
+	for (vm = serve->leaving; vm; vm = next) {
+		next = vm->next;
+		if (!atomic_load(&vm->ended))
+			continue;
+		pthread_join(vm->end, NULL);
+		forget_vm(vm);
+	}
+}
+
+/* ---- its beginning ---- */
+
+static int new_context(struct serve_vm *vm)
+{
+	const struct kvmfault_vm_ops ops = {
+		.size = sizeof(ops),
+		.log = tell_log,
+		.unresolved = tell_sleeper,
+	};
+	struct kvmfault_vm_options options = {
+		.size = sizeof(options),
+		.ops = &ops,
+		.data = vm,
+		.page_size_max = STEP,
+		.fetches = SERVE_FETCHES,
+	};
+	unsigned int i;
+
+	for (i = 0; i < vm->memories; i++)
+		if (vm->range[i].page_size > options.page_size_max)
+			options.page_size_max = vm->range[i].page_size;
+	return kvmfault_vm_new(&options, &vm->vm);
+}
+
+static int adopt_uffd(struct serve_vm *vm, int fd)
+{
+	const struct kvmfault_uffd_options options = {
+		.size = sizeof(options),
+		.fd = fd,
+		.remote = true,
+	};
+	int flags = fcntl(fd, F_GETFL);
+
+	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+		return -errno;
+	return kvmfault_uffd_new(vm->vm, &options, &vm->uffd);
+}
+
+/* While a VM is recorded, only what it touches is to come. */
+static int adopt_range(struct serve_vm *vm, unsigned int i)
+{
+	const struct serve_range *range = &vm->range[i];
+	const struct kvmfault_memory_options options = {
+		.size = sizeof(options),
+		.host = (void *)(uintptr_t)range->address,
+		.length = range->length,
+		.page_size = range->page_size,
+		.source = &vm->serve->image.source,
+		.source_offset = range->offset,
+		.uffd = vm->uffd,
+		.window = vm->serve->record_path ? KVMFAULT_WINDOW_NONE :
+						   KVMFAULT_WINDOW_ADAPTIVE,
+	};
+
+	return kvmfault_memory_adopt(vm->vm, &options, &vm->memory[i]);
+}
+
+static int start_service(struct serve_vm *vm)
+{
+	const struct kvmfault_service_options options = {
+		.size = sizeof(options),
+		.threads = SERVICE_THREADS,
+	};
+
+	return kvmfault_service_new(vm->vm, &options, &vm->service);
+}
+
+/* One that has nothing to bring tells when nothing is missing. */
+static int start_fill(struct serve_vm *vm)
+{
+	const struct serve *serve = vm->serve;
+	struct kvmfault_fill_options options = {
+		.size = sizeof(options),
+		.memories = vm->memory,
+		.memory_count = vm->memories,
+		.first = serve->set,
+		.threads = FILL_THREADS,
+		.rate = serve->fill_rate,
+		.progress = note_progress,
+		.data = vm,
+	};
+
+	vm->hold = !serve->fill || vm->recording;
+	options.paused = vm->hold && !serve->set;
+	options.interval_ms = vm->hold && serve->set ? SOON_MS : 0;
+	return kvmfault_fill_new(vm->vm, &options, &vm->fill);
+}
+
+static int start_vm(struct serve_vm *vm, int uffd)
+{
+	unsigned int i;
+	int err;
+
+	vm->memory = calloc(vm->memories, sizeof(struct kvmfault_memory *));
+	err = vm->memory ? new_context(vm) : -ENOMEM;
+	if (!err)
+		err = adopt_uffd(vm, uffd);
+	for (i = 0; i < vm->memories && !err; i++)
+		err = adopt_range(vm, i);
+	if (!err)
+		err = serve_record_begin(vm);
+	if (!err)
+		err = start_service(vm);
+	return err ? err : start_fill(vm);
+}
+
+static void tell_came(const struct serve_vm *vm)
+{
+	struct json_object *event = serve_event("came", vm);
+
+	serve_add_number(event, "pid", (uint64_t)vm->pid);
+	serve_add_text(event, "dialect", vm->dialect);
+	serve_add_number(event, "bytes", vm->bytes);
+	serve_add_number(event, "regions", vm->memories);
+	serve_add_number(event, "page_size", vm->range[0].page_size);
+	serve_tell(vm->serve, event);
+}
+
+static struct serve_vm *make_vm(struct serve *serve, int socket,
+				const struct ucred *peer, const char *dialect)
+{
+	struct serve_vm *vm = calloc(1, sizeof(*vm));
+
+	if (!vm)
+		return NULL;
+	vm->serve = serve;
+	vm->number = ++serve->came;
+	vm->pid = peer->pid;
+	vm->dialect = dialect;
+	vm->came = serve_now();
+	vm->watch.fd = socket;
+	vm->watch.ready = read_end;
+	vm->watch.late = end_recording;
+	return vm;
+}
+
+int serve_vm_new(struct serve *serve, int socket, const struct ucred *peer,
+		 const char *dialect, int uffd, struct serve_range *ranges,
+		 unsigned int count)
+{
+	struct serve_vm *vm = make_vm(serve, socket, peer, dialect);
+	unsigned int i;
+	int err;
+
+	if (!vm)
+		return -ENOMEM;
+	vm->range = ranges;
+	vm->memories = count;
+	for (i = 0; i < count; i++)
+		vm->bytes += ranges[i].length;
+	tell_came(vm);
+	err = start_vm(vm, uffd);
+	if (!err)
+		err = serve_watch_add(serve, &vm->watch, EPOLLIN | EPOLLRDHUP);
+	if (!err) {
+		list_vm(&serve->vms, vm);
+		return 0;
+	}
+	serve_record_end(vm);
+	free_served(vm);
+	free(vm);
+	return err;
+}
