@@ -2,9 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * kvmfault serve: a connection until it is a VM. In: what a client sends, in any
- * number of pieces, with descriptors. Out: a VM, or a line that says why there
- * is none. Each descriptor that came is closed here, at the latest by the
+ * kvmfault serve: a connection until it is a VM. In: what a client sends, in
+ * any number of pieces, with descriptors. Out: a VM, or a line that says why
+ * there is none. Each descriptor that came is closed here, at the latest by the
  * deadline.
  */
 

@@ -98,7 +98,7 @@ void serve_firecracker_forget(struct serve_hello *hello)
 
 /* ---- its descriptor ---- */
 
-/* What /proc says of an open descriptor, as "anon_inode:[userfaultfd]". */
+/* The name that /proc has for an open descriptor, as "anon_inode:[userfaultfd]". */
 static bool name_descriptor(int fd, char name[64])
 {
 	char path[64];

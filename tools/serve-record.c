@@ -2,9 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * kvmfault serve: what VMs touch first. In: VMs, each recorded for a while after
- * it came. Out: one file, which has what the first of them touched, and then
- * what each other one had more. It is written when a VM's recording is complete.
+ * kvmfault serve: what VMs touch first. In: VMs, each recorded for a while
+ * after it came. Out: one file, which has what the first of them touched, and
+ * then what each other one had more. It is written each time when a VM's
+ * recording is complete.
  */
 
 #include <json-c/json.h>
@@ -23,7 +24,7 @@ static int begin_recording(struct serve_vm *vm)
 	};
 	int err = image_new_set(&serve->image, &vm->recorded);
 
-	/* What is brought first is not touched first: it is known already. */
+	/* Pages that are brought first cannot be seen to be touched. */
 	if (!err && serve->set)
 		err = kvmfault_working_set_merge(vm->recorded, serve->set);
 	options.set = vm->recorded;
@@ -66,7 +67,8 @@ static void save_all(struct serve *serve, const struct serve_vm *vm)
 
 	kvmfault_working_set_describe(serve->recorded, &info);
 	/* A VM that went at once leaves the old file alone. */
-	if (!info.runs || !save_working_set(serve->recorded, serve->record_path))
+	if (!info.runs ||
+	    !save_working_set(serve->recorded, serve->record_path))
 		return;
 	event = serve_event("recorded", vm);
 	serve_add_number(event, "bytes", info.bytes);

@@ -4,7 +4,7 @@
 /*
  * kvmfault serve: its sockets, made here or passed by a service manager. In: a
  * path of the command line, the manager's environment. Out: descriptors that do
- * not block. A client of another user, who is not root, is not served.
+ * not block. A client's user has to be root, or the server's own.
  */
 
 #include <errno.h>

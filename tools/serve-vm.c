@@ -2,10 +2,10 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * kvmfault serve: one VM. In: its userfaultfd, and where its memory is in it and
- * in the image. Out: its pages, until its socket ends. Each VM has a context and
- * threads of its own; the image's source is shared. When nothing is missing any
- * more, the memory is left to the kernel, and the VM needs this process no more.
+ * kvmfault serve: one VM. In: its userfaultfd, and where its memory is, there
+ * and in the image. Out: its pages, until its socket ends. Each VM has its own
+ * context and threads; the image's source is shared. When nothing is missing
+ * any more, the memory is left to the kernel: the VM needs no server then.
  */
 
 #include <errno.h>
@@ -177,7 +177,7 @@ static void read_end(struct serve_watch *watch)
 
 /* ---- its progress ---- */
 
-/* What it has touched by now was worth to be known; now the rest may come. */
+/* Its first touches are known: now the rest may come. */
 static void end_recording(struct serve_watch *watch)
 {
 	struct serve_vm *vm = (struct serve_vm *)watch;
@@ -209,6 +209,7 @@ static void tell_resident(struct serve_vm *vm)
 	int err;
 
 	vm->resident = true;
+	vm->resident_ms = serve_now() - vm->came;
 	serve_record_end(vm);
 	err = settle_vm(vm);
 	json_object_object_add(event, "settled",
@@ -243,6 +244,27 @@ void serve_vm_look(struct serve *serve)
 			continue;
 		pthread_join(vm->end, NULL);
 		forget_vm(vm);
+	}
+}
+
+void serve_vm_count(const struct serve_vm *vm,
+		    struct kvmfault_memory_counts *bytes)
+{
+	struct kvmfault_memory_counts counts = { .size = sizeof(counts) };
+	unsigned int i;
+
+	*bytes = counts;
+	for (i = 0; i < vm->memories; i++) {
+		uint64_t page = vm->range[i].page_size;
+
+		if (kvmfault_memory_count(vm->memory[i], 0,
+					  vm->range[i].length, &counts))
+			continue;
+		bytes->absent += counts.absent * page;
+		bytes->claimed += counts.claimed * page;
+		bytes->present += counts.present * page;
+		bytes->discarded += counts.discarded * page;
+		bytes->poisoned += counts.poisoned * page;
 	}
 }
 
@@ -314,7 +336,7 @@ static int start_service(struct serve_vm *vm)
 }
 
 /* One that has nothing to bring tells when nothing is missing. */
-static int start_fill(struct serve_vm *vm)
+static int start_vm_fill(struct serve_vm *vm)
 {
 	const struct serve *serve = vm->serve;
 	struct kvmfault_fill_options options = {
@@ -349,7 +371,7 @@ static int start_vm(struct serve_vm *vm, int uffd)
 		err = serve_record_begin(vm);
 	if (!err)
 		err = start_service(vm);
-	return err ? err : start_fill(vm);
+	return err ? err : start_vm_fill(vm);
 }
 
 static void tell_came(const struct serve_vm *vm)

@@ -42,6 +42,7 @@ static const char help[] =
 	"  --fill RATE|off   bring what no VM has touched: at most so many bytes a\n"
 	"                    second for each VM, as 200M; max (default); or not\n"
 	"  --vms N           at most so many VMs at once, 256\n"
+	"  --metrics SOCKET  answer GET /metrics (Prometheus) and GET /json there\n"
 	"  --json            each event is a line with a JSON object\n"
 	"  --help            this text\n\n"
 	"SIGTERM and SIGINT end it, SIGHUP begins the recording anew.\n";
@@ -115,6 +116,9 @@ static bool take_serve_option(struct serve *serve, int c)
 		good = parse_number("vms", optarg, SERVE_VMS_MAX, &n);
 		serve->vms_max = (unsigned int)n;
 		break;
+	case 'm':
+		serve->metrics_path = optarg;
+		break;
 	case 'j':
 		serve->json = true;
 		break;
@@ -135,6 +139,7 @@ static int parse_serve(struct serve *serve, int argc, char **argv)
 		{ "record-seconds", required_argument, NULL, 's' },
 		{ "fill", required_argument, NULL, 'f' },
 		{ "vms", required_argument, NULL, 'v' },
+		{ "metrics", required_argument, NULL, 'm' },
 		{ "json", no_argument, NULL, 'j' },
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
@@ -190,6 +195,15 @@ static int open_listener(struct serve *serve)
 	serve->listener.fd = fd;
 	serve->listener.ready = serve_client_ready;
 	return fd < 0 ? fd : serve_watch_add(serve, &serve->listener, EPOLLIN);
+}
+
+static int open_metrics(struct serve *serve)
+{
+	int fd = serve_socket_listen(serve->metrics_path);
+
+	serve->metrics.fd = fd;
+	serve->metrics.ready = serve_metrics_ready;
+	return fd < 0 ? fd : serve_watch_add(serve, &serve->metrics, EPOLLIN);
 }
 
 static void take_signal(struct serve_watch *watch)
@@ -251,6 +265,8 @@ static int open_server(struct serve *serve)
 		return err;
 	}
 	err = open_image(serve);
+	if (!err && serve->metrics_path)
+		err = open_metrics(serve);
 	return err ? err : open_listener(serve);
 }
 
@@ -264,6 +280,7 @@ static void close_watch(struct serve_watch *watch)
 static void close_server(struct serve *serve)
 {
 	close_watch(&serve->listener);
+	close_watch(&serve->metrics);
 	close_watch(&serve->signals);
 	kvmfault_working_set_free(serve->recorded);
 	kvmfault_working_set_free(serve->set);
@@ -271,8 +288,8 @@ static void close_server(struct serve *serve)
 	serve_loop_free(serve);
 }
 
-/* What VMs have touched is saved; nothing of theirs is freed. A page that has
- * not come would be poisoned there, and so their guests would end, where now
+/* The recordings are saved; nothing of the VMs' is freed. A page that has not
+ * come would be poisoned there, and so their guests would end, where now
  * they wait for the next server. */
 static void leave_vms(struct serve *serve)
 {
@@ -311,6 +328,7 @@ int cmd_serve(int argc, char **argv)
 		.wakeup.fd = -1,
 		.signals.fd = -1,
 		.listener.fd = -1,
+		.metrics.fd = -1,
 	};
 	int code = parse_serve(&serve, argc, argv);
 

@@ -4,8 +4,8 @@
 /*
  * kvmfault serve: what its files share. One thread, the loop's, accepts and
  * decides; pages are brought by the library's threads, which only ever tell
- * (serve_tell(), serve_wake()). What a client sends is bounded, and each wait
- * for it has a deadline.
+ * (serve_tell(), serve_wake()). All that a client sends is bounded, and each
+ * wait for it has a deadline.
  */
 
 #ifndef SERVE_H
@@ -66,7 +66,7 @@ void serve_wake(struct serve *serve);
 struct serve {
 	/* what was asked for */
 	struct image_place place;
-	const char *listen_path;
+	const char *listen_path, *metrics_path;
 	const char *working_set_path, *record_path;
 	bool fill;
 	uint64_t fill_rate;	/* bytes a second of each VM; 0: no limit */
@@ -80,9 +80,10 @@ struct serve {
 	struct kvmfault_working_set *recorded;	/* of all VMs, or NULL */
 	int epoll;
 	struct serve_watch *watches;
-	struct serve_watch wakeup, signals, listener;
+	struct serve_watch wakeup, signals, listener, metrics;
 	bool full;			/* the listener waits for a place */
 	unsigned int clients;		/* VMs, and those not yet VMs */
+	unsigned int metrics_clients;
 	struct serve_vm *vms;		/* that are served */
 	struct serve_vm *leaving;	/* that are being freed */
 	bool done;
@@ -131,7 +132,7 @@ struct serve_range {
 	uint64_t offset;	/* in the image */
 };
 
-/* What a client has sent so far. */
+/* A client's message, as far as it came. */
 struct serve_hello {
 	int fd[SERVE_FDS];
 	unsigned int fds;
@@ -145,8 +146,8 @@ struct serve_hello {
  * not of this dialect, see why. */
 int serve_firecracker_take(struct serve_hello *hello, const char *bytes,
 			   size_t length);
-/* What a whole message says: a list that the caller frees, every number of
- * which was checked. How many, or -1, see why. */
+/* Read a whole message: a list that the caller frees, every number of which was
+ * checked. How many, or -1, see why. */
 int serve_firecracker_ranges(struct serve_hello *hello, uint64_t image_length,
 			     struct serve_range **ranges);
 void serve_firecracker_forget(struct serve_hello *hello);
@@ -176,6 +177,7 @@ struct serve_vm {
 	bool hold;			/* when the set is there, it pauses */
 	atomic_bool replayed, over;	/* by the fill's thread */
 	bool told_replayed, resident;
+	int64_t resident_ms;		/* after it came, or 0 */
 
 	struct kvmfault_working_set *recorded;
 	struct kvmfault_recording *recording;	/* NULL: not recorded */
@@ -185,14 +187,18 @@ struct serve_vm {
 	atomic_bool ended;
 };
 
-/* A client whose memory is known becomes a VM: the socket and the ranges are the
- * VM's from then on. uffd is borrowed. On error, which is told, nothing has
+/* A client whose memory is known becomes a VM: the socket and the ranges are
+ * the VM's from then on. uffd is borrowed. On error, which is told, nothing has
  * changed. 0 or -errno. */
 int serve_vm_new(struct serve *serve, int socket, const struct ucred *peer,
 		 const char *dialect, int uffd, struct serve_range *ranges,
 		 unsigned int count);
 /* Look at what the threads of all VMs have noted. */
 void serve_vm_look(struct serve *serve);
+
+/* The bytes of all its memories by their pages' states. */
+void serve_vm_count(const struct serve_vm *vm,
+		    struct kvmfault_memory_counts *bytes);
 
 /* ---- serve-record.c ---- */
 
@@ -202,5 +208,9 @@ int serve_record_begin(struct serve_vm *vm);
 void serve_record_end(struct serve_vm *vm);
 /* Save, and begin anew. */
 void serve_record_again(struct serve *serve);
+
+/* ---- serve-metrics.c ---- */
+
+void serve_metrics_ready(struct serve_watch *listener);
 
 #endif
