@@ -21,7 +21,7 @@ if ! command -v mandoc >/dev/null; then
 fi
 
 names() {
-	sed -n '/^\.Sh NAME/,/^\.Nd/s/^\.Nm \([a-z_]*\).*/\1/p' "$1" | sort
+	sed -n '/^\.Sh NAME/,/^\.Nd/s/^\.Nm \([a-z_-]*\).*/\1/p' "$1" | sort
 }
 
 bad=0

@@ -23,7 +23,7 @@
 #define SERVICE_THREADS 1
 #define FILL_THREADS 2
 #define STEP (256ULL << 10)	/* bytes that a step of the fill brings */
-#define SOON_MS 10		/* for what has to be known soon */
+#define SOON_MS 1	/* for what has to be known soon */
 
 /* ---- what the library's threads tell ---- */
 
