@@ -221,7 +221,7 @@ static void refuse_stranger(struct serve *serve, const struct ucred *peer)
 	serve_add_number(event, "pid", (uint64_t)peer->pid);
 	serve_add_number(event, "uid", peer->uid);
 	serve_add_text(event, "why",
-		       "it is another user's: run serve as the user of the VMM, or as root's client");
+		       "it is another user's: run serve as the user of the VMM");
 	serve_tell(serve, event);
 	serve->refused++;
 }

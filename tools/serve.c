@@ -291,7 +291,7 @@ static void close_server(struct serve *serve)
 /* The recordings are saved; nothing of the VMs' is freed. A page that has not
  * come would be poisoned there, and so their guests would end, where now
  * they wait for the next server. */
-static void leave_vms(struct serve *serve)
+static void leave_vms(struct serve *serve, int code)
 {
 	struct serve_vm *vm;
 
@@ -299,13 +299,13 @@ static void leave_vms(struct serve *serve)
 		serve_record_end(vm);
 	serve_tell(serve, serve_event("stopped", NULL));
 	if (serve->vms || serve->leaving)
-		_exit(EXIT_OK);
+		_exit(code);
 }
 
 static int run_server(struct serve *serve)
 {
 	struct json_object *event = serve_event("ready", NULL);
-	int err;
+	int code, err;
 
 	serve_add_number(event, "image_bytes", serve->image.length);
 	serve_tell(serve, event);
@@ -314,8 +314,9 @@ static int run_server(struct serve *serve)
 	if (err)
 		complain_errno(err, "wait for events");
 	serve_socket_notify("STOPPING=1");
-	leave_vms(serve);
-	return err ? EXIT_FAILED : EXIT_OK;
+	code = err ? EXIT_FAILED : EXIT_OK;
+	leave_vms(serve, code);
+	return code;
 }
 
 int cmd_serve(int argc, char **argv)
