@@ -209,15 +209,15 @@ static int check_members(struct serve_hello *hello, struct json_object *region)
 		"page_size_kib",
 	};
 	size_t i, count = sizeof(known) / sizeof(*known);
+	struct json_object_iter member;
 
 	if (!json_object_is_type(region, json_type_object))
 		return refuse_hello(hello, "a region is no JSON object");
-	json_object_object_foreach(region, key, value) {
-		(void)value;
-		for (i = 0; i < count && strcmp(key, known[i]); i++)
+	json_object_object_foreachC(region, member) {
+		for (i = 0; i < count && strcmp(member.key, known[i]); i++)
 			;
 		if (i == count)
-			return refuse_member(hello, key);
+			return refuse_member(hello, member.key);
 	}
 	return 0;
 }

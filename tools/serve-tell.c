@@ -41,17 +41,18 @@ void serve_add_text(struct json_object *to, const char *key, const char *text)
 /* "came: vm 1, ms 0, pid 4711" */
 static void print_readable(FILE *to, struct json_object *event)
 {
+	struct json_object_iter member;
 	const char *before = "";
 
-	json_object_object_foreach(event, key, value) {
-		const char *text = json_object_get_string(value);
+	json_object_object_foreachC(event, member) {
+		const char *text = json_object_get_string(member.val);
 
-		if (!strcmp(key, "event")) {
+		if (!strcmp(member.key, "event")) {
 			fprintf(to, "%s", text);
 			before = ": ";
 			continue;
 		}
-		fprintf(to, "%s%s %s", before, key, text);
+		fprintf(to, "%s%s %s", before, member.key, text);
 		before = ", ";
 	}
 }
