@@ -5,7 +5,8 @@
  * kvmfault serve: a connection until it is a VM. In: what a client sends, in
  * any number of pieces, with descriptors. Out: a VM, or a line that says why
  * there is none. Each descriptor that came is closed here, at the latest by the
- * deadline.
+ * deadline. A message that came in one piece stays in the socket until all that
+ * it says is kept: if this process is killed before, the next one reads it.
  */
 
 #include <errno.h>
@@ -25,19 +26,28 @@
 struct serve_client {
 	struct serve_watch watch;	/* the first member */
 	struct serve *serve;
+	uint64_t number;
 	struct ucred peer;
 	struct serve_hello hello;
+	bool in_pieces;
 };
+
+static void forget_hello(struct serve_hello *hello)
+{
+	unsigned int i;
+
+	for (i = 0; i < hello->fds; i++)
+		close(hello->fd[i]);
+	serve_firecracker_forget(hello);
+	hello->fds = 0;
+	hello->length = 0;
+}
 
 /* Does not close the socket, which may be a VM's by now. */
 static void free_client(struct serve_client *client)
 {
-	unsigned int i;
-
 	serve_watch_remove(&client->watch);
-	for (i = 0; i < client->hello.fds; i++)
-		close(client->hello.fd[i]);
-	serve_firecracker_forget(&client->hello);
+	forget_hello(&client->hello);
 	free(client);
 }
 
@@ -50,10 +60,12 @@ static void refuse_client(struct serve_client *client, const char *why)
 	serve_add_text(event, "why", why);
 	serve_tell(serve, event);
 	serve->refused++;
+	serve_keep_gone(serve, client->number);
 	close(client->watch.fd);
 	free_client(client);
 	serve->clients--;
 	serve_client_place(serve);
+	serve_check_drained(serve);
 }
 
 static void refuse_late(struct serve_watch *watch)
@@ -100,7 +112,8 @@ static ssize_t receive_piece(struct serve_client *client, char *piece)
 		.msg_control = control.bytes,
 		.msg_controllen = sizeof(control.bytes),
 	};
-	ssize_t n = recvmsg(client->watch.fd, &message, MSG_CMSG_CLOEXEC);
+	ssize_t n = recvmsg(client->watch.fd, &message, MSG_CMSG_CLOEXEC |
+			    (client->in_pieces ? 0 : MSG_PEEK));
 
 	if (n < 0)
 		return -errno;
@@ -108,7 +121,17 @@ static ssize_t receive_piece(struct serve_client *client, char *piece)
 	return message.msg_flags & MSG_CTRUNC ? -E2BIG : n;
 }
 
-static void become_vm(struct serve_client *client)
+/* The message is kept by now: what was only looked at is taken. */
+static void take_message(int socket, size_t length)
+{
+	char piece[PIECE];
+
+	while (length && recv(socket, piece, length, 0) < 0 && errno == EINTR)
+		;
+}
+
+/* seen: so many bytes are still in the socket. */
+static void become_vm(struct serve_client *client, size_t seen)
 {
 	struct serve *serve = client->serve;
 	struct serve_range *ranges;
@@ -120,10 +143,11 @@ static void become_vm(struct serve_client *client)
 		return;
 	}
 	serve_watch_remove(&client->watch);
-	err = serve_vm_new(serve, client->watch.fd, &client->peer,
-			   "firecracker", client->hello.fd[0], ranges,
-			   (unsigned int)count);
+	err = serve_vm_new(serve, client->number, client->watch.fd,
+			   &client->peer, "firecracker", client->hello.fd[0],
+			   ranges, (unsigned int)count);
 	if (!err) {
+		take_message(client->watch.fd, seen);
 		free_client(client);
 		return;
 	}
@@ -151,13 +175,19 @@ static void read_client(struct serve_watch *watch)
 		return;
 	}
 	whole = serve_firecracker_take(&client->hello, piece, (size_t)n);
-	if (whole < 0)
+	if (whole < 0) {
 		refuse_client(client, client->hello.why);
-	else if (whole)
-		become_vm(client);
+	} else if (whole) {
+		become_vm(client, client->in_pieces ? 0 : (size_t)n);
+	} else if (!client->in_pieces) {
+		/* It is still in the socket, and is read there once more. */
+		forget_hello(&client->hello);
+		client->in_pieces = true;
+	}
 }
 
-static int new_client(struct serve *serve, int fd, const struct ucred *peer)
+static int new_client(struct serve *serve, uint64_t number, int fd,
+		      const struct ucred *peer)
 {
 	struct serve_client *client = calloc(1, sizeof(*client));
 	int err;
@@ -165,6 +195,7 @@ static int new_client(struct serve *serve, int fd, const struct ucred *peer)
 	if (!client)
 		return -ENOMEM;
 	client->serve = serve;
+	client->number = number;
 	client->watch.fd = fd;
 	client->watch.ready = read_client;
 	client->watch.late = refuse_late;
@@ -179,6 +210,35 @@ static int new_client(struct serve *serve, int fd, const struct ucred *peer)
 	return 0;
 }
 
+void serve_client_again(struct serve *serve, struct serve_kept *kept)
+{
+	struct ucred peer = { 0 };
+	socklen_t length = sizeof(peer);
+	int err = getsockopt(kept->socket, SOL_SOCKET, SO_PEERCRED, &peer,
+			     &length) < 0 ? -errno : 0;
+
+	if (!err)
+		err = new_client(serve, kept->number, kept->socket, &peer);
+	if (!err)
+		kept->socket = -1;
+	else
+		serve_keep_gone(serve, kept->number);
+	serve_keep_free(kept);
+}
+
+static int accept_client(struct serve *serve, int fd, const struct ucred *peer)
+{
+	uint64_t number = ++serve->numbers;
+	int err = serve_keep_socket(serve, number, fd, peer->pid);
+
+	if (err)
+		return err;
+	err = new_client(serve, number, fd, peer);
+	if (err)
+		serve_keep_gone(serve, number);
+	return err;
+}
+
 /* ---- how many there may be ---- */
 
 static void wait_for_place(struct serve *serve)
@@ -191,7 +251,8 @@ static void wait_for_place(struct serve *serve)
 
 void serve_client_place(struct serve *serve)
 {
-	if (!serve->full || serve->clients >= serve->vms_max)
+	if (!serve->full || serve->draining ||
+	    serve->clients >= serve->vms_max)
 		return;
 	serve->full = false;
 	serve->listener.deadline = 0;
@@ -238,7 +299,7 @@ void serve_client_ready(struct serve_watch *listener)
 	}
 	if (fd == -EAGAIN || fd == -EINTR || fd == -ECONNABORTED)
 		return;
-	err = fd < 0 ? fd : new_client(serve, fd, &peer);
+	err = fd < 0 ? fd : accept_client(serve, fd, &peer);
 	if (err) {
 		pause_listener(serve, err);
 		if (fd >= 0)

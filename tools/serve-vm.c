@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "serve.h"
@@ -71,6 +72,17 @@ static void free_memories(struct serve_vm *vm)
 	free(vm->memory);
 }
 
+static void close_states(struct serve_vm *vm)
+{
+	unsigned int i;
+
+	for (i = 0; vm->states && i < vm->memories; i++)
+		if (vm->states[i] >= 0)
+			close(vm->states[i]);
+	free(vm->states);
+	vm->states = NULL;
+}
+
 /* The client is gone, or has nothing yet. */
 static void free_served(struct serve_vm *vm)
 {
@@ -78,6 +90,7 @@ static void free_served(struct serve_vm *vm)
 	kvmfault_service_free(vm->service);
 	free_memories(vm);
 	kvmfault_uffd_free(vm->uffd);
+	close_states(vm);
 	if (kvmfault_vm_free(vm->vm))
 		serve_tell_problem(vm->serve, vm, "problem",
 				   "something of the context is left", 0);
@@ -143,6 +156,7 @@ static void end_vm(struct serve_vm *vm)
 	struct serve *serve = vm->serve;
 
 	serve_watch_remove(&vm->watch);
+	serve_keep_gone(serve, vm->number);
 	close(vm->watch.fd);
 	serve_record_end(vm);
 	tell_gone(vm);
@@ -212,6 +226,8 @@ static void tell_resident(struct serve_vm *vm)
 	vm->resident_ms = serve_now() - vm->came;
 	serve_record_end(vm);
 	err = settle_vm(vm);
+	if (!err)
+		serve_keep_resident(vm->serve, vm->number);
 	json_object_object_add(event, "settled",
 			       json_object_new_boolean(!err));
 	if (err)
@@ -244,6 +260,18 @@ void serve_vm_look(struct serve *serve)
 			continue;
 		pthread_join(vm->end, NULL);
 		forget_vm(vm);
+	}
+	serve_check_drained(serve);
+}
+
+void serve_vm_hurry(struct serve *serve)
+{
+	struct serve_vm *vm;
+
+	for (vm = serve->vms; vm; vm = vm->next) {
+		serve_record_end(vm);
+		vm->hold = false;
+		kvmfault_fill_pause(vm->fill, false);
 	}
 }
 
@@ -318,6 +346,7 @@ static int adopt_range(struct serve_vm *vm, unsigned int i)
 		.source = &vm->serve->image.source,
 		.source_offset = range->offset,
 		.uffd = vm->uffd,
+		.states_fd = vm->states[i],
 		.window = vm->serve->record_path ? KVMFAULT_WINDOW_NONE :
 						   KVMFAULT_WINDOW_ADAPTIVE,
 	};
@@ -335,14 +364,30 @@ static int start_service(struct serve_vm *vm)
 	return kvmfault_service_new(vm->vm, &options, &vm->service);
 }
 
-/* One that has nothing to bring tells when nothing is missing. */
-static int start_vm_fill(struct serve_vm *vm)
+/* Of a VM that had another worker some memory may be settled: no fill takes it.
+ * Returns how many others there are. */
+static uint32_t find_unfilled(struct serve_vm *vm, struct kvmfault_memory **to)
+{
+	struct kvmfault_memory_counts counts = { .size = sizeof(counts) };
+	uint32_t count = 0;
+	unsigned int i;
+
+	for (i = 0; i < vm->memories; i++)
+		if (!kvmfault_memory_count(vm->memory[i], 0,
+					   vm->range[i].length, &counts) &&
+		    counts.absent + counts.claimed + counts.poisoned)
+			to[count++] = vm->memory[i];
+	return count;
+}
+
+static int start_fill_of(struct serve_vm *vm, struct kvmfault_memory **memories,
+			 uint32_t count)
 {
 	const struct serve *serve = vm->serve;
 	struct kvmfault_fill_options options = {
 		.size = sizeof(options),
-		.memories = vm->memory,
-		.memory_count = vm->memories,
+		.memories = memories,
+		.memory_count = count,
 		.first = serve->set,
 		.threads = FILL_THREADS,
 		.rate = serve->fill_rate,
@@ -350,10 +395,55 @@ static int start_vm_fill(struct serve_vm *vm)
 		.data = vm,
 	};
 
-	vm->hold = !serve->fill || vm->recording;
+	vm->hold = !serve->draining && (!serve->fill || vm->recording);
 	options.paused = vm->hold && !serve->set;
 	options.interval_ms = vm->hold && serve->set ? SOON_MS : 0;
 	return kvmfault_fill_new(vm->vm, &options, &vm->fill);
+}
+
+/* One that has nothing to bring tells when nothing is missing. */
+static int start_vm_fill(struct serve_vm *vm)
+{
+	struct kvmfault_memory **memories =
+		calloc(vm->memories, sizeof(struct kvmfault_memory *));
+	uint32_t count = memories ? find_unfilled(vm, memories) : 0;
+	int err = memories ? 0 : -ENOMEM;
+
+	if (count) {
+		err = start_fill_of(vm, memories, count);
+	} else if (!err) {
+		atomic_store(&vm->over, true);
+		serve_wake(vm->serve);
+	}
+	free(memories);
+	return err;
+}
+
+/* Those that were not kept are empty: the memory is a new one. */
+static int open_states(struct serve_vm *vm)
+{
+	unsigned int i;
+
+	for (i = 0; i < vm->memories; i++) {
+		if (vm->states[i] < 0)
+			vm->states[i] = memfd_create("kvmfault-states",
+						     MFD_CLOEXEC);
+		if (vm->states[i] < 0)
+			return -errno;
+	}
+	return 0;
+}
+
+static int make_states(struct serve_vm *vm)
+{
+	unsigned int i;
+
+	vm->states = calloc(vm->memories, sizeof(*vm->states));
+	if (!vm->states)
+		return -ENOMEM;
+	for (i = 0; i < vm->memories; i++)
+		vm->states[i] = -1;
+	return open_states(vm);
 }
 
 static int start_vm(struct serve_vm *vm, int uffd)
@@ -368,15 +458,13 @@ static int start_vm(struct serve_vm *vm, int uffd)
 	for (i = 0; i < vm->memories && !err; i++)
 		err = adopt_range(vm, i);
 	if (!err)
-		err = serve_record_begin(vm);
-	if (!err)
 		err = start_service(vm);
-	return err ? err : start_vm_fill(vm);
+	return err;
 }
 
-static void tell_came(const struct serve_vm *vm)
+static void tell_came(const struct serve_vm *vm, const char *how)
 {
-	struct json_object *event = serve_event("came", vm);
+	struct json_object *event = serve_event(how, vm);
 
 	serve_add_number(event, "pid", (uint64_t)vm->pid);
 	serve_add_text(event, "dialect", vm->dialect);
@@ -386,16 +474,16 @@ static void tell_came(const struct serve_vm *vm)
 	serve_tell(vm->serve, event);
 }
 
-static struct serve_vm *make_vm(struct serve *serve, int socket,
-				const struct ucred *peer, const char *dialect)
+static struct serve_vm *make_vm(struct serve *serve, uint64_t number,
+				int socket, pid_t pid, const char *dialect)
 {
 	struct serve_vm *vm = calloc(1, sizeof(*vm));
 
 	if (!vm)
 		return NULL;
 	vm->serve = serve;
-	vm->number = ++serve->came;
-	vm->pid = peer->pid;
+	vm->number = number;
+	vm->pid = pid;
 	vm->dialect = dialect;
 	vm->came = serve_now();
 	vm->watch.fd = socket;
@@ -404,30 +492,99 @@ static struct serve_vm *make_vm(struct serve *serve, int socket,
 	return vm;
 }
 
-int serve_vm_new(struct serve *serve, int socket, const struct ucred *peer,
-		 const char *dialect, int uffd, struct serve_range *ranges,
-		 unsigned int count)
+static void take_ranges(struct serve_vm *vm, struct serve_range *ranges,
+			unsigned int count)
 {
-	struct serve_vm *vm = make_vm(serve, socket, peer, dialect);
 	unsigned int i;
-	int err;
 
-	if (!vm)
-		return -ENOMEM;
 	vm->range = ranges;
 	vm->memories = count;
 	for (i = 0; i < count; i++)
 		vm->bytes += ranges[i].length;
-	tell_came(vm);
-	err = start_vm(vm, uffd);
+}
+
+/* On error all is as it was, but for the socket and the ranges, which are the
+ * caller's. */
+static int begin_vm(struct serve_vm *vm, int err)
+{
 	if (!err)
-		err = serve_watch_add(serve, &vm->watch, EPOLLIN | EPOLLRDHUP);
+		err = serve_watch_add(vm->serve, &vm->watch,
+				      EPOLLIN | EPOLLRDHUP);
 	if (!err) {
-		list_vm(&serve->vms, vm);
+		list_vm(&vm->serve->vms, vm);
 		return 0;
 	}
 	serve_record_end(vm);
 	free_served(vm);
 	free(vm);
 	return err;
+}
+
+int serve_vm_new(struct serve *serve, uint64_t number, int socket,
+		 const struct ucred *peer, const char *dialect, int uffd,
+		 struct serve_range *ranges, unsigned int count)
+{
+	struct serve_vm *vm = make_vm(serve, number, socket, peer->pid,
+				      dialect);
+	int err;
+
+	if (!vm)
+		return -ENOMEM;
+	serve->came++;
+	take_ranges(vm, ranges, count);
+	tell_came(vm, "came");
+	err = make_states(vm);
+	if (!err)
+		err = serve_keep_memory(serve, vm, uffd);
+	if (!err)
+		err = start_vm(vm, uffd);
+	if (!err)
+		err = serve_record_begin(vm);
+	if (!err)
+		err = start_vm_fill(vm);
+	return begin_vm(vm, err);
+}
+
+/* ---- a VM that had another worker ---- */
+
+static int start_again(struct serve_vm *vm, int uffd)
+{
+	int err = open_states(vm);
+
+	if (!err)
+		err = serve_keep_states(vm->serve, vm);
+	if (!err)
+		err = start_vm(vm, uffd);
+	return err ? err : start_vm_fill(vm);
+}
+
+/* All of a resident one has come: it is only to be told when it goes. */
+void serve_vm_again(struct serve *serve, struct serve_kept *kept)
+{
+	struct serve_vm *vm = make_vm(serve, kept->number, kept->socket,
+				      kept->pid, "firecracker");
+	int err = vm ? 0 : -ENOMEM;
+
+	if (vm && kept->resident) {
+		vm->resident = true;
+	} else if (vm) {
+		take_ranges(vm, kept->range, kept->count);
+		vm->states = kept->states;
+		kept->states = NULL;
+		kept->count = 0;
+		tell_came(vm, "taken-over");
+		err = start_again(vm, kept->uffd);
+	}
+	if (vm)
+		err = begin_vm(vm, err);
+	if (!err) {
+		kept->socket = -1;
+		kept->range = NULL;
+		serve->clients++;
+	} else {
+		serve_tell_problem(serve, NULL, "problem",
+				   "a VM cannot be taken over", err);
+		serve_keep_gone(serve, kept->number);
+	}
+	serve_keep_free(kept);
 }

@@ -3,8 +3,9 @@
 
 /*
  * kvmfault serve: a page server for VMMs that are not changed. In: the command
- * line, an image, and VMMs that connect. Out: their guests' pages. When it ends
- * while VMs are served, it lets go of nothing: their guests wait.
+ * line, an image, and VMMs that connect. Out: their guests' pages. There are
+ * two processes: a worker, which serves, and its parent, the keeper. When the
+ * server ends while VMs lack pages, it lets go of nothing: their guests wait.
  */
 
 #include <errno.h>
@@ -45,7 +46,8 @@ static const char help[] =
 	"  --metrics SOCKET  answer GET /metrics (Prometheus) and GET /json there\n"
 	"  --json            each event is a line with a JSON object\n"
 	"  --help            this text\n\n"
-	"SIGTERM and SIGINT end it, SIGHUP begins the recording anew.\n";
+	"SIGTERM and SIGINT end it when no VM lacks a page any more, a second one at\n"
+	"once. SIGHUP begins the recording anew.\n";
 
 /* ---- what was asked for ---- */
 
@@ -167,6 +169,14 @@ static int parse_serve(struct serve *serve, int argc, char **argv)
 
 /* ---- what there is ---- */
 
+static void close_watch(struct serve_watch *watch)
+{
+	serve_watch_remove(watch);
+	if (watch->fd >= 0)
+		close(watch->fd);
+	watch->fd = -1;
+}
+
 /* Each VM takes about ten descriptors. */
 static void raise_limits(void)
 {
@@ -194,7 +204,7 @@ static int open_listener(struct serve *serve)
 		fd = serve_socket_listen(serve->listen_path);
 	serve->listener.fd = fd;
 	serve->listener.ready = serve_client_ready;
-	return fd < 0 ? fd : serve_watch_add(serve, &serve->listener, EPOLLIN);
+	return fd < 0 ? fd : 0;
 }
 
 static int open_metrics(struct serve *serve)
@@ -203,7 +213,31 @@ static int open_metrics(struct serve *serve)
 
 	serve->metrics.fd = fd;
 	serve->metrics.ready = serve_metrics_ready;
-	return fd < 0 ? fd : serve_watch_add(serve, &serve->metrics, EPOLLIN);
+	return fd < 0 ? fd : 0;
+}
+
+void serve_check_drained(struct serve *serve)
+{
+	const struct serve_vm *vm;
+	unsigned int served = 0;
+
+	for (vm = serve->vms; vm && vm->resident; vm = vm->next)
+		served++;
+	if (serve->draining && served == serve->clients)
+		serve->done = true;
+}
+
+/* A VM that lacks pages would wait for ever: so they come first. */
+static void begin_drain(struct serve *serve)
+{
+	struct json_object *event = serve_event("draining", NULL);
+
+	serve->draining = true;
+	close_watch(&serve->listener);
+	serve_add_number(event, "clients", serve->clients);
+	serve_tell(serve, event);
+	serve_vm_hurry(serve);
+	serve_check_drained(serve);
 }
 
 static void take_signal(struct serve_watch *watch)
@@ -214,8 +248,10 @@ static void take_signal(struct serve_watch *watch)
 		return;
 	if (info.ssi_signo == SIGHUP)
 		serve_record_again(watch->serve);
-	else
+	else if (watch->serve->draining)
 		watch->serve->done = true;
+	else
+		begin_drain(watch->serve);
 }
 
 /* Threads that begin later have them blocked, too. */
@@ -253,6 +289,27 @@ static int open_image(struct serve *serve)
 			       serve->working_set_path);
 }
 
+/* The VMs of a worker that was killed are this one's. */
+static int take_kept(struct serve *serve)
+{
+	struct serve_kept *list = NULL, *kept;
+	int what;
+
+	do
+		what = serve_keep_take(serve->channel, &list);
+	while (what >= 0 && what != SERVE_KEPT_ALL);
+	while ((kept = list)) {
+		list = kept->next;
+		if (kept->number > serve->numbers)
+			serve->numbers = kept->number;
+		if (kept->resident || kept->count)
+			serve_vm_again(serve, kept);
+		else
+			serve_client_again(serve, kept);
+	}
+	return what < 0 ? what : 0;
+}
+
 /* On error, which is told, what was made is for close_server(). */
 static int open_server(struct serve *serve)
 {
@@ -265,16 +322,13 @@ static int open_server(struct serve *serve)
 		return err;
 	}
 	err = open_image(serve);
-	if (!err && serve->metrics_path)
-		err = open_metrics(serve);
-	return err ? err : open_listener(serve);
-}
-
-static void close_watch(struct serve_watch *watch)
-{
-	serve_watch_remove(watch);
-	if (watch->fd >= 0)
-		close(watch->fd);
+	if (!err)
+		err = take_kept(serve);
+	if (!err && serve->metrics.fd >= 0)
+		err = serve_watch_add(serve, &serve->metrics, EPOLLIN);
+	if (!err && serve->listener.fd >= 0)
+		err = serve_watch_add(serve, &serve->listener, EPOLLIN);
+	return err;
 }
 
 static void close_server(struct serve *serve)
@@ -290,7 +344,7 @@ static void close_server(struct serve *serve)
 
 /* The recordings are saved; nothing of the VMs' is freed. A page that has not
  * come would be poisoned there, and so their guests would end, where now
- * they wait for the next server. */
+ * they wait. */
 static void leave_vms(struct serve *serve, int code)
 {
 	struct serve_vm *vm;
@@ -307,15 +361,24 @@ static int run_server(struct serve *serve)
 	struct json_object *event = serve_event("ready", NULL);
 	int code, err;
 
+	serve_add_number(event, "pid", (uint64_t)getpid());
 	serve_add_number(event, "image_bytes", serve->image.length);
 	serve_tell(serve, event);
-	serve_socket_notify("READY=1");
+	serve_keep_ready(serve);
+	serve_check_drained(serve);
 	err = serve_loop(serve);
 	if (err)
 		complain_errno(err, "wait for events");
-	serve_socket_notify("STOPPING=1");
 	code = err ? EXIT_FAILED : EXIT_OK;
 	leave_vms(serve, code);
+	return code;
+}
+
+static int run_worker(struct serve *serve)
+{
+	int code = open_server(serve) ? EXIT_FAILED : run_server(serve);
+
+	close_server(serve);
 	return code;
 }
 
@@ -325,6 +388,7 @@ int cmd_serve(int argc, char **argv)
 		.fill = true,
 		.record_ms = SECONDS_DEFAULT * 1000,
 		.vms_max = VMS_DEFAULT,
+		.channel = -1,
 		.epoll = -1,
 		.wakeup.fd = -1,
 		.signals.fd = -1,
@@ -336,7 +400,12 @@ int cmd_serve(int argc, char **argv)
 	if (code >= 0)
 		return code;
 	raise_limits();
-	code = open_server(&serve) ? EXIT_FAILED : run_server(&serve);
-	close_server(&serve);
+	if ((serve.metrics_path && open_metrics(&serve)) ||
+	    open_listener(&serve))
+		code = EXIT_FAILED;
+	else
+		code = serve_keeper(&serve, run_worker);
+	close_watch(&serve.listener);
+	close_watch(&serve.metrics);
 	return code;
 }

@@ -30,6 +30,8 @@
 
 struct json_object;
 struct serve;
+struct serve_kept;
+struct serve_range;
 struct serve_vm;
 
 /* ---- serve-loop.c ---- */
@@ -78,6 +80,8 @@ struct serve {
 	struct image image;
 	struct kvmfault_working_set *set;	/* to bring first, or NULL */
 	struct kvmfault_working_set *recorded;	/* of all VMs, or NULL */
+	int channel;			/* to the keeper; -1: there is none */
+	uint64_t numbers;		/* that clients have got */
 	int epoll;
 	struct serve_watch *watches;
 	struct serve_watch wakeup, signals, listener, metrics;
@@ -86,11 +90,18 @@ struct serve {
 	unsigned int metrics_clients;
 	struct serve_vm *vms;		/* that are served */
 	struct serve_vm *leaving;	/* that are being freed */
+	bool draining;		/* no client is accepted; what VMs lack comes
+				 * now */
 	bool done;
 
 	/* what happened */
 	uint64_t came, gone, refused;
 };
+
+/* ---- serve.c ---- */
+
+/* If no VM lacks anything any more, a server that drains is done. */
+void serve_check_drained(struct serve *serve);
 
 /* ---- serve-tell.c: events, one line each on standard output ---- */
 
@@ -118,9 +129,52 @@ void serve_socket_notify(const char *state);
  * -EPERM: another user's, which is not served. */
 int serve_socket_accept(int listener, struct ucred *peer);
 
+/* ---- serve-keeper.c ---- */
+
+/* Has work() run in a process of its own, again each time it is killed.
+ * Returns the code that the program ends with. */
+int serve_keeper(struct serve *serve, int (*work)(struct serve *serve));
+
+/* ---- serve-keep.c: all that outlives the process that serves ---- */
+
+struct serve_kept {
+	struct serve_kept *next;
+	uint64_t number;		/* of the client, for ever */
+	pid_t pid;
+	int socket, uffd;		/* -1: none */
+	/* Its ranges of memory: 0, until it has told. */
+	unsigned int count;
+	struct serve_range *range;
+	int *states;			/* files; -1: not come */
+	bool resident;			/* all of it has come: it has no memory
+					 * here any more */
+};
+
+enum { SERVE_KEPT_READY = 1, SERVE_KEPT_ALL };
+
+/* Take a message and change the list as it says. Returns 0, which of these two
+ * it was, or -errno; -EPIPE: the other process is gone. */
+int serve_keep_take(int channel, struct serve_kept **list);
+/* Send all of the list. 0 or -errno. */
+int serve_keep_all(int channel, const struct serve_kept *list);
+/* Frees one that is in no list, with its descriptors. */
+void serve_keep_free(struct serve_kept *kept);
+
+/* The worker tells the keeper; the descriptors stay its own. 0, also if there
+ * is no keeper (any more), or -errno. */
+int serve_keep_socket(struct serve *serve, uint64_t number, int socket,
+		      pid_t pid);
+int serve_keep_memory(struct serve *serve, const struct serve_vm *vm, int uffd);
+int serve_keep_states(struct serve *serve, const struct serve_vm *vm);
+void serve_keep_resident(struct serve *serve, uint64_t number);
+void serve_keep_gone(struct serve *serve, uint64_t number);
+void serve_keep_ready(struct serve *serve);
+
 /* ---- serve-client.c: from a connection to a VM ---- */
 
 void serve_client_ready(struct serve_watch *listener);
+/* One whose worker was killed before it was a VM. Takes all that is kept. */
+void serve_client_again(struct serve *serve, struct serve_kept *kept);
 /* Something that has kept the listener from accepting may be over. */
 void serve_client_place(struct serve *serve);
 
@@ -169,6 +223,7 @@ struct serve_vm {
 	struct kvmfault_uffd *uffd;
 	struct kvmfault_service *service;
 	struct serve_range *range;
+	int *states;		/* files of the pages' states, by range */
 	struct kvmfault_memory **memory;	/* NULL: left to the kernel */
 	unsigned int memories;
 	uint64_t bytes;
@@ -190,11 +245,15 @@ struct serve_vm {
 /* A client whose memory is known becomes a VM: the socket and the ranges are
  * the VM's from then on. uffd is borrowed. On error, which is told, nothing has
  * changed. 0 or -errno. */
-int serve_vm_new(struct serve *serve, int socket, const struct ucred *peer,
-		 const char *dialect, int uffd, struct serve_range *ranges,
-		 unsigned int count);
+int serve_vm_new(struct serve *serve, uint64_t number, int socket,
+		 const struct ucred *peer, const char *dialect, int uffd,
+		 struct serve_range *ranges, unsigned int count);
+/* One whose worker was killed. Takes all that is kept; an error is told. */
+void serve_vm_again(struct serve *serve, struct serve_kept *kept);
 /* Look at what the threads of all VMs have noted. */
 void serve_vm_look(struct serve *serve);
+/* Let all of them have what they lack, whatever was asked for. */
+void serve_vm_hurry(struct serve *serve);
 
 /* The bytes of all its memories by their pages' states. */
 void serve_vm_count(const struct serve_vm *vm,
