@@ -530,12 +530,12 @@ static void restore_vm(void)
 	open_uffd();
 	for (uint64_t i = 0; i < options.regions; i++)
 		register_region(&regions[i]);
+	build_machine();
 	ask_for_restore();
 	if (options.waits && !options.wait)
 		await_line();
 	balloon_all(BALLOON_BEFORE);
 	stamp_pages();
-	build_machine();
 	run_first();
 	check_first();
 	balloon_all(BALLOON_AFTER);
