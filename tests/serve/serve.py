@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 # Copyright (c) 2026 the libkvmfault authors
 
-"""kvmfault serve, and VMs that are restored from it as Firecracker does it. They
-see all of their image and nothing else. Then clients that send what they should
-not: each is told of, and the next VM is served.
+"""kvmfault serve, and VMs that are restored from it as Firecracker does it: all
+of them see their image and nothing else. Then clients that send what they
+should not: each is told of, and the next VM is served.
 
 usage: serve.py KVMFAULT FIRECRACKER-CLIENT [TEST]...
 """
@@ -309,6 +309,8 @@ def bad_texts(address):
     yield 'region for array', json.dumps(json.loads(good)[0]).encode()
     for text in 'null', '1', '"x"', '[]', '[1]', '[null]', '[[]]', '[{}]':
         yield text, text.encode()
+    for more in b'x', b'\0', b'[]', good:
+        yield f'behind it {more}', good + more
     yield 'too many regions', json.dumps(
         [{'base_host_virt_addr': address + i * PAGE, 'size': PAGE,
           'offset': i * PAGE, 'page_size': PAGE} for i in range(4097)]).encode()
