@@ -47,7 +47,15 @@ static const char help[] =
 	"  --json            each event is a line with a JSON object\n"
 	"  --help            this text\n\n"
 	"SIGTERM and SIGINT end it when no VM lacks a page any more, a second one at\n"
-	"once. SIGHUP begins the recording anew.\n";
+	"once. SIGHUP begins the recording anew.\n\n"
+	"Or: kvmfault serve --cloud-hypervisor SOCKET --snapshot DIRECTORY\n"
+	"Restore one VM of Cloud Hypervisor, which listens at the socket: tell it to\n"
+	"receive-migration receiver_url=unix:SOCKET,memory_mode=postcopy\n\n"
+	"  --snapshot DIRECTORY\n"
+	"                    migration_config.json, state.json and memory-N\n"
+	"  --paused          leave the VM paused\n"
+	"  --working-set, --fill, --json   as above\n\n"
+	"SIGTERM and SIGINT bring the rest at once; a second one ends the VM.\n";
 
 /* ---- what was asked for ---- */
 
@@ -124,10 +132,43 @@ static bool take_serve_option(struct serve *serve, int c)
 	case 'j':
 		serve->json = true;
 		break;
+	case 'c':
+		serve->cloud_path = optarg;
+		break;
+	case 'S':
+		serve->snapshot_path = optarg;
+		break;
+	case 'p':
+		serve->paused = true;
+		break;
 	default:
 		good = false;
 	}
 	return good;
+}
+
+static bool check_cloud(const struct serve *serve)
+{
+	bool good = serve->snapshot_path && !serve->place.path &&
+		    !serve->listen_path && !serve->record_path &&
+		    !serve->metrics_path;
+
+	if (!good)
+		complain("--cloud-hypervisor needs --snapshot, and goes without --image, --listen, --record and --metrics");
+	return good;
+}
+
+static bool check_serve(const struct serve *serve)
+{
+	if (serve->cloud_path)
+		return check_cloud(serve);
+	if (serve->snapshot_path || serve->paused) {
+		complain("--snapshot and --paused go with --cloud-hypervisor");
+		return false;
+	}
+	if (!serve->place.path)
+		complain("serve needs the image: set --image");
+	return serve->place.path;
 }
 
 /* Returns an exit code, or -1: go on. */
@@ -143,6 +184,9 @@ static int parse_serve(struct serve *serve, int argc, char **argv)
 		{ "vms", required_argument, NULL, 'v' },
 		{ "metrics", required_argument, NULL, 'm' },
 		{ "json", no_argument, NULL, 'j' },
+		{ "cloud-hypervisor", required_argument, NULL, 'c' },
+		{ "snapshot", required_argument, NULL, 'S' },
+		{ "paused", no_argument, NULL, 'p' },
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
@@ -160,11 +204,7 @@ static int parse_serve(struct serve *serve, int argc, char **argv)
 		complain("serve takes no argument '%s'", argv[optind]);
 		good = false;
 	}
-	if (good && !serve->place.path) {
-		complain("serve needs the image: set --image");
-		good = false;
-	}
-	return good ? -1 : EXIT_USAGE;
+	return good && check_serve(serve) ? -1 : EXIT_USAGE;
 }
 
 /* ---- what there is ---- */
@@ -400,6 +440,8 @@ int cmd_serve(int argc, char **argv)
 	if (code >= 0)
 		return code;
 	raise_limits();
+	if (serve.cloud_path)
+		return serve_cloud_hypervisor(&serve);
 	if ((serve.metrics_path && open_metrics(&serve)) ||
 	    open_listener(&serve))
 		code = EXIT_FAILED;

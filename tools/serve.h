@@ -75,6 +75,9 @@ struct serve {
 	uint32_t record_ms;
 	unsigned int vms_max;
 	bool json;
+	/* for Cloud Hypervisor, in place of the paths above */
+	const char *cloud_path, *snapshot_path;
+	bool paused;
 
 	/* what there is */
 	struct image image;
@@ -205,6 +208,11 @@ int serve_firecracker_take(struct serve_hello *hello, const char *bytes,
 int serve_firecracker_ranges(struct serve_hello *hello, uint64_t image_length,
 			     struct serve_range **ranges);
 void serve_firecracker_forget(struct serve_hello *hello);
+
+/* ---- serve-cloud-hypervisor.c ---- */
+
+/* Restore one VM, and serve it to its end. Returns an exit code. */
+int serve_cloud_hypervisor(const struct serve *serve);
 
 /* ---- serve-vm.c ---- */
 
