@@ -61,6 +61,8 @@ static void refuse_client(struct serve_client *client, const char *why)
 	serve_tell(serve, event);
 	serve->refused++;
 	serve_keep_gone(serve, client->number);
+	/* The keeper has the socket, too: to close it here ends no watch. */
+	serve_watch_remove(&client->watch);
 	close(client->watch.fd);
 	free_client(client);
 	serve->clients--;

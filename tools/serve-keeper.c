@@ -89,7 +89,8 @@ static void pass_signal(struct keeper *keeper)
 
 	if (read(keeper->signals, &info, sizeof(info)) != sizeof(info))
 		return;
-	kill(keeper->worker, (int)info.ssi_signo);
+	if (keeper->worker)
+		kill(keeper->worker, (int)info.ssi_signo);
 	if (info.ssi_signo == SIGHUP || serve->draining)
 		return;
 	serve->draining = true;
@@ -143,17 +144,19 @@ static int judge_end(struct keeper *keeper)
 	serve_add_number(event, "pid", (uint64_t)keeper->worker);
 	serve_add_number(event, "signal", (uint64_t)WTERMSIG(status));
 	serve_tell(keeper->serve, event);
+	keeper->worker = 0;
 	return keeper->was_ready ? -1 : EXIT_FAILED;
 }
 
-/* A signal to end ends the pause, and with it the program. */
-static bool pause_before_next(struct keeper *keeper)
+/* A signal ends the pause: then there is work for the next one. */
+static void pause_before_next(struct keeper *keeper)
 {
 	struct pollfd poll_signals = { .fd = keeper->signals,
 				       .events = POLLIN };
 
-	return serve_now() - keeper->started >= SOON_MS ||
-	       !poll(&poll_signals, 1, SOON_MS);
+	if (serve_now() - keeper->started < SOON_MS &&
+	    poll(&poll_signals, 1, SOON_MS) > 0)
+		pass_signal(keeper);
 }
 
 static int run_keeper(struct keeper *keeper)
@@ -167,10 +170,10 @@ static int run_keeper(struct keeper *keeper)
 			continue;
 		code = judge_end(keeper);
 		err = 0;
-		if (code < 0 && !pause_before_next(keeper))
-			code = EXIT_OK;
-		if (code < 0)
+		if (code < 0) {
+			pause_before_next(keeper);
 			err = start_worker(keeper);
+		}
 	}
 	if (err)
 		complain_errno(err, "keep what VMs need");

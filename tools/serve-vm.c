@@ -33,6 +33,8 @@ static void tell_log(void *data, enum kvmfault_log_level level,
 {
 	const struct serve_vm *vm = data;
 
+	if (atomic_load(&vm->settling))
+		return;
 	serve_tell_problem(vm->serve, vm, level == KVMFAULT_LOG_WARNING ?
 			   "warning" : "problem", message, 0);
 }
@@ -212,8 +214,11 @@ static int settle_vm(struct serve_vm *vm)
 
 	kvmfault_fill_free(vm->fill);
 	vm->fill = NULL;
+	/* It fails if the VM ends just now, which is no problem. */
+	atomic_store(&vm->settling, true);
 	for (i = 0; i < vm->memories && !err; i++)
 		err = kvmfault_memory_settle(vm->memory[i], NULL);
+	atomic_store(&vm->settling, false);
 	return err;
 }
 
@@ -271,6 +276,7 @@ void serve_vm_hurry(struct serve *serve)
 	for (vm = serve->vms; vm; vm = vm->next) {
 		serve_record_end(vm);
 		vm->hold = false;
+		kvmfault_fill_set_rate(vm->fill, 0);
 		kvmfault_fill_pause(vm->fill, false);
 	}
 }

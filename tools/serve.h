@@ -239,6 +239,7 @@ struct serve_vm {
 	struct kvmfault_fill *fill;
 	bool hold;			/* when the set is there, it pauses */
 	atomic_bool replayed, over;	/* by the fill's thread */
+	atomic_bool settling;		/* the library's lines are not told */
 	bool told_replayed, resident;
 	int64_t resident_ms;		/* after it came, or 0 */
 
