@@ -6,7 +6,7 @@ user does, and compares what it says and leaves with what has to be.
 
 A test is a file NAME.py beside this one, for examples/NAME.c. It has a function
 test_WHAT(program) for each case, and ends with harness.main(globals()). Meson
-runs it with the program's path."""
+runs it with the program's path, or with those of all its programs."""
 
 import fcntl
 import os
@@ -149,17 +149,17 @@ def lacks_rights(program, *args):
 
 
 def main(names):
-    if len(sys.argv) != 2:
-        sys.exit('usage: NAME.py PROGRAM')
-    program = os.path.realpath(sys.argv[1])
+    if len(sys.argv) < 2:
+        sys.exit('usage: NAME.py PROGRAM...')
+    programs = [os.path.realpath(program) for program in sys.argv[1:]]
     failed = 0
-    for name, test in names.items():
+    for name, test in list(names.items()):
         if not name.startswith('test_'):
             continue
         with tempfile.TemporaryDirectory() as place:
             os.chdir(place)
             try:
-                test(program)
+                test(*programs)
                 print(f'ok {name[5:]}', flush=True)
             except (AssertionError, OSError, subprocess.TimeoutExpired) as error:
                 failed += 1
