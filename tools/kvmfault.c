@@ -22,6 +22,7 @@ static const struct {
 } commands[] = {
 	{ "bench", cmd_bench, "how fast a guest gets its pages, in several ways" },
 	{ "demo", cmd_demo, "run real vCPUs out of an image, page by page" },
+	{ "explain", cmd_explain, "why an address of a running VM is not mapped" },
 	{ "probe", cmd_probe, "what this kernel offers" },
 	{ "serve", cmd_serve, "bring the pages of VMs that are restored" },
 	{ "working-set", cmd_working_set, "what guests touch first: print, merge" },
