@@ -296,7 +296,8 @@ def anywhere_usage():
                   ['merge', 'a', 'b', '--json'], ['x', 'a'], ['--nonsense']):
         done = run(*KVMFAULT, 'working-set', *wrong, code=2)
         assert done.stderr and not done.stdout, (wrong, done)
-    for command in ([], ['bench'], ['demo'], ['probe'], ['working-set']):
+    for command in ([], ['bench'], ['demo'], ['explain'], ['probe'],
+                    ['working-set']):
         assert 'Usage' in run(*KVMFAULT, *command, '--help').stdout
     assert run(*KVMFAULT, '--version').stdout.startswith('kvmfault ')
 

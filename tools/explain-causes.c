@@ -481,14 +481,22 @@ static struct explain_verdict decide_at(struct explain_look *look, uint64_t hva)
 	return explain_page_state(look, hva);
 }
 
+static struct explain_verdict explain_blindness(const struct explain_look *look)
+{
+	return make_verdict(EXPLAIN_UNKNOWN, NO_ADDRESS, "%s",
+		look->maps_denied ?
+		"the mappings of the process cannot be read" :
+		"the process has no memory: it ends, or it is a thread of the "
+		"kernel");
+}
+
 struct explain_verdict decide_address(struct explain_look *look)
 {
 	uint64_t hva = look->hva;
 	size_t i, known = 0;
 
 	if (!look->maps_known)
-		return make_verdict(EXPLAIN_UNKNOWN, hva,
-			"the mappings of the process cannot be read");
+		return explain_blindness(look);
 	if (hva == NO_ADDRESS) {
 		for (i = 0; i < look->slot_count; i++)
 			known += look->slots[i].gpa != NO_ADDRESS;
@@ -579,8 +587,7 @@ struct explain_verdict decide_process(struct explain_look *look)
 	size_t i;
 
 	if (!look->maps_known)
-		return make_verdict(EXPLAIN_UNKNOWN, NO_ADDRESS,
-			"the mappings of the process cannot be read");
+		return explain_blindness(look);
 	verdict = decide_uffds(look);
 	if (is_wrong(verdict.cause))
 		return verdict;

@@ -98,7 +98,7 @@ static bool parse_mapping(const char *line, struct explain_mapping *m)
 	int at = 0;
 
 	if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %"
-		   SCNu64 " %n", &m->start, &m->end, rights, &m->offset,
+		   SCNu64 "%n", &m->start, &m->end, rights, &m->offset,
 		   &m->device_major, &m->device_minor, &m->inode, &at) < 7 ||
 	    m->end <= m->start)
 		return false;
@@ -106,45 +106,44 @@ static bool parse_mapping(const char *line, struct explain_mapping *m)
 	m->writable = strchr(rights, 'w');
 	m->executable = strchr(rights, 'x');
 	m->shared = strchr(rights, 's');
-	copy_word(m->name, sizeof(m->name), line + at);
+	line += at;
+	copy_word(m->name, sizeof(m->name), line + strspn(line, " "));
 	return true;
 }
 
-static void parse_mappings(struct explain_look *look, const char *text)
+void parse_mappings(struct explain_look *look, char *text)
 {
-	const char *line, *next;
+	char *line;
 
-	for (line = text; *line; line = next) {
+	while ((line = strsep(&text, "\n"))) {
 		struct explain_mapping m = { 0 };
 
-		next = line + strcspn(line, "\n");
-		next += *next == '\n';
 		if (parse_mapping(line, &m))
 			*add_mapping(look) = m;
 	}
 }
 
 /* smaps has each mapping's first line as maps does, then lines NAME: VALUE. */
-static void parse_flags(struct explain_look *look, const char *text)
+void parse_flags(struct explain_look *look, char *text)
 {
 	struct explain_mapping *m = look->mappings;
 	struct explain_mapping *end = m + look->mapping_count;
-	const char *line, *next;
-	uint64_t start, stop;
+	bool known = false;
+	char *line;
 
-	for (line = text; *line; line = next) {
-		unsigned long kilobytes;
+	while ((line = strsep(&text, "\n"))) {
+		uint64_t start, stop, kilobytes;
 
-		next = line + strcspn(line, "\n");
-		next += *next == '\n';
 		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " ", &start,
-			   &stop) == 2)
+			   &stop) == 2) {
 			while (m < end && m->start < start)
 				m++;
-		else if (m == end || m->start != start || m->end != stop)
+			known = m < end && m->start == start && m->end == stop;
+		}
+		if (!known)
 			continue;
-		else if (sscanf(line, "KernelPageSize: %lu kB", &kilobytes) == 1)
-			m->page_size = (uint64_t)kilobytes << 10;
+		if (find_number(line, "KernelPageSize:", 10, &kilobytes))
+			m->page_size = kilobytes << 10;
 		else if (!strncmp(line, "VmFlags:", 8))
 			copy_word(m->flags, sizeof(m->flags), line + 8);
 	}
@@ -158,6 +157,7 @@ void read_mappings(struct explain_look *look)
 
 	snprintf(path, sizeof(path), "/proc/%d/maps", look->pid);
 	fd = open_told(look, path, O_RDONLY, right_to_inspect);
+	look->maps_denied = fd < 0 && errno != ESRCH && errno != ENOENT;
 	if (fd < 0)
 		return;
 	look->maps_known = query_mappings(look, fd);

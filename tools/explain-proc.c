@@ -96,11 +96,13 @@ char *read_text(struct explain_look *look, const char *path, const char *right)
 bool find_number(const char *text, const char *name, int base,
 		 uint64_t *number)
 {
-	const char *line;
+	const char *line, *next;
 	char *end;
 
-	for (line = text; line; line = strchr(line, '\n')) {
-		line += line != text;
+	for (line = text; line; line = next) {
+		next = strchr(line, '\n');
+		if (next)
+			next++;
 		if (strncmp(line, name, strlen(name)))
 			continue;
 		line += strlen(name);

@@ -5,6 +5,7 @@
  * verdict. Out: text for people, or one JSON object with the same facts. */
 
 #include <inttypes.h>
+#include <json-c/json.h>
 #include <stdio.h>
 #include <string.h>
 

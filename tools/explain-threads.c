@@ -17,6 +17,8 @@
 
 static const char right_to_stacks[] = "CAP_SYS_ADMIN";
 
+/* ---- which are vCPUs ---- */
+
 /* QEMU, Firecracker, Cloud Hypervisor and libkrun, crosvm, kvmtool. */
 static bool is_vcpu_name(const char *name)
 {
@@ -29,6 +31,60 @@ static bool is_vcpu_name(const char *name)
 	       sscanf(name, "crosvm_vcpu%u", &n) == 1 ||
 	       sscanf(name, "kvm-vcpu-%u", &n) == 1;
 }
+
+/* One that is in KVM_RUN now. */
+static bool runs_vcpu(const struct explain_thread *thread)
+{
+	return thread->stack && strstr(thread->stack, "kvm_vcpu_ioctl");
+}
+
+static void mark_vcpu(struct explain_look *look, pid_t tid)
+{
+	size_t i;
+
+	for (i = 0; i < look->thread_count; i++)
+		look->threads[i].vcpu |= look->threads[i].tid == tid;
+}
+
+/* Of one VM's directory: vcpuN/pid is the thread that ran it last. */
+static void read_vm_directory(struct explain_look *look, const char *vm)
+{
+	char path[320];
+	struct dirent *entry;
+	uint64_t tid;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%.32s", vm);
+	dir = opendir(path);
+	while (dir && (entry = readdir(dir))) {
+		snprintf(path, sizeof(path),
+			 "/sys/kernel/debug/kvm/%.32s/%.64s/pid", vm,
+			 entry->d_name);
+		if (!strncmp(entry->d_name, "vcpu", 4) &&
+		    read_number(look, path, &tid))
+			mark_vcpu(look, tid);
+	}
+	if (dir)
+		closedir(dir);
+}
+
+/* Its directories are named PID-FD. */
+static void mark_by_debugfs(struct explain_look *look)
+{
+	static const char path[] = "/sys/kernel/debug/kvm";
+	DIR *dir = opendir(path);
+	struct dirent *entry;
+
+	if (!dir && errno == EACCES)
+		note_denied(look, path, errno, "root, as debugfs is mounted");
+	while (dir && (entry = readdir(dir)))
+		if (atoi(entry->d_name) == look->pid)
+			read_vm_directory(look, entry->d_name);
+	if (dir)
+		closedir(dir);
+}
+
+/* ---- what they do ---- */
 
 bool sleeps_in(const struct explain_thread *thread, const char *function)
 {
@@ -91,7 +147,6 @@ static void read_thread(struct explain_look *look, pid_t tid)
 
 	if (!read_status(look, &t))
 		return;
-	t.vcpu = is_vcpu_name(t.name);
 	wchan = read_thread_file(look, tid, "wchan", right_to_inspect);
 	if (wchan && strcmp(wchan, "0"))
 		copy_word(t.wchan, sizeof(t.wchan), wchan);
@@ -101,6 +156,7 @@ static void read_thread(struct explain_look *look, pid_t tid)
 		free(t.stack);
 		t.stack = NULL;
 	}
+	t.vcpu = is_vcpu_name(t.name) || runs_vcpu(&t);
 	look->threads = grow_list(look->threads, look->thread_count,
 				  sizeof(*look->threads));
 	look->threads[look->thread_count++] = t;
@@ -120,6 +176,7 @@ void read_threads(struct explain_look *look)
 			read_thread(look, atoi(entry->d_name));
 	if (tasks)
 		closedir(tasks);
+	mark_by_debugfs(look);
 }
 
 void compare_threads(struct explain_look *look)
@@ -136,6 +193,8 @@ void compare_threads(struct explain_look *look)
 			      strchr("DS", now.state);
 	}
 }
+
+/* ---- the process ---- */
 
 static void read_program(struct explain_look *look)
 {

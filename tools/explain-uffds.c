@@ -89,27 +89,32 @@ static struct explain_uffd *enter_uffd(struct explain_look *look,
 	return &look->uffds[look->uffd_count++];
 }
 
-static bool read_waiters(struct explain_look *look, pid_t pid, int fd,
-			 struct explain_uffd *uffd)
+bool parse_waiters(const char *text, struct explain_uffd *uffd)
 {
-	char path[64];
-	const char *line;
-	char *text;
+	const char *line = strstr(text, "API:\t");
 	unsigned int api;
 
-	snprintf(path, sizeof(path), "/proc/%d/fdinfo/%d", pid, fd);
-	text = read_text(look, path, right_to_inspect);
-	if (!text)
-		return false;
-	line = strstr(text, "API:");
 	if (line && sscanf(line, "API:\t%x:%" SCNx64, &api,
 			   &uffd->features) != 2)
 		line = NULL;
 	uffd->known = line &&
 		      find_number(text, "pending:", 10, &uffd->pending) &&
 		      find_number(text, "total:", 10, &uffd->total);
-	free(text);
 	return uffd->known;
+}
+
+static bool read_waiters(struct explain_look *look, pid_t pid, int fd,
+			 struct explain_uffd *uffd)
+{
+	char path[64];
+	char *text;
+	bool known;
+
+	snprintf(path, sizeof(path), "/proc/%d/fdinfo/%d", pid, fd);
+	text = read_text(look, path, right_to_inspect);
+	known = text && parse_waiters(text, uffd);
+	free(text);
+	return known;
 }
 
 static char read_state(struct explain_look *look, pid_t pid, char *name,

@@ -14,11 +14,12 @@
 #ifndef EXPLAIN_H
 #define EXPLAIN_H
 
-#include <json-c/json.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+
+struct json_object;
 
 #define NO_ADDRESS UINT64_MAX
 #define NAME_SIZE 64
@@ -141,7 +142,7 @@ struct explain_look {
 	const char *vmm;	/* NULL: none that is known */
 	unsigned int vms, vcpus;	/* its descriptors of KVM's */
 	bool peer_gone;		/* a Unix socket's other end is closed */
-	bool descriptors_known, maps_known, flags_known;
+	bool descriptors_known, maps_known, maps_denied, flags_known;
 
 	struct explain_mapping *mappings;
 	size_t mapping_count;
@@ -197,6 +198,9 @@ extern const char right_to_inspect[];
 /* ---- explain-maps.c ---- */
 
 void read_mappings(struct explain_look *look);
+/* Of a file's text, which is cut into lines: maps, then smaps. */
+void parse_mappings(struct explain_look *look, char *text);
+void parse_flags(struct explain_look *look, char *text);
 const struct explain_mapping *find_mapping(const struct explain_look *look,
 					   uint64_t hva);
 bool has_flag(const struct explain_mapping *mapping, const char *flag);
@@ -226,6 +230,8 @@ bool sleeps_in(const struct explain_thread *thread, const char *function);
 
 /* ---- explain-uffds.c ---- */
 
+/* Of the text of fdinfo; false: it is of no userfaultfd. */
+bool parse_waiters(const char *text, struct explain_uffd *uffd);
 void read_descriptors(struct explain_look *look);
 void find_holders(struct explain_look *look);
 void compare_uffds(struct explain_look *look);
