@@ -282,7 +282,7 @@ struct waiting {
 	int fd;
 };
 
-static int open_uffd(void)
+static int new_uffd(void)
 {
 	int fd = syscall(SYS_userfaultfd, O_CLOEXEC), device;
 
@@ -299,7 +299,7 @@ static struct waiting make_registered(uint64_t features, uint64_t mode)
 {
 	struct uffdio_api api = { .api = UFFD_API, .features = features };
 	struct waiting w = { .at = map_private(PROT_READ | PROT_WRITE),
-		.fd = open_uffd() };
+		.fd = new_uffd() };
 	struct uffdio_register range = {
 		.range = { (uintptr_t)w.at, PAGES * PAGE }, .mode = mode };
 

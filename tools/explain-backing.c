@@ -3,7 +3,8 @@
 
 /* kvmfault explain: where a page would come from. In: a mapping. Out: its
  * file's size and file system, the pool of huge pages, and the memory cgroup
- * that has the least room. The file is opened for reading at most, and never read. */
+ * that has the least room. The file is opened for reading at most, and never
+ * read. */
 
 #include <dirent.h>
 #include <errno.h>

@@ -6,6 +6,7 @@
  * named only if what was read shows it; all else is unknown. Of several the
  * first is named that an access would meet. */
 
+#include <errno.h>
 #include <inttypes.h>
 #include <linux/magic.h>
 #include <linux/userfaultfd.h>
@@ -326,7 +327,7 @@ static struct explain_verdict explain_swapped(struct explain_look *look,
 	const struct explain_page *page = &look->page;
 
 	if (!page->type_known) {
-		note_denied(look, "the swap entries of pagemap", 1,
+		note_denied(look, "the swap entries of pagemap", EPERM,
 			    "CAP_SYS_ADMIN");
 		return make_verdict(EXPLAIN_UNKNOWN, hva,
 			"the page is in swap, poisoned, or a marker, and "
@@ -598,5 +599,6 @@ struct explain_verdict decide_process(struct explain_look *look)
 		if (is_wrong(verdict.cause))
 			return verdict;
 	}
+	look->mapping = NULL;
 	return decide_threads(look);
 }

@@ -2,9 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * What kvmfault explain reads of /proc. Input: which file, then its text. No
- * text makes it read past its end, and what is taken lies in order: no mapping
- * is empty, no text is longer than its room.
+ * The files of /proc that kvmfault explain reads. Input: which one, then its
+ * text. No text makes it read past its end, and what is taken lies in order: no
+ * mapping is empty, no text is longer than its room.
  */
 
 #include "fuzz.h"
