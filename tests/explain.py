@@ -5,7 +5,7 @@
 """kvmfault explain: each cause, made for real in a process that does not know
 the library; and no cause where nothing is wrong.
 
-usage: explain.py KVMFAULT EXPLAIN-CASES
+usage: explain.py KVMFAULT EXPLAIN-CASES FIRECRACKER-CLIENT
 
 A case that the machine cannot make is told, and left out; if what it takes is in
 KVMFAULT_REQUIRE, that is a failure.
@@ -18,12 +18,13 @@ import json
 import os
 import re
 import shutil
+import socket
 import struct
 import subprocess
 import sys
 import tempfile
 
-KVMFAULT, CASES = sys.argv[1:3]
+KVMFAULT, CASES, FIRECRACKER = sys.argv[1:4]
 NOBODY = 65534
 PATIENCE = 120		# seconds for what takes less than one
 LOOKS = 20
@@ -295,6 +296,55 @@ def test_running_vm():
             if seen >= LOOKS:
                 break
     assert seen >= LOOKS, seen
+
+
+@contextlib.contextmanager
+def restored():
+    """A VM with real vCPUs that was restored as Firecracker does it. Gives its
+    process, the handler's socket and its userfaultfd: the handler is this."""
+    with tempfile.TemporaryDirectory() as place, \
+            socket.socket(socket.AF_UNIX) as door:
+        image, path = (os.path.join(place, name) for name in ('image', 'door'))
+        with open(image, 'wb') as file:
+            file.write(os.urandom(16 * MIB))
+        door.bind(path)
+        door.listen()
+        door.settimeout(PATIENCE)
+        vm = subprocess.Popen([FIRECRACKER, path, image], text=True,
+                              stdin=subprocess.DEVNULL,
+                              stdout=subprocess.DEVNULL)
+        try:
+            channel, _ = door.accept()
+            _, fds, _, _ = socket.recv_fds(channel, 1 << 16, 1)
+            yield vm, channel, fds[0]
+        finally:
+            vm.kill()
+            vm.wait()
+
+
+def wait_for_fault(uffd):
+    while True:
+        with open(f'/proc/self/fdinfo/{uffd}', encoding='ascii') as info:
+            if int(re.search(r'pending:\t(\d+)', info.read())[1]):
+                return
+        os.sched_yield()
+
+
+def test_vm_without_handler():
+    """As one is left whose page server hangs, and then has ended."""
+    for what, device in ('kvm', '/dev/kvm'), ('uffd', '/dev/userfaultfd'):
+        if not os.access(device, os.R_OK | os.W_OK):
+            lack(f'SKIP {what}: {device} cannot be opened')
+    with restored() as (vm, channel, uffd):
+        wait_for_fault(uffd)
+        report = explain(vm.pid)
+        assert report['cause'] == 'uffd-unread', report
+        assert f'process {os.getpid()} ' in report['sentence'], report
+        assert report['vms'] == 1 and report['vcpus'] == 2, report
+        os.close(uffd)
+        channel.close()
+        report = explain(vm.pid)
+        assert report['cause'] == 'uffd-handler-gone', report
 
 
 # ---- QEMU's layout ----
