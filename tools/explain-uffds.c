@@ -40,7 +40,7 @@ static bool ask_peer(int fd, uint32_t inode, uint32_t *peer)
 			.udiag_ino = inode, .udiag_show = UDIAG_SHOW_PEER,
 			.udiag_cookie = { -1, -1 } },
 	};
-	struct {
+	struct answer {
 		struct nlmsghdr header;
 		struct unix_diag_msg told;
 		char attributes[512];
@@ -50,7 +50,7 @@ static bool ask_peer(int fd, uint32_t inode, uint32_t *peer)
 	if (send(fd, &out, sizeof(out), 0) != sizeof(out))
 		return false;
 	n = recv(fd, &in, sizeof(in), 0);
-	if (n < (ssize_t)offsetof(typeof(in), attributes) + 8 ||
+	if (n < (ssize_t)offsetof(struct answer, attributes) + 8 ||
 	    in.header.nlmsg_type != SOCK_DIAG_BY_FAMILY ||
 	    ((struct nlattr *)in.attributes)->nla_type != UNIX_DIAG_PEER)
 		return false;
