@@ -410,6 +410,27 @@ static char *make_uffd_unread(void)
 	return w.at;
 }
 
+static int touch_elsewhere(void *page)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	touch_page(page);
+	return 0;
+}
+
+/* No thread of this process sleeps, as where a worker of the kernel faults for
+ * a guest. */
+static char *make_uffd_elsewhere(void)
+{
+	struct waiting w = make_registered(0, UFFDIO_REGISTER_MODE_MISSING);
+
+	check_call(clone(touch_elsewhere, good + PAGES * PAGE,
+			 CLONE_VM | CLONE_FILES | SIGCHLD, w.at) >= 0, "clone");
+	good = map_filled();
+	while (!count_pending(w.fd))
+		sched_yield();
+	return w.at;
+}
+
 /* The handler is another process, which does something else. */
 static char *make_uffd_held(void)
 {
@@ -620,6 +641,7 @@ static const struct {
 	{ "uffd-sigbus", make_uffd_sigbus },
 	{ "uffd-unread", make_uffd_unread },
 	{ "uffd-held", make_uffd_held },
+	{ "uffd-elsewhere", make_uffd_elsewhere },
 	{ "uffd-handler-gone", make_uffd_handler_gone },
 	{ "uffd-unanswered", make_uffd_unanswered },
 	{ "uffd-lost-wake", make_uffd_lost_wake },

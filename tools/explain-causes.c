@@ -211,10 +211,10 @@ static struct explain_verdict blame_answer(struct explain_look *look,
 		uffd->total);
 }
 
-/* A fault that is on its way is no trouble: nothing may have moved between two
- * looks. A guest's fault may sleep in a worker of the kernel, so a sleeping
- * thread is asked for only where there is one, or where the userfaultfd may be
- * of another process. */
+/* A fault that is on its way is no trouble: nothing may have moved between
+ * the looks. A guest's fault may sleep in a worker of the kernel, which is not
+ * seen: then no page may have come either. A userfaultfd that may be of another
+ * process counts only with a thread of this one that sleeps. */
 static bool is_stuck(const struct explain_look *look,
 		     const struct explain_uffd *uffd)
 {
@@ -222,7 +222,7 @@ static bool is_stuck(const struct explain_look *look,
 		return false;
 	if (!uffd->ours || find_sleeper(look, false))
 		return find_sleeper(look, true);
-	return true;
+	return look->no_progress;
 }
 
 static struct explain_verdict decide_uffds(struct explain_look *look)

@@ -256,3 +256,51 @@ bool find_page(struct explain_look *look, uint64_t start, uint64_t end,
 	*found = count > 0 ? region.start : NO_ADDRESS;
 	return count >= 0;
 }
+
+/* Of one range; false as below. */
+static bool count_range(int fd, uint64_t start, uint64_t end,
+			uint64_t *progress)
+{
+	struct scan_region region[256];
+
+	while (start < end) {
+		struct scan_query query = {
+			.size = sizeof(query), .start = start, .end = end,
+			.regions = (uintptr_t)region, .region_count = 256,
+			.mask = SCAN_PRESENT,
+			.wanted = SCAN_PRESENT | SCAN_WRITTEN,
+		};
+		int i, count = ioctl(fd, PAGE_SCAN, &query);
+
+		if (count < 0 || query.walk_end <= start)
+			return false;
+		for (i = 0; i < count; i++)
+			*progress += (region[i].end - region[i].start) *
+				     (region[i].categories & SCAN_WRITTEN ?
+				      2 : 1);
+		start = query.walk_end;
+	}
+	return true;
+}
+
+bool is_registered(const struct explain_mapping *mapping)
+{
+	return has_flag(mapping, "um") || has_flag(mapping, "uw") ||
+	       has_flag(mapping, "ui");
+}
+
+bool measure_progress(struct explain_look *look, uint64_t *progress)
+{
+	int fd = open_pagemap(look);
+	bool known = fd >= 0 && look->flags_known;
+	size_t i;
+
+	*progress = 0;
+	for (i = 0; i < look->mapping_count && known; i++)
+		if (is_registered(&look->mappings[i]))
+			known = count_range(fd, look->mappings[i].start,
+					    look->mappings[i].end, progress);
+	if (fd >= 0)
+		close(fd);
+	return known;
+}

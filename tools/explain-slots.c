@@ -226,8 +226,7 @@ static bool looks_like_ram(const struct explain_mapping *m)
 	if (!m->readable || !m->writable || m->executable ||
 	    m->name[0] == '[')
 		return false;
-	if (has_flag(m, "um") || has_flag(m, "uw") || has_flag(m, "ui") ||
-	    has_flag(m, "ht"))
+	if (is_registered(m) || has_flag(m, "ht"))
 		return true;
 	return length >= (m->shared ? SMALLEST_FILE : SMALLEST_ANONYMOUS);
 }

@@ -203,14 +203,12 @@ void read_descriptors(struct explain_look *look)
 	look->descriptors_known = walk_descriptors(look, look->pid);
 }
 
-static bool is_registered(const struct explain_look *look)
+static bool has_registered(const struct explain_look *look)
 {
 	size_t i;
 
 	for (i = 0; i < look->mapping_count; i++)
-		if (has_flag(&look->mappings[i], "um") ||
-		    has_flag(&look->mappings[i], "uw") ||
-		    has_flag(&look->mappings[i], "ui"))
+		if (is_registered(&look->mappings[i]))
 			return true;
 	return false;
 }
@@ -234,7 +232,7 @@ void find_holders(struct explain_look *look)
 	bool own = look->uffd_count;
 	DIR *proc;
 
-	if (!own && !is_registered(look))
+	if (!own && !has_registered(look))
 		return;
 	proc = opendir("/proc");
 	while (proc && (entry = readdir(proc))) {

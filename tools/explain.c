@@ -19,7 +19,7 @@
 #include "explain.h"
 #include "tool.h"
 
-enum { LOOKS = 4, BETWEEN_MS = 50 };
+enum { LOOKS = 10, BETWEEN_MS = 40 };
 
 static const char help[] =
 	"Usage: kvmfault explain --pid PID [--gpa A | --hva A | --all] [OPTION]...\n"
@@ -154,33 +154,43 @@ static void wait_between(void)
 		;
 }
 
+/* Something that has not moved yet. */
 static bool has_waiter(const struct explain_look *look)
 {
 	size_t i;
 
 	for (i = 0; i < look->uffd_count; i++)
-		if (look->uffds[i].total)
+		if (look->uffds[i].total && look->uffds[i].still)
 			return true;
 	for (i = 0; i < look->thread_count; i++)
-		if (look->threads[i].state == 'D')
+		if (look->threads[i].state == 'D' && look->threads[i].still)
 			return true;
 	return false;
 }
 
-/* All that does not depend on what is asked. */
-static void look_at_process(struct explain_look *look)
+static void repeat_look(struct explain_look *look)
 {
+	uint64_t before, after;
+	bool known = has_waiter(look) && measure_progress(look, &before);
 	int i;
 
-	read_threads(look);
-	read_mappings(look);
-	read_descriptors(look);
-	find_holders(look);
 	for (i = 1; i < LOOKS && (i == 1 || has_waiter(look)); i++) {
 		wait_between();
 		compare_uffds(look);
 		compare_threads(look);
 	}
+	look->no_progress = known && i == LOOKS &&
+			    measure_progress(look, &after) && before == after;
+}
+
+/* All that does not depend on what is asked. */
+static void look_at_process(struct explain_look *look)
+{
+	read_threads(look);
+	read_mappings(look);
+	read_descriptors(look);
+	find_holders(look);
+	repeat_look(look);
 	read_memory_cgroup(look);
 	read_uffd_rights(look);
 	if (!look->slot_count)

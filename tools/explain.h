@@ -142,6 +142,7 @@ struct explain_look {
 	const char *vmm;	/* NULL: none that is known */
 	unsigned int vms, vcpus;	/* its descriptors of KVM's */
 	bool peer_gone;		/* a Unix socket's other end is closed */
+	bool no_progress;	/* no page came between the looks */
 	bool descriptors_known, maps_known, maps_denied, flags_known;
 
 	struct explain_mapping *mappings;
@@ -205,6 +206,11 @@ const struct explain_mapping *find_mapping(const struct explain_look *look,
 					   uint64_t hva);
 bool has_flag(const struct explain_mapping *mapping, const char *flag);
 struct explain_page read_page(struct explain_look *look, uint64_t hva);
+/* Whether a userfaultfd is registered for it. */
+bool is_registered(const struct explain_mapping *mapping);
+/* A number that changes when a page comes to memory of a userfaultfd, or is no
+ * longer write-protected. False: the kernel or the rights do not tell. */
+bool measure_progress(struct explain_look *look, uint64_t *progress);
 /* The first address in the range whose page is absent (`protected`: is present
  * and write-protected by a userfaultfd); NO_ADDRESS: none. False: the kernel or
  * the rights do not tell. */
