@@ -26,7 +26,6 @@
 #define PAGES 512ULL
 #define LENGTH (PAGES * PAGE)
 #define THREADS 3U
-#define KILLS 200U
 #define LIVES 10U		/* of one memory: then comes a new one */
 
 /* What a page has: `head` in its first eight bytes, if it is not 0, and behind
@@ -339,14 +338,21 @@ static void kill_owners(bool of_minor, unsigned int kills)
 
 TEST_GROUP(killed, NULL, NULL);
 
+static unsigned int count_kills(void)
+{
+	const char *text = getenv("KVMFAULT_TEST_KILLS");
+
+	return text ? (unsigned int)strtoul(text, NULL, 10) : 200;
+}
+
 TEST(killed, at_any_moment)
 {
-	kill_owners(false, KILLS);
+	kill_owners(false, count_kills());
 }
 
 TEST(killed, with_minor_faults)
 {
-	kill_owners(true, KILLS);
+	kill_owners(true, count_kills());
 }
 
 int main(void)
