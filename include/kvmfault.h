@@ -1172,11 +1172,6 @@ struct kvmfault_memory_options {
 	 * freed, and needs a source, and fd or a uffd of another process. 0:
 	 * the library keeps them. */
 	int states_fd;
-
-	/* The memory is a clone of this one: it shows the base's pages from
-	 * source_offset on, and each page that it writes becomes its own. See
-	 * "Clones" below. NULL: none. */
-	struct kvmfault_memory *base;
 };
 
 /*
@@ -1216,22 +1211,6 @@ struct kvmfault_memory_options {
  *   has read such an event loses it.
  * - states_fd: pages that are present are believed to be so.
  *
- * Clones
- * Many VMs of one image, in one process: the image is a memory with a source
- * and a memfd, which no region shows, and is the base. For each VM the memfd is
- * mapped once more, MAP_PRIVATE, and adopted with `base`. A page is fetched
- * once for all of them, into the memfd; each VM shares it until it writes to
- * it. So a clean page is once in memory.
- * - The base has small pages, no minor faults, and outlives its clones. The
- *   memfd must not get huge pages (shmem_enabled): one that fills a hole hides
- *   what was not fetched.
- * - A clone has no source, fd, states_fd, minor or write_protect of its own.
- *   Windows are the base's; a clone's window says how many pages it asks the
- *   base for. A fill of the base brings pages for all of them.
- * - kvmfault_discard() puts zeros in the place of a clone's pages. While it
- *   runs, a thread may see what the image has there.
- * - A page that the base has lost is lost in each clone that misses it.
- *
  * Returns 0, or
  *   -EINVAL       vm, host or memory is NULL; a range is not aligned to the
  *                 page size, or wraps; the file is too short, or is not what
@@ -1242,9 +1221,7 @@ struct kvmfault_memory_options {
  *                 a source; write_protect is set without a source; states_fd is
  *                 set without a source, or without a file or a uffd of another
  *                 process; the source has neither read nor submit, or has
- *                 deadline_ms without submit and cancel; base is of another
- *                 context, can't be one, or goes with another member that is
- *                 set
+ *                 deadline_ms without submit and cancel
  *   -EOPNOTSUPP   this kernel's userfaultfd does not take the memory: a
  *                 guest_memfd; minor faults before 5.13 (of a memfd 5.14);
  *                 protection before 5.19; both before 6.4
@@ -1332,8 +1309,7 @@ int kvmfault_memory_alloc(struct kvmfault_vm *vm,
  * can't be brought, it waits on, and tries again.
  *
  * Returns 0, or
- *   -EBUSY     a region shows the memory, a fill or a recording has it, or it
- *              is the base of a clone
+ *   -EBUSY     a region shows the memory, or a fill or a recording has it
  *   -EDEADLK   called from a callback that is fetching for the memory
  *
  * Thread class: setup. Since 0.1.
@@ -1517,7 +1493,6 @@ int kvmfault_region_find(struct kvmfault_vm *vm, uint32_t address_space,
  *   copy        absent pages: read the source, and UFFDIO_COPY
  *   async       absent pages of a source that answers later
  *   continue    in a memory with minor faults: UFFDIO_CONTINUE
- *   clone       in a clone: makes the page present in its base
  *   zero        discarded pages, and holes of the source: UFFDIO_ZEROPAGE
  *   populate    present or untracked pages: MADV_POPULATE_READ/WRITE
  *   convert     private pages that are to be shared, and the other way
@@ -1604,7 +1579,7 @@ struct kvmfault_resolver {
  *   -EINVAL   a pointer is NULL; there is no resolve function or name; a kind
  *             of page is not known
  *   -EBUSY    a vCPU handle or a service exists
- *   -ENOSPC   there are KVMFAULT_RESOLVER_COUNT: eight are the library's
+ *   -ENOSPC   there are KVMFAULT_RESOLVER_COUNT: seven are the library's
  *   -E2BIG    resolver has a member set that this library does not know
  *
  * Thread class: setup. Since 0.1.

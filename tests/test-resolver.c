@@ -48,12 +48,11 @@ TEST(chain, order_is_the_vmms)
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 2), "copy");
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 3), "async");
 	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 4), "continue");
-	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 5), "clone");
-	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 6), "zero");
-	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 7), "populate");
-	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 8), "convert");
-	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 9), "unprotect");
-	ck_assert_ptr_null(kvmfault_resolver_name(bed.vm, 10));
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 5), "zero");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 6), "populate");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 7), "convert");
+	ck_assert_str_eq(kvmfault_resolver_name(bed.vm, 8), "unprotect");
+	ck_assert_ptr_null(kvmfault_resolver_name(bed.vm, 9));
 	ck_assert_ptr_null(kvmfault_resolver_name(NULL, 0));
 	bed_add();
 	ck_assert_str_eq(fetch(0).resolver, "copy");

@@ -41,12 +41,11 @@ TEST(vm, defaults)
 	ck_assert_str_eq(kvmfault_resolver_name(vm, 0), "copy");
 	ck_assert_str_eq(kvmfault_resolver_name(vm, 1), "async");
 	ck_assert_str_eq(kvmfault_resolver_name(vm, 2), "continue");
-	ck_assert_str_eq(kvmfault_resolver_name(vm, 3), "clone");
-	ck_assert_str_eq(kvmfault_resolver_name(vm, 4), "zero");
-	ck_assert_str_eq(kvmfault_resolver_name(vm, 5), "populate");
-	ck_assert_str_eq(kvmfault_resolver_name(vm, 6), "convert");
-	ck_assert_str_eq(kvmfault_resolver_name(vm, 7), "unprotect");
-	ck_assert_ptr_null(kvmfault_resolver_name(vm, 8));
+	ck_assert_str_eq(kvmfault_resolver_name(vm, 3), "zero");
+	ck_assert_str_eq(kvmfault_resolver_name(vm, 4), "populate");
+	ck_assert_str_eq(kvmfault_resolver_name(vm, 5), "convert");
+	ck_assert_str_eq(kvmfault_resolver_name(vm, 6), "unprotect");
+	ck_assert_ptr_null(kvmfault_resolver_name(vm, 7));
 	ck_assert_int_eq(kvmfault_vm_free(vm), 0);
 	ck_assert_int_eq(kvmfault_vm_free(NULL), 0);
 }

@@ -58,32 +58,6 @@ int kvmfault__memory_resident(const struct kvmfault_memory *memory,
 	return backing_file_has_page(memory, offset, length);
 }
 
-/* Without a page of its own a clone shows its base's: so zeros take the place
- * of what is taken away. */
-static int backing_zero_clone(const struct kvmfault_memory *memory,
-			      uint64_t offset, uint64_t length)
-{
-	uint64_t host = (uintptr_t)memory->host + offset;
-	uint64_t size = kvmfault__page_size(memory), at = 0;
-	int err = kvmfault__take_away(memory->uffd, (void *)(uintptr_t)host,
-				      length, MADV_DONTNEED);
-	int64_t done;
-
-	while (!err && at < length) {
-		done = kvmfault__uffd_install(memory->uffd->fd, KVMFAULT__ZERO,
-					      host + at, NULL, length - at,
-					      size, false);
-		/* It has been written since. */
-		if (done == -EEXIST)
-			done = (int64_t)size;
-		if (done < 0)
-			err = (int)done;
-		else
-			at += (uint64_t)done;
-	}
-	return err;
-}
-
 /* Anonymous pages of another process can be taken by that process alone. The
  * library discards such a page only after an event has told of it; no page
  * comes there after that, and what had come before is what the process
@@ -93,8 +67,6 @@ int kvmfault__memory_punch(const struct kvmfault_memory *memory,
 {
 	if (memory->fd <= 0 && memory->remote)
 		return 0;
-	if (memory->base)
-		return backing_zero_clone(memory, offset, length);
 	if (memory->fd <= 0)
 		return kvmfault__take_away(memory->uffd,
 					   (char *)memory->host + offset,

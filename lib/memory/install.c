@@ -361,8 +361,7 @@ int kvmfault__unpoison(struct kvmfault__seat *seat,
 	int err = 0;
 	size_t i;
 
-	/* Of a clone the page that was punched is zeros by now. */
-	for (i = 0; i < all->count && !err && !memory->base; i++) {
+	for (i = 0; i < all->count && !err; i++) {
 		const struct kvmfault_mapping *mapping = all->mapping[i];
 		void *host = (void *)(uintptr_t)(mapping->host + offset);
 

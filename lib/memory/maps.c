@@ -75,12 +75,6 @@ static bool maps_read_line(struct maps *maps, struct line *line)
 	return true;
 }
 
-/* Where a clone begins in its base's file. */
-static uint64_t maps_base_offset(const struct kvmfault_memory *memory)
-{
-	return memory->base->fd_offset + memory->source_offset;
-}
-
 /* Returns how the mapping differs from the memory, or NULL. The inode's number
  * is the one of fstat() for the files that userfaultfd takes, so only for
  * tracked memory. */
@@ -88,11 +82,6 @@ static const char *maps_find_difference(const struct kvmfault_memory *memory,
 					uint64_t host, const struct line *line,
 					uint64_t inode)
 {
-	if (memory->base)
-		return line->shared == 'p' && line->inode == inode &&
-			line->offset - line->start ==
-			maps_base_offset(memory) - host ? NULL :
-			"is not what a clone maps: map the base's file MAP_PRIVATE there, at the base's fd_offset and source_offset";
 	if (memory->fd <= 0)
 		return line->shared == 'p' && !line->inode ? NULL :
 			"is of a file or is shared, but a memory without fd is private and anonymous: set fd to the file's descriptor";
@@ -110,15 +99,14 @@ int kvmfault__maps_check(const struct kvmfault_memory *memory, uint64_t host)
 	struct maps maps = { .fd = kvmfault__sys_open("/proc/self/maps",
 						      O_RDONLY) };
 	const char *wrong = NULL;
-	int fd = memory->base ? memory->base->fd : memory->fd;
 	struct stat stat = { 0 };
 	struct line line;
 	int err = 0;
 
 	if (maps.fd < 0)
 		return 0;
-	if (fd > 0)
-		err = kvmfault__sys_fstat(fd, &stat);
+	if (memory->fd > 0)
+		err = kvmfault__sys_fstat(memory->fd, &stat);
 	while (!err && !wrong && maps_read_line(&maps, &line))
 		if (line.start < host + memory->length && line.end > host)
 			wrong = maps_find_difference(memory, host, &line,
@@ -128,8 +116,7 @@ int kvmfault__maps_check(const struct kvmfault_memory *memory, uint64_t host)
 		return kvmfault__refuse(memory->vm, -EINVAL,
 			"%s: the mapping at %#llx %s",
 			atomic_load(&memory->mappings) ?
-			"kvmfault_mapping_options.host" : memory->base ?
-			"kvmfault_memory_options.base, host" :
+			"kvmfault_mapping_options.host" :
 			"kvmfault_memory_options.fd, fd_offset",
 			(unsigned long long)host, wrong);
 	return err;

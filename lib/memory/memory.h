@@ -88,11 +88,6 @@ struct kvmfault_memory {
 	void *host;		/* the first mapping, and its uffd */
 	struct kvmfault_uffd *uffd;
 	char *fill;		/* for minor faults: the file, unregistered */
-	bool copies;		/* bytes that are read from the source are
-				 * copied in at once */
-	struct kvmfault_memory *base;	/* whose file is mapped here privately,
-					 * from source_offset on; or NULL */
-	unsigned int clones;	/* of this memory; under the VM's lock */
 	_Atomic uint64_t *states;	/* of pages: see page.h */
 	struct kvmfault__states_file *states_file; /* that has them, or NULL; */
 	size_t states_size;			/* and its length */

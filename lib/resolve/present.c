@@ -90,9 +90,6 @@ static int present_install_again(struct kvmfault__request *rq)
 {
 	int err;
 
-	/* A clone shows its base's page as soon as that one is there. */
-	if (rq->request.memory->base)
-		return present_wake_origin(rq);
 	if (rq->request.memory->fill) {
 		err = kvmfault__map(rq->origin, rq->request.offset,
 				    rq->request.length);

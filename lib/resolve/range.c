@@ -54,35 +54,6 @@ int kvmfault__ensure(struct kvmfault__seat *seat, uint32_t address_space,
 	return err;
 }
 
-int kvmfault__ensure_memory(struct kvmfault__seat *seat,
-			    struct kvmfault_memory *memory, uint64_t offset,
-			    uint64_t length)
-{
-	uint64_t size = kvmfault__page_size(memory);
-	struct kvmfault_fault fault = {
-		.size = sizeof(fault),
-		.kind = KVMFAULT_KIND_CALL,
-		.access = KVMFAULT_ACCESS_READ,
-		.known = KVMFAULT_KNOWN_HVA | KVMFAULT_KNOWN_LENGTH,
-		.length = size,
-	};
-	struct kvmfault__target target = { .memory = memory };
-	uint64_t end = offset + length;
-	struct kvmfault__answer answer;
-	int err = 0;
-
-	/* It holds the memory, which may be settled meanwhile. */
-	kvmfault__mapping_find(seat, 0, (uintptr_t)memory->host);
-	for (; offset < end && !err; offset += size) {
-		fault.hva = (uintptr_t)memory->host + offset;
-		target.offset = offset;
-		kvmfault__resolve(seat, &fault, &target, &answer);
-		err = kvmfault__error(&answer);
-	}
-	kvmfault__leave(seat);
-	return err;
-}
-
 KVMFAULT__EXPORT
 int kvmfault_ensure(struct kvmfault_vm *vm, uint32_t address_space,
 		    uint64_t gpa, uint64_t length, bool write)

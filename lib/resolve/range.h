@@ -14,10 +14,6 @@
 /* Makes a range present, which must not wrap. Returns 0 or -errno. */
 int kvmfault__ensure(struct kvmfault__seat *seat, uint32_t address_space,
 		     uint64_t gpa, uint64_t length, bool write);
-/* The same for whole pages of a tracked memory, to be read. */
-int kvmfault__ensure_memory(struct kvmfault__seat *seat,
-			    struct kvmfault_memory *memory, uint64_t offset,
-			    uint64_t length);
 /*
  * Calls act for the part of the range that each region shows, in order, until
  * act fails. Returns what act returned, or

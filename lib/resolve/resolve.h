@@ -198,7 +198,6 @@ void kvmfault__resolve_gpa(struct kvmfault__seat *seat,
 extern const struct kvmfault_resolver kvmfault__resolver_async;
 extern const struct kvmfault_resolver kvmfault__resolver_copy;
 extern const struct kvmfault_resolver kvmfault__resolver_continue;
-extern const struct kvmfault_resolver kvmfault__resolver_clone;
 extern const struct kvmfault_resolver kvmfault__resolver_zero;
 extern const struct kvmfault_resolver kvmfault__resolver_populate;
 extern const struct kvmfault_resolver kvmfault__resolver_convert;

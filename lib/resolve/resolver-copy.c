@@ -16,7 +16,7 @@ static int resolver_copy_page(void *data, struct kvmfault_request *request)
 	int err;
 
 	(void)data;
-	if (!request->memory->copies)
+	if (request->memory->fill || request->memory->source.submit)
 		return KVMFAULT_VERDICT_DECLINED;
 	kvmfault_request_widen(request);
 	err = kvmfault_request_data(request, &bytes);

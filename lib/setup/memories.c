@@ -61,38 +61,6 @@ static bool memory_outlives_us(const struct kvmfault_memory_options *o)
 	return o->fd > 0 || memory_is_remote(o);
 }
 
-/* A text that says why the memory can't be the base of a clone, or NULL. */
-static const char *
-memory_find_base_fault(const struct kvmfault_memory_options *o)
-{
-	const struct kvmfault_memory *base = o->base;
-
-	if (!kvmfault__tracked(base) || base->fd <= 0 || base->remote)
-		return "has no source, no fd, or is mapped in another process: a base has a source, and a memfd that is mapped here";
-	if (base->fill || base->hugetlb)
-		return "has minor faults or huge pages: make a base without these";
-	if (o->source_offset + o->length > base->length ||
-	    o->source_offset & (kvmfault__page_size(base) - 1))
-		return "does not have source_offset and length, in whole pages";
-	if (o->source || o->fd > 0 || o->states_fd || o->minor ||
-	    o->write_protect || (o->uffd && o->uffd->space))
-		return "goes with none of source, fd, states_fd, minor, write_protect and a uffd of another process: leave them out";
-	return NULL;
-}
-
-static int memory_check_base(struct kvmfault_vm *vm,
-			     const struct kvmfault_memory_options *o)
-{
-	const char *why = "is of another context: pass one of this context";
-
-	if (!o->base)
-		return 0;
-	if (o->base->vm == vm)
-		why = memory_find_base_fault(o);
-	return why ? kvmfault__refuse(vm, -EINVAL,
-		OPTION "base: the memory at %p %s", o->base->host, why) : 0;
-}
-
 static int memory_check_needs(struct kvmfault_vm *vm,
 			      const struct kvmfault_memory_options *o)
 {
@@ -109,7 +77,7 @@ static int memory_check_needs(struct kvmfault_vm *vm,
 			o->source ? "fd" : "source");
 	/* In registered memory without a source a thread would sleep, and the
 	 * VMM would not learn why. */
-	if (o->uffd && !o->source && !o->base)
+	if (o->uffd && !o->source)
 		return kvmfault__refuse(vm, -EINVAL,
 			OPTION "uffd: source is not set, and memory without a source is not registered: set source, or leave uffd NULL");
 	if (o->uffd && o->uffd->vm != vm)
@@ -183,8 +151,6 @@ static int memory_check_options(struct kvmfault_vm *vm,
 	if (!err)
 		err = memory_check_ranges(vm, o);
 	if (!err)
-		err = memory_check_base(vm, o);
-	if (!err)
 		err = memory_check_window(vm, o);
 	return err;
 }
@@ -248,7 +214,7 @@ static int memory_check_source(struct kvmfault_vm *vm,
 {
 	uint64_t needed = memory->source_offset + memory->length;
 
-	if (!kvmfault__tracked(memory) || memory->base ||
+	if (!kvmfault__tracked(memory) ||
 	    kvmfault__source_reaches(&memory->source, needed))
 		return 0;
 	return kvmfault__refuse(vm, -ENODATA,
@@ -291,9 +257,8 @@ static int memory_check_empty(struct kvmfault_memory *memory)
 	int resident = 0;
 
 	/* With minor faults the library finds out which pages the file has.
-	 * The anonymous memory of another process can't be looked at. The file
-	 * of a clone's base has the base's pages. */
-	if (!kvmfault__tracked(memory) || memory->fill || memory->base ||
+	 * The anonymous memory of another process can't be looked at. */
+	if (!kvmfault__tracked(memory) || memory->fill ||
 	    (memory->remote && memory->fd <= 0))
 		return 0;
 	if (memory->fd > 0)
@@ -396,8 +361,7 @@ static int memory_make(struct kvmfault_vm *vm,
 					   sizeof(new->source), o->source);
 	if (!err && o->source)
 		err = memory_check_submit(vm, &new->source);
-	atomic_store(&new->tracked, o->source || o->base);
-	new->base = o->base;
+	atomic_store(&new->tracked, o->source);
 	if (!err)
 		err = memory_check_deadline(vm, &new->source);
 	new->window = o->window;
@@ -416,7 +380,6 @@ static int memory_make(struct kvmfault_vm *vm,
 		err = memory_map_fill(new);
 	if (!err && new->source.submit)
 		err = kvmfault__fetches_new(vm);
-	new->copies = !new->fill && !new->source.submit && !new->base;
 	if (err)
 		memory_delete(new);
 	else
@@ -438,8 +401,6 @@ static int memory_attach(struct kvmfault_memory *memory,
 		return err;
 	kvmfault__sys_lock(&vm->lock);
 	vm->memories++;
-	if (memory->base)
-		memory->base->clones++;
 	vm->tracked += kvmfault__tracked(memory);
 	kvmfault__sys_unlock(&vm->lock);
 	return 0;
@@ -484,8 +445,6 @@ static void memory_detach(struct kvmfault_memory *memory, bool guard)
 	kvmfault__retire(vm, all);
 	kvmfault__reclaim(vm);
 	vm->memories--;
-	if (memory->base)
-		memory->base->clones--;
 	vm->tracked -= kvmfault__tracked(memory);
 	kvmfault__sys_unlock(&vm->lock);
 }
@@ -592,8 +551,6 @@ static int memory_check_unused(struct kvmfault_memory *memory)
 		user = "is shown by a region: call kvmfault_region_remove() first";
 	else if (memory->fills)
 		user = "is filled: call kvmfault_fill_free() first";
-	else if (memory->clones)
-		user = "is the base of a clone: free the clone first";
 	else if (atomic_load(&memory->recording))
 		user = "is recorded: call kvmfault_recording_end() first";
 	kvmfault__sys_unlock(&vm->lock);

@@ -61,7 +61,6 @@ static void vm_add_resolvers(struct kvmfault_vm *vm)
 		&kvmfault__resolver_copy,
 		&kvmfault__resolver_async,
 		&kvmfault__resolver_continue,
-		&kvmfault__resolver_clone,
 		&kvmfault__resolver_zero,
 		&kvmfault__resolver_populate,
 		&kvmfault__resolver_convert,

@@ -130,7 +130,7 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_uffd_options, fd, 8, 4),
 	MEMBER(kvmfault_uffd_options, remote, 12, 1),
 
-	SIZE(kvmfault_memory_options, 104),
+	SIZE(kvmfault_memory_options, 96),
 	MEMBER(kvmfault_memory_options, size, 0, 8),
 	MEMBER(kvmfault_memory_options, host, 8, 8),
 	MEMBER(kvmfault_memory_options, length, 16, 8),
@@ -146,7 +146,6 @@ static const struct line lines[] = {
 	MEMBER(kvmfault_memory_options, write_protect, 89, 1),
 	MEMBER(kvmfault_memory_options, inherited, 90, 1),
 	MEMBER(kvmfault_memory_options, states_fd, 92, 4),
-	MEMBER(kvmfault_memory_options, base, 96, 8),
 
 	SIZE(kvmfault_mapping_options, 32),
 	MEMBER(kvmfault_mapping_options, size, 0, 8),
