@@ -128,12 +128,14 @@ bool read_number(struct explain_look *look, const char *path, uint64_t *number)
 /* Up to the line's end; what does not fit is cut. */
 bool copy_word(char *to, size_t size, const char *from)
 {
-	size_t length = from ? strcspn(from, "\n") : 0;
+	size_t i, length = from ? strcspn(from, "\n") : 0;
 
 	if (length >= size)
 		length = size - 1;
-	if (from)
-		memcpy(to, from, length);
+	/* A process chooses its names, and a terminal would obey them. */
+	for (i = 0; i < length; i++)
+		to[i] = (unsigned char)from[i] < ' ' || from[i] == 0x7f ?
+			'?' : from[i];
 	to[length] = '\0';
 	return length > 0;
 }

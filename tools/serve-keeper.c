@@ -90,7 +90,8 @@ static void pass_signal(struct keeper *keeper)
 	if (read(keeper->signals, &info, sizeof(info)) != sizeof(info))
 		return;
 	if (keeper->worker)
-		kill(keeper->worker, (int)info.ssi_signo);
+		kill(keeper->worker, info.ssi_signo == SIGHUP ?
+		     SERVE_SIGNAL_RECORD : SERVE_SIGNAL_END);
 	if (info.ssi_signo == SIGHUP || serve->draining)
 		return;
 	serve->draining = true;
@@ -116,7 +117,7 @@ static void wait_for_message(struct keeper *keeper)
 }
 
 /* -EPIPE: the worker has ended. */
-static int take_message(struct keeper *keeper)
+static int take_from_worker(struct keeper *keeper)
 {
 	int what = serve_keep_take(keeper->channel, &keeper->kept);
 
@@ -138,25 +139,33 @@ static int judge_end(struct keeper *keeper)
 	keeper->channel = -1;
 	while (waitpid(keeper->worker, &status, 0) < 0 && errno == EINTR)
 		;
-	if (WIFEXITED(status))
+	if (WIFEXITED(status) &&
+	    (!WEXITSTATUS(status) || !keeper->was_ready))
 		return WEXITSTATUS(status);
+	/* One that could not open the image says so itself. */
 	event = serve_event("killed", NULL);
 	serve_add_number(event, "pid", (uint64_t)keeper->worker);
-	serve_add_number(event, "signal", (uint64_t)WTERMSIG(status));
+	serve_add_number(event, WIFEXITED(status) ? "status" : "signal",
+			 (uint64_t)(WIFEXITED(status) ? WEXITSTATUS(status) :
+				    WTERMSIG(status)));
 	serve_tell(keeper->serve, event);
 	keeper->worker = 0;
 	return keeper->was_ready ? -1 : EXIT_FAILED;
 }
 
-/* A signal ends the pause: then there is work for the next one. */
-static void pause_before_next(struct keeper *keeper)
+/* A signal ends the pause: then there is work for the next one. Returns false
+ * at a second signal to end. */
+static bool pause_before_next(struct keeper *keeper)
 {
 	struct pollfd poll_signals = { .fd = keeper->signals,
 				       .events = POLLIN };
+	bool draining = keeper->serve->draining;
 
-	if (serve_now() - keeper->started < SOON_MS &&
-	    poll(&poll_signals, 1, SOON_MS) > 0)
-		pass_signal(keeper);
+	if (serve_now() - keeper->started >= SOON_MS ||
+	    poll(&poll_signals, 1, SOON_MS) <= 0)
+		return true;
+	pass_signal(keeper);
+	return !draining;
 }
 
 static int run_keeper(struct keeper *keeper)
@@ -165,19 +174,30 @@ static int run_keeper(struct keeper *keeper)
 
 	while (!err && code < 0) {
 		wait_for_message(keeper);
-		err = take_message(keeper);
+		err = take_from_worker(keeper);
 		if (err != -EPIPE)
 			continue;
 		code = judge_end(keeper);
 		err = 0;
-		if (code < 0) {
-			pause_before_next(keeper);
+		if (code < 0 && !pause_before_next(keeper))
+			code = EXIT_FAILED;
+		if (code < 0)
 			err = start_worker(keeper);
-		}
 	}
 	if (err)
 		complain_errno(err, "keep what VMs need");
 	return err ? EXIT_FAILED : code;
+}
+
+/* A worker begins with them blocked. */
+static void block_words(void)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SERVE_SIGNAL_END);
+	sigaddset(&set, SERVE_SIGNAL_RECORD);
+	sigprocmask(SIG_BLOCK, &set, NULL);
 }
 
 int serve_keeper(struct serve *serve, int (*work)(struct serve *serve))
@@ -195,6 +215,7 @@ int serve_keeper(struct serve *serve, int (*work)(struct serve *serve))
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	/* The reader of the events may go away; VMs are served all the same. */
 	signal(SIGPIPE, SIG_IGN);
+	block_words();
 	keeper.signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (keeper.signals < 0) {
 		complain_errno(errno, "take signals");

@@ -396,7 +396,7 @@ static int start_fill_of(struct serve_vm *vm, struct kvmfault_memory **memories,
 		.memory_count = count,
 		.first = serve->set,
 		.threads = FILL_THREADS,
-		.rate = serve->fill_rate,
+		.rate = serve->draining ? 0 : serve->fill_rate,
 		.progress = note_progress,
 		.data = vm,
 	};

@@ -9,6 +9,7 @@
  */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
 #include <stdio.h>
@@ -17,6 +18,7 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "serve.h"
@@ -286,7 +288,12 @@ static void take_signal(struct serve_watch *watch)
 
 	if (read(watch->fd, &info, sizeof(info)) != sizeof(info))
 		return;
-	if (info.ssi_signo == SIGHUP)
+	/* A signal to the group comes to both processes: the keeper's word
+	 * counts, while there is one. */
+	if (watch->serve->channel >= 0 && info.ssi_signo != SERVE_SIGNAL_END &&
+	    info.ssi_signo != SERVE_SIGNAL_RECORD)
+		return;
+	if (info.ssi_signo == SIGHUP || info.ssi_signo == SERVE_SIGNAL_RECORD)
 		serve_record_again(watch->serve);
 	else if (watch->serve->draining)
 		watch->serve->done = true;
@@ -303,6 +310,8 @@ static int open_signals(struct serve *serve)
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGHUP);
+	sigaddset(&set, SERVE_SIGNAL_END);
+	sigaddset(&set, SERVE_SIGNAL_RECORD);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	serve->signals.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	serve->signals.ready = take_signal;
@@ -347,7 +356,8 @@ static int take_kept(struct serve *serve)
 		else
 			serve_client_again(serve, kept);
 	}
-	return what < 0 ? what : 0;
+	/* Without a keeper this worker goes on with what has come. */
+	return what < 0 && what != -EPIPE ? what : 0;
 }
 
 /* On error, which is told, what was made is for close_server(). */
@@ -414,6 +424,39 @@ static int run_server(struct serve *serve)
 	return code;
 }
 
+/* Each worker opens the same image, whatever becomes of its name. */
+static bool hold_image(struct serve *serve)
+{
+	static char name[32];
+	int fd;
+
+	if (serve->place.uri)
+		return true;
+	fd = open(serve->place.path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0) {
+		complain("cannot open the image %s: %s", serve->place.path,
+			 strerror(errno));
+		return false;
+	}
+	snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
+	serve->place.path = name;
+	return true;
+}
+
+/* A recording would take the place of the image. */
+static bool check_record(const struct serve *serve)
+{
+	struct stat image, record;
+
+	if (!serve->record_path || serve->place.uri ||
+	    stat(serve->place.path, &image) ||
+	    stat(serve->record_path, &record) ||
+	    image.st_dev != record.st_dev || image.st_ino != record.st_ino)
+		return true;
+	complain("--record names the image: name another file");
+	return false;
+}
+
 static int run_worker(struct serve *serve)
 {
 	int code = open_server(serve) ? EXIT_FAILED : run_server(serve);
@@ -442,7 +485,8 @@ int cmd_serve(int argc, char **argv)
 	raise_limits();
 	if (serve.cloud_path)
 		return serve_cloud_hypervisor(&serve);
-	if ((serve.metrics_path && open_metrics(&serve)) ||
+	if (!hold_image(&serve) || !check_record(&serve) ||
+	    (serve.metrics_path && open_metrics(&serve)) ||
 	    open_listener(&serve))
 		code = EXIT_FAILED;
 	else

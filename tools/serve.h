@@ -13,6 +13,7 @@
 
 #include <kvmfault.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -133,6 +134,10 @@ void serve_socket_notify(const char *state);
 int serve_socket_accept(int listener, struct ucred *peer);
 
 /* ---- serve-keeper.c ---- */
+
+/* The keeper's words for SIGTERM and SIGINT, and for SIGHUP. */
+#define SERVE_SIGNAL_END SIGUSR1
+#define SERVE_SIGNAL_RECORD SIGUSR2
 
 /* Has work() run in a process of its own, again each time it is killed.
  * Returns the code that the program ends with. */

@@ -8,8 +8,10 @@
 #include <getopt.h>
 #include <inttypes.h>
 #include <json-c/json.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "tool.h"
@@ -50,13 +52,38 @@ struct kvmfault_working_set *load_working_set(const char *path)
 	return NULL;
 }
 
-bool save_working_set(const struct kvmfault_working_set *set, const char *path)
+static int write_working_set(const struct kvmfault_working_set *set,
+			     const char *path)
 {
 	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
 	int err = fd < 0 ? -errno : kvmfault_working_set_save(set, fd);
 
+	if (!err && fsync(fd) && errno != EINVAL)
+		err = -errno;
 	if (fd >= 0 && close(fd) && !err)
 		err = -errno;
+	return err;
+}
+
+/* If it can't be saved as a whole, the file that was there stays. */
+bool save_working_set(const struct kvmfault_working_set *set, const char *path)
+{
+	char new[PATH_MAX];
+	struct stat st;
+	int err;
+
+	if (!stat(path, &st) && !S_ISREG(st.st_mode)) {
+		err = write_working_set(set, path);	/* a pipe, a device */
+	} else if (snprintf(new, sizeof(new), "%s.new", path) >=
+		   (int)sizeof(new)) {
+		err = -ENAMETOOLONG;
+	} else {
+		err = write_working_set(set, new);
+		if (!err && rename(new, path))
+			err = -errno;
+		if (err)
+			unlink(new);
+	}
 	if (err)
 		complain("cannot save %s: %s", path, strerror(-err));
 	return !err;

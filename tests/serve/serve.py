@@ -266,6 +266,34 @@ def test_server_ends():
             verify(process, 'large', ['--wait'])
 
 
+def test_signal_to_both():
+    """As a terminal's, or a service manager's: it counts once."""
+    with served('large', '--fill', 'off') as server, \
+            started('large', '--wait', '1000') as process:
+        await_waiting(process)
+        for pid in server.worker(), server.process.pid:
+            os.kill(pid, signal.SIGTERM)
+        assert server.process.wait(harness.PATIENCE) == 0
+        assert server.all('resident'), server.events
+        go_on(process)
+        verify(process, 'large', ['--wait'])
+
+
+def test_image_is_replaced():
+    """The next worker has the image that the first one had."""
+    with open('image', 'rb') as image, open('moving', 'wb') as moving:
+        moving.write(image.read())
+    with served('moving', '--fill', 'off') as server, \
+            started('image', '--wait', '100') as process:
+        await_waiting(process)
+        with open('other', 'wb') as other:
+            other.write(bytes(os.path.getsize('image')))
+        os.rename('other', 'moving')
+        server.kill_worker()
+        go_on(process)
+        verify(process, 'image', ['--wait'])
+
+
 def test_server_ends_at_once():
     """With two signals; what the guest sees until it waits is right."""
     with served('large', '--fill', 'off') as server, \
