@@ -86,8 +86,9 @@ static const struct {
 		"Do not ask for UFFD_FEATURE_SIGBUS with KVM: KVM_RUN fails "
 		"with EFAULT, or never returns." },
 	[EXPLAIN_UFFD_UNREAD] = { "uffd-unread",
-		"Let the handler read the userfaultfd: see its state, its log "
-		"and what its threads wait for." },
+		"Let the handler read the userfaultfd: see its state (T: it is "
+		"stopped, kill -CONT it), its log and what its threads wait "
+		"for." },
 	[EXPLAIN_UFFD_HANDLER_GONE] = { "uffd-handler-gone",
 		"The VM cannot go on: kill the VMM and restore again. Keep a "
 		"duplicate of the userfaultfd where the handler is restarted." },
@@ -133,16 +134,22 @@ find_sleeper(const struct explain_look *look, bool still)
 	return NULL;
 }
 
+/* If several have it, one that is stopped, or hangs in the kernel, is the one
+ * that should read. */
 static const struct explain_holder *
 find_other_holder(const struct explain_look *look,
 		  const struct explain_uffd *uffd)
 {
-	size_t i;
+	const struct explain_holder *first = NULL, *holder = uffd->holders;
+	const struct explain_holder *end = holder + uffd->holder_count;
 
-	for (i = 0; i < uffd->holder_count; i++)
-		if (uffd->holders[i].pid != look->pid)
-			return &uffd->holders[i];
-	return NULL;
+	for (; holder < end; holder++) {
+		if (holder->pid == look->pid)
+			continue;
+		if (!first || strchr("TtDZ", holder->state))
+			first = holder;
+	}
+	return first;
 }
 
 static struct explain_verdict blame_reader(const struct explain_look *look,

@@ -251,6 +251,12 @@ static void wait_for_place(struct serve *serve)
 	serve_watch_events(&serve->listener, 0);
 }
 
+void serve_client_limit(struct serve *serve)
+{
+	if (serve->clients >= serve->vms_max)
+		wait_for_place(serve);
+}
+
 void serve_client_place(struct serve *serve)
 {
 	if (!serve->full || serve->draining ||
@@ -308,6 +314,5 @@ void serve_client_ready(struct serve_watch *listener)
 			close(fd);
 		return;
 	}
-	if (serve->clients >= serve->vms_max)
-		wait_for_place(serve);
+	serve_client_limit(serve);
 }

@@ -119,7 +119,8 @@ static int send_word(int channel, enum message_type type, uint64_t number)
 	return send_packet(channel, &message, NULL, NULL, 0);
 }
 
-int serve_keep_all(int channel, const struct serve_kept *kept)
+int serve_keep_all(int channel, const struct serve_kept *kept,
+		   uint64_t numbers)
 {
 	int err = 0;
 
@@ -130,7 +131,7 @@ int serve_keep_all(int channel, const struct serve_kept *kept)
 		else if (!err && kept->count)
 			err = send_memory(channel, kept);
 	}
-	return err ? err : send_word(channel, END, 0);
+	return err ? err : send_word(channel, END, numbers);
 }
 
 /* ---- from the other process ---- */
@@ -279,7 +280,7 @@ static void apply_to_kept(struct serve_kept **at, struct packet *packet)
 	}
 }
 
-int serve_keep_take(int channel, struct serve_kept **list)
+int serve_keep_take(int channel, struct serve_kept **list, uint64_t *numbers)
 {
 	struct packet *packet = malloc(sizeof(*packet));
 	int err = packet ? receive_packet(channel, packet) : -ENOMEM;
@@ -288,6 +289,8 @@ int serve_keep_take(int channel, struct serve_kept **list)
 
 	if (!err) {
 		type = packet->message.type;
+		if (packet->message.number > *numbers)
+			*numbers = packet->message.number;
 		at = find_kept(list, packet->message.number);
 		if (type == SOCKET)
 			add_socket(list, packet);

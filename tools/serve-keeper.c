@@ -75,8 +75,11 @@ static int start_worker(struct keeper *keeper)
 		return err;
 	}
 	keeper->channel = ends[0];
-	/* If it is killed meanwhile, its end of the channel says so. */
-	serve_keep_all(keeper->channel, keeper->kept);
+	/* If it is killed meanwhile, its end of the channel says so. One that
+	 * can't have all would wait for the rest. */
+	if (serve_keep_all(keeper->channel, keeper->kept,
+			   keeper->serve->numbers))
+		kill(keeper->worker, SIGKILL);
 	return 0;
 }
 
@@ -119,7 +122,8 @@ static void wait_for_message(struct keeper *keeper)
 /* -EPIPE: the worker has ended. */
 static int take_from_worker(struct keeper *keeper)
 {
-	int what = serve_keep_take(keeper->channel, &keeper->kept);
+	int what = serve_keep_take(keeper->channel, &keeper->kept,
+				   &keeper->serve->numbers);
 
 	if (what != SERVE_KEPT_READY || keeper->was_ready)
 		return what < 0 ? what : 0;

@@ -8,9 +8,11 @@
 
 #include <inttypes.h>
 #include <json-c/json.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "serve.h"
 #include "tool.h"
@@ -57,13 +59,32 @@ static void print_readable(FILE *to, struct json_object *event)
 	}
 }
 
+/* A reader that stands still must not keep VMs waiting: its events are lost,
+ * and the next one that it gets says how many. */
+static bool can_tell(struct json_object *event)
+{
+	static atomic_uint lost;
+	struct pollfd output = { .fd = STDOUT_FILENO, .events = POLLOUT };
+	unsigned int count;
+
+	if (!poll(&output, 1, 0)) {
+		atomic_fetch_add(&lost, 1);
+		return false;
+	}
+	count = atomic_exchange(&lost, 0);
+	if (count)
+		serve_add_number(event, "lost", count);
+	return true;
+}
+
 void serve_tell(const struct serve *serve, struct json_object *event)
 {
 	char *line = NULL;
 	size_t length;
-	FILE *to;
+	FILE *to = NULL;
 
-	to = open_memstream(&line, &length);
+	if (can_tell(event))
+		to = open_memstream(&line, &length);
 	if (to && serve->json)
 		fputs(json_object_to_json_string_ext(event,
 						     JSON_C_TO_STRING_PLAIN),

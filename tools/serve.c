@@ -345,12 +345,10 @@ static int take_kept(struct serve *serve)
 	int what;
 
 	do
-		what = serve_keep_take(serve->channel, &list);
+		what = serve_keep_take(serve->channel, &list, &serve->numbers);
 	while (what >= 0 && what != SERVE_KEPT_ALL);
 	while ((kept = list)) {
 		list = kept->next;
-		if (kept->number > serve->numbers)
-			serve->numbers = kept->number;
 		if (kept->resident || kept->count)
 			serve_vm_again(serve, kept);
 		else
@@ -378,6 +376,8 @@ static int open_server(struct serve *serve)
 		err = serve_watch_add(serve, &serve->metrics, EPOLLIN);
 	if (!err && serve->listener.fd >= 0)
 		err = serve_watch_add(serve, &serve->listener, EPOLLIN);
+	if (!err)
+		serve_client_limit(serve);
 	return err;
 }
 

@@ -160,11 +160,13 @@ struct serve_kept {
 
 enum { SERVE_KEPT_READY = 1, SERVE_KEPT_ALL };
 
-/* Take a message and change the list as it says. Returns 0, which of these two
- * it was, or -errno; -EPIPE: the other process is gone. */
-int serve_keep_take(int channel, struct serve_kept **list);
+/* Take a message and change the list as it says, and *numbers, the highest
+ * number that a client has got. Returns 0, which of these two it was, or
+ * -errno; -EPIPE: the other process is gone. */
+int serve_keep_take(int channel, struct serve_kept **list, uint64_t *numbers);
 /* Send all of the list. 0 or -errno. */
-int serve_keep_all(int channel, const struct serve_kept *list);
+int serve_keep_all(int channel, const struct serve_kept *list,
+		   uint64_t numbers);
 /* Frees one that is in no list, with its descriptors. */
 void serve_keep_free(struct serve_kept *kept);
 
@@ -183,6 +185,8 @@ void serve_keep_ready(struct serve *serve);
 void serve_client_ready(struct serve_watch *listener);
 /* One whose worker was killed before it was a VM. Takes all that is kept. */
 void serve_client_again(struct serve *serve, struct serve_kept *kept);
+/* Accept no client while there are as many as there may be. */
+void serve_client_limit(struct serve *serve);
 /* Something that has kept the listener from accepting may be over. */
 void serve_client_place(struct serve *serve);
 

@@ -266,6 +266,32 @@ def test_server_ends():
             verify(process, 'large', ['--wait'])
 
 
+def test_nobody_reads_its_events():
+    """The pipe is full, and VMs are served all the same; a number that a client
+    has got is no other's, whichever worker there is."""
+    process = subprocess.Popen(
+        [KVMFAULT, 'serve', '--listen', 'socket', '--image', 'image', '--json'],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        worker = json.loads(process.stdout.readline())['pid']
+        for _ in range(1500):
+            with socket.socket(socket.AF_UNIX) as client, \
+                    contextlib.suppress(ConnectionError):
+                client.connect('socket')
+                client.sendall(b'no')
+                client.recv(1)
+        os.kill(worker, signal.SIGKILL)
+        with started('image') as vm:
+            verify(vm, 'image', [])
+        process.terminate()
+        events = [json.loads(line) for line in process.stdout]
+        assert process.wait(harness.PATIENCE) == 0
+        assert len(events) < 1500, len(events)
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_signal_to_both():
     """As a terminal's, or a service manager's: it counts once."""
     with served('large', '--fill', 'off') as server, \
