@@ -331,6 +331,15 @@ def test_server_ends_at_once():
         assert server.process.wait(harness.PATIENCE) == 0
 
 
+def nobody_listens():
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect('socket')
+        except ConnectionRefusedError:
+            return True
+    return False
+
+
 def kill_one(server, number):
     """Returns which process was killed."""
     if number % 5:
@@ -355,6 +364,7 @@ def test_killed_at_any_moment():
             table['verified'] += 1
             if server.process.poll() is not None:
                 server.kill_worker()
+                harness.wait_for(nobody_listens)
     print(f'    {table}')
 
 
