@@ -154,7 +154,9 @@ static void become_vm(struct serve_client *client, size_t seen)
 		return;
 	}
 	free(ranges);
-	refuse_client(client, strerror(-err));
+	refuse_client(client, err == -ENOMEM ?
+		      "its process is gone, or there is no memory for it" :
+		      strerror(-err));
 }
 
 static void read_client(struct serve_watch *watch)

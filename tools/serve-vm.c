@@ -536,9 +536,7 @@ int serve_vm_new(struct serve *serve, uint64_t number, int socket,
 
 	if (!vm)
 		return -ENOMEM;
-	serve->came++;
 	take_ranges(vm, ranges, count);
-	tell_came(vm, "came");
 	err = make_states(vm);
 	if (!err)
 		err = serve_keep_memory(serve, vm, uffd);
@@ -548,7 +546,12 @@ int serve_vm_new(struct serve *serve, uint64_t number, int socket,
 		err = serve_record_begin(vm);
 	if (!err)
 		err = start_vm_fill(vm);
-	return begin_vm(vm, err);
+	err = begin_vm(vm, err);
+	if (err)
+		return err;
+	serve->came++;
+	tell_came(vm, "came");
+	return 0;
 }
 
 /* ---- a VM that had another worker ---- */
@@ -578,11 +581,12 @@ void serve_vm_again(struct serve *serve, struct serve_kept *kept)
 		vm->states = kept->states;
 		kept->states = NULL;
 		kept->count = 0;
-		tell_came(vm, "taken-over");
 		err = start_again(vm, kept->uffd);
 	}
 	if (vm)
 		err = begin_vm(vm, err);
+	if (!err && !kept->resident)
+		tell_came(vm, "taken-over");
 	if (!err) {
 		kept->socket = -1;
 		kept->range = NULL;

@@ -251,6 +251,8 @@ def test_killed_in_the_middle():
             harness.wait_for(lambda: len(server.all('gone')) +
                              len(server.all('refused')) > moment)
             server.await_forgotten()
+            assert len(server.all('gone')) == len(server.all('came')), \
+                server.events
         serves(server, 'large', '--balloon')
 
 
