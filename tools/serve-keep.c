@@ -180,7 +180,7 @@ static struct serve_kept **find_kept(struct serve_kept **list, uint64_t number)
 	return list;
 }
 
-void serve_keep_free(struct serve_kept *kept)
+static void close_memory(struct serve_kept *kept)
 {
 	unsigned int i;
 
@@ -189,6 +189,13 @@ void serve_keep_free(struct serve_kept *kept)
 			close(kept->states[i]);
 	if (kept->uffd >= 0)
 		close(kept->uffd);
+	kept->uffd = -1;
+	kept->count = 0;
+}
+
+void serve_keep_free(struct serve_kept *kept)
+{
+	close_memory(kept);
 	if (kept->socket >= 0)
 		close(kept->socket);
 	free(kept->states);
@@ -243,21 +250,6 @@ static void add_states(struct serve_kept *kept, struct packet *packet)
 	packet->fds = 0;
 }
 
-/* Only its socket is of use from then on: it tells when the VM is gone. */
-static void drop_memory(struct serve_kept *kept)
-{
-	unsigned int i;
-
-	for (i = 0; i < kept->count; i++)
-		if (kept->states[i] >= 0)
-			close(kept->states[i]);
-	if (kept->uffd >= 0)
-		close(kept->uffd);
-	kept->uffd = -1;
-	kept->count = 0;
-	kept->resident = true;
-}
-
 static void apply_to_kept(struct serve_kept **at, struct packet *packet)
 {
 	struct serve_kept *kept = *at;
@@ -271,7 +263,9 @@ static void apply_to_kept(struct serve_kept **at, struct packet *packet)
 		add_states(kept, packet);
 		break;
 	case RESIDENT:
-		drop_memory(kept);
+		/* Only its socket is of use now: it tells when the VM goes. */
+		close_memory(kept);
+		kept->resident = true;
 		break;
 	case GONE:
 		*at = kept->next;
