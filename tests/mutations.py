@@ -20,7 +20,9 @@ looks for a failure that is not known for so many seconds each, with so many job
 runs, too: the same ones on a machine that is busy.
 
 usage: mutations.py SOURCE [--simulate SECONDS [--jobs N] [--seeds N]]
-                    [--only NAME]...
+                    [--only NAME]... [--part K N]
+
+With --part it takes each N-th, from the K-th on: so several run side by side.
 
 Works in a copy of the tree; takes about a second for each mutation, with
 --simulate some more, and all the time that is given for what is not found.
@@ -992,9 +994,11 @@ def main():
     parser.add_argument('--jobs', type=int, default=2)
     parser.add_argument('--seeds', type=int, default=2 ** 40)
     parser.add_argument('--only', action='append')
+    parser.add_argument('--part', type=int, nargs=2, default=(1, 1))
     options = parser.parse_args()
+    part, parts = options.part
     chosen = [m for m in MUTATIONS
-              if not options.only or m[0] in options.only]
+              if not options.only or m[0] in options.only][part - 1::parts]
     failures = 0
 
     # Who starts it in the background may have it ignored, by the tests too.
