@@ -34,7 +34,7 @@ PAGE = harness.PAGE
 HUGE = 2 << 20
 KVMFAULT, CLIENT = (os.path.realpath(path) for path in sys.argv[1:3])
 NOBODY = harness.NOBODY
-KILLS = int(os.environ.get("KVMFAULT_TEST_KILLS", 20))
+KILLS = int(os.environ.get("KVMFAULT_TEST_KILLS", 10))
 TROUBLE = 'unresolved', 'warning', 'problem'
 
 
