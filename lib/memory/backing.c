@@ -31,7 +31,7 @@ static int backing_anon_has_page(const struct kvmfault_memory *memory,
 	unsigned char vec[512];
 	size_t page = kvmfault__sys_page_size(), i;
 
-	if (memory->remote)
+	if (kvmfault__out_of_reach(memory))
 		return -EOPNOTSUPP;
 	while (length) {
 		uint64_t step = length < sizeof(vec) * page ?
@@ -58,14 +58,14 @@ int kvmfault__memory_resident(const struct kvmfault_memory *memory,
 	return backing_file_has_page(memory, offset, length);
 }
 
-/* Anonymous pages of another process can be taken by that process alone. The
+/* Pages that are out of reach can be taken by their own process alone. The
  * library discards such a page only after an event has told of it; no page
  * comes there after that, and what had come before is what the process
  * takes. */
 int kvmfault__memory_punch(const struct kvmfault_memory *memory,
 			   uint64_t offset, uint64_t length)
 {
-	if (memory->fd <= 0 && memory->remote)
+	if (kvmfault__out_of_reach(memory))
 		return 0;
 	if (memory->fd <= 0)
 		return kvmfault__take_away(memory->uffd,

@@ -327,7 +327,7 @@ static int install_unpoison_remote(struct kvmfault__seat *seat,
 	int64_t done = -EEXIST;
 	int punched, err = 0;
 
-	if (memory->fd <= 0)
+	if (kvmfault__out_of_reach(memory))
 		return 0;
 	/* Pages with minor faults may be larger than the seat's buffer. */
 	if (memory->fill)

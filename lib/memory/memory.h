@@ -77,8 +77,7 @@ struct kvmfault_memory {
 	atomic_bool making;	/* it must stay empty: no page may come yet */
 	atomic_bool tracked;	/* has a source, and is not settled */
 	bool was_settled;	/* by an owner before this one */
-	bool remote;		/* the first mapping is another process's: the
-				 * library has no address of its pages */
+	bool remote;		/* the first mapping is another process's */
 	int fd;
 	uint64_t fd_offset;
 	struct kvmfault_source source;	/* none: not tracked */
@@ -119,6 +118,14 @@ struct kvmfault_memory {
 static inline bool kvmfault__tracked(const struct kvmfault_memory *memory)
 {
 	return atomic_load(&memory->tracked);
+}
+
+/* Anonymous memory of another process: the library has neither an address nor a
+ * file of its pages. */
+static inline bool
+kvmfault__out_of_reach(const struct kvmfault_memory *memory)
+{
+	return memory->remote && memory->fd <= 0;
 }
 
 /* If memory is anonymous, an event tells which pages are gone: see events.c. */

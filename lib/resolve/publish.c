@@ -158,9 +158,10 @@ void kvmfault__account(struct kvmfault__request *rq,
 	if (installed->existed) {
 		kvmfault__add(rq->seat, KVMFAULT__COUNTER(existed),
 			      installed->existed);
-		/* In another process an owner before this one may have been
-		 * killed after it had installed a page. */
-		if (!zero && !(memory->remote && memory->states_file))
+		/* Of a page out of reach nobody can tell whether an owner that
+		 * was killed has installed it. */
+		if (!zero && !(kvmfault__out_of_reach(memory) &&
+			       memory->states_file))
 			publish_warn_existed(memory);
 	}
 	if (!came)

@@ -61,9 +61,9 @@ static int import_look_at_page(struct import *import, uint64_t page)
 	return 0;
 }
 
-/* In anonymous memory of another process nobody can look. A page that was
- * present is believed to be: if it is not, its process has taken it away. A
- * page that was in flight may be there, and then no thread misses it. */
+/* Where pages are out of reach nobody can look. A page that was present is
+ * believed to be: if it is not, its process has taken it away. A page that was
+ * in flight may be there, and then no thread misses it. */
 static int import_believe_page(struct import *import, uint64_t page)
 {
 	import->there = import_state(import, page) == KVMFAULT__PRESENT;
@@ -78,7 +78,7 @@ static int import_look(struct import *import, uint64_t page)
 	off_t start = (off_t)(memory->fd_offset + (page << memory->page_shift));
 	off_t end = (off_t)(memory->fd_offset + memory->length), next;
 
-	if (memory->fd <= 0)
+	if (kvmfault__out_of_reach(memory))
 		return import_believe_page(import, page);
 	if (memory->hugetlb)
 		return import_look_at_page(import, page);

@@ -135,7 +135,7 @@ static int mapping_explain_error(const struct kvmfault_memory *memory,
 		return kvmfault__refuse(memory->vm, -ENOMEM,
 			"nothing is mapped at %#llx: map the memory there first",
 			(unsigned long long)host);
-	if (memory->remote && memory->fd <= 0)
+	if (kvmfault__out_of_reach(memory))
 		more = "; in that process something else may be mapped there, or pages that are larger than page_size";
 	if (memory->fill)
 		more = "; minor faults need Linux 5.13, and with a memfd Linux 5.14";

@@ -256,10 +256,9 @@ static int memory_check_empty(struct kvmfault_memory *memory)
 {
 	int resident = 0;
 
-	/* With minor faults the library finds out which pages the file has.
-	 * The anonymous memory of another process can't be looked at. */
+	/* With minor faults the library finds out which pages the file has. */
 	if (!kvmfault__tracked(memory) || memory->fill ||
-	    (memory->remote && memory->fd <= 0))
+	    kvmfault__out_of_reach(memory))
 		return 0;
 	if (memory->fd > 0)
 		resident = memory_file_has_blocks(memory, memory->length);
@@ -285,7 +284,7 @@ static int memory_check_rest_empty(struct kvmfault_memory *memory)
 	struct kvmfault_memory_counts counts = { 0 };
 	int more;
 
-	if (memory->fill || memory->fd <= 0)
+	if (memory->fill || kvmfault__out_of_reach(memory))
 		return 0;
 	kvmfault__pages_count(memory, 0, memory->length >> memory->page_shift,
 			      &counts);
