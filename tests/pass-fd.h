@@ -2,8 +2,9 @@
 /* Copyright (c) 2026 the libkvmfault authors */
 
 /*
- * A descriptor goes from one process to another, over a socket, with a number:
- * a device's userfaultfd, with the address where the device has the memory.
+ * A descriptor goes from one process to another, over a socket, with bytes or a
+ * number: a device's userfaultfd, with the address where the device has the
+ * memory.
  */
 
 #ifndef KVMFAULT_TESTS_PASS_FD_H
@@ -19,10 +20,11 @@ union passed {
 	char bytes[CMSG_SPACE(sizeof(int))];
 };
 
-static inline bool pass_fd(int channel, int fd, uint64_t number)
+static inline bool pass_fd_with(int channel, int fd, void *bytes,
+				size_t length)
 {
 	union passed control = { 0 };
-	struct iovec iov = { .iov_base = &number, .iov_len = sizeof(number) };
+	struct iovec iov = { .iov_base = bytes, .iov_len = length };
 	struct msghdr msg = {
 		.msg_iov = &iov,
 		.msg_iovlen = 1,
@@ -35,7 +37,12 @@ static inline bool pass_fd(int channel, int fd, uint64_t number)
 	cmsg->cmsg_type = SCM_RIGHTS;
 	cmsg->cmsg_len = CMSG_LEN(sizeof(fd));
 	memcpy(CMSG_DATA(cmsg), &fd, sizeof(fd));
-	return sendmsg(channel, &msg, 0) == sizeof(number);
+	return sendmsg(channel, &msg, MSG_NOSIGNAL) == (ssize_t)length;
+}
+
+static inline bool pass_fd(int channel, int fd, uint64_t number)
+{
+	return pass_fd_with(channel, fd, &number, sizeof(number));
 }
 
 /* Returns the descriptor, or -1. */

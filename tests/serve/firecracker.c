@@ -43,6 +43,7 @@
 #include <unistd.h>
 
 #include "../need.h"
+#include "../pass-fd.h"
 #include "content.h"
 
 #define RAM (4ULL << 30)	/* gpa of the first page */
@@ -212,29 +213,6 @@ static char *make_message(size_t *length)
 	return text;
 }
 
-static void send_with_uffd(char *text, size_t length)
-{
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control = { 0 };
-	struct iovec iov = { .iov_base = text, .iov_len = length };
-	struct msghdr msg = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof(control),
-	};
-	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
-
-	cmsg->cmsg_level = SOL_SOCKET;
-	cmsg->cmsg_type = SCM_RIGHTS;
-	cmsg->cmsg_len = CMSG_LEN(sizeof(uffd));
-	memcpy(CMSG_DATA(cmsg), &uffd, sizeof(uffd));
-	if (sendmsg(channel, &msg, MSG_NOSIGNAL) != (ssize_t)length)
-		err(1, "sendmsg");
-}
-
 static void await_read(void)
 {
 	const struct timespec moment = { .tv_nsec = 1000000 };
@@ -257,7 +235,8 @@ static void ask_for_restore(void)
 	if (channel < 0 || connect(channel, (void *)&to, sizeof(to)))
 		err(1, "%s", options.socket);
 	cut = options.cut ? length / 2 : length;
-	send_with_uffd(text, cut);
+	if (!pass_fd_with(channel, uffd, text, cut))
+		err(1, "sendmsg");
 	if (cut < length) {
 		await_read();
 		if (send(channel, text + cut, length - cut, MSG_NOSIGNAL) !=
