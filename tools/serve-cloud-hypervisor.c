@@ -298,28 +298,14 @@ static bool send_cloud_memfd(struct cloud *cloud, struct cloud_slot *slot)
 		.command = CLOUD_MEMORY_FD,
 		.length = sizeof(slot->number),
 	};
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control = { 0 };
 	struct iovec iov = { &slot->number, sizeof(slot->number) };
-	struct msghdr message = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof(control),
-	};
-	struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+	ssize_t n;
 
-	rights->cmsg_level = SOL_SOCKET;
-	rights->cmsg_type = SCM_RIGHTS;
-	rights->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(rights), &slot->memfd, sizeof(int));
 	if (!cloud_send(cloud->control, &request, sizeof(request)))
 		return false;
-	if (sendmsg(cloud->control, &message, MSG_NOSIGNAL) !=
-	    (ssize_t)sizeof(slot->number))
-		return cloud_fail_to_send(errno);
+	n = serve_socket_send(cloud->control, &iov, 1, &slot->memfd, 1);
+	if (n != (ssize_t)sizeof(slot->number))
+		return cloud_fail_to_send(n < 0 ? (int)-n : EIO);
 	return await_cloud_answer(cloud, "MemoryFd");
 }
 

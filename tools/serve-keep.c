@@ -11,12 +11,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "serve.h"
-
-#define FDS 128			/* in one message */
 
 enum message_type { SOCKET, MEMORY, STATES, RESIDENT, GONE, READY, END };
 
@@ -33,14 +30,8 @@ struct message {
 struct packet {
 	struct message message;
 	struct serve_range range[SERVE_RANGES];
-	int fd[FDS];
+	int fd[SERVE_SENT];
 	unsigned int fds;
-	size_t length;
-};
-
-union control {
-	char bytes[CMSG_SPACE(FDS * sizeof(int))];
-	struct cmsghdr align;
 };
 
 /* ---- to the other process ---- */
@@ -49,30 +40,14 @@ static int send_packet(int channel, const struct message *message,
 		       const struct serve_range *range, const int *fd,
 		       unsigned int fds)
 {
-	union control control = { 0 };
 	struct iovec iov[2] = {
 		{ (void *)(uintptr_t)message, sizeof(*message) },
 		{ (void *)(uintptr_t)range,
 		  range ? message->count * sizeof(*range) : 0 },
 	};
-	struct msghdr header = {
-		.msg_iov = iov,
-		.msg_iovlen = 2,
-		.msg_control = fds ? control.bytes : NULL,
-		.msg_controllen = fds ? CMSG_SPACE(fds * sizeof(int)) : 0,
-	};
-	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&header);
+	ssize_t n = serve_socket_send(channel, iov, 2, fd, fds);
 
-	if (cmsg) {
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(fds * sizeof(int));
-		memcpy(CMSG_DATA(cmsg), fd, fds * sizeof(int));
-	}
-	while (sendmsg(channel, &header, MSG_NOSIGNAL) < 0)
-		if (errno != EINTR)
-			return -errno;
-	return 0;
+	return n < 0 ? (int)n : 0;
 }
 
 static int send_states(int channel, const struct serve_kept *kept)
@@ -80,10 +55,10 @@ static int send_states(int channel, const struct serve_kept *kept)
 	unsigned int first, left = kept->count;
 	int err = 0;
 
-	for (first = 0; left && !err; first += FDS) {
+	for (first = 0; left && !err; first += SERVE_SENT) {
 		struct message message = {
 			.type = STATES, .number = kept->number, .first = first,
-			.count = left < FDS ? left : FDS,
+			.count = left < SERVE_SENT ? left : SERVE_SENT,
 		};
 
 		err = send_packet(channel, &message, NULL, kept->states + first,
@@ -151,7 +126,10 @@ static void take_descriptors(struct packet *packet, struct msghdr *header)
 /* 0; -EPIPE: the other process is gone; or -errno. */
 static int receive_packet(int channel, struct packet *packet)
 {
-	union control control;
+	union {
+		char bytes[CMSG_SPACE(SERVE_SENT * sizeof(int))];
+		struct cmsghdr align;
+	} control;
 	struct iovec iov = {
 		packet, offsetof(struct packet, range) + sizeof(packet->range),
 	};
@@ -168,7 +146,6 @@ static int receive_packet(int channel, struct packet *packet)
 	while (n < 0 && errno == EINTR);
 	if (n <= 0)
 		return n && errno != ECONNRESET ? -errno : -EPIPE;
-	packet->length = (size_t)n;
 	take_descriptors(packet, &header);
 	return header.msg_flags & MSG_CTRUNC ? -EMFILE : 0;
 }
@@ -180,13 +157,18 @@ static struct serve_kept **find_kept(struct serve_kept **list, uint64_t number)
 	return list;
 }
 
-static void close_memory(struct serve_kept *kept)
+void serve_keep_close(const int *states, unsigned int count)
 {
 	unsigned int i;
 
-	for (i = 0; i < kept->count; i++)
-		if (kept->states[i] >= 0)
-			close(kept->states[i]);
+	for (i = 0; i < count; i++)
+		if (states[i] >= 0)
+			close(states[i]);
+}
+
+static void close_memory(struct serve_kept *kept)
+{
+	serve_keep_close(kept->states, kept->count);
 	if (kept->uffd >= 0)
 		close(kept->uffd);
 	kept->uffd = -1;
@@ -274,28 +256,25 @@ static void apply_to_kept(struct serve_kept **at, struct packet *packet)
 	}
 }
 
+/* One thread of a process takes messages. */
 int serve_keep_take(int channel, struct serve_kept **list, uint64_t *numbers)
 {
-	struct packet *packet = malloc(sizeof(*packet));
-	int err = packet ? receive_packet(channel, packet) : -ENOMEM;
+	static struct packet packet;
+	int err = receive_packet(channel, &packet);
+	uint32_t type = packet.message.type;
 	struct serve_kept **at;
-	uint32_t type = 0;
 
-	if (!err) {
-		type = packet->message.type;
-		if (packet->message.number > *numbers)
-			*numbers = packet->message.number;
-		at = find_kept(list, packet->message.number);
-		if (type == SOCKET)
-			add_socket(list, packet);
-		else if (*at)
-			apply_to_kept(at, packet);
-		while (packet->fds)
-			close(packet->fd[--packet->fds]);
-	}
-	free(packet);
 	if (err)
 		return err;
+	if (packet.message.number > *numbers)
+		*numbers = packet.message.number;
+	at = find_kept(list, packet.message.number);
+	if (type == SOCKET)
+		add_socket(list, &packet);
+	else if (*at)
+		apply_to_kept(at, &packet);
+	while (packet.fds)
+		close(packet.fd[--packet.fds]);
 	return type == END ? SERVE_KEPT_ALL :
 	       type == READY ? SERVE_KEPT_READY : 0;
 }

@@ -193,17 +193,6 @@ static int run_keeper(struct keeper *keeper)
 	return err ? EXIT_FAILED : code;
 }
 
-/* A worker begins with them blocked. */
-static void block_words(void)
-{
-	sigset_t set;
-
-	sigemptyset(&set);
-	sigaddset(&set, SERVE_SIGNAL_END);
-	sigaddset(&set, SERVE_SIGNAL_RECORD);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-}
-
 int serve_keeper(struct serve *serve, int (*work)(struct serve *serve))
 {
 	struct keeper keeper = {
@@ -216,15 +205,17 @@ int serve_keeper(struct serve *serve, int (*work)(struct serve *serve))
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGHUP);
-	sigprocmask(SIG_BLOCK, &set, NULL);
 	/* The reader of the events may go away; VMs are served all the same. */
 	signal(SIGPIPE, SIG_IGN);
-	block_words();
 	keeper.signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (keeper.signals < 0) {
 		complain_errno(errno, "take signals");
 		return EXIT_FAILED;
 	}
+	/* A worker begins with all of them blocked, and so do its threads. */
+	sigaddset(&set, SERVE_SIGNAL_END);
+	sigaddset(&set, SERVE_SIGNAL_RECORD);
+	sigprocmask(SIG_BLOCK, &set, NULL);
 	code = run_keeper(&keeper);
 	forget_kept(&keeper);
 	close(keeper.signals);

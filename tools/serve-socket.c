@@ -152,6 +152,34 @@ void serve_socket_notify(const char *state)
 		close(fd);
 }
 
+ssize_t serve_socket_send(int socket, struct iovec *iov, size_t parts,
+			  const int *fd, unsigned int fds)
+{
+	union {
+		char bytes[CMSG_SPACE(SERVE_SENT * sizeof(int))];
+		struct cmsghdr align;
+	} control = { 0 };
+	struct msghdr message = {
+		.msg_iov = iov,
+		.msg_iovlen = parts,
+		.msg_control = fds ? control.bytes : NULL,
+		.msg_controllen = fds ? CMSG_SPACE(fds * sizeof(int)) : 0,
+	};
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&message);
+	ssize_t n;
+
+	if (cmsg) {
+		cmsg->cmsg_level = SOL_SOCKET;
+		cmsg->cmsg_type = SCM_RIGHTS;
+		cmsg->cmsg_len = CMSG_LEN(fds * sizeof(int));
+		memcpy(CMSG_DATA(cmsg), fd, fds * sizeof(int));
+	}
+	do
+		n = sendmsg(socket, &message, MSG_NOSIGNAL);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : n;
+}
+
 int serve_socket_accept(int listener, struct ucred *peer)
 {
 	socklen_t length = sizeof(*peer);

@@ -76,11 +76,8 @@ static void free_memories(struct serve_vm *vm)
 
 static void close_states(struct serve_vm *vm)
 {
-	unsigned int i;
-
-	for (i = 0; vm->states && i < vm->memories; i++)
-		if (vm->states[i] >= 0)
-			close(vm->states[i]);
+	if (vm->states)
+		serve_keep_close(vm->states, vm->memories);
 	free(vm->states);
 	vm->states = NULL;
 }
@@ -425,31 +422,36 @@ static int start_vm_fill(struct serve_vm *vm)
 	return err;
 }
 
-/* Those that were not kept are empty: the memory is a new one. */
+/* Those that were not kept are empty: the memory is a new one. Returns how many
+ * these are, or -errno. */
 static int open_states(struct serve_vm *vm)
 {
 	unsigned int i;
+	int made = 0;
 
 	for (i = 0; i < vm->memories; i++) {
-		if (vm->states[i] < 0)
-			vm->states[i] = memfd_create("kvmfault-states",
-						     MFD_CLOEXEC);
+		if (vm->states[i] >= 0)
+			continue;
+		vm->states[i] = memfd_create("kvmfault-states", MFD_CLOEXEC);
 		if (vm->states[i] < 0)
 			return -errno;
+		made++;
 	}
-	return 0;
+	return made;
 }
 
 static int make_states(struct serve_vm *vm)
 {
 	unsigned int i;
+	int made;
 
 	vm->states = calloc(vm->memories, sizeof(*vm->states));
 	if (!vm->states)
 		return -ENOMEM;
 	for (i = 0; i < vm->memories; i++)
 		vm->states[i] = -1;
-	return open_states(vm);
+	made = open_states(vm);
+	return made < 0 ? made : 0;
 }
 
 static int start_vm(struct serve_vm *vm, int uffd)
@@ -558,9 +560,9 @@ int serve_vm_new(struct serve *serve, uint64_t number, int socket,
 
 static int start_again(struct serve_vm *vm, int uffd)
 {
-	int err = open_states(vm);
+	int made = open_states(vm), err = made < 0 ? made : 0;
 
-	if (!err)
+	if (made > 0)
 		err = serve_keep_states(vm->serve, vm);
 	if (!err)
 		err = start_vm(vm, uffd);
@@ -568,25 +570,29 @@ static int start_again(struct serve_vm *vm, int uffd)
 }
 
 /* All of a resident one has come: it is only to be told when it goes. */
+static int take_over(struct serve_vm *vm, struct serve_kept *kept)
+{
+	int err;
+
+	vm->resident = kept->resident;
+	if (vm->resident)
+		return begin_vm(vm, 0);
+	take_ranges(vm, kept->range, kept->count);
+	vm->states = kept->states;
+	kept->states = NULL;
+	kept->count = 0;
+	err = begin_vm(vm, start_again(vm, kept->uffd));
+	if (!err)
+		tell_came(vm, "taken-over");
+	return err;
+}
+
 void serve_vm_again(struct serve *serve, struct serve_kept *kept)
 {
 	struct serve_vm *vm = make_vm(serve, kept->number, kept->socket,
 				      kept->pid, "firecracker");
-	int err = vm ? 0 : -ENOMEM;
+	int err = vm ? take_over(vm, kept) : -ENOMEM;
 
-	if (vm && kept->resident) {
-		vm->resident = true;
-	} else if (vm) {
-		take_ranges(vm, kept->range, kept->count);
-		vm->states = kept->states;
-		kept->states = NULL;
-		kept->count = 0;
-		err = start_again(vm, kept->uffd);
-	}
-	if (vm)
-		err = begin_vm(vm, err);
-	if (!err && !kept->resident)
-		tell_came(vm, "taken-over");
 	if (!err) {
 		kept->socket = -1;
 		kept->range = NULL;

@@ -301,7 +301,7 @@ static void take_signal(struct serve_watch *watch)
 		begin_drain(watch->serve);
 }
 
-/* Threads that begin later have them blocked, too. */
+/* The keeper has blocked them. */
 static int open_signals(struct serve *serve)
 {
 	sigset_t set;
@@ -312,7 +312,6 @@ static int open_signals(struct serve *serve)
 	sigaddset(&set, SIGHUP);
 	sigaddset(&set, SERVE_SIGNAL_END);
 	sigaddset(&set, SERVE_SIGNAL_RECORD);
-	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	serve->signals.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	serve->signals.ready = take_signal;
 	if (serve->signals.fd < 0)

@@ -27,6 +27,7 @@
 #define SERVE_MESSAGE (1U << 20)	/* bytes of a client's message */
 #define SERVE_RANGES 4096		/* ranges of memory in it */
 #define SERVE_FDS 8			/* descriptors with it */
+#define SERVE_SENT 128			/* those with a message of our own */
 #define SERVE_WHY 256
 
 struct json_object;
@@ -129,6 +130,10 @@ int serve_socket_listen(const char *path);
 int serve_socket_activated(void);
 /* Tell the service manager, if there is one. */
 void serve_socket_notify(const char *state);
+/* Send bytes and up to SERVE_SENT descriptors, which stay the caller's. How many
+ * bytes, or -errno. */
+ssize_t serve_socket_send(int socket, struct iovec *iov, size_t parts,
+			  const int *fd, unsigned int fds);
 /* The next client, that is root's or this user's. Its descriptor, or -errno;
  * -EPERM: another user's, which is not served. */
 int serve_socket_accept(int listener, struct ucred *peer);
@@ -167,6 +172,8 @@ int serve_keep_take(int channel, struct serve_kept **list, uint64_t *numbers);
 /* Send all of the list. 0 or -errno. */
 int serve_keep_all(int channel, const struct serve_kept *list,
 		   uint64_t numbers);
+/* Closes those files of states that there are. */
+void serve_keep_close(const int *states, unsigned int count);
 /* Frees one that is in no list, with its descriptors. */
 void serve_keep_free(struct serve_kept *kept);
 
